@@ -1,0 +1,154 @@
+//! The export stream of `nix-store --export`: NARs, each followed by its store path, references and deriver.
+//!
+//! Layout from Nix's `src/libstore/export-import.cc`: for each path the number 1, the NAR, the number 0x4558494e, the
+//! store path, the references, the deriver (empty when unknown) and the number 0; at the end the number 0.
+
+use std::io::{BufRead, Read, Write};
+
+use crate::nar::{padding, push_string};
+use crate::stage::{Doing, Failure, Outcome};
+use crate::store_path::{StoreDir, StorePath};
+
+/// The number that begins what follows a NAR.
+const MAGIC: u64 = 0x4558_494e;
+/// Most references that are accepted for one path.
+const MAX_REFERENCES: u64 = 1 << 20;
+/// Longest string that is accepted after a NAR, in bytes.
+const MAX_STRING: u64 = 8192;
+
+/// What an export stream says of a path beside its NAR.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trailer {
+    /// The path.
+    pub path: StorePath,
+    /// What it refers to, sorted.
+    pub references: Vec<StorePath>,
+    /// The derivation that built it.
+    pub deriver: Option<StorePath>,
+}
+
+/// Writes an export stream, path by path; it is whole after [`Writer::finish`].
+#[derive(Debug)]
+pub struct Writer<W> {
+    out: W,
+}
+
+impl<W: Write> Writer<W> {
+    /// Begins a stream on `out`.
+    pub fn new(out: W) -> Self {
+        Self { out }
+    }
+
+    /// Writes one path: `nar` writes its NAR.
+    ///
+    /// # Errors
+    /// What `nar` or the output says.
+    pub fn path(
+        &mut self,
+        store_dir: &StoreDir,
+        trailer: &Trailer,
+        nar: impl FnOnce(&mut W) -> Outcome,
+    ) -> Outcome {
+        self.out.write_all(&1_u64.to_le_bytes())?;
+        nar(&mut self.out)?;
+        let mut fields = MAGIC.to_le_bytes().to_vec();
+        push_string(&mut fields, store_dir.join(&trailer.path).as_bytes());
+        fields.extend_from_slice(&(trailer.references.len() as u64).to_le_bytes());
+        for reference in &trailer.references {
+            push_string(&mut fields, store_dir.join(reference).as_bytes());
+        }
+        let deriver = trailer.deriver.as_ref().map_or_else(String::new, |deriver| store_dir.join(deriver));
+        push_string(&mut fields, deriver.as_bytes());
+        fields.extend_from_slice(&0_u64.to_le_bytes());
+        Ok(self.out.write_all(&fields)?)
+    }
+
+    /// Ends the stream and gives the output back.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn finish(mut self) -> Outcome<W> {
+        self.out.write_all(&0_u64.to_le_bytes())?;
+        Ok(self.out)
+    }
+}
+
+/// Reads what stands before each NAR: whether one follows. At the end of the stream nothing may follow it.
+///
+/// # Errors
+/// Refuses a malformed or truncated stream.
+pub fn read_marker(input: &mut impl BufRead) -> Outcome<bool> {
+    match read_number(input)? {
+        1 => Ok(true),
+        0 if input.fill_buf()?.is_empty() => Ok(false),
+        0 => Err(malformed("something follows its end")),
+        other => Err(malformed(format_args!("expected 0 or 1 before a NAR, found {other}"))),
+    }
+}
+
+/// Reads what stands after a NAR.
+///
+/// # Errors
+/// Refuses a malformed or truncated stream, and paths that are not below `store_dir`.
+pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Outcome<Trailer> {
+    if read_number(input)? != MAGIC {
+        return Err(malformed("no store path follows a NAR"));
+    }
+    let path = store_dir.parse(&read_string(input)?).doing(|| "export stream")?;
+    let count = read_number(input)?;
+    if count > MAX_REFERENCES {
+        return Err(malformed(format_args!("{path} has {count} references; at most {MAX_REFERENCES} are accepted")));
+    }
+    let mut references = Vec::new();
+    for _ in 0..count {
+        references.push(store_dir.parse(&read_string(input)?).doing(|| format!("export stream: references of {path}"))?);
+    }
+    references.sort_unstable();
+    references.dedup();
+    let deriver = match read_string(input)?.as_str() {
+        "" => None,
+        deriver => Some(store_dir.parse(deriver).doing(|| format!("export stream: deriver of {path}"))?),
+    };
+    match read_number(input)? {
+        0 => {}
+        // A signature of Nix before 1.12, which nobody checks any more.
+        1 => drop(read_string(input)?),
+        other => return Err(malformed(format_args!("expected 0 or 1 after {path}, found {other}"))),
+    }
+    Ok(Trailer { path, references, deriver })
+}
+
+fn malformed(why: impl std::fmt::Display) -> Failure {
+    Failure::refused(format!("malformed export stream: {why}"))
+}
+
+fn read_exact(input: &mut impl BufRead, buf: &mut [u8]) -> Outcome {
+    input.read_exact(buf).map_err(|error| match Failure::from(error) {
+        failure if failure.is_refusal() => Failure::refused("truncated export stream"),
+        failure => failure,
+    })
+}
+
+fn read_number(input: &mut impl BufRead) -> Outcome<u64> {
+    let mut bytes = [0; 8];
+    read_exact(input, &mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn read_string(input: &mut impl BufRead) -> Outcome<String> {
+    let length = read_number(input)?;
+    if length > MAX_STRING {
+        return Err(malformed(format_args!("a string of {length} bytes")));
+    }
+    let mut bytes = Vec::new();
+    input.take(length).read_to_end(&mut bytes)?;
+    let mut zeros = [0; 8];
+    read_exact(input, &mut zeros[..padding(length)])?;
+    if bytes.len() as u64 != length {
+        return Err(Failure::refused("truncated export stream"));
+    }
+    if zeros != [0; 8] {
+        return Err(malformed("padding that is not zero"));
+    }
+    String::from_utf8(bytes).map_err(|_| malformed("a string that is not UTF-8"))
+}

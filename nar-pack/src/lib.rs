@@ -1,0 +1,162 @@
+//! Store paths, the Nix archive (NAR) and the export stream; the library behind `nar-pack`.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`store_path`] | store directories, store paths, path lists |
+//! | [`nar`] | writing, reading, restoring and listing NARs |
+//! | [`export`] | the stream of `nix-store --export` |
+//! | [`references`] | scanning for references, ordering by them |
+//! | [`path_info`] | what `nix path-info --json` knows |
+//! | [`stage`] | standard streams, failures and exit codes of every tool |
+
+pub mod cli;
+pub mod export;
+pub mod nar;
+pub mod path_info;
+pub mod references;
+pub mod stage;
+pub mod store_path;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use cli::Cli;
+use export::Trailer;
+use path_info::Registry;
+use references::{Scanner, references_first};
+use stage::{BUFFER, Doing, Failure, Input, Outcome};
+use store_path::{StorePath, read_path_list};
+
+const TOOL: &str = "nar-pack";
+
+/// Runs `nar-pack`.
+///
+/// # Errors
+/// See the exit codes in [`stage`].
+pub fn run(cli: Cli) -> Outcome {
+    if cli.export {
+        return export_paths(&cli);
+    }
+    if let Some(dir) = &cli.unpack {
+        return unpack(&mut nar_input(&cli.paths)?, dir);
+    }
+    if cli.list {
+        let mut input = nar_input(&cli.paths)?;
+        let mut out = stage::stdout(None)?;
+        nar::list(&mut input, &mut out)?;
+        nothing_follows(&mut input)?;
+        return out.finish();
+    }
+    let [path] = cli.paths.as_slice() else {
+        return Err(Failure::failed("expected one PATH to pack (try --help)"));
+    };
+    let mut out = stage::stdout(Some("the NAR"))?;
+    nar::dump(&below_root(&cli, path)?, &mut out, &mut |warning| stage::say(TOOL, warning))?;
+    out.finish()
+}
+
+/// With `--root`, a store path is read from where it lies below it.
+fn below_root(cli: &Cli, path: &Path) -> Outcome<PathBuf> {
+    match &cli.root {
+        None => Ok(path.to_owned()),
+        Some(root) => {
+            let store_dir = store_path::StoreDir::new(&cli.knowledge.store_dir)?;
+            Ok(store_dir.below(Some(root), &store_dir.parse(&path.to_string_lossy())?))
+        }
+    }
+}
+
+/// The NAR to read: a file, or standard input.
+fn nar_input(paths: &[PathBuf]) -> Outcome<Input> {
+    match paths {
+        [] => stage::stdin("a NAR"),
+        [path] if path.as_os_str() == "-" => stage::stdin("a NAR"),
+        [path] => match File::open(path) {
+            Ok(file) => Ok(BufReader::with_capacity(BUFFER, file)),
+            Err(error) => Err(Failure::failed(format!("opening {}: {error}", path.display()))),
+        },
+        _ => Err(Failure::failed("expected one NAR to read (try --help)")),
+    }
+}
+
+fn nothing_follows(input: &mut impl BufRead) -> Outcome {
+    if input.fill_buf()?.is_empty() { Ok(()) } else { Err(Failure::refused("something follows the end of the NAR")) }
+}
+
+fn unpack(input: &mut impl BufRead, dir: &Path) -> Outcome {
+    nar::restore(input, dir)?;
+    nothing_follows(input).inspect_err(|_| drop(nar::remove_tree(dir)))
+}
+
+fn export_paths(cli: &Cli) -> Outcome {
+    let mut registry = Registry::open(&cli.knowledge, cli.root.as_deref())?;
+    let paths = requested_paths(cli, &registry)?;
+    let (paths, trailers) = describe(cli, &mut registry, paths)?;
+    let order = references_first(&paths, |path| trailers.get(path).map_or(&[], |trailer| &trailer.references))?;
+
+    let mut writer = export::Writer::new(stage::stdout(Some("the export stream"))?);
+    for path in order {
+        let source = registry.store_dir.below(cli.root.as_deref(), path);
+        writer.path(&registry.store_dir, &trailers[path], |out| {
+            nar::dump(&source, out, &mut |warning| stage::say(TOOL, warning))
+        })?;
+    }
+    writer.finish()?.finish()
+}
+
+/// The paths from the command line and the path list, each once, in their order.
+fn requested_paths(cli: &Cli, registry: &Registry) -> Outcome<Vec<StorePath>> {
+    let mut paths = Vec::new();
+    for path in &cli.paths {
+        paths.push(match cli.root {
+            Some(_) => registry.store_dir.parse(&path.to_string_lossy())?,
+            None => registry.store_dir.find(path)?,
+        });
+    }
+    if cli.stdin {
+        paths.extend(read_path_list(stage::stdin("a path list")?, &registry.store_dir)?);
+    } else if paths.is_empty() {
+        return Err(Failure::failed("expected store paths to export, or --stdin (try --help)"));
+    }
+    let mut seen = std::collections::HashSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+    Ok(paths)
+}
+
+/// References and deriver of each path to export; the second reading of a scanned path is the price of their order.
+fn describe(
+    cli: &Cli,
+    registry: &mut Registry,
+    paths: Vec<StorePath>,
+) -> Outcome<(Vec<StorePath>, HashMap<StorePath, Trailer>)> {
+    let (paths, mut infos) = if cli.recursive && !paths.is_empty() {
+        let infos = registry.closure(&paths)?;
+        let mut all: Vec<StorePath> = infos.keys().cloned().collect();
+        all.sort_unstable();
+        (all, infos)
+    } else {
+        let infos = registry.query(&paths)?;
+        (paths, infos)
+    };
+    let mut trailers = HashMap::with_capacity(paths.len());
+    let mut candidates: Option<Vec<StorePath>> = None;
+    for path in &paths {
+        let (references, deriver) = match infos.remove(path) {
+            Some(info) => (info.references, info.deriver),
+            None => {
+                let candidates = match &mut candidates {
+                    Some(candidates) => candidates,
+                    none => none.insert(registry.candidates()?),
+                };
+                let mut scanner = Scanner::new(candidates.iter().chain(&paths).cloned());
+                let source = registry.store_dir.below(cli.root.as_deref(), path);
+                nar::dump(&source, &mut scanner, &mut |_| {}).doing(|| "looking for references")?;
+                (scanner.finish(), None)
+            }
+        };
+        trailers.insert(path.clone(), Trailer { path: path.clone(), references, deriver });
+    }
+    Ok((paths, trailers))
+}

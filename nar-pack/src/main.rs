@@ -1,0 +1,7 @@
+//! `nar-pack`; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nar_pack::stage::main("nar-pack", nar_pack::run)
+}

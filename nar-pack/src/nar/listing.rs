@@ -1,0 +1,79 @@
+//! A NAR to its listing, the JSON of a cache's `.ls` files (Nix's `src/libutil/nar-listing.cc`, version 1).
+
+use std::io::{BufRead, Write};
+
+use super::{Visitor, parse};
+use crate::stage::{Failure, Outcome};
+
+/// Reads a NAR and writes its listing as one line of JSON, while it reads: memory does not grow with the tree.
+///
+/// Keys are in the order in which Nix writes them. `narOffset` counts bytes from the beginning of the NAR.
+///
+/// # Errors
+/// Refuses a malformed NAR, and a name or target that is not UTF-8, which JSON cannot hold.
+pub fn list(input: &mut impl BufRead, out: &mut impl Write) -> Outcome<u64> {
+    let mut lister = Lister { out, first: true };
+    lister.out.write_all(b"{\"root\":")?;
+    let size = parse(input, &mut lister)?;
+    lister.out.write_all(b",\"version\":1}\n")?;
+    Ok(size)
+}
+
+struct Lister<'a, W> {
+    out: &'a mut W,
+    /// Whether the next entry is the first of its directory.
+    first: bool,
+}
+
+impl<W: Write> Lister<'_, W> {
+    fn quoted(&mut self, bytes: &[u8]) -> Outcome {
+        let text = str::from_utf8(bytes).map_err(|_| {
+            Failure::refused(format!("a listing cannot hold the name \"{}\": it is not UTF-8", bytes.escape_ascii()))
+        })?;
+        serde_json::to_writer(&mut *self.out, text).map_err(|error| std::io::Error::from(error).into())
+    }
+}
+
+impl<W: Write> Visitor for Lister<'_, W> {
+    fn directory(&mut self) -> Outcome {
+        self.first = true;
+        Ok(self.out.write_all(b"{\"entries\":{")?)
+    }
+
+    fn directory_end(&mut self) -> Outcome {
+        self.first = false;
+        Ok(self.out.write_all(b"},\"type\":\"directory\"}")?)
+    }
+
+    fn enter(&mut self, name: &[u8]) -> Outcome {
+        if !std::mem::take(&mut self.first) {
+            self.out.write_all(b",")?;
+        }
+        self.quoted(name)?;
+        Ok(self.out.write_all(b":")?)
+    }
+
+    fn leave(&mut self) -> Outcome {
+        self.first = false;
+        Ok(())
+    }
+
+    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome {
+        let executable = if executable { "\"executable\":true," } else { "" };
+        Ok(write!(self.out, "{{{executable}\"narOffset\":{offset},\"size\":{size},\"type\":\"regular\"}}")?)
+    }
+
+    fn data(&mut self, _: &[u8]) -> Outcome {
+        Ok(())
+    }
+
+    fn file_end(&mut self) -> Outcome {
+        Ok(())
+    }
+
+    fn symlink(&mut self, target: &[u8]) -> Outcome {
+        self.out.write_all(b"{\"target\":")?;
+        self.quoted(target)?;
+        Ok(self.out.write_all(b",\"type\":\"symlink\"}")?)
+    }
+}

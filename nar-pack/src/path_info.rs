@@ -1,0 +1,281 @@
+//! What is known of a store path beside its contents: from `nix path-info --json`, or by asking an installed Nix.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::cli::Knowledge;
+use crate::stage::{Doing, Failure, Outcome};
+use crate::store_path::{StoreDir, StorePath, read_path_list};
+
+/// What `nix path-info --json` says of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathInfo {
+    /// What the path refers to, sorted.
+    pub references: Vec<StorePath>,
+    /// The derivation that built it.
+    pub deriver: Option<StorePath>,
+    /// Hash of its NAR as Nix wrote it, in whatever base.
+    pub nar_hash: String,
+    /// Content address, where it has one.
+    pub ca: Option<String>,
+    /// Signatures, `NAME:BASE64` each.
+    pub signatures: Vec<String>,
+}
+
+/// Reads the output of `nix path-info --json` in each of its forms: a list of objects, an object from store paths or
+/// base names to objects, or such an object under `info`. Paths that it calls invalid are left out.
+///
+/// # Errors
+/// Refuses what is not such a document, and names the path.
+pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<StorePath, PathInfo>> {
+    let document: Value =
+        serde_json::from_str(json).map_err(|error| Failure::refused(format!("not JSON: {error}")))?;
+    let document = document.get("info").unwrap_or(&document);
+    let mut infos = HashMap::new();
+    let mut add = |path: &str, entry: &Value| -> Outcome {
+        if entry.is_null() || entry.get("valid") == Some(&Value::Bool(false)) || entry.get("narHash").is_none() {
+            return Ok(());
+        }
+        let info = parse_entry(entry, store_dir).doing(|| path.to_owned())?;
+        infos.insert(parse_either(path, store_dir)?, info);
+        Ok(())
+    };
+    match document {
+        Value::Array(entries) => {
+            for entry in entries {
+                let path = entry.get("path").and_then(Value::as_str);
+                add(path.ok_or_else(|| Failure::refused("an entry without a path"))?, entry)?;
+            }
+        }
+        Value::Object(entries) => {
+            for (path, entry) in entries {
+                add(path, entry)?;
+            }
+        }
+        _ => return Err(Failure::refused("expected a list or an object of store paths")),
+    }
+    Ok(infos)
+}
+
+/// A full store path, or a base name as recent versions of Nix print.
+fn parse_either(text: &str, store_dir: &StoreDir) -> Outcome<StorePath> {
+    if text.starts_with('/') { store_dir.parse(text) } else { StorePath::from_base_name(text) }
+}
+
+fn parse_entry(entry: &Value, store_dir: &StoreDir) -> Outcome<PathInfo> {
+    let text = |key: &str| match entry.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        Some(_) => Err(Failure::refused(format!("{key} is not a string"))),
+    };
+    let list = |key: &str| match entry.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(items)) => items
+            .iter()
+            .map(|item| item.as_str().ok_or_else(|| Failure::refused(format!("{key} holds what is not a string"))))
+            .collect::<Outcome<Vec<&str>>>(),
+        Some(_) => Err(Failure::refused(format!("{key} is not a list"))),
+    };
+    let references = list("references")?.into_iter().map(|path| parse_either(path, store_dir));
+    let mut references = references.collect::<Outcome<Vec<_>>>()?;
+    references.sort_unstable();
+    references.dedup();
+    Ok(PathInfo {
+        references,
+        deriver: text("deriver")?.map(|path| parse_either(path, store_dir)).transpose()?,
+        nar_hash: text("narHash")?.unwrap_or_default().to_owned(),
+        ca: text("ca")?.map(str::to_owned),
+        signatures: list("signatures")?.into_iter().map(str::to_owned).collect(),
+    })
+}
+
+/// Where the tools learn about store paths: a file, else the installed Nix, else nothing but candidates for a scan.
+#[derive(Debug)]
+pub struct Registry {
+    /// The store directory in force.
+    pub store_dir: StoreDir,
+    root: Option<PathBuf>,
+    given: HashMap<StorePath, PathInfo>,
+    candidates: Option<PathBuf>,
+    ask_nix: bool,
+}
+
+impl Registry {
+    /// Reads `--path-info`, if given. `root` is where the store lies when it is not at its own place.
+    ///
+    /// # Errors
+    /// Fails when a file cannot be read, refuses a malformed one.
+    pub fn open(knowledge: &Knowledge, root: Option<&Path>) -> Outcome<Self> {
+        let store_dir = StoreDir::new(&knowledge.store_dir)?;
+        let given = match &knowledge.path_info {
+            Some(file) => read_file(file)
+                .and_then(|json| parse_path_info(&json, &store_dir))
+                .doing(|| format!("path info {}", file.display()))?,
+            None => HashMap::new(),
+        };
+        // A store elsewhere is one that Nix knows only if it has a database there.
+        let known = root.is_none_or(|root| root.join("nix/var/nix/db").is_dir());
+        Ok(Self {
+            store_dir,
+            root: root.map(Path::to_owned),
+            given,
+            candidates: knowledge.candidates.clone(),
+            ask_nix: known && !knowledge.no_nix,
+        })
+    }
+
+    /// What is known of these paths; a path that nobody knows is absent.
+    ///
+    /// # Errors
+    /// Fails when the installed Nix prints what is not path info.
+    pub fn query(&mut self, paths: &[StorePath]) -> Outcome<HashMap<StorePath, PathInfo>> {
+        let mut known: HashMap<_, _> =
+            paths.iter().filter_map(|path| Some((path.clone(), self.given.get(path)?.clone()))).collect();
+        let unknown: Vec<StorePath> = paths.iter().filter(|path| !known.contains_key(*path)).cloned().collect();
+        // Bounded command lines.
+        for some in unknown.chunks(256) {
+            match self.ask(some, false)? {
+                Some(infos) => known.extend(infos),
+                // One path that it does not know makes Nix refuse them all.
+                None if some.len() > 1 => {
+                    for one in some {
+                        known.extend(self.ask(std::slice::from_ref(one), false)?.unwrap_or_default());
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(known)
+    }
+
+    /// The closure of these paths, in no order.
+    ///
+    /// # Errors
+    /// Refuses when neither `--path-info` nor the installed Nix knows it.
+    pub fn closure(&mut self, paths: &[StorePath]) -> Outcome<HashMap<StorePath, PathInfo>> {
+        let mut closure = HashMap::new();
+        let mut next: Vec<StorePath> = paths.to_vec();
+        let mut unknown = Vec::new();
+        while let Some(path) = next.pop() {
+            match self.given.get(&path) {
+                _ if closure.contains_key(&path) => {}
+                Some(info) => {
+                    next.extend(info.references.iter().cloned());
+                    closure.insert(path, info.clone());
+                }
+                None => unknown.push(path),
+            }
+        }
+        for some in unknown.chunks(256) {
+            let Some(infos) = self.ask(some, true)? else {
+                return Err(Failure::refused(format!(
+                    "no Nix here knows the closure of {}; give --path-info, or a path list with --stdin",
+                    self.store_dir.join(&some[0])
+                )));
+            };
+            closure.extend(infos);
+        }
+        Ok(closure)
+    }
+
+    /// What a path may refer to when only a scan can tell: `--candidates`, else what lies in the store directory.
+    ///
+    /// # Errors
+    /// Fails when the list cannot be read. A store directory that is not there holds nothing.
+    pub fn candidates(&self) -> Outcome<Vec<StorePath>> {
+        if let Some(file) = &self.candidates {
+            return std::fs::File::open(file)
+                .map_err(Failure::from)
+                .and_then(|list| read_path_list(std::io::BufReader::new(list), &self.store_dir))
+                .doing(|| format!("candidates {}", file.display()));
+        }
+        let dir = self.store_dir.dir_below(self.root.as_deref());
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            Err(error) => return Err(Failure::failed(format!("reading {}: {error}", dir.display()))),
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok(names.filter_map(|name| StorePath::from_base_name(&name).ok()).collect())
+    }
+
+    /// Asks the installed Nix; none when there is no Nix or it does not know one of the paths.
+    fn ask(&mut self, paths: &[StorePath], recursive: bool) -> Outcome<Option<HashMap<StorePath, PathInfo>>> {
+        if !self.ask_nix || paths.is_empty() {
+            return Ok(None);
+        }
+        let mut nix = Command::new("nix");
+        nix.args(["--extra-experimental-features", "nix-command", "path-info", "--json"]);
+        if let Some(root) = &self.root {
+            nix.arg("--store").arg(root);
+        }
+        if recursive {
+            nix.arg("--recursive");
+        }
+        nix.args(paths.iter().map(|path| self.store_dir.join(path)));
+        nix.env("NIX_STORE_DIR", self.store_dir.as_str());
+        let output = match nix.stdin(Stdio::null()).stderr(Stdio::null()).output() {
+            Ok(output) => output,
+            Err(_) => {
+                self.ask_nix = false;
+                return Ok(None);
+            }
+        };
+        if !output.status.success() {
+            return Ok(None);
+        }
+        let json = String::from_utf8_lossy(&output.stdout);
+        parse_path_info(&json, &self.store_dir).doing(|| "asking nix path-info").map(Some)
+    }
+}
+
+fn read_file(path: &Path) -> Outcome<String> {
+    Ok(std::fs::read_to_string(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "02dlwc21njky62v7q7ffcb10000n2grx-a";
+    const B: &str = "h7jx3wrzn6m9vjl9604id854qx1xyqw6-b";
+
+    fn parse(json: &str) -> Outcome<HashMap<StorePath, PathInfo>> {
+        parse_path_info(json, &StoreDir::new("/nix/store").unwrap())
+    }
+
+    #[test]
+    fn every_form_says_the_same() {
+        let full = format!(
+            r#""narHash":"sha256-x","references":["/nix/store/{B}","/nix/store/{A}"],"deriver":"/nix/store/{B}","signatures":["k:s"],"ca":null"#
+        );
+        let base = full.replace("/nix/store/", "");
+        let forms = [
+            format!(r#"[{{"path":"/nix/store/{A}",{full}}},{{"path":"/nix/store/{B}","valid":false}}]"#),
+            format!(r#"{{"/nix/store/{A}":{{{full}}},"/nix/store/{B}":null}}"#),
+            format!(r#"{{"{A}":{{{base}}}}}"#),
+            format!(r#"{{"version":2,"storeDir":"/nix/store","info":{{"{A}":{{{base}}}}}}}"#),
+        ];
+        for form in forms {
+            let infos = parse(&form).unwrap();
+            let info = &infos[&StorePath::from_base_name(A).unwrap()];
+            assert_eq!(infos.len(), 1, "{form}");
+            assert_eq!(info.references.iter().map(StorePath::base_name).collect::<Vec<_>>(), [A, B]);
+            assert_eq!((info.deriver.as_ref().unwrap().base_name(), info.ca.as_deref()), (B, None));
+            assert_eq!(info.signatures, ["k:s"]);
+        }
+    }
+
+    #[test]
+    fn malformed_documents_are_refused() {
+        for json in ["", "x", "3", r#"[{"narHash":"x"}]"#, r#"{"/nix/store/x":{"narHash":"x"}}"#] {
+            assert!(parse(json).unwrap_err().is_refusal(), "{json}");
+        }
+        let wrong = format!(r#"{{"/nix/store/{A}":{{"narHash":"x","references":[1]}}}}"#);
+        assert!(parse(&wrong).unwrap_err().message().contains(A));
+    }
+}

@@ -1,0 +1,185 @@
+//! Finding references: by scanning for hash parts, and ordering paths so that references come first.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io::{self, Write};
+
+use crate::stage::{Failure, Outcome};
+use crate::store_path::{HASH_PART, HashPart, StorePath, is_base32};
+
+/// Finds the hash parts of candidate paths in a stream of bytes, however it is cut into pieces (Nix's
+/// `src/libutil/references.cc`). Write the NAR into it.
+#[derive(Debug)]
+pub struct Scanner {
+    candidates: HashMap<HashPart, StorePath>,
+    found: HashSet<HashPart>,
+    /// The last bytes seen, fewer than a hash part has.
+    tail: Vec<u8>,
+}
+
+impl Scanner {
+    /// A scanner that looks for these paths.
+    pub fn new(candidates: impl IntoIterator<Item = StorePath>) -> Self {
+        let candidates = candidates.into_iter().map(|path| (path.hash_part(), path)).collect();
+        Self { candidates, found: HashSet::new(), tail: Vec::with_capacity(2 * HASH_PART) }
+    }
+
+    /// Looks at the next bytes of the stream.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if self.candidates.is_empty() {
+            return;
+        }
+        let joint = bytes.len().min(HASH_PART - 1);
+        let mut seam = std::mem::take(&mut self.tail);
+        seam.extend_from_slice(&bytes[..joint]);
+        self.scan(&seam);
+        self.scan(bytes);
+        if bytes.len() >= HASH_PART - 1 {
+            seam.clear();
+            seam.extend_from_slice(&bytes[bytes.len() - (HASH_PART - 1)..]);
+        } else {
+            seam.drain(..seam.len().saturating_sub(HASH_PART - 1));
+        }
+        self.tail = seam;
+    }
+
+    /// The candidates that were found, sorted.
+    #[must_use]
+    pub fn finish(self) -> Vec<StorePath> {
+        let found = self.candidates.into_iter().filter(|(hash, _)| self.found.contains(hash));
+        let sorted: BTreeSet<StorePath> = found.map(|(_, path)| path).collect();
+        sorted.into_iter().collect()
+    }
+
+    fn scan(&mut self, bytes: &[u8]) {
+        let mut start = 0;
+        while let Some(window) = bytes.get(start..start + HASH_PART) {
+            // From the end: the last character that is no digit tells how far the window may move.
+            if let Some(last) = window.iter().rposition(|&byte| !is_base32(byte)) {
+                start += last + 1;
+                continue;
+            }
+            if let Some(hash) = HashPart::parse(window)
+                && self.candidates.contains_key(&hash)
+            {
+                self.found.insert(hash);
+            }
+            start += 1;
+        }
+    }
+}
+
+impl Write for Scanner {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.feed(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Orders paths so that each comes after those of the others that it references; otherwise in the order given.
+///
+/// `references` says what a path refers to; what is not among `paths` does not count, nor do references to itself.
+///
+/// # Errors
+/// Refuses references in a cycle, and names a path in it.
+pub fn references_first<'a>(
+    paths: &'a [StorePath],
+    references: impl Fn(&StorePath) -> &'a [StorePath],
+) -> Outcome<Vec<&'a StorePath>> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mark {
+        New,
+        Open,
+        Done,
+    }
+    let index: HashMap<&StorePath, usize> = paths.iter().enumerate().map(|(i, path)| (path, i)).collect();
+    let mut marks = vec![Mark::New; paths.len()];
+    let mut order = Vec::with_capacity(paths.len());
+    // A stack of its own: a chain of references may be deeper than the thread's stack.
+    let mut stack: Vec<(usize, std::slice::Iter<'_, StorePath>)> = Vec::new();
+    for root in 0..paths.len() {
+        if marks[root] == Mark::New {
+            marks[root] = Mark::Open;
+            stack.push((root, references(&paths[root]).iter()));
+        }
+        while let Some((node, rest)) = stack.last_mut() {
+            let node = *node;
+            match rest.find_map(|reference| index.get(reference).copied().filter(|&i| i != node && marks[i] != Mark::Done)) {
+                Some(next) if marks[next] == Mark::Open => {
+                    return Err(Failure::refused(format!("the references of {} lead back to it", paths[next])));
+                }
+                Some(next) => {
+                    marks[next] = Mark::Open;
+                    stack.push((next, references(&paths[next]).iter()));
+                }
+                None => {
+                    marks[node] = Mark::Done;
+                    order.push(&paths[node]);
+                    stack.pop();
+                }
+            }
+        }
+    }
+    Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(digit: char, name: &str) -> StorePath {
+        StorePath::from_base_name(&format!("{}-{name}", digit.to_string().repeat(32))).unwrap()
+    }
+
+    #[test]
+    fn a_hash_is_found_wherever_the_stream_is_cut() {
+        let [a, b] = [path('a', "x"), path('b', "y")];
+        let text = format!("..{}zz/nix/store/{}-x", "0".repeat(40), a.hash_part());
+        for cut in 0..text.len() {
+            for second in cut..text.len() {
+                let mut scanner = Scanner::new([a.clone(), b.clone()]);
+                scanner.feed(&text.as_bytes()[..cut]);
+                scanner.feed(&text.as_bytes()[cut..second]);
+                scanner.feed(&text.as_bytes()[second..]);
+                assert_eq!(scanner.finish(), [a.clone()], "cut at {cut} and {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hash_within_a_longer_run_of_digits_is_found_and_a_shorter_one_is_not() {
+        let a = path('a', "x");
+        let mut scanner = Scanner::new([a.clone()]);
+        scanner.feed(format!("{}e", "a".repeat(31)).as_bytes());
+        scanner.feed("aaa".as_bytes());
+        assert!(scanner.finish().is_empty());
+        let mut scanner = Scanner::new([a.clone()]);
+        scanner.feed(format!("123{}456", a.hash_part()).as_bytes());
+        assert_eq!(scanner.finish(), [a]);
+    }
+
+    #[test]
+    fn references_come_first_and_cycles_are_refused() {
+        let [a, b, c] = [path('a', "a"), path('b', "b"), path('c', "c")];
+        let paths = [a.clone(), b.clone(), c.clone()];
+        let of_a = [a.clone(), c.clone()];
+        let of_c = [b.clone(), path('d', "elsewhere")];
+        let chain = |p: &StorePath| if *p == a { &of_a[..] } else if *p == c { &of_c[..] } else { &[] };
+        assert_eq!(references_first(&paths, chain).unwrap(), [&b, &c, &a]);
+        let back = [a.clone()];
+        let cycle = |p: &StorePath| if *p == a { &of_a[..] } else { &back[..] };
+        assert!(references_first(&paths, cycle).unwrap_err().is_refusal());
+    }
+
+    #[test]
+    fn a_chain_of_a_hundred_thousand_references_needs_no_stack() {
+        let name = |i: u32| StorePath::from_base_name(&format!("{}-{i}", "0".repeat(32))).unwrap();
+        let paths: Vec<StorePath> = (0..100_000).map(name).collect();
+        let index: HashMap<&StorePath, usize> = paths.iter().enumerate().map(|(i, p)| (p, i)).collect();
+        let order = references_first(&paths, |p| paths.get(index[p] + 1..index[p] + 2).unwrap_or_default()).unwrap();
+        assert_eq!(order[0], paths.last().unwrap());
+    }
+}

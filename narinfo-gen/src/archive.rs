@@ -1,0 +1,335 @@
+//! The cache archive: a tar whose members are the objects of a binary cache under their keys.
+
+use std::io::{self, BufRead, Read, Write};
+use std::mem::ManuallyDrop;
+
+use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::store_path::HashPart;
+
+use crate::hash::{BASE32_DIGITS, Sha256};
+use crate::{cache_info, narinfo};
+
+/// Longest key that is accepted, in bytes (the limit of S3).
+const MAX_KEY: usize = 1024;
+
+/// What an object of a binary cache is, told from its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    /// `nix-cache-info`.
+    CacheInfo,
+    /// `<hash part>.narinfo`.
+    Narinfo(HashPart),
+    /// `nar/<FileHash>.nar…`, or `nar/…` under a name that tells no hash.
+    Nar(Option<Sha256>),
+    /// `<hash part>.ls`.
+    Listing(HashPart),
+    /// `log/…`.
+    Log,
+    /// `debuginfo/…`.
+    DebugInfo,
+    /// `realisations/…`.
+    Realisation,
+}
+
+impl Object {
+    /// What the object with that key is, if it belongs to a binary cache at all.
+    #[must_use]
+    pub fn of_key(key: &str) -> Option<Self> {
+        let hash_part = |suffix: &str| key.strip_suffix(suffix).and_then(|stem| HashPart::parse(stem.as_bytes()));
+        if key == cache_info::KEY {
+            return Some(Self::CacheInfo);
+        }
+        if let Some(hash) = hash_part(".narinfo") {
+            return Some(Self::Narinfo(hash));
+        }
+        if let Some(hash) = hash_part(".ls") {
+            return Some(Self::Listing(hash));
+        }
+        let (folder, name) = key.split_once('/')?;
+        match folder {
+            "nar" => Some(Self::Nar(name.get(..BASE32_DIGITS).and_then(Sha256::from_base32))),
+            "log" => Some(Self::Log),
+            "debuginfo" => Some(Self::DebugInfo),
+            "realisations" => Some(Self::Realisation),
+            _ => None,
+        }
+    }
+
+    /// The content type that Nix gives such objects.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::CacheInfo => "text/x-nix-cache-info",
+            Self::Narinfo(_) => "text/x-nix-narinfo",
+            Self::Nar(_) => "application/x-nix-nar",
+            Self::Listing(_) | Self::DebugInfo | Self::Realisation => "application/json",
+            Self::Log => "text/plain; charset=utf-8",
+        }
+    }
+}
+
+/// Writes a cache archive; it is whole after [`Writer::finish`], and cut off when it is dropped before.
+pub struct Writer<W: Write> {
+    /// Never dropped, because `tar` would then write the end of the archive even after a failure.
+    tar: ManuallyDrop<tar::Builder<W>>,
+}
+
+impl<W: Write> Writer<W> {
+    /// Begins an archive on `out`.
+    pub fn new(out: W) -> Self {
+        Self { tar: ManuallyDrop::new(tar::Builder::new(out)) }
+    }
+
+    /// Writes a member of `size` bytes.
+    ///
+    /// # Errors
+    /// What `body` or the output says; refuses a body of another size, after which the archive is useless.
+    pub fn member(&mut self, key: &str, size: u64, body: impl Read) -> Outcome {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(size);
+        header.set_mode(0o444);
+        header.set_mtime(1);
+        header.set_entry_type(tar::EntryType::Regular);
+        let mut body = Exact { inner: body, left: size };
+        self.tar.append_data(&mut header, key, &mut body)?;
+        match (body.left, body.inner.read(&mut [0])?) {
+            (0, 0) => Ok(()),
+            (0, _) => Err(Failure::refused(format!("{key} is larger than {size} bytes"))),
+            (left, _) => Err(Failure::refused(format!("{key} is {left} bytes shorter than {size}"))),
+        }
+    }
+
+    /// Writes a short member.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn text(&mut self, key: &str, text: &str) -> Outcome {
+        self.member(key, text.len() as u64, text.as_bytes())
+    }
+
+    /// Ends the archive and gives the output back.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn finish(self) -> Outcome<W> {
+        Ok(ManuallyDrop::into_inner(self.tar).into_inner()?)
+    }
+
+    /// Sends on what is buffered, so that a reader can work while the next member is made.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn flush(&mut self) -> Outcome {
+        Ok(self.tar.get_mut().flush()?)
+    }
+}
+
+/// A body of which the size is known; `tar` would take one that ends early for a whole one.
+struct Exact<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Exact<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let most = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let n = self.inner.read(&mut buf[..most])?;
+        if n == 0 && most > 0 {
+            return Err(Failure::refused(format!("it ends {} bytes too early", self.left)).into());
+        }
+        self.left -= n as u64;
+        Ok(n)
+    }
+}
+
+/// A member of a cache archive that is being read.
+pub struct Member<'a> {
+    /// Its key.
+    pub key: String,
+    /// What it is.
+    pub object: Object,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its bytes; an early end is an error.
+    pub body: &'a mut dyn Read,
+}
+
+impl Member<'_> {
+    /// The whole member as text of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Refuses what is larger or not UTF-8.
+    pub fn text(&mut self, limit: u64) -> Outcome<String> {
+        nar_pack::stage::read_text(&mut self.body, limit, &self.key)
+    }
+
+    /// Largest member of this kind that is text.
+    #[must_use]
+    pub fn text_limit(&self) -> u64 {
+        match self.object {
+            Object::CacheInfo => cache_info::MAX_SIZE,
+            _ => narinfo::MAX_SIZE as u64,
+        }
+    }
+}
+
+/// Reads a cache archive and hands each member to `each`; directories are passed over, a leading `./` does not count.
+///
+/// # Errors
+/// Refuses what is no tar, is cut off, or has a member that is no object of a binary cache; passes on what `each` says.
+pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Outcome) -> Outcome {
+    let mut archive = tar::Archive::new(Counted { inner: input, position: 0 });
+    let mut end = 0;
+    for entry in archive.entries().map_err(malformed)? {
+        let mut entry = entry.map_err(malformed)?;
+        let size = entry.size();
+        end = (entry.raw_file_position() + size).next_multiple_of(512);
+        let key = key_of(&entry)?;
+        match entry.header().entry_type() {
+            tar::EntryType::Directory => continue,
+            tar::EntryType::Regular | tar::EntryType::Continuous => {}
+            _ => return Err(Failure::refused(format!("cache archive: {key} is not a regular file"))),
+        }
+        let Some(object) = Object::of_key(&key) else {
+            return Err(Failure::refused(format!("cache archive: {key:?} is not an object of a binary cache")));
+        };
+        let mut body = Exact { inner: &mut entry, left: size };
+        each(Member { key: key.clone(), object, size, body: &mut body }).doing(|| format!("cache archive: {key}"))?;
+        io::copy(&mut body, &mut io::sink()).doing(|| format!("cache archive: {key}"))?;
+    }
+    let mut rest = archive.into_inner();
+    // An archive ends in a block of zeros; without one it was cut off between two members.
+    if rest.position < end + 512 {
+        return Err(Failure::refused("the cache archive is cut off: its end is missing"));
+    }
+    // What pads the archive is read too, lest the writer be told that nobody listens.
+    let mut buffer = [0; 4096];
+    loop {
+        match rest.read(&mut buffer)? {
+            0 => return Ok(()),
+            n if buffer[..n].iter().all(|&byte| byte == 0) => {}
+            _ => return Err(Failure::refused("something follows the end of the cache archive")),
+        }
+    }
+}
+
+fn malformed(error: io::Error) -> Failure {
+    let of_input = error.raw_os_error().is_some() || error.get_ref().is_some_and(|inner| inner.is::<Failure>());
+    if of_input { error.into() } else { Failure::refused(format!("malformed or cut off cache archive: {error}")) }
+}
+
+fn key_of<R: Read>(entry: &tar::Entry<'_, R>) -> Outcome<String> {
+    let bytes = entry.path_bytes();
+    let wrong = || Failure::refused(format!("cache archive: bad member name \"{}\"", bytes.escape_ascii()));
+    let text = str::from_utf8(&bytes).map_err(|_| wrong())?;
+    let mut key = text;
+    while let Some(rest) = key.strip_prefix("./") {
+        key = rest;
+    }
+    let key = key.trim_end_matches('/');
+    let plain = key.len() <= MAX_KEY
+        && (matches!(key, "" | ".") || key.split('/').all(|part| !matches!(part, "" | "." | "..")))
+        && !key.contains(|c: char| c.is_control());
+    if plain { Ok(key.to_owned()) } else { Err(wrong()) }
+}
+
+struct Counted<R> {
+    inner: R,
+    position: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.position += n as u64;
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new());
+        writer.text("nix-cache-info", "StoreDir: /nix/store\n").unwrap();
+        writer.text(&format!("log/{}.drv", "x".repeat(200)), "log").unwrap();
+        writer.member("nar/x.nar", 1000, &[7_u8; 1000][..]).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn keys(bytes: &[u8]) -> Outcome<Vec<(String, u64)>> {
+        let mut keys = Vec::new();
+        read(bytes, |member| {
+            keys.push((member.key, member.size));
+            Ok(())
+        })?;
+        Ok(keys)
+    }
+
+    #[test]
+    fn members_come_back_in_their_order_with_long_names() {
+        let keys = keys(&sample()).unwrap();
+        assert_eq!(keys.len(), 3);
+        assert_eq!((keys[0].0.as_str(), keys[1].0.len(), keys[2].1), ("nix-cache-info", 208, 1000));
+    }
+
+    #[test]
+    fn an_archive_cut_off_anywhere_is_refused() {
+        let bytes = sample();
+        let end = bytes.len() - 1024;
+        for cut in 0..=end {
+            assert!(keys(&bytes[..cut]).unwrap_err().is_refusal(), "cut at {cut} of {end}");
+        }
+        assert!(keys(&[bytes, vec![0; 8192]].concat()).is_ok());
+    }
+
+    #[test]
+    fn a_body_of_another_size_is_refused() {
+        for body in [&b"12"[..], b"1234"] {
+            let mut writer = Writer::new(Vec::new());
+            assert!(writer.member("nar/x.nar", 3, body).unwrap_err().is_refusal());
+        }
+    }
+
+    #[test]
+    fn what_a_writer_left_unfinished_is_cut_off() {
+        let mut out = Vec::new();
+        {
+            let mut writer = Writer::new(&mut out);
+            writer.text("nix-cache-info", "StoreDir: /nix/store\n").unwrap();
+        }
+        assert!(keys(&out).unwrap_err().is_refusal());
+    }
+
+    #[test]
+    fn strange_members_are_refused() {
+        let one = |name: &str, kind: tar::EntryType| {
+            let mut header = tar::Header::new_ustar();
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(kind);
+            header.set_size(0);
+            header.set_cksum();
+            [header.as_bytes().to_vec(), vec![0; 1024]].concat()
+        };
+        use tar::EntryType::{Directory, Link, Regular, Symlink};
+        for name in ["../nix-cache-info", "/etc/passwd", "nar/../x", "readme", "x.narinfo"] {
+            assert!(keys(&one(name, Regular)).unwrap_err().is_refusal(), "{name}");
+        }
+        for kind in [Link, Symlink] {
+            assert!(keys(&one("nix-cache-info", kind)).unwrap_err().is_refusal());
+        }
+        assert_eq!(keys(&one("./", Directory)).unwrap(), []);
+        assert_eq!(keys(&one("././nix-cache-info", Regular)).unwrap()[0].0, "nix-cache-info");
+    }
+
+    #[test]
+    fn keys_tell_objects() {
+        let digits = "0".repeat(32);
+        let hash = HashPart::parse(digits.as_bytes()).unwrap();
+        assert_eq!(Object::of_key(&format!("{digits}.narinfo")), Some(Object::Narinfo(hash)));
+        assert_eq!(Object::of_key(&format!("nar/{}.nar.xz", Sha256::of(b"").base32())), Some(Object::Nar(Some(Sha256::of(b"")))));
+        assert_eq!(Object::of_key("nar/x.nar"), Some(Object::Nar(None)));
+        assert_eq!(Object::of_key("short.narinfo"), None);
+    }
+}

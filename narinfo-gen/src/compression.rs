@@ -1,0 +1,429 @@
+//! Compressing and decompressing NARs, by the names that narinfos use (Nix's `src/libutil/compression.cc`).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, BufRead, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use nar_pack::stage::{Doing, Failure, Outcome};
+use xz2::stream::{Check, MtStreamBuilder, Stream};
+
+/// Bytes of NAR in one zstd frame. Frames are compressed apart from each other, so this bounds what a thread holds;
+/// it is a constant because the output must not depend on the number of threads.
+pub const FRAME: usize = 4 << 20;
+/// Bytes of NAR in one xz block, for the same reason; three times the dictionary of level 6, as xz itself chooses.
+const XZ_BLOCK: u64 = 24 << 20;
+/// Most memory that an xz file may ask for on reading, in bytes; level 9 takes 65 MiB.
+const XZ_MEMORY: u64 = 256 << 20;
+/// Largest window of a zstd frame on reading, as a power of two: 128 MiB, as the zstd tool accepts.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// A compression method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not compressed.
+    None,
+    /// xz.
+    Xz,
+    /// bzip2, what a narinfo without `Compression` means.
+    Bzip2,
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+    /// brotli.
+    Brotli,
+    /// lzip; can only be read.
+    Lzip,
+}
+
+impl Compression {
+    /// The method of that name in a narinfo.
+    ///
+    /// # Errors
+    /// Refuses a name that is not known.
+    pub fn from_name(name: &str) -> Outcome<Self> {
+        Ok(match name {
+            "none" => Self::None,
+            "xz" => Self::Xz,
+            "bzip2" => Self::Bzip2,
+            "gzip" => Self::Gzip,
+            "zstd" => Self::Zstd,
+            "br" => Self::Brotli,
+            "lzip" => Self::Lzip,
+            _ => return Err(Failure::refused(format!("compression {name:?} is not known"))),
+        })
+    }
+
+    /// Its name in a narinfo.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Xz => "xz",
+            Self::Bzip2 => "bzip2",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Brotli => "br",
+            Self::Lzip => "lzip",
+        }
+    }
+
+    /// What follows `.nar` in the key of a NAR, as Nix names it.
+    #[must_use]
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Xz => ".xz",
+            Self::Bzip2 => ".bz2",
+            Self::Gzip => ".gz",
+            Self::Zstd => ".zst",
+            Self::Brotli => ".br",
+            Self::Lzip => ".lzip",
+        }
+    }
+
+    /// The method of a NAR with that key, told from what follows `.nar`.
+    #[must_use]
+    pub fn from_key(key: &str) -> Option<Self> {
+        let all = [Self::None, Self::Xz, Self::Bzip2, Self::Gzip, Self::Zstd, Self::Brotli, Self::Lzip];
+        let extension = &key[key.rfind(".nar")? + 4..];
+        all.into_iter().find(|method| method.extension() == extension || (extension == ".lz" && *method == Self::Lzip))
+    }
+
+    /// The levels that the method has, and the one that is taken when none is asked for.
+    fn levels(self) -> (std::ops::RangeInclusive<u32>, u32) {
+        match self {
+            Self::None | Self::Lzip => (0..=0, 0),
+            Self::Xz | Self::Gzip => (0..=9, 6),
+            Self::Bzip2 => (1..=9, 9),
+            Self::Zstd => (1..=19, 3),
+            Self::Brotli => (0..=11, 6),
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A method with its level and number of threads.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// The method.
+    pub method: Compression,
+    level: u32,
+    threads: usize,
+}
+
+impl Settings {
+    /// Settings for writing; the output depends on the method and the level only.
+    ///
+    /// # Errors
+    /// A usage failure for a level that the method does not have.
+    pub fn new(method: Compression, level: Option<u32>, threads: Option<u16>) -> Outcome<Self> {
+        let (levels, default) = method.levels();
+        let level = level.unwrap_or(default);
+        if !levels.contains(&level) {
+            let (least, most) = levels.into_inner();
+            return Err(Failure::failed(format!("{method} has levels {least} to {most}, not {level}")));
+        }
+        let threads = match threads {
+            Some(threads) => usize::from(threads.max(1)),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        Ok(Self { method, level, threads })
+    }
+}
+
+/// Compresses what is pushed into it, and writes the result to `W`.
+pub struct Encoder<W: Write + 'static>(Kind<W>);
+
+enum Kind<W: Write + 'static> {
+    Plain(W),
+    Frames(Frames<W>),
+    Xz(Box<xz2::write::XzEncoder<W>>),
+    Gzip(Box<flate2::write::GzEncoder<W>>),
+    Bzip2(Box<bzip2::write::BzEncoder<W>>),
+    Brotli(Box<brotli::CompressorWriter<W>>),
+}
+
+impl<W: Write + 'static> Encoder<W> {
+    /// An encoder onto `out`.
+    ///
+    /// # Errors
+    /// Fails where the library refuses the settings, and for methods that can only be read.
+    pub fn new(settings: &Settings, out: W) -> Outcome<Self> {
+        Ok(Self(match settings.method {
+            Compression::None => Kind::Plain(out),
+            Compression::Zstd => Kind::Frames(Frames::new(settings, out)),
+            Compression::Xz => Kind::Xz(Box::new(xz2::write::XzEncoder::new_stream(out, xz_stream(settings)?))),
+            Compression::Gzip => {
+                Kind::Gzip(Box::new(flate2::write::GzEncoder::new(out, flate2::Compression::new(settings.level))))
+            }
+            Compression::Bzip2 => {
+                Kind::Bzip2(Box::new(bzip2::write::BzEncoder::new(out, bzip2::Compression::new(settings.level))))
+            }
+            Compression::Brotli => {
+                Kind::Brotli(Box::new(brotli::CompressorWriter::new(out, 1 << 16, settings.level, 22)))
+            }
+            Compression::Lzip => return Err(Failure::failed("lzip can be read but not written")),
+        }))
+    }
+
+    /// Adds at most [`FRAME`] bytes; every piece but the last has exactly that many.
+    ///
+    /// # Errors
+    /// What the library or the output says.
+    pub fn push(&mut self, piece: &Arc<Vec<u8>>) -> Outcome {
+        match &mut self.0 {
+            Kind::Plain(out) => out.write_all(piece)?,
+            Kind::Frames(frames) => frames.push(Arc::clone(piece))?,
+            Kind::Xz(encoder) => encoder.write_all(piece)?,
+            Kind::Gzip(encoder) => encoder.write_all(piece)?,
+            Kind::Bzip2(encoder) => encoder.write_all(piece)?,
+            Kind::Brotli(encoder) => encoder.write_all(piece)?,
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and gives the output back.
+    ///
+    /// # Errors
+    /// What the library or the output says.
+    pub fn finish(self) -> Outcome<W> {
+        match self.0 {
+            Kind::Plain(out) => Ok(out),
+            Kind::Frames(frames) => frames.finish(),
+            Kind::Xz(encoder) => Ok(encoder.finish()?),
+            Kind::Gzip(encoder) => Ok(encoder.finish()?),
+            Kind::Bzip2(encoder) => Ok(encoder.finish()?),
+            Kind::Brotli(encoder) => Ok(encoder.into_inner()),
+        }
+    }
+}
+
+fn xz_stream(settings: &Settings) -> Outcome<Stream> {
+    let threads = u32::try_from(settings.threads).unwrap_or(1);
+    // The threaded encoder for one thread too: it alone cuts the stream into blocks, which other hosts decode in parallel.
+    MtStreamBuilder::new()
+        .threads(threads)
+        .block_size(XZ_BLOCK)
+        .preset(settings.level)
+        .check(Check::Crc64)
+        .encoder()
+        .map_err(io::Error::from)
+        .doing(|| "setting up xz")
+}
+
+/// zstd in independent frames, compressed in parallel and written in order.
+struct Frames<W> {
+    out: W,
+    level: i32,
+    threads: usize,
+    pool: Option<Pool>,
+    /// Results of the frames handed out and not yet written, oldest first.
+    pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
+    /// The last piece, kept back: a NAR of one frame needs no thread.
+    held: Option<Arc<Vec<u8>>>,
+}
+
+type Job = (Arc<Vec<u8>>, SyncSender<io::Result<Vec<u8>>>);
+
+struct Pool {
+    jobs: Option<SyncSender<Job>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    fn new(threads: usize, level: i32) -> Self {
+        let (jobs, queue) = sync_channel::<Job>(threads);
+        let queue = Arc::new(Mutex::new(queue));
+        let worker = |_| {
+            let queue = Arc::clone(&queue);
+            std::thread::spawn(move || {
+                let mut compressor = frame_compressor(level);
+                loop {
+                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok((piece, done)) = job else { break };
+                    let frame = match &mut compressor {
+                        Ok(compressor) => compressor.compress(&piece),
+                        Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+                    };
+                    // Nobody waits for it any more when the encoder was dropped.
+                    let _ = done.send(frame);
+                }
+            })
+        };
+        let workers = (0..threads).map(worker).collect();
+        Self { jobs: Some(jobs), workers }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+fn frame_compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    Ok(compressor)
+}
+
+impl<W: Write> Frames<W> {
+    fn new(settings: &Settings, out: W) -> Self {
+        let level = i32::try_from(settings.level).unwrap_or(i32::MAX);
+        Self { out, level, threads: settings.threads, pool: None, pending: VecDeque::new(), held: None }
+    }
+
+    fn push(&mut self, piece: Arc<Vec<u8>>) -> Outcome {
+        if let Some(previous) = self.held.replace(piece) {
+            self.dispatch(previous)?;
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, piece: Arc<Vec<u8>>) -> Outcome {
+        while self.pending.len() > self.threads {
+            self.write_oldest()?;
+        }
+        let (done, result) = sync_channel(1);
+        let pool = self.pool.get_or_insert_with(|| Pool::new(self.threads, self.level));
+        if let Some(jobs) = &pool.jobs {
+            jobs.send((piece, done)).map_err(|_| Failure::failed("a compression thread died"))?;
+        }
+        self.pending.push_back(result);
+        Ok(())
+    }
+
+    fn write_oldest(&mut self) -> Outcome {
+        if let Some(result) = self.pending.pop_front() {
+            let frame = result.recv().map_err(|_| Failure::failed("a compression thread died"))?;
+            self.out.write_all(&frame.map_err(Failure::from).doing(|| "compressing with zstd")?)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Outcome<W> {
+        if let Some(last) = self.held.take() {
+            if self.pool.is_some() {
+                self.dispatch(last)?;
+            } else {
+                let frame = frame_compressor(self.level).and_then(|mut compressor| compressor.compress(&last));
+                self.out.write_all(&frame.map_err(Failure::from).doing(|| "compressing with zstd")?)?;
+            }
+        }
+        while !self.pending.is_empty() {
+            self.write_oldest()?;
+        }
+        Ok(self.out)
+    }
+}
+
+/// Decompresses `input`; several streams or frames one after another are one, as Nix reads them.
+///
+/// # Errors
+/// Fails where the library cannot be set up.
+pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Outcome<Box<dyn Read + Send + 'a>> {
+    Ok(match method {
+        Compression::None => Box::new(input),
+        Compression::Xz => {
+            let stream = Stream::new_stream_decoder(XZ_MEMORY, xz2::stream::CONCATENATED).map_err(io::Error::from)?;
+            Box::new(xz2::bufread::XzDecoder::new_stream(input, stream))
+        }
+        Compression::Lzip => {
+            let stream = Stream::new_lzip_decoder(XZ_MEMORY, xz2::stream::CONCATENATED).map_err(io::Error::from)?;
+            Box::new(xz2::bufread::XzDecoder::new_stream(input, stream))
+        }
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        Compression::Brotli => Box::new(brotli::Decompressor::new(input, 1 << 16)),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Compression; 6] = [
+        Compression::None,
+        Compression::Xz,
+        Compression::Bzip2,
+        Compression::Gzip,
+        Compression::Zstd,
+        Compression::Brotli,
+    ];
+
+    fn compress(method: Compression, threads: u16, data: &[u8]) -> Vec<u8> {
+        let level = if method == Compression::Xz { Some(0) } else { None };
+        let settings = Settings::new(method, level, Some(threads)).unwrap();
+        let mut encoder = Encoder::new(&settings, Vec::new()).unwrap();
+        for piece in data.chunks(FRAME) {
+            encoder.push(&Arc::new(piece.to_vec())).unwrap();
+        }
+        encoder.finish().unwrap()
+    }
+
+    fn data(size: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8 & 0x1f
+        };
+        (0..size).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn every_method_gives_back_what_it_took() {
+        for size in [1, 1000, FRAME, FRAME + 1, 3 * FRAME + 17] {
+            let data = data(size);
+            for method in ALL {
+                let packed = compress(method, 2, &data);
+                let mut unpacked = Vec::new();
+                decoder(method, packed.as_slice()).unwrap().read_to_end(&mut unpacked).unwrap();
+                assert!(unpacked == data, "{method}, {size} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn the_output_does_not_depend_on_the_number_of_threads() {
+        let data = data(5 * FRAME + 3);
+        for method in [Compression::Zstd, Compression::Xz] {
+            let one = compress(method, 1, &data);
+            assert!([2, 3, 8].into_iter().all(|threads| compress(method, threads, &data) == one), "{method}");
+        }
+    }
+
+    #[test]
+    fn truncated_and_random_input_is_an_error_not_a_panic() {
+        let data = data(100_000);
+        for method in ALL.into_iter().skip(1) {
+            let packed = compress(method, 1, &data);
+            for bytes in [&packed[..packed.len() - 1], &packed[..packed.len() / 2], &data[..1000]] {
+                let mut unpacked = Vec::new();
+                assert!(decoder(method, bytes).unwrap().read_to_end(&mut unpacked).is_err(), "{method}");
+            }
+        }
+    }
+
+    #[test]
+    fn levels_out_of_range_are_usage_errors() {
+        assert_eq!(Settings::new(Compression::Zstd, Some(20), None).unwrap_err().exit_code(), 2);
+        assert_eq!(Settings::new(Compression::None, Some(1), None).unwrap_err().exit_code(), 2);
+    }
+}

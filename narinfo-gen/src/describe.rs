@@ -1,0 +1,151 @@
+//! From a NAR or an export stream to narinfos: the work of `narinfo-gen`, also done by `s3-push` for such input.
+
+use std::collections::HashMap;
+use std::io::BufRead;
+
+use nar_pack::export::{Trailer, read_marker, read_trailer};
+use nar_pack::path_info::{PathInfo, Registry};
+use nar_pack::references::Scanner;
+use nar_pack::stage::{Failure, Outcome};
+use nar_pack::store_path::StorePath;
+
+use crate::compression::Settings;
+use crate::hash::Sha256;
+use crate::narinfo::NarInfo;
+use crate::packing::{PackedNar, pack};
+use crate::stream::{Kind, require_end};
+
+/// Narinfos that wait for one question to the installed Nix about their content addresses and signatures.
+const BATCH: usize = 64;
+
+/// What happens to what was found out. NARs come before their narinfos, narinfos in the order of the stream.
+pub trait Sink {
+    /// A compressed NAR, under its key.
+    fn nar(&mut self, key: &str, nar: PackedNar) -> Outcome;
+    /// A narinfo; `more` when another follows.
+    fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Outcome;
+}
+
+/// Turns NARs into narinfos.
+pub struct Describer<'a, S> {
+    /// How NARs are compressed.
+    pub settings: Settings,
+    /// Who knows about paths.
+    pub registry: &'a mut Registry,
+    /// Where the result goes.
+    pub sink: S,
+    /// Where warnings go.
+    pub warn: fn(&str),
+}
+
+impl<S: Sink> Describer<'_, S> {
+    /// Describes the NAR of one path; nothing may follow it.
+    ///
+    /// # Errors
+    /// Refuses a malformed NAR, and one that `--path-info` describes otherwise.
+    pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<StorePath>) -> Outcome {
+        let known = self.registry.query(std::slice::from_ref(path))?.remove(path);
+        // Scanned even when the references are known: only its hash will tell whether this is the NAR that Nix knows.
+        let candidates = self.registry.candidates()?;
+        let scanner = Scanner::new(candidates.into_iter().chain([path.clone()]));
+        let nar = pack(input, &self.settings, Some(scanner))?;
+        require_end(input, Kind::Nar)?;
+        let known = known.filter(|info| self.is_of(info, path, nar.nar_hash));
+        let trailer = Trailer {
+            path: path.clone(),
+            references: match &known {
+                Some(info) => info.references.clone(),
+                None => nar.references.clone().unwrap_or_default(),
+            },
+            deriver: deriver.or_else(|| known.as_ref().and_then(|info| info.deriver.clone())),
+        };
+        let mut narinfo = self.narinfo_of(&trailer, &nar);
+        self.sink.nar(&narinfo.url, nar)?;
+        add_known(&mut narinfo, known);
+        self.sink.narinfo(narinfo, false)
+    }
+
+    /// Describes every path of an export stream.
+    ///
+    /// # Errors
+    /// Refuses a malformed or truncated stream.
+    pub fn export(&mut self, input: &mut impl BufRead) -> Outcome {
+        let mut waiting: Vec<NarInfo> = Vec::new();
+        let mut more = read_marker(input)?;
+        while more {
+            let nar = pack(input, &self.settings, None)?;
+            let trailer = read_trailer(input, &self.registry.store_dir)?;
+            more = read_marker(input)?;
+            let narinfo = self.narinfo_of(&trailer, &nar);
+            self.sink.nar(&narinfo.url, nar)?;
+            waiting.push(narinfo);
+            if waiting.len() == BATCH || !more {
+                self.hand_on(std::mem::take(&mut waiting), more)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_on(&mut self, narinfos: Vec<NarInfo>, more: bool) -> Outcome {
+        let paths: Vec<StorePath> = narinfos.iter().map(|narinfo| narinfo.path.clone()).collect();
+        let mut known: HashMap<StorePath, PathInfo> = self.registry.query(&paths)?;
+        let last = narinfos.len();
+        for (index, mut narinfo) in narinfos.into_iter().enumerate() {
+            let info = known.remove(&narinfo.path);
+            let info = info.filter(|info| self.is_of(info, &narinfo.path, narinfo.nar_hash));
+            add_known(&mut narinfo, info);
+            self.sink.narinfo(narinfo, more || index + 1 < last)?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is known of a path is about this very NAR. The same path may have been built elsewhere with other
+    /// contents, for which signatures and content address of this one would not hold.
+    fn is_of(&self, info: &PathInfo, path: &StorePath, nar_hash: Sha256) -> bool {
+        let same = Sha256::parse(&info.nar_hash).is_ok_and(|hash| hash == nar_hash);
+        if !same {
+            (self.warn)(&format!("{path}: the path info known here is of other contents ({}); it is not used", info.nar_hash));
+        }
+        same
+    }
+
+    fn narinfo_of(&self, trailer: &Trailer, nar: &PackedNar) -> NarInfo {
+        NarInfo {
+            store_dir: self.registry.store_dir.clone(),
+            path: trailer.path.clone(),
+            url: nar.key(&self.settings),
+            compression: self.settings.method.name().to_owned(),
+            file_hash: Some(nar.file_hash),
+            file_size: Some(nar.file_size),
+            nar_hash: nar.nar_hash,
+            nar_size: nar.nar_size,
+            references: trailer.references.clone(),
+            deriver: trailer.deriver.clone(),
+            signatures: Vec::new(),
+            ca: None,
+            unknown: Vec::new(),
+        }
+    }
+}
+
+fn add_known(narinfo: &mut NarInfo, known: Option<PathInfo>) {
+    if let Some(info) = known {
+        narinfo.ca = info.ca;
+        for signature in info.signatures {
+            narinfo.add_signature(signature);
+        }
+    }
+}
+
+/// The path of a NAR on standard input, which must be given, and must not be for an export stream.
+///
+/// # Errors
+/// A usage failure when it is not as it must be.
+pub fn require_path(kind: Kind, path: Option<StorePath>) -> Outcome<Option<StorePath>> {
+    match (kind, path) {
+        (Kind::Nar, None) => Err(Failure::failed("standard input is a NAR; say which STORE-PATH it is of")),
+        (Kind::Nar, path) => Ok(path),
+        (_, Some(path)) => Err(Failure::failed(format!("standard input is {}, which names its paths; {path} is one too many", kind.name()))),
+        (_, None) => Ok(None),
+    }
+}

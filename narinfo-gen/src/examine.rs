@@ -1,0 +1,120 @@
+//! Checking a compressed NAR that came from elsewhere.
+
+use std::io::{self, BufReader, Read};
+
+use nar_pack::nar::{Tee, Visitor, parse};
+use nar_pack::stage::{Failure, Outcome};
+
+use crate::compression::{Compression, decoder};
+use crate::hash::{Hasher, Sha256};
+use crate::narinfo::NarInfo;
+
+const BUFFER: usize = 128 * 1024;
+
+/// What a compressed NAR turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Hash of the compressed bytes.
+    pub file_hash: Sha256,
+    /// How many they are.
+    pub file_size: u64,
+    /// Hash of the NAR.
+    pub nar_hash: Sha256,
+    /// Size of the NAR in bytes.
+    pub nar_size: u64,
+}
+
+impl Facts {
+    /// Refuses a narinfo that says something else of its NAR.
+    ///
+    /// # Errors
+    /// Names the field, what it says and what is true.
+    pub fn require(&self, narinfo: &NarInfo) -> Outcome {
+        let differs = |field: &str, says: String, is: String| {
+            Err(Failure::refused(format!("{}: {field} is {says} in the narinfo, but {is} in truth", narinfo.full_path())))
+        };
+        if let Some(hash) = narinfo.file_hash.filter(|hash| *hash != self.file_hash) {
+            return differs("FileHash", hash.to_string(), self.file_hash.to_string());
+        }
+        if let Some(size) = narinfo.file_size.filter(|size| *size != self.file_size) {
+            return differs("FileSize", size.to_string(), self.file_size.to_string());
+        }
+        if narinfo.nar_hash != self.nar_hash {
+            return differs("NarHash", narinfo.nar_hash.to_string(), self.nar_hash.to_string());
+        }
+        if narinfo.nar_size != self.nar_size {
+            return differs("NarSize", narinfo.nar_size.to_string(), self.nar_size.to_string());
+        }
+        Ok(())
+    }
+}
+
+/// Reads a compressed NAR to its end, gives its tree to `visitor`, and says what it was. Stops as soon as the NAR is
+/// larger than `max_size` bytes, whatever the file claims to unpack to.
+///
+/// # Errors
+/// Refuses what cannot be decompressed, is no NAR, has something after it, or is too large.
+pub fn examine(
+    input: impl Read + Send,
+    method: Compression,
+    max_size: Option<u64>,
+    visitor: &mut impl Visitor,
+) -> Outcome<Facts> {
+    let mut file = Counted { inner: input, hasher: Hasher::default() };
+    let (nar_hash, nar_size) = {
+        let unpacked = decoder(method, BufReader::with_capacity(BUFFER, &mut file))?;
+        let mut nar = Hasher::default();
+        let mut stream = BufReader::with_capacity(BUFFER, Decompressed { inner: unpacked, method });
+        parse(
+            &mut Tee::new(&mut stream, |bytes| {
+                nar.update(bytes);
+                match max_size {
+                    Some(max) if nar.size() > max => Err(Failure::refused(format!("the NAR is larger than its NarSize, {max} bytes"))),
+                    _ => Ok(()),
+                }
+            }),
+            visitor,
+        )?;
+        // Only at its end does a decoder check the file's own checksum.
+        let mut rest = [0; 1];
+        if stream.read(&mut rest)? != 0 {
+            return Err(Failure::refused("something follows the end of the NAR"));
+        }
+        nar.finish()
+    };
+    // Nix's writers put nothing after the compressed stream, but what is there belongs to the file's hash.
+    io::copy(&mut file, &mut io::sink())?;
+    let (file_hash, file_size) = file.hasher.finish();
+    Ok(Facts { file_hash, file_size, nar_hash, nar_size })
+}
+
+struct Counted<R> {
+    inner: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        Ok(n)
+    }
+}
+
+/// Turns what a decoder says of its data into a refusal; an error of the input itself passes through.
+struct Decompressed<R> {
+    inner: R,
+    method: Compression,
+}
+
+impl<R: Read> Read for Decompressed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buf).map_err(|error| {
+            let of_input = error.raw_os_error().is_some() || error.get_ref().is_some_and(|inner| inner.is::<Failure>());
+            if of_input || error.kind() == io::ErrorKind::Interrupted {
+                return error;
+            }
+            Failure::refused(format!("the file does not unpack as {}: {error}", self.method)).into()
+        })
+    }
+}

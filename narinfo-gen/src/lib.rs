@@ -1,0 +1,110 @@
+//! Hashes, narinfos, compression and cache archives; the library behind `narinfo-gen`.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`hash`] | SHA-256 as Nix writes it |
+//! | [`narinfo`] | reading and writing narinfos |
+//! | [`cache_info`] | `nix-cache-info` |
+//! | [`compression`] | the methods that narinfos name |
+//! | [`packing`] | a NAR in, a compressed NAR with its hashes out |
+//! | [`examine`] | the way back: what a compressed NAR from elsewhere really is |
+//! | [`describe`] | narinfos from a NAR or an export stream |
+//! | [`archive`] | the cache archive, and what the keys of a cache mean |
+//! | [`stream`] | telling streams from their first bytes |
+
+pub mod archive;
+pub mod cache_info;
+pub mod cli;
+pub mod compression;
+pub mod describe;
+pub mod examine;
+pub mod hash;
+pub mod narinfo;
+pub mod packing;
+pub mod stream;
+
+use std::io::Write;
+
+use cache_info::CacheInfo;
+use cli::{Cli, Packing};
+use compression::Settings;
+use describe::{Describer, Sink, require_path};
+use nar_pack::path_info::Registry;
+use nar_pack::stage::{self, Doing, Failure, Outcome, Output};
+use narinfo::NarInfo;
+use packing::PackedNar;
+use stream::{Kind, sniff};
+
+const TOOL: &str = "narinfo-gen";
+const WANTED: &str = "a NAR or an export stream";
+
+impl Packing {
+    /// The settings that the command line asks for.
+    ///
+    /// # Errors
+    /// A usage failure for a level that the method does not have.
+    pub fn settings(&self) -> Outcome<Settings> {
+        Settings::new(self.compression.into(), self.level, self.threads)
+    }
+}
+
+/// Runs `narinfo-gen`.
+///
+/// # Errors
+/// See the exit codes in [`stage`].
+pub fn run(cli: Cli) -> Outcome {
+    let settings = cli.packing.settings()?;
+    let mut registry = Registry::open(&cli.knowledge, None)?;
+    let path = cli.store_path.as_deref().map(|path| registry.store_dir.parse(path)).transpose()?;
+    let deriver = cli.deriver.as_deref().map(|path| registry.store_dir.parse(path)).transpose()?;
+    let (kind, mut input) = sniff(stage::stdin(WANTED)?, WANTED)?;
+    if !matches!(kind, Kind::Nar | Kind::Export) {
+        return Err(Failure::refused(format!("standard input is {}; expected {WANTED}", kind.name())));
+    }
+    let path = require_path(kind, path)?;
+    let sink = if cli.archive {
+        let mut archive = archive::Writer::new(stage::stdout(Some("the cache archive"))?);
+        archive.text(cache_info::KEY, &CacheInfo::new(registry.store_dir.clone()).to_string())?;
+        Out::Archive(archive)
+    } else {
+        Out::Text(stage::stdout(None)?)
+    };
+    let mut describer = Describer { settings, registry: &mut registry, sink, warn: |warning| stage::say(TOOL, warning) };
+    match path {
+        Some(path) => describer.nar(&mut input, &path, deriver).doing(|| path.to_string())?,
+        None => describer.export(&mut input)?,
+    }
+    match describer.sink {
+        Out::Archive(archive) => archive.finish()?.finish(),
+        Out::Text(text) => text.finish(),
+    }
+}
+
+enum Out {
+    Text(Output),
+    Archive(archive::Writer<Output>),
+}
+
+impl Sink for Out {
+    fn nar(&mut self, key: &str, nar: PackedNar) -> Outcome {
+        match self {
+            Self::Text(_) => Ok(()),
+            Self::Archive(archive) => archive.member(key, nar.file_size, nar.body),
+        }
+    }
+
+    /// A blank line is written as soon as it is known that another narinfo follows, so that text which ends early
+    /// shows it.
+    fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Outcome {
+        match self {
+            Self::Text(text) => {
+                write!(text, "{narinfo}{}", if more { "\n" } else { "" })?;
+                Ok(text.flush()?)
+            }
+            Self::Archive(archive) => {
+                archive.text(&narinfo.key(), &narinfo.to_string())?;
+                archive.flush()
+            }
+        }
+    }
+}

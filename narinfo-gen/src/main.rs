@@ -1,0 +1,7 @@
+//! `narinfo-gen`; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nar_pack::stage::main("narinfo-gen", narinfo_gen::run)
+}

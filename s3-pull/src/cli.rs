@@ -1,0 +1,99 @@
+//! The command line of `s3-pull`.
+
+use std::path::PathBuf;
+
+use cache_sign::cli::Trust;
+use clap::Parser;
+
+/// Fetch store paths from a Nix binary cache, verify them, and unpack them.
+///
+/// The cache is an s3://, http://, https:// or file:// URL. Signatures are checked against trusted keys and hashes
+/// against the narinfo; what does not hold is never visible under its final name.
+#[derive(Debug, Parser)]
+#[command(name = "s3-pull", version, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// The cache (default: $NIX_S3_CACHE), then store paths
+    #[arg(value_name = "URL] [STORE-PATH")]
+    pub targets: Vec<String>,
+
+    /// Unpack below DIR: /nix/store/x lands at DIR/nix/store/x
+    #[arg(long, value_name = "DIR", group = "output")]
+    pub root: Option<PathBuf>,
+
+    /// Write the NAR of the one path to standard output
+    #[arg(long, group = "output", conflicts_with_all = ["recursive", "all"])]
+    pub nar: bool,
+
+    /// Write an export stream to standard output, for `nix-store --import`
+    #[arg(long, group = "output")]
+    pub export: bool,
+
+    /// Write narinfo text to standard output
+    #[arg(long, group = "output")]
+    pub narinfo: bool,
+
+    /// Write a cache archive to standard output, for `s3-push` and `tar`
+    #[arg(long, group = "output")]
+    pub archive: bool,
+
+    /// Write the store paths to standard output, one per line
+    #[arg(long, group = "output")]
+    pub list: bool,
+
+    /// Take the closure of the paths
+    #[arg(short, long, conflicts_with = "all")]
+    pub recursive: bool,
+
+    /// Take every path of the cache (s3:// and file:// only)
+    #[arg(long)]
+    pub all: bool,
+
+    /// Read more store paths from standard input, one per line
+    #[arg(long)]
+    pub stdin: bool,
+
+    /// Which keys to trust
+    #[command(flatten)]
+    pub trust: Trust,
+
+    /// Do not check signatures; hashes are checked all the same
+    #[arg(long)]
+    pub no_verify_signatures: bool,
+
+    /// Do not sign requests to S3 (a public bucket)
+    #[arg(long)]
+    pub no_sign_request: bool,
+
+    /// Requests in flight at once
+    #[arg(short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: u16,
+
+    /// Say nothing on standard error but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Say more on standard error
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// The store directory that store paths begin with
+    #[arg(long, value_name = "DIR", env = "NIX_STORE_DIR", default_value = "/nix/store", hide_env_values = true)]
+    pub store_dir: String,
+}
+
+const AFTER_HELP: &str = "\
+Trusted keys come from --trusted-public-key, else from nix.conf (trusted-public-keys and extra-trusted-public-keys). A path
+that is content-addressed needs no signature.
+
+Examples:
+  s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello      # on a host without Nix
+  s3-pull -r --export https://cache.example.org /nix/store/…-hello | nix-store --import
+  s3-pull -r --archive s3://a /nix/store/…-hello | s3-push s3://b                 # mirror
+  s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
+  s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
+
+Memory: 64 MiB and about 4 MiB per request in flight, whatever the size of a NAR (an xz file asks for as much as it was
+compressed with, at most 256 MiB); about 300 bytes a path.
+
+Exit status: 0 done; 1 refused (missing path, bad signature, wrong hash, malformed narinfo or NAR); 2 usage, or an operation
+that failed; 141 when the reader of standard output went away.";

@@ -1,0 +1,97 @@
+//! A real Nix: its store, a small closure that it builds without network, and empty stores to fill.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::{Scratch, absent, unique};
+
+/// Whether Nix is installed; a loud line where it is not, and a panic where `CI=true`.
+pub fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    let available = *AVAILABLE.get_or_init(|| {
+        let output = Command::new("nix-store").arg("--version").stdin(Stdio::null()).output();
+        output.is_ok_and(|output| output.status.success())
+    });
+    if !available {
+        absent("Nix", "`apt-get install nix-bin` gets it on Debian");
+    }
+    available
+}
+
+/// Three real store paths, each with a name and contents that no other call gets.
+#[derive(Debug, Clone)]
+pub struct Closure {
+    /// Refers to nothing.
+    pub lib: String,
+    /// Refers to `lib`; `bin/app` prints `greeting`.
+    pub app: String,
+    /// Refers to `app` by a symbolic link `bin`, and so `bin/app` runs from here too.
+    pub top: String,
+    /// What the program prints.
+    pub greeting: String,
+}
+
+impl Closure {
+    /// All paths, references first.
+    pub fn paths(&self) -> [&str; 3] {
+        [&self.lib, &self.app, &self.top]
+    }
+}
+
+/// Builds `lib` <- `app` <- `top` in the local store with /bin/sh as builder.
+pub fn build(scratch: &Scratch) -> Closure {
+    let seed = unique("");
+    let file = scratch.path().join(format!("closure-{seed}.nix"));
+    fs::write(&file, expression(&seed)).unwrap();
+    let file = file.display();
+    let out = |name: &str| {
+        scratch.sh(&format!("nix-build --no-out-link --option sandbox false '{file}' -A {name} 2>build.log || {{ cat build.log >&2; exit 1; }}")).ok()
+    };
+    Closure { lib: out("lib"), app: out("app"), top: out("top"), greeting: format!("greetings from {seed}") }
+}
+
+/// Removes the paths of the closure from the local store; nothing else may refer to them.
+pub fn delete(scratch: &Scratch, closure: &Closure) {
+    // References last: Nix refuses a path while another one refers to it.
+    let Closure { lib, app, top, .. } = closure;
+    scratch.sh(&format!("nix-store --delete {top} {app} {lib}")).ok();
+}
+
+/// The directory of an empty store, for `--store DIR` or `NIX_REMOTE=DIR`: `/nix/store/x` lands at `DIR/nix/store/x`.
+pub fn fresh_store(scratch: &Scratch) -> String {
+    let dir = scratch.path().join(unique("store-"));
+    fs::create_dir(&dir).unwrap();
+    dir.to_str().expect("the temporary directory's name is text").to_owned()
+}
+
+fn expression(seed: &str) -> String {
+    format!(
+        r#"let
+  make = name: script: derivation {{
+    name = "${{name}}-{seed}";
+    system = builtins.currentSystem;
+    builder = "/bin/sh";
+    args = [ "-euc" script ];
+    PATH = "/usr/bin:/bin";
+  }};
+in rec {{
+  lib = make "lib" ''
+    mkdir -p $out/share
+    echo 'greetings from {seed}' > $out/share/greeting
+    : > $out/share/empty
+    ln -s greeting $out/share/link
+  '';
+  app = make "app" ''
+    mkdir -p $out/bin
+    printf '#!/bin/sh\nexec cat "''${{GREETING_ROOT:-}}${{lib}}/share/greeting"\n' > $out/bin/app
+    chmod +x $out/bin/app
+  '';
+  top = make "top" ''
+    mkdir -p $out
+    ln -s ${{app}}/bin $out/bin
+  '';
+}}
+"#
+    )
+}
