@@ -1,1 +1,7 @@
-fn main() {}
+//! `cache-sign`; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nar_pack::stage::main("cache-sign", cache_sign::run)
+}

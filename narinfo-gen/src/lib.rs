@@ -6,6 +6,7 @@
 //! | [`narinfo`] | reading and writing narinfos |
 //! | [`cache_info`] | `nix-cache-info` |
 //! | [`compression`] | the methods that narinfos name |
+//! | [`content_address`] | paths that prove themselves |
 //! | [`packing`] | a NAR in, a compressed NAR with its hashes out |
 //! | [`examine`] | the way back: what a compressed NAR from elsewhere really is |
 //! | [`describe`] | narinfos from a NAR or an export stream |
@@ -16,6 +17,7 @@ pub mod archive;
 pub mod cache_info;
 pub mod cli;
 pub mod compression;
+pub mod content_address;
 pub mod describe;
 pub mod examine;
 pub mod hash;
@@ -23,15 +25,13 @@ pub mod narinfo;
 pub mod packing;
 pub mod stream;
 
-use std::io::Write;
-
 use cache_info::CacheInfo;
 use cli::{Cli, Packing};
 use compression::Settings;
 use describe::{Describer, Sink, require_path};
 use nar_pack::path_info::Registry;
 use nar_pack::stage::{self, Doing, Failure, Outcome, Output};
-use narinfo::NarInfo;
+use narinfo::{NarInfo, TextWriter};
 use packing::PackedNar;
 use stream::{Kind, sniff};
 
@@ -67,21 +67,24 @@ pub fn run(cli: Cli) -> Outcome {
         archive.text(cache_info::KEY, &CacheInfo::new(registry.store_dir.clone()).to_string())?;
         Out::Archive(archive)
     } else {
-        Out::Text(stage::stdout(None)?)
+        Out::Text(TextWriter::new(stage::stdout(None)?))
     };
     let mut describer = Describer { settings, registry: &mut registry, sink, warn: |warning| stage::say(TOOL, warning) };
-    match path {
-        Some(path) => describer.nar(&mut input, &path, deriver).doing(|| path.to_string())?,
-        None => describer.export(&mut input)?,
-    }
+    let result = match path {
+        Some(path) => describer.nar(&mut input, &path, deriver).doing(|| path.to_string()),
+        None => describer.export(&mut input),
+    };
     match describer.sink {
-        Out::Archive(archive) => archive.finish()?.finish(),
-        Out::Text(text) => text.finish(),
+        Out::Archive(archive) => result.and_then(|()| archive.finish()?.finish()),
+        Out::Text(mut text) => {
+            result.inspect_err(|_| text.cut_off())?;
+            text.into_inner().finish()
+        }
     }
 }
 
 enum Out {
-    Text(Output),
+    Text(TextWriter<Output>),
     Archive(archive::Writer<Output>),
 }
 
@@ -93,14 +96,9 @@ impl Sink for Out {
         }
     }
 
-    /// A blank line is written as soon as it is known that another narinfo follows, so that text which ends early
-    /// shows it.
     fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Outcome {
         match self {
-            Self::Text(text) => {
-                write!(text, "{narinfo}{}", if more { "\n" } else { "" })?;
-                Ok(text.flush()?)
-            }
+            Self::Text(text) => text.write(&narinfo, more),
             Self::Archive(archive) => {
                 archive.text(&narinfo.key(), &narinfo.to_string())?;
                 archive.flush()

@@ -1,7 +1,7 @@
 //! The narinfo: reading and writing (Nix's `src/libstore/nar-info.cc`).
 
 use std::fmt::{self, Write as _};
-use std::io::BufRead;
+use std::io::{BufRead, Write};
 
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::{StoreDir, StorePath};
@@ -236,20 +236,21 @@ fn parse_url(value: &str) -> Outcome<String> {
     if inside { Ok(value.to_owned()) } else { Err(Failure::refused(format!("{value:?} does not lie within the cache"))) }
 }
 
-/// Reads narinfo text: narinfos with one blank line between two. Each is handed on as soon as it is complete.
+/// Reads narinfo text: narinfos with one blank line between two. Each is handed on as soon as it is complete, with
+/// whether another follows.
 ///
 /// A blank line says that another narinfo follows, so text that ends in one is cut off.
 ///
 /// # Errors
 /// Refuses empty, malformed or truncated text, and says which narinfo it was; passes on what `each` returns.
-pub fn read_text(mut input: impl BufRead, store_dir: &StoreDir, mut each: impl FnMut(NarInfo) -> Outcome) -> Outcome {
+pub fn read_text(mut input: impl BufRead, store_dir: &StoreDir, mut each: impl FnMut(NarInfo, bool) -> Outcome) -> Outcome {
     let mut text = Vec::new();
     for count in 1_u64.. {
         text.clear();
         let at = || format!("narinfo {count} of the stream");
         let more = read_block(&mut input, &mut text).doing(at)?;
         let narinfo = str::from_utf8(&text).map_err(|_| Failure::refused("not UTF-8 text")).doing(at)?;
-        each(NarInfo::parse(narinfo, store_dir).doing(at)?)?;
+        each(NarInfo::parse(narinfo, store_dir).doing(at)?, more)?;
         if !more {
             break;
         }
@@ -275,6 +276,52 @@ fn read_block(input: &mut impl BufRead, text: &mut Vec<u8>) -> Outcome<bool> {
             }
             _ => {}
         }
+    }
+}
+
+/// Writes narinfo text. What is cut off ends in a blank line, if the writer still gets to it.
+#[derive(Debug)]
+pub struct TextWriter<W> {
+    out: W,
+    state: Separator,
+}
+
+#[derive(Debug, PartialEq)]
+enum Separator {
+    NotYet,
+    Due,
+    Written,
+}
+
+impl<W: Write> TextWriter<W> {
+    /// Begins text on `out`.
+    pub fn new(out: W) -> Self {
+        Self { out, state: Separator::NotYet }
+    }
+
+    /// Writes a narinfo; `more` when it is certain that another follows, which then shows in the text at once.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn write(&mut self, narinfo: &NarInfo, more: bool) -> Outcome {
+        let before = if self.state == Separator::Due { "\n" } else { "" };
+        write!(self.out, "{before}{narinfo}{}", if more { "\n" } else { "" })?;
+        self.state = if more { Separator::Written } else { Separator::Due };
+        Ok(self.out.flush()?)
+    }
+
+    /// Marks the text as cut off, because what should follow failed.
+    pub fn cut_off(&mut self) {
+        if self.state == Separator::Due {
+            // It failed already; that this fails too changes nothing.
+            let _ = self.out.write_all(b"\n").and_then(|()| self.out.flush());
+            self.state = Separator::Written;
+        }
+    }
+
+    /// Gives the output back.
+    pub fn into_inner(self) -> W {
+        self.out
     }
 }
 
@@ -346,7 +393,7 @@ Provenance: {\"x\": 1}
         let stream = format!("{TEXT}\n{TEXT}");
         let count = |text: &str| {
             let mut seen = 0;
-            read_text(text.as_bytes(), &dir(), |_| {
+            read_text(text.as_bytes(), &dir(), |_, _| {
                 seen += 1;
                 Ok(())
             })

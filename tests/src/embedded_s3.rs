@@ -8,9 +8,11 @@ use std::env;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fs;
+use std::future::ready;
 use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::thread;
 
@@ -79,11 +81,21 @@ fn service(root: &PathBuf) -> Result<S3Service, Box<dyn Error>> {
 /// Everybody reads objects, as with a bucket policy like the Nix manual's; the rest takes credentials.
 struct PublicRead;
 
-#[async_trait::async_trait]
 impl S3Access for PublicRead {
-    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
+    // What the attribute macro of async-trait makes of an `async fn`; not worth a dependency for one function.
+    fn check<'a, 'b, 'c, 'f>(
+        &'a self,
+        context: &'b mut S3AccessContext<'c>,
+    ) -> Pin<Box<dyn Future<Output = S3Result<()>> + Send + 'f>>
+    where
+        Self: 'f,
+        'a: 'f,
+        'b: 'f,
+        'c: 'f,
+    {
         let reads = matches!(context.s3_op().name(), "GetObject" | "HeadObject" | "GetBucketLocation");
-        if reads || context.credentials().is_some() { Ok(()) } else { Err(s3s::s3_error!(AccessDenied)) }
+        let allowed = reads || context.credentials().is_some();
+        Box::pin(ready(if allowed { Ok(()) } else { Err(s3s::s3_error!(AccessDenied)) }))
     }
 }
 
@@ -114,7 +126,7 @@ fn watch_stdin() -> oneshot::Receiver<()> {
         let mut buffer = [0; 256];
         while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
         // The receiver is gone only if the server already ended.
-        drop(sender.send(()));
+        sender.send(()).unwrap_or_default();
     });
     receiver
 }

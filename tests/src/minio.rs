@@ -11,13 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
 
 use crate::server::{Server, free_port, http_status};
 use crate::{Credentials, Scratch, absent, unique};
 
 /// How long MinIO may take until it answers.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// A running MinIO with a data directory of its own. It ends when this is dropped or when the test process ends.
 #[derive(Debug)]
@@ -25,14 +24,9 @@ pub struct Minio {
     endpoint: String,
     root: Credentials,
     mc: PathBuf,
-    config: TempDir,
+    /// Configuration of mc and policy files, in the server's directory and so removed with it.
+    config: PathBuf,
     _server: Server,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Credentials({})", self.access_key)
-    }
 }
 
 impl Minio {
@@ -40,15 +34,14 @@ impl Minio {
     ///
     /// None where it or its client is absent, after a loud line; a panic where `CI=true`.
     pub fn start() -> Option<Self> {
-        let (Some(minio), Some(mc)) = (find("MINIO", "minio"), find_mc()) else {
+        let (Some(minio), Some(mc)) = (candidates("MINIO", "minio").into_iter().next(), find_mc()) else {
             absent("MinIO (or its client mc)", "`cargo xtask minio` gets both, or set $MINIO and $MC");
             return None;
         };
         let root = Credentials::random();
         // Another process may take the port between its choice and the server's start.
-        let (server, endpoint) =
-            (0..5).find_map(|_| serve(&minio, &root)).expect("MinIO starts on one of five free ports");
-        let config = tempfile::Builder::new().prefix("nix-s3-cache-mc-").tempdir().expect("a directory for mc");
+        let started = (0..5).find_map(|_| serve(&minio, &root));
+        let (server, endpoint, config) = started.expect("MinIO starts on one of five free ports");
         Some(Self { endpoint, root, mc, config, _server: server })
     }
 
@@ -92,7 +85,7 @@ impl Minio {
         let keys = format!("{}\n{}\n", user.access_key, user.secret_key);
         self.mc_with_input(&["admin", "user", "add", ALIAS], keys.as_bytes());
         let policy = unique("policy-");
-        let file = self.config.path().join(&policy);
+        let file = self.config.join(&policy);
         fs::write(&file, policy_json).expect("a policy file");
         self.mc(&["admin", "policy", "create", ALIAS, &policy, &file.to_string_lossy()]);
         self.mc(&["admin", "policy", "attach", ALIAS, &policy, "--user", &user.access_key]);
@@ -101,7 +94,7 @@ impl Minio {
 
     /// Gives the bucket a bucket policy, as `mc anonymous set-json` does.
     pub fn set_bucket_policy(&self, bucket: &str, policy_json: &str) {
-        let file = self.config.path().join(unique("policy-"));
+        let file = self.config.join(unique("policy-"));
         fs::write(&file, policy_json).expect("a policy file");
         self.mc(&["anonymous", "set-json", &file.to_string_lossy(), &target(bucket, "")]);
     }
@@ -129,7 +122,8 @@ impl Minio {
         self.mc(&["cat", &target(bucket, key)])
     }
 
-    /// Runs MinIO's client as the administrator, who is the alias `cache`; returns its standard output. For what has no method here.
+    /// Runs MinIO's client as the administrator, who is the alias `cache`; returns its standard
+    /// output. For what has no method here.
     pub fn mc(&self, args: &[&str]) -> Vec<u8> {
         self.mc_with_input(args, b"")
     }
@@ -146,7 +140,7 @@ impl Minio {
 
     fn mc_with_input(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
         let mut command = Command::new(&self.mc);
-        command.arg("--config-dir").arg(self.config.path()).args(args).env(format!("MC_HOST_{ALIAS}"), self.mc_host());
+        command.arg("--config-dir").arg(&self.config).args(args).env(format!("MC_HOST_{ALIAS}"), self.mc_host());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("mc");
         let mut pipe = child.stdin.take().expect("a pipe to mc");
@@ -178,9 +172,11 @@ fn key_of(line: &str) -> String {
 }
 
 /// Starts MinIO and waits until it answers; None if it ended, as it does when the port was taken.
-fn serve(minio: &Path, root: &Credentials) -> Option<(Server, String)> {
+fn serve(minio: &Path, root: &Credentials) -> Option<(Server, String, PathBuf)> {
     let dir = tempfile::Builder::new().prefix("nix-s3-cache-minio-").tempdir().expect("a directory for MinIO");
     let dir = dir.keep();
+    let config = dir.join("mc");
+    fs::create_dir(&config).expect("a directory for mc");
     let endpoint = format!("127.0.0.1:{}", free_port());
     let args: [OsString; 6] = [
         "server".into(),
@@ -200,7 +196,7 @@ fn serve(minio: &Path, root: &Credentials) -> Option<(Server, String)> {
     let start = Instant::now();
     while start.elapsed() < START_LIMIT && !server.ended() {
         if matches!(http_status(&endpoint, "GET", "/minio/health/ready", b""), Ok(200)) {
-            return Some((server, endpoint));
+            return Some((server, endpoint, config));
         }
         thread::sleep(Duration::from_millis(50));
     }
@@ -209,29 +205,26 @@ fn serve(minio: &Path, root: &Credentials) -> Option<(Server, String)> {
 
 /// MinIO's client: `$MC`, else from PATH, else from the cache directory.
 pub fn find_mc() -> Option<PathBuf> {
-    find("MC", "mc").filter(|mc| is_minio_client(mc))
+    static MC: OnceLock<Option<PathBuf>> = OnceLock::new();
+    MC.get_or_init(|| candidates("MC", "mc").into_iter().find(|path| is_minio_client(path))).clone()
 }
 
 /// Midnight Commander has the same name.
 fn is_minio_client(mc: &Path) -> bool {
-    static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
-        let output = Command::new(mc).arg("--version").stdin(Stdio::null()).output();
-        output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("MinIO"))
-    })
+    let output = Command::new(mc).arg("--version").stdin(Stdio::null()).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("MinIO"))
 }
 
-/// An executable: from an environment variable, else from PATH, else from where `cargo xtask minio` puts it.
-fn find(variable: &str, name: &str) -> Option<PathBuf> {
+/// Where a program may be: what an environment variable says, else PATH, then where `cargo xtask minio` puts it.
+fn candidates(variable: &str, name: &str) -> Vec<PathBuf> {
     if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {
-        return Some(PathBuf::from(path));
+        return vec![PathBuf::from(path)];
     }
     let cache = env::var_os("XDG_CACHE_HOME")
         .filter(|dir| !dir.is_empty())
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    let dirs = env::split_paths(&env::var_os("PATH").unwrap_or_default())
-        .chain(cache.map(|cache| cache.join("nix-s3-cache/bin")))
-        .collect::<Vec<_>>();
-    dirs.into_iter().map(|dir| dir.join(name)).find(|path| path.is_file())
+    let path = env::var_os("PATH").unwrap_or_default();
+    let dirs = env::split_paths(&path).chain(cache.map(|cache| cache.join("nix-s3-cache/bin")));
+    dirs.map(|dir| dir.join(name)).filter(|path| path.is_file()).collect()
 }

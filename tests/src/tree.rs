@@ -1,8 +1,8 @@
 //! File trees: what they are, exactly, and one that has some of everything.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, Permissions};
-use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};

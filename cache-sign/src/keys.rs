@@ -1,0 +1,183 @@
+//! Keys and signatures, in the format of Nix (`src/libutil/signature/local-keys.cc`): a name, a colon, and base 64.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use ed25519_dalek::{KEYPAIR_LENGTH, PUBLIC_KEY_LENGTH, SIGNATURE_LENGTH, Signature, Signer, SigningKey, VerifyingKey};
+use nar_pack::stage::{Failure, Outcome};
+use zeroize::Zeroizing;
+
+/// A secret key; its bytes are wiped from memory when it is dropped, and it cannot be displayed.
+pub struct SecretKey {
+    name: String,
+    key: SigningKey,
+}
+
+/// A public key; displayed as `NAME:BASE64`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PublicKey {
+    name: String,
+    key: VerifyingKey,
+}
+
+impl SecretKey {
+    /// Makes a new key.
+    ///
+    /// # Errors
+    /// Refuses a name that Nix could not read back; fails when the system gives no random bytes.
+    pub fn generate(name: &str) -> Outcome<Self> {
+        check_name(name)?;
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(seed.as_mut()).map_err(|error| Failure::failed(format!("no random bytes: {error}")))?;
+        Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&seed) })
+    }
+
+    /// Parses `NAME:BASE64` of the 64 bytes of seed and public key. Messages never contain the key.
+    ///
+    /// # Errors
+    /// Refuses anything else, and a public half that does not belong to the secret half.
+    pub fn parse(text: &str) -> Outcome<Self> {
+        let (name, digits) = split(text, "secret key")?;
+        let bytes = BASE64_STANDARD.decode(digits).map(Zeroizing::new);
+        let bytes = bytes.map_err(|_| Failure::refused(format!("secret key {name:?}: not base 64")))?;
+        let pair: &[u8; KEYPAIR_LENGTH] = bytes.as_slice().try_into().map_err(|_| {
+            Failure::refused(format!("secret key {name:?}: {} bytes long, expected {KEYPAIR_LENGTH}", bytes.len()))
+        })?;
+        let key = SigningKey::from_keypair_bytes(pair)
+            .map_err(|_| Failure::refused(format!("secret key {name:?}: its public half belongs to another key")))?;
+        Ok(Self { name: name.to_owned(), key })
+    }
+
+    /// `NAME:BASE64`, for the file that holds the key and for nothing else.
+    #[must_use]
+    pub fn to_file_text(&self) -> Zeroizing<String> {
+        let pair = Zeroizing::new(self.key.to_keypair_bytes());
+        let digits = Zeroizing::new(BASE64_STANDARD.encode(pair.as_slice()));
+        Zeroizing::new(format!("{}:{}", self.name, digits.as_str()))
+    }
+
+    /// The public key that belongs to it.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
+    }
+
+    /// Signs a fingerprint: `NAME:BASE64`.
+    #[must_use]
+    pub fn sign(&self, fingerprint: &str) -> String {
+        format!("{}:{}", self.name, BASE64_STANDARD.encode(self.key.sign(fingerprint.as_bytes()).to_bytes()))
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretKey({})", self.name)
+    }
+}
+
+impl PublicKey {
+    /// Parses `NAME:BASE64` of 32 bytes.
+    ///
+    /// # Errors
+    /// Refuses anything else, and names the key.
+    pub fn parse(text: &str) -> Outcome<Self> {
+        let (name, digits) = split(text, "public key")?;
+        let wrong = |why: String| Failure::refused(format!("public key {name:?}: {why}"));
+        let bytes = BASE64_STANDARD.decode(digits).map_err(|_| wrong("not base 64".to_owned()))?;
+        let bytes: &[u8; PUBLIC_KEY_LENGTH] = bytes
+            .as_slice()
+            .try_into()
+            .map_err(|_| wrong(format!("{} bytes long, expected {PUBLIC_KEY_LENGTH}", bytes.len())))?;
+        let key = VerifyingKey::from_bytes(bytes).map_err(|_| wrong("not a point of the curve".to_owned()))?;
+        Ok(Self { name: name.to_owned(), key })
+    }
+
+    /// The key's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether both are the same key, whatever their names.
+    #[must_use]
+    pub fn same_point(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+
+    /// Whether `signature` (`NAME:BASE64`) is one of this key over `fingerprint`.
+    #[must_use]
+    pub fn verifies(&self, fingerprint: &str, signature: &str) -> bool {
+        let Some(digits) = signature.strip_prefix(self.name.as_str()).and_then(|rest| rest.strip_prefix(':')) else {
+            return false;
+        };
+        let bytes: Option<[u8; SIGNATURE_LENGTH]> =
+            BASE64_STANDARD.decode(digits).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.is_some_and(|bytes| {
+            self.key.verify_strict(fingerprint.as_bytes(), &Signature::from_bytes(&bytes)).is_ok()
+        })
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, BASE64_STANDARD.encode(self.key.as_bytes()))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+fn split<'a>(text: &'a str, what: &str) -> Outcome<(&'a str, &'a str)> {
+    let (name, digits) = text
+        .trim()
+        .split_once(':')
+        .ok_or_else(|| Failure::refused(format!("not a {what}: expected NAME:BASE64")))?;
+    check_name(name)?;
+    Ok((name, digits))
+}
+
+fn check_name(name: &str) -> Outcome {
+    if name.is_empty() || name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
+        return Err(Failure::refused("the name of a key must not be empty, nor have colons or white space in it"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_its_file_and_its_signatures_hold() {
+        let secret = SecretKey::generate("cache.example.org-1").unwrap();
+        let again = SecretKey::parse(&secret.to_file_text()).unwrap();
+        let public = PublicKey::parse(&secret.public().to_string()).unwrap();
+        let signature = again.sign("1;x");
+        assert!(public.verifies("1;x", &signature));
+        assert!(!public.verifies("1;y", &signature));
+        assert!(!public.verifies("1;x", &signature.replace("-1:", "-2:")));
+        assert_eq!(secret.sign("1;x"), signature);
+    }
+
+    #[test]
+    fn a_public_half_of_another_key_is_refused() {
+        let [a, b] = ["a", "b"].map(|name| SecretKey::generate(name).unwrap());
+        let mixed = [&a.key.to_bytes()[..], b.key.verifying_key().as_bytes()].concat();
+        let text = format!("a:{}", BASE64_STANDARD.encode(mixed));
+        assert!(SecretKey::parse(&text).unwrap_err().message().contains("another key"));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_without_being_shown() {
+        let secret = SecretKey::generate("k").unwrap().to_file_text();
+        for text in ["", "k", ":", "k:", "k:!", "k:AAAA", &secret[..secret.len() - 4], &secret[2..], "a b:AAAA"] {
+            let failure = SecretKey::parse(text).unwrap_err();
+            assert!(failure.is_refusal() && !failure.message().contains(&secret[10..40]), "{failure}");
+            assert!(PublicKey::parse(text).unwrap_err().is_refusal());
+        }
+    }
+}
