@@ -1,3 +1,39 @@
 //! Where a bucket is, the S3 client, and uploads that never leave a cache broken; the library behind `s3-push`.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`location`] | `s3://` URLs; needs neither the SDK nor async |
+//! | `client` | the calls of S3 that a cache needs |
+//! | `existing` | what the cache has |
+//! | `intake` | standard input to events |
+//! | `publish` | the order in which objects become visible |
+//! | `upload` | whole and multipart uploads under one memory budget |
+//! | `chunks` | bodies that cross from one thread to another |
+//! | `report` | what a push tells |
 
 pub mod location;
+
+#[cfg(feature = "client")]
+pub mod chunks;
+#[cfg(feature = "client")]
+pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "client")]
+pub mod existing;
+#[cfg(feature = "client")]
+pub mod intake;
+#[cfg(feature = "client")]
+pub mod publish;
+#[cfg(feature = "client")]
+mod push;
+#[cfg(feature = "client")]
+pub mod report;
+#[cfg(feature = "client")]
+pub mod upload;
+
+#[cfg(feature = "client")]
+pub use push::run;
+
+#[cfg(feature = "client")]
+const TOOL: &str = "s3-push";

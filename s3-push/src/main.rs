@@ -1,1 +1,7 @@
-fn main() {}
+//! `s3-push`; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nar_pack::stage::main("s3-push", s3_push::run)
+}

@@ -7,7 +7,6 @@
 use std::env;
 use std::error::Error;
 use std::ffi::OsString;
-use std::fs;
 use std::future::ready;
 use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
@@ -43,7 +42,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let service = service(&options.root)?;
     let served = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(service));
     if let Some(dir) = options.remove {
-        fs::remove_dir_all(dir)?;
+        cache_tests::remove_tree(&dir)?;
     }
     served
 }

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 pub use embedded::EmbeddedS3;
 pub use minio::Minio;
 pub use random::{Random, unique};
-pub use scratch::{Outcome, Scratch};
+pub use scratch::{Outcome, Scratch, remove_tree};
 pub use server::http_status;
 pub use tree::{Contents, Kind, Node, make_tree, tree};
 

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
-use tempfile::TempDir;
 use walkdir::WalkDir;
 
 use crate::bin_dir;
@@ -26,7 +25,6 @@ const NIX_CONFIG: &str = "experimental-features = nix-command\nsubstituters =\nb
 /// A temporary directory with an environment of its own; removed when dropped, read-only store paths included.
 #[derive(Debug)]
 pub struct Scratch {
-    dir: Option<TempDir>,
     path: PathBuf,
     env: BTreeMap<OsString, OsString>,
 }
@@ -37,11 +35,11 @@ impl Scratch {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("nix-s3-cache-").tempdir().expect("a temporary directory");
         // /tmp may be a symbolic link; Nix wants store roots without one.
-        let path = dir.path().canonicalize().expect("the temporary directory's real path");
+        let path = dir.keep().canonicalize().expect("the temporary directory's real path");
         for name in ["home", "home/.cache", "tmp"] {
             fs::create_dir(path.join(name)).expect("a directory in the scratch directory");
         }
-        Self { dir: Some(dir), path, env: BTreeMap::new() }
+        Self { path, env: BTreeMap::new() }
     }
 
     /// The directory, which is also the working directory of its commands.
@@ -109,12 +107,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        make_writable(&self.path);
-        if let Some(dir) = self.dir.take() {
-            // A second panic while one unwinds would hide the first.
-            if let Err(error) = dir.close() {
-                eprintln!("cannot remove a scratch directory: {error}");
-            }
+        // A second panic while one unwinds would hide the first.
+        if let Err(error) = remove_tree(&self.path) {
+            eprintln!("cannot remove {}: {error}", self.path.display());
         }
     }
 }
@@ -199,10 +194,12 @@ fn search_path() -> OsString {
     env::join_paths(dirs).expect("no directory on PATH has a colon")
 }
 
-/// Store paths are read-only trees, which nobody but root can remove as they are.
-fn make_writable(path: &Path) {
-    for entry in WalkDir::new(path).into_iter().filter_map(Result::ok).filter(|entry| entry.file_type().is_dir()) {
+/// Removes a directory; store paths are read-only trees, which nobody but root can remove as they are.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let entries = WalkDir::new(path).into_iter().filter_map(Result::ok);
+    for dir in entries.filter(|entry| entry.file_type().is_dir()) {
         // What cannot be changed shows when the removal fails.
-        drop(fs::set_permissions(entry.path(), Permissions::from_mode(0o700)));
+        drop(fs::set_permissions(dir.path(), Permissions::from_mode(0o700)));
     }
+    fs::remove_dir_all(path)
 }

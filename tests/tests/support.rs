@@ -1,5 +1,8 @@
 //! The support library does what the other tests take for granted.
 
+// Integration tests are tests, their helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 
 use cache_tests::{EmbeddedS3, Minio, Scratch, http_status, make_tree, nix, store_path, tree};

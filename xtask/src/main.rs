@@ -1,1 +1,61 @@
-fn main() {}
+//! `cargo xtask`: the demo and the tests, run as a user would run the tools. Links nothing, so it builds in a second.
+
+// What this program says to standard output is all that it is for.
+#![allow(clippy::print_stdout)]
+
+mod build;
+mod demo;
+mod minio;
+mod test;
+
+use std::env;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Usage: cargo xtask COMMAND
+
+Commands:
+  demo [--debug]   Pack, sign, push, list, pull and verify a small closure against an S3 server in a temporary directory;
+                   needs neither Nix nor an account. --debug builds quicker and runs slower
+  test [ARGS]      Run all tests and end with the line `N passed, N failed`; ARGS go to `cargo test`
+  minio            Get MinIO and its client, which the end-to-end tests need, and print where they are
+
+Environment:
+  NIX_S3_CACHE_BIN   demo: directory with the built tools, instead of building them
+  MINIO, MC          test, minio: the two programs, instead of those on PATH or built with `go install`
+  CI                 test: if `true`, a MinIO or Nix that cannot be had is a failure
+
+Exit status: 0 done; 1 a step or a test failed; 2 usage.";
+
+/// Why a command did not do what it should, in one line.
+type Outcome = Result<(), String>;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let outcome = match args.as_slice() {
+        ["-h" | "--help" | "help", ..] | [_, "-h" | "--help"] => {
+            println!("{HELP}");
+            Ok(())
+        }
+        ["demo"] => demo::run(build::Profile::Release),
+        ["demo", "--debug"] => demo::run(build::Profile::Debug),
+        ["test", args @ ..] => test::run(args),
+        ["minio"] => minio::run(),
+        [] => return usage("which command? demo, test or minio"),
+        [command @ ("demo" | "minio"), argument, ..] => return usage(&format!("{command} takes no {argument:?}")),
+        [other, ..] => return usage(&format!("there is no {other:?}; try demo, test or minio")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(message: &str) -> ExitCode {
+    eprintln!("xtask: {message} (`cargo xtask --help`)");
+    ExitCode::from(2)
+}

@@ -1,0 +1,422 @@
+//! A bucket that can be asked and written: the AWS SDK behind the few calls that a binary cache needs.
+
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use bytes::Bytes;
+use nar_pack::stage::{self, Failure, Outcome};
+
+use crate::location::{DEFAULT_REGION, Location};
+
+/// Time in which a connection must be made.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Time in which an answer must begin. There is no bound on a whole transfer; one that stalls is cut off by the SDK.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Attempts at one request, the first included.
+const ATTEMPTS: u32 = 6;
+
+/// How requests are signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// With credentials from the default chain.
+    Signed,
+    /// Not at all; the bucket must be public.
+    Anonymous,
+}
+
+/// A bucket with a prefix.
+pub struct Bucket {
+    client: Client,
+    location: Location,
+    tool: &'static str,
+    hinted: AtomicBool,
+    /// Cleared when the service turns out not to have conditional writes.
+    conditional: AtomicBool,
+    requests: AtomicU64,
+}
+
+/// What became of a conditional write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// The object is new.
+    Created,
+    /// An object with that key was there; it is unchanged.
+    Existed,
+}
+
+/// An object that is being read.
+pub struct Object {
+    /// Its size in bytes, where the service tells.
+    pub size: Option<u64>,
+    /// `Content-Encoding`, if any.
+    pub encoding: Option<String>,
+    /// Its bytes.
+    pub body: ByteStream,
+}
+
+/// An entry of a listing.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// The key, without the bucket's prefix.
+    pub key: String,
+    /// The entity tag without quotes; empty where the service tells none.
+    pub etag: String,
+}
+
+/// One page of a listing.
+pub struct Page {
+    /// The entries.
+    pub entries: Vec<Listed>,
+    /// What to ask for the next page with.
+    pub next: Option<String>,
+}
+
+/// A multipart upload under way.
+#[derive(Debug, Clone)]
+pub struct Multipart {
+    key: String,
+    id: String,
+}
+
+type Sdk<E> = SdkError<E, HttpResponse>;
+
+impl Bucket {
+    /// Sets up a client; nothing is sent yet. `tool` begins the hints that it prints.
+    pub async fn connect(location: Location, access: Access, tool: &'static str) -> Self {
+        let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        let region = RegionProviderChain::first_try(location.region.clone().map(Region::new))
+            .or_default_provider()
+            .or_else(Region::new(DEFAULT_REGION));
+        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
+            .http_client(http)
+            .region(region)
+            .retry_config(
+                RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(Duration::from_millis(200)),
+            )
+            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(ANSWER).build())
+            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(ANSWER).build());
+        if let Some(profile) = &location.profile {
+            loader = loader.profile_name(profile);
+        }
+        if access == Access::Anonymous {
+            loader = loader.no_credentials();
+        }
+        // In-memory bodies with a signed payload; many services refuse the trailing checksums that are the SDK's default.
+        let mut config = aws_sdk_s3::config::Builder::from(&loader.load().await)
+            .force_path_style(location.path_style())
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+        if let Some(url) = location.endpoint_url() {
+            config = config.endpoint_url(url);
+        }
+        Self {
+            client: Client::from_conf(config.build()),
+            location,
+            tool,
+            hinted: AtomicBool::new(false),
+            conditional: AtomicBool::new(true),
+            requests: AtomicU64::new(0),
+        }
+    }
+
+    /// Where the bucket is.
+    #[must_use]
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Requests made so far, not counting repetitions.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Begins to read an object; none when it is not there.
+    ///
+    /// # Errors
+    /// Fails with the service's word, and when the bucket itself is not there.
+    pub async fn get(&self, object: &str) -> Outcome<Option<Object>> {
+        self.count();
+        let request = self.client.get_object().bucket(&self.location.bucket).key(self.location.key(object));
+        match request.send().await {
+            Ok(output) => Ok(Some(Object {
+                size: output.content_length.and_then(|size| u64::try_from(size).ok()),
+                encoding: output.content_encoding,
+                body: output.body,
+            })),
+            Err(error) => self.absent(&error, "reading", object).map(|()| None),
+        }
+    }
+
+    /// Reads an object of at most `limit` bytes; none when it is not there.
+    ///
+    /// # Errors
+    /// As [`Bucket::get`]; refuses a larger object.
+    pub async fn get_small(&self, object: &str, limit: usize) -> Outcome<Option<Vec<u8>>> {
+        let Some(mut found) = self.get(object).await? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        while let Some(chunk) = found.body.next().await {
+            let chunk =
+                chunk.map_err(|error| Failure::failed(format!("reading {}: {}", self.location.shown(object), chain(&error))))?;
+            if bytes.len() + chunk.len() > limit {
+                return Err(Failure::refused(format!("{} is larger than {limit} bytes", self.location.shown(object))));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Size of an object in bytes; none when it is not there.
+    ///
+    /// # Errors
+    /// Fails with the service's word.
+    pub async fn size(&self, object: &str) -> Outcome<Option<u64>> {
+        self.count();
+        let request = self.client.head_object().bucket(&self.location.bucket).key(self.location.key(object));
+        match request.send().await {
+            Ok(output) => Ok(Some(output.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))),
+            Err(error) => self.absent(&error, "looking for", object).map(|()| None),
+        }
+    }
+
+    /// Passes when the error says that the object is not there.
+    fn absent<E: ProvideErrorMetadata + Error + 'static>(&self, error: &Sdk<E>, doing: &str, object: &str) -> Outcome {
+        let code = error.code().unwrap_or_default();
+        match status(error) {
+            Some(404) if code != "NoSuchBucket" => Ok(()),
+            // Without permission to list, a key that is not there is forbidden, not absent.
+            Some(403) if matches!(code, "" | "AccessDenied" | "Forbidden") => {
+                if !self.hinted.swap(true, Ordering::Relaxed) {
+                    stage::say(self.tool, format!(
+                        "{}: forbidden (403), taken for missing; if it is there, s3:GetObject is not allowed, and without s3:ListBucket nobody can tell",
+                        self.location.shown(object)
+                    ));
+                }
+                Ok(())
+            }
+            _ => Err(self.failure(error, doing, object)),
+        }
+    }
+
+    fn failure<E: ProvideErrorMetadata + Error + 'static>(&self, error: &Sdk<E>, doing: &str, object: &str) -> Failure {
+        Failure::failed(format!("{doing} {}: {}", self.location.shown(object), cause(error)))
+    }
+
+    /// Whether objects written are checked with a checksum in a header: on AWS, where every part has it.
+    fn checksum(&self) -> Option<ChecksumAlgorithm> {
+        self.location.is_aws().then_some(ChecksumAlgorithm::Crc32)
+    }
+
+    /// Writes an object.
+    ///
+    /// # Errors
+    /// Fails with the service's word; that a write is forbidden is fatal too.
+    pub async fn put(&self, object: &str, content_type: &str, body: Bytes) -> Outcome {
+        self.put_inner(object, content_type, body, false).await.map(|_| ())
+    }
+
+    /// Writes an object unless there is one with that key, where the service can do that, else writes it.
+    ///
+    /// # Errors
+    /// As [`Bucket::put`].
+    pub async fn put_new(&self, object: &str, content_type: &str, body: Bytes) -> Outcome<Written> {
+        self.put_inner(object, content_type, body, true).await
+    }
+
+    async fn put_inner(&self, object: &str, content_type: &str, body: Bytes, only_new: bool) -> Outcome<Written> {
+        loop {
+            self.count();
+            let conditional = only_new && self.conditional.load(Ordering::Relaxed);
+            let request = self
+                .client
+                .put_object()
+                .bucket(&self.location.bucket)
+                .key(self.location.key(object))
+                .content_type(content_type)
+                .set_checksum_algorithm(self.checksum())
+                .set_if_none_match(conditional.then(|| "*".to_owned()))
+                .body(ByteStream::from(body.clone()));
+            match request.send().await {
+                Ok(_) => return Ok(Written::Created),
+                Err(error) if conditional && status(&error) == Some(412) => return Ok(Written::Existed),
+                Err(error) if conditional && self.lacks_conditions(&error) => {}
+                // Another writer of the same key is at it; it or we will win.
+                Err(error) if conditional && error.code() == Some("ConditionalRequestConflict") => {}
+                Err(error) => return Err(self.failure(&error, "writing", object)),
+            }
+        }
+    }
+
+    /// Notes that the service has no conditional writes, if that is what the error says.
+    fn lacks_conditions<E: ProvideErrorMetadata>(&self, error: &Sdk<E>) -> bool {
+        let lacks = status(error) == Some(501) || error.code() == Some("NotImplemented");
+        if lacks {
+            self.conditional.store(false, Ordering::Relaxed);
+        }
+        lacks
+    }
+
+    /// Begins a multipart upload.
+    ///
+    /// # Errors
+    /// As [`Bucket::put`].
+    pub async fn begin(&self, object: &str, content_type: &str) -> Outcome<Multipart> {
+        self.count();
+        let request = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.location.bucket)
+            .key(self.location.key(object))
+            .content_type(content_type)
+            .set_checksum_algorithm(self.checksum());
+        let output = request.send().await.map_err(|error| self.failure(&error, "beginning an upload of", object))?;
+        let id = output.upload_id.ok_or_else(|| Failure::failed(format!("beginning an upload of {object}: no id came back")))?;
+        Ok(Multipart { key: object.to_owned(), id })
+    }
+
+    /// Uploads one part; numbers begin at 1.
+    ///
+    /// # Errors
+    /// As [`Bucket::put`].
+    pub async fn part(&self, upload: &Multipart, number: i32, body: Bytes) -> Outcome<CompletedPart> {
+        self.count();
+        let request = self
+            .client
+            .upload_part()
+            .bucket(&self.location.bucket)
+            .key(self.location.key(&upload.key))
+            .upload_id(&upload.id)
+            .part_number(number)
+            .set_checksum_algorithm(self.checksum())
+            .body(ByteStream::from(body));
+        let output = request
+            .send()
+            .await
+            .map_err(|error| self.failure(&error, &format!("uploading part {number} of"), &upload.key))?;
+        Ok(CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(output.e_tag)
+            .set_checksum_crc32(output.checksum_crc32)
+            .build())
+    }
+
+    /// Makes the parts, in the order of their numbers, one object; with `only_new` unless there is one with that key.
+    ///
+    /// # Errors
+    /// As [`Bucket::put`].
+    pub async fn complete(&self, upload: &Multipart, parts: Vec<CompletedPart>, only_new: bool) -> Outcome<Written> {
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        loop {
+            self.count();
+            let conditional = only_new && self.conditional.load(Ordering::Relaxed);
+            let request = self
+                .client
+                .complete_multipart_upload()
+                .bucket(&self.location.bucket)
+                .key(self.location.key(&upload.key))
+                .upload_id(&upload.id)
+                .multipart_upload(parts.clone())
+                .set_if_none_match(conditional.then(|| "*".to_owned()));
+            match request.send().await {
+                Ok(output) if output.e_tag.is_some() => return Ok(Written::Created),
+                Ok(_) => {
+                    return Err(Failure::failed(format!(
+                        "completing {}: the answer names no object",
+                        self.location.shown(&upload.key)
+                    )));
+                }
+                Err(error) if conditional && status(&error) == Some(412) => {
+                    self.abort(upload).await;
+                    return Ok(Written::Existed);
+                }
+                Err(error) if conditional && self.lacks_conditions(&error) => {}
+                Err(error) => return Err(self.failure(&error, "completing", &upload.key)),
+            }
+        }
+    }
+
+    /// Gives an upload up. That this may fail changes nothing: a lifecycle rule is what removes the rest for certain.
+    pub async fn abort(&self, upload: &Multipart) {
+        self.count();
+        let request = self
+            .client
+            .abort_multipart_upload()
+            .bucket(&self.location.bucket)
+            .key(self.location.key(&upload.key))
+            .upload_id(&upload.id);
+        let _ = request.send().await;
+    }
+
+    /// One page, of at most 1,000 entries, of the keys that begin with `start` and have no further slash; none when
+    /// listing is forbidden.
+    ///
+    /// # Errors
+    /// Fails with the service's word.
+    pub async fn list(&self, start: &str, token: Option<String>) -> Outcome<Option<Page>> {
+        self.count();
+        let request = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.location.bucket)
+            .prefix(self.location.key(start))
+            .delimiter("/")
+            .set_continuation_token(token);
+        let output = match request.send().await {
+            Ok(output) => output,
+            Err(error) if status(&error) == Some(403) && error.code() == Some("AccessDenied") => return Ok(None),
+            Err(error) => return Err(self.failure(&error, "listing", start)),
+        };
+        let next = output.next_continuation_token.filter(|_| output.is_truncated == Some(true));
+        let entries = output.contents.unwrap_or_default().into_iter().filter_map(|entry| {
+            let key = entry.key?.strip_prefix(&self.location.prefix)?.to_owned();
+            Some(Listed { key, etag: entry.e_tag.unwrap_or_default().trim_matches('"').to_owned() })
+        });
+        Ok(Some(Page { entries: entries.collect(), next }))
+    }
+}
+
+fn status<E>(error: &Sdk<E>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}
+
+/// The service's word where it said one, else what happened on the way.
+fn cause<E: ProvideErrorMetadata + Error + 'static>(error: &Sdk<E>) -> String {
+    match (error.code(), error.message(), status(error)) {
+        (Some(code), Some(message), Some(status)) => format!("{message} ({code}, HTTP {status})"),
+        (Some(code), None, Some(status)) => format!("{code} (HTTP {status})"),
+        (None, _, Some(403)) => "access denied (HTTP 403)".to_owned(),
+        (None, _, Some(status)) if error.as_service_error().is_some() => format!("HTTP {status}"),
+        _ => chain(error),
+    }
+}
+
+/// An error and what it stems from, without saying anything twice.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,505 @@
+//! Publishing: a narinfo becomes visible after its NAR is complete and after its references are visible.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, Shared};
+use futures_util::{FutureExt, future};
+use md5::{Digest, Md5};
+use nar_pack::references::references_first;
+use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use narinfo_gen::archive::Object;
+use narinfo_gen::cache_info::{self, CacheInfo};
+use narinfo_gen::compression::Compression;
+use narinfo_gen::content_address::proves_itself;
+use narinfo_gen::examine::{Facts, examine};
+use narinfo_gen::narinfo::{self, NarInfo};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::chunks::{Chunk, ChunkReader, Plain};
+use crate::client::{Bucket, Written};
+use crate::existing::Existing;
+use crate::intake::{Event, Nar};
+use crate::report::{Report, Status};
+use crate::upload::{Complete, Form, Replace, Target, Uploader};
+
+/// What the command line says about publishing.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The store directory of every path.
+    pub store_dir: StoreDir,
+    /// Publish paths of which references are nowhere.
+    pub allow_missing_references: bool,
+    /// For a new `nix-cache-info`.
+    pub priority: Option<u32>,
+    /// For a new `nix-cache-info`.
+    pub want_mass_query: Option<bool>,
+    /// Whether narinfos come without NARs, to replace those in the cache.
+    pub narinfos_alone: bool,
+}
+
+type Promise<T> = Shared<BoxFuture<'static, Outcome<T>>>;
+
+/// What became of a NAR.
+#[derive(Debug, Clone, Copy)]
+enum NarState {
+    /// It is in the bucket.
+    There(Facts, Complete),
+    /// It is what it should be, but was not needed: the path it came for is in the cache.
+    NotNeeded(Facts),
+}
+
+enum KnownNar {
+    /// Small, in memory, until the narinfo tells whether it is needed.
+    Held(Nar),
+    Promised(Promise<NarState>),
+}
+
+enum Done {
+    Nar,
+    Path(StorePath, Outcome<Status>),
+    Object(String, Outcome),
+}
+
+/// Everything that a task needs.
+struct Shop {
+    uploader: Arc<Uploader>,
+    existing: Existing,
+    options: Options,
+}
+
+/// The publishing side.
+pub struct Publisher {
+    shop: Arc<Shop>,
+    report: Report,
+    nars: HashMap<String, KnownNar>,
+    paths: HashMap<HashPart, Promise<()>>,
+    /// Narinfos of which the NAR or a reference has not come yet, and may still come.
+    deferred: Vec<NarInfo>,
+    tasks: JoinSet<Done>,
+    cache_info: bool,
+}
+
+impl Publisher {
+    /// Looks at the cache: what it has, and that it is of the same store directory.
+    ///
+    /// # Errors
+    /// Fails when the bucket cannot be read, refuses one of another store directory.
+    pub async fn open(uploader: Arc<Uploader>, options: Options, report: Report) -> Outcome<Self> {
+        let bucket = &uploader.bucket;
+        let found = bucket.get_small(cache_info::KEY, cache_limit()).await?;
+        if let Some(bytes) = &found {
+            require_store_dir(bytes, &options.store_dir).doing(|| bucket.location().shown(cache_info::KEY))?;
+        }
+        let existing = Existing::look(bucket).await?;
+        let shop = Arc::new(Shop { uploader, existing, options });
+        Ok(Self {
+            shop,
+            report,
+            nars: HashMap::new(),
+            paths: HashMap::new(),
+            deferred: Vec::new(),
+            tasks: JoinSet::new(),
+            cache_info: found.is_some(),
+        })
+    }
+
+    /// Publishes what comes in, until nothing more comes; then `intake` tells how reading ended.
+    ///
+    /// # Errors
+    /// The first failed operation ends the push; refusals are gathered, and all else is published.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        intake: impl Future<Output = Outcome>,
+    ) -> Outcome<Report> {
+        let mut open = true;
+        while open || !self.tasks.is_empty() {
+            tokio::select! {
+                event = events.recv(), if open => match event {
+                    Some(event) => self.event(event).await?,
+                    None => open = false,
+                },
+                Some(done) = self.tasks.join_next() => {
+                    self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
+                }
+            }
+        }
+        let ended = intake.await;
+        if ended.is_ok() {
+            self.publish_deferred().await?;
+        }
+        self.start_held();
+        while let Some(done) = self.tasks.join_next().await {
+            self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
+        }
+        match ended {
+            Ok(()) => {
+                self.need_cache_info(None).await?;
+                Ok(self.report)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn event(&mut self, event: Event) -> Outcome {
+        match event {
+            Event::CacheInfo(info) => {
+                info.require(&self.shop.options.store_dir)?;
+                return self.need_cache_info(Some(info)).await;
+            }
+            Event::Pressure => self.start_held(),
+            Event::Nar(nar) => self.nar(nar),
+            Event::Object { key, object, body } => self.object(key, object, body),
+            Event::Narinfo(narinfo) => {
+                self.need_cache_info(None).await?;
+                self.narinfo(*narinfo).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, done: Done) -> Outcome {
+        match done {
+            Done::Nar | Done::Object(_, Ok(())) => Ok(()),
+            Done::Object(key, Err(failure)) => self.report.refused(&key, failure),
+            Done::Path(path, Ok(status)) => self.report.path(&self.shop.options.store_dir.join(&path), status),
+            Done::Path(path, Err(failure)) => self.report.refused(&self.shop.options.store_dir.join(&path), failure),
+        }
+    }
+
+    /// Sees to it that there is a `nix-cache-info` before the first narinfo.
+    async fn need_cache_info(&mut self, given: Option<CacheInfo>) -> Outcome {
+        if std::mem::replace(&mut self.cache_info, true) {
+            return Ok(());
+        }
+        let options = &self.shop.options;
+        let mut info = given.unwrap_or_else(|| CacheInfo::new(options.store_dir.clone()));
+        info.priority = options.priority.or(info.priority);
+        info.want_mass_query = options.want_mass_query.or(info.want_mass_query);
+        let content_type = Object::CacheInfo.content_type();
+        self.shop.uploader.bucket.put_new(cache_info::KEY, content_type, info.to_string().into()).await.map(drop)
+    }
+
+    fn nar(&mut self, nar: Nar) {
+        // The same NAR once more, for another path: the first one serves, unless it turned out not to be needed.
+        let serves = match self.nars.get(&nar.key) {
+            None => false,
+            Some(KnownNar::Held(_)) => true,
+            Some(KnownNar::Promised(promise)) => !matches!(promise.peek(), Some(Ok(NarState::NotNeeded(_)) | Err(_))),
+        };
+        if serves {
+            return;
+        }
+        let key = nar.key.clone();
+        let known = match nar.body.form {
+            Form::Whole => KnownNar::Held(nar),
+            _ => KnownNar::Promised(self.start(Arc::clone(&self.shop).send_large(nar).boxed())),
+        };
+        self.nars.insert(key, known);
+    }
+
+    /// Drives a NAR; whoever needs it sees how it ended.
+    fn start(&mut self, work: BoxFuture<'static, Outcome<NarState>>) -> Promise<NarState> {
+        let promise = work.shared();
+        self.tasks.spawn(promise.clone().map(|_| Done::Nar));
+        promise
+    }
+
+    /// Sends the NAR bodies that wait in memory, needed or not: what they hold is wanted.
+    fn start_held(&mut self) {
+        let keys: Vec<String> = self
+            .nars
+            .iter()
+            .filter(|(_, known)| matches!(known, KnownNar::Held(_)))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in keys {
+            if let Some(KnownNar::Held(nar)) = self.nars.remove(&key) {
+                let promise = self.start(Arc::clone(&self.shop).send(nar).boxed());
+                self.nars.insert(key, KnownNar::Promised(promise));
+            }
+        }
+    }
+
+    fn object(&mut self, key: String, object: Object, body: crate::upload::Part) {
+        let shop = Arc::clone(&self.shop);
+        self.tasks.spawn(async move {
+            let sent = async {
+                let _slot = shop.uploader.slot().await?;
+                shop.uploader.bucket.put(&key, object.content_type(), body.bytes.clone()).await
+            };
+            let sent = sent.await;
+            Done::Object(key, sent)
+        });
+    }
+
+    async fn narinfo(&mut self, narinfo: NarInfo) -> Outcome {
+        if !self.shop.options.narinfos_alone {
+            self.shop.existing.expect(&self.shop.uploader.bucket, 1).await?;
+        }
+        let nar_came = self.shop.options.narinfos_alone || self.nars.contains_key(&narinfo.url);
+        if nar_came && self.missing_references(&narinfo).await?.is_empty() {
+            self.publish(narinfo);
+        } else {
+            self.deferred.push(narinfo);
+        }
+        Ok(())
+    }
+
+    /// The references that neither came in nor are in the cache.
+    async fn missing_references(&mut self, narinfo: &NarInfo) -> Outcome<Vec<StorePath>> {
+        let others = narinfo.references.iter().filter(|path| **path != narinfo.path);
+        let unknown: Vec<StorePath> = others.filter(|path| !self.paths.contains_key(&path.hash_part())).cloned().collect();
+        let (existing, bucket) = (&self.shop.existing, &self.shop.uploader.bucket);
+        let asked = unknown.iter().map(|path| existing.has(bucket, path.hash_part()));
+        let answers = future::try_join_all(asked).await?;
+        Ok(unknown.into_iter().zip(answers).filter(|(_, there)| !there).map(|(path, _)| path).collect())
+    }
+
+    /// Everything that can come has come: what is still missing is missing.
+    async fn publish_deferred(&mut self) -> Outcome {
+        let deferred: HashMap<StorePath, NarInfo> =
+            self.deferred.drain(..).map(|narinfo| (narinfo.path.clone(), narinfo)).collect();
+        let paths: Vec<StorePath> = deferred.keys().cloned().collect();
+        let order = references_first(&paths, |path| deferred.get(path).map_or(&[], |narinfo| &narinfo.references))?;
+        for path in order {
+            let narinfo = &deferred[path];
+            let missing = self.missing_references(narinfo).await?;
+            if let (Some(first), false) = (missing.first(), self.shop.options.allow_missing_references) {
+                let failure = Failure::refused(format!(
+                    "it references {}, which is neither in the cache nor in this push",
+                    self.shop.options.store_dir.join(first)
+                ));
+                self.paths.insert(path.hash_part(), future::ready(Err(failure.clone())).boxed().shared());
+                self.report.refused(&narinfo.full_path(), failure)?;
+            } else {
+                self.publish(narinfo.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the publishing of a narinfo of which everything is known.
+    fn publish(&mut self, narinfo: NarInfo) {
+        let references = narinfo.references.iter().filter(|path| **path != narinfo.path);
+        let references = references.filter_map(|path| self.paths.get(&path.hash_part()).cloned()).collect();
+        let (path, hash) = (narinfo.path.clone(), narinfo.path.hash_part());
+        let shop = Arc::clone(&self.shop);
+        let nar = match self.nars.remove(&narinfo.url) {
+            None => None,
+            Some(KnownNar::Promised(promise)) => Some(promise),
+            Some(KnownNar::Held(nar)) => {
+                let work = Arc::clone(&self.shop).send_if_needed(nar, narinfo.clone());
+                Some(self.start(work.boxed()))
+            }
+        };
+        if let Some(promise) = &nar {
+            self.nars.insert(narinfo.url.clone(), KnownNar::Promised(promise.clone()));
+        }
+        let work = async move { shop.publish(narinfo, nar, references).await }.boxed().shared();
+        let visible = work.clone().map(|status| status.map(drop)).boxed().shared();
+        self.paths.insert(hash, visible);
+        self.tasks.spawn(async move { Done::Path(path, work.await) });
+    }
+}
+
+impl Shop {
+    fn bucket(&self) -> &Bucket {
+        &self.uploader.bucket
+    }
+
+    async fn send(self: Arc<Self>, nar: Nar) -> Outcome<NarState> {
+        let target =
+            Target { key: &nar.key, content_type: Object::Nar(None).content_type(), replace: Replace::Never };
+        let verdict = async { nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off"))) };
+        let verdict = async { verdict.await.doing(|| nar.key.clone()) };
+        let (facts, complete) = self.uploader.send(&target, nar.body, verdict).await?;
+        Ok(NarState::There(facts, complete))
+    }
+
+    /// A large NAR is asked for first.
+    async fn send_large(self: Arc<Self>, nar: Nar) -> Outcome<NarState> {
+        match self.uploader.find(&nar.key, Some(nar.size)).await? {
+            None => self.send(nar).await,
+            Some(complete) => {
+                drop(nar.body);
+                let verdict = nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off")));
+                Ok(NarState::There(verdict.doing(|| nar.key.clone())?, complete))
+            }
+        }
+    }
+
+    /// A small NAR is not sent when the cache has its path.
+    async fn send_if_needed(self: Arc<Self>, nar: Nar, narinfo: NarInfo) -> Outcome<NarState> {
+        if !self.existing.has(self.bucket(), narinfo.path.hash_part()).await? {
+            return self.send(nar).await;
+        }
+        drop(nar.body);
+        let verdict = nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off")));
+        Ok(NarState::NotNeeded(verdict.doing(|| nar.key.clone())?))
+    }
+
+    /// Publishes a narinfo after its NAR and its references.
+    async fn publish(
+        &self,
+        narinfo: NarInfo,
+        nar: Option<Promise<NarState>>,
+        references: Vec<Promise<()>>,
+    ) -> Outcome<Status> {
+        if self.options.narinfos_alone {
+            return self.replace(&narinfo, references).await;
+        }
+        let state = match nar {
+            Some(promise) => Some(promise.await?),
+            None => None,
+        };
+        if let Some(NarState::There(facts, _) | NarState::NotNeeded(facts)) = &state {
+            facts.require(&narinfo)?;
+        }
+        if let Some(status) = self.present(&narinfo).await? {
+            return Ok(status);
+        }
+        let proof = match state {
+            Some(NarState::There(_, complete)) => complete,
+            // Another path brought it, or an earlier push.
+            _ => self.examine_remote(&narinfo).await?,
+        };
+        self.put(&narinfo, proof, references).await
+    }
+
+    /// Makes a narinfo visible. The proof that its NAR is complete cannot be had otherwise.
+    async fn put(&self, narinfo: &NarInfo, _: Complete, references: Vec<Promise<()>>) -> Outcome<Status> {
+        self.await_references(narinfo, references).await?;
+        let written = {
+            let _slot = self.uploader.slot().await?;
+            self.bucket().put_new(&narinfo.key(), content_type(), narinfo.to_string().into()).await?
+        };
+        if written == Written::Existed
+            && let Some(status) = self.present(narinfo).await?
+        {
+            return Ok(status);
+        }
+        self.existing.add(narinfo.path.hash_part()).await;
+        Ok(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) })
+    }
+
+    async fn await_references(&self, narinfo: &NarInfo, references: Vec<Promise<()>>) -> Outcome {
+        for reference in references {
+            let visible = reference.await;
+            if let (Err(failure), false) = (visible, self.options.allow_missing_references) {
+                let why = format!("{}: a path that it references was not published", narinfo.path);
+                return Err(if failure.is_refusal() { Failure::refused(why) } else { failure });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be done about a path that the cache has: nothing, unless there are signatures to add.
+    async fn present(&self, narinfo: &NarInfo) -> Outcome<Option<Status>> {
+        let hash = narinfo.path.hash_part();
+        if !self.existing.has(self.bucket(), hash).await? {
+            return Ok(None);
+        }
+        let text = narinfo.to_string();
+        if self.existing.etag(hash).await.is_some_and(|etag| etag == md5_hex(text.as_bytes())) {
+            return Ok(Some(Status::Present));
+        }
+        let Some(mut there) = self.fetch(narinfo).await? else { return Ok(None) };
+        if !there.same_contents(narinfo) {
+            return Ok(Some(Status::Other));
+        }
+        let before = there.signatures.len();
+        for signature in &narinfo.signatures {
+            there.add_signature(signature.clone());
+        }
+        if there.signatures.len() == before {
+            return Ok(Some(Status::Present));
+        }
+        let _slot = self.uploader.slot().await?;
+        self.bucket().put(&there.key(), content_type(), there.to_string().into()).await?;
+        Ok(Some(Status::Signed))
+    }
+
+    async fn fetch(&self, narinfo: &NarInfo) -> Outcome<Option<NarInfo>> {
+        let _slot = self.uploader.slot().await?;
+        let Some(bytes) = self.bucket().get_small(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
+        let text = String::from_utf8(bytes).map_err(|_| Failure::refused("not UTF-8 text"));
+        let at = || self.bucket().location().shown(&narinfo.key());
+        text.and_then(|text| NarInfo::parse(&text, &self.options.store_dir)).doing(at).map(Some)
+    }
+
+    /// A narinfo that comes alone takes the place of the one in the cache. If it says something else about its NAR,
+    /// the NAR is read back and checked.
+    async fn replace(&self, narinfo: &NarInfo, references: Vec<Promise<()>>) -> Outcome<Status> {
+        let there = self.fetch(narinfo).await?;
+        if there.as_ref() == Some(narinfo) {
+            return Ok(Status::Present);
+        }
+        let signatures_only = there.is_some_and(|there| NarInfo { signatures: narinfo.signatures.clone(), ..there } == *narinfo);
+        if !signatures_only {
+            self.examine_remote(narinfo).await?;
+            self.await_references(narinfo, references).await?;
+        }
+        let _slot = self.uploader.slot().await?;
+        self.bucket().put(&narinfo.key(), content_type(), narinfo.to_string().into()).await?;
+        self.existing.add(narinfo.path.hash_part()).await;
+        Ok(if signatures_only { Status::Signed } else { Status::Sent { bytes: 0, signed: is_signed(narinfo) } })
+    }
+
+    /// Reads the NAR of a narinfo back from the bucket, to see that it is there and what the narinfo says.
+    async fn examine_remote(&self, narinfo: &NarInfo) -> Outcome<Complete> {
+        let missing = || Failure::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
+        let method = Compression::from_name(&narinfo.compression)?;
+        let complete = self.uploader.find(&narinfo.url, None).await?.ok_or_else(missing)?;
+        let _slot = self.uploader.slot().await?;
+        let mut object = self.bucket().get(&narinfo.url).await?.ok_or_else(missing)?;
+        let (chunks, reader) = mpsc::channel(4);
+        let nar_size = narinfo.nar_size;
+        let examined = tokio::task::spawn_blocking(move || {
+            examine(ChunkReader::<Plain>::new(reader), method, Some(nar_size), &mut nar_pack::nar::Skip)
+        });
+        loop {
+            let chunk = match object.body.next().await {
+                Some(Ok(bytes)) => Ok(Chunk::Data(Plain(bytes))),
+                Some(Err(error)) => Err(Failure::failed(crate::client::chain(&error))),
+                None => Ok(Chunk::End),
+            };
+            let last = !matches!(chunk, Ok(Chunk::Data(_)));
+            if chunks.send(chunk).await.is_err() || last {
+                break;
+            }
+        }
+        let facts = examined.await.map_err(|_| Failure::failed("an examining thread died"))?;
+        facts.doing(|| self.bucket().location().shown(&narinfo.url))?.require(narinfo)?;
+        Ok(complete)
+    }
+}
+
+fn content_type() -> &'static str {
+    "text/x-nix-narinfo"
+}
+
+fn cache_limit() -> usize {
+    usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX)
+}
+
+fn require_store_dir(bytes: &[u8], store_dir: &StoreDir) -> Outcome {
+    let text = str::from_utf8(bytes).map_err(|_| Failure::refused("not UTF-8 text"))?;
+    CacheInfo::parse(text)?.require(store_dir)
+}
+
+fn is_signed(narinfo: &NarInfo) -> bool {
+    !narinfo.signatures.is_empty() || proves_itself(narinfo)
+}
+
+fn md5_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    Md5::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

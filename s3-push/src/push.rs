@@ -1,0 +1,223 @@
+//! `s3-push` itself: from the command line to a push.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use nar_pack::path_info::Registry;
+use nar_pack::stage::{self, Doing, Failure, Outcome};
+use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
+use narinfo_gen::archive::Object;
+use narinfo_gen::describe::require_path;
+use narinfo_gen::stream::{Kind, Sniffed, sniff};
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::TOOL;
+use crate::cli::Cli;
+use crate::client::{Access, Bucket};
+use crate::existing::Existing;
+use crate::intake::Intake;
+use crate::location::{Location, VARIABLE};
+use crate::publish::{Options, Publisher};
+use crate::report::{Report, Talk};
+use crate::upload::{Body, Form, Memory, Part, PartSizes, Replace, Target, Uploader};
+
+const WANTED: &str = "a cache archive, an export stream, a NAR or narinfo text";
+/// Events that may wait to be handled.
+const EVENTS: usize = 64;
+
+/// Runs `s3-push`.
+///
+/// # Errors
+/// See the exit codes in [`stage`].
+pub fn run(cli: Cli) -> Outcome {
+    let store_dir = StoreDir::new(&cli.knowledge.store_dir)?;
+    let (url, path) = split_targets(&cli.targets)?;
+    let location = Location::parse(&url)?;
+    if cli.memory < 2 * cli.part_size {
+        return Err(Failure::failed("--memory must be at least twice --part-size"));
+    }
+    let path = path.map(|path| store_dir.parse(&path)).transpose()?;
+    let runtime = Runtime::new().map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
+    let result = if cli.missing {
+        no_path(path.as_ref())?;
+        let paths = read_path_list(stage::stdin("a path list")?, &store_dir)?;
+        runtime.block_on(missing(location, &store_dir, &paths))
+    } else if let Some(key) = &cli.key {
+        no_path(path.as_ref())?;
+        push_bytes(&runtime, &cli, location, key)
+    } else {
+        push(&runtime, &cli, location, store_dir, path)
+    };
+    // Threads that still read or hash have nothing to say any more.
+    runtime.shutdown_background();
+    result
+}
+
+/// The bucket and a store path, in this order, each of which may be left out.
+fn split_targets(targets: &[String]) -> Outcome<(String, Option<String>)> {
+    let bucket = || {
+        std::env::var(VARIABLE)
+            .map_err(|_| Failure::failed(format!("say which bucket: s3://BUCKET, or set ${VARIABLE} (try --help)")))
+    };
+    match targets {
+        [] => Ok((bucket()?, None)),
+        [path] if path.starts_with('/') => Ok((bucket()?, Some(path.clone()))),
+        [url] => Ok((url.clone(), None)),
+        [url, path] => Ok((url.clone(), Some(path.clone()))),
+        _ => Err(Failure::failed("expected a bucket and at most one store path (try --help)")),
+    }
+}
+
+fn no_path(path: Option<&StorePath>) -> Outcome {
+    path.map_or(Ok(()), |path| Err(Failure::failed(format!("{path}: no store path is expected here"))))
+}
+
+/// Prints what the cache lacks, all of it or, after a failure, nothing.
+async fn missing(location: Location, store_dir: &StoreDir, paths: &[StorePath]) -> Outcome {
+    let bucket = Bucket::connect(location, Access::Signed, TOOL).await;
+    let existing = Existing::look(&bucket).await?;
+    existing.expect(&bucket, paths.len() as u64).await?;
+    let asked = futures_util::stream::iter(paths.iter().map(|path| existing.has(&bucket, path.hash_part())));
+    let there: Vec<bool> = futures_util::TryStreamExt::try_collect(futures_util::StreamExt::buffered(asked, 64)).await?;
+    let mut out = stage::stdout(None)?;
+    for (path, _) in paths.iter().zip(there).filter(|(_, there)| !there) {
+        writeln!(out, "{}", store_dir.join(path))?;
+    }
+    out.finish()
+}
+
+fn uploader(cli: &Cli, location: Location, runtime: &Runtime) -> Arc<Uploader> {
+    let bucket = runtime.block_on(Bucket::connect(location, Access::Signed, TOOL));
+    Arc::new(Uploader::new(Arc::new(bucket), cli.jobs))
+}
+
+fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, path: Option<StorePath>) -> Outcome {
+    let settings = cli.packing.settings()?;
+    let mut registry = Registry::open(&cli.knowledge, None)?;
+    let (kind, input) = sniff(stage::stdin(WANTED)?, WANTED)?;
+    let path = require_path(kind, path)?;
+    let talk = match (cli.quiet, cli.verbose) {
+        (true, _) => Talk::Quiet,
+        (_, true) => Talk::Verbose,
+        _ => Talk::Normal,
+    };
+    let report = Report::new(stage::stdout(None)?, cli.json, talk);
+    let options = Options {
+        store_dir: store_dir.clone(),
+        allow_missing_references: cli.allow_missing_references,
+        priority: cli.priority,
+        want_mass_query: cli.want_mass_query,
+        narinfos_alone: kind == Kind::Narinfo,
+    };
+    let uploader = uploader(cli, location, runtime);
+    let (events, arriving) = mpsc::channel(EVENTS);
+    let intake = Intake {
+        events,
+        memory: Memory::new(cli.memory),
+        part_size: cli.part_size,
+        examiners: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from) + 1)),
+        runtime: runtime.handle().clone(),
+    };
+    let pushing = async {
+        let publisher = Publisher::open(Arc::clone(&uploader), options, report).await?;
+        let reading = tokio::task::spawn_blocking(move || read(&intake, kind, input, &store_dir, |intake, input| {
+            intake.describe(kind, input, path, settings, &mut registry)
+        }));
+        let read = async { reading.await.unwrap_or_else(|_| Err(Failure::failed("the reading thread died"))) };
+        publisher.run(arriving, read).await
+    };
+    let report = runtime.block_on(until_interrupted(&uploader, pushing))?;
+    report.finish(uploader.bucket.requests())
+}
+
+fn read(
+    intake: &Intake,
+    kind: Kind,
+    input: Sniffed,
+    store_dir: &StoreDir,
+    describe: impl FnOnce(&Intake, Sniffed) -> Outcome,
+) -> Outcome {
+    match kind {
+        Kind::Archive => intake.archive(input, store_dir),
+        Kind::Narinfo => intake.text(input, store_dir),
+        Kind::Nar | Kind::Export => describe(intake, input),
+    }
+}
+
+/// Runs a push; when it fails, or a signal ends it, uploads under way are given up.
+async fn until_interrupted<T>(uploader: &Uploader, pushing: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    let interrupted = |what| Failure::failed(format!("{what}; what was complete is published, run the same command again"));
+    let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("listening for signals: {error}")));
+    let (mut int, mut term) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let result = tokio::select! {
+        result = pushing => result,
+        _ = int.recv() => Err(interrupted("interrupted")),
+        _ = term.recv() => Err(interrupted("terminated")),
+    };
+    if result.is_err() {
+        uploader.abort_all().await;
+    }
+    result
+}
+
+/// Uploads standard input under one key.
+fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Outcome {
+    let object = Object::of_key(key);
+    if matches!(object, Some(Object::Narinfo(_))) {
+        return Err(Failure::failed(format!("{key}: a narinfo is pushed without --key, so that it is checked")));
+    }
+    let plain = !key.is_empty() && key.len() <= 1024 && !key.starts_with('/') && !key.contains(|c: char| c.is_control());
+    if !plain || key.split('/').any(|part| matches!(part, "." | "..")) {
+        return Err(Failure::failed(format!("{key:?} is not a key")));
+    }
+    let content_type = cli.content_type.as_deref();
+    let content_type = content_type.or(object.map(Object::content_type)).unwrap_or("application/octet-stream");
+    let replace = if matches!(object, Some(Object::Nar(_))) { Replace::Never } else { Replace::Allowed };
+    let mut input = stage::stdin("what to upload")?;
+    let uploader = uploader(cli, location, runtime);
+    let memory = Memory::new(cli.memory);
+    let sizes = PartSizes::new(cli.part_size, None);
+    let handle = runtime.handle().clone();
+    let sending = async {
+        let (parts, arriving) = mpsc::channel(2);
+        let reading = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, sizes, &parts, &handle));
+        let read = async { reading.await.unwrap_or_else(|_| Err(Failure::failed("the reading thread died"))) };
+        let target = Target { key, content_type, replace };
+        uploader.send(&target, Body { parts: arriving, form: Form::Unknown }, read).await
+    };
+    let (bytes, _) = runtime.block_on(until_interrupted(&uploader, sending))?;
+    if !cli.quiet {
+        let shown = uploader.bucket.location().shown(key);
+        stage::say(TOOL, format!("{shown}: {}", indicatif::HumanBytes(bytes)));
+    }
+    Ok(())
+}
+
+/// Cuts standard input into parts; returns how many bytes there were.
+fn read_parts(
+    input: &mut impl Read,
+    memory: &Memory,
+    sizes: PartSizes,
+    parts: &mpsc::Sender<Part>,
+    runtime: &Handle,
+) -> Outcome<u64> {
+    let mut total = 0;
+    for index in 0.. {
+        let want = sizes.of(index);
+        let share = runtime.block_on(memory.take(want))?;
+        let mut bytes = Vec::new();
+        input.by_ref().take(want as u64).read_to_end(&mut bytes).map_err(Failure::from).doing(|| "reading standard input")?;
+        total += bytes.len() as u64;
+        let last = bytes.len() < want;
+        if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), share)).is_err() {
+            return Err(Failure::failed("the upload was given up"));
+        }
+        if last {
+            break;
+        }
+    }
+    Ok(total)
+}

@@ -1,0 +1,153 @@
+//! What a push tells: store paths or JSON on standard output, everything else on standard error.
+
+use std::io::Write;
+
+use nar_pack::stage::{self, Failure, Outcome, Output};
+use serde_json::json;
+
+use crate::TOOL;
+
+/// What became of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It is new in the cache; `bytes` is the size of its compressed NAR.
+    Sent {
+        /// Size of the compressed NAR.
+        bytes: u64,
+        /// Whether clients will trust it.
+        signed: bool,
+    },
+    /// The cache had it; nothing was written.
+    Present,
+    /// The cache had it, and got signatures.
+    Signed,
+    /// The cache has other contents under this path, which were kept.
+    Other,
+}
+
+impl Status {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Sent { .. } => "sent",
+            Self::Present => "present",
+            Self::Signed => "signed",
+            Self::Other => "other-contents-kept",
+        }
+    }
+}
+
+/// How much is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Talk {
+    /// Errors only.
+    Quiet,
+    /// What a person wants to know.
+    Normal,
+    /// Every path.
+    Verbose,
+}
+
+/// Gathers and tells.
+pub struct Report {
+    out: Output,
+    json: bool,
+    talk: Talk,
+    sent: u64,
+    present: u64,
+    signed: u64,
+    bytes: u64,
+    refusals: Vec<Failure>,
+}
+
+impl Report {
+    /// A report on `out`.
+    #[must_use]
+    pub fn new(out: Output, json: bool, talk: Talk) -> Self {
+        Self { out, json, talk, sent: 0, present: 0, signed: 0, bytes: 0, refusals: Vec::new() }
+    }
+
+    /// Tells of a path.
+    ///
+    /// # Errors
+    /// What standard output says.
+    pub fn path(&mut self, path: &str, status: Status) -> Outcome {
+        match status {
+            Status::Sent { bytes, signed } => {
+                self.sent += 1;
+                self.bytes += bytes;
+                if !signed && self.talk != Talk::Quiet {
+                    stage::say(TOOL, format!("{path}: published unsigned; clients that check signatures will not take it"));
+                }
+            }
+            Status::Present => self.present += 1,
+            Status::Signed => self.signed += 1,
+            Status::Other => {
+                self.present += 1;
+                if self.talk != Talk::Quiet {
+                    stage::say(TOOL, format!("{path}: the cache has other contents under this path; they were kept"));
+                }
+            }
+        }
+        if self.talk == Talk::Verbose {
+            stage::say(TOOL, format!("{path}: {}", status.word()));
+        }
+        if self.json {
+            let bytes = if let Status::Sent { bytes, .. } = status { bytes } else { 0 };
+            writeln!(self.out, "{}", json!({ "path": path, "status": status.word(), "fileSize": bytes }))?;
+        } else if matches!(status, Status::Sent { .. } | Status::Signed) {
+            writeln!(self.out, "{path}")?;
+        }
+        Ok(self.out.flush()?)
+    }
+
+    /// Notes a refusal; a failed operation is not one, and ends the push.
+    ///
+    /// # Errors
+    /// The failure itself, if it is no refusal.
+    pub fn refused(&mut self, what: &str, failure: Failure) -> Outcome {
+        if !failure.is_refusal() {
+            return Err(failure.doing(what));
+        }
+        if self.json {
+            writeln!(self.out, "{}", json!({ "path": what, "status": "refused", "why": failure.message() }))?;
+        }
+        let named = failure.message().contains(what);
+        self.refusals.push(if named { failure } else { failure.doing(what) });
+        Ok(())
+    }
+
+    /// Ends the report.
+    ///
+    /// # Errors
+    /// The refusal, when there was one; when there were several each is told, and how many there were.
+    pub fn finish(mut self, requests: u64) -> Outcome {
+        if self.json {
+            let summary = json!({ "summary": {
+                "sent": self.sent, "present": self.present, "signed": self.signed, "refused": self.refusals.len(),
+                "bytes": self.bytes, "requests": requests,
+            }});
+            writeln!(self.out, "{summary}")?;
+        }
+        self.out.finish()?;
+        match self.refusals.as_slice() {
+            [] => {}
+            [refusal] => return Err(refusal.clone()),
+            several => {
+                for refusal in several {
+                    stage::say(TOOL, refusal);
+                }
+                return Err(Failure::refused(format!("{} paths were refused", several.len())));
+            }
+        }
+        if self.talk != Talk::Quiet {
+            let signed = if self.signed > 0 { format!(", {} signed anew", self.signed) } else { String::new() };
+            stage::say(TOOL, format!(
+                "{} sent ({}), {} there already{signed}, {requests} requests",
+                self.sent,
+                indicatif::HumanBytes(self.bytes),
+                self.present
+            ));
+        }
+        Ok(())
+    }
+}
