@@ -1,1 +1,7 @@
-fn main() {}
+//! `cache-policy`; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nar_pack::stage::main("cache-policy", cache_policy::run)
+}

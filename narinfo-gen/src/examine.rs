@@ -60,6 +60,20 @@ pub fn examine(
     max_size: Option<u64>,
     visitor: &mut impl Visitor,
 ) -> Outcome<Facts> {
+    examine_and(input, method, max_size, visitor, |_| Ok(()))
+}
+
+/// As [`examine`], and gives `tap` the bytes of the NAR. They are not yet checked, nor is it certain that they end.
+///
+/// # Errors
+/// As [`examine`]; passes on what `tap` says.
+pub fn examine_and(
+    input: impl Read + Send,
+    method: Compression,
+    max_size: Option<u64>,
+    visitor: &mut impl Visitor,
+    mut tap: impl FnMut(&[u8]) -> Outcome,
+) -> Outcome<Facts> {
     let mut file = Counted { inner: input, hasher: Hasher::default() };
     let (nar_hash, nar_size) = {
         let unpacked = decoder(method, BufReader::with_capacity(BUFFER, &mut file))?;
@@ -69,8 +83,10 @@ pub fn examine(
             &mut Tee::new(&mut stream, |bytes| {
                 nar.update(bytes);
                 match max_size {
-                    Some(max) if nar.size() > max => Err(Failure::refused(format!("the NAR is larger than its NarSize, {max} bytes"))),
-                    _ => Ok(()),
+                    Some(max) if nar.size() > max => {
+                        Err(Failure::refused(format!("the NAR is larger than its NarSize, {max} bytes")))
+                    }
+                    _ => tap(bytes),
                 }
             }),
             visitor,

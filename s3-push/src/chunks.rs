@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
+use futures_util::{Stream, StreamExt};
 use nar_pack::stage::{Failure, Outcome};
 use tokio::sync::mpsc;
 
@@ -50,6 +51,21 @@ impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
         let n = self.current.len().min(buf.len());
         self.current.copy_to_slice(&mut buf[..n]);
         Ok(n)
+    }
+}
+
+/// Sends the chunks of a body, and its end or its error; stops when nobody reads any more.
+pub async fn forward(to: mpsc::Sender<Outcome<Chunk>>, body: impl Stream<Item = Outcome<Bytes>> + Send) {
+    let mut body = std::pin::pin!(body);
+    loop {
+        let chunk = match body.next().await {
+            Some(bytes) => bytes.map(|bytes| Chunk::Data(Plain(bytes))),
+            None => Ok(Chunk::End),
+        };
+        let last = !matches!(chunk, Ok(Chunk::Data(_)));
+        if to.send(chunk).await.is_err() || last {
+            return;
+        }
     }
 }
 

@@ -4,7 +4,9 @@ use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::region::ProfileFileRegionProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -16,6 +18,7 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
 use nar_pack::stage::{self, Failure, Outcome};
 
 use crate::location::{DEFAULT_REGION, Location};
@@ -66,6 +69,14 @@ pub struct Object {
     pub body: ByteStream,
 }
 
+impl Object {
+    /// Its bytes as they arrive; `shown` names the object in errors.
+    pub fn into_stream(self, shown: String) -> impl Stream<Item = Outcome<Bytes>> + Send {
+        stream::unfold(self.body, |mut body| async { body.next().await.map(|bytes| (bytes, body)) })
+            .map(move |bytes| bytes.map_err(|error| Failure::failed(format!("reading {shown}: {}", chain(&error)))))
+    }
+}
+
 /// An entry of a listing.
 #[derive(Debug, Clone)]
 pub struct Listed {
@@ -96,8 +107,14 @@ impl Bucket {
     /// Sets up a client; nothing is sent yet. `tool` begins the hints that it prints.
     pub async fn connect(location: Location, access: Access, tool: &'static str) -> Self {
         let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        // Not the default chain: off EC2 it waits a second for an instance to tell its region.
+        let mut profile = ProfileFileRegionProvider::builder();
+        if let Some(name) = &location.profile {
+            profile = profile.profile_name(name);
+        }
         let region = RegionProviderChain::first_try(location.region.clone().map(Region::new))
-            .or_default_provider()
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(profile.build())
             .or_else(Region::new(DEFAULT_REGION));
         let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
             .http_client(http)
@@ -169,11 +186,11 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::get`]; refuses a larger object.
     pub async fn get_small(&self, object: &str, limit: usize) -> Outcome<Option<Vec<u8>>> {
-        let Some(mut found) = self.get(object).await? else { return Ok(None) };
+        let Some(found) = self.get(object).await? else { return Ok(None) };
         let mut bytes = Vec::new();
-        while let Some(chunk) = found.body.next().await {
-            let chunk =
-                chunk.map_err(|error| Failure::failed(format!("reading {}: {}", self.location.shown(object), chain(&error))))?;
+        let mut body = std::pin::pin!(found.into_stream(self.location.shown(object)));
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
             if bytes.len() + chunk.len() > limit {
                 return Err(Failure::refused(format!("{} is larger than {limit} bytes", self.location.shown(object))));
             }

@@ -121,11 +121,23 @@ fn note(found: &mut HashMap<HashPart, String>, entries: Vec<Listed>) {
     }
 }
 
+/// The hash parts of all narinfos in the cache, in their order.
+///
+/// # Errors
+/// Fails when listing does or is forbidden.
+pub async fn list_hash_parts(bucket: &Bucket) -> Outcome<Vec<HashPart>> {
+    let mut found = HashMap::new();
+    note(&mut found, list_all(bucket, String::new()).await?);
+    let mut hashes: Vec<HashPart> = found.into_keys().collect();
+    hashes.sort_unstable();
+    Ok(hashes)
+}
+
 /// Every narinfo that begins with `start`.
 ///
 /// # Errors
 /// Fails when the service does.
-pub async fn list_all(bucket: &Bucket, start: String) -> Outcome<Vec<Listed>> {
+async fn list_all(bucket: &Bucket, start: String) -> Outcome<Vec<Listed>> {
     let mut entries = Vec::new();
     let mut token = None;
     loop {

@@ -18,7 +18,7 @@ use narinfo_gen::narinfo::{self, NarInfo};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::chunks::{Chunk, ChunkReader, Plain};
+use crate::chunks::{ChunkReader, Plain, forward};
 use crate::client::{Bucket, Written};
 use crate::existing::Existing;
 use crate::intake::{Event, Nar};
@@ -455,23 +455,13 @@ impl Shop {
         let method = Compression::from_name(&narinfo.compression)?;
         let complete = self.uploader.find(&narinfo.url, None).await?.ok_or_else(missing)?;
         let _slot = self.uploader.slot().await?;
-        let mut object = self.bucket().get(&narinfo.url).await?.ok_or_else(missing)?;
+        let object = self.bucket().get(&narinfo.url).await?.ok_or_else(missing)?;
         let (chunks, reader) = mpsc::channel(4);
         let nar_size = narinfo.nar_size;
         let examined = tokio::task::spawn_blocking(move || {
             examine(ChunkReader::<Plain>::new(reader), method, Some(nar_size), &mut nar_pack::nar::Skip)
         });
-        loop {
-            let chunk = match object.body.next().await {
-                Some(Ok(bytes)) => Ok(Chunk::Data(Plain(bytes))),
-                Some(Err(error)) => Err(Failure::failed(crate::client::chain(&error))),
-                None => Ok(Chunk::End),
-            };
-            let last = !matches!(chunk, Ok(Chunk::Data(_)));
-            if chunks.send(chunk).await.is_err() || last {
-                break;
-            }
-        }
+        forward(chunks, object.into_stream(self.bucket().location().shown(&narinfo.url))).await;
         let facts = examined.await.map_err(|_| Failure::failed("an examining thread died"))?;
         facts.doing(|| self.bucket().location().shown(&narinfo.url))?.require(narinfo)?;
         Ok(complete)

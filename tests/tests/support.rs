@@ -60,7 +60,8 @@ fn embedded_s3_lets_everybody_read_and_takes_parts() {
     }
     let host = format!("http://{}:{}@{endpoint}", credentials.access_key, credentials.secret_key);
     scratch.env("MC_HOST_s3", host).env("MC_CONFIG_DIR", "mc");
-    let script = "head -c 20000000 /dev/urandom > big; mc put --part-size 5MiB big s3/BUCKET/big; mc cat s3/BUCKET/big | cmp - big; mc ls s3/BUCKET";
+    let script = "head -c 20000000 /dev/urandom > big; mc put --part-size 5MiB big s3/BUCKET/big; \
+                  mc cat s3/BUCKET/big | cmp - big; mc ls s3/BUCKET";
     assert!(scratch.sh(&script.replace("BUCKET", &bucket)).ok().contains("big"));
 }
 

@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: a cache's first day, with the commands that a user types, against a server that lives only as long.
+//! `cargo xtask demo`: a cache's first day, with the commands that a user types, against a server of
+//! its own.
 
 use std::env;
 use std::fs::{self, DirBuilder, Permissions};
@@ -132,14 +133,18 @@ impl Demo {
                 ("test ! -e refusedGREETER        # and nothing is there under its name", Says::Nothing),
             ],
         )?;
-        self.step("Nor does anybody get what was tampered with", &[
-            ("for nar in server/demo/nar/*; do printf tampered | dd of=\"$nar\" bs=1 seek=20 conv=notrunc status=none; done", Says::Nothing),
-            (
-                "s3-pull -r --root refused --trusted-public-key \"$(cat key.pub)\" GREETER",
-                Says::No,
-            ),
-            ("test ! -e refusedGREETER        # and nothing is there under its name", Says::Nothing),
-        ])
+        self.step(
+            "Nor does anybody get what was tampered with",
+            &[
+                (
+                    "for nar in server/demo/nar/*; do \\\n    \
+                 printf tampered | dd of=\"$nar\" bs=1 seek=20 conv=notrunc status=none; done",
+                    Says::Nothing,
+                ),
+                ("s3-pull -r --root refused --trusted-public-key \"$(cat key.pub)\" GREETER", Says::No),
+                ("test ! -e refusedGREETER        # and nothing is there under its name", Says::Nothing),
+            ],
+        )
     }
 
     /// Prints and runs some commands, in which GREETER is the program's store path, and demands that each does what it

@@ -12,7 +12,7 @@ mod restore;
 pub use dump::dump;
 pub use listing::list;
 pub use parse::{Skip, Tee, Visitor, parse};
-pub use restore::{remove_tree, restore};
+pub use restore::{Restorer, remove_tree, restore};
 
 /// The string that begins a NAR.
 pub const MAGIC: &[u8] = b"nix-archive-1";

@@ -22,15 +22,16 @@ const MTIME: Timestamps =
 /// # Errors
 /// Refuses a malformed NAR; fails where the file system does, and where `path` exists.
 pub fn restore(input: &mut impl BufRead, path: &Path) -> Outcome<u64> {
-    let mut restorer = Restorer { root: path.to_owned(), made_root: false, stack: Vec::new(), name: None, file: None };
+    let mut restorer = Restorer::new(path);
     let result = parse(input, &mut restorer);
-    if result.is_err() && restorer.made_root {
-        remove_tree(path)?;
+    if result.is_err() {
+        restorer.undo()?;
     }
     result
 }
 
-struct Restorer {
+/// The visitor behind [`restore`].
+pub struct Restorer {
     root: PathBuf,
     made_root: bool,
     /// The directories from the root to the one at hand, with their names.
@@ -46,6 +47,20 @@ struct Level {
 }
 
 impl Restorer {
+    /// Restores as `path`, which must not exist.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self { root: path.to_owned(), made_root: false, stack: Vec::new(), name: None, file: None }
+    }
+
+    /// Removes what was made.
+    ///
+    /// # Errors
+    /// Fails where the file system does.
+    pub fn undo(&self) -> Outcome {
+        if self.made_root { remove_tree(&self.root) } else { Ok(()) }
+    }
+
     fn parent(&self) -> BorrowedFd<'_> {
         self.stack.last().map_or(CWD, |level| level.fd.as_fd())
     }

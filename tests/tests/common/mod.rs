@@ -155,6 +155,10 @@ pub trait Service {
     fn fresh(&self) -> String;
     /// The bucket as our tools take it.
     fn url(&self, bucket: &str) -> String;
+    /// Whether a bucket comes into being when something is written to it.
+    fn makes_buckets(&self) -> bool {
+        false
+    }
 }
 
 impl Service for EmbeddedS3 {
@@ -175,6 +179,9 @@ impl Service for EmbeddedS3 {
     }
     fn url(&self, bucket: &str) -> String {
         self.cache_url(bucket)
+    }
+    fn makes_buckets(&self) -> bool {
+        true
     }
 }
 

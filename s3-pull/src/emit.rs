@@ -1,0 +1,125 @@
+//! Streams on standard output: NAR, export stream, cache archive. For a thread that may block.
+//!
+//! What is written is checked while it passes. The end of a NAR is held back until the check is done, so that a reader
+//! never gets a whole NAR that is not what it should be.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use nar_pack::export::{self, Trailer};
+use nar_pack::nar::Skip;
+use nar_pack::stage::{Doing, Failure, Outcome, Output};
+use narinfo_gen::archive::{self, Object};
+use narinfo_gen::cache_info;
+use narinfo_gen::compression::Compression;
+use narinfo_gen::narinfo::NarInfo;
+use s3_push::chunks::{Chunk, ChunkReader, Plain};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::closure::Cache;
+use crate::fetch;
+
+/// Bytes at the end of a NAR that are written only when it is good.
+const HELD_BACK: usize = 64;
+
+/// Writes the NAR of a path.
+///
+/// # Errors
+/// Refuses a bad NAR, of which the end is then missing.
+pub fn nar(runtime: &Handle, cache: &Cache, narinfo: &NarInfo, out: &mut impl Write) -> Outcome {
+    let body = runtime.block_on(fetch::begin(cache, narinfo))?;
+    let mut tail = Vec::with_capacity(2 * HELD_BACK);
+    fetch::check(fetch::reader(body), narinfo, &mut Skip, |bytes| {
+        tail.extend_from_slice(bytes);
+        let good = tail.len().saturating_sub(HELD_BACK);
+        out.write_all(&tail[..good])?;
+        tail.drain(..good);
+        Ok(())
+    })?;
+    Ok(out.write_all(&tail)?)
+}
+
+/// Writes an export stream of these paths, given references first.
+///
+/// # Errors
+/// As [`nar`]; the stream is then cut off.
+pub fn export(runtime: &Handle, cache: &Cache, narinfos: &[Arc<NarInfo>], out: Output) -> Outcome {
+    let mut writer = export::Writer::new(out);
+    for narinfo in narinfos {
+        let trailer = Trailer {
+            path: narinfo.path.clone(),
+            references: narinfo.references.clone(),
+            deriver: narinfo.deriver.clone(),
+        };
+        writer.path(&cache.store_dir, &trailer, |out| nar(runtime, cache, narinfo, out))?;
+    }
+    writer.finish()?.finish()
+}
+
+/// Writes a cache archive of these paths, given references first: compressed NARs as they are, each checked before its
+/// narinfo follows.
+///
+/// # Errors
+/// As [`nar`]; the archive is then cut off.
+pub fn archive(runtime: &Handle, cache: &Cache, narinfos: &[Arc<NarInfo>], out: Output) -> Outcome {
+    let mut writer = archive::Writer::new(out);
+    let info = cache_info::CacheInfo::new(cache.store_dir.clone());
+    writer.text(cache_info::KEY, &info.to_string())?;
+    for narinfo in narinfos {
+        let mut narinfo = NarInfo::clone(narinfo);
+        let body = runtime.block_on(fetch::begin(cache, &narinfo))?;
+        let size = narinfo.file_size.or(body.size);
+        let size = size.ok_or_else(|| Failure::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
+        let (chunks, examined) = mpsc::channel(8);
+        let checking = {
+            let narinfo = narinfo.clone();
+            std::thread::spawn(move || fetch::check(ChunkReader::<Plain>::new(examined), &narinfo, &mut Skip, |_| Ok(())))
+        };
+        narinfo.url = key_of(&narinfo)?;
+        let written = {
+            let mut tee = Tee { inner: fetch::reader(body), chunks };
+            let written = writer.member(&narinfo.url, size, &mut tee);
+            if written.is_ok() {
+                let _ = tee.chunks.blocking_send(Ok(Chunk::End));
+            }
+            written
+        };
+        let checked = checking.join().map_err(|_| Failure::failed("a checking thread died"))?;
+        written.doing(|| narinfo.full_path())?;
+        checked?;
+        writer.text(&narinfo.key(), &narinfo.to_string())?;
+        writer.flush()?;
+    }
+    writer.finish()?.finish()
+}
+
+/// The key under which a NAR goes into an archive: its own where that says what it is, else the one that Nix would give.
+fn key_of(narinfo: &NarInfo) -> Outcome<String> {
+    if matches!(Object::of_key(&narinfo.url), Some(Object::Nar(_))) && Compression::from_key(&narinfo.url).is_some() {
+        return Ok(narinfo.url.clone());
+    }
+    let method = Compression::from_name(&narinfo.compression)?;
+    match narinfo.file_hash {
+        Some(hash) => Ok(format!("nar/{}.nar{}", hash.base32(), method.extension())),
+        None => Err(Failure::refused(format!("{}: its NAR has no FileHash to name it by", narinfo.full_path()))),
+    }
+}
+
+/// Passes what is read to the examiner too.
+struct Tee {
+    inner: ChunkReader,
+    chunks: mpsc::Sender<Outcome<Chunk>>,
+}
+
+impl Read for Tee {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        if n > 0 {
+            // An examiner that has seen enough tells why when it is joined.
+            let _ = self.chunks.blocking_send(Ok(Chunk::Data(Plain(Bytes::copy_from_slice(&buf[..n])))));
+        }
+        Ok(n)
+    }
+}

@@ -1,0 +1,72 @@
+//! Fetching one NAR and checking it: FileHash, FileSize, NarHash, NarSize.
+
+use std::io::{self, Read};
+
+use nar_pack::nar::Visitor;
+use nar_pack::stage::{Doing, Failure, Outcome};
+use narinfo_gen::compression::Compression;
+use narinfo_gen::examine::examine_and;
+use narinfo_gen::narinfo::NarInfo;
+use s3_push::chunks::ChunkReader;
+
+use crate::closure::Cache;
+use crate::source::Body;
+
+/// Begins to read the NAR that a narinfo names.
+///
+/// # Errors
+/// Refuses a cache that does not have it; fails where the source does.
+pub async fn begin(cache: &Cache, narinfo: &NarInfo) -> Outcome<Body> {
+    let missing = || {
+        Failure::refused(format!("{}: its NAR, {}, is not in the cache", narinfo.full_path(), cache.source.shown(&narinfo.url)))
+    };
+    let body = cache.source.get(&narinfo.url).await?.ok_or_else(missing)?;
+    match (body.size, narinfo.file_size) {
+        (Some(size), Some(stated)) if size != stated => {
+            Err(Failure::refused(format!("{}: its NAR has {size} bytes, not {stated} as FileSize says", narinfo.full_path())))
+        }
+        _ => Ok(body),
+    }
+}
+
+/// Reads a NAR to its end and checks it; for threads that may block. `visitor` gets its tree and `tap` its bytes while
+/// nothing is certain yet: only when this returns do they hold.
+///
+/// # Errors
+/// Refuses what is not as the narinfo says.
+pub fn check(
+    input: impl Read + Send,
+    narinfo: &NarInfo,
+    visitor: &mut impl Visitor,
+    tap: impl FnMut(&[u8]) -> Outcome,
+) -> Outcome {
+    let method = Compression::from_name(&narinfo.compression)?;
+    let input = Limited { inner: input, left: narinfo.file_size.unwrap_or(u64::MAX) };
+    let facts = examine_and(input, method, Some(narinfo.nar_size), visitor, tap).doing(|| narinfo.full_path())?;
+    facts.require(narinfo)
+}
+
+/// A reader of a body.
+#[must_use]
+pub fn reader(body: Body) -> ChunkReader {
+    ChunkReader::new(body.chunks)
+}
+
+/// Stops a body that does not end.
+struct Limited<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        match self.left.checked_sub(n as u64) {
+            Some(left) => {
+                self.left = left;
+                Ok(n)
+            }
+            None => Err(Failure::refused("the file is larger than its FileSize").into()),
+        }
+    }
+}

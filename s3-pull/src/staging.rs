@@ -1,0 +1,167 @@
+//! Unpacking next to the final place, and moving there by one rename.
+//!
+//! What a run unpacks is called `.s3-pull-<run>-<base name>` until it is checked, and `.s3-pull-<run>.lock` is locked as
+//! long as the run lives. A later run removes what belongs to a lock that nobody holds.
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nar_pack::nar::remove_tree;
+use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::store_path::StorePath;
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+
+const PREFIX: &str = ".s3-pull-";
+const LOCK: &str = ".lock";
+
+/// The store directory below a root, with this run's temporaries in it.
+pub struct Staging {
+    store: PathBuf,
+    run: String,
+    _lock: File,
+}
+
+/// What became of a rename.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placed {
+    /// The path is new.
+    New,
+    /// Somebody else was faster; theirs stays.
+    Existed,
+}
+
+impl Staging {
+    /// Makes the store directory if need be, removes what dead runs left, and begins a run.
+    ///
+    /// # Errors
+    /// Fails where the file system does.
+    pub fn begin(store: &Path) -> Outcome<Self> {
+        let at = || format!("preparing {}", store.display());
+        std::fs::create_dir_all(store).map_err(Failure::from).doing(at)?;
+        remove_stale(store).doing(at)?;
+        loop {
+            let lock = tempfile::Builder::new()
+                .prefix(PREFIX)
+                .suffix(LOCK)
+                .rand_bytes(12)
+                .tempfile_in(store)
+                .map_err(Failure::from)
+                .doing(at)?;
+            let (file, path) = lock.keep().map_err(|error| Failure::from(error.error)).doing(at)?;
+            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+            // Another run may have taken the file for a dead one's before it was locked.
+            if locked && file.metadata().is_ok_and(|meta| meta.nlink() == 1) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let run = name.trim_start_matches(PREFIX).trim_end_matches(LOCK).to_owned();
+                return Ok(Self { store: store.to_owned(), run, _lock: file });
+            }
+        }
+    }
+
+    /// The final place of a path.
+    #[must_use]
+    pub fn place(&self, path: &StorePath) -> PathBuf {
+        self.store.join(path.base_name())
+    }
+
+    /// Where a path is unpacked.
+    #[must_use]
+    pub fn temporary(&self, path: &StorePath) -> PathBuf {
+        self.store.join(format!("{PREFIX}{}-{path}", self.run))
+    }
+
+    /// Moves an unpacked path to its final place, never over another.
+    ///
+    /// # Errors
+    /// Fails where the file system does.
+    pub fn publish(&self, path: &StorePath) -> Outcome<Placed> {
+        let (from, to) = (self.temporary(path), self.place(path));
+        let failed = |error: Errno| Failure::failed(format!("moving to {}: {}", to.display(), std::io::Error::from(error)));
+        match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(Placed::New),
+            Err(Errno::EXIST | Errno::NOTEMPTY) => remove_tree(&from).map(|()| Placed::Existed),
+            // A file system without this flag: the gap between the look and the rename is as small as can be.
+            Err(Errno::INVAL | Errno::NOSYS) if !exists(&to) => {
+                std::fs::rename(&from, &to).map_err(Failure::from).doing(|| format!("moving to {}", to.display()))?;
+                Ok(Placed::New)
+            }
+            Err(Errno::INVAL | Errno::NOSYS) => remove_tree(&from).map(|()| Placed::Existed),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next run.
+        let _ = remove_run(&self.store, &self.run);
+    }
+}
+
+/// Whether something is there, be it a dangling link.
+#[must_use]
+pub fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn remove_stale(store: &Path) -> Outcome {
+    for name in names(store)? {
+        let Some(run) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(LOCK)) else { continue };
+        let Ok(lock) = OpenOptions::new().read(true).open(store.join(&name)) else { continue };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            remove_run(store, run)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the temporaries of a run, and last its lock.
+fn remove_run(store: &Path, run: &str) -> Outcome {
+    let own = format!("{PREFIX}{run}-");
+    for name in names(store)?.iter().filter(|name| name.starts_with(&own)) {
+        remove_tree(&store.join(name))?;
+    }
+    match std::fs::remove_file(store.join(format!("{PREFIX}{run}{LOCK}"))) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn names(store: &Path) -> Outcome<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(store)? {
+        if let Ok(name) = entry?.file_name().into_string()
+            && name.starts_with(PREFIX)
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_run_is_cleaned_up_and_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap();
+        let living = Staging::begin(dir.path()).unwrap();
+        std::fs::write(living.temporary(&path), "living").unwrap();
+        std::fs::write(dir.path().join(".s3-pull-dead.lock"), "").unwrap();
+        std::fs::create_dir(dir.path().join(".s3-pull-dead-x")).unwrap();
+        let other = Staging::begin(dir.path()).unwrap();
+        assert!(!dir.path().join(".s3-pull-dead-x").exists());
+        assert!(!dir.path().join(".s3-pull-dead.lock").exists());
+        assert_eq!(living.publish(&path).unwrap(), Placed::New);
+        std::fs::write(other.temporary(&path), "other").unwrap();
+        assert_eq!(other.publish(&path).unwrap(), Placed::Existed);
+        assert_eq!(std::fs::read_to_string(other.place(&path)).unwrap(), "living");
+        drop((living, other));
+        assert_eq!(names(dir.path()).unwrap(), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,176 @@
+//! No secret is ever printed: neither the secret half of a signing key nor an AWS secret key or session token, in
+//! success and in failure, however much a tool is asked to say.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a test fails
+
+mod common;
+
+use std::fs;
+
+use cache_tests::{Credentials, EmbeddedS3, Minio, Outcome};
+use common::{ARCHIVE, PUBLISH, Service, Site};
+
+/// A site whose every secret is known.
+struct Watched {
+    site: Site,
+    secrets: Vec<String>,
+}
+
+impl Watched {
+    /// A site with a bucket `$C` of `service`, and with the environment that makes libraries talk.
+    fn new(service: &impl Service) -> Self {
+        let mut site = Site::new();
+        let owner = service.owner();
+        owner.apply(&mut site.scratch);
+        site.scratch.env("C", service.url(&service.fresh()));
+        site.scratch.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
+        let file = fs::read_to_string(site.path("key.sec")).unwrap();
+        let mut secrets = pieces(file.split_once(':').unwrap().1.trim());
+        secrets.push(owner.secret_key);
+        Self { site, secrets }
+    }
+
+    fn also(&mut self, secret: &str) {
+        self.secrets.push(secret.to_owned());
+    }
+
+    /// Runs a script and looks at every word that it wrote.
+    #[track_caller]
+    fn run(&self, script: &str) -> Outcome {
+        let outcome = self.site.scratch.sh(script);
+        let stdout = String::from_utf8_lossy(&outcome.stdout);
+        for secret in &self.secrets {
+            assert!(!stdout.contains(secret), "a secret on standard output of {script}");
+            assert!(!outcome.stderr.contains(secret), "a secret on standard error of {script}");
+        }
+        outcome
+    }
+}
+
+/// The secret half of a key, in base 64, and parts of it that give it away as well. The last third is the public key.
+fn pieces(base64: &str) -> Vec<String> {
+    let seed = &base64[..42];
+    vec![base64.to_owned(), seed.to_owned(), seed[..20].to_owned(), seed[20..].to_owned()]
+}
+
+fn succeed(watched: &Watched) {
+    let verbose = PUBLISH.replace("s3-push", "s3-push -v");
+    watched.run(&verbose).ok();
+    watched.run(&verbose).ok();
+    watched.run("cache-sign public-key key.sec").ok();
+    watched.run("cache-sign public-key - < key.sec").ok();
+    watched.run("cache-sign keygen more-1 more.sec more.pub").ok();
+    watched.run("s3-pull -v -r --root out \"$C\" \"$TOP\"").ok();
+    for output in ["--narinfo", "--export", "--archive", "--list"] {
+        watched.run(&format!("s3-pull -v -r {output} \"$C\" \"$TOP\"")).ok();
+    }
+    watched.run("s3-pull -v --narinfo --all \"$C\" | cache-sign -k key.sec | s3-push -v --json \"$C\"").ok();
+    watched.run("head -c 12000000 /dev/zero | s3-push -v --part-size 5MiB \"$C\" --key log/x").ok();
+    watched.run("cache-policy --read-only \"$C\"; cache-policy --upload \"$C\"").ok();
+}
+
+#[test]
+fn success_prints_no_secret() {
+    succeed(&Watched::new(EmbeddedS3::shared()));
+    if let Some(minio) = Minio::shared() {
+        succeed(&Watched::new(minio));
+    }
+}
+
+fn fail_at_the_server(watched: &mut Watched, endpoint: &str) {
+    let stranger = Credentials::random();
+    watched.also(&stranger.secret_key);
+    let Credentials { access_key, secret_key } = &stranger;
+    watched.site.scratch.sh(&format!("{ARCHIVE} > archive")).ok();
+    let wrong = [
+        format!("export AWS_SECRET_ACCESS_KEY={secret_key}"),
+        format!("export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}"),
+        format!("export AWS_SESSION_TOKEN={secret_key}"),
+        format!("export C='s3://no-such-bucket-here?scheme=http&endpoint={endpoint}'"),
+        "export C='s3://bucket?scheme=http&endpoint=127.0.0.1:1'".to_owned(),
+    ];
+    let commands = [
+        "s3-push -v --no-nix \"$C\" < archive",
+        "s3-push -v --missing \"$C\" < paths",
+        "s3-push -v \"$C\" --key log/x < paths",
+        "s3-pull -v --root out \"$C\" \"$LIB\"",
+        "s3-pull -v --all --list \"$C\"",
+    ];
+    for wrong in &wrong {
+        for command in commands {
+            watched.run(&format!("{wrong}; {command}"));
+        }
+    }
+}
+
+#[test]
+fn failure_at_the_server_prints_no_secret() {
+    let s3 = EmbeddedS3::shared();
+    fail_at_the_server(&mut Watched::new(s3), &s3.endpoint());
+    if let Some(minio) = Minio::shared() {
+        fail_at_the_server(&mut Watched::new(minio), &minio.endpoint());
+    }
+}
+
+#[test]
+fn credentials_from_a_profile_stay_secret() {
+    let s3 = EmbeddedS3::shared();
+    let mut watched = Watched::new(s3);
+    let owner = s3.credentials();
+    let dir = watched.site.path("home/.aws");
+    fs::create_dir(&dir).unwrap();
+    let profile = |name: &str, owner: &Credentials| {
+        format!("[{name}]\naws_access_key_id = {}\naws_secret_access_key = {}\n", owner.access_key, owner.secret_key)
+    };
+    let stranger = Credentials::random();
+    watched.also(&stranger.secret_key);
+    fs::write(dir.join("credentials"), profile("good", &owner) + &profile("bad", &stranger)).unwrap();
+    let unset = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY";
+    watched.run(&format!("{unset}; C=\"$C&profile=good\"; {}", PUBLISH.replace("s3-push", "s3-push -v"))).ok();
+    watched.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
+    // A file that is no such file.
+    fs::write(dir.join("credentials"), format!("[bad\naws_secret_access_key = {}\n", stranger.secret_key)).unwrap();
+    watched.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
+    watched.run(&format!("{unset}; s3-pull -v --all --list \"$C&profile=bad\"")).fails(2);
+}
+
+#[test]
+fn bad_key_files_are_not_quoted() {
+    let watched = Watched::new(EmbeddedS3::shared());
+    let secret = fs::read_to_string(watched.site.path("key.sec")).unwrap();
+    let (name, base64) = secret.split_once(':').unwrap();
+    let base64 = base64.trim();
+    let bad = [
+        base64.to_owned(),
+        format!(":{base64}"),
+        format!("{name} {base64}"),
+        format!("{name}:{}", &base64[..80]),
+        format!("{name}:{base64}{base64}"),
+        format!("{name}:!{base64}"),
+        format!("{name}:{base64}\nmore"),
+    ];
+    watched.site.scratch.sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix > narinfos").ok();
+    for text in bad {
+        fs::write(watched.site.path("bad.sec"), text).unwrap();
+        watched.run("cache-sign -k bad.sec < narinfos").fails(1);
+        watched.run("cache-sign public-key bad.sec").fails(1);
+        watched.run("cache-sign public-key - < bad.sec").fails(1);
+    }
+}
+
+#[test]
+fn a_secret_key_in_the_place_of_a_public_one_is_not_quoted() {
+    let watched = Watched::new(EmbeddedS3::shared());
+    watched.run(PUBLISH).ok();
+    watched.run("s3-pull --narinfo --all \"$C\" > narinfos").ok();
+    watched.run("cache-sign verify --trusted-public-key \"$(cat key.sec)\" < narinfos").fails(1);
+    watched.run("cache-sign verify --trusted-public-key \"$(cut -d: -f2 key.sec)\" < narinfos").fails(1);
+    watched.run("s3-pull --root out --trusted-public-key \"$(cat key.sec)\" \"$C\" \"$LIB\"").fails(1);
+    watched.run("echo \"trusted-public-keys = $(cat key.sec)\" > nix.conf; s3-pull --root out --nix-conf nix.conf \"$C\" \"$LIB\"").fails(1);
+    // A key file where a stream should be.
+    watched.run("cache-sign -k key.sec < key.sec").fails(1);
+    watched.run("s3-push \"$C\" < key.sec").fails(1);
+    watched.run("narinfo-gen < key.sec").fails(1);
+    watched.run("nar-pack --list < key.sec").fails(1);
+    watched.run("s3-push --missing \"$C\" < key.sec").fails(1);
+}
