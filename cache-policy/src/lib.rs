@@ -11,7 +11,7 @@ pub mod documents;
 use std::env;
 use std::io::Write as _;
 
-use nar_pack::stage::{self, Doing, Failure, Outcome};
+use nar_pack::stage::{self, Failure, Outcome};
 use s3_push::location::{Location, VARIABLE, check_bucket_name};
 use serde::Serialize;
 
@@ -22,8 +22,8 @@ use documents::{BucketPolicy, IamPolicy, Partition, Place, Principal, Readers};
 ///
 /// # Errors
 /// See the exit codes in [`stage`].
-pub fn run(cli: Cli) -> Outcome {
-    let (bucket, prefix) = bucket(cli.bucket)?;
+pub fn run(cli: &Cli) -> Outcome {
+    let (bucket, prefix) = bucket(cli.bucket.as_deref())?;
     let principals: Vec<Principal> = cli.principal.iter().map(|text| Principal::parse(text)).collect::<Outcome<_>>()?;
     let place = Place::new(Partition::of(&principals)?, &bucket, &prefix)?;
     if cli.upload {
@@ -33,23 +33,28 @@ pub fn run(cli: Cli) -> Outcome {
 }
 
 /// The bucket's name, and the prefix of its keys: empty, or ending in a slash.
-fn bucket(argument: Option<String>) -> Outcome<(String, String)> {
-    let text = match (argument, env::var_os(VARIABLE).filter(|text| !text.is_empty())) {
-        (Some(text), _) => text,
+fn bucket(argument: Option<&str>) -> Outcome<(String, String)> {
+    let text = match (argument, env::var_os(VARIABLE)) {
+        (Some(text), _) => text.to_owned(),
         (None, Some(text)) => {
             text.into_string().map_err(|_| Failure::failed(format!("${VARIABLE} is not UTF-8 text")))?
         }
-        (None, None) => {
-            let message = format!("say which bucket: s3://BUCKET, its bare name, or set ${VARIABLE} (try --help)");
-            return Err(Failure::failed(message));
-        }
+        (None, None) => String::new(),
     };
+    if text.is_empty() {
+        let message = format!("say which bucket: s3://BUCKET, its bare name, or set ${VARIABLE} (try --help)");
+        return Err(Failure::failed(message));
+    }
     if text.contains("://") {
         let location = Location::parse(&text)?;
         return Ok((location.bucket, location.prefix));
     }
-    check_bucket_name(&text).doing(|| "expected s3://BUCKET[/PREFIX] or the bare name of a bucket")?;
-    Ok((text, String::new()))
+    match check_bucket_name(&text) {
+        Ok(()) => Ok((text, String::new())),
+        Err(failure) => {
+            Err(Failure::refused(format!("{}; expected s3://BUCKET[/PREFIX] or a bare name", failure.message())))
+        }
+    }
 }
 
 /// Writes a document and one newline.
@@ -67,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_bucket_is_a_url_or_a_bare_name() {
-        let of = |text: &str| bucket(Some(text.to_owned())).unwrap();
+        let of = |text: &str| bucket(Some(text)).unwrap();
         let named = |bucket: &str, prefix: &str| (bucket.to_owned(), prefix.to_owned());
         assert_eq!(of("my-cache"), named("my-cache", ""));
         assert_eq!(of("s3://my-cache"), named("my-cache", ""));
@@ -76,9 +81,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_bucket_is_a_usage_error() {
-        for hostile in [
-            "",
+    fn what_is_no_bucket_is_an_error_in_one_line() {
+        let long = "a".repeat(64);
+        let bare = [
             "a",
             "-cache",
             "cache-",
@@ -94,18 +99,23 @@ mod tests {
             "cäche",
             "cache\",\"arn:aws:s3:::other",
             "arn:aws:s3:::my-cache",
+            long.as_str(),
+        ];
+        let urls = [
+            "",
             "https://my-cache.s3.amazonaws.com",
             "s3://",
             "s3:///prefix",
             "s3://my-cache?regoin=x",
             "s3://my-cache/%0a",
             "s3://my-cache/../other",
-        ] {
-            let failure = bucket(Some(hostile.to_owned())).unwrap_err();
-            assert_eq!(failure.exit_code(), 2, "{hostile:?}: {failure}");
-            assert!(!failure.to_string().contains(char::is_control), "{hostile:?}: {failure}");
+        ];
+        for (texts, code) in [(&bare[..], 1), (&urls[..], 2)] {
+            for text in texts {
+                let failure = bucket(Some(text)).unwrap_err();
+                assert_eq!(failure.exit_code(), code, "{text:?}: {failure}");
+                assert!(!failure.to_string().contains(char::is_control), "{text:?}: {failure}");
+            }
         }
-        let long = "a".repeat(64);
-        assert_eq!(bucket(Some(long)).unwrap_err().exit_code(), 2);
     }
 }

@@ -113,9 +113,8 @@ impl PublicKey {
         };
         let bytes: Option<[u8; SIGNATURE_LENGTH]> =
             BASE64_STANDARD.decode(digits).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.is_some_and(|bytes| {
-            self.key.verify_strict(fingerprint.as_bytes(), &Signature::from_bytes(&bytes)).is_ok()
-        })
+        bytes
+            .is_some_and(|bytes| self.key.verify_strict(fingerprint.as_bytes(), &Signature::from_bytes(&bytes)).is_ok())
     }
 }
 
@@ -132,10 +131,8 @@ impl fmt::Debug for PublicKey {
 }
 
 fn split<'a>(text: &'a str, what: &str) -> Outcome<(&'a str, &'a str)> {
-    let (name, digits) = text
-        .trim()
-        .split_once(':')
-        .ok_or_else(|| Failure::refused(format!("not a {what}: expected NAME:BASE64")))?;
+    let (name, digits) =
+        text.trim().split_once(':').ok_or_else(|| Failure::refused(format!("not a {what}: expected NAME:BASE64")))?;
     check_name(name)?;
     Ok((name, digits))
 }

@@ -35,17 +35,17 @@ const MAX_KEY_FILE: u64 = 4096;
 ///
 /// # Errors
 /// See the exit codes in [`stage`].
-pub fn run(cli: Cli) -> Outcome {
-    match cli.command {
+pub fn run(cli: &Cli) -> Outcome {
+    match &cli.command {
         None => sign(&cli.sign),
-        Some(Command::Keygen { name, secret_file, public_file }) => keygen(&name, &secret_file, &public_file),
+        Some(Command::Keygen { name, secret_file, public_file }) => keygen(name, secret_file, public_file),
         Some(Command::PublicKey { secret_file }) => {
-            let key = read_key_file(&secret_file)?;
+            let key = read_key_file(secret_file)?;
             let mut out = stage::stdout(None)?;
             writeln!(out, "{}", key.public())?;
             out.finish()
         }
-        Some(Command::Verify(args)) => verify(&args),
+        Some(Command::Verify(args)) => verify(args),
     }
 }
 
@@ -131,11 +131,7 @@ fn filter(store_dir: &str, mut each: impl FnMut(NarInfo) -> Option<NarInfo>) -> 
     }
 }
 
-fn filter_text(
-    input: impl BufRead,
-    store_dir: &StoreDir,
-    mut each: impl FnMut(NarInfo) -> Option<NarInfo>,
-) -> Outcome {
+fn filter_text(input: impl BufRead, store_dir: &StoreDir, mut each: impl FnMut(NarInfo) -> Option<NarInfo>) -> Outcome {
     let mut text = TextWriter::new(stage::stdout(None)?);
     let result = narinfo::read_text(input, store_dir, |narinfo, _| match each(narinfo) {
         Some(narinfo) => text.write(&narinfo, false),

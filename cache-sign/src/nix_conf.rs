@@ -34,7 +34,8 @@ pub fn trusted_public_keys(file: Option<&Path>) -> Outcome<Vec<PublicKey>> {
 /// The system's file, then the user's, in the order in which Nix applies them.
 fn default_files() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let mut files = vec![variable("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from).join("nix.conf")];
+    let mut files =
+        vec![variable("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from).join("nix.conf")];
     if let Some(list) = variable("NIX_USER_CONF_FILES") {
         let mut user: Vec<PathBuf> = std::env::split_paths(&list).collect();
         user.reverse();

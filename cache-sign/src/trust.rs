@@ -39,7 +39,8 @@ impl TrustedKeys {
             }
         }
         let threshold = trust.threshold as usize;
-        let count = distinct.iter().enumerate().filter(|(i, key)| !distinct[..*i].iter().any(|k| k.same_point(key))).count();
+        let count =
+            distinct.iter().enumerate().filter(|(i, key)| !distinct[..*i].iter().any(|k| k.same_point(key))).count();
         if count < threshold {
             return Err(Failure::failed(format!("{threshold} trusted keys must sign, but only {count} are given")));
         }

@@ -43,12 +43,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What `nar` or the output says.
-    pub fn path(
-        &mut self,
-        store_dir: &StoreDir,
-        trailer: &Trailer,
-        nar: impl FnOnce(&mut W) -> Outcome,
-    ) -> Outcome {
+    pub fn path(&mut self, store_dir: &StoreDir, trailer: &Trailer, nar: impl FnOnce(&mut W) -> Outcome) -> Outcome {
         self.out.write_all(&1_u64.to_le_bytes())?;
         nar(&mut self.out)?;
         let mut fields = MAGIC.to_le_bytes().to_vec();
@@ -101,7 +96,8 @@ pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Outcome<T
     }
     let mut references = Vec::new();
     for _ in 0..count {
-        references.push(store_dir.parse(&read_string(input)?).doing(|| format!("export stream: references of {path}"))?);
+        references
+            .push(store_dir.parse(&read_string(input)?).doing(|| format!("export stream: references of {path}"))?);
     }
     references.sort_unstable();
     references.dedup();

@@ -35,9 +35,9 @@ const TOOL: &str = "nar-pack";
 ///
 /// # Errors
 /// See the exit codes in [`stage`].
-pub fn run(cli: Cli) -> Outcome {
+pub fn run(cli: &Cli) -> Outcome {
     if cli.export {
-        return export_paths(&cli);
+        return export_paths(cli);
     }
     if let Some(dir) = &cli.unpack {
         return unpack(&mut nar_input(&cli.paths)?, dir);
@@ -53,7 +53,7 @@ pub fn run(cli: Cli) -> Outcome {
         return Err(Failure::failed("expected one PATH to pack (try --help)"));
     };
     let mut out = stage::stdout(Some("the NAR"))?;
-    nar::dump(&below_root(&cli, path)?, &mut out, &mut |warning| stage::say(TOOL, warning))?;
+    nar::dump(&below_root(cli, path)?, &mut out, &mut |warning| stage::say(TOOL, warning))?;
     out.finish()
 }
 
@@ -143,18 +143,17 @@ fn describe(
     let mut trailers = HashMap::with_capacity(paths.len());
     let mut candidates: Option<Vec<StorePath>> = None;
     for path in &paths {
-        let (references, deriver) = match infos.remove(path) {
-            Some(info) => (info.references, info.deriver),
-            None => {
-                let candidates = match &mut candidates {
-                    Some(candidates) => candidates,
-                    none => none.insert(registry.candidates()?),
-                };
-                let mut scanner = Scanner::new(candidates.iter().chain(&paths).cloned());
-                let source = registry.store_dir.below(cli.root.as_deref(), path);
-                nar::dump(&source, &mut scanner, &mut |_| {}).doing(|| "looking for references")?;
-                (scanner.finish(), None)
-            }
+        let (references, deriver) = if let Some(info) = infos.remove(path) {
+            (info.references, info.deriver)
+        } else {
+            let candidates = match &mut candidates {
+                Some(candidates) => candidates,
+                none => none.insert(registry.candidates()?),
+            };
+            let mut scanner = Scanner::new(candidates.iter().chain(&paths).cloned());
+            let source = registry.store_dir.below(cli.root.as_deref(), path);
+            nar::dump(&source, &mut scanner, &mut |_| {}).doing(|| "looking for references")?;
+            (scanner.finish(), None)
         };
         trailers.insert(path.clone(), Trailer { path: path.clone(), references, deriver });
     }

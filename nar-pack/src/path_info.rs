@@ -32,8 +32,7 @@ pub struct PathInfo {
 /// # Errors
 /// Refuses what is not such a document, and names the path.
 pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<StorePath, PathInfo>> {
-    let document: Value =
-        serde_json::from_str(json).map_err(|error| Failure::refused(format!("not JSON: {error}")))?;
+    let document: Value = serde_json::from_str(json).map_err(|error| Failure::refused(format!("not JSON: {error}")))?;
     let document = document.get("info").unwrap_or(&document);
     let mut infos = HashMap::new();
     let mut add = |path: &str, entry: &Value| -> Outcome {
@@ -196,7 +195,9 @@ impl Registry {
         let dir = self.store_dir.dir_below(self.root.as_deref());
         let entries = match std::fs::read_dir(&dir) {
             Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(Failure::failed(format!("reading {}: {error}", dir.display()))),
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -218,12 +219,9 @@ impl Registry {
         }
         nix.args(paths.iter().map(|path| self.store_dir.join(path)));
         nix.env("NIX_STORE_DIR", self.store_dir.as_str());
-        let output = match nix.stdin(Stdio::null()).stderr(Stdio::null()).output() {
-            Ok(output) => output,
-            Err(_) => {
-                self.ask_nix = false;
-                return Ok(None);
-            }
+        let Ok(output) = nix.stdin(Stdio::null()).stderr(Stdio::null()).output() else {
+            self.ask_nix = false;
+            return Ok(None);
         };
         if !output.status.success() {
             return Ok(None);

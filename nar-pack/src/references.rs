@@ -107,7 +107,9 @@ pub fn references_first<'a>(
         }
         while let Some((node, rest)) = stack.last_mut() {
             let node = *node;
-            match rest.find_map(|reference| index.get(reference).copied().filter(|&i| i != node && marks[i] != Mark::Done)) {
+            match rest
+                .find_map(|reference| index.get(reference).copied().filter(|&i| i != node && marks[i] != Mark::Done))
+            {
                 Some(next) if marks[next] == Mark::Open => {
                     return Err(Failure::refused(format!("the references of {} lead back to it", paths[next])));
                 }
@@ -144,7 +146,7 @@ mod tests {
                 scanner.feed(&text.as_bytes()[..cut]);
                 scanner.feed(&text.as_bytes()[cut..second]);
                 scanner.feed(&text.as_bytes()[second..]);
-                assert_eq!(scanner.finish(), [a.clone()], "cut at {cut} and {second}");
+                assert_eq!(scanner.finish(), std::slice::from_ref(&a), "cut at {cut} and {second}");
             }
         }
     }
@@ -167,7 +169,15 @@ mod tests {
         let paths = [a.clone(), b.clone(), c.clone()];
         let of_a = [a.clone(), c.clone()];
         let of_c = [b.clone(), path('d', "elsewhere")];
-        let chain = |p: &StorePath| if *p == a { &of_a[..] } else if *p == c { &of_c[..] } else { &[] };
+        let chain = |p: &StorePath| {
+            if *p == a {
+                &of_a[..]
+            } else if *p == c {
+                &of_c[..]
+            } else {
+                &[]
+            }
+        };
         assert_eq!(references_first(&paths, chain).unwrap(), [&b, &c, &a]);
         let back = [a.clone()];
         let cycle = |p: &StorePath| if *p == a { &of_a[..] } else { &back[..] };

@@ -115,9 +115,9 @@ impl<T, E: Into<Failure>> Doing<T> for Result<T, E> {
 }
 
 /// Runs a tool: parses its command line, runs it, and turns the result into one line and an exit code.
-pub fn main<C: clap::Parser>(tool: &str, run: impl FnOnce(C) -> Outcome) -> ExitCode {
+pub fn main<C: clap::Parser>(tool: &str, run: impl FnOnce(&C) -> Outcome) -> ExitCode {
     let failure = match C::try_parse() {
-        Ok(cli) => match run(cli) {
+        Ok(cli) => match run(&cli) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(failure) => failure,
         },

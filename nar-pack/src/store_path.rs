@@ -248,9 +248,21 @@ mod tests {
         let long = format!("{HASH}-{}", "n".repeat(MAX_NAME + 1));
         let bad_digit = format!("e{}-x", &HASH[1..]);
         for base in [
-            "", "-", "x", HASH, &format!("{HASH}-"), &format!("{HASH}x"), &format!("{HASH}-."), &format!("{HASH}-.."),
-            &format!("{HASH}-.-x"), &format!("{HASH}-..-x"), &format!("{HASH}-a/b"), &format!("{HASH}-a b"),
-            &format!("{HASH}-ä"), &long, &bad_digit,
+            "",
+            "-",
+            "x",
+            HASH,
+            &format!("{HASH}-"),
+            &format!("{HASH}x"),
+            &format!("{HASH}-."),
+            &format!("{HASH}-.."),
+            &format!("{HASH}-.-x"),
+            &format!("{HASH}-..-x"),
+            &format!("{HASH}-a/b"),
+            &format!("{HASH}-a b"),
+            &format!("{HASH}-ä"),
+            &long,
+            &bad_digit,
         ] {
             assert_eq!(StorePath::from_base_name(base).unwrap_err().exit_code(), 1, "{base:?}");
         }

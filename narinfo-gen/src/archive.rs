@@ -214,8 +214,13 @@ pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Outcome) -
 }
 
 fn malformed(error: io::Error) -> Failure {
-    let of_input = error.raw_os_error().is_some() || error.get_ref().is_some_and(|inner| inner.is::<Failure>());
-    if of_input { error.into() } else { Failure::refused(format!("malformed or cut off cache archive: {error}")) }
+    if is_of_input(&error) { error.into() } else { Failure::refused(format!("malformed or cut off cache archive: {error}")) }
+}
+
+/// Whether a library only passes on what its input said, rather than finding fault with the data.
+pub(crate) fn is_of_input(error: &io::Error) -> bool {
+    let failure = error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Failure>);
+    failure || error.raw_os_error().is_some() || error.kind() == io::ErrorKind::Interrupted
 }
 
 fn key_of<R: Read>(entry: &tar::Entry<'_, R>) -> Outcome<String> {
@@ -248,6 +253,8 @@ impl<R: Read> Read for Counted<R> {
 
 #[cfg(test)]
 mod tests {
+    use tar::EntryType::{Directory, Link, Regular, Symlink};
+
     use super::*;
 
     fn sample() -> Vec<u8> {
@@ -312,7 +319,6 @@ mod tests {
             header.set_cksum();
             [header.as_bytes().to_vec(), vec![0; 1024]].concat()
         };
-        use tar::EntryType::{Directory, Link, Regular, Symlink};
         for name in ["../nix-cache-info", "/etc/passwd", "nar/../x", "readme", "x.narinfo"] {
             assert!(keys(&one(name, Regular)).unwrap_err().is_refusal(), "{name}");
         }
@@ -328,7 +334,10 @@ mod tests {
         let digits = "0".repeat(32);
         let hash = HashPart::parse(digits.as_bytes()).unwrap();
         assert_eq!(Object::of_key(&format!("{digits}.narinfo")), Some(Object::Narinfo(hash)));
-        assert_eq!(Object::of_key(&format!("nar/{}.nar.xz", Sha256::of(b"").base32())), Some(Object::Nar(Some(Sha256::of(b"")))));
+        assert_eq!(
+            Object::of_key(&format!("nar/{}.nar.xz", Sha256::of(b"").base32())),
+            Some(Object::Nar(Some(Sha256::of(b""))))
+        );
         assert_eq!(Object::of_key("nar/x.nar"), Some(Object::Nar(None)));
         assert_eq!(Object::of_key("short.narinfo"), None);
     }

@@ -66,7 +66,10 @@ CA: fixed:r:@HASH@
 
     #[test]
     fn what_nix_store_add_made_proves_itself_and_another_name_does_not() {
-        let good = narinfo("m5zd3qj7c4bs4g5d8hqvs5pc5xicclfg-x", "sha256:04zwf782yjwnh3q6hz5izfd6jyip8kgw6g6yj43fiqhbyhdd0dqw");
+        let good = narinfo(
+            "m5zd3qj7c4bs4g5d8hqvs5pc5xicclfg-x",
+            "sha256:04zwf782yjwnh3q6hz5izfd6jyip8kgw6g6yj43fiqhbyhdd0dqw",
+        );
         assert!(proves_itself(&good));
         let mut bad = good.clone();
         bad.path = StorePath::from_base_name(&good.path.base_name().replace("-x", "-y")).unwrap();

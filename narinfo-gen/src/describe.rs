@@ -104,7 +104,10 @@ impl<S: Sink> Describer<'_, S> {
     fn is_of(&self, info: &PathInfo, path: &StorePath, nar_hash: Sha256) -> bool {
         let same = Sha256::parse(&info.nar_hash).is_ok_and(|hash| hash == nar_hash);
         if !same {
-            (self.warn)(&format!("{path}: the path info known here is of other contents ({}); it is not used", info.nar_hash));
+            (self.warn)(&format!(
+                "{path}: the path info known here is of other contents ({}); it is not used",
+                info.nar_hash
+            ));
         }
         same
     }
@@ -145,7 +148,10 @@ pub fn require_path(kind: Kind, path: Option<StorePath>) -> Outcome<Option<Store
     match (kind, path) {
         (Kind::Nar, None) => Err(Failure::failed("standard input is a NAR; say which STORE-PATH it is of")),
         (Kind::Nar, path) => Ok(path),
-        (_, Some(path)) => Err(Failure::failed(format!("standard input is {}, which names its paths; {path} is one too many", kind.name()))),
+        (_, Some(path)) => Err(Failure::failed(format!(
+            "standard input is {}, which names its paths; {path} is one too many",
+            kind.name()
+        ))),
         (_, None) => Ok(None),
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Read};
 use nar_pack::nar::{Tee, Visitor, parse};
 use nar_pack::stage::{Failure, Outcome};
 
+use crate::archive::is_of_input;
 use crate::compression::{Compression, decoder};
 use crate::hash::{Hasher, Sha256};
 use crate::narinfo::NarInfo;
@@ -31,7 +32,10 @@ impl Facts {
     /// Names the field, what it says and what is true.
     pub fn require(&self, narinfo: &NarInfo) -> Outcome {
         let differs = |field: &str, says: String, is: String| {
-            Err(Failure::refused(format!("{}: {field} is {says} in the narinfo, but {is} in truth", narinfo.full_path())))
+            Err(Failure::refused(format!(
+                "{}: {field} is {says} in the narinfo, but {is} in truth",
+                narinfo.full_path()
+            )))
         };
         if let Some(hash) = narinfo.file_hash.filter(|hash| *hash != self.file_hash) {
             return differs("FileHash", hash.to_string(), self.file_hash.to_string());
@@ -126,8 +130,7 @@ struct Decompressed<R> {
 impl<R: Read> Read for Decompressed<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.inner.read(buf).map_err(|error| {
-            let of_input = error.raw_os_error().is_some() || error.get_ref().is_some_and(|inner| inner.is::<Failure>());
-            if of_input || error.kind() == io::ErrorKind::Interrupted {
+            if is_of_input(&error) {
                 return error;
             }
             Failure::refused(format!("the file does not unpack as {}: {error}", self.method)).into()

@@ -152,7 +152,9 @@ mod tests {
     #[test]
     fn what_is_no_hash_is_refused() {
         let overflow = format!("sha256:z{}", &EMPTY[0][8..]);
-        for text in ["", "sha256:", "sha256:0", "sha256-", "sha512:x", "md5:abc", &EMPTY[0][7..], &EMPTY[0][..58], &overflow] {
+        for text in
+            ["", "sha256:", "sha256:0", "sha256-", "sha512:x", "md5:abc", &EMPTY[0][7..], &EMPTY[0][..58], &overflow]
+        {
             assert!(Sha256::parse(text).unwrap_err().is_refusal(), "{text}");
         }
     }

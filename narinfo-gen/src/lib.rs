@@ -52,7 +52,7 @@ impl Packing {
 ///
 /// # Errors
 /// See the exit codes in [`stage`].
-pub fn run(cli: Cli) -> Outcome {
+pub fn run(cli: &Cli) -> Outcome {
     let settings = cli.packing.settings()?;
     let mut registry = Registry::open(&cli.knowledge, None)?;
     let path = cli.store_path.as_deref().map(|path| registry.store_dir.parse(path)).transpose()?;
@@ -69,7 +69,8 @@ pub fn run(cli: Cli) -> Outcome {
     } else {
         Out::Text(TextWriter::new(stage::stdout(None)?))
     };
-    let mut describer = Describer { settings, registry: &mut registry, sink, warn: |warning| stage::say(TOOL, warning) };
+    let mut describer =
+        Describer { settings, registry: &mut registry, sink, warn: |warning| stage::say(TOOL, warning) };
     let result = match path {
         Some(path) => describer.nar(&mut input, &path, deriver).doing(|| path.to_string()),
         None => describer.export(&mut input),

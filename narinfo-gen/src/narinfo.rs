@@ -181,8 +181,11 @@ impl Fields {
             "NarHash" => once(&mut self.nar_hash, Sha256::parse(value)?),
             "NarSize" => once(&mut self.nar_size, number(value)?),
             "References" => {
-                let mut paths =
-                    value.split(' ').filter(|w| !w.is_empty()).map(StorePath::from_base_name).collect::<Outcome<Vec<_>>>()?;
+                let mut paths = value
+                    .split(' ')
+                    .filter(|w| !w.is_empty())
+                    .map(StorePath::from_base_name)
+                    .collect::<Outcome<Vec<_>>>()?;
                 paths.sort_unstable();
                 paths.dedup();
                 once(&mut self.references, paths)
@@ -233,7 +236,11 @@ fn parse_url(value: &str) -> Outcome<String> {
         && !value.contains("://")
         && value.split(['/', '\\']).all(|part| part != ".." && part != ".")
         && !value.contains(|c: char| c.is_control() || c == ' ');
-    if inside { Ok(value.to_owned()) } else { Err(Failure::refused(format!("{value:?} does not lie within the cache"))) }
+    if inside {
+        Ok(value.to_owned())
+    } else {
+        Err(Failure::refused(format!("{value:?} does not lie within the cache")))
+    }
 }
 
 /// Reads narinfo text: narinfos with one blank line between two. Each is handed on as soon as it is complete, with
@@ -243,7 +250,11 @@ fn parse_url(value: &str) -> Outcome<String> {
 ///
 /// # Errors
 /// Refuses empty, malformed or truncated text, and says which narinfo it was; passes on what `each` returns.
-pub fn read_text(mut input: impl BufRead, store_dir: &StoreDir, mut each: impl FnMut(NarInfo, bool) -> Outcome) -> Outcome {
+pub fn read_text(
+    mut input: impl BufRead,
+    store_dir: &StoreDir,
+    mut each: impl FnMut(NarInfo, bool) -> Outcome,
+) -> Outcome {
     let mut text = Vec::new();
     for count in 1_u64.. {
         text.clear();

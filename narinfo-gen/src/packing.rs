@@ -124,7 +124,7 @@ impl Pieces {
         let piece = Arc::new(std::mem::replace(&mut self.piece, Vec::with_capacity(FRAME)));
         self.reading = match std::mem::replace(&mut self.reading, ReadingAt::Here(Reading::nothing())) {
             ReadingAt::Here(reading) => ReadingAt::beside(reading),
-            beside => beside,
+            beside @ ReadingAt::Beside { .. } => beside,
         };
         if let ReadingAt::Beside { pieces, .. } = &self.reading {
             pieces.send(Arc::clone(&piece)).map_err(|_| Failure::failed("the hashing thread died"))?;

@@ -74,7 +74,8 @@ fn is_tar_header(head: &[u8]) -> bool {
         return true;
     }
     let header = tar::Header::from_byte_slice(head);
-    let sum: u32 = head.iter().enumerate().map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) }).sum();
+    let sum: u32 =
+        head.iter().enumerate().map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) }).sum();
     header.cksum().is_ok_and(|stated| stated == sum)
 }
 

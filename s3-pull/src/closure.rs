@@ -41,7 +41,11 @@ impl Cache {
         let Some(text) = self.source.text(&key, narinfo::MAX_SIZE).await? else { return Ok(None) };
         let narinfo = NarInfo::parse(&text, &self.store_dir).doing(|| self.source.shown(&key))?;
         if narinfo.path.hash_part() != hash {
-            return Err(Failure::refused(format!("{}: it describes another path, {}", self.source.shown(&key), narinfo.path)));
+            return Err(Failure::refused(format!(
+                "{}: it describes another path, {}",
+                self.source.shown(&key),
+                narinfo.path
+            )));
         }
         if let Some(trusted) = &self.trusted {
             trusted.require(&narinfo)?;

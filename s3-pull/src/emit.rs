@@ -71,11 +71,14 @@ pub fn archive(runtime: &Handle, cache: &Cache, narinfos: &[Arc<NarInfo>], out: 
         let mut narinfo = NarInfo::clone(narinfo);
         let body = runtime.block_on(fetch::begin(cache, &narinfo))?;
         let size = narinfo.file_size.or(body.size);
-        let size = size.ok_or_else(|| Failure::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
+        let size =
+            size.ok_or_else(|| Failure::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
         let (chunks, examined) = mpsc::channel(8);
         let checking = {
             let narinfo = narinfo.clone();
-            std::thread::spawn(move || fetch::check(ChunkReader::<Plain>::new(examined), &narinfo, &mut Skip, |_| Ok(())))
+            std::thread::spawn(move || {
+                fetch::check(ChunkReader::<Plain>::new(examined), &narinfo, &mut Skip, |_| Ok(()))
+            })
         };
         narinfo.url = key_of(&narinfo)?;
         let written = {

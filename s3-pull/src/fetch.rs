@@ -18,13 +18,18 @@ use crate::source::Body;
 /// Refuses a cache that does not have it; fails where the source does.
 pub async fn begin(cache: &Cache, narinfo: &NarInfo) -> Outcome<Body> {
     let missing = || {
-        Failure::refused(format!("{}: its NAR, {}, is not in the cache", narinfo.full_path(), cache.source.shown(&narinfo.url)))
+        Failure::refused(format!(
+            "{}: its NAR, {}, is not in the cache",
+            narinfo.full_path(),
+            cache.source.shown(&narinfo.url)
+        ))
     };
     let body = cache.source.get(&narinfo.url).await?.ok_or_else(missing)?;
     match (body.size, narinfo.file_size) {
-        (Some(size), Some(stated)) if size != stated => {
-            Err(Failure::refused(format!("{}: its NAR has {size} bytes, not {stated} as FileSize says", narinfo.full_path())))
-        }
+        (Some(size), Some(stated)) if size != stated => Err(Failure::refused(format!(
+            "{}: its NAR has {size} bytes, not {stated} as FileSize says",
+            narinfo.full_path()
+        ))),
         _ => Ok(body),
     }
 }

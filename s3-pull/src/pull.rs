@@ -25,9 +25,9 @@ use crate::{TOOL, emit, unpack};
 ///
 /// # Errors
 /// See the exit codes in [`stage`].
-pub fn run(cli: Cli) -> Outcome {
+pub fn run(cli: &Cli) -> Outcome {
     let store_dir = StoreDir::new(&cli.store_dir)?;
-    let (url, paths) = split_targets(&cli, &store_dir)?;
+    let (url, paths) = split_targets(cli, &store_dir)?;
     let trusted = if cli.no_verify_signatures { None } else { Some(TrustedKeys::from_cli(&cli.trust)?) };
     let runtime = Runtime::new().map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
     let result = (|| {
@@ -36,9 +36,9 @@ pub fn run(cli: Cli) -> Outcome {
         let cache = Arc::new(Cache { source, trusted, store_dir });
         runtime.block_on(check_cache_info(&cache))?;
         if cli.all && (cli.narinfo || cli.list) {
-            return runtime.block_on(emit_all(&cli, &cache));
+            return runtime.block_on(emit_all(cli, &cache));
         }
-        pull(&runtime, &cli, &cache, paths)
+        pull(&runtime, cli, &cache, paths)
     })();
     runtime.shutdown_background();
     result
@@ -109,12 +109,12 @@ async fn emit_all(cli: &Cli, cache: &Cache) -> Outcome {
     }
     text.into_inner().finish()?;
     list.finish()?;
-    report(refusals)
+    report(&refusals)
 }
 
 /// One refusal is the failure; several are told one by one.
-fn report(refusals: Vec<Failure>) -> Outcome {
-    match refusals.as_slice() {
+fn report(refusals: &[Failure]) -> Outcome {
+    match refusals {
         [] => Ok(()),
         [refusal] => Err(refusal.clone()),
         several => {
@@ -162,15 +162,18 @@ fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: Found) -
             unpack::unpack(Arc::clone(cache), narinfos, root, cli.jobs.into(), cli.verbose, &progress, &mut refusals);
         let summary = runtime.block_on(unpacking)?;
         progress.finish_and_clear();
-        report(refusals)?;
+        report(&refusals)?;
         if !cli.quiet {
             let bytes = indicatif::HumanBytes(summary.bytes);
-            stage::say(TOOL, format!("{} fetched ({bytes} unpacked), {} there already", summary.fetched, summary.present));
+            stage::say(
+                TOOL,
+                format!("{} fetched ({bytes} unpacked), {} there already", summary.fetched, summary.present),
+            );
         }
         return Ok(());
     }
     // A stream is whole or cut off: with a path missing it must not begin.
-    report(found.refusals)?;
+    report(&found.refusals)?;
     if cli.narinfo {
         let mut text = TextWriter::new(stage::stdout(None)?);
         for (index, narinfo) in narinfos.iter().enumerate() {

@@ -22,7 +22,7 @@ use crate::TOOL;
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Time in which the next bytes must come; a whole transfer may take as long as it likes.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 /// Attempts at one request, the first included.
 const ATTEMPTS: u32 = 5;
 /// Wait before the first repetition; it doubles each time.

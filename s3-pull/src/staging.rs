@@ -79,7 +79,8 @@ impl Staging {
     /// Fails where the file system does.
     pub fn publish(&self, path: &StorePath) -> Outcome<Placed> {
         let (from, to) = (self.temporary(path), self.place(path));
-        let failed = |error: Errno| Failure::failed(format!("moving to {}: {}", to.display(), std::io::Error::from(error)));
+        let failed =
+            |error: Errno| Failure::failed(format!("moving to {}: {}", to.display(), std::io::Error::from(error)));
         match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Placed::New),
             Err(Errno::EXIST | Errno::NOTEMPTY) => remove_tree(&from).map(|()| Placed::Existed),

@@ -26,7 +26,7 @@ use crate::location::{DEFAULT_REGION, Location};
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Time in which an answer must begin. There is no bound on a whole transfer; one that stalls is cut off by the SDK.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_mins(1);
 /// Attempts at one request, the first included.
 const ATTEMPTS: u32 = 6;
 
@@ -106,7 +106,8 @@ type Sdk<E> = SdkError<E, HttpResponse>;
 impl Bucket {
     /// Sets up a client; nothing is sent yet. `tool` begins the hints that it prints.
     pub async fn connect(location: Location, access: Access, tool: &'static str) -> Self {
-        let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        let http =
+            aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         // Not the default chain: off EC2 it waits a second for an instance to tell its region.
         let mut profile = ProfileFileRegionProvider::builder();
         if let Some(name) = &location.profile {
@@ -220,10 +221,13 @@ impl Bucket {
             // Without permission to list, a key that is not there is forbidden, not absent.
             Some(403) if matches!(code, "" | "AccessDenied" | "Forbidden") => {
                 if !self.hinted.swap(true, Ordering::Relaxed) {
-                    stage::say(self.tool, format!(
-                        "{}: forbidden (403), taken for missing; if it is there, s3:GetObject is not allowed, and without s3:ListBucket nobody can tell",
-                        self.location.shown(object)
-                    ));
+                    stage::say(
+                        self.tool,
+                        format!(
+                            "{}: forbidden (403), taken for missing; if it is there, s3:GetObject is not allowed, and without s3:ListBucket nobody can tell",
+                            self.location.shown(object)
+                        ),
+                    );
                 }
                 Ok(())
             }
@@ -303,7 +307,9 @@ impl Bucket {
             .content_type(content_type)
             .set_checksum_algorithm(self.checksum());
         let output = request.send().await.map_err(|error| self.failure(&error, "beginning an upload of", object))?;
-        let id = output.upload_id.ok_or_else(|| Failure::failed(format!("beginning an upload of {object}: no id came back")))?;
+        let id = output
+            .upload_id
+            .ok_or_else(|| Failure::failed(format!("beginning an upload of {object}: no id came back")))?;
         Ok(Multipart { key: object.to_owned(), id })
     }
 

@@ -32,7 +32,10 @@ struct State {
 enum Listing {
     Complete,
     /// Up to a key, with the number of pages that the rest is thought to have.
-    UpTo { key: String, pages: u64 },
+    UpTo {
+        key: String,
+        pages: u64,
+    },
     /// Listing is not allowed.
     Forbidden,
 }
@@ -142,7 +145,10 @@ async fn list_all(bucket: &Bucket, start: String) -> Outcome<Vec<Listed>> {
     let mut token = None;
     loop {
         let Some(page) = bucket.list(&start, token).await? else {
-            return Err(Failure::failed(format!("listing {}: access denied (HTTP 403)", bucket.location().shown(&start))));
+            return Err(Failure::failed(format!(
+                "listing {}: access denied (HTTP 403)",
+                bucket.location().shown(&start)
+            )));
         };
         entries.extend(page.entries);
         token = page.next;

@@ -127,7 +127,8 @@ impl Intake {
             return Err(Failure::refused("its name does not tell how it is compressed"));
         };
         let place = Arc::clone(&self.examiners);
-        let place = self.runtime.block_on(place.acquire_owned()).map_err(|_| Failure::failed("the push was given up"))?;
+        let place =
+            self.runtime.block_on(place.acquire_owned()).map_err(|_| Failure::failed("the push was given up"))?;
         let (chunks, to_examine) = mpsc::channel(2);
         let (verdict, judged) = oneshot::channel();
         self.runtime.spawn_blocking(move || {

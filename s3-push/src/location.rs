@@ -13,10 +13,30 @@ pub const DEFAULT_REGION: &str = "us-east-1";
 
 /// Parameters that Nix or Lix knows and that do not change what these tools do.
 const IGNORED: [&str; 24] = [
-    "compression", "compression-level", "parallel-compression", "write-nar-listing", "index-debug-info", "secret-key",
-    "secret-keys", "local-nar-cache", "trusted", "priority", "want-mass-query", "system-features", "path-info-cache-size",
-    "store", "narinfo-compression", "ls-compression", "log-compression", "buffer-size", "multipart-upload",
-    "multipart-chunk-size", "multipart-threshold", "storage-class", "parallel", "require-sigs",
+    "compression",
+    "compression-level",
+    "parallel-compression",
+    "write-nar-listing",
+    "index-debug-info",
+    "secret-key",
+    "secret-keys",
+    "local-nar-cache",
+    "trusted",
+    "priority",
+    "want-mass-query",
+    "system-features",
+    "path-info-cache-size",
+    "store",
+    "narinfo-compression",
+    "ls-compression",
+    "log-compression",
+    "buffer-size",
+    "multipart-upload",
+    "multipart-chunk-size",
+    "multipart-threshold",
+    "storage-class",
+    "parallel",
+    "require-sigs",
 ];
 const USED: [&str; 5] = ["region", "profile", "endpoint", "scheme", "addressing-style"];
 
@@ -229,7 +249,8 @@ mod tests {
         let minio = Location::parse(minio).unwrap();
         assert_eq!(minio.endpoint_url().as_deref(), Some("https://minio.example.com:9000"));
         assert!(minio.path_style() && !minio.is_aws());
-        let plain = Location::parse("s3://cache/a/b/?scheme=http&endpoint=127.0.0.1:9000&want-mass-query=true").unwrap();
+        let plain =
+            Location::parse("s3://cache/a/b/?scheme=http&endpoint=127.0.0.1:9000&want-mass-query=true").unwrap();
         assert_eq!((plain.key("nix-cache-info").as_str(), plain.plain_http), ("a/b/nix-cache-info", true));
         assert!(Location::parse("s3://my.cache").unwrap().path_style());
         assert!(!Location::parse("s3://my.cache?addressing-style=virtual").unwrap().path_style());
@@ -243,8 +264,21 @@ mod tests {
 
     #[test]
     fn what_is_no_bucket_is_a_usage_error() {
-        for url in ["", "cache", "s3:", "s3://", "s3:///x", "s3://a", "s3://-ab", "s3://a..b", "s3://cache?x", "s3://cache?scheme=ftp",
-            "s3://cache?endpoint=a/b", "s3://cache/../x", "s3://cache?region=%ff"] {
+        for url in [
+            "",
+            "cache",
+            "s3:",
+            "s3://",
+            "s3:///x",
+            "s3://a",
+            "s3://-ab",
+            "s3://a..b",
+            "s3://cache?x",
+            "s3://cache?scheme=ftp",
+            "s3://cache?endpoint=a/b",
+            "s3://cache/../x",
+            "s3://cache?region=%ff",
+        ] {
             assert_eq!(Location::parse(url).unwrap_err().exit_code(), 2, "{url}");
         }
     }

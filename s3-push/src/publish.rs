@@ -252,7 +252,8 @@ impl Publisher {
     /// The references that neither came in nor are in the cache.
     async fn missing_references(&mut self, narinfo: &NarInfo) -> Outcome<Vec<StorePath>> {
         let others = narinfo.references.iter().filter(|path| **path != narinfo.path);
-        let unknown: Vec<StorePath> = others.filter(|path| !self.paths.contains_key(&path.hash_part())).cloned().collect();
+        let unknown: Vec<StorePath> =
+            others.filter(|path| !self.paths.contains_key(&path.hash_part())).cloned().collect();
         let (existing, bucket) = (&self.shop.existing, &self.shop.uploader.bucket);
         let asked = unknown.iter().map(|path| existing.has(bucket, path.hash_part()));
         let answers = future::try_join_all(asked).await?;
@@ -312,8 +313,7 @@ impl Shop {
     }
 
     async fn send(self: Arc<Self>, nar: Nar) -> Outcome<NarState> {
-        let target =
-            Target { key: &nar.key, content_type: Object::Nar(None).content_type(), replace: Replace::Never };
+        let target = Target { key: &nar.key, content_type: Object::Nar(None).content_type(), replace: Replace::Never };
         let verdict = async { nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off"))) };
         let verdict = async { verdict.await.doing(|| nar.key.clone()) };
         let (facts, complete) = self.uploader.send(&target, nar.body, verdict).await?;
@@ -438,7 +438,8 @@ impl Shop {
         if there.as_ref() == Some(narinfo) {
             return Ok(Status::Present);
         }
-        let signatures_only = there.is_some_and(|there| NarInfo { signatures: narinfo.signatures.clone(), ..there } == *narinfo);
+        let signatures_only =
+            there.is_some_and(|there| NarInfo { signatures: narinfo.signatures.clone(), ..there } == *narinfo);
         if !signatures_only {
             self.examine_remote(narinfo).await?;
             self.await_references(narinfo, references).await?;
@@ -451,7 +452,8 @@ impl Shop {
 
     /// Reads the NAR of a narinfo back from the bucket, to see that it is there and what the narinfo says.
     async fn examine_remote(&self, narinfo: &NarInfo) -> Outcome<Complete> {
-        let missing = || Failure::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
+        let missing =
+            || Failure::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
         let method = Compression::from_name(&narinfo.compression)?;
         let complete = self.uploader.find(&narinfo.url, None).await?.ok_or_else(missing)?;
         let _slot = self.uploader.slot().await?;

@@ -32,7 +32,7 @@ const EVENTS: usize = 64;
 ///
 /// # Errors
 /// See the exit codes in [`stage`].
-pub fn run(cli: Cli) -> Outcome {
+pub fn run(cli: &Cli) -> Outcome {
     let store_dir = StoreDir::new(&cli.knowledge.store_dir)?;
     let (url, path) = split_targets(&cli.targets)?;
     let location = Location::parse(&url)?;
@@ -47,9 +47,9 @@ pub fn run(cli: Cli) -> Outcome {
         runtime.block_on(missing(location, &store_dir, &paths))
     } else if let Some(key) = &cli.key {
         no_path(path.as_ref())?;
-        push_bytes(&runtime, &cli, location, key)
+        push_bytes(&runtime, cli, location, key)
     } else {
-        push(&runtime, &cli, location, store_dir, path)
+        push(&runtime, cli, location, store_dir, path)
     };
     // Threads that still read or hash have nothing to say any more.
     runtime.shutdown_background();
@@ -81,7 +81,8 @@ async fn missing(location: Location, store_dir: &StoreDir, paths: &[StorePath]) 
     let existing = Existing::look(&bucket).await?;
     existing.expect(&bucket, paths.len() as u64).await?;
     let asked = futures_util::stream::iter(paths.iter().map(|path| existing.has(&bucket, path.hash_part())));
-    let there: Vec<bool> = futures_util::TryStreamExt::try_collect(futures_util::StreamExt::buffered(asked, 64)).await?;
+    let there: Vec<bool> =
+        futures_util::TryStreamExt::try_collect(futures_util::StreamExt::buffered(asked, 64)).await?;
     let mut out = stage::stdout(None)?;
     for (path, _) in paths.iter().zip(there).filter(|(_, there)| !there) {
         writeln!(out, "{}", store_dir.join(path))?;
@@ -123,9 +124,11 @@ fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, p
     };
     let pushing = async {
         let publisher = Publisher::open(Arc::clone(&uploader), options, report).await?;
-        let reading = tokio::task::spawn_blocking(move || read(&intake, kind, input, &store_dir, |intake, input| {
-            intake.describe(kind, input, path, settings, &mut registry)
-        }));
+        let reading = tokio::task::spawn_blocking(move || {
+            read(&intake, kind, input, &store_dir, |intake, input| {
+                intake.describe(kind, input, path, settings, &mut registry)
+            })
+        });
         let read = async { reading.await.unwrap_or_else(|_| Err(Failure::failed("the reading thread died"))) };
         publisher.run(arriving, read).await
     };
@@ -149,7 +152,8 @@ fn read(
 
 /// Runs a push; when it fails, or a signal ends it, uploads under way are given up.
 async fn until_interrupted<T>(uploader: &Uploader, pushing: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-    let interrupted = |what| Failure::failed(format!("{what}; what was complete is published, run the same command again"));
+    let interrupted =
+        |what| Failure::failed(format!("{what}; what was complete is published, run the same command again"));
     let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("listening for signals: {error}")));
     let (mut int, mut term) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let result = tokio::select! {
@@ -169,7 +173,8 @@ fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Ou
     if matches!(object, Some(Object::Narinfo(_))) {
         return Err(Failure::failed(format!("{key}: a narinfo is pushed without --key, so that it is checked")));
     }
-    let plain = !key.is_empty() && key.len() <= 1024 && !key.starts_with('/') && !key.contains(|c: char| c.is_control());
+    let plain =
+        !key.is_empty() && key.len() <= 1024 && !key.starts_with('/') && !key.contains(|c: char| c.is_control());
     if !plain || key.split('/').any(|part| matches!(part, "." | "..")) {
         return Err(Failure::failed(format!("{key:?} is not a key")));
     }
@@ -209,7 +214,12 @@ fn read_parts(
         let want = sizes.of(index);
         let share = runtime.block_on(memory.take(want))?;
         let mut bytes = Vec::new();
-        input.by_ref().take(want as u64).read_to_end(&mut bytes).map_err(Failure::from).doing(|| "reading standard input")?;
+        input
+            .by_ref()
+            .take(want as u64)
+            .read_to_end(&mut bytes)
+            .map_err(Failure::from)
+            .doing(|| "reading standard input")?;
         total += bytes.len() as u64;
         let last = bytes.len() < want;
         if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), share)).is_err() {

@@ -76,7 +76,10 @@ impl Report {
                 self.sent += 1;
                 self.bytes += bytes;
                 if !signed && self.talk != Talk::Quiet {
-                    stage::say(TOOL, format!("{path}: published unsigned; clients that check signatures will not take it"));
+                    stage::say(
+                        TOOL,
+                        format!("{path}: published unsigned; clients that check signatures will not take it"),
+                    );
                 }
             }
             Status::Present => self.present += 1,
@@ -141,12 +144,15 @@ impl Report {
         }
         if self.talk != Talk::Quiet {
             let signed = if self.signed > 0 { format!(", {} signed anew", self.signed) } else { String::new() };
-            stage::say(TOOL, format!(
-                "{} sent ({}), {} there already{signed}, {requests} requests",
-                self.sent,
-                indicatif::HumanBytes(self.bytes),
-                self.present
-            ));
+            stage::say(
+                TOOL,
+                format!(
+                    "{} sent ({}), {} there already{signed}, {requests} requests",
+                    self.sent,
+                    indicatif::HumanBytes(self.bytes),
+                    self.present
+                ),
+            );
         }
         Ok(())
     }

@@ -215,7 +215,9 @@ impl Uploader {
             let _slot = self.slot().await?;
             let written = match replace {
                 Replace::Never => self.bucket.put_new(key, content_type, bytes.clone()).await?,
-                Replace::Allowed => self.bucket.put(key, content_type, bytes.clone()).await.map(|()| Written::Created)?,
+                Replace::Allowed => {
+                    self.bucket.put(key, content_type, bytes.clone()).await.map(|()| Written::Created)?
+                }
             };
             if written == Written::Created {
                 self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -314,7 +316,9 @@ mod tests {
     #[test]
     fn parts_fit_into_an_upload() {
         let gib = 1 << 30;
-        for (size, part) in [(1, 1), (8 << 20, 8 << 20), (gib, 8 << 20), (100 * gib, 11_930_465), (5000 * gib, 596_523_236)] {
+        for (size, part) in
+            [(1, 1), (8 << 20, 8 << 20), (gib, 8 << 20), (100 * gib, 11_930_465), (5000 * gib, 596_523_236)]
+        {
             let sizes = PartSizes::new(8 << 20, Some(size));
             assert_eq!(sizes.of(0), part);
             assert!(size.div_ceil(sizes.of(0) as u64) <= MOST_PARTS);

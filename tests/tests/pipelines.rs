@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::panic;
 
 use cache_tests::{EmbeddedS3, Outcome, Random, store_path};
 use common::{
@@ -340,7 +341,8 @@ fn a_pull_writes_every_stream() {
     let verified = sh("s3-pull -r --narinfo \"$C\" \"$TOP\" | cache-sign verify --trusted-public-key \"$KEY\"").ok();
     assert_eq!(verified, narinfos);
     let members = lines(&sh("s3-pull -r --archive \"$C\" \"$TOP\" | tar t"));
-    let at = |key: &str| members.iter().position(|member| member == key).unwrap_or_else(|| panic!("{key} in {members:?}"));
+    let at =
+        |key: &str| members.iter().position(|member| member == key).unwrap_or_else(|| panic!("{key} in {members:?}"));
     let objects = snapshot(s3, &bucket);
     let narinfo_at = paths.map(|path| at(&Site::narinfo_key(path)));
     assert!(narinfo_at.is_sorted(), "references come first: {members:?}");
@@ -353,7 +355,9 @@ fn a_pull_writes_every_stream() {
 #[test]
 fn a_pull_reads_every_kind_of_cache() {
     let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(&format!("mkdir cache; {ARCHIVE} | tee archive | tar x -C cache; s3-push --no-nix \"$C\" < archive")).ok();
+    site.scratch
+        .sh(&format!("mkdir cache; {ARCHIVE} | tee archive | tar x -C cache; s3-push --no-nix \"$C\" < archive"))
+        .ok();
     assert_pulls(&site, "file://$PWD/cache", "");
     assert_pulls(&site, "$C", "");
     assert_pulls(&site, &s3.http_url(&bucket), "");
@@ -461,7 +465,8 @@ fn a_signed_lie_is_refused_on_the_way_in() {
     ];
     for lie in lies {
         assert_ne!(lie, truth);
-        let unsigned: String = lie.lines().filter(|line| !line.starts_with("Sig:")).fold(String::new(), |text, line| text + line + "\n");
+        let unsigned: String =
+            lie.lines().filter(|line| !line.starts_with("Sig:")).fold(String::new(), |text, line| text + line + "\n");
         let signed = site.scratch.sh_with_input("cache-sign -k key.sec", unsigned.as_bytes());
         signed.ok();
         s3.put(&bucket, &narinfos[0], &signed.stdout);
@@ -537,7 +542,10 @@ fn changed_nar_bytes_are_refused() {
         // In the order of our own archives too.
         let order = format!("nix-cache-info {} {}", lib.one("URL"), Site::narinfo_key(&site.closure.lib));
         assert_refused(&site, s3, &bucket, &order, lib.one("URL"));
-        assert!(!s3.objects(&bucket).contains(&lib.one("URL").to_owned()), "wrong bytes under the name of the right ones");
+        assert!(
+            !s3.objects(&bucket).contains(&lib.one("URL").to_owned()),
+            "wrong bytes under the name of the right ones"
+        );
     }
 }
 
@@ -572,7 +580,8 @@ fn missing_references_are_refused_unless_they_are_allowed() {
     let lib = &site.closure.lib["/nix/store/".len()..];
     assert_refused(&site, s3, &bucket, &format!("nix-cache-info nar {app}"), lib);
     assert_refused(&site, s3, &bucket, &format!("{app} nar"), lib);
-    let allowed = format!("tar c -C cache nix-cache-info nar {app} | s3-push --no-nix --allow-missing-references \"$C\"");
+    let allowed =
+        format!("tar c -C cache nix-cache-info nar {app} | s3-push --no-nix --allow-missing-references \"$C\"");
     assert_eq!(site.scratch.sh(&allowed).ok(), site.closure.app);
     // What is in the cache already counts.
     let lib = Site::narinfo_key(&site.closure.lib);
@@ -595,6 +604,28 @@ fn a_bucket_of_another_store_directory_is_refused() {
 }
 
 // ---- A stage that fails ----
+
+#[test]
+fn the_checker_sees_what_is_missing() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch.sh(PUBLISH).ok();
+    let whole = snapshot(s3, &bucket);
+    assert_closed(&whole);
+    let lib = Site::narinfo_key(&site.closure.lib);
+    let top = Site::narinfo_key(&site.closure.top);
+    let url = Fields::parse(&whole[&top]).one("URL").to_owned();
+    let broken = |change: &dyn Fn(&mut Objects)| {
+        let mut objects = whole.clone();
+        change(&mut objects);
+        assert!(panic::catch_unwind(|| assert_closed(&objects)).is_err());
+    };
+    broken(&|objects| drop(objects.remove(&lib)));
+    broken(&|objects| drop(objects.remove(&url)));
+    broken(&|objects| drop(objects.remove("nix-cache-info")));
+    broken(&|objects| objects.get_mut(&url).unwrap().push(0));
+    broken(&|objects| *objects.get_mut(&url).unwrap().last_mut().unwrap() ^= 1);
+    broken(&|objects| objects.get_mut(&top).unwrap().truncate(100));
+}
 
 /// A pipeline by its stages, and what all of them but the last write.
 struct Pipeline {
@@ -625,7 +656,7 @@ impl Stream {
     }
 }
 
-const PIPELINES: [Pipeline; 4] = [
+const PIPELINES: [Pipeline; 5] = [
     Pipeline {
         name: "five stages",
         stages: &[
@@ -651,6 +682,11 @@ const PIPELINES: [Pipeline; 4] = [
         name: "a mirror",
         stages: &["s3-pull -r --archive \"file://$PWD/cache\" \"$TOP\"", "s3-push \"$C\""],
         streams: &[Stream::Archive],
+    },
+    Pipeline {
+        name: "a mirror by an export stream",
+        stages: &["s3-pull -r --export \"file://$PWD/cache\" \"$TOP\"", "s3-push --no-nix \"$C\""],
+        streams: &[Stream::Export],
     },
 ];
 
@@ -692,7 +728,7 @@ fn assert_cuts_are_harmless(pipeline: &Pipeline) {
             assert_closed(&objects);
             if stream.is_cut(&whole.stdout, bytes) {
                 assert_ne!(outcome.status, 0, "{}: {script}\n{}", pipeline.name, outcome.stderr);
-                let last = outcome.stderr.lines().filter(|line| line.starts_with("s3-push: ")).next_back();
+                let last = outcome.stderr.lines().rfind(|line| line.starts_with("s3-push: "));
                 assert!(last.is_some(), "{script}: the last stage says nothing\n{}", outcome.stderr);
             }
             let again = site.scratch.sh(&pipeline.stages.join(" | "));
@@ -720,6 +756,35 @@ fn an_unsorted_archive_may_be_cut_anywhere() {
 #[test]
 fn a_mirror_may_be_cut_anywhere() {
     assert_cuts_are_harmless(&PIPELINES[3]);
+}
+
+#[test]
+fn a_mirror_by_an_export_stream_may_be_cut_anywhere() {
+    assert_cuts_are_harmless(&PIPELINES[4]);
+}
+
+#[test]
+fn a_nar_may_be_cut_anywhere() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch.sh("nar-pack --root root --no-nix \"$LIB\" > nar").ok();
+    let length = usize::try_from(fs::metadata(site.path("nar")).unwrap().len()).unwrap();
+    for bytes in cuts(length, &mut Random::new(random_seed())).into_iter().chain([length - 1]) {
+        let consumers = [
+            "s3-push --no-nix \"$C\" \"$LIB\"",
+            "nar-pack --unpack out",
+            "narinfo-gen --no-nix \"$LIB\"",
+            "narinfo-gen --no-nix --archive \"$LIB\" | s3-push \"$C\"",
+        ];
+        for consumer in consumers {
+            let said = site.scratch.sh(&format!("head -c {bytes} nar | {consumer}"));
+            assert_eq!(said.status, 1, "{consumer} of {bytes} bytes: {}", said.stderr);
+            assert_eq!(said.text(), "");
+        }
+        assert!(!site.path("out").exists(), "a half of it was unpacked");
+        assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
+    }
+    site.scratch.sh("s3-push --no-nix \"$C\" \"$LIB\" < nar; nar-pack --unpack out < nar").ok();
+    assert_closed(&snapshot(s3, &bucket));
 }
 
 #[test]
@@ -791,7 +856,10 @@ fn a_killed_pull_leaves_only_whole_paths_and_the_next_completes_it() {
         let path = format!("/nix/store/{name}");
         assert_ne!(path, site.closure.app);
         assert!(site.closure.paths().contains(&path.as_str()), "{name} is left");
-        assert_eq!(cache_tests::tree(below(&site.path("out"), &path)), cache_tests::tree(below(&site.path("root"), &path)));
+        assert_eq!(
+            cache_tests::tree(below(&site.path("out"), &path)),
+            cache_tests::tree(below(&site.path("root"), &path))
+        );
     }
     s3.put(&bucket, &url, &nar);
     site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();

@@ -6,6 +6,7 @@
 mod common;
 
 use std::fs;
+use std::thread;
 
 use cache_tests::{Credentials, EmbeddedS3, Minio, Outcome};
 use common::{ARCHIVE, PUBLISH, Service, Site};
@@ -96,11 +97,13 @@ fn fail_at_the_server(watched: &mut Watched, endpoint: &str) {
         "s3-pull -v --root out \"$C\" \"$LIB\"",
         "s3-pull -v --all --list \"$C\"",
     ];
-    for wrong in &wrong {
-        for command in commands {
-            watched.run(&format!("{wrong}; {command}"));
+    // All at once: what fails at a server fails after some more attempts.
+    let watched = &*watched;
+    thread::scope(|scope| {
+        for script in wrong.iter().flat_map(|wrong| commands.map(|command| format!("{wrong}; {command}"))) {
+            scope.spawn(move || watched.run(&script));
         }
-    }
+    });
 }
 
 #[test]
@@ -149,7 +152,11 @@ fn bad_key_files_are_not_quoted() {
         format!("{name}:!{base64}"),
         format!("{name}:{base64}\nmore"),
     ];
-    watched.site.scratch.sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix > narinfos").ok();
+    watched
+        .site
+        .scratch
+        .sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix > narinfos")
+        .ok();
     for text in bad {
         fs::write(watched.site.path("bad.sec"), text).unwrap();
         watched.run("cache-sign -k bad.sec < narinfos").fails(1);

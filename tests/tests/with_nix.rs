@@ -103,13 +103,11 @@ fn every_kind_of_node_is_packed_as_nix_does() {
     }
     let scratch = Scratch::new();
     make_tree(scratch.path().join("tree"), 7);
-    let compared = scratch.sh(
-        "find tree -print0 | while IFS= read -r -d '' path; do \
+    let compared = scratch.sh("find tree -print0 | while IFS= read -r -d '' path; do \
            cmp <(nar-pack \"$path\") <(nix-store --dump \"$path\"); echo . ; \
            nar-pack --unpack copy < <(nix-store --dump \"$path\"); \
            cmp <(nix-store --dump copy) <(nix-store --dump \"$path\"); chmod -Rf u+w copy || true; rm -rf copy; \
-         done",
-    );
+         done");
     assert_eq!(compared.ok().lines().count(), tree(scratch.path().join("tree")).len());
     scratch.sh("nar-pack tree | nix-store --restore restored").ok();
     assert_eq!(tree(scratch.path().join("restored")), tree(scratch.path().join("tree")));
@@ -142,8 +140,12 @@ fn an_export_stream_is_the_one_of_nix() {
 fn described_paths(builder: &Builder) -> [String; 3] {
     make_tree(builder.scratch.path().join(unique("added-")), common::random_seed());
     let added = builder.sh("nix-store --add added-*").ok();
-    let written =
-        builder.sh(&format!("nix-instantiate --eval --read-write-mode -E 'builtins.toFile \"{}\" \"text\"' | tr -d '\"'", unique("text-"))).ok();
+    let written = builder
+        .sh(&format!(
+            "nix-instantiate --eval --read-write-mode -E 'builtins.toFile \"{}\" \"text\"' | tr -d '\"'",
+            unique("text-")
+        ))
+        .ok();
     builder.sh("nix store sign --key-file key.sec --recursive $TOP").ok();
     [builder.closure.top.clone(), added, written]
 }
@@ -153,7 +155,8 @@ fn narinfos_are_those_of_nix_field_by_field() {
     let Some(builder) = Builder::new() else { return };
     let paths = described_paths(&builder);
     for compression in COMPRESSIONS {
-        let copy = format!("nix copy --to \"file://$PWD/nix-{compression}?compression={compression}\" {}", paths.join(" "));
+        let copy =
+            format!("nix copy --to \"file://$PWD/nix-{compression}?compression={compression}\" {}", paths.join(" "));
         let flags = if compression == "zstd" { String::new() } else { format!("-c {compression}") };
         let ours = format!(
             "mkdir ours-{compression}; nix-store --export $(nix-store -qR {}) | narinfo-gen --archive {flags} | tar x -C ours-{compression}",
@@ -164,7 +167,9 @@ fn narinfos_are_those_of_nix_field_by_field() {
         assert_eq!(builder.sh(&format!("cd ours-{compression}; ls *.narinfo")).ok(), narinfos);
         assert_eq!(narinfos.lines().count(), 5);
         for name in narinfos.lines() {
-            let read = |side: &str| Fields::parse(&fs::read(builder.scratch.path().join(format!("{side}-{compression}/{name}"))).unwrap());
+            let read = |side: &str| {
+                Fields::parse(&fs::read(builder.scratch.path().join(format!("{side}-{compression}/{name}"))).unwrap())
+            };
             let (nix, ours) = (read("nix"), read("ours"));
             let same = |fields: &Fields| {
                 let free = |key: &str| compression != "none" && ["URL", "FileHash", "FileSize"].contains(&key);
@@ -203,7 +208,9 @@ fn keys_are_those_of_nix() {
         return;
     }
     let scratch = Scratch::new();
-    scratch.sh("nix-store --generate-binary-cache-key nix-1 nix.sec nix.pub; cache-sign keygen our-1 our.sec our.pub").ok();
+    scratch
+        .sh("nix-store --generate-binary-cache-key nix-1 nix.sec nix.pub; cache-sign keygen our-1 our.sec our.pub")
+        .ok();
     for name in ["nix", "our"] {
         let public = scratch.sh(&format!("cat {name}.pub")).ok();
         assert_eq!(scratch.sh(&format!("cache-sign public-key {name}.sec")).ok(), public);
@@ -294,16 +301,34 @@ fn nix_reads_a_public_bucket_in_every_compression() {
 }
 
 #[test]
-fn a_content_addressed_path_needs_no_signature() {
+fn a_path_that_its_nar_hash_names_needs_no_signature() {
     let Some(mut builder) = Builder::new() else { return };
     let Some(minio) = Minio::shared() else { return };
     uploader(minio, &mut builder.scratch);
     let [_, added, written] = described_paths(&builder);
-    for path in [added, written] {
-        builder.sh(&format!("nix-store --export {path} | s3-push \"$C\"")).ok();
-        builder.sh(&format!("s3-pull --root out --nix-conf /dev/null \"$C\" {path}")).ok();
-        assert_eq!(tree(format!("{}/out{path}", builder.scratch.path().display())), tree(&path));
-    }
+    let pull = "s3-pull --root out --nix-conf /dev/null \"$C\"";
+    builder.sh(&format!("nix-store --export {added} {written} | s3-push \"$C\"")).ok();
+    builder.sh(&format!("{pull} {added}")).ok();
+    assert_eq!(tree(format!("{}/out{added}", builder.scratch.path().display())), tree(&added));
+    // The hash of a text is not that of its NAR: such a path is signed like any other.
+    let said = builder.sh(&format!("{pull} {written}")).fails(1);
+    assert!(said.contains(&written) && said.contains("signed"), "{said}");
+    // To say so is not enough: the path must follow from the hash.
+    let lib = &builder.closure.lib;
+    let forge = "sed '/^Sig:/d; s/^NarHash: \\(.*\\)/&\\nCA: fixed:r:\\1/'";
+    builder
+        .sh(&format!(
+            "nix-store --export {lib} | narinfo-gen --archive | tee a | tar x nix-cache-info; s3-push \"$C\" < a"
+        ))
+        .ok();
+    builder
+        .sh(&format!(
+            "mkdir bad; tar x -C bad < a; chmod -R u+w bad; {forge} -i bad/*.narinfo; grep -q ^CA: bad/*.narinfo"
+        ))
+        .ok();
+    let said = builder.sh(&format!("s3-pull --root out --nix-conf /dev/null file://$PWD/bad {lib}")).fails(1);
+    assert!(said.contains(lib.as_str()), "{said}");
+    assert!(!fs::exists(builder.scratch.path().join("out").join(&lib[1..])).unwrap());
 }
 
 // ---- 3. We read what Nix wrote ----
@@ -343,18 +368,19 @@ fn the_first_day_of_a_cache() {
     let Some(mut builder) = Builder::new() else { return };
     let Some(minio) = Minio::shared() else { return };
     uploader(minio, &mut builder.scratch);
-    let before: Vec<_> = builder.closure.paths().iter().map(|path| tree(path)).collect();
+    let before: Vec<_> = builder.closure.paths().iter().map(tree).collect();
     let run = format!("{}/bin/app", builder.closure.top);
     assert_eq!(builder.sh(&run).ok(), builder.closure.greeting);
     let published = builder.sh(PUBLISH).ok();
     assert_eq!(published.lines().collect::<Vec<_>>(), builder.closure.paths());
-    nix::delete(&builder.scratch, &builder.closure);
+    // Without $TOP: what a process has in its environment is alive.
+    nix::delete(&Scratch::new(), &builder.closure);
     assert_eq!(builder.sh(&run).status, 127, "the program is gone");
     // The store knows nothing of it any more; the bucket does.
     let imported = builder.sh("s3-pull -r --export \"$C\" $TOP | nix-store --import");
     assert_eq!(imported.ok().lines().count(), 3);
     assert_eq!(builder.sh(&run).ok(), builder.closure.greeting);
-    let after: Vec<_> = builder.closure.paths().iter().map(|path| tree(path)).collect();
+    let after: Vec<_> = builder.closure.paths().iter().map(tree).collect();
     assert_eq!(after, before);
     builder.sh("nix-store --verify-path $(nix-store -qR $TOP)").ok();
     assert_eq!(builder.sh(PUBLISH).ok(), "", "and nothing is missing in the cache");
@@ -416,7 +442,10 @@ fn a_reader_cannot_write() {
     assert!(line.starts_with("s3-push: ") && (line.contains("403") || line.contains("access denied")), "{said}");
     assert!(line.contains("nar/") || line.contains("nix-cache-info"), "the key is named: {said}");
     let said = site.scratch.sh("echo x | s3-push \"$C\" --key log/x").fails(2);
-    assert!(said.contains("log/x") && (said.contains("403") || said.to_lowercase().contains("access denied")), "{said}");
+    assert!(
+        said.contains("log/x") && (said.contains("403") || said.to_lowercase().contains("access denied")),
+        "{said}"
+    );
     assert_eq!(minio.objects(&bucket), [""; 0]);
     // It can read. Without ListBucket a missing object is a 403, which means missing.
     minio.root().apply(&mut site.scratch);

@@ -15,8 +15,8 @@ const HELP: &str = "\
 Usage: cargo xtask COMMAND
 
 Commands:
-  demo [--debug]   Pack, sign, push, list, pull and verify a small closure against an S3 server in a temporary directory;
-                   needs neither Nix nor an account. --debug builds quicker and runs slower
+  demo [--release] Pack, sign, push, list, pull and verify a small closure against an S3 server in a temporary directory;
+                   needs neither Nix nor an account. --release builds slower and runs quicker
   test [ARGS]      Run all tests and end with the line `N passed, N failed`; ARGS go to `cargo test`
   minio            Get MinIO and its client, which the end-to-end tests need, and print where they are
 
@@ -38,8 +38,8 @@ fn main() -> ExitCode {
             println!("{HELP}");
             Ok(())
         }
-        ["demo"] => demo::run(build::Profile::Release),
-        ["demo", "--debug"] => demo::run(build::Profile::Debug),
+        ["demo"] => demo::run(build::Profile::Debug),
+        ["demo", "--release"] => demo::run(build::Profile::Release),
         ["test", args @ ..] => test::run(args),
         ["minio"] => minio::run(),
         [] => return usage("which command? demo, test or minio"),

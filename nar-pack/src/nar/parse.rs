@@ -109,10 +109,10 @@ impl<R: BufRead, F: FnMut(&[u8]) -> Outcome> BufRead for Tee<R, F> {
 /// visitor returns is passed on.
 pub fn parse(input: &mut impl BufRead, visitor: &mut impl Visitor) -> Outcome<u64> {
     let mut parser = Parser { input, visitor, offset: 0 };
-    parser.expect(super::MAGIC).map_err(|failure| match failure.is_refusal() && parser.offset <= 24 {
-        true => Failure::refused("not a NAR: it does not begin with nix-archive-1"),
-        false => failure,
-    })?;
+    if let Err(failure) = parser.expect(super::MAGIC) {
+        let not_one = failure.is_refusal() && parser.offset <= super::FIRST_BYTES.len() as u64;
+        return Err(if not_one { Failure::refused("not a NAR: it does not begin with nix-archive-1") } else { failure });
+    }
     parser.node(0)?;
     Ok(parser.offset)
 }

@@ -13,8 +13,10 @@ use super::{Visitor, parse};
 use crate::stage::{Failure, Outcome};
 
 /// Store objects are dated one second after the epoch (Nix's `canonicalisePathMetaData`).
-const MTIME: Timestamps =
-    Timestamps { last_access: Timespec { tv_sec: 1, tv_nsec: 0 }, last_modification: Timespec { tv_sec: 1, tv_nsec: 0 } };
+const MTIME: Timestamps = Timestamps {
+    last_access: Timespec { tv_sec: 1, tv_nsec: 0 },
+    last_modification: Timespec { tv_sec: 1, tv_nsec: 0 },
+};
 
 /// Restores a NAR as `path`, which must not exist, with the modes 0444 and 0555 and the times of a store object;
 /// returns the NAR's size in bytes. When it fails, what it had made is removed.
@@ -149,7 +151,8 @@ impl Visitor for Restorer {
 /// # Errors
 /// Fails with the path where the file system refuses; a tree that is not there is no error.
 pub fn remove_tree(path: &Path) -> Outcome {
-    let failed = |error: Errno| Failure::failed(format!("removing {}: {}", path.display(), std::io::Error::from(error)));
+    let failed =
+        |error: Errno| Failure::failed(format!("removing {}: {}", path.display(), std::io::Error::from(error)));
     match remove_at(CWD, path.as_os_str().as_bytes()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(failed(error)),

@@ -1,7 +1,7 @@
 //! What several test files share: a closure laid out without Nix, a key pair, the objects of a bucket, and the checker
 //! of the first invariant.
 
-#![allow(dead_code)] // each test file takes a part of it
+#![allow(dead_code, clippy::expect_used)] // each test file takes a part of it, and a panic is how a test fails
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -155,8 +155,8 @@ pub trait Service {
     fn fresh(&self) -> String;
     /// The bucket as our tools take it.
     fn url(&self, bucket: &str) -> String;
-    /// Whether a bucket comes into being when something is written to it.
-    fn makes_buckets(&self) -> bool {
+    /// Whether it makes a bucket of what is written to, and has nothing in a bucket that is not there.
+    fn hides_missing_buckets(&self) -> bool {
         false
     }
 }
@@ -180,7 +180,7 @@ impl Service for EmbeddedS3 {
     fn url(&self, bucket: &str) -> String {
         self.cache_url(bucket)
     }
-    fn makes_buckets(&self) -> bool {
+    fn hides_missing_buckets(&self) -> bool {
         true
     }
 }
