@@ -1,6 +1,6 @@
 //! Publishing: a narinfo becomes visible after its NAR is complete and after its references are visible.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, Shared};
@@ -58,7 +58,7 @@ enum KnownNar {
 }
 
 enum Done {
-    Nar,
+    Nar(String, Outcome),
     Path(StorePath, Outcome<Status>),
     Object(String, Outcome),
 }
@@ -78,6 +78,10 @@ pub struct Publisher {
     paths: HashMap<HashPart, Promise<()>>,
     /// Narinfos of which the NAR or a reference has not come yet, and may still come.
     deferred: Vec<NarInfo>,
+    /// NARs that were refused and that no path has claimed.
+    refused_nars: HashMap<String, Failure>,
+    /// Keys of NARs that a path tells about.
+    claimed: HashSet<String>,
     tasks: JoinSet<Done>,
     cache_info: bool,
 }
@@ -101,6 +105,8 @@ impl Publisher {
             nars: HashMap::new(),
             paths: HashMap::new(),
             deferred: Vec::new(),
+            refused_nars: HashMap::new(),
+            claimed: HashSet::new(),
             tasks: JoinSet::new(),
             cache_info: found.is_some(),
         })
@@ -130,17 +136,23 @@ impl Publisher {
         let ended = intake.await;
         if ended.is_ok() {
             self.publish_deferred().await?;
+            self.start_held();
+            while let Some(done) = self.tasks.join_next().await {
+                self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
+            }
         }
-        self.start_held();
-        while let Some(done) = self.tasks.join_next().await {
-            self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
+        for (key, failure) in std::mem::take(&mut self.refused_nars) {
+            self.report.refused(&key, failure)?;
         }
         match ended {
             Ok(()) => {
                 self.need_cache_info(None).await?;
                 Ok(self.report)
             }
-            Err(failure) => Err(failure),
+            Err(failure) => {
+                self.report.abandon();
+                Err(failure)
+            }
         }
     }
 
@@ -163,7 +175,15 @@ impl Publisher {
 
     fn done(&mut self, done: Done) -> Outcome {
         match done {
-            Done::Nar | Done::Object(_, Ok(())) => Ok(()),
+            Done::Nar(_, Ok(())) | Done::Object(_, Ok(())) => Ok(()),
+            // The path that it belongs to tells of a NAR that was refused; one that belongs to none is told of last.
+            Done::Nar(key, Err(failure)) if failure.is_refusal() => {
+                if !self.claimed.contains(&key) {
+                    self.refused_nars.insert(key, failure);
+                }
+                Ok(())
+            }
+            Done::Nar(_, Err(failure)) => Err(failure),
             Done::Object(key, Err(failure)) => self.report.refused(&key, failure),
             Done::Path(path, Ok(status)) => self.report.path(&self.shop.options.store_dir.join(&path), status),
             Done::Path(path, Err(failure)) => self.report.refused(&self.shop.options.store_dir.join(&path), failure),
@@ -196,15 +216,15 @@ impl Publisher {
         let key = nar.key.clone();
         let known = match nar.body.form {
             Form::Whole => KnownNar::Held(nar),
-            _ => KnownNar::Promised(self.start(Arc::clone(&self.shop).send_large(nar).boxed())),
+            _ => KnownNar::Promised(self.start(key.clone(), Arc::clone(&self.shop).send_large(nar).boxed())),
         };
         self.nars.insert(key, known);
     }
 
-    /// Drives a NAR; whoever needs it sees how it ended.
-    fn start(&mut self, work: BoxFuture<'static, Outcome<NarState>>) -> Promise<NarState> {
+    /// Drives a NAR.
+    fn start(&mut self, key: String, work: BoxFuture<'static, Outcome<NarState>>) -> Promise<NarState> {
         let promise = work.shared();
-        self.tasks.spawn(promise.clone().map(|_| Done::Nar));
+        self.tasks.spawn(promise.clone().map(|done| Done::Nar(key, done.map(drop))));
         promise
     }
 
@@ -218,7 +238,7 @@ impl Publisher {
             .collect();
         for key in keys {
             if let Some(KnownNar::Held(nar)) = self.nars.remove(&key) {
-                let promise = self.start(Arc::clone(&self.shop).send(nar).boxed());
+                let promise = self.start(key.clone(), Arc::clone(&self.shop).send(nar).boxed());
                 self.nars.insert(key, KnownNar::Promised(promise));
             }
         }
@@ -265,7 +285,11 @@ impl Publisher {
         let deferred: HashMap<StorePath, NarInfo> =
             self.deferred.drain(..).map(|narinfo| (narinfo.path.clone(), narinfo)).collect();
         let paths: Vec<StorePath> = deferred.keys().cloned().collect();
-        let order = references_first(&paths, |path| deferred.get(path).map_or(&[], |narinfo| &narinfo.references))?;
+        let order = references_first(&paths, |path| deferred.get(path).map_or(&[], |narinfo| &narinfo.references));
+        let order = match order {
+            Ok(order) => order,
+            Err(cycle) => return self.report.refused("narinfos", cycle),
+        };
         for path in order {
             let narinfo = &deferred[path];
             let missing = self.missing_references(narinfo).await?;
@@ -287,6 +311,8 @@ impl Publisher {
     fn publish(&mut self, narinfo: NarInfo) {
         let references = narinfo.references.iter().filter(|path| **path != narinfo.path);
         let references = references.filter_map(|path| self.paths.get(&path.hash_part()).cloned()).collect();
+        self.refused_nars.remove(&narinfo.url);
+        self.claimed.insert(narinfo.url.clone());
         let (path, hash) = (narinfo.path.clone(), narinfo.path.hash_part());
         let shop = Arc::clone(&self.shop);
         let nar = match self.nars.remove(&narinfo.url) {
@@ -294,7 +320,7 @@ impl Publisher {
             Some(KnownNar::Promised(promise)) => Some(promise),
             Some(KnownNar::Held(nar)) => {
                 let work = Arc::clone(&self.shop).send_if_needed(nar, narinfo.clone());
-                Some(self.start(work.boxed()))
+                Some(self.start(narinfo.url.clone(), work.boxed()))
             }
         };
         if let Some(promise) = &nar {

@@ -119,6 +119,13 @@ impl Report {
         Ok(())
     }
 
+    /// Tells what was refused before the push itself failed.
+    pub fn abandon(self) {
+        for refusal in &self.refusals {
+            stage::say(TOOL, refusal);
+        }
+    }
+
     /// Ends the report.
     ///
     /// # Errors

@@ -5,8 +5,13 @@
 mod common;
 
 use std::fs;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::panic;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
 
 use cache_tests::{EmbeddedS3, Outcome, Random, store_path};
 use common::{
@@ -258,6 +263,18 @@ fn pushing_again_changes_nothing() {
     // A path that is there is not made less trusted by somebody without the key.
     site.scratch.sh(&format!("{} | s3-push --no-nix \"$C\"", ARCHIVE.replace("| cache-sign -k key.sec", ""))).ok();
     assert_eq!(snapshot(s3, &bucket), before, "the signatures are still there");
+}
+
+#[test]
+fn two_pushes_share_a_bucket() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch
+        .sh(&format!(
+            "{ARCHIVE} > archive; make() {{ s3-push --no-nix \"$C\" < archive; }}; make & make & wait -n; wait -n"
+        ))
+        .ok();
+    assert_complete(&site, &snapshot(s3, &bucket));
+    assert_pulls(&site, "$C", "");
 }
 
 #[test]
@@ -842,7 +859,7 @@ fn a_killed_push_leaves_a_valid_cache_and_the_next_completes_it() {
 }
 
 #[test]
-fn a_killed_pull_leaves_only_whole_paths_and_the_next_completes_it() {
+fn a_pull_that_stops_in_the_middle_leaves_only_whole_paths_and_the_next_completes_it() {
     let (site, s3, bucket) = Site::embedded();
     site.scratch.sh(PUBLISH).ok();
     // The second path of three is damaged: the pull stops in the middle.
@@ -864,4 +881,87 @@ fn a_killed_pull_leaves_only_whole_paths_and_the_next_completes_it() {
     s3.put(&bucket, &url, &nar);
     site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     site.assert_trees("out");
+}
+
+/// An HTTP cache that breaks off in the middle of one file.
+struct Breaking {
+    listener: TcpListener,
+    dir: PathBuf,
+    key: String,
+    /// Hears of each break, and holds the connection until it has said what to do: go on listening, or end.
+    broken: Sender<()>,
+    go_on: Receiver<()>,
+}
+
+impl Breaking {
+    /// Answers one request after the other until a client goes away whom nobody wants to wait for.
+    fn serve(&self) {
+        for connection in self.listener.incoming() {
+            let Ok(true) = self.answer(&mut connection.unwrap()) else { return };
+        }
+    }
+
+    /// Whether to listen further.
+    fn answer(&self, connection: &mut TcpStream) -> io::Result<bool> {
+        let mut request = String::new();
+        let mut reader = BufReader::new(connection.try_clone()?);
+        while reader.read_line(&mut request)? > 2 {}
+        let key = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
+        let Ok(body) = fs::read(self.dir.join(&key)) else {
+            write!(connection, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+            return Ok(true);
+        };
+        write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+        if key != self.key {
+            connection.write_all(&body)?;
+            return Ok(true);
+        }
+        connection.write_all(&body[..body.len() / 2])?;
+        self.broken.send(()).unwrap();
+        Ok(self.go_on.recv().is_ok())
+    }
+}
+
+/// A site with its cache in `cache/`, and such a server for it on a thread: the URL, who hears of breaks, and who answers.
+fn breaking_site() -> (Site, String, Receiver<()>, Sender<()>) {
+    let (site, _, _, lib) = site_with_cache();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (broken, hear) = mpsc::channel();
+    let (say, go_on) = mpsc::channel();
+    let server = Breaking { listener, dir: site.path("cache"), key: lib.one("URL").to_owned(), broken, go_on };
+    thread::spawn(move || server.serve());
+    (site, url, hear, say)
+}
+
+#[test]
+fn a_server_that_breaks_off_is_a_failure() {
+    let (site, url, hear, say) = breaking_site();
+    // However often it is asked.
+    thread::spawn(move || while hear.recv().is_ok_and(|()| say.send(()).is_ok()) {});
+    for output in ["--root out", "--export", "--nar", "--archive"] {
+        let pulled = site.scratch.sh(&format!("timeout 60 s3-pull {output} {url} \"$LIB\" | cat > got"));
+        assert!([1, 2].contains(&pulled.status), "{output}: status {}: {}", pulled.status, pulled.stderr);
+        assert!(pulled.stderr.contains(&site.closure.lib), "{output}: {}", pulled.stderr);
+        site.assert_nothing_below("out");
+        // Whoever reads on gets nothing that could pass for whole.
+        for reader in ["nar-pack --unpack tree", "s3-push --no-nix \"$C\"", "s3-push --no-nix \"$C\" \"$LIB\""] {
+            assert_ne!(site.scratch.sh(&format!("{reader} < got")).status, 0, "{output} | {reader}");
+        }
+        assert!(!site.path("tree").exists());
+    }
+}
+
+#[test]
+fn a_killed_pull_leaves_nothing_under_a_final_name_and_the_next_tidies_up() {
+    let (site, url, hear, say) = breaking_site();
+    let mut pull = site.scratch.command("s3-pull").args(["--root", "out", &url, &site.closure.lib]).spawn().unwrap();
+    hear.recv().unwrap();
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+    drop(say);
+    assert!(!below(&site.path("out"), &site.closure.lib).exists());
+    site.scratch.sh("s3-pull -r --root out file://$PWD/cache \"$TOP\"").ok();
+    site.assert_trees("out");
+    assert_eq!(site.scratch.sh("ls -A out/nix/store | wc -l").ok(), "3", "nothing temporary is left");
 }

@@ -181,3 +181,14 @@ fn a_secret_key_in_the_place_of_a_public_one_is_not_quoted() {
     watched.run("nar-pack --list < key.sec").fails(1);
     watched.run("s3-push --missing \"$C\" < key.sec").fails(1);
 }
+
+#[test]
+fn a_password_in_a_url_is_not_quoted() {
+    let mut watched = Watched::new(EmbeddedS3::shared());
+    let stranger = Credentials::random();
+    watched.also(&stranger.secret_key);
+    let user = format!("{}:{}@127.0.0.1:1", stranger.access_key, stranger.secret_key);
+    watched.run(&format!("s3-pull --root out http://{user}/x \"$LIB\"")).fails(2);
+    watched.run(&format!("s3-pull --root out 's3://bucket?scheme=http&endpoint={user}' \"$LIB\"")).fails(2);
+    watched.run(&format!("s3-push 's3://bucket?scheme=http&endpoint={user}' --key log/x < paths")).fails(2);
+}

@@ -1,0 +1,248 @@
+//! NARs: any tree survives, any accepted NAR is canonical, and garbage is refused calmly.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::Cursor;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use nar_pack::nar::{self, Skip, dump, list, parse, push_string, remove_tree, restore};
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+
+#[derive(Debug, Clone)]
+enum Tree {
+    File { executable: bool, contents: Vec<u8> },
+    Symlink(Vec<u8>),
+    Directory(std::collections::BTreeMap<Vec<u8>, Tree>),
+}
+
+fn names() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>().prop_filter("not in a name", |byte| !matches!(byte, 0 | b'/')), 1..20)
+        .prop_filter("dot segments", |name| !matches!(name.as_slice(), b"." | b".."))
+}
+
+fn trees() -> impl Strategy<Value = Tree> {
+    let leaf = prop_oneof![
+        (any::<bool>(), vec(any::<u8>(), 0..200))
+            .prop_map(|(executable, contents)| Tree::File { executable, contents }),
+        vec(1_u8..=255, 1..50).prop_map(Tree::Symlink),
+    ];
+    leaf.prop_recursive(4, 30, 6, |inner| btree_map(names(), inner, 0..6).prop_map(Tree::Directory))
+}
+
+fn make(tree: &Tree, path: &Path) {
+    match tree {
+        Tree::File { executable, contents } => {
+            fs::write(path, contents).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(if *executable { 0o755 } else { 0o644 })).unwrap();
+        }
+        Tree::Symlink(target) => symlink(OsString::from_vec(target.clone()), path).unwrap(),
+        Tree::Directory(entries) => {
+            fs::create_dir(path).unwrap();
+            for (name, entry) in entries {
+                make(entry, &path.join(std::ffi::OsStr::from_bytes(name)));
+            }
+        }
+    }
+}
+
+/// The NAR of a tree, made by this test alone.
+fn expected(tree: &Tree) -> Vec<u8> {
+    fn node(tree: &Tree, out: &mut Vec<u8>) {
+        push_string(out, b"(");
+        push_string(out, b"type");
+        match tree {
+            Tree::File { executable, contents } => {
+                push_string(out, b"regular");
+                if *executable {
+                    push_string(out, b"executable");
+                    push_string(out, b"");
+                }
+                push_string(out, b"contents");
+                push_string(out, contents);
+            }
+            Tree::Symlink(target) => {
+                push_string(out, b"symlink");
+                push_string(out, b"target");
+                push_string(out, target);
+            }
+            Tree::Directory(entries) => {
+                push_string(out, b"directory");
+                for (name, entry) in entries {
+                    for field in [b"entry".as_slice(), b"(", b"name", name, b"node"] {
+                        push_string(out, field);
+                    }
+                    node(entry, out);
+                    push_string(out, b")");
+                }
+            }
+        }
+        push_string(out, b")");
+    }
+    let mut out = Vec::new();
+    push_string(&mut out, nar::MAGIC);
+    node(tree, &mut out);
+    out
+}
+
+fn pack(path: &Path) -> Vec<u8> {
+    let mut out = Vec::new();
+    dump(path, &mut out, &mut |_| {}).unwrap();
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_tree_packed_and_unpacked_is_the_same_tree(tree in trees()) {
+        let dir = tempfile::tempdir().unwrap();
+        make(&tree, &dir.path().join("a"));
+        let packed = pack(&dir.path().join("a"));
+        prop_assert_eq!(&packed, &expected(&tree));
+        let restored = dir.path().join("b");
+        prop_assert_eq!(restore(&mut Cursor::new(&packed), &restored).unwrap(), packed.len() as u64);
+        prop_assert_eq!(&pack(&restored), &packed);
+        remove_tree(&restored).unwrap();
+        prop_assert!(restored.symlink_metadata().is_err());
+    }
+
+    /// One byte changed anywhere: the NAR is refused, or is the canonical NAR of another tree.
+    #[test]
+    fn a_changed_nar_is_refused_or_canonical(tree in trees(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut packed = expected(&tree);
+        let at = at.index(packed.len());
+        packed[at] = byte;
+        let dir = tempfile::tempdir().unwrap();
+        let restored = dir.path().join("b");
+        match restore(&mut Cursor::new(&packed), &restored) {
+            Ok(size) => prop_assert_eq!(&pack(&restored), &packed[..usize::try_from(size).unwrap()]),
+            Err(failure) => prop_assert!(restored.symlink_metadata().is_err(), "{} left something behind", failure),
+        }
+        drop(remove_tree(&restored));
+    }
+
+    #[test]
+    fn a_nar_cut_off_anywhere_is_refused(tree in trees(), at in any::<prop::sample::Index>()) {
+        let packed = expected(&tree);
+        let cut = &packed[..at.index(packed.len())];
+        prop_assert!(parse(&mut Cursor::new(cut), &mut Skip).unwrap_err().is_refusal());
+    }
+
+    #[test]
+    fn random_bytes_are_refused(bytes in vec(any::<u8>(), 0..300)) {
+        prop_assert!(parse(&mut Cursor::new(&bytes), &mut Skip).unwrap_err().is_refusal());
+        let nar = [nar::FIRST_BYTES.as_slice(), &bytes].concat();
+        prop_assert!(parse(&mut Cursor::new(&nar), &mut Skip).unwrap_err().is_refusal());
+    }
+
+    #[test]
+    fn a_listing_is_json_or_refused(tree in trees()) {
+        let mut out = Vec::new();
+        if list(&mut Cursor::new(expected(&tree)), &mut out).is_ok() {
+            let listing: serde_json::Value = serde_json::from_slice(&out).unwrap();
+            prop_assert_eq!(&listing["version"], 1);
+        }
+    }
+}
+
+/// Fields of a hand-made NAR.
+fn nar_of(fields: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::new();
+    push_string(&mut out, nar::MAGIC);
+    for field in fields {
+        push_string(&mut out, field);
+    }
+    out
+}
+
+fn directory(names: &[&[u8]]) -> Vec<u8> {
+    let mut fields: Vec<&[u8]> = vec![b"(", b"type", b"directory"];
+    for name in names {
+        fields.extend([b"entry".as_slice(), b"(", b"name", name, b"node", b"(", b"type", b"symlink", b"target", b"x", b")", b")"]);
+    }
+    fields.push(b")");
+    nar_of(&fields)
+}
+
+#[test]
+fn evil_names_are_refused_and_touch_nothing() {
+    let long = [b'x'; 256];
+    for names in [
+        &[b"".as_slice()][..], &[b"."], &[b".."], &[b"a/b"], &[b"/etc"], &[b"a\0b"], &[&long[..]],
+        &[b"b", b"a"], &[b"a", b"a"],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("t");
+        let failure = restore(&mut Cursor::new(directory(names)), &target).unwrap_err();
+        assert!(failure.is_refusal() && failure.message().contains("malformed NAR at byte"), "{failure}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{names:?}");
+    }
+    assert!(parse(&mut Cursor::new(directory(&[b"a", b"b", &long[..255]])), &mut Skip).is_ok());
+}
+
+#[test]
+fn a_link_is_never_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let outside = dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let target = dir.path().join("t");
+    symlink(&outside, &target).unwrap();
+    let file = nar_of(&[b"(", b"type", b"regular", b"contents", b"x", b")"]);
+    assert_eq!(restore(&mut Cursor::new(file), &target).unwrap_err().exit_code(), 2);
+    assert_eq!(restore(&mut Cursor::new(directory(&[b"a"])), &target).unwrap_err().exit_code(), 2);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert!(target.symlink_metadata().unwrap().is_symlink());
+}
+
+#[test]
+fn nesting_is_bounded() {
+    let nested = |depth: usize| {
+        let mut fields: Vec<&[u8]> = Vec::new();
+        for _ in 0..depth {
+            fields.extend([b"(".as_slice(), b"type", b"directory", b"entry", b"(", b"name", b"d", b"node"]);
+        }
+        fields.extend([b"(".as_slice(), b"type", b"directory", b")"]);
+        for _ in 0..depth {
+            fields.extend([b")".as_slice(), b")"]);
+        }
+        parse(&mut Cursor::new(nar_of(&fields)), &mut Skip)
+    };
+    assert!(nested(nar::MAX_DEPTH - 1).is_ok());
+    assert!(nested(nar::MAX_DEPTH).unwrap_err().message().contains("deeper"));
+    assert!(nested(100_000).unwrap_err().is_refusal());
+}
+
+#[test]
+fn a_size_that_lies_neither_allocates_nor_ends_well() {
+    for size in [u64::MAX, u64::MAX - 7, 1 << 62, 1 << 40] {
+        let mut nar = nar_of(&[b"(", b"type", b"regular", b"contents"]);
+        nar.extend_from_slice(&size.to_le_bytes());
+        nar.extend_from_slice(&[0; 100]);
+        assert!(parse(&mut Cursor::new(&nar), &mut Skip).unwrap_err().message().contains("truncated"));
+        let mut tag = nar_of(&[b"("]);
+        tag.extend_from_slice(&size.to_le_bytes());
+        assert!(parse(&mut Cursor::new(&tag), &mut Skip).unwrap_err().is_refusal());
+    }
+}
+
+#[test]
+fn what_cannot_be_in_a_nar_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
+        .unwrap();
+    let failure = dump(dir.path(), &mut Vec::new(), &mut |_| {}).unwrap_err();
+    assert!(failure.exit_code() == 2 && failure.message().ends_with("fifo: a fifo cannot be in a NAR"), "{failure}");
+}
+
+#[test]
+fn names_that_lix_refuses_are_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a~nix~case~hack~1"), "").unwrap();
+    let mut warnings = Vec::new();
+    dump(dir.path(), &mut Vec::new(), &mut |warning| warnings.push(warning.to_owned())).unwrap();
+    assert_eq!(warnings.len(), 1);
+}
