@@ -161,7 +161,20 @@ fn nar_of(fields: &[&[u8]]) -> Vec<u8> {
 fn directory(names: &[&[u8]]) -> Vec<u8> {
     let mut fields: Vec<&[u8]> = vec![b"(", b"type", b"directory"];
     for name in names {
-        fields.extend([b"entry".as_slice(), b"(", b"name", name, b"node", b"(", b"type", b"symlink", b"target", b"x", b")", b")"]);
+        fields.extend([
+            b"entry".as_slice(),
+            b"(",
+            b"name",
+            name,
+            b"node",
+            b"(",
+            b"type",
+            b"symlink",
+            b"target",
+            b"x",
+            b")",
+            b")",
+        ]);
     }
     fields.push(b")");
     nar_of(&fields)
@@ -171,8 +184,15 @@ fn directory(names: &[&[u8]]) -> Vec<u8> {
 fn evil_names_are_refused_and_touch_nothing() {
     let long = [b'x'; 256];
     for names in [
-        &[b"".as_slice()][..], &[b"."], &[b".."], &[b"a/b"], &[b"/etc"], &[b"a\0b"], &[&long[..]],
-        &[b"b", b"a"], &[b"a", b"a"],
+        &[b"".as_slice()][..],
+        &[b"."],
+        &[b".."],
+        &[b"a/b"],
+        &[b"/etc"],
+        &[b"a\0b"],
+        &[&long[..]],
+        &[b"b", b"a"],
+        &[b"a", b"a"],
     ] {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("t");

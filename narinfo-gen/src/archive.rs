@@ -214,7 +214,11 @@ pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Outcome) -
 }
 
 fn malformed(error: io::Error) -> Failure {
-    if is_of_input(&error) { error.into() } else { Failure::refused(format!("malformed or cut off cache archive: {error}")) }
+    if is_of_input(&error) {
+        error.into()
+    } else {
+        Failure::refused(format!("malformed or cut off cache archive: {error}"))
+    }
 }
 
 /// Whether a library only passes on what its input said, rather than finding fault with the data.

@@ -123,7 +123,6 @@ fn a_bomb_stops_at_its_nar_size() {
     }
     let bomb = encoder.finish().unwrap();
     assert!(bomb.len() < 100_000);
-    let failure =
-        examine(bomb.as_slice(), Compression::Zstd, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
+    let failure = examine(bomb.as_slice(), Compression::Zstd, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
     assert!(failure.message().contains("larger than its NarSize"), "{failure}");
 }

@@ -105,8 +105,9 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   gzip < build.log | s3-push s3://my-cache --key log/x.drv
 
-Memory: --memory and about 32 MiB, whatever the size of a NAR; about 1 KiB a path. With a NAR or an export stream as input
-also what narinfo-gen says of itself.
+Memory: --memory and about 32 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each NAR of a cache archive
+that is being checked (one per processor and one more), what its decoder takes: 10 MiB for what narinfo-gen made, at most
+128 MiB (zstd) or 256 MiB (xz) for what others made. With a NAR or an export stream as input what narinfo-gen says of itself.
 
 Exit status: 0 done; 1 refused (malformed or truncated stream, wrong hash, missing NAR or reference, bucket of another store
 directory); 2 usage, or an operation that failed; 141 when the reader of standard output went away.";

@@ -3,13 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // a panic is how a test fails; the table is for readers
 
-mod common;
+mod bucket;
+mod site;
 
 use std::fs;
 use std::net::TcpListener;
 
+use bucket::{Service, assert_closed, narinfo_keys, snapshot};
 use cache_tests::{Credentials, EmbeddedS3, Minio, Random, store_path};
-use common::{ARCHIVE, PUBLISH, Service, Site, assert_closed, narinfo_keys, random_seed, snapshot};
+use site::{ARCHIVE, PUBLISH, Site, random_seed};
 
 /// One row: what is wrong, the command line, what it has to say, and the exit code.
 struct Case {

@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a test fails
 
-mod common;
+mod bucket;
+mod site;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use bucket::{assert_closed, narinfo_keys, snapshot};
 use cache_tests::{EmbeddedS3, Outcome, Scratch, nix, repository, tree, unique};
-use common::{assert_closed, make_key, narinfo_keys, snapshot};
+use site::make_key;
 
 /// A project with a `default.nix` that builds a program and a library, a key pair `cache.sec` and `cache.pub`, and a
 /// bucket `$NIX_S3_CACHE`.

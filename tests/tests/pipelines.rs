@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a test fails
 
-mod common;
+mod bucket;
+mod site;
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -13,11 +14,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
+use bucket::{Fields, Objects, assert_closed, head, nar_keys, narinfo_keys, snapshot};
 use cache_tests::{EmbeddedS3, Outcome, Random, store_path};
-use common::{
-    ARCHIVE, Fields, Objects, PUBLISH, Site, assert_closed, below, head, make_key, nar_keys, narinfo_keys, random_seed,
-    snapshot,
-};
+use site::{ARCHIVE, PUBLISH, Site, below, make_key, random_seed};
 
 /// Asserts that the bucket holds the whole closure, once, and nothing else.
 #[track_caller]
@@ -572,7 +571,7 @@ fn a_narinfo_that_lies_is_refused() {
     let key = Site::narinfo_key(&site.closure.lib);
     let file = site.path("cache").join(&key);
     let truth = fs::read_to_string(&file).unwrap();
-    let other = format!("sha256:{}", common::sha256(b"other"));
+    let other = format!("sha256:{}", bucket::sha256(b"other"));
     let lies = [
         ("NarHash", truth.replace(lib.one("NarHash"), &other)),
         ("FileHash", truth.replace(&format!("FileHash: {}", lib.one("FileHash")), &format!("FileHash: {other}"))),
@@ -881,6 +880,30 @@ fn a_pull_that_stops_in_the_middle_leaves_only_whole_paths_and_the_next_complete
     s3.put(&bucket, &url, &nar);
     site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     site.assert_trees("out");
+}
+
+#[test]
+fn narinfo_text_cut_at_the_end_of_a_line_loses_nothing() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch.sh(PUBLISH).ok();
+    make_key(&site.scratch, "new");
+    let before = snapshot(s3, &bucket);
+    let signed = site.scratch.sh("s3-pull --narinfo --all \"$C\" | cache-sign -k new.sec").ok() + "\n";
+    let last = signed.rfind("\n\n").unwrap() + 2;
+    // Each is the beginning of the text, and looks like the end of a narinfo that has fewer lines.
+    for (at, _) in signed.match_indices('\n').filter(|(at, _)| *at > last) {
+        let cut = &signed[..=at];
+        site.scratch.sh_with_input("s3-push --no-nix \"$C\"", cut.as_bytes());
+        let after = snapshot(s3, &bucket);
+        assert_complete(&site, &after);
+        for key in narinfo_keys(&after) {
+            let [old, new] = [&before, &after].map(|objects| Fields::parse(&objects[key]));
+            for field in &old.0 {
+                assert!(new.0.contains(field), "{key} lost {field:?} to\n{cut}");
+            }
+        }
+    }
+    site.scratch.sh_with_input("s3-push --no-nix \"$C\"", signed.as_bytes()).ok();
 }
 
 /// An HTTP cache that breaks off in the middle of one file.

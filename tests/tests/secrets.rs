@@ -3,13 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a test fails
 
-mod common;
+mod bucket;
+mod site;
 
 use std::fs;
 use std::thread;
 
+use bucket::Service;
 use cache_tests::{Credentials, EmbeddedS3, Minio, Outcome};
-use common::{ARCHIVE, PUBLISH, Service, Site};
+use site::{ARCHIVE, PUBLISH, Site};
 
 /// A site whose every secret is known.
 struct Watched {

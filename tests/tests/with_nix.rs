@@ -2,13 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a test fails
 
-mod common;
+mod bucket;
+mod site;
 
 use std::fs;
 
+use bucket::{Fields, assert_closed, head, narinfo_keys, snapshot};
 use cache_tests::nix::{self, Closure};
 use cache_tests::{Credentials, Minio, Outcome, Random, Scratch, http_status, make_tree, tree, unique};
-use common::{Fields, assert_closed, head, make_key, narinfo_keys, snapshot};
+use site::make_key;
 
 const COMPRESSIONS: [&str; 6] = ["zstd", "xz", "none", "bzip2", "gzip", "br"];
 
@@ -138,7 +140,7 @@ fn an_export_stream_is_the_one_of_nix() {
 
 /// Three paths that Nix describes differently: built and signed, added, and written by an expression.
 fn described_paths(builder: &Builder) -> [String; 3] {
-    make_tree(builder.scratch.path().join(unique("added-")), common::random_seed());
+    make_tree(builder.scratch.path().join(unique("added-")), site::random_seed());
     let added = builder.sh("nix-store --add added-*").ok();
     let written = builder
         .sh(&format!(
@@ -391,14 +393,14 @@ fn the_first_day_of_a_cache() {
 #[test]
 fn an_uploader_needs_no_more_than_the_upload_policy() {
     let Some(minio) = Minio::shared() else { return };
-    let mut site = common::Site::new();
+    let mut site = site::Site::new();
     let (bucket, _) = uploader(minio, &mut site.scratch);
-    site.scratch.sh(common::PUBLISH).ok();
+    site.scratch.sh(site::PUBLISH).ok();
     assert_closed(&snapshot(minio, &bucket));
     // In several parts too, of known and of unknown length.
-    let noise = Random::new(common::random_seed()).bytes(12 << 20);
-    let big = cache_tests::store_path("big", common::random_seed());
-    fs::write(common::below(&site.path("root"), &big), &noise).unwrap();
+    let noise = Random::new(site::random_seed()).bytes(12 << 20);
+    let big = cache_tests::store_path("big", site::random_seed());
+    fs::write(site::below(&site.path("root"), &big), &noise).unwrap();
     site.scratch
         .sh(&format!(
             "nar-pack --root root --no-nix {big} | s3-push --no-nix --part-size 5MiB --memory 16MiB \"$C\" {big}; \
@@ -428,7 +430,7 @@ fn an_uploader_needs_no_more_than_the_upload_policy() {
 #[test]
 fn a_reader_cannot_write() {
     let Some(minio) = Minio::shared() else { return };
-    let mut site = common::Site::new();
+    let mut site = site::Site::new();
     let bucket = minio.make_bucket();
     let reader = minio.add_user(&format!(
         r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":["s3:GetObject","s3:GetBucketLocation"],
@@ -436,7 +438,7 @@ fn a_reader_cannot_write() {
     ));
     reader.apply(&mut site.scratch);
     site.scratch.env("C", minio.cache_url(&bucket));
-    let archive = format!("{} | s3-push --no-nix \"$C\"", common::ARCHIVE);
+    let archive = format!("{} | s3-push --no-nix \"$C\"", site::ARCHIVE);
     let said = site.scratch.sh(&archive).fails(2);
     let line = said.lines().last().unwrap().to_lowercase();
     assert!(line.starts_with("s3-push: ") && (line.contains("403") || line.contains("access denied")), "{said}");
@@ -449,11 +451,11 @@ fn a_reader_cannot_write() {
     assert_eq!(minio.objects(&bucket), [""; 0]);
     // It can read. Without ListBucket a missing object is a 403, which means missing.
     minio.root().apply(&mut site.scratch);
-    site.scratch.sh(common::PUBLISH).ok();
+    site.scratch.sh(site::PUBLISH).ok();
     reader.apply(&mut site.scratch);
     site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     site.assert_trees("out");
-    let absent = cache_tests::store_path("absent", common::random_seed());
+    let absent = cache_tests::store_path("absent", site::random_seed());
     let said = site.scratch.sh(&format!("s3-pull --root out \"$C\" {absent}")).fails(1);
     assert!(said.contains(&absent), "{said}");
     let before = snapshot(minio, &bucket);
@@ -466,9 +468,9 @@ fn a_reader_cannot_write() {
 #[test]
 fn an_anonymous_reads_only_what_is_public_and_writes_nothing() {
     let Some(minio) = Minio::shared() else { return };
-    let mut site = common::Site::new();
+    let mut site = site::Site::new();
     let (bucket, _) = uploader(minio, &mut site.scratch);
-    site.scratch.sh(common::PUBLISH).ok();
+    site.scratch.sh(site::PUBLISH).ok();
     let url = minio.cache_url(&bucket);
     let anonymous = |script: &str| site.scratch.sh(&format!("unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; {script}"));
     let pull = "s3-pull -r --root out --no-sign-request \"$C\" \"$TOP\"";
@@ -492,9 +494,9 @@ fn an_anonymous_reads_only_what_is_public_and_writes_nothing() {
 #[test]
 fn whom_no_policy_names_reads_nothing() {
     let Some(minio) = Minio::shared() else { return };
-    let mut site = common::Site::new();
+    let mut site = site::Site::new();
     let (bucket, _) = uploader(minio, &mut site.scratch);
-    site.scratch.sh(common::PUBLISH).ok();
+    site.scratch.sh(site::PUBLISH).ok();
     let nobody = minio.add_user(
         r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetBucketLocation"],"Resource":["arn:aws:s3:::unrelated"]}]}"#,
     );

@@ -111,7 +111,11 @@ pub fn parse(input: &mut impl BufRead, visitor: &mut impl Visitor) -> Outcome<u6
     let mut parser = Parser { input, visitor, offset: 0 };
     if let Err(failure) = parser.expect(super::MAGIC) {
         let not_one = failure.is_refusal() && parser.offset <= super::FIRST_BYTES.len() as u64;
-        return Err(if not_one { Failure::refused("not a NAR: it does not begin with nix-archive-1") } else { failure });
+        return Err(if not_one {
+            Failure::refused("not a NAR: it does not begin with nix-archive-1")
+        } else {
+            failure
+        });
     }
     parser.node(0)?;
     Ok(parser.offset)
