@@ -88,6 +88,23 @@ impl NarInfo {
         }
     }
 
+    /// Takes over what another narinfo of the same contents has and this one lacks: signatures, deriver, content
+    /// address, unknown fields.
+    #[must_use]
+    pub fn completed_by(mut self, other: &Self) -> Self {
+        for signature in &other.signatures {
+            self.add_signature(signature.clone());
+        }
+        self.deriver = self.deriver.or_else(|| other.deriver.clone());
+        self.ca = self.ca.or_else(|| other.ca.clone());
+        for (key, value) in &other.unknown {
+            if !self.unknown.iter().any(|(known, _)| known == key) {
+                self.unknown.push((key.clone(), value.clone()));
+            }
+        }
+        self
+    }
+
     /// Whether both describe the same path with the same contents and references, whatever the file and signatures.
     #[must_use]
     pub fn same_contents(&self, other: &Self) -> bool {
@@ -220,7 +237,8 @@ impl Fields {
             file_size: self.file_size,
             nar_hash: self.nar_hash.ok_or_else(|| missing("NarHash"))?,
             nar_size: self.nar_size.filter(|&size| size > 0).ok_or_else(|| missing("NarSize"))?,
-            references: self.references.unwrap_or_default(),
+            // Nix would take a narinfo without this line, but never writes one: it was cut off.
+            references: self.references.ok_or_else(|| missing("References"))?,
             deriver: self.deriver,
             signatures: self.signatures,
             ca: self.ca,
@@ -392,7 +410,7 @@ Provenance: {\"x\": 1}
 
     #[test]
     fn needed_fields_are_missed() {
-        for key in ["StorePath", "URL", "NarHash", "NarSize"] {
+        for key in ["StorePath", "URL", "NarHash", "NarSize", "References"] {
             let text: String = TEXT.lines().filter(|l| !l.starts_with(key)).fold(String::new(), |t, l| t + l + "\n");
             let failure = NarInfo::parse(&text, &dir()).unwrap_err();
             assert!(failure.message().contains(key), "{failure}");

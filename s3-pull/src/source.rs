@@ -11,7 +11,7 @@ use narinfo_gen::archive::Object;
 use narinfo_gen::compression::{Compression, decoder};
 use percent_encoding::percent_decode_str;
 use s3_push::chunks::{Chunk, forward};
-use s3_push::client::{Access, Bucket, chain};
+use s3_push::client::{Access, Bucket, chain, root_cause};
 use s3_push::existing::list_hash_parts;
 use s3_push::location::Location;
 use std::io::Read;
@@ -46,6 +46,8 @@ pub enum Source {
 pub struct Http {
     client: reqwest::Client,
     base: String,
+    /// The base without user name and password, for messages.
+    shown: String,
     hinted: std::sync::atomic::AtomicBool,
 }
 
@@ -73,7 +75,12 @@ impl Source {
                 }
                 Err(Failure::failed(format!("{url}: no such directory")))
             }
-            _ => Err(Failure::failed(format!("{url:?} is not a cache: expected s3://, http://, https:// or file://"))),
+            Some((scheme, _)) => Err(Failure::failed(format!(
+                "{scheme}:// is not a cache: expected s3://, http://, https:// or file://"
+            ))),
+            None => {
+                Err(Failure::failed(format!("{url:?} is not a cache: expected s3://, http://, https:// or file://")))
+            }
         }
     }
 
@@ -82,7 +89,7 @@ impl Source {
     pub fn shown(&self, key: &str) -> String {
         match self {
             Self::S3(bucket) => bucket.location().shown(key),
-            Self::Http(http) => http.url(key),
+            Self::Http(http) => http.shown(key),
             Self::File(dir) => dir.join(key).display().to_string(),
         }
     }
@@ -158,7 +165,7 @@ impl Source {
         match self {
             Self::S3(bucket) => list_hash_parts(bucket).await,
             Self::Http(http) => {
-                Err(Failure::failed(format!("{}: a cache cannot be listed over HTTP; use its s3:// URL", http.base)))
+                Err(Failure::failed(format!("{}: a cache cannot be listed over HTTP; use its s3:// URL", http.shown)))
             }
             Self::File(dir) => list_dir(dir),
         }
@@ -221,22 +228,30 @@ impl Http {
     fn new(url: &str) -> Outcome<Self> {
         // Installing it twice is the only way in which this fails.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let base = reqwest::Url::parse(url).map_err(|error| Failure::failed(format!("{url:?}: {error}")))?;
+        let base = reqwest::Url::parse(url).map_err(|error| Failure::failed(format!("the cache's URL: {error}")))?;
+        let mut shown = base.clone();
+        // Only a URL without a host has no place for these.
+        let _ = shown.set_username("").and_then(|()| shown.set_password(None));
+        let trimmed = |url: &reqwest::Url| url.as_str().trim_end_matches('/').to_owned();
         let client = reqwest::Client::builder()
             .user_agent(concat!("s3-pull/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
             .read_timeout(IDLE)
             .build()
             .map_err(|error| Failure::failed(format!("setting up HTTP: {}", chain(&error))))?;
-        Ok(Self { client, base: base.as_str().trim_end_matches('/').to_owned(), hinted: false.into() })
+        Ok(Self { client, base: trimmed(&base), shown: trimmed(&shown), hinted: false.into() })
     }
 
     fn url(&self, key: &str) -> String {
         format!("{}/{key}", self.base)
     }
 
+    fn shown(&self, key: &str) -> String {
+        format!("{}/{key}", self.shown)
+    }
+
     async fn get(&self, key: &str) -> Outcome<Option<reqwest::Response>> {
-        let url = self.url(key);
+        let (url, shown) = (self.url(key), self.shown(key));
         let mut wait = BACKOFF;
         for attempt in 1.. {
             let last = attempt == ATTEMPTS;
@@ -246,7 +261,7 @@ impl Http {
                     404 | 410 => return Ok(None),
                     // What a bucket says of a key that is not there when listing is not allowed.
                     403 => {
-                        self.hint(&url);
+                        self.hint(&shown);
                         return Ok(None);
                     }
                     code @ (429 | 500 | 502..=504) => (format!("HTTP {code}"), true),
@@ -258,7 +273,7 @@ impl Http {
                 }
             };
             if last || !failure.1 {
-                return Err(Failure::failed(format!("reading {url}: {}", failure.0)));
+                return Err(Failure::failed(format!("reading {shown}: {}", failure.0)));
             }
             tokio::time::sleep(wait).await;
             wait *= 2;
@@ -275,5 +290,6 @@ impl Http {
 
 /// The message without the URL, which is said before it.
 fn plain(error: reqwest::Error) -> String {
-    chain(&error.without_url())
+    let error = error.without_url();
+    if error.is_connect() { format!("cannot connect: {}", root_cause(&error)) } else { chain(&error) }
 }

@@ -35,6 +35,10 @@ pub struct Cli {
     #[arg(long)]
     pub allow_missing_references: bool,
 
+    /// With narinfo text: drop signatures and fields that a narinfo in the cache has and the text has not
+    #[arg(long)]
+    pub exact: bool,
+
     /// Priority in a new nix-cache-info: lower is asked first (cache.nixos.org has 40)
     #[arg(long, value_name = "N")]
     pub priority: Option<u32>,

@@ -236,7 +236,41 @@ impl Bucket {
     }
 
     fn failure<E: ProvideErrorMetadata + Error + 'static>(&self, error: &Sdk<E>, doing: &str, object: &str) -> Failure {
-        Failure::failed(format!("{doing} {}: {}", self.location.shown(object), cause(error)))
+        Failure::failed(format!("{doing} {}: {}", self.location.shown(object), self.cause(error)))
+    }
+
+    /// The service's word where it said one, else what happened on the way.
+    fn cause<E: ProvideErrorMetadata + Error + 'static>(&self, error: &Sdk<E>) -> String {
+        let said = match (error.code(), error.message(), status(error)) {
+            (Some(code), Some(message), Some(status)) => Some(format!("{message} ({code}, HTTP {status})")),
+            (Some(code), None, Some(status)) => Some(format!("{code} (HTTP {status})")),
+            (None, _, Some(403)) => Some("access denied (HTTP 403)".to_owned()),
+            (None, _, Some(status)) if error.as_service_error().is_some() => Some(format!("HTTP {status}")),
+            _ => None,
+        };
+        let text = chain(error);
+        match (said, error) {
+            (Some(said), _) => said,
+            // The SDK goes on to list what each of a dozen providers said.
+            (None, _) if text.contains("no credentials found in chain") || text.contains("no providers in chain") => {
+                match &self.location.profile {
+                    Some(profile) => format!("the AWS profile {profile:?} gives no credentials"),
+                    None => {
+                        "no AWS credentials found in the environment, profile, SSO, web identity, container or instance"
+                            .to_owned()
+                    }
+                }
+            }
+            (None, SdkError::DispatchFailure(failure)) if failure.is_io() || failure.is_timeout() => {
+                format!("cannot reach {}: {}", self.service(), root_cause(error))
+            }
+            (None, SdkError::TimeoutError(_)) => format!("{} did not answer in time", self.service()),
+            _ => text,
+        }
+    }
+
+    fn service(&self) -> String {
+        self.location.endpoint_url().unwrap_or_else(|| "AWS".to_owned())
     }
 
     /// Whether objects written are checked with a checksum in a header: on AWS, where every part has it.
@@ -418,18 +452,7 @@ fn status<E>(error: &Sdk<E>) -> Option<u16> {
     error.raw_response().map(|response| response.status().as_u16())
 }
 
-/// The service's word where it said one, else what happened on the way.
-fn cause<E: ProvideErrorMetadata + Error + 'static>(error: &Sdk<E>) -> String {
-    match (error.code(), error.message(), status(error)) {
-        (Some(code), Some(message), Some(status)) => format!("{message} ({code}, HTTP {status})"),
-        (Some(code), None, Some(status)) => format!("{code} (HTTP {status})"),
-        (None, _, Some(403)) => "access denied (HTTP 403)".to_owned(),
-        (None, _, Some(status)) if error.as_service_error().is_some() => format!("HTTP {status}"),
-        _ => chain(error),
-    }
-}
-
-/// An error and what it stems from, without saying anything twice.
+/// An error and what it stems from, on one line, without saying anything twice.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -441,5 +464,15 @@ pub fn chain(error: &dyn Error) -> String {
         }
         source = error.source();
     }
-    text
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What an error stems from in the end.
+#[must_use]
+pub fn root_cause(error: &dyn Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }

@@ -38,6 +38,8 @@ pub struct Options {
     pub want_mass_query: Option<bool>,
     /// Whether narinfos come without NARs, to replace those in the cache.
     pub narinfos_alone: bool,
+    /// Whether such narinfos drop what those in the cache have beyond them.
+    pub exact: bool,
 }
 
 type Promise<T> = Shared<BoxFuture<'static, Outcome<T>>>;
@@ -433,19 +435,16 @@ impl Shop {
         if self.existing.etag(hash).await.is_some_and(|etag| etag == md5_hex(text.as_bytes())) {
             return Ok(Some(Status::Present));
         }
-        let Some(mut there) = self.fetch(narinfo).await? else { return Ok(None) };
+        let Some(there) = self.fetch(narinfo).await? else { return Ok(None) };
         if !there.same_contents(narinfo) {
             return Ok(Some(Status::Other));
         }
-        let before = there.signatures.len();
-        for signature in &narinfo.signatures {
-            there.add_signature(signature.clone());
-        }
-        if there.signatures.len() == before {
+        let completed = there.clone().completed_by(narinfo);
+        if completed == there {
             return Ok(Some(Status::Present));
         }
         let _slot = self.uploader.slot().await?;
-        self.bucket().put(&there.key(), content_type(), there.to_string().into()).await?;
+        self.bucket().put(&completed.key(), content_type(), completed.to_string().into()).await?;
         Ok(Some(Status::Signed))
     }
 
@@ -457,23 +456,28 @@ impl Shop {
         text.and_then(|text| NarInfo::parse(&text, &self.options.store_dir)).doing(at).map(Some)
     }
 
-    /// A narinfo that comes alone takes the place of the one in the cache. If it says something else about its NAR,
-    /// the NAR is read back and checked.
+    /// A narinfo that comes alone takes the place of the one in the cache, of which it keeps what it lacks itself, unless
+    /// it is to be exact. If it says something else about its NAR, the NAR is read back and checked.
     async fn replace(&self, narinfo: &NarInfo, references: Vec<Promise<()>>) -> Outcome<Status> {
         let there = self.fetch(narinfo).await?;
-        if there.as_ref() == Some(narinfo) {
+        let kept = there.as_ref().filter(|there| !self.options.exact && there.same_contents(narinfo));
+        let narinfo = kept.map_or_else(|| narinfo.clone(), |there| narinfo.clone().completed_by(there));
+        if there.as_ref() == Some(&narinfo) {
             return Ok(Status::Present);
         }
-        let signatures_only =
-            there.is_some_and(|there| NarInfo { signatures: narinfo.signatures.clone(), ..there } == *narinfo);
-        if !signatures_only {
-            self.examine_remote(narinfo).await?;
-            self.await_references(narinfo, references).await?;
+        let same_nar = there.is_some_and(|there| {
+            (&there.url, &there.compression, there.file_hash, there.file_size)
+                == (&narinfo.url, &narinfo.compression, narinfo.file_hash, narinfo.file_size)
+                && there.same_contents(&narinfo)
+        });
+        if !same_nar {
+            self.examine_remote(&narinfo).await?;
+            self.await_references(&narinfo, references).await?;
         }
         let _slot = self.uploader.slot().await?;
         self.bucket().put(&narinfo.key(), content_type(), narinfo.to_string().into()).await?;
         self.existing.add(narinfo.path.hash_part()).await;
-        Ok(if signatures_only { Status::Signed } else { Status::Sent { bytes: 0, signed: is_signed(narinfo) } })
+        Ok(if same_nar { Status::Signed } else { Status::Sent { bytes: 0, signed: is_signed(&narinfo) } })
     }
 
     /// Reads the NAR of a narinfo back from the bucket, to see that it is there and what the narinfo says.

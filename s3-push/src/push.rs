@@ -112,6 +112,7 @@ fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, p
         priority: cli.priority,
         want_mass_query: cli.want_mass_query,
         narinfos_alone: kind == Kind::Narinfo,
+        exact: cli.exact,
     };
     let uploader = uploader(cli, location, runtime);
     let (events, arriving) = mpsc::channel(EVENTS);

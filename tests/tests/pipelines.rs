@@ -269,7 +269,7 @@ fn two_pushes_share_a_bucket() {
     let (site, s3, bucket) = Site::embedded();
     site.scratch
         .sh(&format!(
-            "{ARCHIVE} > archive; make() {{ s3-push --no-nix \"$C\" < archive; }}; make & make & wait -n; wait -n"
+            "{ARCHIVE} > archive; make() {{ s3-push --no-nix \"$C\" < archive; }}; make & first=$!; make & wait $!; wait $first"
         ))
         .ok();
     assert_complete(&site, &snapshot(s3, &bucket));
@@ -390,7 +390,7 @@ fn two_pulls_share_a_root() {
     let (site, _, _) = Site::embedded();
     site.scratch.sh(PUBLISH).ok();
     let pull = "s3-pull -r --root out \"$C\" \"$TOP\"";
-    site.scratch.sh(&format!("{pull} & {pull} & wait -n; wait -n")).ok();
+    site.scratch.sh(&format!("{pull} & a=$!; {pull} & b=$!; wait $a; wait $b")).ok();
     site.assert_trees("out");
     let left = site.scratch.sh("ls -A out/nix/store | wc -l").ok();
     assert_eq!(left, "3", "nothing temporary is left");

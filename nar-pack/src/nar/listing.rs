@@ -12,8 +12,7 @@ use crate::stage::{Failure, Outcome};
 /// # Errors
 /// Refuses a malformed NAR, and a name or target that is not UTF-8, which JSON cannot hold.
 pub fn list(input: &mut impl BufRead, out: &mut impl Write) -> Outcome<u64> {
-    let mut lister = Lister { out, first: true };
-    lister.out.write_all(b"{\"root\":")?;
+    let mut lister = Lister { out, first: true, begun: false };
     let size = parse(input, &mut lister)?;
     lister.out.write_all(b",\"version\":1}\n")?;
     Ok(size)
@@ -23,9 +22,18 @@ struct Lister<'a, W> {
     out: &'a mut W,
     /// Whether the next entry is the first of its directory.
     first: bool,
+    begun: bool,
 }
 
 impl<W: Write> Lister<'_, W> {
+    /// Nothing is written before the input is known to be a NAR.
+    fn begin(&mut self) -> Outcome {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.out.write_all(b"{\"root\":")?;
+        }
+        Ok(())
+    }
+
     fn quoted(&mut self, bytes: &[u8]) -> Outcome {
         let text = str::from_utf8(bytes).map_err(|_| {
             Failure::refused(format!("a listing cannot hold the name \"{}\": it is not UTF-8", bytes.escape_ascii()))
@@ -36,6 +44,7 @@ impl<W: Write> Lister<'_, W> {
 
 impl<W: Write> Visitor for Lister<'_, W> {
     fn directory(&mut self) -> Outcome {
+        self.begin()?;
         self.first = true;
         Ok(self.out.write_all(b"{\"entries\":{")?)
     }
@@ -59,6 +68,7 @@ impl<W: Write> Visitor for Lister<'_, W> {
     }
 
     fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome {
+        self.begin()?;
         let executable = if executable { "\"executable\":true," } else { "" };
         Ok(write!(self.out, "{{{executable}\"narOffset\":{offset},\"size\":{size},\"type\":\"regular\"}}")?)
     }
@@ -72,6 +82,7 @@ impl<W: Write> Visitor for Lister<'_, W> {
     }
 
     fn symlink(&mut self, target: &[u8]) -> Outcome {
+        self.begin()?;
         self.out.write_all(b"{\"target\":")?;
         self.quoted(target)?;
         Ok(self.out.write_all(b",\"type\":\"symlink\"}")?)
