@@ -68,6 +68,10 @@ pub struct Cli {
     #[arg(short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: u16,
 
+    /// Give an attempt up when nothing moves for so many seconds; there is no bound on a whole transfer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub idle_timeout: u16,
+
     /// Say nothing on standard error but errors
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -83,7 +87,7 @@ pub struct Cli {
 
 const AFTER_HELP: &str = "\
 Trusted keys come from --trusted-public-key, else from nix.conf (trusted-public-keys and extra-trusted-public-keys). A path
-that is content-addressed needs no signature.
+that is addressed by the SHA-256 of its NAR (CA: fixed:r:sha256) proves itself; any other needs signatures.
 
 Examples:
   s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello      # on a host without Nix

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cache_sign::trust::TrustedKeys;
 use futures_util::StreamExt;
@@ -32,7 +33,7 @@ pub fn run(cli: &Cli) -> Outcome {
     let runtime = Runtime::new().map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
     let result = (|| {
         let access = if cli.no_sign_request { Access::Anonymous } else { Access::Signed };
-        let source = runtime.block_on(Source::open(&url, access))?;
+        let source = runtime.block_on(Source::open(&url, access, Duration::from_secs(cli.idle_timeout.into())))?;
         let cache = Arc::new(Cache { source, trusted, store_dir });
         runtime.block_on(check_cache_info(&cache))?;
         if cli.all && (cli.narinfo || cli.list) {

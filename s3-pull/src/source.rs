@@ -21,8 +21,6 @@ use crate::TOOL;
 
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Time in which the next bytes must come; a whole transfer may take as long as it likes.
-const IDLE: Duration = Duration::from_mins(1);
 /// Attempts at one request, the first included.
 const ATTEMPTS: u32 = 5;
 /// Wait before the first repetition; it doubles each time.
@@ -60,14 +58,14 @@ pub struct Body {
 }
 
 impl Source {
-    /// The cache that `url` names.
+    /// The cache that `url` names. A transfer must not stall for longer than `idle`.
     ///
     /// # Errors
     /// A usage failure for a URL of another kind, or a directory that is not there.
-    pub async fn open(url: &str, access: Access) -> Outcome<Self> {
+    pub async fn open(url: &str, access: Access, idle: Duration) -> Outcome<Self> {
         match url.split_once("://") {
-            Some(("s3", _)) => Ok(Self::S3(Box::new(Bucket::connect(Location::parse(url)?, access, TOOL).await))),
-            Some(("http" | "https", rest)) if !rest.is_empty() => Ok(Self::Http(Http::new(url)?)),
+            Some(("s3", _)) => Ok(Self::S3(Box::new(Bucket::connect(Location::parse(url)?, access, idle, TOOL).await))),
+            Some(("http" | "https", rest)) if !rest.is_empty() => Ok(Self::Http(Http::new(url, idle)?)),
             Some(("file", path)) => {
                 let path = PathBuf::from(percent_decode_str(path).decode_utf8_lossy().into_owned());
                 if path.is_dir() {
@@ -225,7 +223,7 @@ fn decode(bytes: Vec<u8>, encoding: Option<&str>, limit: usize) -> Outcome<Vec<u
 }
 
 impl Http {
-    fn new(url: &str) -> Outcome<Self> {
+    fn new(url: &str, idle: Duration) -> Outcome<Self> {
         // Installing it twice is the only way in which this fails.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let base = reqwest::Url::parse(url).map_err(|error| Failure::failed(format!("the cache's URL: {error}")))?;
@@ -236,7 +234,7 @@ impl Http {
         let client = reqwest::Client::builder()
             .user_agent(concat!("s3-pull/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
-            .read_timeout(IDLE)
+            .read_timeout(idle)
             .build()
             .map_err(|error| Failure::failed(format!("setting up HTTP: {}", chain(&error))))?;
         Ok(Self { client, base: trimmed(&base), shown: trimmed(&shown), hinted: false.into() })

@@ -59,6 +59,10 @@ pub struct Cli {
     #[arg(short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: u16,
 
+    /// Give an attempt up when nothing moves for so many seconds; there is no bound on a whole transfer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub idle_timeout: u16,
+
     /// Print one JSON object per path and a summary instead of the store paths
     #[arg(long)]
     pub json: bool,

@@ -25,10 +25,8 @@ use crate::location::{DEFAULT_REGION, Location};
 
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Time in which an answer must begin. There is no bound on a whole transfer; one that stalls is cut off by the SDK.
-const ANSWER: Duration = Duration::from_mins(1);
 /// Attempts at one request, the first included.
-const ATTEMPTS: u32 = 6;
+const ATTEMPTS: u32 = 5;
 
 /// How requests are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +103,9 @@ type Sdk<E> = SdkError<E, HttpResponse>;
 
 impl Bucket {
     /// Sets up a client; nothing is sent yet. `tool` begins the hints that it prints.
-    pub async fn connect(location: Location, access: Access, tool: &'static str) -> Self {
+    ///
+    /// An answer must begin within `idle`, and a transfer must not stall for longer; it may take as long as it likes.
+    pub async fn connect(location: Location, access: Access, idle: Duration, tool: &'static str) -> Self {
         let http =
             aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         // Not the default chain: off EC2 it waits a second for an instance to tell its region.
@@ -123,8 +123,8 @@ impl Bucket {
             .retry_config(
                 RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(Duration::from_millis(200)),
             )
-            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(ANSWER).build())
-            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(ANSWER).build());
+            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(idle).build())
+            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(idle).build());
         if let Some(profile) = &location.profile {
             loader = loader.profile_name(profile);
         }

@@ -77,7 +77,10 @@ impl Location {
     /// # Errors
     /// A usage failure for anything else; a parameter that nobody knows is named, with the nearest one that is known.
     pub fn parse(url: &str) -> Outcome<Self> {
-        Self::parse_inner(url).doing(|| format!("bucket {url:?}"))
+        // Neither the parameters nor what stands before an @ is shown: people put passwords there.
+        let place = url.split('?').next().unwrap_or_default();
+        let shown = place.rsplit('@').next().unwrap_or_default().trim_start_matches("s3://");
+        Self::parse_inner(url).doing(|| format!("bucket {shown:?}"))
     }
 
     fn parse_inner(url: &str) -> Outcome<Self> {
@@ -141,11 +144,11 @@ impl Location {
             None => {}
             Some("https") => self.plain_http = false,
             Some("http") => self.plain_http = true,
-            Some(_) => return Err(Failure::failed(format!("endpoint={value}: expected HOST or HOST:PORT"))),
+            Some(_) => return Err(Failure::failed("endpoint: expected HOST or HOST:PORT, and nothing else")),
         }
         let host = host.trim_end_matches('/');
         if host.is_empty() || host.contains(['/', '?', '#', '@', ' ']) {
-            return Err(Failure::failed(format!("endpoint={value}: expected HOST or HOST:PORT")));
+            return Err(Failure::failed("endpoint: expected HOST or HOST:PORT, and nothing else"));
         }
         self.endpoint = Some(host.to_owned());
         Ok(())
@@ -210,7 +213,8 @@ pub fn check_bucket_name(bucket: &str) -> Outcome {
         && outer(bucket.chars().next())
         && outer(bucket.chars().last())
         && !bucket.contains("..");
-    if good { Ok(()) } else { Err(Failure::failed(format!("{bucket:?} is not the name of a bucket"))) }
+    let shown = bucket.rsplit('@').next().unwrap_or_default();
+    if good { Ok(()) } else { Err(Failure::failed(format!("{shown:?} is not the name of a bucket"))) }
 }
 
 fn decode(text: &str) -> Outcome<String> {

@@ -312,7 +312,8 @@ impl Publisher {
     /// Starts the publishing of a narinfo of which everything is known.
     fn publish(&mut self, narinfo: NarInfo) {
         let references = narinfo.references.iter().filter(|path| **path != narinfo.path);
-        let references = references.filter_map(|path| self.paths.get(&path.hash_part()).cloned()).collect();
+        let references =
+            references.filter_map(|path| Some((path.clone(), self.paths.get(&path.hash_part())?.clone()))).collect();
         self.refused_nars.remove(&narinfo.url);
         self.claimed.insert(narinfo.url.clone());
         let (path, hash) = (narinfo.path.clone(), narinfo.path.hash_part());
@@ -375,7 +376,7 @@ impl Shop {
         &self,
         narinfo: NarInfo,
         nar: Option<Promise<NarState>>,
-        references: Vec<Promise<()>>,
+        references: Vec<(StorePath, Promise<()>)>,
     ) -> Outcome<Status> {
         if self.options.narinfos_alone {
             return self.replace(&narinfo, references).await;
@@ -399,7 +400,7 @@ impl Shop {
     }
 
     /// Makes a narinfo visible. The proof that its NAR is complete cannot be had otherwise.
-    async fn put(&self, narinfo: &NarInfo, _: Complete, references: Vec<Promise<()>>) -> Outcome<Status> {
+    async fn put(&self, narinfo: &NarInfo, _: Complete, references: Vec<(StorePath, Promise<()>)>) -> Outcome<Status> {
         self.await_references(narinfo, references).await?;
         let written = {
             let _slot = self.uploader.slot().await?;
@@ -414,11 +415,11 @@ impl Shop {
         Ok(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) })
     }
 
-    async fn await_references(&self, narinfo: &NarInfo, references: Vec<Promise<()>>) -> Outcome {
-        for reference in references {
-            let visible = reference.await;
-            if let (Err(failure), false) = (visible, self.options.allow_missing_references) {
-                let why = format!("{}: a path that it references was not published", narinfo.path);
+    async fn await_references(&self, narinfo: &NarInfo, references: Vec<(StorePath, Promise<()>)>) -> Outcome {
+        for (path, visible) in references {
+            if let (Err(failure), false) = (visible.await, self.options.allow_missing_references) {
+                let path = self.options.store_dir.join(&path);
+                let why = format!("{}: it references {path}, which was not published", narinfo.full_path());
                 return Err(if failure.is_refusal() { Failure::refused(why) } else { failure });
             }
         }
@@ -458,7 +459,7 @@ impl Shop {
 
     /// A narinfo that comes alone takes the place of the one in the cache, of which it keeps what it lacks itself, unless
     /// it is to be exact. If it says something else about its NAR, the NAR is read back and checked.
-    async fn replace(&self, narinfo: &NarInfo, references: Vec<Promise<()>>) -> Outcome<Status> {
+    async fn replace(&self, narinfo: &NarInfo, references: Vec<(StorePath, Promise<()>)>) -> Outcome<Status> {
         let there = self.fetch(narinfo).await?;
         let kept = there.as_ref().filter(|there| !self.options.exact && there.same_contents(narinfo));
         let narinfo = kept.map_or_else(|| narinfo.clone(), |there| narinfo.clone().completed_by(there));

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use nar_pack::path_info::Registry;
@@ -44,7 +45,7 @@ pub fn run(cli: &Cli) -> Outcome {
     let result = if cli.missing {
         no_path(path.as_ref())?;
         let paths = read_path_list(stage::stdin("a path list")?, &store_dir)?;
-        runtime.block_on(missing(location, &store_dir, &paths))
+        runtime.block_on(missing(location, idle(cli), &store_dir, &paths))
     } else if let Some(key) = &cli.key {
         no_path(path.as_ref())?;
         push_bytes(&runtime, cli, location, key)
@@ -76,8 +77,8 @@ fn no_path(path: Option<&StorePath>) -> Outcome {
 }
 
 /// Prints what the cache lacks, all of it or, after a failure, nothing.
-async fn missing(location: Location, store_dir: &StoreDir, paths: &[StorePath]) -> Outcome {
-    let bucket = Bucket::connect(location, Access::Signed, TOOL).await;
+async fn missing(location: Location, idle: Duration, store_dir: &StoreDir, paths: &[StorePath]) -> Outcome {
+    let bucket = Bucket::connect(location, Access::Signed, idle, TOOL).await;
     let existing = Existing::look(&bucket).await?;
     existing.expect(&bucket, paths.len() as u64).await?;
     let asked = futures_util::stream::iter(paths.iter().map(|path| existing.has(&bucket, path.hash_part())));
@@ -90,8 +91,12 @@ async fn missing(location: Location, store_dir: &StoreDir, paths: &[StorePath]) 
     out.finish()
 }
 
+fn idle(cli: &Cli) -> Duration {
+    Duration::from_secs(cli.idle_timeout.into())
+}
+
 fn uploader(cli: &Cli, location: Location, runtime: &Runtime) -> Arc<Uploader> {
-    let bucket = runtime.block_on(Bucket::connect(location, Access::Signed, TOOL));
+    let bucket = runtime.block_on(Bucket::connect(location, Access::Signed, idle(cli), TOOL));
     Arc::new(Uploader::new(Arc::new(bucket), cli.jobs))
 }
 
