@@ -1,5 +1,7 @@
 //! Narinfos, hashes and archives under random and hostile input.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::archive;
 use narinfo_gen::compression::{Compression, Encoder, FRAME, Settings};

@@ -79,7 +79,10 @@ impl Location {
     pub fn parse(url: &str) -> Outcome<Self> {
         // Neither the parameters nor what stands before an @ is shown: people put passwords there.
         let place = url.split('?').next().unwrap_or_default();
-        let shown = place.rsplit('@').next().unwrap_or_default().trim_start_matches("s3://");
+        let shown = match place.rsplit_once('@') {
+            Some((_, after)) => format!("s3://…@{after}"),
+            None => place.to_owned(),
+        };
         Self::parse_inner(url).doing(|| format!("bucket {shown:?}"))
     }
 
