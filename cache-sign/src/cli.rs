@@ -68,11 +68,11 @@ pub struct Verify {
 /// Which public keys are trusted; shared with `s3-pull`.
 #[derive(Debug, Clone, Args)]
 pub struct Trust {
-    /// Trust this public key (NAME:BASE64); may be given several times. Without one, nix.conf says which keys are trusted
+    /// Trust this public key (NAME:BASE64); may be given several times. Without one, nix.conf says which are trusted
     #[arg(long = "trusted-public-key", value_name = "KEY")]
     pub trusted_public_keys: Vec<String>,
 
-    /// Read trusted-public-keys and extra-trusted-public-keys from FILE instead of the system's and the user's nix.conf
+    /// Trust the trusted-public-keys of FILE, a nix.conf, too; instead of those of the system and the user
     #[arg(long, value_name = "FILE")]
     pub nix_conf: Option<PathBuf>,
 
@@ -88,7 +88,7 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache      # rotate a key
   s3-pull --narinfo --no-verify-signatures s3://my-cache \"$P\" | cache-sign verify --trusted-public-key \"$(cat key.pub)\"
 
-Memory: 2 MiB, whatever the size of the archive.
+Memory: 4 MiB, whatever the size of the archive.
 
 Exit status: 0 done; 1 refused (malformed or truncated stream, a path that is not trusted, a bad key); 2 usage, or an
 operation that failed; 141 when the reader of standard output went away.";

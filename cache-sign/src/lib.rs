@@ -90,7 +90,7 @@ fn sign(args: &Sign) -> Outcome {
         return Err(Failure::failed("expected -k SECRET-FILE, or a command (try --help)"));
     }
     let keys: Vec<SecretKey> = args.key_files.iter().map(|file| read_key_file(file)).collect::<Outcome<_>>()?;
-    filter(&args.store_dir, |mut narinfo| {
+    filter(&args.store_dir, Keeps::All, |mut narinfo| {
         let fingerprint = narinfo.fingerprint();
         for key in &keys {
             narinfo.add_signature(key.sign(&fingerprint));
@@ -102,7 +102,7 @@ fn sign(args: &Sign) -> Outcome {
 fn verify(args: &Verify) -> Outcome {
     let trusted = TrustedKeys::from_cli(&args.trust)?;
     let (mut passed, mut refused) = (0_u64, 0_u64);
-    filter(&args.store_dir, |narinfo| match trusted.require(&narinfo) {
+    filter(&args.store_dir, Keeps::Some, |narinfo| match trusted.require(&narinfo) {
         Ok(()) => {
             passed += 1;
             Some(narinfo)
@@ -121,20 +121,32 @@ fn verify(args: &Verify) -> Outcome {
 
 /// Reads narinfo text or a cache archive, and writes the same with each narinfo as `each` gives it back. Of an archive
 /// only narinfos are looked at; everything else passes unchanged.
-fn filter(store_dir: &str, mut each: impl FnMut(NarInfo) -> Option<NarInfo>) -> Outcome {
+fn filter(store_dir: &str, keeps: Keeps, mut each: impl FnMut(NarInfo) -> Option<NarInfo>) -> Outcome {
     let store_dir = StoreDir::new(store_dir)?;
     let (kind, input) = sniff(stage::stdin(WANTED)?, WANTED)?;
     match kind {
-        Kind::Narinfo => filter_text(input, &store_dir, each),
+        Kind::Narinfo => filter_text(input, &store_dir, keeps, each),
         Kind::Archive => filter_archive(input, &store_dir, &mut each),
         other => Err(Failure::refused(format!("standard input is {}; expected {WANTED}", other.name()))),
     }
 }
 
-fn filter_text(input: impl BufRead, store_dir: &StoreDir, mut each: impl FnMut(NarInfo) -> Option<NarInfo>) -> Outcome {
+/// Whether a filter passes on every narinfo: then it is certain that another follows when one came in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    All,
+    Some,
+}
+
+fn filter_text(
+    input: impl BufRead,
+    store_dir: &StoreDir,
+    keeps: Keeps,
+    mut each: impl FnMut(NarInfo) -> Option<NarInfo>,
+) -> Outcome {
     let mut text = TextWriter::new(stage::stdout(None)?);
-    let result = narinfo::read_text(input, store_dir, |narinfo, _| match each(narinfo) {
-        Some(narinfo) => text.write(&narinfo, false),
+    let result = narinfo::read_text(input, store_dir, |narinfo, more| match each(narinfo) {
+        Some(narinfo) => text.write(&narinfo, more && keeps == Keeps::All),
         None => Ok(()),
     });
     result.inspect_err(|_| text.cut_off())?;

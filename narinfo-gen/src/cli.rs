@@ -40,7 +40,7 @@ pub struct Packing {
     #[arg(short, long, value_enum, default_value_t = Method::Zstd)]
     pub compression: Method,
 
-    /// Compression level; its range depends on the method (zstd 1-19, default 3; xz, gzip, bzip2 and br 0-9 and 0-11)
+    /// Compression level; its range depends on the method (zstd 1-19, default 3; xz 0-9, 6; gzip 0-9, 6; bzip2 1-9, 9; br 0-11, 6)
     #[arg(long, value_name = "N")]
     pub level: Option<u32>,
 

@@ -46,7 +46,7 @@ impl PackedNar {
 /// # Errors
 /// Refuses a malformed or truncated NAR; fails where the temporary file does.
 pub fn pack(input: &mut impl BufRead, settings: &Settings, scanner: Option<Scanner>) -> Outcome<PackedNar> {
-    let file = FileSink { body: SpooledTempFile::new(IN_MEMORY), hasher: Hasher::default() };
+    let file = FileSink { body: SpooledTempFile::new(IN_MEMORY), hasher: Hasher::default(), failed: None };
     let mut pieces = Pieces::new(Encoder::new(settings, file)?, scanner);
     parse(&mut Tee::new(&mut *input, |bytes| pieces.add(bytes)), &mut Skip)?;
     pieces.finish()
@@ -56,6 +56,8 @@ pub fn pack(input: &mut impl BufRead, settings: &Settings, scanner: Option<Scann
 struct FileSink {
     body: SpooledTempFile,
     hasher: Hasher,
+    /// The first failure; not every encoder passes on what happens while it writes its end.
+    failed: Option<Failure>,
 }
 
 impl Write for FileSink {
@@ -66,7 +68,10 @@ impl Write for FileSink {
 
     fn write_all(&mut self, buf: &[u8]) -> io::Result<()> {
         self.hasher.update(buf);
-        self.body.write_all(buf).map_err(|error| Failure::failed(format!("keeping a compressed NAR: {error}")).into())
+        self.body.write_all(buf).map_err(|error| {
+            let failure = Failure::failed(format!("keeping a compressed NAR: {error}"));
+            self.failed.get_or_insert(failure).clone().into()
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -145,7 +150,8 @@ impl Pieces {
             }
         };
         reading.add(&last);
-        let FileSink { mut body, hasher } = self.encoder.finish().doing(|| "compressing")?;
+        let FileSink { mut body, hasher, failed } = self.encoder.finish().doing(|| "compressing")?;
+        failed.map_or(Ok(()), Err)?;
         body.rewind().map_err(Failure::from).doing(|| "reading back a compressed NAR")?;
         let (file_hash, file_size) = hasher.finish();
         let (nar_hash, nar_size) = reading.hasher.finish();

@@ -54,7 +54,9 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<(String, Vec<StoreP
         Some((first, rest)) if !first.starts_with('/') => (Ok(first.clone()), rest),
         _ => (
             std::env::var(VARIABLE)
-                .map_err(|_| Failure::failed(format!("say which cache: a URL, or set ${VARIABLE} (try --help)"))),
+                .ok()
+                .filter(|url| !url.is_empty())
+                .ok_or_else(|| Failure::failed(format!("say which cache: a URL, or set ${VARIABLE} (try --help)"))),
             cli.targets.as_slice(),
         ),
     };

@@ -1,6 +1,6 @@
 //! The command line of `s3-push`.
 
-use clap::Parser;
+use clap::{Args, Parser, ValueEnum};
 use nar_pack::cli::Knowledge;
 use narinfo_gen::cli::Packing;
 
@@ -44,7 +44,7 @@ pub struct Cli {
     pub priority: Option<u32>,
 
     /// WantMassQuery in a new nix-cache-info: whether clients may ask for many paths at once
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub want_mass_query: Option<bool>,
 
     /// Bytes of NAR that may be in memory at once
@@ -75,6 +75,14 @@ pub struct Cli {
     #[arg(short, long)]
     pub verbose: bool,
 
+    /// Read and check everything, ask the bucket what it has, but write nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// What is asked of the objects that are written
+    #[command(flatten)]
+    pub stored: Stored,
+
     /// How to compress a NAR or an export stream
     #[command(flatten)]
     pub packing: Packing,
@@ -82,6 +90,81 @@ pub struct Cli {
     /// Where to learn about store paths
     #[command(flatten)]
     pub knowledge: Knowledge,
+}
+
+/// What is asked of the objects that are written.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Objects that are written")]
+pub struct Stored {
+    /// Storage class, such as STANDARD_IA or INTELLIGENT_TIERING
+    #[arg(long, value_name = "CLASS")]
+    pub storage_class: Option<String>,
+
+    /// Encryption at rest by the service
+    #[arg(long, value_enum)]
+    pub sse: Option<Sse>,
+
+    /// Encryption at rest with this KMS key
+    #[arg(long, value_name = "ID")]
+    pub sse_kms_key_id: Option<String>,
+
+    /// Object tag; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub tag: Vec<String>,
+
+    /// Retain objects for so many days (the bucket must have object lock)
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub object_lock_days: Option<u32>,
+
+    /// With --object-lock-days: whether someone with the permission may shorten the retention
+    #[arg(long, value_enum, default_value_t = LockMode::Governance, requires = "object_lock_days")]
+    pub object_lock_mode: LockMode,
+
+    /// Cache-Control of every object, for a CDN in front of the bucket
+    #[arg(long, value_name = "VALUE")]
+    pub cache_control: Option<String>,
+}
+
+/// Encryption at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Sse {
+    /// Keys of the service (SSE-S3)
+    #[value(name = "AES256")]
+    Aes256,
+    /// The account's default KMS key (SSE-KMS)
+    #[value(name = "aws:kms")]
+    Kms,
+}
+
+impl Sse {
+    /// Its name in a request.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Aes256 => "AES256",
+            Self::Kms => "aws:kms",
+        }
+    }
+}
+
+/// Object lock modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LockMode {
+    /// With permission it can be shortened
+    Governance,
+    /// Nobody can shorten it
+    Compliance,
+}
+
+impl LockMode {
+    /// Its name in a request.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Governance => "GOVERNANCE",
+            Self::Compliance => "COMPLIANCE",
+        }
+    }
 }
 
 /// A number of bytes: `10`, `64KiB`, `8MiB`, `1GiB`.

@@ -1,6 +1,8 @@
 //! A bucket that can be asked and written: the AWS SDK behind the few calls that a binary cache needs.
 
+use std::collections::HashMap;
 use std::error::Error;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -11,7 +13,12 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
+use aws_sdk_s3::config::{
+    ConfigBag, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents,
+};
+use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
@@ -22,11 +29,20 @@ use futures_util::{Stream, StreamExt, stream};
 use nar_pack::stage::{self, Failure, Outcome};
 
 use crate::location::{DEFAULT_REGION, Location};
+use crate::storage::Storage;
 
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Wait before the first repetition.
+const BACKOFF: Duration = Duration::from_millis(200);
 /// Attempts at one request, the first included.
 const ATTEMPTS: u32 = 5;
+
+/// What repetitions cost is taken from a budget of this bucket's own: the process-wide one, of 500 tokens, is spent by
+/// one bad minute of bulk work.
+const RETRY_TOKENS: usize = 10_000;
+/// What a request that succeeds puts back.
+const RETRY_REWARD: f32 = 5.0;
 
 /// How requests are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +58,70 @@ pub struct Bucket {
     client: Client,
     location: Location,
     tool: &'static str,
+    storage: Storage,
+    /// Nothing is written; writes say that they succeeded.
+    dry_run: bool,
     hinted: AtomicBool,
     /// Cleared when the service turns out not to have conditional writes.
     conditional: AtomicBool,
-    requests: AtomicU64,
+    requests: Requests,
+}
+
+/// Requests made, by kind, and how often one was repeated.
+#[derive(Debug, Default)]
+struct Requests {
+    kinds: [AtomicU64; Kind::ALL.len()],
+    attempts: Arc<AtomicU64>,
+}
+
+/// The kinds of requests that are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Get,
+    Head,
+    Put,
+    List,
+    Begin,
+    Part,
+    Complete,
+    Abort,
+    ListUploads,
+    ListParts,
+}
+
+impl Kind {
+    const ALL: [(Self, &str); 10] = [
+        (Self::Get, "get"),
+        (Self::Head, "head"),
+        (Self::Put, "put"),
+        (Self::List, "list"),
+        (Self::Begin, "createMultipartUpload"),
+        (Self::Part, "uploadPart"),
+        (Self::Complete, "completeMultipartUpload"),
+        (Self::Abort, "abortMultipartUpload"),
+        (Self::ListUploads, "listMultipartUploads"),
+        (Self::ListParts, "listParts"),
+    ];
+}
+
+/// Counts attempts, the SDK's repetitions included.
+#[derive(Debug)]
+struct CountAttempts(Arc<AtomicU64>);
+
+impl Intercept for CountAttempts {
+    fn name(&self) -> &'static str {
+        "CountAttempts"
+    }
+
+    fn read_before_attempt(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// What became of a conditional write.
@@ -95,8 +171,20 @@ pub struct Page {
 /// A multipart upload under way.
 #[derive(Debug, Clone)]
 pub struct Multipart {
-    key: String,
+    /// Its key, below the prefix.
+    pub key: String,
     id: String,
+}
+
+/// A part that is in the bucket already.
+#[derive(Debug, Clone)]
+pub struct RemotePart {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its entity tag without quotes: the MD5 of its bytes, unless the service encrypts with keys of its own.
+    pub etag: String,
+    /// What completing the upload needs of it.
+    pub completed: CompletedPart,
 }
 
 type Sdk<E> = SdkError<E, HttpResponse>;
@@ -120,9 +208,7 @@ impl Bucket {
         let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
             .http_client(http)
             .region(region)
-            .retry_config(
-                RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(Duration::from_millis(200)),
-            )
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(BACKOFF))
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(idle).build())
             .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(idle).build());
         if let Some(profile) = &location.profile {
@@ -135,7 +221,14 @@ impl Bucket {
         let mut config = aws_sdk_s3::config::Builder::from(&loader.load().await)
             .force_path_style(location.path_style())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-            .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .retry_partition(
+                RetryPartition::custom(tool)
+                    .token_bucket(TokenBucket::builder().capacity(RETRY_TOKENS).success_reward(RETRY_REWARD).build())
+                    .build(),
+            );
+        let requests = Requests::default();
+        config = config.interceptor(CountAttempts(Arc::clone(&requests.attempts)));
         if let Some(url) = location.endpoint_url() {
             config = config.endpoint_url(url);
         }
@@ -143,10 +236,26 @@ impl Bucket {
             client: Client::from_conf(config.build()),
             location,
             tool,
+            storage: Storage::default(),
+            dry_run: false,
             hinted: AtomicBool::new(false),
             conditional: AtomicBool::new(true),
-            requests: AtomicU64::new(0),
+            requests,
         }
+    }
+
+    /// The same bucket, in which objects are written with these headers.
+    #[must_use]
+    pub fn with_storage(mut self, storage: Storage) -> Self {
+        self.storage = storage;
+        self
+    }
+
+    /// The same bucket, in which nothing is written.
+    #[must_use]
+    pub fn dry(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
     }
 
     /// Where the bucket is.
@@ -155,14 +264,22 @@ impl Bucket {
         &self.location
     }
 
-    /// Requests made so far, not counting repetitions.
+    /// Requests made so far by kind, without kinds of which there were none; repetitions are not counted.
     #[must_use]
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+    pub fn requests(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.requests.kinds.iter().map(|count| count.load(Ordering::Relaxed));
+        Kind::ALL.iter().zip(counts).filter(|(_, count)| *count > 0).map(|((_, name), count)| (*name, count)).collect()
     }
 
-    fn count(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    /// How often a request was repeated.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        let requests: u64 = self.requests.kinds.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        self.requests.attempts.load(Ordering::Relaxed).saturating_sub(requests)
+    }
+
+    fn count(&self, kind: Kind) {
+        self.requests.kinds[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Begins to read an object; none when it is not there.
@@ -170,7 +287,7 @@ impl Bucket {
     /// # Errors
     /// Fails with the service's word, and when the bucket itself is not there.
     pub async fn get(&self, object: &str) -> Outcome<Option<Object>> {
-        self.count();
+        self.count(Kind::Get);
         let request = self.client.get_object().bucket(&self.location.bucket).key(self.location.key(object));
         match request.send().await {
             Ok(output) => Ok(Some(Object {
@@ -205,7 +322,7 @@ impl Bucket {
     /// # Errors
     /// Fails with the service's word.
     pub async fn size(&self, object: &str) -> Outcome<Option<u64>> {
-        self.count();
+        self.count(Kind::Head);
         let request = self.client.head_object().bucket(&self.location.bucket).key(self.location.key(object));
         match request.send().await {
             Ok(output) => Ok(Some(output.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))),
@@ -273,9 +390,10 @@ impl Bucket {
         self.location.endpoint_url().unwrap_or_else(|| "AWS".to_owned())
     }
 
-    /// Whether objects written are checked with a checksum in a header: on AWS, where every part has it.
+    /// Whether objects written are checked with a checksum in a header: on AWS, where every part has it, and where
+    /// retention demands it.
     fn checksum(&self) -> Option<ChecksumAlgorithm> {
-        self.location.is_aws().then_some(ChecksumAlgorithm::Crc32)
+        (self.location.is_aws() || self.storage.needs_checksum()).then_some(ChecksumAlgorithm::Crc32)
     }
 
     /// Writes an object.
@@ -295,12 +413,16 @@ impl Bucket {
     }
 
     async fn put_inner(&self, object: &str, content_type: &str, body: Bytes, only_new: bool) -> Outcome<Written> {
+        if self.dry_run {
+            return Ok(Written::Created);
+        }
+        let mut conflicts = Conflicts::default();
         loop {
-            self.count();
+            self.count(Kind::Put);
             let conditional = only_new && self.conditional.load(Ordering::Relaxed);
             let request = self
-                .client
-                .put_object()
+                .storage
+                .on_put(self.client.put_object())
                 .bucket(&self.location.bucket)
                 .key(self.location.key(object))
                 .content_type(content_type)
@@ -311,8 +433,7 @@ impl Bucket {
                 Ok(_) => return Ok(Written::Created),
                 Err(error) if conditional && status(&error) == Some(412) => return Ok(Written::Existed),
                 Err(error) if conditional && self.lacks_conditions(&error) => {}
-                // Another writer of the same key is at it; it or we will win.
-                Err(error) if conditional && error.code() == Some("ConditionalRequestConflict") => {}
+                Err(error) if conditional && conflicts.again(&error).await => {}
                 Err(error) => return Err(self.failure(&error, "writing", object)),
             }
         }
@@ -332,10 +453,13 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::put`].
     pub async fn begin(&self, object: &str, content_type: &str) -> Outcome<Multipart> {
-        self.count();
+        if self.dry_run {
+            return Ok(Multipart { key: object.to_owned(), id: String::new() });
+        }
+        self.count(Kind::Begin);
         let request = self
-            .client
-            .create_multipart_upload()
+            .storage
+            .on_multipart(self.client.create_multipart_upload())
             .bucket(&self.location.bucket)
             .key(self.location.key(object))
             .content_type(content_type)
@@ -352,7 +476,10 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::put`].
     pub async fn part(&self, upload: &Multipart, number: i32, body: Bytes) -> Outcome<CompletedPart> {
-        self.count();
+        if self.dry_run {
+            return Ok(CompletedPart::builder().part_number(number).build());
+        }
+        self.count(Kind::Part);
         let request = self
             .client
             .upload_part()
@@ -378,9 +505,13 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::put`].
     pub async fn complete(&self, upload: &Multipart, parts: Vec<CompletedPart>, only_new: bool) -> Outcome<Written> {
+        if self.dry_run {
+            return Ok(Written::Created);
+        }
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        let mut conflicts = Conflicts::default();
         loop {
-            self.count();
+            self.count(Kind::Complete);
             let conditional = only_new && self.conditional.load(Ordering::Relaxed);
             let request = self
                 .client
@@ -403,6 +534,7 @@ impl Bucket {
                     return Ok(Written::Existed);
                 }
                 Err(error) if conditional && self.lacks_conditions(&error) => {}
+                Err(error) if conditional && conflicts.again(&error).await => {}
                 Err(error) => return Err(self.failure(&error, "completing", &upload.key)),
             }
         }
@@ -410,7 +542,10 @@ impl Bucket {
 
     /// Gives an upload up. That this may fail changes nothing: a lifecycle rule is what removes the rest for certain.
     pub async fn abort(&self, upload: &Multipart) {
-        self.count();
+        if self.dry_run {
+            return;
+        }
+        self.count(Kind::Abort);
         let request = self
             .client
             .abort_multipart_upload()
@@ -420,13 +555,56 @@ impl Bucket {
         let _ = request.send().await;
     }
 
+    /// An upload of that object which somebody began and did not end, with its parts: to be continued. None where there is
+    /// none, and where the service cannot tell or does not want to.
+    pub async fn unfinished(&self, object: &str) -> Option<(Multipart, HashMap<i32, RemotePart>)> {
+        if self.dry_run {
+            return None;
+        }
+        self.count(Kind::ListUploads);
+        let key = self.location.key(object);
+        let request = self.client.list_multipart_uploads().bucket(&self.location.bucket).prefix(&key);
+        let uploads = request.send().await.ok()?.uploads.unwrap_or_default();
+        let newest =
+            uploads.into_iter().filter(|upload| upload.key.as_ref() == Some(&key)).max_by_key(|u| u.initiated)?;
+        let upload = Multipart { key: object.to_owned(), id: newest.upload_id? };
+        let mut parts = HashMap::new();
+        let mut marker = None;
+        loop {
+            self.count(Kind::ListParts);
+            let request = self
+                .client
+                .list_parts()
+                .bucket(&self.location.bucket)
+                .key(&key)
+                .upload_id(&upload.id)
+                .set_part_number_marker(marker);
+            let page = request.send().await.ok()?;
+            for part in page.parts.unwrap_or_default() {
+                let size = part.size.and_then(|size| u64::try_from(size).ok());
+                if let (Some(number), Some(size), Some(etag)) = (part.part_number, size, part.e_tag) {
+                    let completed = CompletedPart::builder()
+                        .part_number(number)
+                        .e_tag(&etag)
+                        .set_checksum_crc32(part.checksum_crc32)
+                        .build();
+                    parts.insert(number, RemotePart { size, etag: etag.trim_matches('"').to_owned(), completed });
+                }
+            }
+            marker = page.next_part_number_marker.filter(|_| page.is_truncated == Some(true));
+            if marker.is_none() {
+                return Some((upload, parts));
+            }
+        }
+    }
+
     /// One page, of at most 1,000 entries, of the keys that begin with `start` and have no further slash; none when
     /// listing is forbidden.
     ///
     /// # Errors
     /// Fails with the service's word.
     pub async fn list(&self, start: &str, token: Option<String>) -> Outcome<Option<Page>> {
-        self.count();
+        self.count(Kind::List);
         let request = self
             .client
             .list_objects_v2()
@@ -445,6 +623,21 @@ impl Bucket {
             Some(Listed { key, etag: entry.e_tag.unwrap_or_default().trim_matches('"').to_owned() })
         });
         Ok(Some(Page { entries: entries.collect(), next }))
+    }
+}
+
+/// Another writer of the same key is at it: it or we will win, after a few tries.
+#[derive(Default)]
+struct Conflicts(u32);
+
+impl Conflicts {
+    async fn again<E: ProvideErrorMetadata>(&mut self, error: &Sdk<E>) -> bool {
+        if error.code() != Some("ConditionalRequestConflict") || self.0 == ATTEMPTS {
+            return false;
+        }
+        self.0 += 1;
+        tokio::time::sleep(BACKOFF * self.0).await;
+        true
     }
 }
 

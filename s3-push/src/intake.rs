@@ -162,7 +162,7 @@ impl Intake {
         let (parts, arriving) = mpsc::channel(2);
         let nar = Nar { key: key.to_owned(), size, body: Body { parts: arriving, form: sizes.form() }, verdict };
         let mut nar = Some(nar);
-        if sizes.form() == Form::Large {
+        if matches!(sizes.form(), Form::Large(_)) {
             self.announce(&mut nar)?;
         }
         let mut left = size;

@@ -7,6 +7,7 @@
 //! | `existing` | what the cache has |
 //! | `intake` | standard input to events |
 //! | `publish` | the order in which objects become visible |
+//! | `storage` | what operators ask of objects |
 //! | `upload` | whole and multipart uploads under one memory budget |
 //! | `chunks` | bodies that cross from one thread to another |
 //! | `report` | what a push tells |
@@ -29,6 +30,8 @@ pub mod publish;
 mod push;
 #[cfg(feature = "client")]
 pub mod report;
+#[cfg(feature = "client")]
+pub mod storage;
 #[cfg(feature = "client")]
 pub mod upload;
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, Shared};
 use futures_util::{FutureExt, future};
-use md5::{Digest, Md5};
 use nar_pack::references::references_first;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
@@ -23,7 +22,7 @@ use crate::client::{Bucket, Written};
 use crate::existing::Existing;
 use crate::intake::{Event, Nar};
 use crate::report::{Report, Status};
-use crate::upload::{Complete, Form, Replace, Target, Uploader};
+use crate::upload::{Complete, Form, Replace, Target, Uploader, md5_hex};
 
 /// What the command line says about publishing.
 #[derive(Debug, Clone)]
@@ -516,13 +515,4 @@ fn require_store_dir(bytes: &[u8], store_dir: &StoreDir) -> Outcome {
 
 fn is_signed(narinfo: &NarInfo) -> bool {
     !narinfo.signatures.is_empty() || proves_itself(narinfo)
-}
-
-fn md5_hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    Md5::digest(bytes).iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

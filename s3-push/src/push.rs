@@ -23,6 +23,7 @@ use crate::intake::Intake;
 use crate::location::{Location, VARIABLE};
 use crate::publish::{Options, Publisher};
 use crate::report::{Report, Talk};
+use crate::storage::Storage;
 use crate::upload::{Body, Form, Memory, Part, PartSizes, Replace, Target, Uploader};
 
 const WANTED: &str = "a cache archive, an export stream, a NAR or narinfo text";
@@ -61,7 +62,9 @@ pub fn run(cli: &Cli) -> Outcome {
 fn split_targets(targets: &[String]) -> Outcome<(String, Option<String>)> {
     let bucket = || {
         std::env::var(VARIABLE)
-            .map_err(|_| Failure::failed(format!("say which bucket: s3://BUCKET, or set ${VARIABLE} (try --help)")))
+            .ok()
+            .filter(|url| !url.is_empty())
+            .ok_or_else(|| Failure::failed(format!("say which bucket: s3://BUCKET, or set ${VARIABLE} (try --help)")))
     };
     match targets {
         [] => Ok((bucket()?, None)),
@@ -95,9 +98,10 @@ fn idle(cli: &Cli) -> Duration {
     Duration::from_secs(cli.idle_timeout.into())
 }
 
-fn uploader(cli: &Cli, location: Location, runtime: &Runtime) -> Arc<Uploader> {
+fn uploader(cli: &Cli, location: Location, runtime: &Runtime) -> Outcome<Arc<Uploader>> {
+    let storage = Storage::from_cli(&cli.stored)?;
     let bucket = runtime.block_on(Bucket::connect(location, Access::Signed, idle(cli), TOOL));
-    Arc::new(Uploader::new(Arc::new(bucket), cli.jobs))
+    Ok(Arc::new(Uploader::new(Arc::new(bucket.with_storage(storage).dry(cli.dry_run)), cli.jobs)))
 }
 
 fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, path: Option<StorePath>) -> Outcome {
@@ -119,7 +123,7 @@ fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, p
         narinfos_alone: kind == Kind::Narinfo,
         exact: cli.exact,
     };
-    let uploader = uploader(cli, location, runtime);
+    let uploader = uploader(cli, location, runtime)?;
     let (events, arriving) = mpsc::channel(EVENTS);
     let intake = Intake {
         events,
@@ -139,7 +143,7 @@ fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, p
         publisher.run(arriving, read).await
     };
     let report = runtime.block_on(until_interrupted(&uploader, pushing))?;
-    report.finish(uploader.bucket.requests())
+    report.finish(&uploader)
 }
 
 fn read(
@@ -188,7 +192,7 @@ fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Ou
     let content_type = content_type.or(object.map(Object::content_type)).unwrap_or("application/octet-stream");
     let replace = if matches!(object, Some(Object::Nar(_))) { Replace::Never } else { Replace::Allowed };
     let mut input = stage::stdin("what to upload")?;
-    let uploader = uploader(cli, location, runtime);
+    let uploader = uploader(cli, location, runtime)?;
     let memory = Memory::new(cli.memory);
     let sizes = PartSizes::new(cli.part_size, None);
     let handle = runtime.handle().clone();

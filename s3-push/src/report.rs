@@ -6,6 +6,7 @@ use nar_pack::stage::{self, Failure, Outcome, Output};
 use serde_json::json;
 
 use crate::TOOL;
+use crate::upload::Uploader;
 
 /// What became of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,11 +131,14 @@ impl Report {
     ///
     /// # Errors
     /// The refusal, when there was one; when there were several each is told, and how many there were.
-    pub fn finish(mut self, requests: u64) -> Outcome {
+    pub fn finish(mut self, uploader: &Uploader) -> Outcome {
+        let (requests, retries) = (uploader.bucket.requests(), uploader.bucket.retries());
+        let total: u64 = requests.iter().map(|(_, count)| count).sum();
         if self.json {
             let summary = json!({ "summary": {
                 "sent": self.sent, "present": self.present, "signed": self.signed, "refused": self.refusals.len(),
-                "bytes": self.bytes, "requests": requests,
+                "bytes": uploader.sent(), "partsContinued": uploader.continued(), "retries": retries,
+                "requests": requests.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
             }});
             writeln!(self.out, "{summary}")?;
         }
@@ -150,11 +154,12 @@ impl Report {
             }
         }
         if self.talk != Talk::Quiet {
+            let again = if retries > 0 { format!(", {retries} repeated") } else { String::new() };
             let signed = if self.signed > 0 { format!(", {} signed anew", self.signed) } else { String::new() };
             stage::say(
                 TOOL,
                 format!(
-                    "{} sent ({}), {} there already{signed}, {requests} requests",
+                    "{} sent ({}), {} there already{signed}, {total} requests{again}",
                     self.sent,
                     indicatif::HumanBytes(self.bytes),
                     self.present

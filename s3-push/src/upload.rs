@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aws_sdk_s3::types::CompletedPart;
 use bytes::Bytes;
+use md5::{Digest, Md5};
 use nar_pack::stage::{Failure, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::client::{Bucket, Multipart, Written};
+use crate::client::{Bucket, Multipart, RemotePart, Written};
 
 /// Least size of a part that S3 takes, in bytes.
 pub const LEAST_PART: u64 = 5 << 20;
@@ -42,8 +44,8 @@ pub struct Body {
 pub enum Form {
     /// One, or none when it is empty.
     Whole,
-    /// Several.
-    Large,
+    /// Several, of so many bytes together.
+    Large(u64),
     /// Nobody knows yet.
     Unknown,
 }
@@ -151,7 +153,7 @@ impl PartSizes {
         match self.size {
             None => Form::Unknown,
             Some(size) if size <= self.of(0) as u64 => Form::Whole,
-            Some(_) => Form::Large,
+            Some(size) => Form::Large(size),
         }
     }
 }
@@ -162,8 +164,20 @@ pub struct Uploader {
     pub bucket: Arc<Bucket>,
     requests: Arc<Semaphore>,
     /// Multipart uploads under way, to be given up when the push is.
-    open: Mutex<HashMap<String, Multipart>>,
+    open: Mutex<HashMap<String, (Multipart, Replace)>>,
     sent: AtomicU64,
+    continued: AtomicU64,
+}
+
+/// A multipart upload while its parts are sent.
+struct Sending<'a> {
+    upload: &'a Multipart,
+    replace: Replace,
+    form: Form,
+    /// Parts that an earlier run sent.
+    there: HashMap<i32, RemotePart>,
+    /// Bytes that came in.
+    received: u64,
 }
 
 impl Uploader {
@@ -171,12 +185,17 @@ impl Uploader {
     #[must_use]
     pub fn new(bucket: Arc<Bucket>, jobs: u16) -> Self {
         let requests = Arc::new(Semaphore::new(usize::from(jobs)));
-        Self { bucket, requests, open: Mutex::default(), sent: AtomicU64::new(0) }
+        Self { bucket, requests, open: Mutex::default(), sent: AtomicU64::new(0), continued: AtomicU64::new(0) }
     }
 
     /// Bytes sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Parts of earlier runs that did not have to be sent again.
+    pub fn continued(&self) -> u64 {
+        self.continued.load(Ordering::Relaxed)
     }
 
     /// A place among the requests in flight.
@@ -202,13 +221,13 @@ impl Uploader {
         let Target { key, content_type, replace } = *target;
         // Only a body of unknown size needs a look ahead; a large part must not wait for memory that the first one has.
         let mut early = Vec::new();
-        if !matches!(body.form, Form::Large) {
+        if !matches!(body.form, Form::Large(_)) {
             early.extend(body.parts.recv().await);
             if matches!(body.form, Form::Unknown) && !early.is_empty() {
                 early.extend(body.parts.recv().await);
             }
         }
-        if early.len() < 2 && !matches!(body.form, Form::Large) {
+        if early.len() < 2 && !matches!(body.form, Form::Large(_)) {
             // The verdict first: a body that was cut off has no parts either.
             let value = verdict.await?;
             let bytes = early.first().map(|part| part.bytes.clone()).unwrap_or_default();
@@ -219,37 +238,81 @@ impl Uploader {
                     self.bucket.put(key, content_type, bytes.clone()).await.map(|()| Written::Created)?
                 }
             };
-            if written == Written::Created {
-                self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            }
-            return Ok((value, Complete(())));
+            return self.settle(key, written, bytes.len() as u64).await.map(|complete| (value, complete));
         }
-        let upload = {
-            let _slot = self.slot().await?;
-            self.bucket.begin(key, content_type).await?
-        };
-        self.note(key, Some(upload.clone()));
-        let result = self.send_parts(&upload, replace, early, &mut body.parts, verdict).await;
-        if result.is_err() {
+        let (upload, there) = self.begin(target).await?;
+        self.note(key, Some((upload.clone(), replace)));
+        let mut sending = Sending { upload: &upload, replace, form: body.form, there, received: 0 };
+        let result = self.send_large(&mut sending, early, &mut body.parts, verdict).await;
+        // Parts that are good are left for the next run to continue; what was refused as a whole is not.
+        let refused_whole =
+            result.as_ref().is_err_and(Failure::is_refusal) && body.form == Form::Large(sending.received);
+        if refused_whole || (result.is_err() && replace == Replace::Allowed) {
             self.bucket.abort(&upload).await;
         }
         self.note(key, None);
         result
     }
 
-    async fn send_parts<V>(
+    async fn begin(&self, target: &Target<'_>) -> Outcome<(Multipart, HashMap<i32, RemotePart>)> {
+        let _slot = self.slot().await?;
+        // Only under a NAR's key is it certain that somebody else's parts are parts of the same bytes.
+        if target.replace == Replace::Never
+            && let Some(found) = self.bucket.unfinished(target.key).await
+        {
+            return Ok(found);
+        }
+        Ok((self.bucket.begin(target.key, target.content_type).await?, HashMap::new()))
+    }
+
+    async fn send_large<V>(
         self: &Arc<Self>,
-        upload: &Multipart,
-        replace: Replace,
+        sending: &mut Sending<'_>,
         early: Vec<Part>,
         parts: &mut mpsc::Receiver<Part>,
         verdict: impl Future<Output = Outcome<V>>,
     ) -> Outcome<(V, Complete)> {
+        let sent = self.send_parts(sending, early, parts).await;
+        if let Err(failure) = &sent {
+            // Another pusher that continued the same upload may have completed it; then the rest is only to be judged.
+            if self.find_sent(sending).await.is_none() {
+                return Err(failure.clone());
+            }
+            while parts.recv().await.is_some() {}
+        }
+        let value = verdict.await?;
+        let only_new = sending.replace == Replace::Never;
+        let written = match sent {
+            Ok(completed) => {
+                let _slot = self.slot().await?;
+                self.bucket.complete(sending.upload, completed, only_new).await
+            }
+            Err(failure) => Err(failure),
+        };
+        match written {
+            Ok(written) => Ok((value, self.settle(&sending.upload.key, written, sending.received).await?)),
+            Err(failure) => Ok((value, self.find_sent(sending).await.ok_or(failure)?)),
+        }
+    }
+
+    /// Whether the object that is being sent is there after all.
+    async fn find_sent(&self, sending: &Sending<'_>) -> Option<Complete> {
+        match (sending.replace, sending.form) {
+            (Replace::Never, Form::Large(size)) => self.find(&sending.upload.key, Some(size)).await.ok().flatten(),
+            _ => None,
+        }
+    }
+
+    async fn send_parts(
+        self: &Arc<Self>,
+        sending: &mut Sending<'_>,
+        early: Vec<Part>,
+        parts: &mut mpsc::Receiver<Part>,
+    ) -> Outcome<Vec<CompletedPart>> {
         let mut tasks = JoinSet::new();
         let mut completed = Vec::new();
         let mut early = early.into_iter();
-        let mut number = 0;
-        loop {
+        for number in 1.. {
             let part = match early.next() {
                 Some(part) => part,
                 None => match parts.recv().await {
@@ -257,13 +320,19 @@ impl Uploader {
                     None => break,
                 },
             };
-            number += 1;
+            let size = part.bytes.len() as u64;
+            sending.received += size;
+            let there = sending.there.remove(&number).filter(|there| there.size == size);
+            let (uploader, upload) = (Arc::clone(self), sending.upload.clone());
             let slot = self.slot().await?;
-            let (uploader, upload) = (Arc::clone(self), upload.clone());
             tasks.spawn(async move {
-                let size = part.bytes.len() as u64;
-                let done = uploader.bucket.part(&upload, number, part.bytes.clone()).await;
-                uploader.sent.fetch_add(size, Ordering::Relaxed);
+                let done = match there.filter(|there| there.etag == md5_hex(&part.bytes)) {
+                    Some(there) => {
+                        uploader.continued.fetch_add(1, Ordering::Relaxed);
+                        Ok(there.completed)
+                    }
+                    None => uploader.bucket.part(&upload, number, part.bytes.clone()).await,
+                };
                 drop((part, slot));
                 done
             });
@@ -275,10 +344,23 @@ impl Uploader {
             completed.push(done.map_err(|_| Failure::failed("an upload task died"))??);
         }
         completed.sort_by_key(|part| part.part_number);
-        let value = verdict.await?;
-        let _slot = self.slot().await?;
-        self.bucket.complete(upload, completed, replace == Replace::Never).await?;
-        Ok((value, Complete(())))
+        Ok(completed)
+    }
+
+    /// What was there already must at least have the right size: an object that somebody cut off is not complete.
+    async fn settle(&self, key: &str, written: Written, size: u64) -> Outcome<Complete> {
+        if written == Written::Created {
+            self.sent.fetch_add(size, Ordering::Relaxed);
+            return Ok(Complete(()));
+        }
+        match self.bucket.size(key).await? {
+            Some(there) if there == size => Ok(Complete(())),
+            there => Err(Failure::refused(format!(
+                "{}: the bucket has an object of {} bytes under this key, not of {size}; remove it, it is damaged",
+                self.bucket.location().shown(key),
+                there.unwrap_or(0)
+            ))),
+        }
     }
 
     /// Whether an object with that key and size is there; the proof of it if so.
@@ -291,7 +373,7 @@ impl Uploader {
         Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| Complete(())))
     }
 
-    fn note(&self, key: &str, upload: Option<Multipart>) {
+    fn note(&self, key: &str, upload: Option<(Multipart, Replace)>) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         match upload {
             Some(upload) => open.insert(key.to_owned(), upload),
@@ -299,14 +381,25 @@ impl Uploader {
         };
     }
 
-    /// Gives up what is under way.
+    /// Gives up what is under way and cannot be continued. Parts of NARs stay, for the next run to continue.
     pub async fn abort_all(&self) {
-        let open: Vec<Multipart> =
+        let open: Vec<(Multipart, Replace)> =
             self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, upload)| upload).collect();
-        for upload in open {
-            self.bucket.abort(&upload).await;
+        for (upload, _) in open.iter().filter(|(_, replace)| *replace == Replace::Allowed) {
+            self.bucket.abort(upload).await;
         }
     }
+}
+
+/// The entity tag that S3 gives bytes sent in one request.
+#[must_use]
+pub fn md5_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    Md5::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]
@@ -324,7 +417,7 @@ mod tests {
             assert!(size.div_ceil(sizes.of(0) as u64) <= MOST_PARTS);
         }
         assert_eq!(PartSizes::new(8 << 20, Some(8 << 20)).form(), Form::Whole);
-        assert_eq!(PartSizes::new(8 << 20, Some((8 << 20) + 1)).form(), Form::Large);
+        assert_eq!(PartSizes::new(8 << 20, Some((8 << 20) + 1)).form(), Form::Large((8 << 20) + 1));
     }
 
     #[test]
