@@ -88,7 +88,7 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache      # rotate a key
   s3-pull --narinfo --no-verify-signatures s3://my-cache \"$P\" | cache-sign verify --trusted-public-key \"$(cat key.pub)\"
 
-Memory: 4 MiB, whatever the size of the archive.
+Memory: 6 MiB, whatever the size of the archive.
 
 Exit status: 0 done; 1 refused (malformed or truncated stream, a path that is not trusted, a bad key); 2 usage, or an
 operation that failed; 141 when the reader of standard output went away.";

@@ -72,7 +72,7 @@ Examples:
   nar-pack --unpack ./tree < hello.nar
   nar-pack --list < hello.nar
 
-Memory: 4 MiB beside the names of the largest directory, whatever the size of the tree; with --export about 300 bytes a path.
+Memory: 6 MiB beside the names of the largest directory, whatever the size of the tree; with --export about 300 bytes a path.
 
 Exit status: 0 done; 1 refused (malformed NAR, not a store path); 2 usage, or an operation that failed; 141 when the
 reader of standard output went away.";

@@ -2,15 +2,16 @@
 //! its own.
 
 use std::env;
-use std::fs::{self, DirBuilder, Permissions};
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::Outcome;
 use crate::build::{Profile, tools};
+use crate::session::{self, Temporary, random_hex};
 
 const GREETING: &str = "/nix/store/1b9p07z77phvv2hf6gm9f28syp39f1ag-greeting";
 const GREETER: &str = "/nix/store/kx8gfk8vz4y9smcmls2x5cb8kxv1s2dl-greeter";
@@ -29,7 +30,7 @@ Each tool's --help has more pipelines.";
 
 pub fn run(profile: Profile) -> Outcome {
     let bin = tools(profile)?;
-    let dir = Temporary::new()?;
+    let dir = Temporary::new("demo")?;
     let made = make_closure(&dir.path.join("store"))
         .and_then(|()| fs::write(dir.path.join("paths"), format!("{GREETING}\n{GREETER}\n")));
     made.map_err(|error| format!("cannot make two store paths in {}: {error}", dir.path.display()))?;
@@ -65,7 +66,7 @@ impl Demo {
         println!("# An S3 server with an empty bucket listens on {}; all files are below", self.server.endpoint);
         println!(
             "# {}, which goes away in the end. Two store paths are in store/nix/store.",
-            self.server.dir.display()
+            self.server.dir.path.display()
         );
         println!("$ export NIX_S3_CACHE='{}'", self.server.url());
         println!("$ export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…");
@@ -166,22 +167,14 @@ impl Demo {
 
     /// Runs a command line in the demo's directory; returns its exit status and what it says.
     fn shell(&self, script: &str) -> Result<(i32, String), String> {
-        let mut command = Command::new("bash");
-        command.args(["-euo", "pipefail", "-c", script]).current_dir(&self.server.dir);
-        for (name, _) in env::vars_os() {
-            if is_private(&name.to_string_lossy()) {
-                command.env_remove(name);
-            }
-        }
+        let mut command = session::command("bash");
+        command.args(["-euo", "pipefail", "-c", script]).current_dir(&self.server.dir.path);
         let path = env::var_os("PATH").unwrap_or_default();
         let path = env::join_paths([self.bin.clone()].into_iter().chain(env::split_paths(&path)));
         command.env("PATH", path.map_err(|error| format!("cannot extend PATH: {error}"))?);
         command.env("NIX_S3_CACHE", self.server.url());
         command.env("AWS_ACCESS_KEY_ID", &self.server.access_key);
         command.env("AWS_SECRET_ACCESS_KEY", &self.server.secret_key);
-        // Nor the accounts in ~/.aws.
-        command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
-        command.env("AWS_EC2_METADATA_DISABLED", "true");
         command.stdin(Stdio::null()).stderr(Stdio::inherit());
         let output = command.output().map_err(|error| format!("cannot run bash: {error}"))?;
         let status = output.status.code().ok_or_else(|| format!("{}: {script}", output.status))?;
@@ -207,19 +200,15 @@ impl Says {
     }
 }
 
-/// What of the user's own session must not reach the demo: accounts, caches and proxies.
-fn is_private(name: &str) -> bool {
-    name.starts_with("AWS_") || name.starts_with("NIX_") || name.to_ascii_lowercase().ends_with("_proxy")
-}
-
-/// The embedded S3 server. It ends, and removes the demo's directory, when its standard input closes: when this is
-/// dropped, and just as well when the demo is interrupted or killed.
+/// The embedded S3 server. It ends when its standard input closes: when this is dropped, and just as well when the
+/// demo is interrupted or killed.
 struct Server {
     child: Child,
-    dir: PathBuf,
     endpoint: String,
     access_key: String,
     secret_key: String,
+    /// Removed when the server has ended.
+    dir: Temporary,
 }
 
 impl Server {
@@ -230,18 +219,17 @@ impl Server {
         fs::create_dir_all(root.join("demo")).map_err(|error| format!("cannot make the bucket: {error}"))?;
         let (access_key, secret_key) = (random_hex()?, random_hex()?);
         let mut child = Command::new(&program)
-            .arg("--remove")
-            .args([&dir.path, &root])
+            .arg(&root)
             .env("EMBEDDED_S3_ACCESS_KEY", &access_key)
             .env("EMBEDDED_S3_SECRET_KEY", &secret_key)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // An interrupt from the terminal is for the demo; the server has to outlive it to tidy up.
+            // An interrupt from the terminal is for the demo; the server sees its standard input close.
             .process_group(0)
             .spawn()
             .map_err(|error| format!("cannot run {}: {error}", program.display()))?;
         let endpoint = endpoint(&mut child)?;
-        Ok(Self { child, dir: dir.hand_over(), endpoint, access_key, secret_key })
+        Ok(Self { child, endpoint, access_key, secret_key, dir })
     }
 
     fn url(&self) -> String {
@@ -252,7 +240,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        // Its directory is gone when it is.
         drop(self.child.wait());
     }
 }
@@ -267,43 +254,6 @@ fn endpoint(server: &mut Child) -> Result<String, String> {
     }
     let endpoint = line.strip_prefix("ENDPOINT ").map(|endpoint| endpoint.trim().to_owned());
     endpoint.ok_or_else(|| "embedded-s3 did not start".to_owned())
-}
-
-/// A directory that is removed unless the server takes it over.
-struct Temporary {
-    path: PathBuf,
-    ours: bool,
-}
-
-impl Temporary {
-    fn new() -> Result<Self, String> {
-        let path = env::temp_dir().join(format!("nix-s3-cache-demo-{}", random_hex()?));
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|error| format!("cannot make {}: {error}", path.display()))?;
-        Ok(Self { path, ours: true })
-    }
-
-    fn hand_over(mut self) -> PathBuf {
-        self.ours = false;
-        self.path.clone()
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if self.ours {
-            // On the way out with an error, which is what matters.
-            drop(fs::remove_dir_all(&self.path));
-        }
-    }
-}
-
-/// Sixteen digits that nobody guesses.
-fn random_hex() -> Result<String, String> {
-    let mut bytes = [0; 8];
-    let read = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(|error| format!("cannot read /dev/urandom: {error}"))?;
-    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
 }
 
 /// Two store paths: a text, and a program that names the text's path and so refers to it.

@@ -1,11 +1,19 @@
-//! `cargo xtask`: the demo and the tests, run as a user would run the tools. Links nothing, so it builds in a second.
+//! `cargo xtask`: the demo, the tests, the accidents and the measurements, run as a user would run the tools. Links
+//! nothing, so it builds in a second.
 
 // What this program says to standard output is all that it is for.
 #![allow(clippy::print_stdout)]
 
+mod audit;
 mod build;
+mod chaos;
+mod closure;
 mod demo;
 mod minio;
+mod pipeline;
+mod random;
+mod server;
+mod session;
 mod test;
 
 use std::env;
@@ -18,11 +26,14 @@ Commands:
   demo [--release] Pack, sign, push, list, pull and verify a small closure against an S3 server in a temporary directory;
                    needs neither Nix nor an account. --release builds slower and runs quicker
   test [ARGS]      Run all tests and end with the line `N passed, N failed`; ARGS go to `cargo test`
+  chaos [--kills N] [--seed S]
+                   Push a closure to a MinIO N times (default 20), kill a stage of the pipeline each time at a random
+                   moment, check that the cache is closed, and push again; the seed repeats the choices
   minio            Get MinIO and its client, which the end-to-end tests need, and print where they are
 
 Environment:
-  NIX_S3_CACHE_BIN   demo: directory with the built tools, instead of building them
-  MINIO, MC          test, minio: the two programs, instead of those on PATH or built with `go install`
+  NIX_S3_CACHE_BIN   demo, chaos: directory with the built tools, instead of building them
+  MINIO, MC          test, chaos, minio: the two programs, instead of those on PATH or built with `go install`
   CI                 test: if `true`, a MinIO or Nix that cannot be had is a failure
 
 Exit status: 0 done; 1 a step or a test failed; 2 usage.";
@@ -41,10 +52,14 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(build::Profile::Debug),
         ["demo", "--release"] => demo::run(build::Profile::Release),
         ["test", args @ ..] => test::run(args),
+        ["chaos", args @ ..] => match chaos::Options::parse(args) {
+            Ok(options) => chaos::run(&options),
+            Err(message) => return usage(&message),
+        },
         ["minio"] => minio::run(),
-        [] => return usage("which command? demo, test or minio"),
+        [] => return usage("which command? demo, test, chaos or minio"),
         [command @ ("demo" | "minio"), argument, ..] => return usage(&format!("{command} takes no {argument:?}")),
-        [other, ..] => return usage(&format!("there is no {other:?}; try demo, test or minio")),
+        [other, ..] => return usage(&format!("there is no {other:?}; try demo, test, chaos or minio")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
