@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Shared};
 use futures_util::{FutureExt, future};
@@ -40,6 +41,9 @@ pub struct Options {
     /// Whether such narinfos drop what those in the cache have beyond them.
     pub exact: bool,
 }
+
+/// How often progress is shown.
+const TICK: Duration = Duration::from_millis(200);
 
 type Promise<T> = Shared<BoxFuture<'static, Outcome<T>>>;
 
@@ -123,12 +127,14 @@ impl Publisher {
         intake: impl Future<Output = Outcome>,
     ) -> Outcome<Report> {
         let mut open = true;
+        let mut tick = tokio::time::interval(TICK);
         while open || !self.tasks.is_empty() {
             tokio::select! {
                 event = events.recv(), if open => match event {
                     Some(event) => self.event(event).await?,
                     None => open = false,
                 },
+                _ = tick.tick() => self.report.progress(self.shop.uploader.moved()),
                 Some(done) = self.tasks.join_next() => {
                     self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
                 }

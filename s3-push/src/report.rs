@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nar_pack::stage::{self, Failure, Outcome, Output};
 use serde_json::json;
 
@@ -58,13 +59,29 @@ pub struct Report {
     signed: u64,
     bytes: u64,
     refusals: Vec<Failure>,
+    bar: ProgressBar,
 }
 
 impl Report {
     /// A report on `out`.
     #[must_use]
     pub fn new(out: Output, json: bool, talk: Talk) -> Self {
-        Self { out, json, talk, sent: 0, present: 0, signed: 0, bytes: 0, refusals: Vec::new() }
+        let target = if talk == Talk::Quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({binary_bytes_per_sec}) {elapsed}");
+        let bar = if let Ok(style) = style { bar.with_style(style) } else { bar };
+        Self { out, json, talk, sent: 0, present: 0, signed: 0, bytes: 0, refusals: Vec::new(), bar }
+    }
+
+    /// Shows how far the push is, on a terminal.
+    pub fn progress(&self, moved: u64) {
+        self.bar.set_message(format!("{} of {} paths sent,", self.sent, self.sent + self.present + self.signed));
+        self.bar.set_position(moved);
+    }
+
+    /// A line on standard error, above the bar if there is one.
+    fn say(&self, message: impl std::fmt::Display) {
+        self.bar.suspend(|| stage::say(TOOL, message));
     }
 
     /// Tells of a path.
@@ -88,12 +105,12 @@ impl Report {
             Status::Other => {
                 self.present += 1;
                 if self.talk != Talk::Quiet {
-                    stage::say(TOOL, format!("{path}: the cache has other contents under this path; they were kept"));
+                    self.say(format!("{path}: the cache has other contents under this path; they were kept"));
                 }
             }
         }
         if self.talk == Talk::Verbose {
-            stage::say(TOOL, format!("{path}: {}", status.word()));
+            self.say(format!("{path}: {}", status.word()));
         }
         if self.json {
             let bytes = if let Status::Sent { bytes, .. } = status { bytes } else { 0 };
@@ -122,8 +139,9 @@ impl Report {
 
     /// Tells what was refused before the push itself failed.
     pub fn abandon(self) {
+        self.bar.finish_and_clear();
         for refusal in &self.refusals {
-            stage::say(TOOL, refusal);
+            self.say(refusal);
         }
     }
 
@@ -142,6 +160,7 @@ impl Report {
             }});
             writeln!(self.out, "{summary}")?;
         }
+        self.bar.finish_and_clear();
         self.out.finish()?;
         match self.refusals.as_slice() {
             [] => {}

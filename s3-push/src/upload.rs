@@ -167,6 +167,7 @@ pub struct Uploader {
     open: Mutex<HashMap<String, (Multipart, Replace)>>,
     sent: AtomicU64,
     continued: AtomicU64,
+    moved: AtomicU64,
 }
 
 /// A multipart upload while its parts are sent.
@@ -185,12 +186,24 @@ impl Uploader {
     #[must_use]
     pub fn new(bucket: Arc<Bucket>, jobs: u16) -> Self {
         let requests = Arc::new(Semaphore::new(usize::from(jobs)));
-        Self { bucket, requests, open: Mutex::default(), sent: AtomicU64::new(0), continued: AtomicU64::new(0) }
+        Self {
+            bucket,
+            requests,
+            open: Mutex::default(),
+            sent: AtomicU64::new(0),
+            continued: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+        }
     }
 
     /// Bytes sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of bodies that have left so far, also of uploads that are not complete.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// Parts of earlier runs that did not have to be sent again.
@@ -238,6 +251,7 @@ impl Uploader {
                     self.bucket.put(key, content_type, bytes.clone()).await.map(|()| Written::Created)?
                 }
             };
+            self.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             return self.settle(key, written, bytes.len() as u64).await.map(|complete| (value, complete));
         }
         let (upload, there) = self.begin(target).await?;
@@ -333,6 +347,7 @@ impl Uploader {
                     }
                     None => uploader.bucket.part(&upload, number, part.bytes.clone()).await,
                 };
+                uploader.moved.fetch_add(size, Ordering::Relaxed);
                 drop((part, slot));
                 done
             });

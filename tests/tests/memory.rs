@@ -99,13 +99,11 @@ fn s3_pull_does_not_grow_with_the_nar() {
     large.scratch.env("C", &url);
     large.scratch.sh("s3-push --quiet \"$C\" < archive").ok();
     // The reader takes all but the end, then looks at the writer's largest size.
-    let measured = large.scratch.sh(
-        "mkfifo pipe
+    let measured = large.scratch.sh("mkfifo pipe
          s3-pull --nar --trusted-public-key \"$(cat key.pub)\" \"$C\" \"$P\" > pipe & puller=$!
          { head -c $(( $(stat -c %s nar) - 2000000 )) > /dev/null
            grep VmHWM /proc/$puller/status; cat > /dev/null; } < pipe
-         wait $puller",
-    );
+         wait $puller");
     let kib: u64 = measured.ok().split_whitespace().nth(1).unwrap().parse().unwrap();
     println!("s3-pull --nar: {kib} KiB");
     assert!(kib <= (32 + 10) * 1024, "s3-pull took {kib} KiB");
