@@ -21,11 +21,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cli::Cli;
 use export::Trailer;
 use path_info::Registry;
-use references::{Scanner, references_first};
+use references::{Candidates, Scanner, references_first};
 use stage::{BUFFER, Doing, Failure, Input, Outcome};
 use store_path::{StorePath, read_path_list};
 
@@ -141,16 +142,19 @@ fn describe(
         (paths, infos)
     };
     let mut trailers = HashMap::with_capacity(paths.len());
-    let mut candidates: Option<Vec<StorePath>> = None;
+    let mut candidates: Option<Arc<Candidates>> = None;
     for path in &paths {
         let (references, deriver) = if let Some(info) = infos.remove(path) {
             (info.references, info.deriver)
         } else {
             let candidates = match &mut candidates {
                 Some(candidates) => candidates,
-                none => none.insert(registry.candidates()?),
+                none => {
+                    let known = registry.candidates()?.into_iter().chain(paths.iter().cloned());
+                    none.insert(Arc::new(known.collect()))
+                }
             };
-            let mut scanner = Scanner::new(candidates.iter().chain(&paths).cloned());
+            let mut scanner = Scanner::new(Arc::clone(candidates));
             let source = registry.store_dir.below(cli.root.as_deref(), path);
             nar::dump(&source, &mut scanner, &mut |_| {}).doing(|| "looking for references")?;
             (scanner.finish(), None)

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use crate::stage::{Failure, Outcome};
 use crate::store_path::{HASH_PART, HashPart, StorePath, is_base32};
@@ -10,22 +11,32 @@ use crate::store_path::{HASH_PART, HashPart, StorePath, is_base32};
 /// `src/libutil/references.cc`). Write the NAR into it.
 #[derive(Debug)]
 pub struct Scanner {
-    candidates: HashMap<HashPart, StorePath>,
+    candidates: Arc<Candidates>,
     found: HashSet<HashPart>,
     /// The last bytes seen, fewer than a hash part has.
     tail: Vec<u8>,
 }
 
+/// The paths that scanners look for; made once for many NARs.
+#[derive(Debug, Default)]
+pub struct Candidates(HashMap<HashPart, StorePath>);
+
+impl FromIterator<StorePath> for Candidates {
+    fn from_iter<T: IntoIterator<Item = StorePath>>(paths: T) -> Self {
+        Self(paths.into_iter().map(|path| (path.hash_part(), path)).collect())
+    }
+}
+
 impl Scanner {
     /// A scanner that looks for these paths.
-    pub fn new(candidates: impl IntoIterator<Item = StorePath>) -> Self {
-        let candidates = candidates.into_iter().map(|path| (path.hash_part(), path)).collect();
+    #[must_use]
+    pub fn new(candidates: Arc<Candidates>) -> Self {
         Self { candidates, found: HashSet::new(), tail: Vec::with_capacity(2 * HASH_PART) }
     }
 
     /// Looks at the next bytes of the stream.
     pub fn feed(&mut self, bytes: &[u8]) {
-        if self.candidates.is_empty() {
+        if self.candidates.0.is_empty() {
             return;
         }
         let joint = bytes.len().min(HASH_PART - 1);
@@ -45,8 +56,8 @@ impl Scanner {
     /// The candidates that were found, sorted.
     #[must_use]
     pub fn finish(self) -> Vec<StorePath> {
-        let found = self.candidates.into_iter().filter(|(hash, _)| self.found.contains(hash));
-        let sorted: BTreeSet<StorePath> = found.map(|(_, path)| path).collect();
+        let sorted: BTreeSet<StorePath> =
+            self.found.iter().filter_map(|hash| self.candidates.0.get(hash)).cloned().collect();
         sorted.into_iter().collect()
     }
 
@@ -59,7 +70,7 @@ impl Scanner {
                 continue;
             }
             if let Some(hash) = HashPart::parse(window)
-                && self.candidates.contains_key(&hash)
+                && self.candidates.0.contains_key(&hash)
             {
                 self.found.insert(hash);
             }
@@ -142,7 +153,7 @@ mod tests {
         let text = format!("..{}zz/nix/store/{}-x", "0".repeat(40), a.hash_part());
         for cut in 0..text.len() {
             for second in cut..text.len() {
-                let mut scanner = Scanner::new([a.clone(), b.clone()]);
+                let mut scanner = Scanner::new(Arc::new(Candidates::from_iter([a.clone(), b.clone()])));
                 scanner.feed(&text.as_bytes()[..cut]);
                 scanner.feed(&text.as_bytes()[cut..second]);
                 scanner.feed(&text.as_bytes()[second..]);
@@ -154,11 +165,11 @@ mod tests {
     #[test]
     fn a_hash_within_a_longer_run_of_digits_is_found_and_a_shorter_one_is_not() {
         let a = path('a', "x");
-        let mut scanner = Scanner::new([a.clone()]);
+        let mut scanner = Scanner::new(Arc::new(Candidates::from_iter([a.clone()])));
         scanner.feed(format!("{}e", "a".repeat(31)).as_bytes());
         scanner.feed("aaa".as_bytes());
         assert!(scanner.finish().is_empty());
-        let mut scanner = Scanner::new([a.clone()]);
+        let mut scanner = Scanner::new(Arc::new(Candidates::from_iter([a.clone()])));
         scanner.feed(format!("123{}456", a.hash_part()).as_bytes());
         assert_eq!(scanner.finish(), [a]);
     }

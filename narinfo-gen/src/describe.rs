@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::io::BufRead;
+use std::sync::Arc;
 
 use nar_pack::export::{Trailer, read_marker, read_trailer};
 use nar_pack::path_info::{PathInfo, Registry};
-use nar_pack::references::Scanner;
+use nar_pack::references::{Candidates, Scanner};
 use nar_pack::stage::{Failure, Outcome};
 use nar_pack::store_path::StorePath;
 
@@ -46,8 +47,8 @@ impl<S: Sink> Describer<'_, S> {
     pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<StorePath>) -> Outcome {
         let known = self.registry.query(std::slice::from_ref(path))?.remove(path);
         // Scanned even when the references are known: only its hash will tell whether this is the NAR that Nix knows.
-        let candidates = self.registry.candidates()?;
-        let scanner = Scanner::new(candidates.into_iter().chain([path.clone()]));
+        let candidates: Candidates = self.registry.candidates()?.into_iter().chain([path.clone()]).collect();
+        let scanner = Scanner::new(Arc::new(candidates));
         let nar = pack(input, &self.settings, Some(scanner))?;
         require_end(input, Kind::Nar)?;
         let known = known.filter(|info| self.is_of(info, path, nar.nar_hash));

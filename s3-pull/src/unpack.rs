@@ -22,6 +22,9 @@ use crate::staging::{Placed, Staging, exists};
 /// Attempts at a path of which the transfer breaks off.
 const ATTEMPTS: u32 = 3;
 
+/// Paths that are under way or wait for their references, for each request in flight.
+const TASKS_PER_JOB: usize = 8;
+
 type Promise = Shared<BoxFuture<'static, Outcome>>;
 
 /// What was done.
@@ -55,18 +58,23 @@ pub async fn unpack(
     let slots = Arc::new(Semaphore::new(jobs));
     let mut promises: HashMap<StorePath, Promise> = HashMap::with_capacity(narinfos.len());
     let mut tasks = JoinSet::new();
-    for narinfo in narinfos {
-        let references = narinfo.references.iter().filter(|path| **path != narinfo.path);
-        let references: Vec<Promise> = references.filter_map(|path| promises.get(path).cloned()).collect();
-        let (cache, staging, slots) = (Arc::clone(&cache), Arc::clone(&staging), Arc::clone(&slots));
-        let told = Arc::clone(&narinfo);
-        let path = narinfo.path.clone();
-        let work = async move { place(&cache, narinfo, &staging, &slots, references).await }.boxed().shared();
-        promises.insert(path, work.clone().map(|done| done.map(drop)).boxed().shared());
-        tasks.spawn(async move { (told, work.await) });
-    }
+    let mut waiting = narinfos.into_iter();
     let mut summary = Summary::default();
-    while let Some(done) = tasks.join_next().await {
+    loop {
+        // A path waits only for paths that were started before it.
+        while tasks.len() < jobs.saturating_mul(TASKS_PER_JOB)
+            && let Some(narinfo) = waiting.next()
+        {
+            let references = narinfo.references.iter().filter(|path| **path != narinfo.path);
+            let references: Vec<Promise> = references.filter_map(|path| promises.get(path).cloned()).collect();
+            let (cache, staging, slots) = (Arc::clone(&cache), Arc::clone(&staging), Arc::clone(&slots));
+            let told = Arc::clone(&narinfo);
+            let path = narinfo.path.clone();
+            let work = async move { place(&cache, narinfo, &staging, &slots, references).await }.boxed().shared();
+            promises.insert(path, work.clone().map(|done| done.map(drop)).boxed().shared());
+            tasks.spawn(async move { (told, work.await) });
+        }
+        let Some(done) = tasks.join_next().await else { break };
         let (narinfo, result) = done.map_err(|_| Failure::failed("a fetching task died"))?;
         progress.inc(1);
         match result {

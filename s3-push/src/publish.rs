@@ -42,6 +42,8 @@ pub struct Options {
     pub exact: bool,
 }
 
+/// NARs and narinfos under way at once; beyond that, reading waits.
+const MOST_TASKS: usize = 256;
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -130,7 +132,8 @@ impl Publisher {
         let mut tick = tokio::time::interval(TICK);
         while open || !self.tasks.is_empty() {
             tokio::select! {
-                event = events.recv(), if open => match event {
+                // What is under way never waits for what is not yet read, so this does not block it.
+                event = events.recv(), if open && self.tasks.len() < MOST_TASKS => match event {
                     Some(event) => self.event(event).await?,
                     None => open = false,
                 },

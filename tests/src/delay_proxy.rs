@@ -52,11 +52,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(SocketAddr, Duration
 }
 
 fn accept(listener: &TcpListener, target: SocketAddr, delay: Duration) {
-    for client in listener.incoming() {
-        // A client that goes away is the client's business.
-        if let Ok(client) = client {
-            thread::spawn(move || drop(connect(client, target, delay)));
-        }
+    // A client that goes away is the client's business.
+    for client in listener.incoming().flatten() {
+        thread::spawn(move || drop(connect(client, target, delay)));
     }
 }
 

@@ -13,14 +13,14 @@ use crate::closure::{self, Contents, Entry};
 use crate::minio;
 use crate::pipeline::{Ended, Running, Stage};
 use crate::random::Random;
-use crate::server::{Server, target};
+use crate::server::{self, Server, target};
 use crate::session::{self, Temporary, output, random_hex};
 
 /// The least part that S3 takes, so that uploads in parts happen early.
 const PART: u64 = 5 << 20;
 
 /// A pipeline that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// The stages, in order.
 const STAGES: [&str; 5] = ["s3-push --missing", "nar-pack", "narinfo-gen", "cache-sign", "s3-push"];
@@ -295,7 +295,7 @@ impl Chaos {
     }
 
     fn start(&self, place: &str) -> Result<Running, String> {
-        let url = self.server.url(&self.server.endpoint, place);
+        let url = server::url(&self.server.endpoint, place);
         let root = self.dir.path.join("root").display().to_string();
         let key = self.dir.path.join("key.sec").display().to_string();
         let part = PART.to_string();
@@ -341,7 +341,7 @@ impl Chaos {
     fn sample(&self, place: &str, found: &Audit, random: &mut Random) -> Vec<String> {
         let paths: Vec<&String> = found.paths.iter().collect();
         let chosen = (0..SAMPLE.min(paths.len())).map(|_| paths[random.index(paths.len())].as_str());
-        let url = self.server.url(&self.server.endpoint, place);
+        let url = server::url(&self.server.endpoint, place);
         let fetch = |path: &str| {
             let mut pull = self.tool("s3-pull", &["--nar", "--no-verify-signatures", &url, path]);
             let output = pull.stdin(Stdio::null()).stdout(Stdio::null()).output();

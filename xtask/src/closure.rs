@@ -152,7 +152,7 @@ fn text(random: &mut Random, words: &[String], length: usize) -> Vec<u8> {
 
 /// The path list of a closure.
 pub fn path_list(entries: &[Entry]) -> String {
-    entries.iter().map(|entry| format!("{}\n", entry.path)).collect()
+    entries.iter().flat_map(|entry| [entry.path.as_str(), "\n"]).collect()
 }
 
 #[cfg(test)]

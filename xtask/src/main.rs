@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout)]
 
 mod audit;
+mod bench;
 mod build;
 mod chaos;
 mod closure;
@@ -29,11 +30,15 @@ Commands:
   chaos [--kills N] [--seed S]
                    Push a closure to a MinIO N times (default 20), kill a stage of the pipeline each time at a random
                    moment, check that the cache is closed, and push again; the seed repeats the choices
+  bench push [--paths 300] [--size 1500MB] [--latency 0,50] [--runs 3] [--json FILE] [--small]
+                   Measure our pipeline and the others that are installed (mc, rclone, nix copy) with a closure of that
+                   shape and so many milliseconds added to a round trip; prints the medians, and the ratios to a plain
+                   upload. --small: 40 paths, 30 MB, one run, no latency
   minio            Get MinIO and its client, which the end-to-end tests need, and print where they are
 
 Environment:
-  NIX_S3_CACHE_BIN   demo, chaos: directory with the built tools, instead of building them
-  MINIO, MC          test, chaos, minio: the two programs, instead of those on PATH or built with `go install`
+  NIX_S3_CACHE_BIN   demo, chaos, bench: directory with the built tools, instead of building them
+  MINIO, MC          test, chaos, bench, minio: the two programs, instead of those on PATH or built with `go install`
   CI                 test: if `true`, a MinIO or Nix that cannot be had is a failure
 
 Exit status: 0 done; 1 a step or a test failed; 2 usage.";
@@ -56,10 +61,15 @@ fn main() -> ExitCode {
             Ok(options) => chaos::run(&options),
             Err(message) => return usage(&message),
         },
+        ["bench", "push", args @ ..] => match bench::Options::parse(args) {
+            Ok(options) => bench::run(&options),
+            Err(message) => return usage(&message),
+        },
+        ["bench", ..] => return usage("bench what? push"),
         ["minio"] => minio::run(),
-        [] => return usage("which command? demo, test, chaos or minio"),
+        [] => return usage("which command? demo, test, chaos, bench or minio"),
         [command @ ("demo" | "minio"), argument, ..] => return usage(&format!("{command} takes no {argument:?}")),
-        [other, ..] => return usage(&format!("there is no {other:?}; try demo, test, chaos or minio")),
+        [other, ..] => return usage(&format!("there is no {other:?}; try demo, test, chaos, bench or minio")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

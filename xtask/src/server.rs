@@ -14,7 +14,7 @@ use crate::minio::Minio;
 use crate::session::{self, output, random_hex};
 
 /// How long MinIO may take until it answers.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// Runs a server until it ends by itself or the pipe on standard input closes, then removes its directory: as
 /// tests/src/server.rs does.
@@ -122,11 +122,6 @@ impl Server {
         objects.iter().flat_map(|object| children(object)).collect()
     }
 
-    /// The bucket, or a place in it, as our tools take it.
-    pub fn url(&self, endpoint: &str, place: &str) -> String {
-        format!("s3://{place}?endpoint={endpoint}&scheme=http&region=us-east-1")
-    }
-
     /// Gives a command of ours the administrator's credentials.
     pub fn authorise(&self, command: &mut Command) {
         command.env("AWS_ACCESS_KEY_ID", &self.user).env("AWS_SECRET_ACCESS_KEY", &self.password);
@@ -138,6 +133,11 @@ impl Drop for Server {
         drop(self.keeper.stdin.take());
         drop(self.keeper.wait());
     }
+}
+
+/// A bucket of the server at `endpoint`, or a place in it, as our tools take it.
+pub fn url(endpoint: &str, place: &str) -> String {
+    format!("s3://{place}?endpoint={endpoint}&scheme=http&region=us-east-1")
 }
 
 /// A bucket, or a place in it, as mc takes it.
