@@ -153,7 +153,56 @@ fn nix_base32(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{from_hex, nix_base32, parse};
+    use std::fs;
+    use std::path::Path;
+
+    use super::{audit, from_hex, hashes, names, nix_base32, parse};
+    use crate::session::Temporary;
+
+    const NAME: &str = "00000000000000000000000000000000.narinfo";
+
+    /// A cache with one path, which refers to itself.
+    fn cache(dir: &Path) -> String {
+        let base = "00000000000000000000000000000000-x";
+        fs::create_dir_all(dir.join("nar")).unwrap();
+        fs::write(dir.join("nar/draft"), "bytes").unwrap();
+        let hash = hashes(&dir.join("nar"), &names(&dir.join("nar")).unwrap()).unwrap().remove("draft").unwrap();
+        fs::rename(dir.join("nar/draft"), dir.join(format!("nar/{hash}.nar.zst"))).unwrap();
+        fs::write(dir.join("nix-cache-info"), "StoreDir: /nix/store\n").unwrap();
+        format!(
+            "StorePath: /nix/store/{base}\nURL: nar/{hash}.nar.zst\nFileHash: sha256:{hash}\nFileSize: 5\n\
+             NarHash: sha256:{hash}\nNarSize: 9\nReferences: {base}\nSig: x:y\n"
+        )
+    }
+
+    fn problems_of(narinfo: &str, spoil: impl Fn(&Path)) -> Vec<String> {
+        let dir = Temporary::new("audit").unwrap();
+        cache(&dir.path);
+        fs::write(dir.path.join(NAME), narinfo).unwrap();
+        spoil(&dir.path);
+        audit(&dir.path).unwrap().problems
+    }
+
+    #[test]
+    fn a_broken_cache_is_seen() {
+        let dir = Temporary::new("audit").unwrap();
+        let good = cache(&dir.path);
+        let sound = |_: &Path| ();
+        assert_eq!(problems_of(&good, sound), [""; 0]);
+        let only_nar = |dir: &Path| dir.join("nar").join(names(&dir.join("nar")).unwrap().first().unwrap());
+        let spoiled = [
+            problems_of(&good, |dir| fs::remove_file(only_nar(dir)).unwrap()),
+            problems_of(&good, |dir| fs::write(only_nar(dir), "other").unwrap()),
+            problems_of(&good, |dir| fs::remove_file(dir.join("nix-cache-info")).unwrap()),
+            problems_of(&good[..good.len() - 9], sound),
+            problems_of(&good.replace("References: 0", "References: 11111111111111111111111111111111-y 0"), sound),
+            problems_of(&good.replace("FileSize: 5", "FileSize: 6"), sound),
+            problems_of(&good.replace("store/0", "store/1"), sound),
+        ];
+        for (number, problems) in spoiled.iter().enumerate() {
+            assert!(!problems.is_empty(), "damage {number} was not seen");
+        }
+    }
 
     #[test]
     fn hashes_are_written_as_nix_does() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::Outcome;
 use crate::build::{Profile, tools};
 use crate::closure::{self, Contents, Entry};
+use crate::json::{number_field, summary_field};
 use crate::minio::{self, Minio};
 use crate::pipeline::{Ended, Running, Stage};
 use crate::server::{Server, target, url};
@@ -251,7 +252,7 @@ impl Bench {
                     wall,
                     cpu: ended.iter().map(|stage| stage.cpu).sum(),
                     peak: ended.iter().map(|stage| stage.peak).max().unwrap_or(0),
-                    requests: requests(&said),
+                    requests: summary_field(&said, "requests"),
                     bytes,
                 },
             ));
@@ -493,29 +494,6 @@ fn size_of(dir: &Path) -> u64 {
     sizes.sum()
 }
 
-/// A number in a line of JSON.
-fn number_field(line: &str, name: &str) -> Option<u64> {
-    let (_, rest) = line.split_once(&format!("\"{name}\":"))?;
-    digits(rest.trim_start())
-}
-
-fn digits(text: &str) -> Option<u64> {
-    text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// Requests in the summary of `s3-push --json`: a number, or an object with one for each kind.
-fn requests(said: &str) -> Option<u64> {
-    let summary = said.lines().rev().find(|line| line.contains("\"summary\""))?;
-    let (_, rest) = summary.split_once("\"requests\":")?;
-    match rest.trim_start().strip_prefix('{') {
-        None => digits(rest.trim_start()),
-        Some(kinds) => {
-            let kinds = kinds.split('}').next()?.split(',');
-            Some(kinds.filter_map(|kind| digits(kind.split_once(':')?.1.trim())).sum())
-        }
-    }
-}
-
 /// The medians of all commands at one latency, in the order in which they ran first.
 fn medians(runs: &[(&'static str, Measured)], latency: u32) -> Vec<Row> {
     let mut names: Vec<&'static str> = Vec::new();
@@ -589,7 +567,7 @@ fn to_json(rows: &[Row], options: &Options) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, requests};
+    use super::bytes;
 
     #[test]
     fn sizes_have_units() {
@@ -597,12 +575,5 @@ mod tests {
         assert_eq!(bytes("5MiB"), Some(5 << 20));
         assert_eq!(bytes("7"), Some(7));
         assert_eq!(bytes("x7"), None);
-    }
-
-    #[test]
-    fn requests_are_one_number_or_several() {
-        assert_eq!(requests("{\"path\":\"x\"}\n{\"summary\":{\"sent\":1,\"requests\":12}}\n"), Some(12));
-        assert_eq!(requests("{\"summary\":{\"requests\":{\"PUT\":2,\"LIST\": 3},\"retries\":9}}"), Some(5));
-        assert_eq!(requests(""), None);
     }
 }

@@ -10,6 +10,7 @@ use crate::Outcome;
 use crate::audit::{Audit, audit};
 use crate::build::{Profile, tools};
 use crate::closure::{self, Contents, Entry};
+use crate::json::summary_field;
 use crate::minio;
 use crate::pipeline::{Ended, Running, Stage};
 use crate::random::Random;
@@ -109,6 +110,8 @@ struct Tally {
     partial: u32,
     /// Terminated pushes that said so.
     gave_up: u32,
+    /// Parts of dead uploads that the next run had not to send again.
+    continued: u64,
     broken: Vec<String>,
 }
 
@@ -144,10 +147,11 @@ impl Tally {
     fn sum_up(&self, kills: u32, seed: u64) -> Outcome {
         println!(
             "chaos: {kills} kills, of which {} hit a stage at work and {} left part of the closure; {} pushes gave up \
-             as told; {} problems",
+             as told; {} parts were continued; {} problems",
             self.hits,
             self.partial,
             self.gave_up,
+            self.continued,
             self.broken.len()
         );
         match self.broken.len() {
@@ -218,13 +222,22 @@ impl Chaos {
         problems.extend(self.judge(accident, &ended, visible));
         if accident == Accident::Terminate && gave_up(&ended) {
             tally.gave_up += 1;
+            // What belongs to a NAR stays for the next run to continue; all else must be gone.
             let listed = self.server.incomplete(&bucket)?;
-            if left + listed > 0 {
-                problems.push(format!("s3-push gave up and left {left} multipart uploads ({listed} listed)"));
-            }
+            let other = listed.iter().filter(|key| !format!("/{key}").contains("/nar/"));
+            problems.extend(other.map(|key| format!("s3-push gave up and left a multipart upload of {key}")));
         }
         problems.extend(self.again(&bucket, &place, random));
-        println!("; then {}", if problems.is_empty() { "complete" } else { "BROKEN" });
+        let orphans = self.server.uploads().iter().filter(|upload| !uploads.contains(upload)).count();
+        if orphans > 0 {
+            let listed = self.server.incomplete(&bucket)?.join(" ");
+            problems.push(format!("again: all is complete, but {orphans} multipart uploads are left ({listed})"));
+        }
+        let continued = fs::read_to_string(self.dir.path.join("published")).unwrap_or_default();
+        let continued = summary_field(&continued, "partsContinued").unwrap_or(0);
+        tally.continued += continued;
+        let continued = if continued > 0 { format!(" ({continued} parts continued)") } else { String::new() };
+        println!("; then {}{continued}", if problems.is_empty() { "complete" } else { "BROKEN" });
         tally.broken.extend(problems.into_iter().map(|problem| format!("round {round} ({accident}): {problem}")));
         fs::remove_dir_all(self.dir.path.join("copy")).map_err(|error| format!("cannot remove the copy: {error}"))
     }
@@ -305,7 +318,7 @@ impl Chaos {
             stage(STAGES[1], "nar-pack", &["--root", &root, "--no-nix", "--export", "--stdin"]),
             stage(STAGES[2], "narinfo-gen", &["--archive", "--no-nix"]),
             stage(STAGES[3], "cache-sign", &["-k", &key]),
-            stage(STAGES[4], "s3-push", &["--part-size", &part, &url]),
+            stage(STAGES[4], "s3-push", &["--json", "--part-size", &part, &url]),
         ];
         let dir = &self.dir.path;
         Running::start(stages, &dir.join("paths"), &dir.join("published"), &dir.join("logs"))

@@ -10,6 +10,7 @@ mod build;
 mod chaos;
 mod closure;
 mod demo;
+mod json;
 mod minio;
 mod pipeline;
 mod random;
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match args.as_slice() {
-        ["-h" | "--help" | "help", ..] | [_, "-h" | "--help"] => {
+        ["-h" | "--help" | "help", ..] | ["demo" | "minio" | "chaos" | "bench", .., "-h" | "--help"] => {
             println!("{HELP}");
             Ok(())
         }

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::json::text_field;
 use crate::minio::Minio;
 use crate::session::{self, output, random_hex};
 
@@ -106,9 +107,10 @@ impl Server {
         Ok(listing.lines().filter_map(|line| text_field(line, "key")).collect())
     }
 
-    /// Multipart uploads of a bucket that nobody completed or gave up, as the client tells.
-    pub fn incomplete(&self, bucket: &str) -> Result<usize, String> {
-        Ok(self.run_mc(&["ls", "--recursive", "--incomplete", &target(bucket)])?.lines().count())
+    /// The keys of multipart uploads in a bucket that nobody completed or gave up.
+    pub fn incomplete(&self, bucket: &str) -> Result<Vec<String>, String> {
+        let listing = self.run_mc(&["ls", "--recursive", "--incomplete", "--json", &target(bucket)])?;
+        Ok(listing.lines().filter_map(|line| text_field(line, "key")).collect())
     }
 
     /// Directories of multipart uploads under way, of all buckets, as they lie on MinIO's disk: what a listing tells
@@ -162,10 +164,4 @@ fn is_ready(endpoint: &str) -> io::Result<bool> {
     let mut head = [0; 12];
     stream.read_exact(&mut head)?;
     Ok(&head == b"HTTP/1.1 200")
-}
-
-/// A field of a line of JSON; the keys of a cache need no escapes.
-fn text_field(line: &str, name: &str) -> Option<String> {
-    let (_, rest) = line.split_once(&format!("\"{name}\":\""))?;
-    rest.split_once('"').map(|(value, _)| value.to_owned())
 }
