@@ -151,6 +151,12 @@ impl Registry {
         Ok(known)
     }
 
+    /// Whether a query may start a Nix, which is worth doing for many paths at once.
+    #[must_use]
+    pub fn asks_nix(&self) -> bool {
+        self.ask_nix
+    }
+
     /// The closure of these paths, in no order.
     ///
     /// # Errors

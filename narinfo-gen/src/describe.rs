@@ -16,8 +16,9 @@ use crate::narinfo::NarInfo;
 use crate::packing::{PackedNar, pack};
 use crate::stream::{Kind, require_end};
 
-/// Narinfos that wait for one question to the installed Nix about their content addresses and signatures.
-const BATCH: usize = 64;
+/// Narinfos that wait for one question to the installed Nix about their content addresses and signatures. Where there is
+/// no Nix to ask, none waits.
+const BATCH: usize = 32;
 
 /// What happens to what was found out. NARs come before their narinfos, narinfos in the order of the stream.
 pub trait Sink {
@@ -80,7 +81,7 @@ impl<S: Sink> Describer<'_, S> {
             let narinfo = self.narinfo_of(&trailer, &nar);
             self.sink.nar(&narinfo.url, nar)?;
             waiting.push(narinfo);
-            if waiting.len() == BATCH || !more {
+            if waiting.len() >= BATCH || !more || !self.registry.asks_nix() {
                 self.hand_on(std::mem::take(&mut waiting), more)?;
             }
         }
