@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 /// Without a command: reads narinfo text or a cache archive from standard input and writes the same with one signature
 /// per key added. Signatures that are there stay; none is made twice.
 #[derive(Debug, Parser)]
-#[command(name = "cache-sign", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+#[command(name = "cache-sign", version, verbatim_doc_comment, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do instead of signing
     #[command(subcommand)]
@@ -90,5 +90,5 @@ Examples:
 
 Memory: 6 MiB, whatever the size of the archive.
 
-Exit status: 0 done; 1 refused (malformed or truncated stream, a path that is not trusted, a bad key); 2 usage, or an
-operation that failed; 141 when the reader of standard output went away.";
+Exit status: 0 done; 1 refused (malformed or truncated stream, a path that is not trusted, a bad
+key); 2 usage, or an operation that failed; 141 when the reader of standard output went away.";

@@ -6,7 +6,7 @@ use clap::{Args, Parser};
 
 /// Serialise a store path to a NAR, exactly as `nix-store --dump` does.
 #[derive(Debug, Parser)]
-#[command(name = "nar-pack", version, after_help = AFTER_HELP)]
+#[command(name = "nar-pack", version, verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Cli {
     /// The file tree to serialise; with --export store paths; with --list or --unpack the NAR to read (default: standard input)
     #[arg(value_name = "PATH")]
@@ -62,8 +62,8 @@ pub struct Knowledge {
 }
 
 const AFTER_HELP: &str = "\
-References come from --path-info, else from the installed Nix, else from scanning the contents for the hash parts of \
-candidate paths, as Nix does after a build. Paths are written references first.
+References come from --path-info, else from the installed Nix, else from scanning the contents for
+the hash parts of candidate paths, as Nix does after a build. Paths are written references first.
 
 Examples:
   nar-pack ./result > hello.nar
@@ -72,7 +72,8 @@ Examples:
   nar-pack --unpack ./tree < hello.nar
   nar-pack --list < hello.nar
 
-Memory: 6 MiB beside the names of the largest directory, whatever the size of the tree; with --export about 300 bytes a path.
+Memory: 6 MiB beside the names of the largest directory, whatever the size of the tree; with
+--export about 300 bytes a path.
 
-Exit status: 0 done; 1 refused (malformed NAR, not a store path); 2 usage, or an operation that failed; 141 when the
-reader of standard output went away.";
+Exit status: 0 done; 1 refused (malformed NAR, not a store path); 2 usage, or an operation that
+failed; 141 when the reader of standard output went away.";

@@ -10,7 +10,7 @@ use crate::compression::Compression;
 /// Reads a NAR (then STORE-PATH says what it is) or an export stream from standard input, and tells them apart by
 /// their first bytes. Writes narinfo text, or with --archive a tar whose members are the objects of a binary cache.
 #[derive(Debug, Parser)]
-#[command(name = "narinfo-gen", version, after_help = AFTER_HELP)]
+#[command(name = "narinfo-gen", version, verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Cli {
     /// The store path whose NAR is on standard input; none for an export stream, which names its paths
     #[arg(value_name = "STORE-PATH")]
@@ -75,8 +75,9 @@ impl From<Method> for Compression {
 }
 
 const AFTER_HELP: &str = "\
-References, deriver, content address and existing signatures come from the export stream, else from --path-info, else \
-from the installed Nix, else references come from scanning the NAR for the hash parts of candidate paths.
+References, deriver, content address and existing signatures come from the export stream, else from
+--path-info, else from the installed Nix, else references come from scanning the NAR for the hash
+parts of candidate paths.
 
 Examples:
   nar-pack \"$P\" | narinfo-gen \"$P\"
@@ -84,8 +85,9 @@ Examples:
   nix-store --export $(nix-store -qR ./result) | narinfo-gen --archive -c xz | cache-sign -k key.sec | s3-push s3://my-cache
   narinfo-gen --archive < closure.export | tar x -C /srv/cache      # a file:// cache that Nix can use
 
-Memory: 16 MiB and about 40 MiB per thread (zstd level 3; xz level 6 takes 300 MiB per thread), whatever the size of the NAR;
-about 200 bytes a path. A compressed NAR above 16 MiB is kept in an unlinked file in $TMPDIR until its hash is known.
+Memory: 16 MiB and about 40 MiB per thread (zstd level 3; xz level 6 takes 300 MiB per thread),
+whatever the size of the NAR; about 200 bytes a path. A compressed NAR above 16 MiB is kept in an
+unlinked file in $TMPDIR until its hash is known.
 
-Exit status: 0 done; 1 refused (malformed or truncated stream); 2 usage, or an operation that failed; 141 when the reader of
-standard output went away.";
+Exit status: 0 done; 1 refused (malformed or truncated stream); 2 usage, or an operation that
+failed; 141 when the reader of standard output went away.";

@@ -10,7 +10,7 @@ use clap::Parser;
 /// The cache is an s3://, http://, https:// or file:// URL. Signatures are checked against trusted keys and hashes
 /// against the narinfo; what does not hold is never visible under its final name.
 #[derive(Debug, Parser)]
-#[command(name = "s3-pull", version, after_help = AFTER_HELP)]
+#[command(name = "s3-pull", version, verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Cli {
     /// The cache (default: $NIX_S3_CACHE), then store paths
     #[arg(value_name = "URL] [STORE-PATH")]
@@ -86,8 +86,9 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Trusted keys come from --trusted-public-key, else from nix.conf (trusted-public-keys and extra-trusted-public-keys). A path
-that is addressed by the SHA-256 of its NAR (CA: fixed:r:sha256) proves itself; any other needs signatures.
+Trusted keys come from --trusted-public-key, else from nix.conf (trusted-public-keys and
+extra-trusted-public-keys). A path that is addressed by the SHA-256 of its NAR (CA: fixed:r:sha256)
+proves itself; any other needs signatures.
 
 Examples:
   s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello      # on a host without Nix
@@ -96,8 +97,9 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
 
-Memory: 32 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each request in flight (--jobs), what its
-decoder takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or 256 MiB (xz) for what others made.
+Memory: 32 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each request in
+flight (--jobs), what its decoder takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or
+256 MiB (xz) for what others made.
 
-Exit status: 0 done; 1 refused (missing path, bad signature, wrong hash, malformed narinfo or NAR); 2 usage, or an operation
-that failed; 141 when the reader of standard output went away.";
+Exit status: 0 done; 1 refused (missing path, bad signature, wrong hash, malformed narinfo or NAR);
+2 usage, or an operation that failed; 141 when the reader of standard output went away.";

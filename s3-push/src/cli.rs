@@ -13,7 +13,7 @@ use narinfo_gen::cli::Packing;
 ///
 /// Prints the store paths that it published, one per line.
 #[derive(Debug, Parser)]
-#[command(name = "s3-push", version, after_help = AFTER_HELP)]
+#[command(name = "s3-push", version, verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Cli {
     /// The bucket (default: $NIX_S3_CACHE), and for a NAR on standard input its store path
     #[arg(value_name = "s3://BUCKET[/PREFIX][?PARAMETERS]] [STORE-PATH", num_args = 0..=2)]
@@ -71,7 +71,7 @@ pub struct Cli {
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Say more on standard error: where the credentials come from, what was sent and what was there
+    /// Say on standard error what became of each path
     #[arg(short, long)]
     pub verbose: bool,
 
@@ -196,9 +196,11 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   gzip < build.log | s3-push s3://my-cache --key log/x.drv
 
-Memory: --memory and about 32 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each NAR of a cache archive
-that is being checked (one per processor and one more), what its decoder takes: 10 MiB for what narinfo-gen made, at most
-128 MiB (zstd) or 256 MiB (xz) for what others made. With a NAR or an export stream as input what narinfo-gen says of itself.
+Memory: --memory and about 32 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for
+each NAR of a cache archive that is being checked (one per processor and one more), what its decoder
+takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or 256 MiB (xz) for what others
+made. With a NAR or an export stream as input what narinfo-gen says of itself.
 
-Exit status: 0 done; 1 refused (malformed or truncated stream, wrong hash, missing NAR or reference, bucket of another store
-directory); 2 usage, or an operation that failed; 141 when the reader of standard output went away.";
+Exit status: 0 done; 1 refused (malformed or truncated stream, wrong hash, missing NAR or reference,
+bucket of another store directory); 2 usage, or an operation that failed; 141 when the reader of
+standard output went away.";
