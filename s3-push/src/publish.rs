@@ -1,7 +1,7 @@
 //! Publishing: a narinfo becomes visible after its NAR is complete and after its references are visible.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Shared};
@@ -15,7 +15,7 @@ use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::proves_itself;
 use narinfo_gen::examine::{Facts, examine};
 use narinfo_gen::narinfo::{self, NarInfo};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::task::JoinSet;
 
 use crate::chunks::{ChunkReader, Plain, forward};
@@ -23,7 +23,7 @@ use crate::client::{Bucket, Written};
 use crate::existing::Existing;
 use crate::intake::{Event, Nar};
 use crate::report::{Report, Status};
-use crate::upload::{Complete, Form, Replace, Target, Uploader, md5_hex};
+use crate::upload::{Body, Complete, Form, Replace, Target, Uploader, md5_hex};
 
 /// What the command line says about publishing.
 #[derive(Debug, Clone)]
@@ -50,12 +50,21 @@ const TICK: Duration = Duration::from_millis(200);
 type Promise<T> = Shared<BoxFuture<'static, Outcome<T>>>;
 
 /// What became of a NAR.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 enum NarState {
     /// It is in the bucket.
     There(Facts, Complete),
-    /// It is what it should be, but was not needed: the path it came for is in the cache.
-    NotNeeded(Facts),
+    /// It is what it should be, but was not needed: the path it came for is in the cache. Another path may need it.
+    NotNeeded(Facts, Arc<AsyncMutex<Option<Body>>>),
+}
+
+/// Bodies of NARs that were not needed, kept as long as memory is not short: two paths may have the same contents, of
+/// which the cache has one under another compression.
+#[derive(Default)]
+struct Spares {
+    /// Memory was short once; since then none is kept.
+    closed: bool,
+    bodies: Vec<Arc<AsyncMutex<Option<Body>>>>,
 }
 
 enum KnownNar {
@@ -72,6 +81,7 @@ enum Done {
 
 /// Everything that a task needs.
 struct Shop {
+    spares: Mutex<Spares>,
     uploader: Arc<Uploader>,
     existing: Existing,
     options: Options,
@@ -105,7 +115,7 @@ impl Publisher {
             require_store_dir(bytes, &options.store_dir).doing(|| bucket.location().shown(cache_info::KEY))?;
         }
         let existing = Existing::look(bucket).await?;
-        let shop = Arc::new(Shop { uploader, existing, options });
+        let shop = Arc::new(Shop { spares: Mutex::default(), uploader, existing, options });
         Ok(Self {
             shop,
             report,
@@ -172,7 +182,10 @@ impl Publisher {
                 info.require(&self.shop.options.store_dir)?;
                 return self.need_cache_info(Some(info)).await;
             }
-            Event::Pressure => self.start_held(),
+            Event::Pressure => {
+                self.shop.drop_spares();
+                self.start_held();
+            }
             Event::Nar(nar) => self.nar(nar),
             Event::Object { key, object, body } => self.object(key, object, body),
             Event::Narinfo(narinfo) => {
@@ -214,11 +227,15 @@ impl Publisher {
     }
 
     fn nar(&mut self, nar: Nar) {
-        // The same NAR once more, for another path: the first one serves, unless it turned out not to be needed.
+        // The same NAR once more, for another path: the first one serves, unless its body is gone.
         let serves = match self.nars.get(&nar.key) {
             None => false,
             Some(KnownNar::Held(_)) => true,
-            Some(KnownNar::Promised(promise)) => !matches!(promise.peek(), Some(Ok(NarState::NotNeeded(_)) | Err(_))),
+            Some(KnownNar::Promised(promise)) => match promise.peek() {
+                Some(Ok(NarState::There(..))) => true,
+                Some(Err(_)) => false,
+                None | Some(Ok(NarState::NotNeeded(..))) => !self.shop.spares().closed,
+            },
         };
         if serves {
             return;
@@ -374,9 +391,49 @@ impl Shop {
         if !self.existing.has(self.bucket(), narinfo.path.hash_part()).await? {
             return self.send(nar).await;
         }
-        drop(nar.body);
         let verdict = nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off")));
-        Ok(NarState::NotNeeded(verdict.doing(|| nar.key.clone())?))
+        let facts = verdict.doing(|| nar.key.clone())?;
+        Ok(NarState::NotNeeded(facts, self.keep_spare(nar.body)))
+    }
+
+    fn keep_spare(&self, body: Body) -> Arc<AsyncMutex<Option<Body>>> {
+        let mut spares = self.spares();
+        if spares.closed {
+            return Arc::default();
+        }
+        let spare = Arc::new(AsyncMutex::new(Some(body)));
+        spares.bodies.push(Arc::clone(&spare));
+        spare
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Spares> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives up bodies that nobody has needed yet; one that is being sent just now goes away by itself.
+    fn drop_spares(&self) {
+        let mut spares = self.spares();
+        spares.closed = true;
+        for spare in spares.bodies.drain(..) {
+            if let Ok(mut body) = spare.try_lock() {
+                *body = None;
+            }
+        }
+    }
+
+    /// Sends the body that another path did not need, unless it was sent or given up.
+    async fn send_spare(
+        &self,
+        narinfo: &NarInfo,
+        facts: Facts,
+        spare: &AsyncMutex<Option<Body>>,
+    ) -> Outcome<Option<Complete>> {
+        let mut spare = spare.lock().await;
+        let Some(body) = spare.take() else { return Ok(None) };
+        let content_type = Object::Nar(None).content_type();
+        let target = Target { key: &narinfo.url, content_type, replace: Replace::Never };
+        let (_, complete) = self.uploader.send(&target, body, future::ready(Ok(facts))).await?;
+        Ok(Some(complete))
     }
 
     /// Publishes a narinfo after its NAR and its references.
@@ -393,7 +450,7 @@ impl Shop {
             Some(promise) => Some(promise.await?),
             None => None,
         };
-        if let Some(NarState::There(facts, _) | NarState::NotNeeded(facts)) = &state {
+        if let Some(NarState::There(facts, _) | NarState::NotNeeded(facts, _)) = &state {
             facts.require(&narinfo)?;
         }
         if let Some(status) = self.present(&narinfo).await? {
@@ -401,8 +458,12 @@ impl Shop {
         }
         let proof = match state {
             Some(NarState::There(_, complete)) => complete,
-            // Another path brought it, or an earlier push.
-            _ => self.examine_remote(&narinfo).await?,
+            Some(NarState::NotNeeded(facts, spare)) => match self.send_spare(&narinfo, facts, &spare).await? {
+                Some(complete) => complete,
+                None => self.examine_remote(&narinfo).await?,
+            },
+            // An earlier push brought it.
+            None => self.examine_remote(&narinfo).await?,
         };
         self.put(&narinfo, proof, references).await
     }

@@ -15,7 +15,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use bucket::{Fields, Objects, assert_closed, head, nar_keys, narinfo_keys, snapshot};
-use cache_tests::{EmbeddedS3, Outcome, Random, store_path};
+use cache_tests::{EmbeddedS3, Outcome, Random, Scratch, store_path};
 use site::{ARCHIVE, PUBLISH, Site, below, make_key, random_seed};
 
 /// Asserts that the bucket holds the whole closure, once, and nothing else.
@@ -987,4 +987,42 @@ fn a_killed_pull_leaves_nothing_under_a_final_name_and_the_next_tidies_up() {
     site.scratch.sh("s3-pull -r --root out file://$PWD/cache \"$TOP\"").ok();
     site.assert_trees("out");
     assert_eq!(site.scratch.sh("ls -A out/nix/store | wc -l").ok(), "3", "nothing temporary is left");
+}
+
+/// Two paths of the same contents share a NAR. The cache has one of them, compressed otherwise, so that its own NAR is
+/// not needed for this one, but it is for the other.
+#[test]
+fn paths_of_the_same_contents_share_a_nar_that_one_of_them_does_not_need() {
+    let s3 = EmbeddedS3::shared();
+    let mut scratch = Scratch::new();
+    s3.credentials().apply(&mut scratch);
+    let bucket = s3.make_bucket();
+    scratch.env("C", s3.cache_url(&bucket));
+    let [one, two] = ["one", "two"].map(|name| store_path(name, 77));
+    for path in [&one, &two] {
+        let file = scratch.path().join("root").join(path.trim_start_matches('/'));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "the same\n").unwrap();
+    }
+    scratch.env("ONE", &one).env("TWO", &two);
+    scratch.sh("nar-pack --root root --no-nix --export \"$ONE\" | s3-push --no-nix -c none -q \"$C\"").ok();
+    scratch
+        .sh("nar-pack --root root --no-nix --export \"$ONE\" \"$TWO\" | narinfo-gen -c xz --no-nix --archive > twice
+             mkdir cache; tar x -C cache -f twice; tar c -C cache nix-cache-info nar $(cd cache; ls *.narinfo) > once")
+        .ok();
+    for archive in ["twice", "once"] {
+        scratch.sh(&format!("s3-push -q \"$C\" < {archive}")).ok();
+        let listed = scratch.sh("s3-pull --list --all --no-verify-signatures \"$C\" | sort").ok();
+        let mut wanted = [one.as_str(), two.as_str()];
+        wanted.sort_unstable();
+        assert_eq!(listed.lines().collect::<Vec<_>>(), wanted, "{archive}");
+        scratch
+            .sh("s3-pull --nar --no-verify-signatures \"$C\" \"$TWO\" | cmp - <(nar-pack --root root \"$TWO\")")
+            .ok();
+        let hash = &two["/nix/store/".len()..][..32];
+        s3.remove(&bucket, &format!("{hash}.narinfo"));
+        for nar in s3.objects(&bucket).iter().filter(|key| key.ends_with(".xz")) {
+            s3.remove(&bucket, nar);
+        }
+    }
 }
