@@ -132,7 +132,9 @@ pub fn main<C: clap::Parser>(tool: &str, run: impl FnOnce(&C) -> Outcome) -> Exi
 
 /// One line on standard error, after the tool's name; it does not matter whether anyone reads it.
 pub fn say(tool: &str, message: impl Display) {
-    let _ = writeln!(io::stderr(), "{tool}: {}", one_line(&message.to_string()));
+    // Made first and written at once, so that the lines of two stages do not mix.
+    let line = format!("{tool}: {}\n", one_line(&message.to_string()));
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 fn print_help(error: &clap::Error) -> ExitCode {

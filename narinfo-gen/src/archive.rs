@@ -12,6 +12,9 @@ use crate::{cache_info, narinfo};
 /// Longest key that is accepted, in bytes (the limit of S3).
 const MAX_KEY: usize = 1024;
 
+/// Longest extended header of a tar that is accepted, in bytes.
+const MAX_EXTENSION: u64 = 64 * 1024;
+
 /// What an object of a binary cache is, told from its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {
@@ -180,12 +183,27 @@ impl Member<'_> {
 pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Outcome) -> Outcome {
     let mut archive = tar::Archive::new(Counted { inner: input, position: 0 });
     let mut end = 0;
-    for entry in archive.entries().map_err(malformed)? {
+    let mut long_name = None;
+    // Raw: the library would read the headers that carry long names whole, however long they say they are.
+    for entry in archive.entries().map_err(malformed)?.raw(true) {
         let mut entry = entry.map_err(malformed)?;
         let size = entry.size();
-        end = (entry.raw_file_position() + size).next_multiple_of(512);
-        let key = key_of(&entry)?;
-        match entry.header().entry_type() {
+        let data_end = entry.raw_file_position().checked_add(size).and_then(|end| end.checked_next_multiple_of(512));
+        end = data_end.ok_or_else(|| Failure::refused("cache archive: a member of impossible size"))?;
+        let kind = entry.header().entry_type();
+        match extension(&mut entry, kind, size)? {
+            Extension::None => {}
+            Extension::Name(name) => {
+                long_name = Some(name);
+                continue;
+            }
+            Extension::Other => continue,
+        }
+        let key = match long_name.take() {
+            Some(name) => key_of(&name)?,
+            None => key_of(&entry.path_bytes())?,
+        };
+        match kind {
             tar::EntryType::Directory => continue,
             tar::EntryType::Regular | tar::EntryType::Continuous => {}
             _ => return Err(Failure::refused(format!("cache archive: {key} is not a regular file"))),
@@ -227,10 +245,49 @@ pub(crate) fn is_of_input(error: &io::Error) -> bool {
     failure || error.raw_os_error().is_some() || error.kind() == io::ErrorKind::Interrupted
 }
 
-fn key_of<R: Read>(entry: &tar::Entry<'_, R>) -> Outcome<String> {
-    let bytes = entry.path_bytes();
+/// A header that only says something of the next member.
+enum Extension {
+    /// It is a member itself.
+    None,
+    /// The next member's name.
+    Name(Vec<u8>),
+    /// Something that does not matter.
+    Other,
+}
+
+fn extension<R: Read>(entry: &mut tar::Entry<'_, R>, kind: tar::EntryType, size: u64) -> Outcome<Extension> {
+    let named = kind.is_gnu_longname() || kind.is_pax_local_extensions();
+    if !named && !kind.is_gnu_longlink() && !kind.is_pax_global_extensions() {
+        return Ok(Extension::None);
+    }
+    if size > MAX_EXTENSION {
+        return Err(Failure::refused(format!("cache archive: an extended header of {size} bytes")));
+    }
+    let mut bytes = Vec::new();
+    Exact { inner: entry, left: size }.read_to_end(&mut bytes).map_err(malformed)?;
+    if kind.is_gnu_longname() {
+        while bytes.last() == Some(&0) {
+            bytes.pop();
+        }
+        return Ok(Extension::Name(bytes));
+    }
+    let mut name = None;
+    for record in tar::PaxExtensions::new(&bytes).filter(|_| kind.is_pax_local_extensions()) {
+        let record = record.map_err(malformed)?;
+        match record.key_bytes() {
+            b"path" => name = Some(record.value_bytes().to_vec()),
+            b"size" => {
+                return Err(Failure::refused("cache archive: a size in an extended header; use tar --format=gnu"));
+            }
+            _ => {}
+        }
+    }
+    Ok(name.map_or(Extension::Other, Extension::Name))
+}
+
+fn key_of(bytes: &[u8]) -> Outcome<String> {
     let wrong = || Failure::refused(format!("cache archive: bad member name \"{}\"", bytes.escape_ascii()));
-    let text = str::from_utf8(&bytes).map_err(|_| wrong())?;
+    let text = str::from_utf8(bytes).map_err(|_| wrong())?;
     let mut key = text;
     while let Some(rest) = key.strip_prefix("./") {
         key = rest;

@@ -355,6 +355,24 @@ pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Outc
     })
 }
 
+/// Undoes a `Content-Encoding`, as caches have it on narinfos, listings and logs; at most `limit` bytes come out.
+///
+/// # Errors
+/// Refuses an encoding that is not known, and what is malformed or larger.
+pub fn decode_content(bytes: Vec<u8>, encoding: Option<&str>, limit: usize) -> Outcome<Vec<u8>> {
+    let name = match encoding.map(str::trim) {
+        None | Some("" | "identity") => return Ok(bytes),
+        Some("x-gzip") => "gzip",
+        Some(name) => name,
+    };
+    let mut decoded = Vec::new();
+    decoder(Compression::from_name(name)?, bytes.as_slice())?
+        .take(limit as u64 + 1)
+        .read_to_end(&mut decoded)
+        .map_err(|error| Failure::refused(format!("does not unpack as {name}: {error}")))?;
+    if decoded.len() > limit { Err(Failure::refused(format!("larger than {limit} bytes"))) } else { Ok(decoded) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,8 @@ const BUFFER: usize = 128 * 1024;
 /// What a compressed NAR turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
+    /// How it is compressed.
+    pub method: Compression,
     /// Hash of the compressed bytes.
     pub file_hash: Sha256,
     /// How many they are.
@@ -37,6 +39,9 @@ impl Facts {
                 narinfo.full_path()
             )))
         };
+        if narinfo.compression != self.method.name() {
+            return differs("Compression", narinfo.compression.clone(), self.method.to_string());
+        }
         if let Some(hash) = narinfo.file_hash.filter(|hash| *hash != self.file_hash) {
             return differs("FileHash", hash.to_string(), self.file_hash.to_string());
         }
@@ -105,7 +110,7 @@ pub fn examine_and(
     // Nix's writers put nothing after the compressed stream, but what is there belongs to the file's hash.
     io::copy(&mut file, &mut io::sink())?;
     let (file_hash, file_size) = file.hasher.finish();
-    Ok(Facts { file_hash, file_size, nar_hash, nar_size })
+    Ok(Facts { method, file_hash, file_size, nar_hash, nar_size })
 }
 
 struct Counted<R> {

@@ -249,7 +249,11 @@ impl Fields {
 
 /// A URL is a key relative to the cache; one that leaves the cache is refused.
 fn parse_url(value: &str) -> Outcome<String> {
-    let inside = !value.is_empty()
+    let lower = value.to_ascii_lowercase();
+    // Servers decode what is percent-encoded.
+    let hidden = ["%2e", "%2f", "%5c", "%00"].iter().any(|code| lower.contains(code));
+    let inside = !hidden
+        && !value.is_empty()
         && !value.starts_with('/')
         && !value.contains("://")
         && value.split(['/', '\\']).all(|part| part != ".." && part != ".")

@@ -100,7 +100,9 @@ pub fn archive(runtime: &Handle, cache: &Cache, narinfos: &[Arc<NarInfo>], out: 
 
 /// The key under which a NAR goes into an archive: its own where that says what it is, else the one that Nix would give.
 fn key_of(narinfo: &NarInfo) -> Outcome<String> {
-    if matches!(Object::of_key(&narinfo.url), Some(Object::Nar(_))) && Compression::from_key(&narinfo.url).is_some() {
+    let named =
+        matches!(Object::of_key(&narinfo.url), Some(Object::Nar(Some(hash))) if Some(hash) == narinfo.file_hash);
+    if named && Compression::from_key(&narinfo.url).is_some() {
         return Ok(narinfo.url.clone());
     }
     let method = Compression::from_name(&narinfo.compression)?;

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use nar_pack::stage::{self, Doing, Failure, Outcome};
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
-use narinfo_gen::compression::{Compression, decoder};
+use narinfo_gen::compression::decode_content;
 use percent_encoding::percent_decode_str;
 use s3_push::chunks::{Chunk, forward};
 use s3_push::client::{Access, Bucket, chain, root_cause};
@@ -67,6 +67,8 @@ impl Source {
             Some(("s3", _)) => Ok(Self::S3(Box::new(Bucket::connect(Location::parse(url)?, access, idle, TOOL).await))),
             Some(("http" | "https", rest)) if !rest.is_empty() => Ok(Self::Http(Http::new(url, idle)?)),
             Some(("file", path)) => {
+                // Parameters of the store, as Nix takes them, concern a Nix client only.
+                let path = path.split('?').next().unwrap_or_default();
                 let path = PathBuf::from(percent_decode_str(path).decode_utf8_lossy().into_owned());
                 if path.is_dir() {
                     return Ok(Self::File(path));
@@ -151,7 +153,7 @@ impl Source {
                 None => return Err(Failure::failed(format!("reading {}: it is cut off", self.shown(key)))),
             }
         }
-        let bytes = decode(bytes, encoding.as_deref(), limit).doing(|| self.shown(key))?;
+        let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.shown(key))?;
         String::from_utf8(bytes).map(Some).map_err(|_| refused("not UTF-8 text".to_owned()))
     }
 
@@ -207,26 +209,15 @@ fn read_file(mut file: std::fs::File, shown: &str, to: &mpsc::Sender<Outcome<Chu
     }
 }
 
-/// Undoes a `Content-Encoding`; caches compress narinfos, listings and logs this way.
-fn decode(bytes: Vec<u8>, encoding: Option<&str>, limit: usize) -> Outcome<Vec<u8>> {
-    let name = match encoding.map(str::trim) {
-        None | Some("" | "identity") => return Ok(bytes),
-        Some("x-gzip") => "gzip",
-        Some(name) => name,
-    };
-    let mut decoded = Vec::new();
-    decoder(Compression::from_name(name)?, bytes.as_slice())?
-        .take(limit as u64 + 1)
-        .read_to_end(&mut decoded)
-        .map_err(|error| Failure::refused(format!("does not unpack as {name}: {error}")))?;
-    if decoded.len() > limit { Err(Failure::refused(format!("larger than {limit} bytes"))) } else { Ok(decoded) }
-}
-
 impl Http {
     fn new(url: &str, idle: Duration) -> Outcome<Self> {
         // Installing it twice is the only way in which this fails.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let base = reqwest::Url::parse(url).map_err(|error| Failure::failed(format!("the cache's URL: {error}")))?;
+        let mut base =
+            reqwest::Url::parse(url).map_err(|error| Failure::failed(format!("the cache's URL: {error}")))?;
+        // Parameters of the store, as Nix takes them, concern a Nix client only.
+        base.set_query(None);
+        base.set_fragment(None);
         let mut shown = base.clone();
         // Only a URL without a host has no place for these.
         let _ = shown.set_username("").and_then(|()| shown.set_password(None));

@@ -4,14 +4,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
 use indicatif::ProgressBar;
 use nar_pack::nar::Restorer;
 use nar_pack::stage::{self, Failure, Outcome};
 use nar_pack::store_path::StorePath;
 use narinfo_gen::narinfo::NarInfo;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::TOOL;
@@ -25,7 +23,8 @@ const ATTEMPTS: u32 = 3;
 /// Paths that are under way or wait for their references, for each request in flight.
 const TASKS_PER_JOB: usize = 8;
 
-type Promise = Shared<BoxFuture<'static, Outcome>>;
+/// How a path ends; a channel, because a long chain of shared futures would be polled as deep as it is long.
+type Promise = watch::Receiver<Option<Outcome>>;
 
 /// What was done.
 #[derive(Debug, Default, Clone, Copy)]
@@ -70,9 +69,14 @@ pub async fn unpack(
             let (cache, staging, slots) = (Arc::clone(&cache), Arc::clone(&staging), Arc::clone(&slots));
             let told = Arc::clone(&narinfo);
             let path = narinfo.path.clone();
-            let work = async move { place(&cache, narinfo, &staging, &slots, references).await }.boxed().shared();
-            promises.insert(path, work.clone().map(|done| done.map(drop)).boxed().shared());
-            tasks.spawn(async move { (told, work.await) });
+            let (ended, promise) = watch::channel(None);
+            promises.insert(path, promise);
+            tasks.spawn(async move {
+                let placed = place(&cache, narinfo, &staging, &slots, references).await;
+                // Nobody may wait for it.
+                let _ = ended.send(Some(placed.clone().map(drop)));
+                (told, placed)
+            });
         }
         let Some(done) = tasks.join_next().await else { break };
         let (narinfo, result) = done.map_err(|_| Failure::failed("a fetching task died"))?;
@@ -114,8 +118,12 @@ async fn place(
         }
         drop(slot);
     }
-    for reference in references {
-        if let Err(failure) = reference.await {
+    for mut reference in references {
+        let ended = match reference.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or(Ok(())),
+            Err(_) => Err(Failure::failed("the pull was given up")),
+        };
+        if let Err(failure) = ended {
             let (staging, path) = (Arc::clone(staging), narinfo.path.clone());
             let _ = tokio::task::spawn_blocking(move || nar_pack::nar::remove_tree(&staging.temporary(&path))).await;
             let why = format!("{}: a path that it references could not be fetched", narinfo.full_path());

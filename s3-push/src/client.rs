@@ -26,7 +26,8 @@ use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::stage::{self, Doing, Failure, Outcome};
+use narinfo_gen::compression::decode_content;
 
 use crate::location::{DEFAULT_REGION, Location};
 use crate::storage::Storage;
@@ -139,8 +140,27 @@ pub struct Object {
     pub size: Option<u64>,
     /// `Content-Encoding`, if any.
     pub encoding: Option<String>,
+    /// The entity tag as the service wrote it.
+    pub etag: Option<String>,
     /// Its bytes.
     pub body: ByteStream,
+}
+
+/// A short object that was read.
+#[derive(Debug, Clone)]
+pub struct Small {
+    /// What it says.
+    pub text: String,
+    /// The entity tag as the service wrote it.
+    pub etag: Option<String>,
+}
+
+/// When an object may be written.
+#[derive(Debug, Clone, Copy)]
+enum If<'a> {
+    Always,
+    New,
+    Unchanged(&'a str),
 }
 
 impl Object {
@@ -293,18 +313,20 @@ impl Bucket {
             Ok(output) => Ok(Some(Object {
                 size: output.content_length.and_then(|size| u64::try_from(size).ok()),
                 encoding: output.content_encoding,
+                etag: output.e_tag,
                 body: output.body,
             })),
             Err(error) => self.absent(&error, "reading", object).map(|()| None),
         }
     }
 
-    /// Reads an object of at most `limit` bytes; none when it is not there.
+    /// Reads an object of at most `limit` bytes of text, undoing its `Content-Encoding`; none when it is not there.
     ///
     /// # Errors
     /// As [`Bucket::get`]; refuses a larger object.
-    pub async fn get_small(&self, object: &str, limit: usize) -> Outcome<Option<Vec<u8>>> {
-        let Some(found) = self.get(object).await? else { return Ok(None) };
+    pub async fn get_small(&self, object: &str, limit: usize) -> Outcome<Option<Small>> {
+        let Some(mut found) = self.get(object).await? else { return Ok(None) };
+        let (etag, encoding) = (found.etag.take(), found.encoding.take());
         let mut bytes = Vec::new();
         let mut body = std::pin::pin!(found.into_stream(self.location.shown(object)));
         while let Some(chunk) = body.next().await {
@@ -314,7 +336,10 @@ impl Bucket {
             }
             bytes.extend_from_slice(&chunk);
         }
-        Ok(Some(bytes))
+        let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.location.shown(object))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| Failure::refused(format!("{}: not UTF-8 text", self.location.shown(object))))?;
+        Ok(Some(Small { text, etag }))
     }
 
     /// Size of an object in bytes; none when it is not there.
@@ -401,7 +426,7 @@ impl Bucket {
     /// # Errors
     /// Fails with the service's word; that a write is forbidden is fatal too.
     pub async fn put(&self, object: &str, content_type: &str, body: Bytes) -> Outcome {
-        self.put_inner(object, content_type, body, false).await.map(|_| ())
+        self.put_inner(object, content_type, body, If::Always).await.map(|_| ())
     }
 
     /// Writes an object unless there is one with that key, where the service can do that, else writes it.
@@ -409,17 +434,31 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::put`].
     pub async fn put_new(&self, object: &str, content_type: &str, body: Bytes) -> Outcome<Written> {
-        self.put_inner(object, content_type, body, true).await
+        self.put_inner(object, content_type, body, If::New).await
     }
 
-    async fn put_inner(&self, object: &str, content_type: &str, body: Bytes, only_new: bool) -> Outcome<Written> {
+    /// Writes an object in the place of the one with that entity tag; [`Written::Existed`] when there is another by now.
+    ///
+    /// # Errors
+    /// As [`Bucket::put`].
+    pub async fn put_over(
+        &self,
+        object: &str,
+        content_type: &str,
+        body: Bytes,
+        etag: Option<&str>,
+    ) -> Outcome<Written> {
+        self.put_inner(object, content_type, body, etag.map_or(If::Always, If::Unchanged)).await
+    }
+
+    async fn put_inner(&self, object: &str, content_type: &str, body: Bytes, when: If<'_>) -> Outcome<Written> {
         if self.dry_run {
             return Ok(Written::Created);
         }
         let mut conflicts = Conflicts::default();
         loop {
             self.count(Kind::Put);
-            let conditional = only_new && self.conditional.load(Ordering::Relaxed);
+            let conditional = !matches!(when, If::Always) && self.conditional.load(Ordering::Relaxed);
             let request = self
                 .storage
                 .on_put(self.client.put_object())
@@ -427,7 +466,11 @@ impl Bucket {
                 .key(self.location.key(object))
                 .content_type(content_type)
                 .set_checksum_algorithm(self.checksum())
-                .set_if_none_match(conditional.then(|| "*".to_owned()))
+                .set_if_none_match((conditional && matches!(when, If::New)).then(|| "*".to_owned()))
+                .set_if_match(match when {
+                    If::Unchanged(etag) if conditional => Some(etag.to_owned()),
+                    _ => None,
+                })
                 .body(ByteStream::from(body.clone()));
             match request.send().await {
                 Ok(_) => return Ok(Written::Created),

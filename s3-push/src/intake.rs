@@ -25,6 +25,11 @@ use crate::upload::{Body, Form, Memory, Part, PartSizes};
 /// Largest object beside NARs and narinfos (a build log, a listing), in bytes.
 const MAX_OBJECT: u64 = 64 << 20;
 
+/// Largest object that S3 takes, in bytes: 5 TiB.
+const MAX_NAR: u64 = 5 << 40;
+/// Bytes that are set aside for a part before any of it is there.
+const MOST_RESERVED: usize = 16 << 20;
+
 /// What comes in.
 pub enum Event {
     /// `nix-cache-info`.
@@ -86,7 +91,8 @@ impl Intake {
             self.send(Event::Pressure)?;
             self.runtime.block_on(self.memory.take(size))?
         };
-        let mut bytes = Vec::with_capacity(size);
+        // Not more at once than is sure to come: sizes are what somebody claims.
+        let mut bytes = Vec::with_capacity(size.min(MOST_RESERVED));
         body.take(size as u64).read_to_end(&mut bytes)?;
         Ok(Part::new(Bytes::from(bytes), share))
     }
@@ -123,6 +129,9 @@ impl Intake {
 
     /// A NAR that somebody else packed is examined while it is sent.
     fn received_nar(&self, member: &mut Member<'_>, hash: Option<narinfo_gen::hash::Sha256>) -> Outcome {
+        if member.size > MAX_NAR {
+            return Err(Failure::refused(format!("{} bytes; S3 takes no object above 5 TiB", member.size)));
+        }
         let Some(method) = Compression::from_key(&member.key) else {
             return Err(Failure::refused("its name does not tell how it is compressed"));
         };
@@ -162,7 +171,7 @@ impl Intake {
         let (parts, arriving) = mpsc::channel(2);
         let nar = Nar { key: key.to_owned(), size, body: Body { parts: arriving, form: sizes.form() }, verdict };
         let mut nar = Some(nar);
-        if matches!(sizes.form(), Form::Large(_)) {
+        if matches!(sizes.form(), Form::Large { .. }) {
             self.announce(&mut nar)?;
         }
         let mut left = size;
@@ -202,7 +211,8 @@ impl Intake {
         settings: Settings,
         registry: &mut Registry,
     ) -> Outcome {
-        let mut describer = Describer { settings, registry, sink: self, warn: |warning| stage::say(TOOL, warning) };
+        let sink = Packed { intake: self, method: settings.method };
+        let mut describer = Describer { settings, registry, sink, warn: |warning| stage::say(TOOL, warning) };
         match path {
             Some(path) if kind == Kind::Nar => describer.nar(&mut input, &path, None).doing(|| path.to_string()),
             _ => describer.export(&mut input),
@@ -210,9 +220,16 @@ impl Intake {
     }
 }
 
-impl Sink for &Intake {
+/// What is packed here, on its way to the bucket.
+struct Packed<'a> {
+    intake: &'a Intake,
+    method: Compression,
+}
+
+impl Sink for Packed<'_> {
     fn nar(&mut self, key: &str, mut nar: PackedNar) -> Outcome {
         let facts = Facts {
+            method: self.method,
             file_hash: nar.file_hash,
             file_size: nar.file_size,
             nar_hash: nar.nar_hash,
@@ -220,10 +237,10 @@ impl Sink for &Intake {
         };
         let (verdict, judged) = oneshot::channel();
         let _ = verdict.send(Ok(facts));
-        Intake::nar(self, key, nar.file_size, &mut nar.body, judged, |_| {})
+        self.intake.nar(key, nar.file_size, &mut nar.body, judged, |_| {})
     }
 
     fn narinfo(&mut self, narinfo: NarInfo, _: bool) -> Outcome {
-        self.send(Event::Narinfo(Box::new(narinfo)))
+        self.intake.send(Event::Narinfo(Box::new(narinfo)))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Shared};
-use futures_util::{FutureExt, future};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future, stream};
 use nar_pack::references::references_first;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
@@ -15,7 +15,7 @@ use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::proves_itself;
 use narinfo_gen::examine::{Facts, examine};
 use narinfo_gen::narinfo::{self, NarInfo};
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::chunks::{ChunkReader, Plain, forward};
@@ -44,10 +44,17 @@ pub struct Options {
 
 /// NARs and narinfos under way at once; beyond that, reading waits.
 const MOST_TASKS: usize = 256;
+/// Paths that are asked about at once.
+const ASKED_AT_ONCE: usize = 16;
+/// Attempts at changing a narinfo that others change too.
+const TRIES: u32 = 20;
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(200);
 
 type Promise<T> = Shared<BoxFuture<'static, Outcome<T>>>;
+
+/// How a path ends. A channel and not a shared future: a long chain of references would be polled as deep as it is long.
+type Visible = watch::Receiver<Option<Outcome>>;
 
 /// What became of a NAR.
 #[derive(Clone)]
@@ -92,7 +99,7 @@ pub struct Publisher {
     shop: Arc<Shop>,
     report: Report,
     nars: HashMap<String, KnownNar>,
-    paths: HashMap<HashPart, Promise<()>>,
+    paths: HashMap<HashPart, Visible>,
     /// Narinfos of which the NAR or a reference has not come yet, and may still come.
     deferred: Vec<NarInfo>,
     /// NARs that were refused and that no path has claimed.
@@ -100,7 +107,16 @@ pub struct Publisher {
     /// Keys of NARs that a path tells about.
     claimed: HashSet<String>,
     tasks: JoinSet<Done>,
-    cache_info: bool,
+    cache_info: CacheInfoState,
+}
+
+/// Whether the cache has a `nix-cache-info`, and whose word it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CacheInfoState {
+    Missing,
+    /// Made by this push without being told what to say.
+    MadeUp,
+    There,
 }
 
 impl Publisher {
@@ -111,8 +127,8 @@ impl Publisher {
     pub async fn open(uploader: Arc<Uploader>, options: Options, report: Report) -> Outcome<Self> {
         let bucket = &uploader.bucket;
         let found = bucket.get_small(cache_info::KEY, cache_limit()).await?;
-        if let Some(bytes) = &found {
-            require_store_dir(bytes, &options.store_dir).doing(|| bucket.location().shown(cache_info::KEY))?;
+        if let Some(found) = &found {
+            require_store_dir(&found.text, &options.store_dir).doing(|| bucket.location().shown(cache_info::KEY))?;
         }
         let existing = Existing::look(bucket).await?;
         let shop = Arc::new(Shop { spares: Mutex::default(), uploader, existing, options });
@@ -125,7 +141,7 @@ impl Publisher {
             refused_nars: HashMap::new(),
             claimed: HashSet::new(),
             tasks: JoinSet::new(),
-            cache_info: found.is_some(),
+            cache_info: if found.is_some() { CacheInfoState::There } else { CacheInfoState::Missing },
         })
     }
 
@@ -213,17 +229,24 @@ impl Publisher {
         }
     }
 
-    /// Sees to it that there is a `nix-cache-info` before the first narinfo.
+    /// Sees to it that there is a `nix-cache-info` before the first narinfo. One that comes later than that, as in a tar
+    /// of any order, takes the place of what this push had to make up.
     async fn need_cache_info(&mut self, given: Option<CacheInfo>) -> Outcome {
-        if std::mem::replace(&mut self.cache_info, true) {
-            return Ok(());
+        match (self.cache_info, &given) {
+            (CacheInfoState::Missing, _) | (CacheInfoState::MadeUp, Some(_)) => {}
+            _ => return Ok(()),
         }
+        let late = self.cache_info == CacheInfoState::MadeUp;
+        self.cache_info = if given.is_some() { CacheInfoState::There } else { CacheInfoState::MadeUp };
         let options = &self.shop.options;
         let mut info = given.unwrap_or_else(|| CacheInfo::new(options.store_dir.clone()));
         info.priority = options.priority.or(info.priority);
         info.want_mass_query = options.want_mass_query.or(info.want_mass_query);
-        let content_type = Object::CacheInfo.content_type();
-        self.shop.uploader.bucket.put_new(cache_info::KEY, content_type, info.to_string().into()).await.map(drop)
+        let (bucket, content_type) = (&self.shop.uploader.bucket, Object::CacheInfo.content_type());
+        if late {
+            return bucket.put(cache_info::KEY, content_type, info.to_string().into()).await;
+        }
+        bucket.put_new(cache_info::KEY, content_type, info.to_string().into()).await.map(drop)
     }
 
     fn nar(&mut self, nar: Nar) {
@@ -302,15 +325,22 @@ impl Publisher {
         let unknown: Vec<StorePath> =
             others.filter(|path| !self.paths.contains_key(&path.hash_part())).cloned().collect();
         let (existing, bucket) = (&self.shop.existing, &self.shop.uploader.bucket);
-        let asked = unknown.iter().map(|path| existing.has(bucket, path.hash_part()));
-        let answers = future::try_join_all(asked).await?;
+        let asked = stream::iter(unknown.iter().map(|path| existing.has(bucket, path.hash_part())));
+        let answers: Vec<bool> = asked.buffered(ASKED_AT_ONCE).try_collect().await?;
         Ok(unknown.into_iter().zip(answers).filter(|(_, there)| !there).map(|(path, _)| path).collect())
     }
 
     /// Everything that can come has come: what is still missing is missing.
     async fn publish_deferred(&mut self) -> Outcome {
-        let deferred: HashMap<StorePath, NarInfo> =
-            self.deferred.drain(..).map(|narinfo| (narinfo.path.clone(), narinfo)).collect();
+        let mut deferred: HashMap<StorePath, NarInfo> = HashMap::new();
+        for narinfo in self.deferred.drain(..) {
+            let narinfo = match deferred.remove(&narinfo.path) {
+                Some(first) if first.same_contents(&narinfo) => first.completed_by(&narinfo),
+                Some(first) => first,
+                None => narinfo,
+            };
+            deferred.insert(narinfo.path.clone(), narinfo);
+        }
         let paths: Vec<StorePath> = deferred.keys().cloned().collect();
         let order = references_first(&paths, |path| deferred.get(path).map_or(&[], |narinfo| &narinfo.references));
         let order = match order {
@@ -318,6 +348,11 @@ impl Publisher {
             Err(cycle) => return self.report.refused("narinfos", cycle),
         };
         for path in order {
+            while self.tasks.len() >= MOST_TASKS
+                && let Some(done) = self.tasks.join_next().await
+            {
+                self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
+            }
             let narinfo = &deferred[path];
             let missing = self.missing_references(narinfo).await?;
             if let (Some(first), false) = (missing.first(), self.shop.options.allow_missing_references) {
@@ -325,7 +360,7 @@ impl Publisher {
                     "it references {}, which is neither in the cache nor in this push",
                     self.shop.options.store_dir.join(first)
                 ));
-                self.paths.insert(path.hash_part(), future::ready(Err(failure.clone())).boxed().shared());
+                self.paths.insert(path.hash_part(), watch::channel(Some(Err(failure.clone()))).1);
                 self.report.refused(&narinfo.full_path(), failure)?;
             } else {
                 self.publish(narinfo.clone());
@@ -354,10 +389,14 @@ impl Publisher {
         if let Some(promise) = &nar {
             self.nars.insert(narinfo.url.clone(), KnownNar::Promised(promise.clone()));
         }
-        let work = async move { shop.publish(narinfo, nar, references).await }.boxed().shared();
-        let visible = work.clone().map(|status| status.map(drop)).boxed().shared();
+        let (ended, visible) = watch::channel(None);
         self.paths.insert(hash, visible);
-        self.tasks.spawn(async move { Done::Path(path, work.await) });
+        self.tasks.spawn(async move {
+            let status = shop.publish(narinfo, nar, references).await;
+            // Nobody may wait for it.
+            let _ = ended.send(Some(status.clone().map(drop)));
+            Done::Path(path, status)
+        });
     }
 }
 
@@ -441,7 +480,7 @@ impl Shop {
         &self,
         narinfo: NarInfo,
         nar: Option<Promise<NarState>>,
-        references: Vec<(StorePath, Promise<()>)>,
+        references: Vec<(StorePath, Visible)>,
     ) -> Outcome<Status> {
         if self.options.narinfos_alone {
             return self.replace(&narinfo, references).await;
@@ -457,6 +496,10 @@ impl Shop {
             return Ok(status);
         }
         let proof = match state {
+            // Its size alone does not prove an object of which the name tells no hash.
+            Some(NarState::There(_, complete)) if complete.existed() && !names_hash(&narinfo.url) => {
+                self.examine_remote(&narinfo).await?
+            }
             Some(NarState::There(_, complete)) => complete,
             Some(NarState::NotNeeded(facts, spare)) => match self.send_spare(&narinfo, facts, &spare).await? {
                 Some(complete) => complete,
@@ -469,24 +512,29 @@ impl Shop {
     }
 
     /// Makes a narinfo visible. The proof that its NAR is complete cannot be had otherwise.
-    async fn put(&self, narinfo: &NarInfo, _: Complete, references: Vec<(StorePath, Promise<()>)>) -> Outcome<Status> {
+    async fn put(&self, narinfo: &NarInfo, _: Complete, references: Vec<(StorePath, Visible)>) -> Outcome<Status> {
         self.await_references(narinfo, references).await?;
         let written = {
             let _slot = self.uploader.slot().await?;
             self.bucket().put_new(&narinfo.key(), content_type(), narinfo.to_string().into()).await?
         };
         if written == Written::Existed
-            && let Some(status) = self.present(narinfo).await?
+            && let Some(status) = self.complete_present(narinfo).await?
         {
+            self.existing.add(narinfo.path.hash_part()).await;
             return Ok(status);
         }
         self.existing.add(narinfo.path.hash_part()).await;
         Ok(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) })
     }
 
-    async fn await_references(&self, narinfo: &NarInfo, references: Vec<(StorePath, Promise<()>)>) -> Outcome {
-        for (path, visible) in references {
-            if let (Err(failure), false) = (visible.await, self.options.allow_missing_references) {
+    async fn await_references(&self, narinfo: &NarInfo, references: Vec<(StorePath, Visible)>) -> Outcome {
+        for (path, mut visible) in references {
+            let ended = match visible.wait_for(Option::is_some).await {
+                Ok(ended) => ended.clone().unwrap_or(Ok(())),
+                Err(_) => Err(Failure::failed("the push was given up")),
+            };
+            if let (Err(failure), false) = (ended, self.options.allow_missing_references) {
                 let path = self.options.store_dir.join(&path);
                 let why = format!("{}: it references {path}, which was not published", narinfo.full_path());
                 return Err(if failure.is_refusal() { Failure::refused(why) } else { failure });
@@ -505,49 +553,73 @@ impl Shop {
         if self.existing.etag(hash).await.is_some_and(|etag| etag == md5_hex(text.as_bytes())) {
             return Ok(Some(Status::Present));
         }
-        let Some(there) = self.fetch(narinfo).await? else { return Ok(None) };
-        if !there.same_contents(narinfo) {
-            return Ok(Some(Status::Other));
-        }
-        let completed = there.clone().completed_by(narinfo);
-        if completed == there {
-            return Ok(Some(Status::Present));
-        }
-        let _slot = self.uploader.slot().await?;
-        self.bucket().put(&completed.key(), content_type(), completed.to_string().into()).await?;
-        Ok(Some(Status::Signed))
+        self.complete_present(narinfo).await
     }
 
-    async fn fetch(&self, narinfo: &NarInfo) -> Outcome<Option<NarInfo>> {
+    /// Adds to the narinfo in the cache what it lacks; none when there is no narinfo.
+    async fn complete_present(&self, narinfo: &NarInfo) -> Outcome<Option<Status>> {
+        for _ in 0..TRIES {
+            let Some((there, etag)) = self.fetch(narinfo).await? else { return Ok(None) };
+            if !there.same_contents(narinfo) {
+                return Ok(Some(Status::Other));
+            }
+            let completed = there.clone().completed_by(narinfo);
+            if completed == there {
+                return Ok(Some(Status::Present));
+            }
+            if self.put_over(&completed, etag.as_deref()).await? {
+                return Ok(Some(Status::Signed));
+            }
+        }
+        Err(busy(narinfo))
+    }
+
+    /// The narinfo that the cache has of this path now, with its entity tag.
+    async fn fetch(&self, narinfo: &NarInfo) -> Outcome<Option<(NarInfo, Option<String>)>> {
         let _slot = self.uploader.slot().await?;
-        let Some(bytes) = self.bucket().get_small(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
-        let text = String::from_utf8(bytes).map_err(|_| Failure::refused("not UTF-8 text"));
+        let Some(found) = self.bucket().get_small(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
         let at = || self.bucket().location().shown(&narinfo.key());
-        text.and_then(|text| NarInfo::parse(&text, &self.options.store_dir)).doing(at).map(Some)
+        let there = NarInfo::parse(&found.text, &self.options.store_dir).doing(at)?;
+        Ok(Some((there, found.etag)))
+    }
+
+    /// Puts a narinfo in the place of the one with that entity tag; false when somebody else was faster.
+    async fn put_over(&self, narinfo: &NarInfo, etag: Option<&str>) -> Outcome<bool> {
+        let _slot = self.uploader.slot().await?;
+        let body = narinfo.to_string().into();
+        let written = self.bucket().put_over(&narinfo.key(), content_type(), body, etag).await?;
+        self.existing.add(narinfo.path.hash_part()).await;
+        Ok(written == Written::Created)
     }
 
     /// A narinfo that comes alone takes the place of the one in the cache, of which it keeps what it lacks itself, unless
     /// it is to be exact. If it says something else about its NAR, the NAR is read back and checked.
-    async fn replace(&self, narinfo: &NarInfo, references: Vec<(StorePath, Promise<()>)>) -> Outcome<Status> {
-        let there = self.fetch(narinfo).await?;
-        let kept = there.as_ref().filter(|there| !self.options.exact && there.same_contents(narinfo));
-        let narinfo = kept.map_or_else(|| narinfo.clone(), |there| narinfo.clone().completed_by(there));
-        if there.as_ref() == Some(&narinfo) {
-            return Ok(Status::Present);
+    async fn replace(&self, narinfo: &NarInfo, references: Vec<(StorePath, Visible)>) -> Outcome<Status> {
+        if self.options.exact && narinfo.signatures.is_empty() {
+            return Err(Failure::refused(format!("{}: --exact would drop every signature", narinfo.full_path())));
         }
-        let same_nar = there.is_some_and(|there| {
-            (&there.url, &there.compression, there.file_hash, there.file_size)
-                == (&narinfo.url, &narinfo.compression, narinfo.file_hash, narinfo.file_size)
-                && there.same_contents(&narinfo)
-        });
-        if !same_nar {
-            self.examine_remote(&narinfo).await?;
-            self.await_references(&narinfo, references).await?;
+        self.await_references(narinfo, references).await?;
+        for _ in 0..TRIES {
+            let there = self.fetch(narinfo).await?;
+            let (there, etag) = there.map_or((None, None), |(there, etag)| (Some(there), etag));
+            let kept = there.as_ref().filter(|there| !self.options.exact && there.same_contents(narinfo));
+            let narinfo = kept.map_or_else(|| narinfo.clone(), |there| narinfo.clone().completed_by(there));
+            if there.as_ref() == Some(&narinfo) {
+                return Ok(Status::Present);
+            }
+            let same_nar = there.is_some_and(|there| same_file(&there, &narinfo) && there.same_contents(&narinfo));
+            if !same_nar {
+                self.examine_remote(&narinfo).await?;
+            }
+            if self.put_over(&narinfo, etag.as_deref()).await? {
+                return Ok(if same_nar {
+                    Status::Signed
+                } else {
+                    Status::Sent { bytes: 0, signed: is_signed(&narinfo) }
+                });
+            }
         }
-        let _slot = self.uploader.slot().await?;
-        self.bucket().put(&narinfo.key(), content_type(), narinfo.to_string().into()).await?;
-        self.existing.add(narinfo.path.hash_part()).await;
-        Ok(if same_nar { Status::Signed } else { Status::Sent { bytes: 0, signed: is_signed(&narinfo) } })
+        Err(busy(narinfo))
     }
 
     /// Reads the NAR of a narinfo back from the bucket, to see that it is there and what the narinfo says.
@@ -570,6 +642,19 @@ impl Shop {
     }
 }
 
+fn names_hash(url: &str) -> bool {
+    matches!(Object::of_key(url), Some(Object::Nar(Some(_))))
+}
+
+/// Whether both name the same file with the same compression.
+fn same_file(a: &NarInfo, b: &NarInfo) -> bool {
+    (&a.url, &a.compression, a.file_hash, a.file_size) == (&b.url, &b.compression, b.file_hash, b.file_size)
+}
+
+fn busy(narinfo: &NarInfo) -> Failure {
+    Failure::failed(format!("{}: others kept changing its narinfo {TRIES} times", narinfo.full_path()))
+}
+
 fn content_type() -> &'static str {
     "text/x-nix-narinfo"
 }
@@ -578,8 +663,7 @@ fn cache_limit() -> usize {
     usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX)
 }
 
-fn require_store_dir(bytes: &[u8], store_dir: &StoreDir) -> Outcome {
-    let text = str::from_utf8(bytes).map_err(|_| Failure::refused("not UTF-8 text"))?;
+fn require_store_dir(text: &str, store_dir: &StoreDir) -> Outcome {
     CacheInfo::parse(text)?.require(store_dir)
 }
 

@@ -10,6 +10,7 @@ use nar_pack::stage::{self, Doing, Failure, Outcome};
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use narinfo_gen::archive::Object;
 use narinfo_gen::describe::require_path;
+use narinfo_gen::hash::{Hasher, Sha256};
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -180,9 +181,17 @@ async fn until_interrupted<T>(uploader: &Uploader, pushing: impl Future<Output =
 /// Uploads standard input under one key.
 fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Outcome {
     let object = Object::of_key(key);
-    if matches!(object, Some(Object::Narinfo(_))) {
-        return Err(Failure::failed(format!("{key}: a narinfo is pushed without --key, so that it is checked")));
+    let last = key.rsplit('/').next().unwrap_or_default();
+    if let Some(Object::Narinfo(_) | Object::CacheInfo) = Object::of_key(last) {
+        return Err(Failure::failed(format!("{key}: is made by a push without --key, which checks it")));
     }
+    let wanted = match object {
+        Some(Object::Nar(Some(hash))) => Some(hash),
+        Some(Object::Nar(None)) => {
+            return Err(Failure::failed(format!("{key}: the name of a NAR is its hash, nar/<FileHash>.nar…")));
+        }
+        _ => None,
+    };
     let plain =
         !key.is_empty() && key.len() <= 1024 && !key.starts_with('/') && !key.contains(|c: char| c.is_control());
     if !plain || key.split('/').any(|part| matches!(part, "." | "..")) {
@@ -199,7 +208,15 @@ fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Ou
     let sending = async {
         let (parts, arriving) = mpsc::channel(2);
         let reading = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, sizes, &parts, &handle));
-        let read = async { reading.await.unwrap_or_else(|_| Err(Failure::failed("the reading thread died"))) };
+        let read = async {
+            let (hash, size) = reading.await.unwrap_or_else(|_| Err(Failure::failed("the reading thread died")))?;
+            match wanted.filter(|wanted| *wanted != hash) {
+                Some(_) => {
+                    Err(Failure::refused(format!("{key}: the hash of the bytes is {hash}, not what the key says")))
+                }
+                None => Ok(size),
+            }
+        };
         let target = Target { key, content_type, replace };
         uploader.send(&target, Body { parts: arriving, form: Form::Unknown }, read).await
     };
@@ -211,15 +228,15 @@ fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Ou
     Ok(())
 }
 
-/// Cuts standard input into parts; returns how many bytes there were.
+/// Cuts standard input into parts; returns the hash of all bytes, and how many there were.
 fn read_parts(
     input: &mut impl Read,
     memory: &Memory,
     sizes: PartSizes,
     parts: &mpsc::Sender<Part>,
     runtime: &Handle,
-) -> Outcome<u64> {
-    let mut total = 0;
+) -> Outcome<(Sha256, u64)> {
+    let mut hasher = Hasher::default();
     for index in 0.. {
         let want = sizes.of(index);
         let share = runtime.block_on(memory.take(want))?;
@@ -230,7 +247,7 @@ fn read_parts(
             .read_to_end(&mut bytes)
             .map_err(Failure::from)
             .doing(|| "reading standard input")?;
-        total += bytes.len() as u64;
+        hasher.update(&bytes);
         let last = bytes.len() < want;
         if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), share)).is_err() {
             return Err(Failure::failed("the upload was given up"));
@@ -239,5 +256,5 @@ fn read_parts(
             break;
         }
     }
-    Ok(total)
+    Ok(hasher.finish())
 }

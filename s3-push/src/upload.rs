@@ -44,8 +44,13 @@ pub struct Body {
 pub enum Form {
     /// One, or none when it is empty.
     Whole,
-    /// Several, of so many bytes together.
-    Large(u64),
+    /// Several, of `part` bytes each but the last, and of `size` together.
+    Large {
+        /// Bytes of all parts.
+        size: u64,
+        /// Bytes of one part.
+        part: u64,
+    },
     /// Nobody knows yet.
     Unknown,
 }
@@ -72,7 +77,18 @@ pub enum Replace {
 
 /// Proof that an object is complete in the bucket: made here and nowhere else.
 #[derive(Debug, Clone, Copy)]
-pub struct Complete(());
+pub struct Complete {
+    /// It was there before; only its size has been looked at.
+    existed: bool,
+}
+
+impl Complete {
+    /// Whether somebody else wrote it.
+    #[must_use]
+    pub fn existed(self) -> bool {
+        self.existed
+    }
+}
 
 /// The memory that bodies may take up together.
 #[derive(Debug, Clone)]
@@ -153,7 +169,7 @@ impl PartSizes {
         match self.size {
             None => Form::Unknown,
             Some(size) if size <= self.of(0) as u64 => Form::Whole,
-            Some(size) => Form::Large(size),
+            Some(size) => Form::Large { size, part: self.of(0) as u64 },
         }
     }
 }
@@ -234,13 +250,13 @@ impl Uploader {
         let Target { key, content_type, replace } = *target;
         // Only a body of unknown size needs a look ahead; a large part must not wait for memory that the first one has.
         let mut early = Vec::new();
-        if !matches!(body.form, Form::Large(_)) {
+        if !matches!(body.form, Form::Large { .. }) {
             early.extend(body.parts.recv().await);
             if matches!(body.form, Form::Unknown) && !early.is_empty() {
                 early.extend(body.parts.recv().await);
             }
         }
-        if early.len() < 2 && !matches!(body.form, Form::Large(_)) {
+        if early.len() < 2 && !matches!(body.form, Form::Large { .. }) {
             // The verdict first: a body that was cut off has no parts either.
             let value = verdict.await?;
             let bytes = early.first().map(|part| part.bytes.clone()).unwrap_or_default();
@@ -254,13 +270,13 @@ impl Uploader {
             self.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             return self.settle(key, written, bytes.len() as u64).await.map(|complete| (value, complete));
         }
-        let (upload, there) = self.begin(target).await?;
+        let (upload, there) = self.begin(target, body.form).await?;
         self.note(key, Some((upload.clone(), replace)));
         let mut sending = Sending { upload: &upload, replace, form: body.form, there, received: 0 };
         let result = self.send_large(&mut sending, early, &mut body.parts, verdict).await;
         // Parts that are good are left for the next run to continue; what was refused as a whole is not.
-        let refused_whole =
-            result.as_ref().is_err_and(Failure::is_refusal) && body.form == Form::Large(sending.received);
+        let refused_whole = result.as_ref().is_err_and(Failure::is_refusal)
+            && matches!(body.form, Form::Large { size, .. } if size == sending.received);
         if refused_whole || (result.is_err() && replace == Replace::Allowed) {
             self.bucket.abort(&upload).await;
         }
@@ -268,11 +284,13 @@ impl Uploader {
         result
     }
 
-    async fn begin(&self, target: &Target<'_>) -> Outcome<(Multipart, HashMap<i32, RemotePart>)> {
+    async fn begin(&self, target: &Target<'_>, form: Form) -> Outcome<(Multipart, HashMap<i32, RemotePart>)> {
         let _slot = self.slot().await?;
         // Only under a NAR's key is it certain that somebody else's parts are parts of the same bytes.
         if target.replace == Replace::Never
+            && let Form::Large { part, .. } = form
             && let Some(found) = self.bucket.unfinished(target.key).await
+            && agree(&found.1, part)
         {
             return Ok(found);
         }
@@ -312,7 +330,9 @@ impl Uploader {
     /// Whether the object that is being sent is there after all.
     async fn find_sent(&self, sending: &Sending<'_>) -> Option<Complete> {
         match (sending.replace, sending.form) {
-            (Replace::Never, Form::Large(size)) => self.find(&sending.upload.key, Some(size)).await.ok().flatten(),
+            (Replace::Never, Form::Large { size, .. }) => {
+                self.find(&sending.upload.key, Some(size)).await.ok().flatten()
+            }
             _ => None,
         }
     }
@@ -366,10 +386,10 @@ impl Uploader {
     async fn settle(&self, key: &str, written: Written, size: u64) -> Outcome<Complete> {
         if written == Written::Created {
             self.sent.fetch_add(size, Ordering::Relaxed);
-            return Ok(Complete(()));
+            return Ok(Complete { existed: false });
         }
         match self.bucket.size(key).await? {
-            Some(there) if there == size => Ok(Complete(())),
+            Some(there) if there == size => Ok(Complete { existed: true }),
             there => Err(Failure::refused(format!(
                 "{}: the bucket has an object of {} bytes under this key, not of {size}; remove it, it is damaged",
                 self.bucket.location().shown(key),
@@ -385,7 +405,7 @@ impl Uploader {
     pub async fn find(&self, key: &str, size: Option<u64>) -> Outcome<Option<Complete>> {
         let _slot = self.slot().await?;
         let found = self.bucket.size(key).await?;
-        Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| Complete(())))
+        Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| Complete { existed: true }))
     }
 
     fn note(&self, key: &str, upload: Option<(Multipart, Replace)>) {
@@ -404,6 +424,12 @@ impl Uploader {
             self.bucket.abort(upload).await;
         }
     }
+}
+
+/// Whether parts were cut as ours are; otherwise two pushers at work would spoil each other's upload.
+fn agree(parts: &HashMap<i32, RemotePart>, size: u64) -> bool {
+    let last = parts.keys().max();
+    parts.iter().all(|(number, part)| part.size == size || (Some(number) == last && part.size < size))
 }
 
 /// The entity tag that S3 gives bytes sent in one request.
@@ -432,7 +458,10 @@ mod tests {
             assert!(size.div_ceil(sizes.of(0) as u64) <= MOST_PARTS);
         }
         assert_eq!(PartSizes::new(8 << 20, Some(8 << 20)).form(), Form::Whole);
-        assert_eq!(PartSizes::new(8 << 20, Some((8 << 20) + 1)).form(), Form::Large((8 << 20) + 1));
+        assert_eq!(
+            PartSizes::new(8 << 20, Some((8 << 20) + 1)).form(),
+            Form::Large { size: (8 << 20) + 1, part: 8 << 20 }
+        );
     }
 
     #[test]
