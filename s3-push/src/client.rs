@@ -407,7 +407,7 @@ impl Bucket {
                 format!("cannot reach {}: {}", self.service(), root_cause(error))
             }
             (None, SdkError::TimeoutError(_)) => format!("{} did not answer in time", self.service()),
-            _ => text,
+            _ => text.trim_start_matches("dispatch failure: ").trim_start_matches("other: ").to_owned(),
         }
     }
 
