@@ -9,6 +9,7 @@
 #![allow(clippy::must_use_candidate, clippy::return_self_not_must_use)]
 
 mod embedded;
+pub mod fault_proxy;
 mod minio;
 pub mod nix;
 mod random;
