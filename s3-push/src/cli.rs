@@ -4,6 +4,8 @@ use clap::{Args, Parser, ValueEnum};
 use nar_pack::cli::Knowledge;
 use narinfo_gen::cli::Packing;
 
+use crate::patience::ATTEMPTS;
+
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache.
 ///
 /// Reads from standard input a cache archive, an export stream, a NAR (then STORE-PATH says what it is) or narinfo text,
@@ -55,13 +57,17 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_size)]
     pub part_size: u64,
 
-    /// Requests in flight at once
+    /// Requests in flight at once; fewer while the service asks for patience (503, 429)
     #[arg(short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: u16,
 
     /// Give an attempt up when nothing moves for so many seconds; there is no bound on a whole transfer
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600))]
     pub idle_timeout: u16,
+
+    /// Attempts at one request, with growing random waits between them
+    #[arg(long, value_name = "N", default_value_t = ATTEMPTS, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts: u32,
 
     /// Print one JSON object per path and a summary instead of the store paths
     #[arg(long)]

@@ -12,13 +12,11 @@ use aws_config::profile::region::ProfileFileRegionProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::credential_feature::AwsCredentialFeature;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
-use aws_sdk_s3::config::{
-    ConfigBag, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents,
-};
-use aws_sdk_s3::error::BoxError;
+use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
@@ -30,15 +28,12 @@ use nar_pack::stage::{self, Doing, Failure, Outcome};
 use narinfo_gen::compression::decode_content;
 
 use crate::location::{DEFAULT_REGION, Location};
+use crate::pace::{Pace, Slot};
+use crate::patience::{Attempts, BACKOFF, Patience, PleaForPatience, Tries};
 use crate::storage::Storage;
 
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Wait before the first repetition.
-const BACKOFF: Duration = Duration::from_millis(200);
-/// Attempts at one request, the first included.
-const ATTEMPTS: u32 = 5;
-
 /// What repetitions cost is taken from a budget of this bucket's own: the process-wide one, of 500 tokens, is spent by
 /// one bad minute of bulk work.
 const RETRY_TOKENS: usize = 10_000;
@@ -66,6 +61,9 @@ pub struct Bucket {
     /// Cleared when the service turns out not to have conditional writes.
     conditional: AtomicBool,
     requests: Requests,
+    pace: Arc<Pace>,
+    patience: Patience,
+    credentials: Option<SharedCredentialsProvider>,
 }
 
 /// Requests made, by kind, and how often one was repeated.
@@ -103,26 +101,6 @@ impl Kind {
         (Self::ListUploads, "listMultipartUploads"),
         (Self::ListParts, "listParts"),
     ];
-}
-
-/// Counts attempts, the SDK's repetitions included.
-#[derive(Debug)]
-struct CountAttempts(Arc<AtomicU64>);
-
-impl Intercept for CountAttempts {
-    fn name(&self) -> &'static str {
-        "CountAttempts"
-    }
-
-    fn read_before_attempt(
-        &self,
-        _: &BeforeTransmitInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
 }
 
 /// What became of a conditional write.
@@ -180,6 +158,17 @@ pub struct Listed {
     pub etag: String,
 }
 
+/// Where a page of a listing begins.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// With the first key.
+    Beginning,
+    /// With the first key after this one.
+    After(String),
+    /// Where the page that told this token ended.
+    Page(String),
+}
+
 /// One page of a listing.
 pub struct Page {
     /// The entries.
@@ -212,8 +201,15 @@ type Sdk<E> = SdkError<E, HttpResponse>;
 impl Bucket {
     /// Sets up a client; nothing is sent yet. `tool` begins the hints that it prints.
     ///
-    /// An answer must begin within `idle`, and a transfer must not stall for longer; it may take as long as it likes.
-    pub async fn connect(location: Location, access: Access, idle: Duration, tool: &'static str) -> Self {
+    /// An answer must begin within the idle time of `patience`, and a transfer must not stall for longer; it may take as
+    /// long as it likes.
+    pub async fn connect(
+        location: Location,
+        access: Access,
+        patience: impl Into<Patience>,
+        tool: &'static str,
+    ) -> Self {
+        let patience @ Patience { idle, attempts, in_flight } = patience.into();
         let http =
             aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         // Not the default chain: off EC2 it waits a second for an instance to tell its region.
@@ -228,7 +224,7 @@ impl Bucket {
         let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
             .http_client(http)
             .region(region)
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(BACKOFF))
+            .retry_config(RetryConfig::standard().with_max_attempts(attempts).with_initial_backoff(BACKOFF))
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(idle).build())
             .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(idle).build());
         if let Some(profile) = &location.profile {
@@ -238,7 +234,8 @@ impl Bucket {
             loader = loader.no_credentials();
         }
         // In-memory bodies with a signed payload; many services refuse the trailing checksums that are the SDK's default.
-        let mut config = aws_sdk_s3::config::Builder::from(&loader.load().await)
+        let loaded = loader.load().await;
+        let mut config = aws_sdk_s3::config::Builder::from(&loaded)
             .force_path_style(location.path_style())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
@@ -247,8 +244,9 @@ impl Bucket {
                     .token_bucket(TokenBucket::builder().capacity(RETRY_TOKENS).success_reward(RETRY_REWARD).build())
                     .build(),
             );
-        let requests = Requests::default();
-        config = config.interceptor(CountAttempts(Arc::clone(&requests.attempts)));
+        let (requests, pace) = (Requests::default(), Pace::new(in_flight));
+        let attempts = Attempts { count: Arc::clone(&requests.attempts), pace: Arc::clone(&pace) };
+        config = config.interceptor(attempts).retry_classifier(PleaForPatience);
         if let Some(url) = location.endpoint_url() {
             config = config.endpoint_url(url);
         }
@@ -261,6 +259,9 @@ impl Bucket {
             hinted: AtomicBool::new(false),
             conditional: AtomicBool::new(true),
             requests,
+            pace,
+            patience,
+            credentials: loaded.credentials_provider().filter(|_| access == Access::Signed),
         }
     }
 
@@ -276,6 +277,26 @@ impl Bucket {
     pub fn dry(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
+    }
+
+    /// A place among the requests in flight: at most as many as are allowed, fewer while the service asks for patience.
+    ///
+    /// # Errors
+    /// Fails when the work is given up.
+    pub async fn slot(&self) -> Outcome<Slot> {
+        self.pace.slot().await
+    }
+
+    /// Which provider gave the credentials that requests are signed with; never the credentials themselves.
+    pub async fn provider(&self) -> &'static str {
+        let Some(provider) = &self.credentials else { return "none, requests are not signed" };
+        match provider.provide_credentials().await {
+            Ok(credentials) => {
+                let features = credentials.get_property::<Vec<AwsCredentialFeature>>();
+                features.and_then(|features| features.iter().find_map(provider_name)).unwrap_or("a provider of the SDK")
+            }
+            Err(_) => "none found",
+        }
     }
 
     /// Where the bucket is.
@@ -325,21 +346,30 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::get`]; refuses a larger object.
     pub async fn get_small(&self, object: &str, limit: usize) -> Outcome<Option<Small>> {
-        let Some(mut found) = self.get(object).await? else { return Ok(None) };
-        let (etag, encoding) = (found.etag.take(), found.encoding.take());
-        let mut bytes = Vec::new();
-        let mut body = std::pin::pin!(found.into_stream(self.location.shown(object)));
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk?;
-            if bytes.len() + chunk.len() > limit {
-                return Err(Failure::refused(format!("{} is larger than {limit} bytes", self.location.shown(object))));
+        let mut tries = self.tries();
+        let (etag, encoding, bytes) = loop {
+            let Some(mut found) = self.get(object).await? else { return Ok(None) };
+            let (etag, encoding) = (found.etag.take(), found.encoding.take());
+            match collect(found.into_stream(self.location.shown(object)), limit).await {
+                Ok(Some(bytes)) => break (etag, encoding, bytes),
+                Ok(None) => {
+                    let shown = self.location.shown(object);
+                    return Err(Failure::refused(format!("{shown} is larger than {limit} bytes")));
+                }
+                Err(_) if tries.again().await => {}
+                Err(failure) => return Err(failure),
             }
-            bytes.extend_from_slice(&chunk);
-        }
+        };
         let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.location.shown(object))?;
         let text = String::from_utf8(bytes)
             .map_err(|_| Failure::refused(format!("{}: not UTF-8 text", self.location.shown(object))))?;
         Ok(Some(Small { text, etag }))
+    }
+
+    /// Attempts at what the SDK does not repeat by itself.
+    #[must_use]
+    pub fn tries(&self) -> Tries {
+        Tries::new(self.patience.attempts)
     }
 
     /// Size of an object in bytes; none when it is not there.
@@ -455,7 +485,7 @@ impl Bucket {
         if self.dry_run {
             return Ok(Written::Created);
         }
-        let mut conflicts = Conflicts::default();
+        let mut conflicts = self.tries();
         loop {
             self.count(Kind::Put);
             let conditional = !matches!(when, If::Always) && self.conditional.load(Ordering::Relaxed);
@@ -476,7 +506,7 @@ impl Bucket {
                 Ok(_) => return Ok(Written::Created),
                 Err(error) if conditional && status(&error) == Some(412) => return Ok(Written::Existed),
                 Err(error) if conditional && self.lacks_conditions(&error) => {}
-                Err(error) if conditional && conflicts.again(&error).await => {}
+                Err(error) if conditional && conflicting(&error) && conflicts.again().await => {}
                 Err(error) => return Err(self.failure(&error, "writing", object)),
             }
         }
@@ -552,7 +582,7 @@ impl Bucket {
             return Ok(Written::Created);
         }
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
-        let mut conflicts = Conflicts::default();
+        let mut conflicts = self.tries();
         loop {
             self.count(Kind::Complete);
             let conditional = only_new && self.conditional.load(Ordering::Relaxed);
@@ -577,7 +607,7 @@ impl Bucket {
                     return Ok(Written::Existed);
                 }
                 Err(error) if conditional && self.lacks_conditions(&error) => {}
-                Err(error) if conditional && conflicts.again(&error).await => {}
+                Err(error) if conditional && conflicting(&error) && conflicts.again().await => {}
                 Err(error) => return Err(self.failure(&error, "completing", &upload.key)),
             }
         }
@@ -641,24 +671,30 @@ impl Bucket {
         }
     }
 
-    /// One page, of at most 1,000 entries, of the keys that begin with `start` and have no further slash; none when
+    /// One page, of at most 1,000 entries, of the keys that begin with `prefix` and have no further slash; none when
     /// listing is forbidden.
     ///
     /// # Errors
     /// Fails with the service's word.
-    pub async fn list(&self, start: &str, token: Option<String>) -> Outcome<Option<Page>> {
+    pub async fn list(&self, prefix: &str, start: Start) -> Outcome<Option<Page>> {
         self.count(Kind::List);
+        let (after, token) = match start {
+            Start::Beginning => (None, None),
+            Start::After(key) => (Some(self.location.key(&key)), None),
+            Start::Page(token) => (None, Some(token)),
+        };
         let request = self
             .client
             .list_objects_v2()
             .bucket(&self.location.bucket)
-            .prefix(self.location.key(start))
+            .prefix(self.location.key(prefix))
             .delimiter("/")
+            .set_start_after(after)
             .set_continuation_token(token);
         let output = match request.send().await {
             Ok(output) => output,
             Err(error) if status(&error) == Some(403) && error.code() == Some("AccessDenied") => return Ok(None),
-            Err(error) => return Err(self.failure(&error, "listing", start)),
+            Err(error) => return Err(self.failure(&error, "listing", prefix)),
         };
         let next = output.next_continuation_token.filter(|_| output.is_truncated == Some(true));
         let entries = output.contents.unwrap_or_default().into_iter().filter_map(|entry| {
@@ -669,19 +705,43 @@ impl Bucket {
     }
 }
 
-/// Another writer of the same key is at it: it or we will win, after a few tries.
-#[derive(Default)]
-struct Conflicts(u32);
+/// Whether another writer of the same key is at it: it or we will win, after a few tries.
+fn conflicting<E: ProvideErrorMetadata>(error: &Sdk<E>) -> bool {
+    error.code() == Some("ConditionalRequestConflict")
+}
 
-impl Conflicts {
-    async fn again<E: ProvideErrorMetadata>(&mut self, error: &Sdk<E>) -> bool {
-        if error.code() != Some("ConditionalRequestConflict") || self.0 == ATTEMPTS {
-            return false;
+/// All bytes of a body; none when there are more than `limit`.
+async fn collect(body: impl Stream<Item = Outcome<Bytes>>, limit: usize) -> Outcome<Option<Vec<u8>>> {
+    let (mut bytes, mut body) = (Vec::new(), std::pin::pin!(body));
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk?;
+        if bytes.len() + chunk.len() > limit {
+            return Ok(None);
         }
-        self.0 += 1;
-        tokio::time::sleep(BACKOFF * self.0).await;
-        true
+        bytes.extend_from_slice(&chunk);
     }
+    Ok(Some(bytes))
+}
+
+/// A provider of credentials in a person's words; none for what tells of something else.
+fn provider_name(feature: &AwsCredentialFeature) -> Option<&'static str> {
+    use AwsCredentialFeature as Feature;
+    Some(match feature {
+        Feature::CredentialsEnvVars => "the environment",
+        Feature::CredentialsEnvVarsStsWebIdToken
+        | Feature::CredentialsProfileStsWebIdToken
+        | Feature::CredentialsStsAssumeRoleWebId => "a web identity token",
+        Feature::CredentialsSso | Feature::CredentialsProfileSso => "SSO",
+        Feature::CredentialsProcess | Feature::CredentialsProfileProcess => "a credential process",
+        Feature::CredentialsStsAssumeRole => "an assumed role",
+        Feature::CredentialsProfile
+        | Feature::CredentialsProfileSourceProfile
+        | Feature::CredentialsProfileNamedProvider
+        | Feature::CredentialsProfileLogin => "a profile",
+        Feature::CredentialsHttp => "the container",
+        Feature::CredentialsImds => "the instance",
+        _ => return None,
+    })
 }
 
 fn status<E>(error: &Sdk<E>) -> Option<u16> {

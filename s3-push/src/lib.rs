@@ -25,6 +25,10 @@ pub mod existing;
 #[cfg(feature = "client")]
 pub mod intake;
 #[cfg(feature = "client")]
+pub mod pace;
+#[cfg(feature = "client")]
+pub mod patience;
+#[cfg(feature = "client")]
 pub mod publish;
 #[cfg(feature = "client")]
 mod push;

@@ -23,7 +23,7 @@ use crate::client::{Bucket, Written};
 use crate::existing::Existing;
 use crate::intake::{Event, Nar};
 use crate::report::{Report, Status};
-use crate::upload::{Body, Complete, Form, Replace, Target, Uploader, md5_hex};
+use crate::upload::{Body, Complete, Form, Replace, Target, Uploader};
 
 /// What the command line says about publishing.
 #[derive(Debug, Clone)]
@@ -549,8 +549,7 @@ impl Shop {
         if !self.existing.has(self.bucket(), hash).await? {
             return Ok(None);
         }
-        let text = narinfo.to_string();
-        if self.existing.etag(hash).await.is_some_and(|etag| etag == md5_hex(text.as_bytes())) {
+        if self.existing.is(hash, &narinfo.to_string()).await {
             return Ok(Some(Status::Present));
         }
         self.complete_present(narinfo).await
@@ -629,16 +628,24 @@ impl Shop {
         let method = Compression::from_name(&narinfo.compression)?;
         let complete = self.uploader.find(&narinfo.url, None).await?.ok_or_else(missing)?;
         let _slot = self.uploader.slot().await?;
-        let object = self.bucket().get(&narinfo.url).await?.ok_or_else(missing)?;
-        let (chunks, reader) = mpsc::channel(4);
-        let nar_size = narinfo.nar_size;
-        let examined = tokio::task::spawn_blocking(move || {
-            examine(ChunkReader::<Plain>::new(reader), method, Some(nar_size), &mut nar_pack::nar::Skip)
-        });
-        forward(chunks, object.into_stream(self.bucket().location().shown(&narinfo.url))).await;
-        let facts = examined.await.map_err(|_| Failure::failed("an examining thread died"))?;
-        facts.doing(|| self.bucket().location().shown(&narinfo.url))?.require(narinfo)?;
-        Ok(complete)
+        let mut tries = self.bucket().tries();
+        loop {
+            let object = self.bucket().get(&narinfo.url).await?.ok_or_else(missing)?;
+            let (chunks, reader) = mpsc::channel(4);
+            let nar_size = narinfo.nar_size;
+            let examined = tokio::task::spawn_blocking(move || {
+                examine(ChunkReader::<Plain>::new(reader), method, Some(nar_size), &mut nar_pack::nar::Skip)
+            });
+            forward(chunks, object.into_stream(self.bucket().location().shown(&narinfo.url))).await;
+            match examined.await.map_err(|_| Failure::failed("an examining thread died"))? {
+                // The connection broke while the body came.
+                Err(failure) if !failure.is_refusal() && tries.again().await => {}
+                facts => {
+                    facts.doing(|| self.bucket().location().shown(&narinfo.url))?.require(narinfo)?;
+                    return Ok(complete);
+                }
+            }
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::client::{Access, Bucket};
 use crate::existing::Existing;
 use crate::intake::Intake;
 use crate::location::{Location, VARIABLE};
+use crate::patience::Patience;
 use crate::publish::{Options, Publisher};
 use crate::report::{Report, Talk};
 use crate::storage::Storage;
@@ -47,7 +48,7 @@ pub fn run(cli: &Cli) -> Outcome {
     let result = if cli.missing {
         no_path(path.as_ref())?;
         let paths = read_path_list(stage::stdin("a path list")?, &store_dir)?;
-        runtime.block_on(missing(location, idle(cli), &store_dir, &paths))
+        runtime.block_on(missing(location, cli, &store_dir, &paths))
     } else if let Some(key) = &cli.key {
         no_path(path.as_ref())?;
         push_bytes(&runtime, cli, location, key)
@@ -81,8 +82,8 @@ fn no_path(path: Option<&StorePath>) -> Outcome {
 }
 
 /// Prints what the cache lacks, all of it or, after a failure, nothing.
-async fn missing(location: Location, idle: Duration, store_dir: &StoreDir, paths: &[StorePath]) -> Outcome {
-    let bucket = Bucket::connect(location, Access::Signed, idle, TOOL).await;
+async fn missing(location: Location, cli: &Cli, store_dir: &StoreDir, paths: &[StorePath]) -> Outcome {
+    let bucket = connect(location, cli).await;
     let existing = Existing::look(&bucket).await?;
     existing.expect(&bucket, paths.len() as u64).await?;
     let asked = futures_util::stream::iter(paths.iter().map(|path| existing.has(&bucket, path.hash_part())));
@@ -95,14 +96,20 @@ async fn missing(location: Location, idle: Duration, store_dir: &StoreDir, paths
     out.finish()
 }
 
-fn idle(cli: &Cli) -> Duration {
-    Duration::from_secs(cli.idle_timeout.into())
+async fn connect(location: Location, cli: &Cli) -> Bucket {
+    let idle = Duration::from_secs(cli.idle_timeout.into());
+    let patience = Patience { idle, attempts: cli.attempts, in_flight: cli.jobs };
+    let bucket = Bucket::connect(location, Access::Signed, patience, TOOL).await;
+    if cli.verbose {
+        stage::say(TOOL, format!("{}: credentials from {}", bucket.location().shown(""), bucket.provider().await));
+    }
+    bucket
 }
 
 fn uploader(cli: &Cli, location: Location, runtime: &Runtime) -> Outcome<Arc<Uploader>> {
     let storage = Storage::from_cli(&cli.stored)?;
-    let bucket = runtime.block_on(Bucket::connect(location, Access::Signed, idle(cli), TOOL));
-    Ok(Arc::new(Uploader::new(Arc::new(bucket.with_storage(storage).dry(cli.dry_run)), cli.jobs)))
+    let bucket = runtime.block_on(connect(location, cli));
+    Ok(Arc::new(Uploader::new(Arc::new(bucket.with_storage(storage).dry(cli.dry_run)))))
 }
 
 fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, path: Option<StorePath>) -> Outcome {

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::client::{Bucket, Multipart, RemotePart, Written};
+use crate::pace::Slot;
 
 /// Least size of a part that S3 takes, in bytes.
 pub const LEAST_PART: u64 = 5 << 20;
@@ -178,7 +179,6 @@ impl PartSizes {
 pub struct Uploader {
     /// The bucket.
     pub bucket: Arc<Bucket>,
-    requests: Arc<Semaphore>,
     /// Multipart uploads under way, to be given up when the push is.
     open: Mutex<HashMap<String, (Multipart, Replace)>>,
     sent: AtomicU64,
@@ -198,13 +198,11 @@ struct Sending<'a> {
 }
 
 impl Uploader {
-    /// An uploader with at most `jobs` requests in flight.
+    /// An uploader to that bucket.
     #[must_use]
-    pub fn new(bucket: Arc<Bucket>, jobs: u16) -> Self {
-        let requests = Arc::new(Semaphore::new(usize::from(jobs)));
+    pub fn new(bucket: Arc<Bucket>) -> Self {
         Self {
             bucket,
-            requests,
             open: Mutex::default(),
             sent: AtomicU64::new(0),
             continued: AtomicU64::new(0),
@@ -231,9 +229,8 @@ impl Uploader {
     ///
     /// # Errors
     /// Fails when the push is given up.
-    pub async fn slot(&self) -> Outcome<OwnedSemaphorePermit> {
-        let slot = Arc::clone(&self.requests).acquire_owned().await;
-        slot.map_err(|_| Failure::failed("the push was given up"))
+    pub async fn slot(&self) -> Outcome<Slot> {
+        self.bucket.slot().await
     }
 
     /// Sends a body under `key`. It becomes visible only after `verdict` has passed. With [`Replace::Never`] it never

@@ -1,0 +1,145 @@
+//! When a request is repeated, and how long is waited before: what the SDK does, and what it leaves undone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aws_sdk_s3::config::interceptors::{BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef};
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction, RetryClassifierPriority};
+use aws_smithy_types::retry::ErrorKind;
+
+use crate::pace::Pace;
+
+/// Attempts at one request, the first included, unless the user says otherwise.
+pub const ATTEMPTS: u32 = 8;
+/// Requests in flight at once, unless the user says otherwise.
+const IN_FLIGHT: u16 = 16;
+/// Wait before the first repetition; it doubles with each, and a random part of it is waited.
+pub const BACKOFF: Duration = Duration::from_millis(200);
+/// Longest wait before a repetition, also where the service asks for more.
+pub const LONGEST: Duration = Duration::from_secs(20);
+
+/// How much is asked of a service at once, and how long is waited for one that does not do as it is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// An answer must begin, and something must move, within this time.
+    pub idle: Duration,
+    /// Attempts at one request, the first included.
+    pub attempts: u32,
+    /// Most requests in flight at once.
+    pub in_flight: u16,
+}
+
+impl From<Duration> for Patience {
+    /// The defaults of all but the idle time.
+    fn from(idle: Duration) -> Self {
+        Self { idle, attempts: ATTEMPTS, in_flight: IN_FLIGHT }
+    }
+}
+
+/// Repetitions of what the SDK cannot repeat, such as to read a body that was cut off.
+#[derive(Debug)]
+pub struct Tries {
+    done: u32,
+    most: u32,
+}
+
+impl Tries {
+    /// So many attempts, the first included.
+    #[must_use]
+    pub fn new(attempts: u32) -> Self {
+        Self { done: 1, most: attempts }
+    }
+
+    /// Whether to try again; waits before.
+    pub async fn again(&mut self) -> bool {
+        if self.done >= self.most {
+            return false;
+        }
+        let longest = (BACKOFF * 2_u32.saturating_pow(self.done - 1)).min(LONGEST);
+        self.done += 1;
+        tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
+        true
+    }
+}
+
+/// Whether the status is one by which a service asks for patience.
+fn pleads(status: u16) -> bool {
+    matches!(status, 429 | 503)
+}
+
+/// Repeats after 429, which the SDK takes for final, and after as long as `Retry-After` asks for.
+#[derive(Debug)]
+pub struct PleaForPatience;
+
+impl ClassifyRetry for PleaForPatience {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let Some(response) = context.response().filter(|response| pleads(response.status().as_u16())) else {
+            return RetryAction::NoActionIndicated;
+        };
+        match (retry_after(response), response.status().as_u16()) {
+            (Some(delay), _) => {
+                RetryAction::retryable_error_with_explicit_delay(ErrorKind::ThrottlingError, delay.min(LONGEST))
+            }
+            (None, 429) => RetryAction::throttling_error(),
+            (None, _) => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "PleaForPatience"
+    }
+
+    fn priority(&self) -> RetryClassifierPriority {
+        RetryClassifierPriority::run_after(RetryClassifierPriority::transient_error_classifier())
+    }
+}
+
+/// Seconds; the other form, a date, is not seen from S3.
+fn retry_after(response: &HttpResponse) -> Option<Duration> {
+    let seconds = response.headers().get("retry-after")?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Counts attempts, the SDK's repetitions included, and tells the pace of what came back.
+#[derive(Debug)]
+pub struct Attempts {
+    /// How many there were.
+    pub count: Arc<AtomicU64>,
+    /// The pace of the bucket.
+    pub pace: Arc<Pace>,
+}
+
+impl Intercept for Attempts {
+    fn name(&self) -> &'static str {
+        "Attempts"
+    }
+
+    fn read_before_attempt(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn read_after_attempt(
+        &self,
+        context: &FinalizerInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        match context.response().map(|response| response.status().as_u16()) {
+            Some(status) if pleads(status) => self.pace.refused(),
+            Some(_) => self.pace.answered(),
+            None => {}
+        }
+        Ok(())
+    }
+}
