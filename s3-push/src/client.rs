@@ -22,6 +22,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use nar_pack::stage::{self, Doing, Failure, Outcome};
@@ -445,10 +447,15 @@ impl Bucket {
         self.location.endpoint_url().unwrap_or_else(|| "AWS".to_owned())
     }
 
-    /// Whether objects written are checked with a checksum in a header: on AWS, where every part has it, and where
-    /// retention demands it.
-    fn checksum(&self) -> Option<ChecksumAlgorithm> {
-        (self.location.is_aws() || self.storage.needs_checksum()).then_some(ChecksumAlgorithm::Crc32)
+    /// Whether bodies are sent with a checksum in a header: on AWS, and where retention demands it.
+    fn checksums(&self) -> bool {
+        self.location.is_aws() || self.storage.needs_checksum()
+    }
+
+    /// The checksum of a body as its header has it, if one is sent. The SDK names the algorithm and sends no checksum
+    /// where it does not have to, which a service refuses that was promised one.
+    fn checksum(&self, body: &Bytes) -> Option<String> {
+        self.checksums().then(|| BASE64.encode(crc32fast::hash(body).to_be_bytes()))
     }
 
     /// Writes an object.
@@ -495,7 +502,7 @@ impl Bucket {
                 .bucket(&self.location.bucket)
                 .key(self.location.key(object))
                 .content_type(content_type)
-                .set_checksum_algorithm(self.checksum())
+                .set_checksum_crc32(self.checksum(&body))
                 .set_if_none_match((conditional && matches!(when, If::New)).then(|| "*".to_owned()))
                 .set_if_match(match when {
                     If::Unchanged(etag) if conditional => Some(etag.to_owned()),
@@ -536,7 +543,7 @@ impl Bucket {
             .bucket(&self.location.bucket)
             .key(self.location.key(object))
             .content_type(content_type)
-            .set_checksum_algorithm(self.checksum());
+            .set_checksum_algorithm(self.checksums().then_some(ChecksumAlgorithm::Crc32));
         let output = request.send().await.map_err(|error| self.failure(&error, "beginning an upload of", object))?;
         let id = output
             .upload_id
@@ -553,6 +560,7 @@ impl Bucket {
             return Ok(CompletedPart::builder().part_number(number).build());
         }
         self.count(Kind::Part);
+        let checksum = self.checksum(&body);
         let request = self
             .client
             .upload_part()
@@ -560,17 +568,13 @@ impl Bucket {
             .key(self.location.key(&upload.key))
             .upload_id(&upload.id)
             .part_number(number)
-            .set_checksum_algorithm(self.checksum())
+            .set_checksum_crc32(checksum.clone())
             .body(ByteStream::from(body));
         let output = request
             .send()
             .await
             .map_err(|error| self.failure(&error, &format!("uploading part {number} of"), &upload.key))?;
-        Ok(CompletedPart::builder()
-            .part_number(number)
-            .set_e_tag(output.e_tag)
-            .set_checksum_crc32(output.checksum_crc32)
-            .build())
+        Ok(CompletedPart::builder().part_number(number).set_e_tag(output.e_tag).set_checksum_crc32(checksum).build())
     }
 
     /// Makes the parts, in the order of their numbers, one object; with `only_new` unless there is one with that key.

@@ -8,7 +8,7 @@ use aws_sdk_s3::types::CompletedPart;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 use nar_pack::stage::{Failure, Outcome};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::client::{Bucket, Multipart, RemotePart, Written};
@@ -181,6 +181,8 @@ pub struct Uploader {
     pub bucket: Arc<Bucket>,
     /// Multipart uploads under way, to be given up when the push is.
     open: Mutex<HashMap<String, (Multipart, Replace)>>,
+    /// Held by each request that begins one, until it is noted.
+    beginning: Arc<RwLock<()>>,
     sent: AtomicU64,
     continued: AtomicU64,
     moved: AtomicU64,
@@ -204,6 +206,7 @@ impl Uploader {
         Self {
             bucket,
             open: Mutex::default(),
+            beginning: Arc::default(),
             sent: AtomicU64::new(0),
             continued: AtomicU64::new(0),
             moved: AtomicU64::new(0),
@@ -268,7 +271,6 @@ impl Uploader {
             return self.settle(key, written, bytes.len() as u64).await.map(|complete| (value, complete));
         }
         let (upload, there) = self.begin(target, body.form).await?;
-        self.note(key, Some((upload.clone(), replace)));
         let mut sending = Sending { upload: &upload, replace, form: body.form, there, received: 0 };
         let result = self.send_large(&mut sending, early, &mut body.parts, verdict).await;
         // Parts that are good are left for the next run to continue; what was refused as a whole is not.
@@ -281,17 +283,32 @@ impl Uploader {
         result
     }
 
-    async fn begin(&self, target: &Target<'_>, form: Form) -> Outcome<(Multipart, HashMap<i32, RemotePart>)> {
+    async fn begin(
+        self: &Arc<Self>,
+        target: &Target<'_>,
+        form: Form,
+    ) -> Outcome<(Multipart, HashMap<i32, RemotePart>)> {
         let _slot = self.slot().await?;
+        let Target { key, content_type, replace } = *target;
         // Only under a NAR's key is it certain that somebody else's parts are parts of the same bytes.
-        if target.replace == Replace::Never
+        if replace == Replace::Never
             && let Form::Large { part, .. } = form
-            && let Some(found) = self.bucket.unfinished(target.key).await
+            && let Some(found) = self.bucket.unfinished(key).await
             && agree(&found.1, part)
         {
+            self.note(key, Some((found.0.clone(), replace)));
             return Ok(found);
         }
-        Ok((self.bucket.begin(target.key, target.content_type).await?, HashMap::new()))
+        // On a task of its own: a signal must not come between the request and the note of what it began.
+        let (uploader, key, content_type) = (Arc::clone(self), key.to_owned(), content_type.to_owned());
+        let beginning = Arc::clone(&self.beginning).read_owned().await;
+        let begun = tokio::spawn(async move {
+            let upload = uploader.bucket.begin(&key, &content_type).await?;
+            uploader.note(&key, Some((upload.clone(), replace)));
+            drop(beginning);
+            Ok((upload, HashMap::new()))
+        });
+        begun.await.map_err(|_| Failure::failed("an upload task died"))?
     }
 
     async fn send_large<V>(
@@ -415,6 +432,7 @@ impl Uploader {
 
     /// Gives up what is under way and cannot be continued. Parts of NARs stay, for the next run to continue.
     pub async fn abort_all(&self) {
+        let _noted = self.beginning.write().await;
         let open: Vec<(Multipart, Replace)> =
             self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, upload)| upload).collect();
         for (upload, _) in open.iter().filter(|(_, replace)| *replace == Replace::Allowed) {
