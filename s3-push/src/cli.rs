@@ -66,7 +66,10 @@ pub struct Cli {
     pub idle_timeout: u16,
 
     /// Attempts at one request, with growing random waits between them
-    #[arg(long, value_name = "N", default_value_t = ATTEMPTS, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(
+        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = ATTEMPTS,
+        value_parser = clap::value_parser!(u32).range(1..=100),
+    )]
     pub attempts: u32,
 
     /// Print one JSON object per path and a summary instead of the store paths

@@ -58,7 +58,9 @@ fn pieces(base64: &str) -> Vec<String> {
 
 fn succeed(watched: &Watched) {
     let verbose = PUBLISH.replace("s3-push", "s3-push -v");
-    watched.run(&verbose).ok();
+    let said = watched.run(&verbose);
+    said.ok();
+    assert!(said.stderr.contains("credentials from the environment"), "{}", said.stderr);
     watched.run(&verbose).ok();
     watched.run("cache-sign public-key key.sec").ok();
     watched.run("cache-sign public-key - < key.sec").ok();
@@ -90,7 +92,7 @@ fn fail_at_the_server(watched: &mut Watched, endpoint: &str) {
         format!("export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}"),
         format!("export AWS_SESSION_TOKEN={secret_key}"),
         format!("export C='s3://no-such-bucket-here?scheme=http&endpoint={endpoint}'"),
-        "export C='s3://bucket?scheme=http&endpoint=127.0.0.1:1'".to_owned(),
+        "export AWS_MAX_ATTEMPTS=2 C='s3://bucket?scheme=http&endpoint=127.0.0.1:1'".to_owned(),
     ];
     let commands = [
         "s3-push -v --no-nix \"$C\" < archive",
@@ -131,7 +133,9 @@ fn credentials_from_a_profile_stay_secret() {
     watched.also(&stranger.secret_key);
     fs::write(dir.join("credentials"), profile("good", &owner) + &profile("bad", &stranger)).unwrap();
     let unset = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY";
-    watched.run(&format!("{unset}; C=\"$C&profile=good\"; {}", PUBLISH.replace("s3-push", "s3-push -v"))).ok();
+    let said = watched.run(&format!("{unset}; C=\"$C&profile=good\"; {}", PUBLISH.replace("s3-push", "s3-push -v")));
+    said.ok();
+    assert!(said.stderr.contains("credentials from a profile"), "{}", said.stderr);
     watched.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
     // A file that is no such file.
     fs::write(dir.join("credentials"), format!("[bad\naws_secret_access_key = {}\n", stranger.secret_key)).unwrap();

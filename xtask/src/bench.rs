@@ -32,6 +32,8 @@ pub struct Options {
     /// Milliseconds added to a round trip.
     latencies: Vec<u32>,
     runs: usize,
+    /// What is measured; everything when empty.
+    only: Vec<Case>,
     json: Option<PathBuf>,
 }
 
@@ -41,7 +43,7 @@ impl Options {
     /// # Errors
     /// A message about usage.
     pub fn parse(args: &[&str]) -> Result<Self, String> {
-        let mut options = Self { paths: 300, bytes: 1_500_000_000, latencies: vec![0, 50], runs: 3, json: None };
+        let mut options = Self { paths: 300, bytes: 1_500_000_000, latencies: vec![0, 50], runs: 3, only: vec![], json: None };
         let mut args = args.iter();
         while let Some(&name) = args.next() {
             if name == "--small" {
@@ -58,11 +60,22 @@ impl Options {
                     let latencies: Result<_, _> = value.split(',').map(str::parse).collect();
                     options.latencies = latencies.map_err(|_| wrong())?;
                 }
+                "--only" => {
+                    let named = |key| Case::ALL.into_iter().find(|case| case.key() == key);
+                    options.only = value.split(',').map(named).collect::<Option<_>>().ok_or_else(|| {
+                        let keys = Case::ALL.map(Case::key).join(", ");
+                        format!("bench push: --only {value:?}; there are {keys}")
+                    })?;
+                }
                 "--json" => options.json = Some(PathBuf::from(value)),
                 _ => return Err(format!("bench push takes no {name:?}")),
             }
         }
         Ok(options)
+    }
+
+    fn wants(&self, case: Case) -> bool {
+        self.only.is_empty() || self.only.contains(&case)
     }
 }
 
@@ -98,6 +111,19 @@ impl Case {
     const ALL: [Self; 7] =
         [Self::Mc, Self::Rclone, Self::PushOnly, Self::Ours, Self::NixHttp, Self::OursFile, Self::NixFile];
 
+    /// Its name on the command line.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::PushOnly => "s3-push",
+            Self::Mc => "mc",
+            Self::Rclone => "rclone",
+            Self::NixHttp => "nix",
+            Self::OursFile => "ours-file",
+            Self::NixFile => "nix-file",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Ours => "our pipeline, cold",
@@ -120,6 +146,16 @@ impl Case {
             Self::NixFile => Some("nix copy --to file://, nothing to do"),
             Self::PushOnly | Self::OursFile => None,
         }
+    }
+
+    /// Whether it sends what somebody else has finished.
+    fn is_plain(self) -> bool {
+        matches!(self, Self::PushOnly | Self::Mc | Self::Rclone)
+    }
+
+    /// Whether it is Nix.
+    fn is_nix(self) -> bool {
+        matches!(self, Self::NixHttp | Self::NixFile)
     }
 
     /// Whether it talks to the server, so that latency matters.
@@ -201,9 +237,12 @@ impl Bench {
         let rclone = output(session::command("rclone").arg("version")).is_ok();
         let mut bench = Self { bin, minio, entries, nix: false, rclone, dir };
         output(&mut bench.tool("cache-sign", &["keygen", "bench-1", "key.sec", "key.pub"]))?;
-        bench.run(bench.describing(), "paths", "archive")?;
-        output(session::command("tar").arg("xf").arg("archive").args(["-C", "cache"]).current_dir(&bench.dir.path))?;
-        bench.nix = bench.import();
+        if Case::ALL.into_iter().any(|case| case.is_plain() && options.wants(case)) {
+            bench.run(bench.describing(), "paths", "archive")?;
+            let mut untar = session::command("tar");
+            output(untar.arg("xf").arg("archive").args(["-C", "cache"]).current_dir(&bench.dir.path))?;
+        }
+        bench.nix = Case::ALL.into_iter().any(|case| case.is_nix() && options.wants(case)) && bench.import();
         Ok(bench)
     }
 
@@ -221,6 +260,9 @@ impl Bench {
 
     /// Whether something is installed and worth measuring.
     fn can(&self, case: Case, latency: u32, options: &Options) -> bool {
+        if !options.wants(case) {
+            return false;
+        }
         let installed = match case {
             Case::Rclone => self.rclone,
             Case::NixHttp | Case::NixFile => self.nix,

@@ -63,9 +63,12 @@ pub fn for_bench(seed: u64, count: usize, total: u64) -> Vec<Entry> {
     let weights: Vec<f64> = (huge..count).map(|_| (2.0 * random.normal()).exp()).collect();
     let sum: f64 = weights.iter().sum();
     let mut sizes: Vec<u64> = weights.iter().map(|weight| share(total, 0.7 * weight / sum)).collect();
-    for (rank, part) in [0.15, 0.09, 0.06].into_iter().take(huge).enumerate() {
+    let parts = &[0.15, 0.09, 0.06][..huge];
+    // Where there are no others, theirs is everything.
+    let whole = if sizes.is_empty() { parts.iter().sum() } else { 1.0 };
+    for (rank, part) in parts.iter().enumerate() {
         let place = (rank + 1) * sizes.len() / (huge + 1);
-        sizes.insert(place, share(total, part));
+        sizes.insert(place, share(total, part / whole));
     }
     let entry = |(index, size): (usize, u64)| {
         let wanted = random.index(6).min(index);
@@ -158,6 +161,12 @@ pub fn path_list(entries: &[Entry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::{for_bench, for_chaos};
+
+    #[test]
+    fn a_single_path_has_everything() {
+        let sizes: Vec<u64> = for_bench(1, 1, 10 << 30).iter().map(|entry| entry.size).collect();
+        assert_eq!(sizes, [10 << 30]);
+    }
 
     #[test]
     fn closures_have_the_shape_that_was_asked_for() {

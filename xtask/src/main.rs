@@ -31,10 +31,11 @@ Commands:
   chaos [--kills N] [--seed S]
                    Push a closure to a MinIO N times (default 20), kill a stage of the pipeline each time at a random
                    moment, check that the cache is closed, and push again; the seed repeats the choices
-  bench push [--paths 300] [--size 1500MB] [--latency 0,50] [--runs 3] [--json FILE] [--small]
+  bench push [--paths 300] [--size 1500MB] [--latency 0,50] [--runs 3] [--only WHAT,…] [--json FILE] [--small]
                    Measure our pipeline and the others that are installed (mc, rclone, nix copy) with a closure of that
                    shape and so many milliseconds added to a round trip; prints the medians, and the ratios to a plain
-                   upload. --small: 40 paths, 30 MB, one run, no latency
+                   upload. --only: ours, s3-push, mc, rclone, nix, ours-file, nix-file. --small: 40 paths, 30 MB, one
+                   run, no latency
   minio            Get MinIO and its client, which the end-to-end tests need, and print where they are
 
 Environment:
