@@ -37,6 +37,11 @@ pub struct Cli {
     #[arg(long)]
     pub allow_missing_references: bool,
 
+    /// Skip paths that this cache serves (s3://, https://, http://, file://), here and with --missing; their references
+    /// count as there. May be given several times; give it to --missing too, or large NARs leave before it is asked
+    #[arg(long, value_name = "URL")]
+    pub upstream: Vec<String>,
+
     /// With narinfo text: drop signatures and fields that a narinfo in the cache has and the text has not
     #[arg(long)]
     pub exact: bool,

@@ -10,6 +10,8 @@
 //! | `storage` | what operators ask of objects |
 //! | `upload` | whole and multipart uploads under one memory budget |
 //! | `chunks` | bodies that cross from one thread to another |
+//! | `pace`, `patience` | how many requests are in flight, and when one is repeated |
+//! | `upstream` | what other caches serve |
 //! | `report` | what a push tells |
 
 pub mod location;
@@ -38,6 +40,8 @@ pub mod report;
 pub mod storage;
 #[cfg(feature = "client")]
 pub mod upload;
+#[cfg(feature = "client")]
+pub mod upstream;
 
 #[cfg(feature = "client")]
 pub use push::run;

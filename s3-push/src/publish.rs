@@ -24,6 +24,7 @@ use crate::existing::Existing;
 use crate::intake::{Event, Nar};
 use crate::report::{Report, Status};
 use crate::upload::{Body, Complete, Form, Replace, Target, Uploader};
+use crate::upstream::Upstreams;
 
 /// What the command line says about publishing.
 #[derive(Debug, Clone)]
@@ -91,6 +92,7 @@ struct Shop {
     spares: Mutex<Spares>,
     uploader: Arc<Uploader>,
     existing: Existing,
+    upstreams: Upstreams,
     options: Options,
 }
 
@@ -124,14 +126,19 @@ impl Publisher {
     ///
     /// # Errors
     /// Fails when the bucket cannot be read, refuses one of another store directory.
-    pub async fn open(uploader: Arc<Uploader>, options: Options, report: Report) -> Outcome<Self> {
+    pub async fn open(
+        uploader: Arc<Uploader>,
+        options: Options,
+        upstreams: Upstreams,
+        report: Report,
+    ) -> Outcome<Self> {
         let bucket = &uploader.bucket;
         let found = bucket.get_small(cache_info::KEY, cache_limit()).await?;
         if let Some(found) = &found {
             require_store_dir(&found.text, &options.store_dir).doing(|| bucket.location().shown(cache_info::KEY))?;
         }
         let existing = Existing::look(bucket).await?;
-        let shop = Arc::new(Shop { spares: Mutex::default(), uploader, existing, options });
+        let shop = Arc::new(Shop { spares: Mutex::default(), uploader, existing, upstreams, options });
         Ok(Self {
             shop,
             report,
@@ -324,8 +331,7 @@ impl Publisher {
         let others = narinfo.references.iter().filter(|path| **path != narinfo.path);
         let unknown: Vec<StorePath> =
             others.filter(|path| !self.paths.contains_key(&path.hash_part())).cloned().collect();
-        let (existing, bucket) = (&self.shop.existing, &self.shop.uploader.bucket);
-        let asked = stream::iter(unknown.iter().map(|path| existing.has(bucket, path.hash_part())));
+        let asked = stream::iter(unknown.iter().map(|path| self.shop.serves(path)));
         let answers: Vec<bool> = asked.buffered(ASKED_AT_ONCE).try_collect().await?;
         Ok(unknown.into_iter().zip(answers).filter(|(_, there)| !there).map(|(path, _)| path).collect())
     }
@@ -405,6 +411,11 @@ impl Shop {
         &self.uploader.bucket
     }
 
+    /// Whether clients get the path already, from this cache or another one.
+    async fn serves(&self, path: &StorePath) -> Outcome<bool> {
+        Ok(self.existing.has(self.bucket(), path.hash_part()).await? || self.upstreams.serve(path).await?)
+    }
+
     async fn send(self: Arc<Self>, nar: Nar) -> Outcome<NarState> {
         let target = Target { key: &nar.key, content_type: Object::Nar(None).content_type(), replace: Replace::Never };
         let verdict = async { nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off"))) };
@@ -427,7 +438,7 @@ impl Shop {
 
     /// A small NAR is not sent when the cache has its path.
     async fn send_if_needed(self: Arc<Self>, nar: Nar, narinfo: NarInfo) -> Outcome<NarState> {
-        if !self.existing.has(self.bucket(), narinfo.path.hash_part()).await? {
+        if !self.serves(&narinfo.path).await? {
             return self.send(nar).await;
         }
         let verdict = nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off")));
@@ -494,6 +505,9 @@ impl Shop {
         }
         if let Some(status) = self.present(&narinfo).await? {
             return Ok(status);
+        }
+        if self.upstreams.serve(&narinfo.path).await? {
+            return Ok(Status::Upstream);
         }
         let proof = match state {
             // Its size alone does not prove an object of which the name tells no hash.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::path_info::Registry;
 use nar_pack::stage::{self, Doing, Failure, Outcome};
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
@@ -27,10 +28,13 @@ use crate::publish::{Options, Publisher};
 use crate::report::{Report, Talk};
 use crate::storage::Storage;
 use crate::upload::{Body, Form, Memory, Part, PartSizes, Replace, Target, Uploader};
+use crate::upstream::Upstreams;
 
 const WANTED: &str = "a cache archive, an export stream, a NAR or narinfo text";
 /// Events that may wait to be handled.
 const EVENTS: usize = 64;
+/// Paths that are asked about at once.
+const ASKED_AT_ONCE: usize = 64;
 
 /// Runs `s3-push`.
 ///
@@ -84,11 +88,13 @@ fn no_path(path: Option<&StorePath>) -> Outcome {
 /// Prints what the cache lacks, all of it or, after a failure, nothing.
 async fn missing(location: Location, cli: &Cli, store_dir: &StoreDir, paths: &[StorePath]) -> Outcome {
     let bucket = connect(location, cli).await;
+    let upstreams = Upstreams::open(&cli.upstream, store_dir, patience(cli), TOOL).await?;
     let existing = Existing::look(&bucket).await?;
     existing.expect(&bucket, paths.len() as u64).await?;
-    let asked = futures_util::stream::iter(paths.iter().map(|path| existing.has(&bucket, path.hash_part())));
-    let there: Vec<bool> =
-        futures_util::TryStreamExt::try_collect(futures_util::StreamExt::buffered(asked, 64)).await?;
+    let asked = stream::iter(paths.iter().map(async |path| {
+        Ok::<_, Failure>(existing.has(&bucket, path.hash_part()).await? || upstreams.serve(path).await?)
+    }));
+    let there: Vec<bool> = asked.buffered(ASKED_AT_ONCE).try_collect().await?;
     let mut out = stage::stdout(None)?;
     for (path, _) in paths.iter().zip(there).filter(|(_, there)| !there) {
         writeln!(out, "{}", store_dir.join(path))?;
@@ -96,10 +102,13 @@ async fn missing(location: Location, cli: &Cli, store_dir: &StoreDir, paths: &[S
     out.finish()
 }
 
-async fn connect(location: Location, cli: &Cli) -> Bucket {
+fn patience(cli: &Cli) -> Patience {
     let idle = Duration::from_secs(cli.idle_timeout.into());
-    let patience = Patience { idle, attempts: cli.attempts, in_flight: cli.jobs };
-    let bucket = Bucket::connect(location, Access::Signed, patience, TOOL).await;
+    Patience { idle, attempts: cli.attempts, in_flight: cli.jobs }
+}
+
+async fn connect(location: Location, cli: &Cli) -> Bucket {
+    let bucket = Bucket::connect(location, Access::Signed, patience(cli), TOOL).await;
     if cli.verbose {
         stage::say(TOOL, format!("{}: credentials from {}", bucket.location().shown(""), bucket.provider().await));
     }
@@ -141,7 +150,8 @@ fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, p
         runtime: runtime.handle().clone(),
     };
     let pushing = async {
-        let publisher = Publisher::open(Arc::clone(&uploader), options, report).await?;
+        let upstreams = Upstreams::open(&cli.upstream, &options.store_dir, patience(cli), TOOL).await?;
+        let publisher = Publisher::open(Arc::clone(&uploader), options, upstreams, report).await?;
         let reading = tokio::task::spawn_blocking(move || {
             read(&intake, kind, input, &store_dir, |intake, input| {
                 intake.describe(kind, input, path, settings, &mut registry)

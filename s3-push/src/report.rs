@@ -23,6 +23,8 @@ pub enum Status {
     Present,
     /// The cache had it, and got signatures.
     Signed,
+    /// Another cache serves it; nothing was written.
+    Upstream,
     /// The cache has other contents under this path, which were kept.
     Other,
 }
@@ -33,6 +35,7 @@ impl Status {
             Self::Sent { .. } => "sent",
             Self::Present => "present",
             Self::Signed => "signed",
+            Self::Upstream => "upstream",
             Self::Other => "other-contents-kept",
         }
     }
@@ -57,6 +60,7 @@ pub struct Report {
     sent: u64,
     present: u64,
     signed: u64,
+    upstream: u64,
     bytes: u64,
     refusals: Vec<Failure>,
     bar: ProgressBar,
@@ -70,12 +74,16 @@ impl Report {
         let bar = ProgressBar::with_draw_target(None, target);
         let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({binary_bytes_per_sec}) {elapsed}");
         let bar = if let Ok(style) = style { bar.with_style(style) } else { bar };
-        Self { out, json, talk, sent: 0, present: 0, signed: 0, bytes: 0, refusals: Vec::new(), bar }
+        Self { out, json, talk, sent: 0, present: 0, signed: 0, upstream: 0, bytes: 0, refusals: Vec::new(), bar }
     }
 
     /// Shows how far the push is, on a terminal.
     pub fn progress(&self, moved: u64) {
-        self.bar.set_message(format!("{} of {} paths sent,", self.sent, self.sent + self.present + self.signed));
+        self.bar.set_message(format!(
+            "{} of {} paths sent,",
+            self.sent,
+            self.sent + self.present + self.signed + self.upstream
+        ));
         self.bar.set_position(moved);
     }
 
@@ -102,6 +110,7 @@ impl Report {
             }
             Status::Present => self.present += 1,
             Status::Signed => self.signed += 1,
+            Status::Upstream => self.upstream += 1,
             Status::Other => {
                 self.present += 1;
                 if self.talk != Talk::Quiet {
@@ -154,7 +163,8 @@ impl Report {
         let total: u64 = requests.iter().map(|(_, count)| count).sum();
         if self.json {
             let summary = json!({ "summary": {
-                "sent": self.sent, "present": self.present, "signed": self.signed, "refused": self.refusals.len(),
+                "sent": self.sent, "present": self.present, "signed": self.signed, "upstream": self.upstream,
+                "skipped": self.present + self.upstream, "refused": self.refusals.len(),
                 "bytes": uploader.sent(), "partsContinued": uploader.continued(), "retries": retries,
                 "requests": requests.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
             }});

@@ -43,7 +43,8 @@ impl Options {
     /// # Errors
     /// A message about usage.
     pub fn parse(args: &[&str]) -> Result<Self, String> {
-        let mut options = Self { paths: 300, bytes: 1_500_000_000, latencies: vec![0, 50], runs: 3, only: vec![], json: None };
+        let mut options =
+            Self { paths: 300, bytes: 1_500_000_000, latencies: vec![0, 50], runs: 3, only: vec![], json: None };
         let mut args = args.iter();
         while let Some(&name) = args.next() {
             if name == "--small" {
