@@ -37,8 +37,7 @@ pub struct Cli {
     #[arg(long)]
     pub allow_missing_references: bool,
 
-    /// Skip paths that this cache serves (s3://, https://, http://, file://), here and with --missing; their references
-    /// count as there. May be given several times; give it to --missing too, or large NARs leave before it is asked
+    /// Skip paths that this cache serves, as their referrers' clients have it too; best given to --missing
     #[arg(long, value_name = "URL")]
     pub upstream: Vec<String>,
 
@@ -201,6 +200,9 @@ The bucket is written as Nix and Lix write it:
   s3://example-nix-cache/prefix?scheme=https&endpoint=minio.example.com:9000
 Parameters: region, profile, endpoint, scheme (https, http), addressing-style (auto, path, virtual); others that Nix knows
 are accepted. Credentials come from the AWS default chain: environment, profile, SSO, web identity, container, instance.
+
+--upstream takes s3://, https://, http:// and file://, several times too. References to what it serves count as there. A
+large NAR has left before its path is known: give the flag to --missing, and such paths are not even packed.
 
 Examples:
   narinfo-gen --archive < closure.export | cache-sign -k key.sec | s3-push s3://my-cache

@@ -236,8 +236,8 @@ impl Bucket {
             loader = loader.no_credentials();
         }
         // In-memory bodies with a signed payload; many services refuse the trailing checksums that are the SDK's default.
-        let loaded = loader.load().await;
-        let mut config = aws_sdk_s3::config::Builder::from(&loaded)
+        let sdk_config = loader.load().await;
+        let mut config = aws_sdk_s3::config::Builder::from(&sdk_config)
             .force_path_style(location.path_style())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
@@ -263,7 +263,7 @@ impl Bucket {
             requests,
             pace,
             patience,
-            credentials: loaded.credentials_provider().filter(|_| access == Access::Signed),
+            credentials: sdk_config.credentials_provider().filter(|_| access == Access::Signed),
         }
     }
 
