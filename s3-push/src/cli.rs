@@ -37,7 +37,7 @@ pub struct Cli {
     #[arg(long)]
     pub allow_missing_references: bool,
 
-    /// Skip paths that this cache serves, as their referrers' clients have it too; best given to --missing
+    /// Skip paths that this other cache serves; best given to --missing too
     #[arg(long, value_name = "URL")]
     pub upstream: Vec<String>,
 

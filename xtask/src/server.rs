@@ -65,7 +65,7 @@ impl Server {
         let mut command = session::command("bash");
         command.args(["-c", KEEPER, "keeper"]).arg(dir).arg(&minio.server).args(arguments(dir, &endpoint));
         command.env("MINIO_ROOT_USER", &user).env("MINIO_ROOT_PASSWORD", &password);
-        command.env("MINIO_BROWSER", "off").env("MINIO_UPDATE", "off");
+        command.env("MINIO_BROWSER", "off").env("MINIO_UPDATE", "off").env("MINIO_PROMETHEUS_AUTH_TYPE", "public");
         command.stdin(Stdio::piped()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         // An interrupt from the terminal is for us; the keeper sees the pipe close.
         let keeper = command.process_group(0).spawn().map_err(failed)?;
@@ -124,6 +124,18 @@ impl Server {
         objects.iter().flat_map(|object| children(object)).collect()
     }
 
+    /// How many S3 requests the server has answered so far, whoever made them.
+    pub fn requests(&self) -> Result<u64, String> {
+        let failed = |error: io::Error| format!("cannot ask MinIO for its metrics: {error}");
+        let metrics = get(&self.endpoint, "/minio/metrics/v3/api/requests").map_err(failed)?;
+        let counts = metrics.lines().filter(|line| line.starts_with("minio_api_requests_total{"));
+        let of_s3 = counts.filter(|line| line.contains("type=\"s3\""));
+        // Written as floating point when they are large.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a count
+        let numbers = of_s3.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).map(|count| count as u64);
+        Ok(numbers.sum())
+    }
+
     /// Gives a command of ours the administrator's credentials.
     pub fn authorise(&self, command: &mut Command) {
         command.env("AWS_ACCESS_KEY_ID", &self.user).env("AWS_SECRET_ACCESS_KEY", &self.password);
@@ -158,10 +170,15 @@ fn free_port() -> io::Result<u16> {
 }
 
 fn is_ready(endpoint: &str) -> io::Result<bool> {
+    Ok(get(endpoint, "/minio/health/ready")?.starts_with("HTTP/1.0 200"))
+}
+
+/// An answer as it comes, head and body. HTTP/1.0 has no chunks.
+fn get(endpoint: &str, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(endpoint)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET /minio/health/ready HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n")?;
-    let mut head = [0; 12];
-    stream.read_exact(&mut head)?;
-    Ok(&head == b"HTTP/1.1 200")
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {endpoint}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
