@@ -1,11 +1,8 @@
 //! Compressing and decompressing NARs, by the names that narinfos use (Nix's `src/libutil/compression.cc`).
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use nar_pack::stage::{Doing, Failure, Outcome};
 use xz2::stream::{Check, MtStreamBuilder, Stream};
@@ -138,6 +135,29 @@ impl Settings {
         };
         Ok(Self { method, level, threads })
     }
+
+    /// Threads to compress with.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// A piece as a zstd frame of its own.
+    ///
+    /// # Errors
+    /// What the library says.
+    pub fn zstd_frame(&self, piece: &[u8]) -> io::Result<Vec<u8>> {
+        // What a compressor holds is worth keeping from frame to frame.
+        thread_local!(static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) });
+        let level = i32::try_from(self.level).unwrap_or(i32::MAX);
+        COMPRESSOR.with_borrow_mut(|kept| {
+            let (_, compressor) = match kept.take().filter(|(of, _)| *of == level) {
+                Some(ready) => kept.insert(ready),
+                None => kept.insert((level, frame_compressor(level)?)),
+            };
+            compressor.compress(piece)
+        })
+    }
 }
 
 /// Compresses what is pushed into it, and writes the result to `W`.
@@ -145,7 +165,7 @@ pub struct Encoder<W: Write + 'static>(Kind<W>);
 
 enum Kind<W: Write + 'static> {
     Plain(W),
-    Frames(Frames<W>),
+    Frames(Settings, W),
     Xz(Box<xz2::write::XzEncoder<W>>),
     Gzip(Box<flate2::write::GzEncoder<W>>),
     Bzip2(Box<bzip2::write::BzEncoder<W>>),
@@ -153,14 +173,14 @@ enum Kind<W: Write + 'static> {
 }
 
 impl<W: Write + 'static> Encoder<W> {
-    /// An encoder onto `out`.
+    /// An encoder onto `out`; that of xz has threads of its own.
     ///
     /// # Errors
     /// Fails where the library refuses the settings, and for methods that can only be read.
     pub fn new(settings: &Settings, out: W) -> Outcome<Self> {
         Ok(Self(match settings.method {
             Compression::None => Kind::Plain(out),
-            Compression::Zstd => Kind::Frames(Frames::new(settings, out)),
+            Compression::Zstd => Kind::Frames(*settings, out),
             Compression::Xz => Kind::Xz(Box::new(xz2::write::XzEncoder::new_stream(out, xz_stream(settings)?))),
             Compression::Gzip => {
                 Kind::Gzip(Box::new(flate2::write::GzEncoder::new(out, flate2::Compression::new(settings.level))))
@@ -175,14 +195,22 @@ impl<W: Write + 'static> Encoder<W> {
         }))
     }
 
+    /// An encoder of the same bytes that leaves the other processors to others.
+    ///
+    /// # Errors
+    /// As [`Encoder::new`].
+    pub fn on_one_thread(settings: &Settings, out: W) -> Outcome<Self> {
+        Self::new(&Settings { threads: 1, ..*settings }, out)
+    }
+
     /// Adds at most [`FRAME`] bytes; every piece but the last has exactly that many.
     ///
     /// # Errors
     /// What the library or the output says.
-    pub fn push(&mut self, piece: &Arc<Vec<u8>>) -> Outcome {
+    pub fn push(&mut self, piece: &[u8]) -> Outcome {
         match &mut self.0 {
             Kind::Plain(out) => out.write_all(piece)?,
-            Kind::Frames(frames) => frames.push(Arc::clone(piece))?,
+            Kind::Frames(settings, out) => out.write_all(&settings.zstd_frame(piece)?)?,
             Kind::Xz(encoder) => encoder.write_all(piece)?,
             Kind::Gzip(encoder) => encoder.write_all(piece)?,
             Kind::Bzip2(encoder) => encoder.write_all(piece)?,
@@ -197,8 +225,7 @@ impl<W: Write + 'static> Encoder<W> {
     /// What the library or the output says.
     pub fn finish(self) -> Outcome<W> {
         match self.0 {
-            Kind::Plain(out) => Ok(out),
-            Kind::Frames(frames) => frames.finish(),
+            Kind::Plain(out) | Kind::Frames(_, out) => Ok(out),
             Kind::Xz(encoder) => Ok(encoder.finish()?),
             Kind::Gzip(encoder) => Ok(encoder.finish()?),
             Kind::Bzip2(encoder) => Ok(encoder.finish()?),
@@ -220,113 +247,10 @@ fn xz_stream(settings: &Settings) -> Outcome<Stream> {
         .doing(|| "setting up xz")
 }
 
-/// zstd in independent frames, compressed in parallel and written in order.
-struct Frames<W> {
-    out: W,
-    level: i32,
-    threads: usize,
-    pool: Option<Pool>,
-    /// Results of the frames handed out and not yet written, oldest first.
-    pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
-    /// The last piece, kept back: a NAR of one frame needs no thread.
-    held: Option<Arc<Vec<u8>>>,
-}
-
-type Job = (Arc<Vec<u8>>, SyncSender<io::Result<Vec<u8>>>);
-
-struct Pool {
-    jobs: Option<SyncSender<Job>>,
-    workers: Vec<JoinHandle<()>>,
-}
-
-impl Pool {
-    fn new(threads: usize, level: i32) -> Self {
-        let (jobs, queue) = sync_channel::<Job>(threads);
-        let queue = Arc::new(Mutex::new(queue));
-        let worker = |_| {
-            let queue = Arc::clone(&queue);
-            std::thread::spawn(move || {
-                let mut compressor = frame_compressor(level);
-                loop {
-                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((piece, done)) = job else { break };
-                    let frame = match &mut compressor {
-                        Ok(compressor) => compressor.compress(&piece),
-                        Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
-                    };
-                    // Nobody waits for it any more when the encoder was dropped.
-                    let _ = done.send(frame);
-                }
-            })
-        };
-        let workers = (0..threads).map(worker).collect();
-        Self { jobs: Some(jobs), workers }
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.jobs = None;
-        for worker in self.workers.drain(..) {
-            let _ = worker.join();
-        }
-    }
-}
-
 fn frame_compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
     let mut compressor = zstd::bulk::Compressor::new(level)?;
     compressor.include_checksum(true)?;
     Ok(compressor)
-}
-
-impl<W: Write> Frames<W> {
-    fn new(settings: &Settings, out: W) -> Self {
-        let level = i32::try_from(settings.level).unwrap_or(i32::MAX);
-        Self { out, level, threads: settings.threads, pool: None, pending: VecDeque::new(), held: None }
-    }
-
-    fn push(&mut self, piece: Arc<Vec<u8>>) -> Outcome {
-        if let Some(previous) = self.held.replace(piece) {
-            self.dispatch(previous)?;
-        }
-        Ok(())
-    }
-
-    fn dispatch(&mut self, piece: Arc<Vec<u8>>) -> Outcome {
-        while self.pending.len() > self.threads {
-            self.write_oldest()?;
-        }
-        let (done, result) = sync_channel(1);
-        let pool = self.pool.get_or_insert_with(|| Pool::new(self.threads, self.level));
-        if let Some(jobs) = &pool.jobs {
-            jobs.send((piece, done)).map_err(|_| Failure::failed("a compression thread died"))?;
-        }
-        self.pending.push_back(result);
-        Ok(())
-    }
-
-    fn write_oldest(&mut self) -> Outcome {
-        if let Some(result) = self.pending.pop_front() {
-            let frame = result.recv().map_err(|_| Failure::failed("a compression thread died"))?;
-            self.out.write_all(&frame.map_err(Failure::from).doing(|| "compressing with zstd")?)?;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Outcome<W> {
-        if let Some(last) = self.held.take() {
-            if self.pool.is_some() {
-                self.dispatch(last)?;
-            } else {
-                let frame = frame_compressor(self.level).and_then(|mut compressor| compressor.compress(&last));
-                self.out.write_all(&frame.map_err(Failure::from).doing(|| "compressing with zstd")?)?;
-            }
-        }
-        while !self.pending.is_empty() {
-            self.write_oldest()?;
-        }
-        Ok(self.out)
-    }
 }
 
 /// Decompresses `input`; several streams or frames one after another are one, as Nix reads them.
@@ -391,7 +315,7 @@ mod tests {
         let settings = Settings::new(method, level, Some(threads)).unwrap();
         let mut encoder = Encoder::new(&settings, Vec::new()).unwrap();
         for piece in data.chunks(FRAME) {
-            encoder.push(&Arc::new(piece.to_vec())).unwrap();
+            encoder.push(piece).unwrap();
         }
         encoder.finish().unwrap()
     }

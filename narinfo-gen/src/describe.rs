@@ -13,7 +13,7 @@ use nar_pack::store_path::StorePath;
 use crate::compression::Settings;
 use crate::hash::Sha256;
 use crate::narinfo::NarInfo;
-use crate::packing::{PackedNar, pack};
+use crate::packing::{PackedNar, Packer, pack_each};
 use crate::stream::{Kind, require_end};
 
 /// Narinfos that wait for one question to the installed Nix about their content addresses and signatures. Where there is
@@ -21,7 +21,7 @@ use crate::stream::{Kind, require_end};
 const BATCH: usize = 32;
 
 /// What happens to what was found out. NARs come before their narinfos, narinfos in the order of the stream.
-pub trait Sink {
+pub trait Sink: Send {
     /// A compressed NAR, under its key.
     fn nar(&mut self, key: &str, nar: PackedNar) -> Outcome;
     /// A narinfo; `more` when another follows.
@@ -45,26 +45,32 @@ impl<S: Sink> Describer<'_, S> {
     ///
     /// # Errors
     /// Refuses a malformed NAR, and one that `--path-info` describes otherwise.
-    pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<StorePath>) -> Outcome {
+    pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<&StorePath>) -> Outcome {
         let known = self.registry.query(std::slice::from_ref(path))?.remove(path);
         // Scanned even when the references are known: only its hash will tell whether this is the NAR that Nix knows.
         let candidates: Candidates = self.registry.candidates()?.into_iter().chain([path.clone()]).collect();
         let scanner = Scanner::new(Arc::new(candidates));
-        let nar = pack(input, &self.settings, Some(scanner))?;
-        require_end(input, Kind::Nar)?;
-        let known = known.filter(|info| self.is_of(info, path, nar.nar_hash));
-        let trailer = Trailer {
-            path: path.clone(),
-            references: match &known {
-                Some(info) => info.references.clone(),
-                None => nar.references.clone().unwrap_or_default(),
-            },
-            deriver: deriver.or_else(|| known.as_ref().and_then(|info| info.deriver.clone())),
+        let settings = self.settings;
+        let read = |packer: &mut Packer<()>| {
+            packer.nar(input, Some(scanner))?;
+            require_end(input, Kind::Nar)?;
+            packer.described(())
         };
-        let mut narinfo = self.narinfo_of(&trailer, &nar);
-        self.sink.nar(&narinfo.url, nar)?;
-        add_known(&mut narinfo, known);
-        self.sink.narinfo(narinfo, false)
+        pack_each(&settings, read, |nar, ()| {
+            let known = known.clone().filter(|info| self.is_of(info, path, nar.nar_hash));
+            let trailer = Trailer {
+                path: path.clone(),
+                references: match &known {
+                    Some(info) => info.references.clone(),
+                    None => nar.references.clone().unwrap_or_default(),
+                },
+                deriver: deriver.cloned().or_else(|| known.as_ref().and_then(|info| info.deriver.clone())),
+            };
+            let mut narinfo = self.narinfo_of(&trailer, &nar);
+            self.sink.nar(&narinfo.url, nar)?;
+            add_known(&mut narinfo, known);
+            self.sink.narinfo(narinfo, false)
+        })
     }
 
     /// Describes every path of an export stream.
@@ -72,20 +78,27 @@ impl<S: Sink> Describer<'_, S> {
     /// # Errors
     /// Refuses a malformed or truncated stream.
     pub fn export(&mut self, input: &mut impl BufRead) -> Outcome {
+        let (settings, store_dir) = (self.settings, self.registry.store_dir.clone());
+        let read = |packer: &mut Packer<(Trailer, bool)>| {
+            let mut more = read_marker(input)?;
+            while more {
+                packer.nar(input, None)?;
+                let trailer = read_trailer(input, &store_dir)?;
+                more = read_marker(input)?;
+                packer.described((trailer, more))?;
+            }
+            Ok(())
+        };
         let mut waiting: Vec<NarInfo> = Vec::new();
-        let mut more = read_marker(input)?;
-        while more {
-            let nar = pack(input, &self.settings, None)?;
-            let trailer = read_trailer(input, &self.registry.store_dir)?;
-            more = read_marker(input)?;
+        pack_each(&settings, read, |nar, (trailer, more)| {
             let narinfo = self.narinfo_of(&trailer, &nar);
             self.sink.nar(&narinfo.url, nar)?;
             waiting.push(narinfo);
-            if waiting.len() >= BATCH || !more || !self.registry.asks_nix() {
-                self.hand_on(std::mem::take(&mut waiting), more)?;
+            if waiting.len() < BATCH && more && self.registry.asks_nix() {
+                return Ok(());
             }
-        }
-        Ok(())
+            self.hand_on(std::mem::take(&mut waiting), more)
+        })
     }
 
     fn hand_on(&mut self, narinfos: Vec<NarInfo>, more: bool) -> Outcome {

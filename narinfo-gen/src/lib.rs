@@ -72,7 +72,7 @@ pub fn run(cli: &Cli) -> Outcome {
     let mut describer =
         Describer { settings, registry: &mut registry, sink, warn: |warning| stage::say(TOOL, warning) };
     let result = match path {
-        Some(path) => describer.nar(&mut input, &path, deriver).doing(|| path.to_string()),
+        Some(path) => describer.nar(&mut input, &path, deriver.as_ref()).doing(|| path.to_string()),
         None => describer.export(&mut input),
     };
     match describer.sink {

@@ -1,21 +1,32 @@
-//! A NAR in, a compressed NAR with its hashes out, in one pass.
+//! NARs in, compressed NARs with their hashes out, in one pass.
+//!
+//! One thread reads, a pool compresses, and one thread takes the results in their order: a NAR of one piece is hashed,
+//! scanned and compressed as one piece of work beside others; of a larger one the frames are, and its hash is taken on a
+//! thread beside. What is under way is bounded in bytes.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Seek, Write};
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use nar_pack::nar::{Skip, Tee, parse};
 use nar_pack::references::Scanner;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
+use rayon::ThreadPool;
 use tempfile::SpooledTempFile;
 
-use crate::compression::{Encoder, FRAME, Settings};
+use crate::compression::{Compression, Encoder, FRAME, Settings};
 use crate::hash::{Hasher, Sha256};
 
 /// Compressed bytes that are kept in memory; what is larger goes to an unlinked temporary file.
 pub const IN_MEMORY: usize = 16 << 20;
+
+/// NARs that may be under way at once; small ones are bounded by this, large ones by their bytes.
+const UNDER_WAY: usize = 256;
+/// Pieces that may be under way beside those that are being compressed, one per thread.
+const PIECES_BESIDE: usize = 3;
 
 /// A compressed NAR, kept until it is sent: its key is its own hash, which is known only at its end.
 pub struct PackedNar {
@@ -41,15 +52,258 @@ impl PackedNar {
     }
 }
 
-/// Reads one NAR from `input`, and no further; compresses, hashes and, with a scanner, looks for references.
+/// Packs NARs: `read` takes them from a stream and says something of each ([`Packer::nar`], [`Packer::described`]);
+/// `done` gets each in their order, with what was said. The bytes do not depend on the number of threads.
 ///
 /// # Errors
-/// Refuses a malformed or truncated NAR; fails where the temporary file does.
-pub fn pack(input: &mut impl BufRead, settings: &Settings, scanner: Option<Scanner>) -> Outcome<PackedNar> {
-    let file = FileSink { body: SpooledTempFile::new(IN_MEMORY), hasher: Hasher::default(), failed: None };
-    let mut pieces = Pieces::new(Encoder::new(settings, file)?, scanner);
-    parse(&mut Tee::new(&mut *input, |bytes| pieces.add(bytes)), &mut Skip)?;
-    pieces.finish()
+/// What `done` says, which ends reading too; else what `read` says.
+pub fn pack_each<D: Send>(
+    settings: &Settings,
+    read: impl FnOnce(&mut Packer<D>) -> Outcome,
+    done: impl FnMut(PackedNar, D) -> Outcome + Send,
+) -> Outcome {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(settings.threads()).build();
+    let pool = pool.map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
+    let room = Arc::new(Room::new((settings.threads() + PIECES_BESIDE) * FRAME));
+    let (steps, queue) = sync_channel(UNDER_WAY);
+    std::thread::scope(|scope| {
+        let taking = {
+            let room = Arc::clone(&room);
+            scope.spawn(move || {
+                let taken = take_each(settings, &queue, &room, done);
+                // What is still being read has nowhere to go.
+                room.close();
+                taken
+            })
+        };
+        let mut packer = Packer { settings, pool, room, steps };
+        let read = read(&mut packer);
+        drop(packer);
+        let taken = taking.join().unwrap_or_else(|_| Err(Failure::failed("the packing thread died")));
+        taken.and(read)
+    })
+}
+
+/// Takes NARs from a stream.
+pub struct Packer<'a, D> {
+    settings: &'a Settings,
+    pool: ThreadPool,
+    room: Arc<Room>,
+    steps: SyncSender<Step<D>>,
+}
+
+enum Step<D> {
+    Nar(Pending),
+    Described(D),
+}
+
+/// A NAR on its way through the pool.
+enum Pending {
+    Small(Receiver<Outcome<Packed>>),
+    Large { pieces: Receiver<Piece>, reading: JoinHandle<Reading> },
+}
+
+/// A piece of a large NAR, after or before compression.
+enum Piece {
+    /// A zstd frame to be.
+    Frame(Receiver<io::Result<Vec<u8>>>, usize),
+    /// For an encoder that takes one piece after the other.
+    Raw(Arc<Vec<u8>>),
+}
+
+/// A small NAR, compressed.
+struct Packed {
+    compressed: Vec<u8>,
+    reading: Reading,
+    /// Its share of the room.
+    room: usize,
+}
+
+impl<D> Packer<'_, D> {
+    /// Reads one NAR from `input`, and no further; hashes it and, with a scanner, looks for references.
+    ///
+    /// # Errors
+    /// Refuses a malformed or truncated NAR.
+    pub fn nar(&mut self, input: &mut impl BufRead, scanner: Option<Scanner>) -> Outcome {
+        let reading = Reading { hasher: Hasher::default(), scanner };
+        let mut pieces = Pieces { packer: self, state: State::First(reading), piece: Vec::new() };
+        parse(&mut Tee::new(&mut *input, |bytes| pieces.add(bytes)), &mut Skip)?;
+        pieces.finish()
+    }
+
+    /// Says something of the NAR that was read last, which is complete now.
+    ///
+    /// # Errors
+    /// Fails when nobody takes the results any more.
+    pub fn described(&mut self, description: D) -> Outcome {
+        self.send(Step::Described(description))
+    }
+
+    fn send(&self, step: Step<D>) -> Outcome {
+        self.steps.send(step).map_err(|_| given_up())
+    }
+}
+
+/// Of no interest: who takes the results has failed before, and says why.
+fn given_up() -> Failure {
+    Failure::failed("packing was given up")
+}
+
+/// Gathers a NAR into pieces of [`FRAME`] bytes, and hands each to the pool.
+struct Pieces<'p, 'a, D> {
+    packer: &'p mut Packer<'a, D>,
+    state: State,
+    piece: Vec<u8>,
+}
+
+enum State {
+    /// Nothing has been handed on.
+    First(Reading),
+    /// There is more than one piece.
+    Large { pieces: SyncSender<Piece>, to_read: SyncSender<Arc<Vec<u8>>> },
+}
+
+impl<D> Pieces<'_, '_, D> {
+    fn add(&mut self, mut bytes: &[u8]) -> Outcome {
+        while !bytes.is_empty() {
+            if self.piece.len() == FRAME {
+                self.hand_on()?;
+            }
+            let room = (FRAME - self.piece.len()).min(bytes.len());
+            self.piece.extend_from_slice(&bytes[..room]);
+            bytes = &bytes[room..];
+        }
+        Ok(())
+    }
+
+    /// Hands on a piece of a NAR that has more than one.
+    fn hand_on(&mut self) -> Outcome {
+        let piece = Arc::new(std::mem::take(&mut self.piece));
+        self.piece.reserve_exact(FRAME);
+        self.packer.room.take(piece.len())?;
+        if let State::First(reading) = &mut self.state {
+            let (to_read, queue) = sync_channel::<Arc<Vec<u8>>>(1);
+            let mut reading = std::mem::replace(reading, Reading::nothing());
+            let reading = std::thread::spawn(move || {
+                for piece in queue {
+                    reading.add(&piece);
+                }
+                reading
+            });
+            // As many as there is room for.
+            let (pieces, queue) = sync_channel(self.packer.settings.threads() + PIECES_BESIDE);
+            self.packer.send(Step::Nar(Pending::Large { pieces: queue, reading }))?;
+            self.state = State::Large { pieces, to_read };
+        }
+        if let State::Large { pieces, to_read } = &self.state {
+            to_read.send(Arc::clone(&piece)).map_err(|_| given_up())?;
+            pieces.send(self.packer.compress(piece)).map_err(|_| given_up())?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Outcome {
+        if matches!(self.state, State::Large { .. }) {
+            return self.hand_on();
+        }
+        let State::First(mut reading) = self.state else { return Ok(()) };
+        let (piece, settings) = (self.piece, *self.packer.settings);
+        let room = piece.len();
+        self.packer.room.take(room)?;
+        let (done, result) = sync_channel(1);
+        self.packer.pool.spawn(move || {
+            reading.add(&piece);
+            let compressed = Encoder::on_one_thread(&settings, Vec::new()).and_then(|mut encoder| {
+                encoder.push(&piece)?;
+                encoder.finish()
+            });
+            // Nobody waits for it when packing was given up.
+            let _ =
+                done.send(compressed.doing(|| "compressing").map(|compressed| Packed { compressed, reading, room }));
+        });
+        self.packer.send(Step::Nar(Pending::Small(result)))
+    }
+}
+
+impl<D> Packer<'_, D> {
+    fn compress(&self, piece: Arc<Vec<u8>>) -> Piece {
+        if self.settings.method != Compression::Zstd {
+            return Piece::Raw(piece);
+        }
+        let (settings, size) = (*self.settings, piece.len());
+        let (done, result) = sync_channel(1);
+        self.pool.spawn(move || {
+            let _ = done.send(settings.zstd_frame(&piece));
+        });
+        Piece::Frame(result, size)
+    }
+}
+
+/// Takes NARs in their order, each with what was said of it.
+fn take_each<D>(
+    settings: &Settings,
+    queue: &Receiver<Step<D>>,
+    room: &Room,
+    mut done: impl FnMut(PackedNar, D) -> Outcome,
+) -> Outcome {
+    let mut ready = VecDeque::new();
+    // Ends when reading does; of a NAR that was cut off nothing is said, and so it goes nowhere.
+    for step in queue {
+        match step {
+            Step::Nar(pending) => ready.push_back(pending.finish(settings, room)?),
+            Step::Described(description) => {
+                if let Some(nar) = ready.pop_front() {
+                    done(nar, description)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Pending {
+    fn finish(self, settings: &Settings, room: &Room) -> Outcome<PackedNar> {
+        match self {
+            Self::Small(result) => {
+                let packed = result.recv().map_err(|_| Failure::failed("a compression thread died"))??;
+                let mut file = FileSink::default();
+                file.write_all(&packed.compressed)?;
+                room.give_back(packed.room);
+                file.finish(packed.reading)
+            }
+            Self::Large { pieces, reading } => {
+                let file = match settings.method {
+                    Compression::Zstd => write_frames(&pieces, room)?,
+                    _ => encode(&pieces, settings, room)?,
+                };
+                let reading = reading.join().map_err(|_| Failure::failed("the hashing thread died"))?;
+                file.finish(reading)
+            }
+        }
+    }
+}
+
+fn write_frames(pieces: &Receiver<Piece>, room: &Room) -> Outcome<FileSink> {
+    let mut file = FileSink::default();
+    for piece in pieces {
+        if let Piece::Frame(result, size) = piece {
+            let frame = result.recv().map_err(|_| Failure::failed("a compression thread died"))?;
+            file.write_all(&frame.map_err(Failure::from).doing(|| "compressing with zstd")?)?;
+            room.give_back(size);
+        }
+    }
+    Ok(file)
+}
+
+fn encode(pieces: &Receiver<Piece>, settings: &Settings, room: &Room) -> Outcome<FileSink> {
+    let mut encoder = Encoder::new(settings, FileSink::default())?;
+    for piece in pieces {
+        if let Piece::Raw(piece) = piece {
+            encoder.push(&piece).doing(|| "compressing")?;
+            room.give_back(piece.len());
+        }
+    }
+    encoder.finish().doing(|| "compressing")
 }
 
 /// Where compressed bytes go: hashed and kept.
@@ -58,6 +312,23 @@ struct FileSink {
     hasher: Hasher,
     /// The first failure; not every encoder passes on what happens while it writes its end.
     failed: Option<Failure>,
+}
+
+impl Default for FileSink {
+    fn default() -> Self {
+        Self { body: SpooledTempFile::new(IN_MEMORY), hasher: Hasher::default(), failed: None }
+    }
+}
+
+impl FileSink {
+    fn finish(mut self, reading: Reading) -> Outcome<PackedNar> {
+        self.failed.map_or(Ok(()), Err)?;
+        self.body.rewind().map_err(Failure::from).doing(|| "reading back a compressed NAR")?;
+        let (file_hash, file_size) = self.hasher.finish();
+        let (nar_hash, nar_size) = reading.hasher.finish();
+        let references = reading.scanner.map(Scanner::finish);
+        Ok(PackedNar { body: self.body, file_hash, file_size, nar_hash, nar_size, references })
+    }
 }
 
 impl Write for FileSink {
@@ -86,6 +357,10 @@ struct Reading {
 }
 
 impl Reading {
+    fn nothing() -> Self {
+        Self { hasher: Hasher::default(), scanner: None }
+    }
+
     fn add(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
         if let Some(scanner) = &mut self.scanner {
@@ -94,87 +369,130 @@ impl Reading {
     }
 }
 
-/// Gathers the NAR into pieces; each goes to the encoder and, beside it, to a thread that hashes and scans. A NAR of
-/// one piece needs no thread.
-struct Pieces {
-    encoder: Encoder<FileSink>,
-    reading: ReadingAt,
-    piece: Vec<u8>,
+/// Bytes of NAR that may be under way.
+struct Room {
+    /// None once nobody takes results any more.
+    left: Mutex<Option<usize>>,
+    freed: Condvar,
 }
 
-enum ReadingAt {
-    Here(Reading),
-    Beside { pieces: SyncSender<Arc<Vec<u8>>>, thread: JoinHandle<Reading> },
-}
-
-impl Pieces {
-    fn new(encoder: Encoder<FileSink>, scanner: Option<Scanner>) -> Self {
-        let reading = ReadingAt::Here(Reading { hasher: Hasher::default(), scanner });
-        Self { encoder, reading, piece: Vec::new() }
+impl Room {
+    fn new(bytes: usize) -> Self {
+        Self { left: Mutex::new(Some(bytes)), freed: Condvar::new() }
     }
 
-    fn add(&mut self, mut bytes: &[u8]) -> Outcome {
-        while !bytes.is_empty() {
-            let room = (FRAME - self.piece.len()).min(bytes.len());
-            self.piece.extend_from_slice(&bytes[..room]);
-            bytes = &bytes[room..];
-            if self.piece.len() == FRAME {
-                self.hand_on()?;
-            }
-        }
+    fn take(&self, bytes: usize) -> Outcome {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let enough = |left: &mut Option<usize>| left.is_some_and(|left| left < bytes);
+        let mut left = self.freed.wait_while(left, enough).unwrap_or_else(PoisonError::into_inner);
+        *left = Some(left.ok_or_else(given_up)? - bytes);
         Ok(())
     }
 
-    fn hand_on(&mut self) -> Outcome {
-        let piece = Arc::new(std::mem::replace(&mut self.piece, Vec::with_capacity(FRAME)));
-        self.reading = match std::mem::replace(&mut self.reading, ReadingAt::Here(Reading::nothing())) {
-            ReadingAt::Here(reading) => ReadingAt::beside(reading),
-            beside @ ReadingAt::Beside { .. } => beside,
-        };
-        if let ReadingAt::Beside { pieces, .. } = &self.reading {
-            pieces.send(Arc::clone(&piece)).map_err(|_| Failure::failed("the hashing thread died"))?;
-        }
-        self.encoder.push(&piece).doing(|| "compressing")
+    fn give_back(&self, bytes: usize) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        *left = left.map(|left| left + bytes);
+        self.freed.notify_one();
     }
 
-    fn finish(mut self) -> Outcome<PackedNar> {
-        let last = Arc::new(std::mem::take(&mut self.piece));
-        if !last.is_empty() {
-            self.encoder.push(&last).doing(|| "compressing")?;
-        }
-        let mut reading = match self.reading {
-            ReadingAt::Here(reading) => reading,
-            ReadingAt::Beside { pieces, thread } => {
-                drop(pieces);
-                thread.join().map_err(|_| Failure::failed("the hashing thread died"))?
-            }
-        };
-        reading.add(&last);
-        let FileSink { mut body, hasher, failed } = self.encoder.finish().doing(|| "compressing")?;
-        failed.map_or(Ok(()), Err)?;
-        body.rewind().map_err(Failure::from).doing(|| "reading back a compressed NAR")?;
-        let (file_hash, file_size) = hasher.finish();
-        let (nar_hash, nar_size) = reading.hasher.finish();
-        let references = reading.scanner.map(Scanner::finish);
-        Ok(PackedNar { body, file_hash, file_size, nar_hash, nar_size, references })
+    fn close(&self) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.freed.notify_all();
     }
 }
 
-impl Reading {
-    fn nothing() -> Self {
-        Self { hasher: Hasher::default(), scanner: None }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
 
-impl ReadingAt {
-    fn beside(mut reading: Reading) -> Self {
-        let (pieces, queue) = sync_channel::<Arc<Vec<u8>>>(1);
-        let thread = std::thread::spawn(move || {
-            for piece in queue {
-                reading.add(&piece);
+    use super::*;
+
+    /// The NAR of one file of so many bytes.
+    fn nar(size: usize) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let contents: Vec<u8> = (0..size).map(|index| u8::try_from(index / 7 % 251).unwrap()).collect();
+        std::fs::write(dir.path().join("file"), contents).unwrap();
+        let mut nar = Vec::new();
+        nar_pack::nar::dump(&dir.path().join("file"), &mut nar, &mut |_| {}).unwrap();
+        nar
+    }
+
+    /// What becomes of NARs one after another: number, compressed bytes, hash of the NAR.
+    fn packed(nars: &[Vec<u8>], method: Compression, threads: u16) -> Vec<(usize, Vec<u8>, Sha256)> {
+        let settings = Settings::new(method, None, Some(threads)).unwrap();
+        let mut all = Vec::new();
+        let read = |packer: &mut Packer<usize>| {
+            for (number, nar) in nars.iter().enumerate() {
+                packer.nar(&mut nar.as_slice(), None)?;
+                packer.described(number)?;
             }
-            reading
-        });
-        Self::Beside { pieces, thread }
+            Ok(())
+        };
+        pack_each(&settings, read, |mut nar, number| {
+            let mut body = Vec::new();
+            nar.body.read_to_end(&mut body).unwrap();
+            assert_eq!((Sha256::of(&body), body.len() as u64), (nar.file_hash, nar.file_size));
+            all.push((number, body, nar.nar_hash));
+            Ok(())
+        })
+        .unwrap();
+        all
+    }
+
+    #[test]
+    fn nars_come_out_in_order_and_alike_for_any_number_of_threads() {
+        let sizes = [0, 10, FRAME - 112, FRAME - 200, FRAME, 5 * FRAME + 3, 1, 70_000, 2 * FRAME, 12];
+        let nars: Vec<Vec<u8>> = sizes.into_iter().map(nar).collect();
+        for method in [Compression::Zstd, Compression::Gzip, Compression::None] {
+            let one = packed(&nars, method, 1);
+            for (number, (nar, (index, body, hash))) in nars.iter().zip(&one).enumerate() {
+                assert_eq!((number, Sha256::of(nar)), (*index, *hash));
+                let mut unpacked = Vec::new();
+                crate::compression::decoder(method, body.as_slice()).unwrap().read_to_end(&mut unpacked).unwrap();
+                assert!(unpacked == *nar, "{method}");
+            }
+            assert_eq!(one.len(), nars.len());
+            assert!([2, 5].into_iter().all(|threads| packed(&nars, method, threads) == one), "{method}");
+        }
+    }
+
+    #[test]
+    fn xz_blocks_do_not_depend_on_threads_either() {
+        let nars = [nar(1000), nar(FRAME + 1)];
+        assert!(packed(&nars, Compression::Xz, 1) == packed(&nars, Compression::Xz, 3));
+    }
+
+    #[test]
+    fn a_nar_that_is_cut_off_goes_nowhere() {
+        let settings = Settings::new(Compression::Zstd, None, Some(2)).unwrap();
+        for whole in [nar(1000), nar(3 * FRAME)] {
+            let mut taken = 0;
+            let read = |packer: &mut Packer<()>| {
+                packer.nar(&mut whole.as_slice(), None)?;
+                packer.described(())?;
+                packer.nar(&mut &whole[..whole.len() - 20], None)?;
+                packer.described(())
+            };
+            let failure = pack_each(&settings, read, |_, ()| {
+                taken += 1;
+                Ok(())
+            });
+            assert!(failure.unwrap_err().message().contains("truncated"));
+            assert_eq!(taken, 1);
+        }
+    }
+
+    #[test]
+    fn a_failure_of_the_taker_ends_reading_and_is_the_one_that_is_told() {
+        let settings = Settings::new(Compression::None, None, Some(2)).unwrap();
+        let whole = nar(3 * FRAME);
+        let read = |packer: &mut Packer<()>| {
+            loop {
+                packer.nar(&mut whole.as_slice(), None)?;
+                packer.described(())?;
+            }
+        };
+        let failure = pack_each(&settings, read, |_, ()| Err(Failure::refused("enough")));
+        assert_eq!(failure.unwrap_err().message(), "enough");
     }
 }
