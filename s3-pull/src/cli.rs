@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use cache_sign::cli::Trust;
 use clap::Parser;
+use s3_push::patience::ATTEMPTS;
 
 /// Fetch store paths from a Nix binary cache, verify them, and unpack them.
 ///
@@ -71,6 +72,13 @@ pub struct Cli {
     /// Give an attempt up when nothing moves for so many seconds; there is no bound on a whole transfer
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600))]
     pub idle_timeout: u16,
+
+    /// Attempts at one request, with growing random waits between them
+    #[arg(
+        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = ATTEMPTS,
+        value_parser = clap::value_parser!(u32).range(1..=100),
+    )]
+    pub attempts: u32,
 
     /// Say nothing on standard error but errors
     #[arg(short, long, conflicts_with = "verbose")]

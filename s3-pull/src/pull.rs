@@ -15,6 +15,7 @@ use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::narinfo::{NarInfo, TextWriter};
 use s3_push::client::Access;
 use s3_push::location::VARIABLE;
+use s3_push::patience::Patience;
 use tokio::runtime::Runtime;
 
 use crate::cli::Cli;
@@ -33,7 +34,9 @@ pub fn run(cli: &Cli) -> Outcome {
     let runtime = Runtime::new().map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
     let result = (|| {
         let access = if cli.no_sign_request { Access::Anonymous } else { Access::Signed };
-        let source = runtime.block_on(Source::open(&url, access, Duration::from_secs(cli.idle_timeout.into())))?;
+        let idle = Duration::from_secs(cli.idle_timeout.into());
+        let patience = Patience { idle, attempts: cli.attempts, in_flight: cli.jobs };
+        let source = runtime.block_on(Source::open(&url, access, patience))?;
         let cache = Arc::new(Cache { source, trusted, store_dir });
         runtime.block_on(check_cache_info(&cache))?;
         if cli.all && (cli.narinfo || cli.list) {

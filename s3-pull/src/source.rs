@@ -14,6 +14,7 @@ use s3_push::chunks::{Chunk, forward};
 use s3_push::client::{Access, Bucket, chain, root_cause};
 use s3_push::existing::list_hash_parts;
 use s3_push::location::Location;
+use s3_push::patience::{Patience, Tries};
 use std::io::Read;
 use tokio::sync::mpsc;
 
@@ -21,10 +22,6 @@ use crate::TOOL;
 
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Attempts at one request, the first included.
-const ATTEMPTS: u32 = 5;
-/// Wait before the first repetition; it doubles each time.
-const BACKOFF: Duration = Duration::from_millis(250);
 /// Chunks of a body that may wait to be read.
 const CHUNKS: usize = 8;
 /// Bytes of a file in one chunk.
@@ -46,6 +43,7 @@ pub struct Http {
     base: String,
     /// The base without user name and password, for messages.
     shown: String,
+    attempts: u32,
     hinted: std::sync::atomic::AtomicBool,
 }
 
@@ -58,14 +56,16 @@ pub struct Body {
 }
 
 impl Source {
-    /// The cache that `url` names. A transfer must not stall for longer than `idle`.
+    /// The cache that `url` names.
     ///
     /// # Errors
     /// A usage failure for a URL of another kind, or a directory that is not there.
-    pub async fn open(url: &str, access: Access, idle: Duration) -> Outcome<Self> {
+    pub async fn open(url: &str, access: Access, patience: Patience) -> Outcome<Self> {
         match url.split_once("://") {
-            Some(("s3", _)) => Ok(Self::S3(Box::new(Bucket::connect(Location::parse(url)?, access, idle, TOOL).await))),
-            Some(("http" | "https", rest)) if !rest.is_empty() => Ok(Self::Http(Http::new(url, idle)?)),
+            Some(("s3", _)) => {
+                Ok(Self::S3(Box::new(Bucket::connect(Location::parse(url)?, access, patience, TOOL).await)))
+            }
+            Some(("http" | "https", rest)) if !rest.is_empty() => Ok(Self::Http(Http::new(url, patience)?)),
             Some(("file", path)) => {
                 // Parameters of the store, as Nix takes them, concern a Nix client only.
                 let path = path.split('?').next().unwrap_or_default();
@@ -139,22 +139,45 @@ impl Source {
     /// # Errors
     /// As [`Source::get`]; refuses what is larger or no text.
     pub async fn text(&self, key: &str, limit: usize) -> Outcome<Option<String>> {
-        let Some((mut body, encoding)) = self.get_encoded(key).await? else { return Ok(None) };
         let refused = |why: String| Failure::refused(format!("{}: {why}", self.shown(key)));
+        let mut tries = Tries::new(self.attempts());
+        let (bytes, encoding) = loop {
+            let Some((body, encoding)) = self.get_encoded(key).await? else { return Ok(None) };
+            match self.collect(key, body, limit).await {
+                Ok(bytes) => break (bytes, encoding),
+                // The connection broke while the body came.
+                Err(failure) if !failure.is_refusal() && tries.again().await => {}
+                Err(failure) => return Err(failure),
+            }
+        };
+        let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.shown(key))?;
+        String::from_utf8(bytes).map(Some).map_err(|_| refused("not UTF-8 text".to_owned()))
+    }
+
+    /// All bytes of a body, at most `limit`.
+    async fn collect(&self, key: &str, mut body: Body, limit: usize) -> Outcome<Vec<u8>> {
         let mut bytes = Vec::new();
         loop {
             match body.chunks.recv().await {
                 Some(Ok(Chunk::Data(data))) if bytes.len() + data.0.len() > limit => {
-                    return Err(refused(format!("larger than {limit} bytes")));
+                    return Err(Failure::refused(format!("{}: larger than {limit} bytes", self.shown(key))));
                 }
                 Some(Ok(Chunk::Data(data))) => bytes.extend_from_slice(&data.0),
-                Some(Ok(Chunk::End)) => break,
+                Some(Ok(Chunk::End)) => return Ok(bytes),
                 Some(Err(failure)) => return Err(failure),
                 None => return Err(Failure::failed(format!("reading {}: it is cut off", self.shown(key)))),
             }
         }
-        let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.shown(key))?;
-        String::from_utf8(bytes).map(Some).map_err(|_| refused("not UTF-8 text".to_owned()))
+    }
+
+    /// Attempts at one request, the first included.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        match self {
+            Self::S3(bucket) => bucket.attempts(),
+            Self::Http(http) => http.attempts,
+            Self::File(_) => 1,
+        }
     }
 
     /// The hash parts of all paths in the cache.
@@ -210,7 +233,7 @@ fn read_file(mut file: std::fs::File, shown: &str, to: &mpsc::Sender<Outcome<Chu
 }
 
 impl Http {
-    fn new(url: &str, idle: Duration) -> Outcome<Self> {
+    fn new(url: &str, patience: Patience) -> Outcome<Self> {
         // Installing it twice is the only way in which this fails.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut base =
@@ -225,10 +248,16 @@ impl Http {
         let client = reqwest::Client::builder()
             .user_agent(concat!("s3-pull/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
-            .read_timeout(idle)
+            .read_timeout(patience.idle)
             .build()
             .map_err(|error| Failure::failed(format!("setting up HTTP: {}", chain(&error))))?;
-        Ok(Self { client, base: trimmed(&base), shown: trimmed(&shown), hinted: false.into() })
+        Ok(Self {
+            client,
+            base: trimmed(&base),
+            shown: trimmed(&shown),
+            attempts: patience.attempts,
+            hinted: false.into(),
+        })
     }
 
     fn url(&self, key: &str) -> String {
@@ -241,10 +270,9 @@ impl Http {
 
     async fn get(&self, key: &str) -> Outcome<Option<reqwest::Response>> {
         let (url, shown) = (self.url(key), self.shown(key));
-        let mut wait = BACKOFF;
-        for attempt in 1.. {
-            let last = attempt == ATTEMPTS;
-            let failure = match self.client.get(&url).send().await {
+        let mut tries = Tries::new(self.attempts);
+        loop {
+            let (why, passing) = match self.client.get(&url).send().await {
                 Ok(response) => match response.status().as_u16() {
                     200 => return Ok(Some(response)),
                     404 | 410 => return Ok(None),
@@ -257,17 +285,14 @@ impl Http {
                     code => (format!("HTTP {code}"), false),
                 },
                 Err(error) => {
-                    let again = error.is_connect() || error.is_timeout() || error.is_request();
-                    (plain(error), again && !last)
+                    let passing = error.is_connect() || error.is_timeout() || error.is_request();
+                    (plain(error), passing)
                 }
             };
-            if last || !failure.1 {
-                return Err(Failure::failed(format!("reading {shown}: {}", failure.0)));
+            if !passing || !tries.again().await {
+                return Err(Failure::failed(format!("reading {shown}: {why}")));
             }
-            tokio::time::sleep(wait).await;
-            wait *= 2;
         }
-        Ok(None)
     }
 
     fn hint(&self, url: &str) {

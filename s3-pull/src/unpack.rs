@@ -9,6 +9,7 @@ use nar_pack::nar::Restorer;
 use nar_pack::stage::{self, Failure, Outcome};
 use nar_pack::store_path::StorePath;
 use narinfo_gen::narinfo::NarInfo;
+use s3_push::patience::Tries;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -16,9 +17,6 @@ use crate::TOOL;
 use crate::closure::Cache;
 use crate::fetch;
 use crate::staging::{Placed, Staging, exists};
-
-/// Attempts at a path of which the transfer breaks off.
-const ATTEMPTS: u32 = 3;
 
 /// Paths that are under way or wait for their references, for each request in flight.
 const TASKS_PER_JOB: usize = 8;
@@ -107,16 +105,20 @@ async fn place(
     if exists(&staging.place(&narinfo.path)) {
         return Ok(Placed::Existed);
     }
-    let mut attempt = 1;
+    let mut tries = Tries::new(cache.source.attempts());
     loop {
         let slot = Arc::clone(slots).acquire_owned().await;
         let slot = slot.map_err(|_| Failure::failed("the pull was given up"))?;
         match download(cache, &narinfo, staging).await {
             Ok(()) => break,
-            Err(failure) if failure.is_refusal() || attempt == ATTEMPTS => return Err(failure),
-            Err(_) => attempt += 1,
+            Err(failure) if failure.is_refusal() => return Err(failure),
+            Err(failure) => {
+                drop(slot);
+                if !tries.again().await {
+                    return Err(failure);
+                }
+            }
         }
-        drop(slot);
     }
     for mut reference in references {
         let ended = match reference.wait_for(Option::is_some).await {

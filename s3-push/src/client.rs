@@ -368,6 +368,12 @@ impl Bucket {
         Ok(Some(Small { text, etag }))
     }
 
+    /// Attempts at one request, the first included.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.patience.attempts
+    }
+
     /// Attempts at what the SDK does not repeat by itself.
     #[must_use]
     pub fn tries(&self) -> Tries {

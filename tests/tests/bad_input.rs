@@ -42,6 +42,8 @@ impl Bench {
     fn new(service: &impl Service) -> Self {
         let mut site = Site::new();
         service.owner().apply(&mut site.scratch);
+        // A server that is not there is not asked for long.
+        site.scratch.env("AWS_MAX_ATTEMPTS", "2");
         let full = service.fresh();
         site.scratch.env("FULL", service.url(&full)).env("WEB", format!("http://{}/{full}", service.address()));
         site.scratch.sh(&format!("{ARCHIVE} > archive; {ARCHIVE} | s3-push --no-nix \"$FULL\"")).ok();

@@ -243,7 +243,7 @@ fn a_fault_that_stays_ends_the_push_in_time() {
         let what = format!("{} at every request", case.name);
         let user = User::new(EmbeddedS3::shared());
         let proxy = user.proxy(always(case.fault));
-        let flags = format!("--attempts 3 {}", idle_flag(case.fault));
+        let flags = format!("--attempts 2 {}", idle_flag(case.fault));
         let completed = assert_clear(&what, &user.push(&user.through(&proxy), &flags), case.causes);
         assert!(!completed, "{what}: who has answered?");
         user.assert_closed_and_completed(&what);
@@ -275,7 +275,7 @@ fn a_fault_that_stays_at_one_kind_of_request_leaves_the_cache_closed() {
         let (kind, what) = (*kind, format!("{} at every {kind:?}", case.name));
         let user = User::new(EmbeddedS3::shared());
         let proxy = user.proxy(only(move |request| request.kind() == kind, always(case.fault)));
-        let flags = format!("--attempts 3 {}", idle_flag(case.fault));
+        let flags = format!("--attempts 2 {}", idle_flag(case.fault));
         let completed = assert_clear(&what, &user.push(&user.through(&proxy), &flags), case.causes);
         assert!(proxy.faults() > 0, "{what}: there was none");
         assert_eq!(completed, *dispensable, "{what}");
@@ -443,7 +443,7 @@ fn a_failed_check_is_never_missing() {
             _ => Fault::Pass,
         });
         let url = user.through(&proxy);
-        let script = format!("timeout 100 s3-push -q --attempts 3 --missing {} '{url}' < paths", idle_flag(fault));
+        let script = format!("timeout 100 s3-push -q --attempts 2 --missing {} '{url}' < paths", idle_flag(fault));
         let outcome = user.scratch.sh(&script);
         assert!(!assert_clear(&what, &outcome, case.causes), "{what}: who has answered?");
         assert_eq!(outcome.text(), "", "{what}: it names paths that are there");
@@ -508,7 +508,8 @@ where
         let user = User::of(s3, bucket.clone());
         let url = if *by_http { s3.http_url(&bucket) } else { s3.cache_url(&bucket) };
         let proxy = user.proxy(plan(case.fault));
-        let outcome = pull(&user, &url.replace(&s3.endpoint(), proxy.endpoint()), idle_flag(case.fault));
+        let flags = format!("{} --attempts {}", idle_flag(case.fault), if heals { 4 } else { 2 });
+        let outcome = pull(&user, &url.replace(&s3.endpoint(), proxy.endpoint()), &flags);
         assert!(proxy.faults() > 0, "{what}: there was none");
         let completed = assert_clear(&what, &outcome, case.causes);
         assert_whole(&what, &user, completed);
