@@ -92,6 +92,8 @@ impl<'a, S: Service> User<'a, S> {
         fs::write(scratch.path().join("archive"), &GOODS.archive).unwrap();
         service.owner().apply(&mut scratch);
         scratch.env("NIX_CONFIG", format!("trusted-public-keys = {}\n", GOODS.key));
+        // Four attempts take two seconds.
+        scratch.env("AWS_MAX_ATTEMPTS", "4");
         Self { scratch, service, bucket }
     }
 
@@ -139,7 +141,7 @@ impl<'a, S: Service> User<'a, S> {
 }
 
 fn idle_flag(fault: Fault) -> &'static str {
-    if matches!(fault, Fault::Stall | Fault::StallResponse(_)) { "--idle-timeout 1" } else { "" }
+    if matches!(fault, Fault::Stall | Fault::StallResponse(_)) { "--idle-timeout 2" } else { "" }
 }
 
 /// Asserts that a run completed, or failed with one line that names the cause; says whether it completed.
