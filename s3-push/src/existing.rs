@@ -146,7 +146,7 @@ async fn list_all(bucket: &Bucket, start: String) -> Outcome<Vec<Listed>> {
     loop {
         let Some(page) = bucket.list(&start, token).await? else {
             return Err(Failure::failed(format!(
-                "listing {}: access denied (HTTP 403)",
+                "listing {}: access denied (HTTP 403); it takes s3:ListBucket",
                 bucket.location().shown(&start)
             )));
         };
