@@ -1,12 +1,15 @@
 //! The documents: what each allows, to whom, and where.
 //!
 //! Every document is a type whose fields stand in the order in which they are printed, so the same request gives the
-//! same bytes. There are two kinds of policy. A [`BucketPolicy`] hangs on the bucket and so says whom it is about; an
-//! [`IamPolicy`] hangs on a user or role and cannot name one. What a statement may hold is a type of its own
-//! ([`Action`], [`Principal`], [`Place`]): text from the command line becomes part of a document only through one.
+//! same bytes. There are two kinds of [`Policy`]: one hangs on the bucket and so says whom it is about; the other hangs
+//! on a user or role and cannot name one. What a statement may hold is a type of its own ([`Action`], [`Principal`],
+//! [`Place`], [`Origins`]): text from the command line becomes part of a document only through one.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
+use clap::ValueEnum;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
@@ -17,88 +20,380 @@ const VERSION: &str = "2012-10-17";
 /// The longest ARN, in bytes, that IAM takes.
 const LONGEST_ARN: usize = 2048;
 
-/// A policy on a bucket: it names those who are allowed.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct BucketPolicy {
-    id: &'static str,
-    version: &'static str,
-    statement: Vec<BucketStatement>,
+/// What a document lets people do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Read objects whose keys they know, and with `list` find out what there is.
+    Read {
+        /// Whether they may list.
+        list: bool,
+    },
+    /// Read, list and write, but not delete.
+    Upload,
+    /// Read, list and delete, give up uploads and set lifecycle rules, but not write.
+    Admin,
 }
 
-/// One statement of a [`BucketPolicy`].
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct BucketStatement {
-    sid: &'static str,
-    action: &'static [Action],
-    effect: Effect,
-    resource: Vec<String>,
-    principal: Readers,
-}
-
-/// A policy on a user, group or role: it is about whoever has it.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct IamPolicy {
-    version: &'static str,
-    statement: Vec<IamStatement>,
-}
-
-/// One statement of an [`IamPolicy`].
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct IamStatement {
-    sid: &'static str,
-    effect: Effect,
-    action: &'static [Action],
-    resource: Vec<String>,
-}
-
-impl BucketPolicy {
-    /// The Nix manual's `DirectReads`: some or all may read the cache, nobody may list it.
-    #[must_use]
-    pub fn read(place: &Place, readers: Readers) -> Self {
-        let statement = BucketStatement {
-            sid: "AllowDirectReads",
-            action: &[Action::GetObject, Action::GetBucketLocation],
-            effect: Effect::Allow,
-            resource: place.bucket_and_objects(),
-            principal: readers,
-        };
-        Self { id: "DirectReads", version: VERSION, statement: vec![statement] }
-    }
-}
-
-impl IamPolicy {
-    /// The Nix manual's `UploadToCache`: read, list and write, but not delete.
-    #[must_use]
-    pub fn upload(place: &Place) -> Self {
-        let statement = IamStatement {
-            sid: "UploadToCache",
-            effect: Effect::Allow,
-            action: &[
+impl Role {
+    /// What is allowed on objects.
+    fn on_objects(self) -> &'static [Action] {
+        match self {
+            Self::Read { .. } => &[Action::GetObject],
+            Self::Upload => {
+                &[Action::AbortMultipartUpload, Action::GetObject, Action::ListMultipartUploadParts, Action::PutObject]
+            }
+            Self::Admin => &[
                 Action::AbortMultipartUpload,
-                Action::GetBucketLocation,
+                Action::DeleteObject,
                 Action::GetObject,
-                Action::ListBucket,
-                Action::ListBucketMultipartUploads,
                 Action::ListMultipartUploadParts,
-                Action::PutObject,
             ],
-            resource: place.bucket_and_objects(),
-        };
-        Self { version: VERSION, statement: vec![statement] }
+        }
+    }
+
+    fn lists(self) -> bool {
+        self != Self::Read { list: false }
+    }
+
+    /// What is allowed on the bucket as a whole. A lifecycle rule reaches all of it, so one who administrates a part
+    /// sets none.
+    fn on_bucket(self, place: &Place) -> &'static [Action] {
+        match self {
+            Self::Read { .. } => &[],
+            Self::Admin if place.prefix.is_empty() => &[
+                Action::GetLifecycleConfiguration,
+                Action::ListBucketMultipartUploads,
+                Action::PutLifecycleConfiguration,
+            ],
+            Self::Upload | Self::Admin => &[Action::ListBucketMultipartUploads],
+        }
+    }
+
+    fn sid(self) -> &'static str {
+        match self {
+            Self::Read { .. } => "CacheRead",
+            Self::Upload => "CacheUpload",
+            Self::Admin => "CacheAdmin",
+        }
     }
 }
 
-/// What a statement allows.
-#[derive(Debug, Clone, Copy, Serialize)]
+/// A policy document, for a bucket or for a user or role.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Policy {
+    version: &'static str,
+    statement: Vec<Statement>,
+}
+
+/// One statement of a [`Policy`].
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Statement {
+    sid: String,
+    effect: Effect,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    principal: Option<Whom>,
+    action: Vec<Action>,
+    resource: Vec<String>,
+    #[serde(skip_serializing_if = "Conditions::is_empty")]
+    condition: Conditions,
+}
+
+/// Operators, and the keys and values that each compares.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(transparent)]
+struct Conditions(BTreeMap<&'static str, BTreeMap<&'static str, Vec<String>>>);
+
+impl Conditions {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn and(mut self, operator: &'static str, key: &'static str, values: Vec<String>) -> Self {
+        self.0.entry(operator).or_default().insert(key, values);
+        self
+    }
+}
+
+/// From where requests may come.
+#[derive(Debug, Clone, Default)]
+pub struct Origins {
+    addresses: Vec<String>,
+    endpoints: Vec<String>,
+    /// Whether every request without TLS is denied.
+    pub tls: bool,
+}
+
+impl Origins {
+    /// From anywhere, or from these addresses, or through these VPC endpoints.
+    ///
+    /// # Errors
+    /// A refusal of what is neither an address nor a range of addresses, or no endpoint.
+    pub fn new(addresses: &[String], endpoints: &[String], tls: bool) -> Outcome<Self> {
+        for address in addresses {
+            if !is_cidr(address) {
+                return Err(Failure::refused(format!("source {address:?}: expected an address or ADDRESS/BITS")));
+            }
+        }
+        for endpoint in endpoints {
+            let digits = endpoint.strip_prefix("vpce-").unwrap_or_default();
+            if digits.is_empty() || digits.len() > 32 || !digits.bytes().all(|c| c.is_ascii_hexdigit()) {
+                return Err(Failure::refused(format!("VPC endpoint {endpoint:?}: expected vpce- and digits")));
+            }
+        }
+        Ok(Self { addresses: addresses.to_vec(), endpoints: endpoints.to_vec(), tls })
+    }
+
+    fn conditions(&self) -> Conditions {
+        let mut conditions = Conditions::default();
+        if !self.addresses.is_empty() {
+            conditions = conditions.and("IpAddress", "aws:SourceIp", self.addresses.clone());
+        }
+        if !self.endpoints.is_empty() {
+            conditions = conditions.and("StringEquals", "aws:SourceVpce", self.endpoints.clone());
+        }
+        conditions
+    }
+}
+
+fn is_cidr(text: &str) -> bool {
+    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+    let Ok(address) = address.parse::<IpAddr>() else { return false };
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    bits.is_none_or(|bits| {
+        bits.bytes().all(|c| c.is_ascii_digit()) && bits.parse::<u8>().is_ok_and(|bits| bits <= most)
+    })
+}
+
+impl Policy {
+    /// A policy for a bucket, about those it names.
+    #[must_use]
+    pub fn bucket(role: Role, place: &Place, readers: &Readers, origins: &Origins) -> Self {
+        Self::new(role, place, Some(readers), origins)
+    }
+
+    /// A policy for a user, group or role, about whoever has it.
+    #[must_use]
+    pub fn identity(role: Role, place: &Place, origins: &Origins) -> Self {
+        Self::new(role, place, None, origins)
+    }
+
+    fn new(role: Role, place: &Place, whom: Option<&Readers>, origins: &Origins) -> Self {
+        let allow = |part: &str, action: &[Action], resource: String, condition: Conditions| Statement {
+            sid: format!("{}{part}", role.sid()),
+            effect: Effect::Allow,
+            principal: whom.cloned().map(Whom::Readers),
+            action: action.to_vec(),
+            resource: vec![resource],
+            condition,
+        };
+        let mut statement = vec![allow("Objects", role.on_objects(), place.objects(), origins.conditions())];
+        if role.lists() {
+            let mut condition = origins.conditions();
+            if !place.prefix.is_empty() {
+                condition = condition.and("StringLike", "s3:prefix", vec![format!("{}*", place.prefix)]);
+            }
+            statement.push(allow("List", &[Action::ListBucket], place.bucket_arn(), condition));
+        }
+        let on_bucket = role.on_bucket(place);
+        if !on_bucket.is_empty() {
+            statement.push(allow("Bucket", on_bucket, place.bucket_arn(), origins.conditions()));
+        }
+        if origins.tls {
+            statement.push(Statement {
+                sid: "DenyWithoutTls".to_owned(),
+                effect: Effect::Deny,
+                principal: whom.map(|_| Whom::Everybody),
+                action: vec![Action::All],
+                resource: vec![place.bucket_arn(), place.objects()],
+                condition: Conditions::default().and("Bool", "aws:SecureTransport", vec!["false".to_owned()]),
+            });
+        }
+        Self { version: VERSION, statement }
+    }
+}
+
+/// A lifecycle configuration that gives unfinished uploads up.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Lifecycle {
+    rules: [Rule; 1],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Rule {
+    #[serde(rename = "ID")]
+    id: &'static str,
+    status: &'static str,
+    filter: Filter,
+    abort_incomplete_multipart_upload: Abort,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Filter {
+    prefix: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Abort {
+    days_after_initiation: u16,
+}
+
+impl Lifecycle {
+    /// Gives uploads below `prefix` up that are not complete after so many days.
+    #[must_use]
+    pub fn abort_incomplete(prefix: &str, days: u16) -> Self {
+        let rule = Rule {
+            id: "abort-incomplete-uploads",
+            status: "Enabled",
+            filter: Filter { prefix: prefix.to_owned() },
+            abort_incomplete_multipart_upload: Abort { days_after_initiation: days },
+        };
+        Self { rules: [rule] }
+    }
+}
+
+/// A CORS configuration: web pages may read.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Cors {
+    #[serde(rename = "CORSRules")]
+    rules: [CorsRule; 1],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct CorsRule {
+    #[serde(rename = "ID")]
+    id: &'static str,
+    allowed_origins: Vec<String>,
+    allowed_methods: [&'static str; 2],
+    allowed_headers: [&'static str; 2],
+    expose_headers: [&'static str; 3],
+    max_age_seconds: u32,
+}
+
+impl Cors {
+    /// For pages of these origins, or of all.
+    ///
+    /// # Errors
+    /// A refusal of what is no origin: a scheme and a host, and nothing after it.
+    pub fn read(origins: &[String]) -> Outcome<Self> {
+        for origin in origins {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            let plain = |host: &str| {
+                !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-.:[]*".contains(c))
+            };
+            if !host.is_some_and(plain) || origin.matches('*').count() > 1 {
+                return Err(Failure::refused(format!("origin {origin:?}: expected https://HOST[:PORT]")));
+            }
+        }
+        let all = || vec!["*".to_owned()];
+        let rule = CorsRule {
+            id: "read-cache",
+            allowed_origins: if origins.is_empty() { all() } else { origins.to_vec() },
+            allowed_methods: ["GET", "HEAD"],
+            allowed_headers: ["If-None-Match", "Range"],
+            expose_headers: ["Content-Length", "Content-Range", "ETag"],
+            max_age_seconds: 86_400,
+        };
+        Ok(Self { rules: [rule] })
+    }
+}
+
+/// Who may assume a role: jobs of a CI provider that signs tokens for them.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct TrustPolicy {
+    version: &'static str,
+    statement: [TrustStatement; 1],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct TrustStatement {
+    sid: &'static str,
+    effect: Effect,
+    principal: Federated,
+    action: &'static str,
+    condition: BTreeMap<&'static str, BTreeMap<String, Vec<String>>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Federated {
+    federated: String,
+}
+
+impl TrustPolicy {
+    /// Lets jobs with these subjects assume the role that has this policy.
+    ///
+    /// # Errors
+    /// A refusal of a malformed provider, account, audience or subject, and of a subject that would let in the jobs of
+    /// other projects: one with a wildcard before its first slash.
+    pub fn oidc(
+        partition: Partition,
+        provider: &str,
+        account: &str,
+        audience: &str,
+        subjects: &[String],
+    ) -> Outcome<Self> {
+        let provider = provider.strip_prefix("https://").unwrap_or(provider).trim_end_matches('/');
+        let plain = |text: &str, more: &str| {
+            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+        };
+        if !plain(provider, "-._/:") || provider.starts_with(['/', '.', '-']) || !provider.contains('.') {
+            return Err(Failure::refused(format!("provider {provider:?}: expected HOST[/PATH]")));
+        }
+        if !is_account(account) {
+            return Err(Failure::refused(format!("account {account:?}: expected 12 digits")));
+        }
+        if audience.is_empty() || audience.contains(|c: char| c.is_control() || "*?$".contains(c)) {
+            return Err(Failure::refused(format!(
+                "audience {audience:?}: expected what the token says, without * and ?"
+            )));
+        }
+        for subject in subjects {
+            let project = subject.split_once('/').map(|(project, rest)| project.contains(':') && !rest.is_empty());
+            let open = subject.split('/').next().unwrap_or_default().contains(['*', '?']);
+            if subject.contains(|c: char| c.is_control() || c == '$') || project != Some(true) || open {
+                return Err(Failure::refused(format!(
+                    "subject {subject:?}: expected KIND:OWNER/PROJECT…, without a wildcard before the first slash"
+                )));
+            }
+        }
+        let mut condition: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        condition.entry("StringEquals").or_default().insert(format!("{provider}:aud"), vec![audience.to_owned()]);
+        // One operator for all subjects: two would have to match both.
+        let wild = subjects.iter().any(|subject| subject.contains(['*', '?']));
+        let operator = if wild { "StringLike" } else { "StringEquals" };
+        condition.entry(operator).or_default().insert(format!("{provider}:sub"), subjects.to_vec());
+        let statement = TrustStatement {
+            sid: "CacheUploadFromCi",
+            effect: Effect::Allow,
+            principal: Federated { federated: format!("arn:{partition}:iam::{account}:oidc-provider/{provider}") },
+            action: "sts:AssumeRoleWithWebIdentity",
+            condition,
+        };
+        Ok(Self { version: VERSION, statement: [statement] })
+    }
+}
+
+/// What a statement allows or denies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 enum Action {
+    #[serde(rename = "s3:*")]
+    All,
     #[serde(rename = "s3:AbortMultipartUpload")]
     AbortMultipartUpload,
-    #[serde(rename = "s3:GetBucketLocation")]
-    GetBucketLocation,
+    #[serde(rename = "s3:DeleteObject")]
+    DeleteObject,
+    #[serde(rename = "s3:GetLifecycleConfiguration")]
+    GetLifecycleConfiguration,
     #[serde(rename = "s3:GetObject")]
     GetObject,
     #[serde(rename = "s3:ListBucket")]
@@ -107,6 +402,8 @@ enum Action {
     ListBucketMultipartUploads,
     #[serde(rename = "s3:ListMultipartUploadParts")]
     ListMultipartUploadParts,
+    #[serde(rename = "s3:PutLifecycleConfiguration")]
+    PutLifecycleConfiguration,
     #[serde(rename = "s3:PutObject")]
     PutObject,
 }
@@ -114,9 +411,26 @@ enum Action {
 #[derive(Debug, Clone, Copy, Serialize)]
 enum Effect {
     Allow,
+    Deny,
 }
 
-/// Who may read: everybody, or those who are named.
+/// Whom a statement of a bucket policy is about.
+#[derive(Debug, Clone)]
+enum Whom {
+    Everybody,
+    Readers(Readers),
+}
+
+impl Serialize for Whom {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Everybody => serializer.serialize_str("*"),
+            Self::Readers(readers) => readers.serialize(serializer),
+        }
+    }
+}
+
+/// Whom a bucket policy allows something: everybody, or those who are named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Readers(Vec<Principal>);
 
@@ -162,6 +476,18 @@ impl Principal {
         Ok(Self(text.to_owned()))
     }
 
+    /// A user whom a service knows by the access key ID (versitygw, `auth/bucket_policy_principals.go`).
+    ///
+    /// # Errors
+    /// A refusal of what would mean something else.
+    pub fn key_id(text: &str) -> Outcome<Self> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
+        if text.is_empty() || text.len() > 128 || !text.chars().all(plain) {
+            return Err(Failure::refused(format!("access key ID {text:?}: expected letters and digits")));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
     fn check(text: &str) -> Outcome {
         let refused = |why: &str| Err(Failure::refused(why));
         if text == "*" {
@@ -197,7 +523,7 @@ fn is_account(text: &str) -> bool {
 }
 
 /// A part of AWS that shares no accounts with the others; services that are not AWS use the name of the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Partition {
     /// All but the two below.
     #[default]
@@ -221,15 +547,25 @@ impl Partition {
         }
     }
 
-    /// The partition that the principals are of, and so the bucket that they read.
+    /// The partition that a region is in.
+    #[must_use]
+    pub fn of_region(region: &str) -> Self {
+        match region {
+            region if region.starts_with("cn-") => Self::AwsCn,
+            region if region.starts_with("us-gov-") => Self::AwsUsGov,
+            _ => Self::Aws,
+        }
+    }
+
+    /// The partition that the principals are of, and so the bucket that they read; none where no ARN tells.
     ///
     /// # Errors
     /// A refusal when they are of different ones, between which there are no permissions.
-    pub fn of(principals: &[Principal]) -> Outcome<Self> {
+    pub fn of(principals: &[Principal]) -> Outcome<Option<Self>> {
         let mut partitions = principals.iter().filter_map(Principal::partition);
-        let Some(first) = partitions.next() else { return Ok(Self::default()) };
+        let Some(first) = partitions.next() else { return Ok(None) };
         match partitions.find(|&other| other != first) {
-            None => Ok(first),
+            None => Ok(Some(first)),
             Some(other) => Err(Failure::refused(format!("principals of {first} and of {other} cannot share a bucket"))),
         }
     }
@@ -264,10 +600,14 @@ impl Place {
         Ok(Self { partition, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
     }
 
-    /// The ARN of the bucket, and the one of all objects below the prefix.
-    fn bucket_and_objects(&self) -> Vec<String> {
-        let Self { partition, bucket, prefix } = self;
-        vec![format!("arn:{partition}:s3:::{bucket}"), format!("arn:{partition}:s3:::{bucket}/{prefix}*")]
+    /// The ARN of the bucket.
+    fn bucket_arn(&self) -> String {
+        format!("arn:{}:s3:::{}", self.partition, self.bucket)
+    }
+
+    /// The ARN of all objects below the prefix.
+    fn objects(&self) -> String {
+        format!("arn:{}:s3:::{}/{}*", self.partition, self.bucket, self.prefix)
     }
 }
 
@@ -289,73 +629,138 @@ mod tests {
         Readers::new(principals.iter().map(|text| Principal::parse(text).unwrap()).collect())
     }
 
-    #[test]
-    fn direct_reads_is_that_of_the_manual() {
-        let golden = r#"{
-  "Id": "DirectReads",
-  "Version": "2012-10-17",
-  "Statement": [
-    {
-      "Sid": "AllowDirectReads",
-      "Action": [
-        "s3:GetObject",
-        "s3:GetBucketLocation"
-      ],
-      "Effect": "Allow",
-      "Resource": [
-        "arn:aws:s3:::example-nix-cache",
-        "arn:aws:s3:::example-nix-cache/*"
-      ],
-      "Principal": "*"
-    }
-  ]
-}"#;
-        assert_eq!(text(&BucketPolicy::read(&at("example-nix-cache", ""), named(&[]))), golden);
+    fn actions(policy: &Policy) -> Vec<String> {
+        let policy = serde_json::to_value(policy).unwrap();
+        let statements = policy["Statement"].as_array().unwrap().clone();
+        let mut actions: Vec<String> = statements
+            .iter()
+            .flat_map(|statement| statement["Action"].as_array().unwrap().clone())
+            .map(|action| action.as_str().unwrap().to_owned())
+            .collect();
+        actions.sort_unstable();
+        actions
     }
 
     #[test]
-    fn upload_to_cache_is_that_of_the_manual() {
+    fn anonymous_read_is_one_statement() {
         let golden = r#"{
   "Version": "2012-10-17",
   "Statement": [
     {
-      "Sid": "UploadToCache",
+      "Sid": "CacheReadObjects",
       "Effect": "Allow",
+      "Principal": "*",
       "Action": [
-        "s3:AbortMultipartUpload",
-        "s3:GetBucketLocation",
-        "s3:GetObject",
-        "s3:ListBucket",
-        "s3:ListBucketMultipartUploads",
-        "s3:ListMultipartUploadParts",
-        "s3:PutObject"
+        "s3:GetObject"
       ],
       "Resource": [
-        "arn:aws:s3:::example-nix-cache",
         "arn:aws:s3:::example-nix-cache/*"
       ]
     }
   ]
 }"#;
-        assert_eq!(text(&IamPolicy::upload(&at("example-nix-cache", ""))), golden);
+        let role = Role::Read { list: false };
+        let policy = Policy::bucket(role, &at("example-nix-cache", ""), &named(&[]), &Origins::default());
+        assert_eq!(text(&policy), golden);
+    }
+
+    /// The Nix manual's documents also allow `s3:GetBucketLocation`, for which neither Nix nor these tools ask.
+    #[test]
+    fn upload_is_what_the_manual_allows_but_the_location() {
+        let policy = Policy::identity(Role::Upload, &at("example-nix-cache", ""), &Origins::default());
+        let expected = [
+            "s3:AbortMultipartUpload",
+            "s3:GetObject",
+            "s3:ListBucket",
+            "s3:ListBucketMultipartUploads",
+            "s3:ListMultipartUploadParts",
+            "s3:PutObject",
+        ];
+        assert_eq!(actions(&policy), expected);
+        assert!(!text(&policy).contains("Principal"));
     }
 
     #[test]
-    fn a_prefix_narrows_the_objects_and_not_the_bucket() {
-        let expected = ["arn:aws:s3:::cache", "arn:aws:s3:::cache/a/b/*"];
-        assert_eq!(at("cache", "a/b/").bucket_and_objects(), expected);
+    fn a_prefix_narrows_objects_listing_and_administration() {
+        let place = at("cache", "a/b/");
+        let policy = Policy::identity(Role::Admin, &place, &Origins::default());
+        assert!(!actions(&policy).iter().any(|action| action.contains("Lifecycle")));
+        let policy = serde_json::to_value(policy).unwrap();
+        assert_eq!(policy["Statement"][0]["Resource"][0], "arn:aws:s3:::cache/a/b/*");
+        assert_eq!(policy["Statement"][1]["Condition"]["StringLike"]["s3:prefix"][0], "a/b/*");
         for hostile in ["*/", "a?/", "${aws:username}/", "a/b*c/"] {
             let failure = Place::new(Partition::Aws, "cache", hostile).unwrap_err();
             assert_eq!(failure.exit_code(), 1, "{hostile}: {failure}");
         }
-        assert_eq!(at("cache", "\"quoted$/").bucket_and_objects()[1], "arn:aws:s3:::cache/\"quoted$/*");
+        assert_eq!(at("cache", "\"quoted$/").objects(), "arn:aws:s3:::cache/\"quoted$/*");
+    }
+
+    #[test]
+    fn origins_narrow_what_is_allowed_and_tls_is_a_denial() {
+        let origins = Origins::new(&["192.0.2.0/24".to_owned(), "2001:db8::1".to_owned()], &[], true).unwrap();
+        let policy = Policy::bucket(Role::Upload, &at("cache", ""), &named(&[USER]), &origins);
+        let policy = serde_json::to_value(policy).unwrap();
+        let statements = policy["Statement"].as_array().unwrap();
+        for statement in statements {
+            let allows = statement["Effect"] == "Allow";
+            let condition = &statement["Condition"];
+            assert_eq!(condition["IpAddress"]["aws:SourceIp"][1] == "2001:db8::1", allows, "{statement}");
+            assert_eq!(condition["Bool"]["aws:SecureTransport"][0] == "false", !allows, "{statement}");
+            assert_eq!(statement["Principal"] == "*", !allows, "{statement}");
+        }
+        assert_eq!(statements.last().unwrap()["Effect"], "Deny");
+        for bad in ["", "x", "192.0.2.0/33", "192.0.2.0/+8", "192.0.2.0/", "2001:db8::/129", "*", "192.0.2.0/8/8"] {
+            assert_eq!(Origins::new(&[bad.to_owned()], &[], false).unwrap_err().exit_code(), 1, "{bad}");
+        }
+        for bad in ["", "vpce-", "vpc-1a", "vpce-*", "vpce-1 "] {
+            assert_eq!(Origins::new(&[], &[bad.to_owned()], false).unwrap_err().exit_code(), 1, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_ci_provider_is_trusted_for_named_projects_only() {
+        let of = |subjects: &[&str]| {
+            let subjects: Vec<String> = subjects.iter().map(|&text| text.to_owned()).collect();
+            let provider = "token.actions.githubusercontent.com";
+            TrustPolicy::oidc(Partition::AwsUsGov, provider, "123456789012", "sts.amazonaws.com", &subjects)
+        };
+        let exact = serde_json::to_value(of(&["repo:example/project:ref:refs/heads/main"]).unwrap()).unwrap();
+        let statement = &exact["Statement"][0];
+        let provider = "arn:aws-us-gov:iam::123456789012:oidc-provider/token.actions.githubusercontent.com";
+        assert_eq!(statement["Principal"]["Federated"], provider);
+        let equals = &statement["Condition"]["StringEquals"];
+        assert_eq!(equals["token.actions.githubusercontent.com:aud"][0], "sts.amazonaws.com");
+        assert_eq!(equals["token.actions.githubusercontent.com:sub"][0], "repo:example/project:ref:refs/heads/main");
+        let wild = serde_json::to_value(of(&["repo:example/project:*"]).unwrap()).unwrap();
+        assert!(wild["Statement"][0]["Condition"]["StringLike"].is_object());
+        for open in
+            ["", "*", "repo:*", "repo:exam*/project", "repo:example", "example/project", "repo:example/", "a:b/${c}"]
+        {
+            assert_eq!(of(&[open]).unwrap_err().exit_code(), 1, "{open}");
+        }
+    }
+
+    #[test]
+    fn configurations_are_what_the_service_reads() {
+        let lifecycle = serde_json::to_value(Lifecycle::abort_incomplete("a/", 7)).unwrap();
+        let rule = &lifecycle["Rules"][0];
+        assert_eq!(rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"], 7);
+        assert_eq!((&rule["Filter"]["Prefix"], &rule["Status"]), (&"a/".into(), &"Enabled".into()));
+        let cors = |origins: &[&str]| Cors::read(&origins.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
+        let all = serde_json::to_value(cors(&[]).unwrap()).unwrap();
+        assert_eq!(all["CORSRules"][0]["AllowedOrigins"][0], "*");
+        assert!(cors(&["https://example.org", "http://[::1]:8080", "https://*.example.org"]).is_ok());
+        for bad in ["*", "example.org", "https://", "https://a/b", "https://*.*", "https://a\n"] {
+            assert_eq!(cors(&[bad]).unwrap_err().exit_code(), 1, "{bad}");
+        }
     }
 
     #[test]
     fn readers_are_a_list_each_once_in_their_order() {
         let readers = named(&["999999999999", USER, "999999999999"]);
-        let policy: serde_json::Value =
-            serde_json::from_str(&text(&BucketPolicy::read(&at("cache", ""), readers))).unwrap();
+        let role = Role::Read { list: false };
+        let policy = Policy::bucket(role, &at("cache", ""), &readers, &Origins::default());
+        let policy = serde_json::to_value(policy).unwrap();
         assert_eq!(policy["Statement"][0]["Principal"], serde_json::json!({ "AWS": ["999999999999", USER] }));
         assert_eq!(text(&named(&[USER])), format!("{{\n  \"AWS\": [\n    \"{USER}\"\n  ]\n}}"));
     }
@@ -367,13 +772,19 @@ mod tests {
         };
         let china = "arn:aws-cn:iam::123456789012:role/service-role/nix.cache_+=,@-reader";
         let government = "arn:aws-us-gov:iam::123456789012:root";
-        assert_eq!(of(&[]).unwrap(), Partition::Aws);
-        assert_eq!(of(&["123456789012"]).unwrap(), Partition::Aws);
-        assert_eq!(of(&["123456789012", china, china]).unwrap(), Partition::AwsCn);
-        assert_eq!(of(&[government]).unwrap(), Partition::AwsUsGov);
+        assert_eq!(of(&[]).unwrap(), None);
+        assert_eq!(of(&["123456789012"]).unwrap(), None);
+        assert_eq!(of(&["123456789012", china, china]).unwrap(), Some(Partition::AwsCn));
+        assert_eq!(of(&[government]).unwrap(), Some(Partition::AwsUsGov));
+        assert_eq!(Partition::of_region("cn-north-1"), Partition::AwsCn);
+        assert_eq!(Partition::of_region("us-gov-west-1"), Partition::AwsUsGov);
+        assert_eq!(Partition::of_region("eu-west-2"), Partition::Aws);
         assert_eq!(of(&[USER, government]).unwrap_err().exit_code(), 1);
         let place = Place::new(Partition::AwsCn, "cache", "").unwrap();
-        assert_eq!(place.bucket_and_objects(), ["arn:aws-cn:s3:::cache", "arn:aws-cn:s3:::cache/*"]);
+        assert_eq!(
+            (place.bucket_arn().as_str(), place.objects().as_str()),
+            ("arn:aws-cn:s3:::cache", "arn:aws-cn:s3:::cache/*")
+        );
     }
 
     #[test]

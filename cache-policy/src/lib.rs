@@ -1,56 +1,165 @@
-//! The policy documents of a bucket that serves as a binary cache; the library behind `cache-policy`.
+//! The documents of a bucket that serves as a binary cache, and its clients' nix.conf; the library behind
+//! `cache-policy`.
 //!
 //! | module | owns |
 //! | --- | --- |
 //! | [`cli`] | the command line |
 //! | [`documents`] | the documents, as types that serialise to what S3 and IAM read |
+//! | [`nix_conf`] | the lines of nix.conf, and merging them into a file |
 
 pub mod cli;
 pub mod documents;
+pub mod nix_conf;
 
 use std::env;
 use std::io::Write as _;
+use std::path::Path;
 
+use cache_sign::trust::named_keys;
 use nar_pack::stage::{self, Failure, Outcome};
 use s3_push::location::{Location, VARIABLE, check_bucket_name};
 use serde::Serialize;
 
 use cli::Cli;
-use documents::{BucketPolicy, IamPolicy, Partition, Place, Principal, Readers};
+use documents::{Cors, Lifecycle, Origins, Partition, Place, Policy, Principal, Readers, Role, TrustPolicy};
+use nix_conf::Client;
+
+const TOOL: &str = "cache-policy";
 
 /// Runs `cache-policy`.
 ///
 /// # Errors
 /// See the exit codes in [`stage`].
 pub fn run(cli: &Cli) -> Outcome {
-    let (bucket, prefix) = bucket(cli.bucket.as_deref())?;
-    let principals: Vec<Principal> = cli.principal.iter().map(|text| Principal::parse(text)).collect::<Outcome<_>>()?;
-    let place = Place::new(Partition::of(&principals)?, &bucket, &prefix)?;
-    if cli.upload {
-        return print(&IamPolicy::upload(&place));
+    check_flags(cli)?;
+    if cli.nix_conf {
+        return configure_client(cli);
     }
-    print(&BucketPolicy::read(&place, Readers::new(principals)))
+    if let Some(days) = cli.lifecycle {
+        let prefix = named(cli.bucket.as_deref())?.map(|text| bucket(&text)).transpose()?.unwrap_or_default().prefix;
+        return print(&Lifecycle::abort_incomplete(&prefix, days));
+    }
+    if cli.cors {
+        return print(&Cors::read(&cli.origin)?);
+    }
+    if let Some(provider) = &cli.oidc_trust {
+        let account = cli.account.as_deref().unwrap_or_default();
+        let partition = cli.partition.unwrap_or_default();
+        return print(&TrustPolicy::oidc(partition, provider, account, &cli.audience, &cli.subject)?);
+    }
+    print(&policy(cli)?)
 }
 
-/// The bucket's name, and the prefix of its keys: empty, or ending in a slash.
-fn bucket(argument: Option<&str>) -> Outcome<(String, String)> {
-    let text = match (argument, env::var_os(VARIABLE)) {
-        (Some(text), _) => text.to_owned(),
-        (None, Some(text)) => {
-            text.into_string().map_err(|_| Failure::failed(format!("${VARIABLE} is not UTF-8 text")))?
-        }
-        (None, None) => String::new(),
+/// A flag that would be ignored is a mistake.
+fn check_flags(cli: &Cli) -> Outcome {
+    let policy = cli.read_only || cli.upload || cli.admin;
+    let narrowed = !cli.principal.is_empty()
+        || !cli.principal_key_id.is_empty()
+        || cli.require_tls
+        || !cli.source_ip.is_empty()
+        || !cli.vpc_endpoint.is_empty();
+    let keys = !cli.keys.trusted_public_keys.is_empty() || !cli.keys.trusted_public_key_files.is_empty();
+    let misplaced = [
+        (narrowed && !policy, "--principal, --require-tls, --source-ip and --vpc-endpoint go with a policy"),
+        (cli.partition.is_some() && !policy && cli.oidc_trust.is_none(), "--partition goes with a policy"),
+        (keys && !cli.nix_conf, "public keys go with --nix-conf"),
+        (cli.bucket.is_some() && (cli.cors || cli.oidc_trust.is_some()), "this document is about no bucket"),
+    ];
+    match misplaced.iter().find(|(wrong, _)| *wrong) {
+        Some((_, why)) => Err(Failure::failed(format!("{why} (try --help)"))),
+        None => Ok(()),
+    }
+}
+
+fn policy(cli: &Cli) -> Outcome<Policy> {
+    let bucket = bucket(&required(cli.bucket.as_deref())?)?;
+    let mut principals: Vec<Principal> =
+        cli.principal.iter().map(|text| Principal::parse(text)).collect::<Outcome<_>>()?;
+    for id in &cli.principal_key_id {
+        principals.push(Principal::key_id(id)?);
+    }
+    let of_principals = Partition::of(&principals)?;
+    if let (Some(asked), Some(other)) = (cli.partition, of_principals.filter(|other| cli.partition != Some(*other))) {
+        return Err(Failure::refused(format!("principals of {other} cannot share a bucket of {asked}")));
+    }
+    let of_region = || bucket.region.as_deref().map(Partition::of_region);
+    let partition = cli.partition.or(of_principals).or_else(of_region).unwrap_or_default();
+    let place = Place::new(partition, &bucket.name, &bucket.prefix)?;
+    let origins = Origins::new(&cli.source_ip, &cli.vpc_endpoint, cli.require_tls)?;
+    let role = match (cli.upload, cli.admin) {
+        (true, _) => Role::Upload,
+        (_, true) => Role::Admin,
+        _ => Role::Read { list: cli.allow_list },
     };
-    if text.is_empty() {
-        let message = format!("say which bucket: s3://BUCKET, its bare name, or set ${VARIABLE} (try --help)");
-        return Err(Failure::failed(message));
+    if cli.identity || (principals.is_empty() && !cli.read_only) {
+        return Ok(Policy::identity(role, &place, &origins));
     }
+    Ok(Policy::bucket(role, &place, &Readers::new(principals), &origins))
+}
+
+/// Prints the lines of nix.conf, or merges them into a file, or takes them out.
+fn configure_client(cli: &Cli) -> Outcome {
+    let named = required(cli.bucket.as_deref())?;
+    let url = if named.contains("://") { named } else { format!("s3://{named}") };
+    let keys = named_keys(&cli.keys)?;
+    if keys.is_empty() && cli.remove.is_none() {
+        return Err(Failure::failed("expected --trusted-public-key or --trusted-public-key-file (try --help)"));
+    }
+    let client = Client::new(&url, cli.https, &keys, cli.only)?;
+    let told = |file: &Path, changed: bool| {
+        stage::say(TOOL, format!("{}: {}", file.display(), if changed { "changed" } else { "unchanged" }));
+    };
+    if let Some(file) = &cli.write {
+        told(file, client.write(file)?);
+        return Ok(());
+    }
+    if let Some(file) = &cli.remove {
+        told(file, client.remove(file)?);
+        if client.is_named_in(file)? {
+            let file = file.display();
+            stage::say(TOOL, format!("{file}: it still names the cache, in lines that are not of cache-policy"));
+        }
+        return Ok(());
+    }
+    let mut out = stage::stdout(None)?;
+    out.write_all(client.lines().as_bytes())?;
+    out.finish()
+}
+
+/// A bucket, the prefix of its keys (empty, or ending in a slash), and its region where the URL tells.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Bucket {
+    name: String,
+    prefix: String,
+    region: Option<String>,
+}
+
+/// What the argument or the environment names; none where neither does.
+fn named(argument: Option<&str>) -> Outcome<Option<String>> {
+    let text = match (argument, env::var_os(VARIABLE)) {
+        (Some(text), _) => Some(text.to_owned()),
+        (None, Some(text)) => {
+            let text = text.into_string().map_err(|_| Failure::failed(format!("${VARIABLE} is not UTF-8 text")))?;
+            Some(text).filter(|text| !text.is_empty())
+        }
+        (None, None) => None,
+    };
+    Ok(text)
+}
+
+fn required(argument: Option<&str>) -> Outcome<String> {
+    named(argument)?.filter(|text| !text.is_empty()).ok_or_else(|| {
+        Failure::failed(format!("say which bucket: s3://BUCKET, its bare name, or set ${VARIABLE} (try --help)"))
+    })
+}
+
+fn bucket(text: &str) -> Outcome<Bucket> {
     if text.contains("://") {
-        let location = Location::parse(&text)?;
-        return Ok((location.bucket, location.prefix));
+        let location = Location::parse(text)?;
+        return Ok(Bucket { name: location.bucket, prefix: location.prefix, region: location.region });
     }
-    match check_bucket_name(&text) {
-        Ok(()) => Ok((text, String::new())),
+    match check_bucket_name(text) {
+        Ok(()) => Ok(Bucket { name: text.to_owned(), ..Bucket::default() }),
         Err(failure) => {
             Err(Failure::refused(format!("{}; expected s3://BUCKET[/PREFIX] or a bare name", failure.message())))
         }
@@ -72,7 +181,10 @@ mod tests {
 
     #[test]
     fn a_bucket_is_a_url_or_a_bare_name() {
-        let of = |text: &str| bucket(Some(text)).unwrap();
+        let of = |text: &str| {
+            let bucket = bucket(text).unwrap();
+            (bucket.name, bucket.prefix)
+        };
         let named = |bucket: &str, prefix: &str| (bucket.to_owned(), prefix.to_owned());
         assert_eq!(of("my-cache"), named("my-cache", ""));
         assert_eq!(of("s3://my-cache"), named("my-cache", ""));
@@ -101,8 +213,8 @@ mod tests {
             "arn:aws:s3:::my-cache",
             long.as_str(),
         ];
+        assert_eq!(required(Some("")).unwrap_err().exit_code(), 2);
         let urls = [
-            "",
             "https://my-cache.s3.amazonaws.com",
             "s3://",
             "s3:///prefix",
@@ -112,7 +224,7 @@ mod tests {
         ];
         for (texts, code) in [(&bare[..], 1), (&urls[..], 2)] {
             for text in texts {
-                let failure = bucket(Some(text)).unwrap_err();
+                let failure = bucket(text).unwrap_err();
                 assert_eq!(failure.exit_code(), code, "{text:?}: {failure}");
                 assert!(!failure.to_string().contains(char::is_control), "{text:?}: {failure}");
             }

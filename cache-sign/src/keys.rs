@@ -4,14 +4,20 @@ use std::fmt;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use ed25519_dalek::{KEYPAIR_LENGTH, PUBLIC_KEY_LENGTH, SIGNATURE_LENGTH, Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{
+    KEYPAIR_LENGTH, PUBLIC_KEY_LENGTH, SECRET_KEY_LENGTH, SIGNATURE_LENGTH, Signature, Signer, SigningKey, VerifyingKey,
+};
 use nar_pack::stage::{Failure, Outcome};
 use zeroize::Zeroizing;
+
+/// Longest secret key once decoded, with what base 64 rounds up.
+const MOST_DECODED: usize = KEYPAIR_LENGTH + 2;
 
 /// A secret key; its bytes are wiped from memory when it is dropped, and it cannot be displayed.
 pub struct SecretKey {
     name: String,
-    key: SigningKey,
+    /// In a place of its own: a list of keys that grows would leave copies behind.
+    key: Box<SigningKey>,
 }
 
 /// A public key; displayed as `NAME:BASE64`.
@@ -30,23 +36,35 @@ impl SecretKey {
         check_name(name)?;
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(seed.as_mut()).map_err(|error| Failure::failed(format!("no random bytes: {error}")))?;
-        Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&seed) })
+        Ok(Self { name: name.to_owned(), key: Box::new(SigningKey::from_bytes(&seed)) })
     }
 
-    /// Parses `NAME:BASE64` of the 64 bytes of seed and public key. Messages never contain the key.
+    /// Parses `NAME:BASE64` of the 64 bytes of secret and public half, or of the 32 of the secret half alone. Messages
+    /// never contain the key.
     ///
     /// # Errors
     /// Refuses anything else, and a public half that does not belong to the secret half.
     pub fn parse(text: &str) -> Outcome<Self> {
         let (name, digits) = split(text, "secret key")?;
-        let bytes = BASE64_STANDARD.decode(digits).map(Zeroizing::new);
-        let bytes = bytes.map_err(|_| Failure::refused(format!("secret key {name:?}: not base 64")))?;
-        let pair: &[u8; KEYPAIR_LENGTH] = bytes.as_slice().try_into().map_err(|_| {
-            Failure::refused(format!("secret key {name:?}: {} bytes long, expected {KEYPAIR_LENGTH}", bytes.len()))
-        })?;
-        let key = SigningKey::from_keypair_bytes(pair)
-            .map_err(|_| Failure::refused(format!("secret key {name:?}: its public half belongs to another key")))?;
-        Ok(Self { name: name.to_owned(), key })
+        let wrong = |why: String| Failure::refused(format!("secret key {name:?}: {why}"));
+        let wrong_size = |size: &str| {
+            wrong(format!("{size} bytes long, expected {KEYPAIR_LENGTH}, or {SECRET_KEY_LENGTH} for the secret half"))
+        };
+        if digits.len() > MOST_DECODED.div_ceil(3) * 4 {
+            return Err(wrong_size("too many"));
+        }
+        let mut bytes = Zeroizing::new([0; MOST_DECODED]);
+        let size = BASE64_STANDARD.decode_slice(digits, bytes.as_mut()).map_err(|_| wrong("not base 64".to_owned()))?;
+        let decoded = &bytes[..size];
+        let key = if let Ok(pair) = <&[u8; KEYPAIR_LENGTH]>::try_from(decoded) {
+            SigningKey::from_keypair_bytes(pair)
+                .map_err(|_| wrong("its public half belongs to another key".to_owned()))?
+        } else if let Ok(secret) = <&[u8; SECRET_KEY_LENGTH]>::try_from(decoded) {
+            SigningKey::from_bytes(secret)
+        } else {
+            return Err(wrong_size(&size.to_string()));
+        };
+        Ok(Self { name: name.to_owned(), key: Box::new(key) })
     }
 
     /// `NAME:BASE64`, for the file that holds the key and for nothing else.
@@ -54,7 +72,12 @@ impl SecretKey {
     pub fn to_file_text(&self) -> Zeroizing<String> {
         let pair = Zeroizing::new(self.key.to_keypair_bytes());
         let digits = Zeroizing::new(BASE64_STANDARD.encode(pair.as_slice()));
-        Zeroizing::new(format!("{}:{}", self.name, digits.as_str()))
+        // Of its whole size from the beginning: text that grows leaves copies behind.
+        let mut text = Zeroizing::new(String::with_capacity(self.name.len() + 1 + digits.len()));
+        text.push_str(&self.name);
+        text.push(':');
+        text.push_str(&digits);
+        text
     }
 
     /// The public key that belongs to it.
@@ -130,6 +153,12 @@ impl fmt::Debug for PublicKey {
     }
 }
 
+/// The name of the key that `signature` (`NAME:BASE64`) says it is by.
+#[must_use]
+pub fn signer(signature: &str) -> &str {
+    signature.split_once(':').map_or(signature, |(name, _)| name)
+}
+
 fn split<'a>(text: &'a str, what: &str) -> Outcome<(&'a str, &'a str)> {
     let (name, digits) =
         text.trim().split_once(':').ok_or_else(|| Failure::refused(format!("not a {what}: expected NAME:BASE64")))?;
@@ -158,6 +187,22 @@ mod tests {
         assert!(!public.verifies("1;y", &signature));
         assert!(!public.verifies("1;x", &signature.replace("-1:", "-2:")));
         assert_eq!(secret.sign("1;x"), signature);
+    }
+
+    #[test]
+    fn the_secret_half_alone_is_the_same_key() {
+        let secret = SecretKey::generate("k").unwrap();
+        let half = SecretKey::parse(&format!("k:{}\n", BASE64_STANDARD.encode(secret.key.to_bytes()))).unwrap();
+        assert_eq!((half.public(), half.sign("1;x")), (secret.public(), secret.sign("1;x")));
+        assert_eq!(*half.to_file_text(), *secret.to_file_text());
+    }
+
+    #[test]
+    fn every_other_length_is_refused() {
+        for size in (0..=70).filter(|size| ![32, 64].contains(size)).chain([3000]) {
+            let failure = SecretKey::parse(&format!("k:{}", BASE64_STANDARD.encode(vec![7; size]))).unwrap_err();
+            assert!(failure.is_refusal() && failure.message().contains("expected 64, or 32"), "{size}: {failure}");
+        }
     }
 
     #[test]

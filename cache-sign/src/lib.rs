@@ -3,33 +3,36 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`keys`] | secret keys, public keys, signatures |
-//! | [`nix_conf`] | which keys nix.conf trusts |
+//! | [`key_source`] | where a secret key is read from |
+//! | [`nix_conf`] | which caches nix.conf names and which keys it trusts |
 //! | [`trust`] | whether a narinfo is to be trusted |
+//! | [`held`] | NARs of an archive that wait for that |
 
 pub mod cli;
+pub mod held;
+pub mod key_source;
 pub mod keys;
 pub mod nix_conf;
 pub mod trust;
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use cli::{Cli, Command, Sign, Verify};
-use keys::SecretKey;
-use nar_pack::stage::{self, Doing, Failure, Outcome, read_text};
+use held::Held;
+use keys::{SecretKey, signer};
+use nar_pack::stage::{self, Failure, Outcome};
 use nar_pack::store_path::StoreDir;
-use narinfo_gen::archive::{self, Object};
+use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::narinfo::{self, NarInfo, TextWriter};
-use narinfo_gen::stream::{Kind, sniff};
+use narinfo_gen::stream::{Kind, Sniffed, sniff};
+use serde_json::json;
 use trust::TrustedKeys;
-use zeroize::Zeroizing;
 
 const TOOL: &str = "cache-sign";
 const WANTED: &str = "narinfo text or a cache archive";
-/// Longest key file that is read, in bytes.
-const MAX_KEY_FILE: u64 = 4096;
 
 /// Runs `cache-sign`.
 ///
@@ -39,12 +42,7 @@ pub fn run(cli: &Cli) -> Outcome {
     match &cli.command {
         None => sign(&cli.sign),
         Some(Command::Keygen { name, secret_file, public_file }) => keygen(name, secret_file, public_file),
-        Some(Command::PublicKey { secret_file }) => {
-            let key = read_key_file(secret_file)?;
-            let mut out = stage::stdout(None)?;
-            writeln!(out, "{}", key.public())?;
-            out.finish()
-        }
+        Some(Command::PublicKey(args)) => public_key(args),
         Some(Command::Verify(args)) => verify(args),
     }
 }
@@ -74,106 +72,177 @@ fn create(path: &Path, mode: u32) -> Outcome<File> {
         .map_err(|error| Failure::failed(format!("creating {}: {error}", path.display())))
 }
 
-fn read_key_file(path: &Path) -> Outcome<SecretKey> {
-    let at = || format!("key file {}", path.display());
-    let text = if path.as_os_str() == "-" {
-        read_text(&mut stage::stdin("a secret key")?, MAX_KEY_FILE, "the secret key")?
-    } else {
-        let mut file = File::open(path).map_err(Failure::from).doing(at)?;
-        read_text(&mut file, MAX_KEY_FILE, "the secret key").doing(at)?
-    };
-    SecretKey::parse(&Zeroizing::new(text)).doing(at)
+fn public_key(args: &cli::PublicKey) -> Outcome {
+    let mut keys = key_source::open_keys(&args.keys)?;
+    match args.secret_file.as_deref() {
+        Some(file) if file == Path::new("-") => keys.push(key_source::from_stdin()?),
+        Some(file) => keys.push(key_source::from_file(file)?),
+        None => {}
+    }
+    let mut out = stage::stdout(None)?;
+    for key in keys {
+        writeln!(out, "{}", key.public())?;
+    }
+    out.finish()
 }
 
 fn sign(args: &Sign) -> Outcome {
-    if args.key_files.is_empty() {
-        return Err(Failure::failed("expected -k SECRET-FILE, or a command (try --help)"));
+    if args.key_files.iter().any(|file| file == Path::new("-")) {
+        return Err(Failure::failed("-k -: standard input is what is to be signed; use --key-fd"));
     }
-    let keys: Vec<SecretKey> = args.key_files.iter().map(|file| read_key_file(file)).collect::<Outcome<_>>()?;
-    filter(&args.store_dir, Keeps::All, |mut narinfo| {
+    let mut keys: Vec<SecretKey> =
+        args.key_files.iter().map(|file| key_source::from_file(file)).collect::<Outcome<_>>()?;
+    keys.extend(key_source::open_keys(&args.keys)?);
+    if keys.is_empty() {
+        return Err(Failure::failed("expected -k SECRET-FILE, --key-fd, --key-env, or a command (try --help)"));
+    }
+    let keys: Vec<_> = keys.into_iter().map(|key| (key.public(), key)).collect();
+    let mut replaced: Vec<(&str, u64)> = args.replace.iter().map(|name| (name.as_str(), 0)).collect();
+    let mut each = |mut narinfo: NarInfo| {
+        narinfo.signatures.retain(|signature| {
+            let by = replaced.iter_mut().find(|(name, _)| *name == signer(signature));
+            by.map(|(_, count)| *count += 1).is_none()
+        });
         let fingerprint = narinfo.fingerprint();
-        for key in &keys {
-            narinfo.add_signature(key.sign(&fingerprint));
+        for (public, key) in &keys {
+            // Another tool's signature by the same key may be other bytes, and serves as well.
+            if !narinfo.signatures.iter().any(|signature| public.verifies(&fingerprint, signature)) {
+                narinfo.add_signature(key.sign(&fingerprint));
+            }
         }
-        Some(narinfo)
-    })
+        narinfo
+    };
+    let store_dir = StoreDir::new(&args.store_dir)?;
+    match open(WANTED)? {
+        (Kind::Narinfo, input) => {
+            let mut text = TextWriter::new(stage::stdout(None)?);
+            let result = narinfo::read_text(input, &store_dir, |narinfo, more| text.write(&each(narinfo), more));
+            result.inspect_err(|_| text.cut_off())?;
+            text.into_inner().finish()?;
+        }
+        (_, input) => {
+            let mut out = archive::Writer::new(stage::stdout(Some("the cache archive"))?);
+            archive::read(input, |mut member| match member.object {
+                Object::Narinfo(_) => write_narinfo(&mut out, &each(parse_narinfo(&mut member, &store_dir)?)),
+                _ => out.member(&member.key, member.size, member.body),
+            })?;
+            out.finish()?.finish()?;
+        }
+    }
+    for (name, _) in replaced.iter().filter(|(_, count)| *count == 0) {
+        stage::say(TOOL, format!("--replace {name}: there was no signature of that name"));
+    }
+    Ok(())
 }
 
 fn verify(args: &Verify) -> Outcome {
     let trusted = TrustedKeys::from_cli(&args.trust)?;
+    let store_dir = StoreDir::new(&args.store_dir)?;
     let (mut passed, mut refused) = (0_u64, 0_u64);
-    filter(&args.store_dir, Keeps::Some, |narinfo| match trusted.require(&narinfo) {
+    let mut holds = |narinfo: &NarInfo| match trusted.require(narinfo) {
         Ok(()) => {
             passed += 1;
-            Some(narinfo)
+            true
         }
         Err(failure) => {
             stage::say(TOOL, failure);
             refused += 1;
-            None
+            false
         }
-    })?;
+    };
+    match (open(WANTED)?, args.json) {
+        ((Kind::Narinfo, input), true) => {
+            let mut out = stage::stdout(None)?;
+            narinfo::read_text(input, &store_dir, |narinfo, _| {
+                holds(&narinfo);
+                tell(&mut out, &trusted, &narinfo)
+            })?;
+            out.finish()?;
+        }
+        ((_, input), true) => {
+            let mut out = stage::stdout(None)?;
+            archive::read(input, |mut member| match member.object {
+                Object::Narinfo(_) => {
+                    let narinfo = parse_narinfo(&mut member, &store_dir)?;
+                    holds(&narinfo);
+                    tell(&mut out, &trusted, &narinfo)
+                }
+                _ => Ok(()),
+            })?;
+            out.finish()?;
+        }
+        ((Kind::Narinfo, input), false) => {
+            let mut text = TextWriter::new(stage::stdout(None)?);
+            // What follows may be refused, so nothing promises that it comes.
+            let result = narinfo::read_text(input, &store_dir, |narinfo, _| match holds(&narinfo) {
+                true => text.write(&narinfo, false),
+                false => Ok(()),
+            });
+            result.inspect_err(|_| text.cut_off())?;
+            text.into_inner().finish()?;
+        }
+        ((_, input), false) => {
+            let mut out = archive::Writer::new(stage::stdout(Some("the cache archive"))?);
+            let mut held = Held::default();
+            archive::read(input, |mut member| match member.object {
+                Object::Nar(_) => held.nar(&member.key, member.size, member.body, &mut out),
+                Object::Narinfo(_) => {
+                    let narinfo = parse_narinfo(&mut member, &store_dir)?;
+                    if !holds(&narinfo) {
+                        return Ok(());
+                    }
+                    held.release(&narinfo.url, &mut out)?;
+                    write_narinfo(&mut out, &narinfo)
+                }
+                _ => out.member(&member.key, member.size, member.body),
+            })?;
+            out.finish()?.finish()?;
+        }
+    }
     match refused {
         0 => Ok(()),
         _ => Err(Failure::refused(format!("{refused} of {} paths are not trusted", passed + refused))),
     }
 }
 
-/// Reads narinfo text or a cache archive, and writes the same with each narinfo as `each` gives it back. Of an archive
-/// only narinfos are looked at; everything else passes unchanged.
-fn filter(store_dir: &str, keeps: Keeps, mut each: impl FnMut(NarInfo) -> Option<NarInfo>) -> Outcome {
-    let store_dir = StoreDir::new(store_dir)?;
-    let (kind, input) = sniff(stage::stdin(WANTED)?, WANTED)?;
-    match kind {
-        Kind::Narinfo => filter_text(input, &store_dir, keeps, each),
-        Kind::Archive => filter_archive(input, &store_dir, &mut each),
-        other => Err(Failure::refused(format!("standard input is {}; expected {WANTED}", other.name()))),
+/// A line that says who signed a path.
+fn tell(out: &mut impl Write, trusted: &TrustedKeys, narinfo: &NarInfo) -> Outcome {
+    let judgement = trusted.judge(narinfo);
+    let signers: Vec<&str> = judgement.signers.iter().map(|key| key.name()).collect();
+    let signatures = narinfo
+        .signatures
+        .iter()
+        .map(|signature| json!({ "key": signer(signature), "verdict": trusted.verdict(narinfo, signature).word() }));
+    let line = json!({
+        "path": narinfo.full_path(),
+        "trusted": judgement.holds(),
+        "signedBy": signers,
+        "threshold": judgement.threshold,
+        "contentAddressed": judgement.proves_itself,
+        "signatures": signatures.collect::<Vec<_>>(),
+    });
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+/// Standard input, which is narinfo text or a cache archive.
+fn open(wanted: &str) -> Outcome<(Kind, Sniffed)> {
+    match sniff(stage::stdin(wanted)?, wanted)? {
+        (kind @ (Kind::Narinfo | Kind::Archive), input) => Ok((kind, input)),
+        (other, _) => Err(Failure::refused(format!("standard input is {}; expected {wanted}", other.name()))),
     }
 }
 
-/// Whether a filter passes on every narinfo: then it is certain that another follows when one came in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Keeps {
-    All,
-    Some,
+fn parse_narinfo(member: &mut Member<'_>, store_dir: &StoreDir) -> Outcome<NarInfo> {
+    let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
+    if narinfo.key() != member.key {
+        return Err(Failure::refused(format!("it describes another path, {}", narinfo.path)));
+    }
+    Ok(narinfo)
 }
 
-fn filter_text(
-    input: impl BufRead,
-    store_dir: &StoreDir,
-    keeps: Keeps,
-    mut each: impl FnMut(NarInfo) -> Option<NarInfo>,
-) -> Outcome {
-    let mut text = TextWriter::new(stage::stdout(None)?);
-    let result = narinfo::read_text(input, store_dir, |narinfo, more| match each(narinfo) {
-        Some(narinfo) => text.write(&narinfo, more && keeps == Keeps::All),
-        None => Ok(()),
-    });
-    result.inspect_err(|_| text.cut_off())?;
-    text.into_inner().finish()
-}
-
-fn filter_archive(
-    input: impl BufRead,
-    store_dir: &StoreDir,
-    each: &mut impl FnMut(NarInfo) -> Option<NarInfo>,
-) -> Outcome {
-    let mut out = archive::Writer::new(stage::stdout(Some("the cache archive"))?);
-    archive::read(input, |mut member| {
-        if !matches!(member.object, Object::Narinfo(_)) {
-            return out.member(&member.key, member.size, member.body);
-        }
-        let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
-        if narinfo.key() != member.key {
-            return Err(Failure::refused(format!("it describes another path, {}", narinfo.path)));
-        }
-        match each(narinfo) {
-            Some(narinfo) => {
-                out.text(&member.key, &narinfo.to_string())?;
-                out.flush()
-            }
-            None => Ok(()),
-        }
-    })?;
-    out.finish()?.finish()
+/// Sends it on at once, so that the next stage can publish it.
+fn write_narinfo(out: &mut archive::Writer<impl Write>, narinfo: &NarInfo) -> Outcome {
+    out.text(&narinfo.key(), &narinfo.to_string())?;
+    out.flush()
 }

@@ -1,12 +1,17 @@
 //! Deciding whether a narinfo is to be trusted.
 
-use nar_pack::stage::{Failure, Outcome};
+use std::path::Path;
+
+use nar_pack::stage::{Doing, Failure, Outcome, read_text};
 use narinfo_gen::content_address::proves_itself;
 use narinfo_gen::narinfo::NarInfo;
 
-use crate::cli::Trust;
-use crate::keys::PublicKey;
-use crate::nix_conf;
+use crate::cli::{PublicKeys, Trust};
+use crate::keys::{PublicKey, signer};
+use crate::nix_conf::Settings;
+
+/// Longest file of public keys that is read, in bytes.
+const MAX_KEY_FILE: u64 = 1 << 20;
 
 /// Trusted keys, and how many of them must have signed.
 #[derive(Debug, Clone)]
@@ -15,23 +20,91 @@ pub struct TrustedKeys {
     threshold: usize,
 }
 
+/// What is known of the signatures of one narinfo.
+#[derive(Debug)]
+pub struct Judgement<'a> {
+    /// The trusted keys that signed it, each once.
+    pub signers: Vec<&'a PublicKey>,
+    /// Whether its name follows from its contents, so that it needs no signature.
+    pub proves_itself: bool,
+    /// How many signers it needs.
+    pub threshold: usize,
+}
+
+impl Judgement<'_> {
+    /// Whether the narinfo is to be trusted.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.proves_itself || self.signers.len() >= self.threshold
+    }
+}
+
+/// What one signature is worth to somebody who trusts some keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A trusted key made it, of this narinfo.
+    Valid,
+    /// It has the name of a trusted key, which did not make it of this narinfo.
+    Wrong,
+    /// No trusted key has its name.
+    UnknownKey,
+}
+
+impl Verdict {
+    /// The word in a report.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Wrong => "wrong",
+            Self::UnknownKey => "unknown-key",
+        }
+    }
+}
+
+/// The public keys that the command line names, in its order.
+///
+/// # Errors
+/// Refuses what is no key; fails when a file cannot be read.
+pub fn named_keys(named: &PublicKeys) -> Outcome<Vec<PublicKey>> {
+    let mut keys = Vec::new();
+    for text in &named.trusted_public_keys {
+        // A value may hold several, as in nix.conf.
+        for key in text.split_whitespace() {
+            keys.push(PublicKey::parse(key)?);
+        }
+    }
+    for file in &named.trusted_public_key_files {
+        let before = keys.len();
+        for key in read_keys(file)?.split_whitespace() {
+            keys.push(PublicKey::parse(key).doing(|| file.display().to_string())?);
+        }
+        if keys.len() == before {
+            return Err(Failure::refused(format!("{}: there is no public key in it", file.display())));
+        }
+    }
+    Ok(keys)
+}
+
+fn read_keys(file: &Path) -> Outcome<String> {
+    let at = || format!("reading {}", file.display());
+    read_text(&mut std::fs::File::open(file).map_err(Failure::from).doing(at)?, MAX_KEY_FILE, "the file of public keys")
+        .doing(at)
+}
+
 impl TrustedKeys {
     /// The keys of the command line, or of nix.conf where it names none. The same key under two names counts once.
     ///
     /// # Errors
     /// Refuses malformed keys; a usage failure when there are fewer keys than must sign.
     pub fn from_cli(trust: &Trust) -> Outcome<Self> {
-        let mut keys = if trust.trusted_public_keys.is_empty() || trust.nix_conf.is_some() {
-            nix_conf::trusted_public_keys(trust.nix_conf.as_deref())?
+        let named = named_keys(&trust.named)?;
+        let mut keys = if named.is_empty() || trust.nix_conf.is_some() {
+            Settings::read(trust.nix_conf.as_deref())?.public_keys()?
         } else {
             Vec::new()
         };
-        for text in &trust.trusted_public_keys {
-            // A value may hold several, as in nix.conf.
-            for key in text.split_whitespace() {
-                keys.push(PublicKey::parse(key)?);
-            }
-        }
+        keys.extend(named);
         let mut distinct: Vec<PublicKey> = Vec::new();
         for key in keys {
             if !distinct.contains(&key) {
@@ -47,14 +120,9 @@ impl TrustedKeys {
         Ok(Self { keys: distinct, threshold })
     }
 
-    /// Passes a narinfo that enough trusted keys have signed, or that proves itself by its content address.
-    ///
-    /// # Errors
-    /// Refuses any other, and says which trusted keys signed it.
-    pub fn require(&self, narinfo: &NarInfo) -> Outcome {
-        if proves_itself(narinfo) {
-            return Ok(());
-        }
+    /// Which trusted keys signed the narinfo, and whether that is enough.
+    #[must_use]
+    pub fn judge(&self, narinfo: &NarInfo) -> Judgement<'_> {
         let fingerprint = narinfo.fingerprint();
         let mut signers: Vec<&PublicKey> = Vec::new();
         for key in &self.keys {
@@ -63,11 +131,31 @@ impl TrustedKeys {
                 signers.push(key);
             }
         }
-        if signers.len() >= self.threshold {
+        Judgement { signers, proves_itself: proves_itself(narinfo), threshold: self.threshold }
+    }
+
+    /// What `signature`, one of the narinfo's, is worth.
+    #[must_use]
+    pub fn verdict(&self, narinfo: &NarInfo, signature: &str) -> Verdict {
+        let mut named = self.keys.iter().filter(|key| key.name() == signer(signature)).peekable();
+        if named.peek().is_none() {
+            return Verdict::UnknownKey;
+        }
+        let fingerprint = narinfo.fingerprint();
+        if named.any(|key| key.verifies(&fingerprint, signature)) { Verdict::Valid } else { Verdict::Wrong }
+    }
+
+    /// Passes a narinfo that enough trusted keys have signed, or that proves itself by its content address.
+    ///
+    /// # Errors
+    /// Refuses any other, and says which trusted keys signed it.
+    pub fn require(&self, narinfo: &NarInfo) -> Outcome {
+        let judgement = self.judge(narinfo);
+        if judgement.holds() {
             return Ok(());
         }
         let path = narinfo.full_path();
-        let names: Vec<&str> = signers.iter().map(|key| key.name()).collect();
+        let names: Vec<&str> = judgement.signers.iter().map(|key| key.name()).collect();
         Err(Failure::refused(match (narinfo.signatures.len(), names.as_slice()) {
             (0, _) => format!("{path}: it is not signed"),
             (_, []) => format!("{path}: none of its signatures ({}) is by a trusted key", signature_names(narinfo)),
@@ -82,6 +170,5 @@ impl TrustedKeys {
 }
 
 fn signature_names(narinfo: &NarInfo) -> String {
-    let names = narinfo.signatures.iter().map(|signature| signature.split(':').next().unwrap_or_default());
-    names.take(8).collect::<Vec<_>>().join(", ")
+    narinfo.signatures.iter().map(|signature| signer(signature)).take(8).collect::<Vec<_>>().join(", ")
 }

@@ -32,6 +32,7 @@ use narinfo_gen::compression::decode_content;
 use crate::location::{DEFAULT_REGION, Location};
 use crate::pace::{Pace, Slot};
 use crate::patience::{Attempts, BACKOFF, Patience, PleaForPatience, Tries};
+use crate::permission::{Takes, is_news};
 use crate::storage::Storage;
 
 /// Time in which a connection must be made.
@@ -394,7 +395,12 @@ impl Bucket {
     }
 
     /// Passes when the error says that the object is not there.
-    fn absent<E: ProvideErrorMetadata + Error + 'static>(&self, error: &Sdk<E>, doing: &str, object: &str) -> Outcome {
+    fn absent<E: ProvideErrorMetadata + Takes + Error + 'static>(
+        &self,
+        error: &Sdk<E>,
+        doing: &str,
+        object: &str,
+    ) -> Outcome {
         let code = error.code().unwrap_or_default();
         match status(error) {
             Some(404) if code != "NoSuchBucket" => Ok(()),
@@ -415,8 +421,29 @@ impl Bucket {
         }
     }
 
-    fn failure<E: ProvideErrorMetadata + Error + 'static>(&self, error: &Sdk<E>, doing: &str, object: &str) -> Failure {
-        Failure::failed(format!("{doing} {}: {}", self.location.shown(object), self.cause(error)))
+    fn failure<E: ProvideErrorMetadata + Takes + Error + 'static>(
+        &self,
+        error: &Sdk<E>,
+        doing: &str,
+        object: &str,
+    ) -> Failure {
+        let takes = if is_forbidden(error) { format!("; it takes {}", E::PERMISSION) } else { String::new() };
+        Failure::failed(format!("{doing} {}: {}{takes}", self.location.shown(object), self.cause(error)))
+    }
+
+    /// What came of a request that a push can do without. That it is forbidden is said once.
+    fn optional<T, E: ProvideErrorMetadata + Takes + Error + 'static>(
+        &self,
+        result: Result<T, Sdk<E>>,
+        doing: &str,
+        object: &str,
+    ) -> Option<T> {
+        let tell = |error: &Sdk<E>| {
+            if is_forbidden(error) && is_news(E::PERMISSION) {
+                stage::say(self.tool, self.failure(error, doing, object));
+            }
+        };
+        result.inspect_err(tell).ok()
     }
 
     /// The service's word where it said one, else what happened on the way.
@@ -635,7 +662,7 @@ impl Bucket {
             .bucket(&self.location.bucket)
             .key(self.location.key(&upload.key))
             .upload_id(&upload.id);
-        let _ = request.send().await;
+        self.optional(request.send().await, "giving up the upload of", &upload.key);
     }
 
     /// An upload of that object which somebody began and did not end, with its parts: to be continued. None where there is
@@ -647,7 +674,8 @@ impl Bucket {
         self.count(Kind::ListUploads);
         let key = self.location.key(object);
         let request = self.client.list_multipart_uploads().bucket(&self.location.bucket).prefix(&key);
-        let uploads = request.send().await.ok()?.uploads.unwrap_or_default();
+        let listed = self.optional(request.send().await, "looking for unfinished uploads of", object)?;
+        let uploads = listed.uploads.unwrap_or_default();
         let newest =
             uploads.into_iter().filter(|upload| upload.key.as_ref() == Some(&key)).max_by_key(|u| u.initiated)?;
         let upload = Multipart { key: object.to_owned(), id: newest.upload_id? };
@@ -662,7 +690,7 @@ impl Bucket {
                 .key(&key)
                 .upload_id(&upload.id)
                 .set_part_number_marker(marker);
-            let page = request.send().await.ok()?;
+            let page = self.optional(request.send().await, "listing the parts of", object)?;
             for part in page.parts.unwrap_or_default() {
                 let size = part.size.and_then(|size| u64::try_from(size).ok());
                 if let (Some(number), Some(size), Some(etag)) = (part.part_number, size, part.e_tag) {
@@ -752,6 +780,11 @@ fn provider_name(feature: &AwsCredentialFeature) -> Option<&'static str> {
         Feature::CredentialsImds => "the instance",
         _ => return None,
     })
+}
+
+/// Whether the request was understood and is not allowed; a wrong key or signature is another matter.
+fn is_forbidden<E: ProvideErrorMetadata>(error: &Sdk<E>) -> bool {
+    status(error) == Some(403) && matches!(error.code(), None | Some("AccessDenied" | "Forbidden"))
 }
 
 fn status<E>(error: &Sdk<E>) -> Option<u16> {

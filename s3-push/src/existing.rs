@@ -169,7 +169,10 @@ async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Ou
     let mut start = if after.is_empty() { Start::Beginning } else { Start::After(after) };
     loop {
         let Some(page) = bucket.list("", start).await? else {
-            return Err(Failure::failed(format!("listing {}: access denied (HTTP 403)", bucket.location().shown(""))));
+            return Err(Failure::failed(format!(
+                "listing {}: access denied (HTTP 403); it takes s3:ListBucket",
+                bucket.location().shown("")
+            )));
         };
         entries.extend(page.entries);
         let beyond = || until.as_ref().is_some_and(|until| entries.last().is_some_and(|last| last.key >= *until));

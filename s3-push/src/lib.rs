@@ -5,6 +5,7 @@
 //! | [`location`] | `s3://` URLs; needs neither the SDK nor async |
 //! | `client` | the calls of S3 that a cache needs |
 //! | `existing` | what the cache has |
+//! | `permission` | what each request takes |
 //! | `intake` | standard input to events |
 //! | `publish` | the order in which objects become visible |
 //! | `storage` | what operators ask of objects |
@@ -30,6 +31,8 @@ pub mod intake;
 pub mod pace;
 #[cfg(feature = "client")]
 pub mod patience;
+#[cfg(feature = "client")]
+pub mod permission;
 #[cfg(feature = "client")]
 pub mod publish;
 #[cfg(feature = "client")]

@@ -16,6 +16,7 @@ mod random;
 mod scratch;
 mod server;
 mod tree;
+mod versitygw;
 
 use std::env;
 use std::fmt;
@@ -27,6 +28,7 @@ pub use random::{Random, unique};
 pub use scratch::{Outcome, Scratch, remove_tree};
 pub use server::http_status;
 pub use tree::{Contents, Kind, Node, make_tree, tree};
+pub use versitygw::Versitygw;
 
 /// Directory of the built tools: `$NIX_S3_CACHE_BIN`, else the target directory that the running test lies in.
 ///

@@ -15,8 +15,8 @@ use serde_json::Value;
 use crate::server::{Server, free_port, http_status};
 use crate::{Credentials, Scratch, absent, unique};
 
-/// How long MinIO may take until it answers.
-const START_LIMIT: Duration = Duration::from_mins(1);
+/// How long a server may take until it answers.
+pub(crate) const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// A running MinIO with a data directory of its own. It ends when this is dropped or when the test process ends.
 #[derive(Debug)]
@@ -218,7 +218,7 @@ fn is_minio_client(mc: &Path) -> bool {
 }
 
 /// Where a program may be: what an environment variable says, else PATH, then where `cargo xtask minio` puts it.
-fn candidates(variable: &str, name: &str) -> Vec<PathBuf> {
+pub(crate) fn candidates(variable: &str, name: &str) -> Vec<PathBuf> {
     if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {
         return vec![PathBuf::from(path)];
     }

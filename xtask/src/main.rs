@@ -36,11 +36,12 @@ Commands:
                    shape and so many milliseconds added to a round trip; prints the medians, and the ratios to a plain
                    upload. --only: ours, s3-push, mc, rclone, nix, ours-file, nix-file. --small: 40 paths, 30 MB, one
                    run, no latency
-  minio            Get MinIO and its client, which the end-to-end tests need, and print where they are
+  minio            Get MinIO, its client and versitygw, which the end-to-end tests need, and print where they are
 
 Environment:
   NIX_S3_CACHE_BIN   demo, chaos, bench: directory with the built tools, instead of building them
-  MINIO, MC          test, chaos, bench, minio: the two programs, instead of those on PATH or built with `go install`
+  MINIO, MC, VERSITYGW
+                     test, chaos, bench, minio: the programs, instead of those on PATH or built with `go install`
   CI                 test: if `true`, a MinIO or Nix that cannot be had is a failure
 
 Exit status: 0 done; 1 a step or a test failed; 2 usage.";

@@ -1,4 +1,5 @@
-//! MinIO and its client: found, or built once with Go and kept outside the target directory.
+//! The S3 servers of the tests, MinIO with its client and versitygw: found, or built once with Go and kept outside the
+//! target directory.
 
 use std::env;
 use std::fs;
@@ -8,13 +9,15 @@ use std::process::{Command, Stdio, id};
 use crate::Outcome;
 use crate::build::succeed;
 
-/// One of the two programs.
+/// One of the programs.
 struct Program {
     name: &'static str,
     /// The environment variable that names the executable.
     variable: &'static str,
     /// What `go install` takes: the last release of the community edition, pinned.
     module: &'static str,
+    /// What only the right program says of its version.
+    mark: &'static str,
     /// How long it takes to build, for the impatient.
     duration: &'static str,
 }
@@ -23,6 +26,7 @@ const SERVER: Program = Program {
     name: "minio",
     variable: "MINIO",
     module: "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c",
+    mark: "MinIO",
     duration: "some 4 minutes",
 };
 
@@ -30,6 +34,15 @@ const CLIENT: Program = Program {
     name: "mc",
     variable: "MC",
     module: "github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9",
+    mark: "MinIO",
+    duration: "a minute",
+};
+
+const VERSITYGW: Program = Program {
+    name: "versitygw",
+    variable: "VERSITYGW",
+    module: "github.com/versity/versitygw/cmd/versitygw@v1.8.0",
+    mark: "BuildTime",
     duration: "a minute",
 };
 
@@ -43,12 +56,18 @@ pub struct Minio {
 pub fn run() -> Outcome {
     let minio = get()?;
     println!("minio: {}\nmc: {}", minio.server.display(), minio.client.display());
+    println!("versitygw: {}", versitygw()?.display());
     Ok(())
 }
 
 /// Finds both, and builds with Go what is not found.
 pub fn get() -> Result<Minio, String> {
     Ok(Minio { server: SERVER.get()?, client: CLIENT.get()? })
+}
+
+/// Finds versitygw, or builds it with Go.
+pub fn versitygw() -> Result<PathBuf, String> {
+    VERSITYGW.get()
 }
 
 impl Program {
@@ -90,9 +109,8 @@ impl Program {
     fn check(&self, path: &Path) -> Outcome {
         let output = Command::new(path).arg("--version").stdin(Stdio::null()).output();
         let output = output.map_err(|error| format!("cannot run {}: {error}", path.display()))?;
-        // Only a program of MinIO's names its company in its version.
-        let known = String::from_utf8_lossy(&output.stdout).contains("MinIO");
-        if known { Ok(()) } else { Err(format!("{} is not MinIO's {}", path.display(), self.name)) }
+        let known = String::from_utf8_lossy(&output.stdout).contains(self.mark);
+        if known { Ok(()) } else { Err(format!("{} is another program than {}", path.display(), self.module)) }
     }
 }
 

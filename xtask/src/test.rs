@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::build::{cargo, succeed};
@@ -33,6 +34,7 @@ pub fn run(args: &[&str]) -> Outcome {
 /// The real things that the end-to-end tests run against.
 struct Surroundings {
     minio: Option<minio::Minio>,
+    versitygw: Option<PathBuf>,
     /// What is absent, and how to get it.
     absent: Vec<String>,
 }
@@ -50,10 +52,15 @@ impl Surroundings {
                 "without MinIO ({error}; needs Go, or $MINIO and $MC), the tests against a real S3 server"
             ));
         }
+        let versitygw = minio::versitygw();
+        if let Err(error) = &versitygw {
+            absent
+                .push(format!("without versitygw ({error}; needs Go, or $VERSITYGW), the policies on a second server"));
+        }
         if !absent.is_empty() && env::var_os("CI").is_some_and(|value| value == "true") {
             return Err(format!("CI=true, but these would not run: {}", absent.join("; ")));
         }
-        Ok(Self { minio: minio.ok(), absent })
+        Ok(Self { minio: minio.ok(), versitygw: versitygw.ok(), absent })
     }
 
     /// One loud line for all that does not run.
@@ -79,6 +86,9 @@ fn cargo_test(surroundings: &Surroundings, args: &[&str]) -> Result<(Tally, Outc
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
     if let Some(minio) = &surroundings.minio {
         command.env("MINIO", &minio.server).env("MC", &minio.client);
+    }
+    if let Some(versitygw) = &surroundings.versitygw {
+        command.env("VERSITYGW", versitygw);
     }
     let mut child = command.spawn().map_err(|error| format!("cannot run cargo test: {error}"))?;
     let tally = pass_on(&mut child).map_err(|error| format!("cannot pass on what cargo test says: {error}"))?;

@@ -1,0 +1,156 @@
+//! Where a secret key comes from: a file, an open descriptor or the environment, and never the command line itself.
+//!
+//! What is read goes through one buffer that is wiped. No message shows what was given where a name is expected: people
+//! put the key there.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use nar_pack::stage::{self, Doing, Failure, Outcome};
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use zeroize::Zeroizing;
+
+use crate::TOOL;
+use crate::cli::OpenKeys;
+use crate::keys::SecretKey;
+
+/// Longest secret key that is read, in bytes.
+const MAX_SIZE: usize = 4096;
+/// Base 64 of a secret half alone has 44 digits; no name of a file or variable ends in as many.
+const SHORTEST_KEY: usize = 40;
+
+/// Reads the keys that the descriptors and variables hold.
+///
+/// # Errors
+/// A usage failure for what names none, a refusal of what is no key.
+pub fn open_keys(keys: &OpenKeys) -> Outcome<Vec<SecretKey>> {
+    let descriptors = keys.key_fds.iter().map(|number| from_descriptor(number));
+    descriptors.chain(keys.key_envs.iter().map(|name| from_variable(name))).collect()
+}
+
+/// Reads the key that a file holds, and warns when others may read it too.
+///
+/// # Errors
+/// Fails when the file cannot be read; refuses what is no key.
+pub fn from_file(path: &Path) -> Outcome<SecretKey> {
+    if looks_like_a_key(&path.to_string_lossy()) {
+        return Err(Failure::failed(
+            "a key was given where the name of a file is expected; it has been in the list of processes, so make another",
+        ));
+    }
+    let at = || format!("key file {}", path.display());
+    let file = File::open(path).map_err(Failure::from).doing(at)?;
+    warn_if_readable(&file, &at());
+    read(file).doing(at)
+}
+
+/// Reads the key from standard input.
+///
+/// # Errors
+/// As [`from_file`].
+pub fn from_stdin() -> Outcome<SecretKey> {
+    // Without the buffer, which nobody would wipe.
+    read(stage::stdin("a secret key")?.into_inner()).doing(|| "standard input")
+}
+
+fn from_descriptor(number: &str) -> Outcome<SecretKey> {
+    let number = number.parse().ok().filter(|number: &RawFd| *number > 2);
+    let number = number.ok_or_else(|| Failure::failed("--key-fd takes the number of an open descriptor, 3 or more"))?;
+    let at = || format!("key on descriptor {number}");
+    let file = open_descriptor(number).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::BADF) => Failure::failed("no such descriptor is open"),
+        _ => Failure::from(error),
+    });
+    let file = file.doing(at)?;
+    warn_if_readable(&file, &at());
+    read(file).doing(at)
+}
+
+/// Our own descriptor, duplicated. `/proc` would open the file again, for which a user who was only given the
+/// descriptor may lack the permission; it serves where the system has or allows no other way.
+fn open_descriptor(number: RawFd) -> io::Result<File> {
+    let duplicate = || pidfd_getfd(pidfd_open(getpid(), PidfdFlags::empty())?, number, PidfdGetfdFlags::empty());
+    match duplicate() {
+        Ok(fd) => Ok(File::from(fd)),
+        Err(Errno::NOSYS | Errno::PERM) => File::open(format!("/proc/self/fd/{number}")),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn from_variable(name: &str) -> Outcome<SecretKey> {
+    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if name.is_empty() || !plain || name.len() > 255 {
+        return Err(Failure::failed("--key-env takes the name of an environment variable, not its value"));
+    }
+    let at = || format!("key in ${name}");
+    let value = env::var_os(name).ok_or_else(|| Failure::failed("no such variable is set")).doing(at)?;
+    let value = Zeroizing::new(value.into_vec());
+    read(value.as_slice()).doing(at)
+}
+
+fn looks_like_a_key(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(_, digits)| {
+        let digits = digits.trim();
+        digits.len() >= SHORTEST_KEY && digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c))
+    })
+}
+
+fn warn_if_readable(file: &File, shown: &str) {
+    let Ok(about) = file.metadata() else { return };
+    if about.is_file() && about.mode() & 0o044 != 0 {
+        let mode = about.permissions().mode() & 0o7777;
+        stage::say(TOOL, format!("warning: {shown}: others may read it (mode {mode:04o}); chmod 600 it"));
+    }
+}
+
+/// Reads a key of at most [`MAX_SIZE`] bytes through a buffer that is wiped.
+fn read(mut from: impl Read) -> Outcome<SecretKey> {
+    let mut bytes = Zeroizing::new([0_u8; MAX_SIZE + 1]);
+    let mut end = 0;
+    loop {
+        match from.read(&mut bytes[end..]) {
+            Ok(0) if end > MAX_SIZE => return Err(Failure::refused(format!("larger than {MAX_SIZE} bytes"))),
+            Ok(0) => break,
+            Ok(n) => end += n,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let text = str::from_utf8(&bytes[..end]).map_err(|_| Failure::refused("not text"))?;
+    SecretKey::parse(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_in_the_place_of_a_name_is_not_shown() {
+        let key = SecretKey::generate("k").unwrap().to_file_text();
+        let digits = key.split(':').nth(1).unwrap();
+        let open = |key_fds: &[&str], key_envs: &[&str]| {
+            let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+            open_keys(&OpenKeys { key_fds: owned(key_fds), key_envs: owned(key_envs) }).unwrap_err()
+        };
+        for failure in
+            [from_file(Path::new(key.as_str())).unwrap_err(), open(&[&key], &[]), open(&[], &[&key]), open(&["2"], &[])]
+        {
+            assert!(failure.exit_code() == 2 && !failure.message().contains(&digits[..20]), "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused_whole() {
+        let key = SecretKey::generate("k").unwrap().to_file_text();
+        assert!(read(key.as_bytes()).is_ok());
+        let padded = |size: usize| [key.as_bytes(), &vec![b'\n'; size - key.len()]].concat();
+        assert!(read(padded(MAX_SIZE).as_slice()).is_ok());
+        assert!(read(padded(MAX_SIZE + 1).as_slice()).unwrap_err().message().contains("larger"));
+    }
+}

@@ -1,0 +1,54 @@
+//! The parsers of keys, signatures and nix.conf, fed anything.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use std::path::Path;
+
+use cache_sign::keys::{PublicKey, SecretKey, signer};
+use cache_sign::nix_conf::{Settings, ends_open};
+use proptest::prelude::*;
+
+proptest! {
+    #[test]
+    fn a_key_that_is_read_is_written_the_same(name in "[!-9;-~]{1,20}", text in "\\PC{0,40}") {
+        let secret = SecretKey::generate(&name).unwrap();
+        let file = secret.to_file_text();
+        prop_assert_eq!(&*SecretKey::parse(&file).unwrap().to_file_text(), &*file);
+        let public = secret.public();
+        prop_assert_eq!(&PublicKey::parse(&public.to_string()).unwrap(), &public);
+        let signature = secret.sign(&text);
+        prop_assert!(public.verifies(&text, &signature) && signer(&signature) == name);
+        prop_assert!(!public.verifies(&format!("{text}x"), &signature));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_without_a_panic(text in "\\PC{0,100}", digits in "[A-Za-z0-9+/=]{0,100}") {
+        for text in [text.clone(), format!("k:{digits}"), format!("{text}:{digits}")] {
+            if let Ok(key) = PublicKey::parse(&text) {
+                prop_assert_eq!(key.to_string(), text.trim());
+            }
+            if let Err(failure) = SecretKey::parse(&text) {
+                prop_assert!(digits.len() < 8 || !failure.message().contains(&digits));
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_signature_verifies_nothing(at in 2_usize..90, with: char) {
+        let secret = SecretKey::generate("k").unwrap();
+        let good = secret.sign("1;x");
+        let mut broken: Vec<char> = good.chars().collect();
+        let at = at.min(broken.len() - 1);
+        broken[at] = with;
+        let broken: String = broken.into_iter().collect();
+        prop_assert_eq!(secret.public().verifies("1;x", &broken), broken == good);
+    }
+
+    #[test]
+    fn settings_come_back_from_any_layout(words in proptest::collection::vec("[a-z:/.]{1,12}", 1..5), join in "[ \t]{1,3}(\\\\\r?\n[ \t]*)?") {
+        let text = format!("# x\nsubstituters = a\nsubstituters ={join}{}\n", words.join(&join));
+        let settings = Settings::of_text(&text, Path::new("/nowhere/nix.conf")).unwrap();
+        prop_assert_eq!(settings.substituters, words);
+        prop_assert!(!ends_open(&text));
+    }
+}

@@ -1,0 +1,443 @@
+//! What `cache-policy` prints, on two real servers with real users: allowed is what its help says, and nothing else.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a test fails
+
+mod bucket;
+mod calls;
+mod site;
+
+use std::fs;
+
+use bucket::{Fields, narinfo_keys, snapshot};
+use cache_tests::nix;
+use cache_tests::{Credentials, Minio, Outcome, Random, Scratch, Versitygw};
+use calls::{Answer, CALLS, Caller};
+use serde_json::Value;
+use site::Site;
+
+/// The documents of the table in `cache-policy --help`, each with the answers to all calls.
+fn table_of_help(scratch: &Scratch) -> Vec<(String, [Answer; 10])> {
+    let help = scratch.sh("cache-policy --help").ok();
+    let lines = help.lines().skip_while(|line| !line.trim_start().starts_with("document "));
+    let mut lines = lines.take_while(|line| !line.trim().is_empty());
+    let columns: Vec<&str> = lines.next().unwrap().split_whitespace().skip(1).collect();
+    assert_eq!(columns, CALLS);
+    let row = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (flags, answers) = words.split_at(words.len() - CALLS.len());
+        let answers: Vec<Answer> = answers
+            .iter()
+            .map(|word| match *word {
+                "yes" => Answer::Yes,
+                "no" => Answer::No,
+                other => panic!("{other} in {line}"),
+            })
+            .collect();
+        (flags.join(" "), answers.try_into().unwrap())
+    };
+    let rows: Vec<_> = lines.map(row).collect();
+    assert_eq!(rows.len(), 4);
+    rows
+}
+
+fn document(scratch: &Scratch, arguments: &str) -> String {
+    let document = scratch.sh(&format!("cache-policy {arguments}")).ok();
+    assert_eq!(scratch.sh(&format!("cache-policy {arguments}")).ok(), document, "the same bytes each time");
+    document
+}
+
+const NOTHING: [Answer; 10] = [Answer::No; 10];
+
+/// What a server that cannot do a call makes of the row; a prefix takes the lifecycle away.
+fn expected(mut row: [Answer; 10], found: [Answer; 10], prefix: &str) -> [Answer; 10] {
+    if !prefix.is_empty() {
+        row[8] = Answer::No;
+    }
+    for (answer, found) in row.iter_mut().zip(found) {
+        if found == Answer::Never {
+            *answer = Answer::Never;
+        }
+    }
+    row
+}
+
+/// Prints a row and compares it with the one that is expected.
+#[track_caller]
+fn check(server: &str, document: &str, who: &str, found: [Answer; 10], wanted: [Answer; 10]) {
+    let words: Vec<String> =
+        found.iter().zip(CALLS).map(|(a, call)| format!("{:w$}", a.word(), w = call.len())).collect();
+    println!("{server:9} {document:36} {who:9} {}", words.join(" "));
+    assert_eq!(found, wanted, "{server}, {document}, {who}: {CALLS:?}");
+}
+
+fn print_head(server: &str) {
+    println!("\n{server:9} {:36} {:9} {}", "document", "user", CALLS.join(" "));
+}
+
+/// Nobody gets at what lies beside the prefix.
+#[track_caller]
+fn assert_nothing_beside(caller: &Caller, owner: &Caller, bucket: &str) {
+    for call in ["GET", "LIST", "PUT", "ABORT", "DELETE"] {
+        assert_eq!(caller.call(call, owner, bucket, "beside/"), Err(Answer::No), "{call} beside the prefix");
+    }
+}
+
+#[test]
+fn minio_allows_what_help_says() {
+    let Some(minio) = Minio::shared() else { return };
+    let scratch = Scratch::new();
+    let (server, endpoint) = ("MinIO", minio.endpoint());
+    let owner = Caller::new(&endpoint, Some(&minio.root()));
+    let anonymous = Caller::new(&endpoint, None);
+    let unrelated = document(&scratch, "--read-only --identity unrelated-bucket");
+    let stranger = Caller::new(&endpoint, Some(&minio.add_user(&unrelated)));
+    print_head(server);
+    for (flags, row) in table_of_help(&scratch) {
+        for prefix in ["", "some/where/"] {
+            let bucket = minio.make_bucket();
+            let place = format!("s3://{bucket}/{prefix}");
+            let shown = format!("{flags}{}", if prefix.is_empty() { "" } else { " PREFIX" });
+            if flags.starts_with("--read-only") {
+                minio.set_bucket_policy(&bucket, &document(&scratch, &format!("{flags} '{place}'")));
+                let found = anonymous.row(&owner, &bucket, prefix);
+                check(server, &shown, "anonymous", found, expected(row, found, prefix));
+                check(server, &shown, "stranger", stranger.row(&owner, &bucket, prefix), NOTHING);
+                if !prefix.is_empty() {
+                    assert_nothing_beside(&anonymous, &owner, &bucket);
+                }
+            }
+            let bucket = minio.make_bucket();
+            let place = format!("s3://{bucket}/{prefix}");
+            let identity = if flags.starts_with("--read-only") { " --identity" } else { "" };
+            let shown = format!("{flags}{identity}{}", if prefix.is_empty() { "" } else { " PREFIX" });
+            let user = minio.add_user(&document(&scratch, &format!("{flags}{identity} '{place}'")));
+            let user = Caller::new(&endpoint, Some(&user));
+            let found = user.row(&owner, &bucket, prefix);
+            check(server, &shown, "named", found, expected(row, found, prefix));
+            check(server, &shown, "stranger", stranger.row(&owner, &bucket, prefix), NOTHING);
+            check(server, &shown, "anonymous", anonymous.row(&owner, &bucket, prefix), NOTHING);
+            if !prefix.is_empty() {
+                assert_nothing_beside(&user, &owner, &bucket);
+            }
+        }
+    }
+}
+
+#[test]
+fn versitygw_allows_what_help_says() {
+    let Some(gateway) = Versitygw::shared() else { return };
+    let scratch = Scratch::new();
+    let (server, endpoint) = ("versitygw", gateway.endpoint());
+    let owner = Caller::new(&endpoint, Some(&gateway.root()));
+    let anonymous = Caller::new(&endpoint, None);
+    let named = gateway.add_user();
+    let user = Caller::new(&endpoint, Some(&named));
+    let stranger = Caller::new(&endpoint, Some(&gateway.add_user()));
+    print_head(server);
+    for (flags, row) in table_of_help(&scratch) {
+        for prefix in ["", "some/where/"] {
+            let shown = |more: &str| format!("{flags}{more}{}", if prefix.is_empty() { "" } else { " PREFIX" });
+            if flags.starts_with("--read-only") {
+                let bucket = owner.make_bucket();
+                owner.set_policy(&bucket, &document(&scratch, &format!("{flags} s3://{bucket}/{prefix}"))).unwrap();
+                for (who, caller) in [("anonymous", &anonymous), ("stranger", &stranger)] {
+                    let found = caller.row(&owner, &bucket, prefix);
+                    check(server, &shown(""), who, found, expected(row, found, prefix));
+                }
+            }
+            let bucket = owner.make_bucket();
+            let arguments = format!("{flags} --principal-key-id {} s3://{bucket}/{prefix}", named.access_key);
+            owner.set_policy(&bucket, &document(&scratch, &arguments)).unwrap();
+            let found = user.row(&owner, &bucket, prefix);
+            check(server, &shown(" --principal-key-id"), "named", found, expected(row, found, prefix));
+            for (who, caller) in [("stranger", &stranger), ("anonymous", &anonymous)] {
+                let found = caller.row(&owner, &bucket, prefix);
+                check(server, &shown(" --principal-key-id"), who, found, expected(NOTHING, found, prefix));
+            }
+            if !prefix.is_empty() {
+                assert_nothing_beside(&user, &owner, &bucket);
+            }
+        }
+    }
+}
+
+#[test]
+fn conditions_are_looked_at() {
+    let Some(minio) = Minio::shared() else { return };
+    let scratch = Scratch::new();
+    let owner = Caller::new(&minio.endpoint(), Some(&minio.root()));
+    let of = |flags: &str| {
+        let bucket = minio.make_bucket();
+        let user = minio.add_user(&document(&scratch, &format!("--upload {flags} {bucket}")));
+        let user = Caller::new(&minio.endpoint(), Some(&user));
+        ["GET", "PUT", "LIST"].map(|call| user.call(call, &owner, &bucket, "").is_ok())
+    };
+    assert_eq!(of("--source-ip 127.0.0.0/8"), [true; 3]);
+    assert_eq!(of("--source-ip 192.0.2.0/24"), [false; 3]);
+    assert_eq!(of("--source-ip 192.0.2.0/24 --source-ip 127.0.0.1"), [true; 3]);
+    assert_eq!(of("--vpc-endpoint vpce-1a2b3c4d"), [false; 3]);
+    // This server has no TLS.
+    assert_eq!(of("--require-tls"), [false; 3]);
+}
+
+/// The document without one action.
+fn without(document: &str, action: &str) -> String {
+    let mut document: Value = serde_json::from_str(document).unwrap();
+    let mut found = false;
+    let statements = document["Statement"].as_array_mut().unwrap();
+    for statement in statements.iter_mut() {
+        let actions = statement["Action"].as_array_mut().unwrap();
+        let before = actions.len();
+        actions.retain(|other| other != action);
+        found |= actions.len() < before;
+    }
+    statements.retain(|statement| !statement["Action"].as_array().unwrap().is_empty());
+    assert!(found, "{action} is not in the document");
+    document.to_string()
+}
+
+/// A site whose closure and one large path wait to be pushed, by somebody without `action`.
+fn pusher_without(minio: &Minio, action: Option<&str>) -> (Site, String) {
+    let mut site = Site::new();
+    let bucket = minio.make_bucket();
+    let upload = document(&site.scratch, &format!("--upload {bucket}"));
+    let user = minio.add_user(&action.map_or(upload.clone(), |action| without(&upload, action)));
+    user.apply(&mut site.scratch);
+    site.scratch.env("C", minio.cache_url(&bucket));
+    let large = cache_tests::store_path("large", site::random_seed());
+    fs::write(site::below(&site.path("root"), &large), Random::new(site::random_seed()).bytes(11 << 20)).unwrap();
+    site.scratch.env("LARGE", &large);
+    site.scratch.sh("nar-pack --root root --no-nix --export $LARGE | narinfo-gen --no-nix --archive > large").ok();
+    (site, bucket)
+}
+
+const LARGE: &str = "s3-push --no-nix --json --part-size 5MiB --memory 16MiB \"$C\" < large";
+/// An archive of which the NAR is not what its narinfo says: the upload is given up.
+const DAMAGED: &str = "cp large bad; printf 'xxxxxxxx' | dd of=bad bs=1 seek=8000000 conv=notrunc status=none; \
+     s3-push --no-nix --part-size 5MiB --memory 16MiB \"$C\" < bad";
+const ROTATE: &str = "s3-pull --narinfo --all \"$C\" | cache-sign -k key.sec | s3-push \"$C\"";
+
+/// Takes each permission away from the upload policy, and shows the command that misses it.
+#[test]
+fn a_push_needs_every_permission_and_names_the_one_that_it_lacks() {
+    let Some(minio) = Minio::shared() else { return };
+    let (site, bucket) = pusher_without(minio, None);
+    for script in [site::PUBLISH, LARGE, ROTATE, "s3-pull -r --root out \"$C\" \"$TOP\""] {
+        let outcome = site.scratch.sh(script);
+        outcome.ok();
+        assert!(!outcome.stderr.contains("s3:"), "nothing is missing: {}", outcome.stderr);
+    }
+    site.scratch.sh(DAMAGED).fails(1);
+    assert_eq!(narinfo_keys(&snapshot(minio, &bucket)).len(), 4);
+    let cases: [(&str, &str, i32); 6] = [
+        ("s3:PutObject", site::PUBLISH, 2),
+        ("s3:GetObject", "s3-pull -r --root out \"$C\" \"$TOP\"", 1),
+        ("s3:ListBucket", ROTATE, 2),
+        ("s3:AbortMultipartUpload", DAMAGED, 1),
+        // These two only cost bytes.
+        ("s3:ListBucketMultipartUploads", LARGE, 0),
+        ("s3:ListMultipartUploadParts", LARGE, 0),
+    ];
+    println!("\n{:30} {:60} status, message", "without", "command");
+    for (action, script, status) in cases {
+        let (site, bucket) = pusher_without(minio, Some(action));
+        if action == "s3:ListMultipartUploadParts" {
+            // Somebody began an upload of the same NAR.
+            let archive = site.scratch.sh("tar xf large --wildcards '*.narinfo' -O").ok();
+            let key = Fields::parse(archive.as_bytes()).one("URL").to_owned();
+            Caller::new(&minio.endpoint(), Some(&minio.root())).begin(&bucket, &key).unwrap();
+        }
+        let outcome = site.scratch.sh(script);
+        let named = outcome.stderr.lines().find(|line| line.contains(action)).unwrap_or("-");
+        let shown: String = script.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(60).collect();
+        println!("{action:30} {shown:60} {}, {named}", outcome.status);
+        assert_eq!(outcome.status, status, "{action}: {}", outcome.stderr);
+        let whole_word = |line: &str| {
+            line.match_indices(action)
+                .any(|(at, _)| !line[at + action.len()..].starts_with(|c: char| c.is_ascii_alphanumeric()))
+        };
+        assert!(outcome.stderr.lines().any(whole_word), "{action} is not named: {}", outcome.stderr);
+    }
+}
+
+/// Reading takes one permission, through either door, and says which when it is not there.
+#[test]
+fn a_pull_needs_get_object_alone() {
+    let Some(minio) = Minio::shared() else { return };
+    let (mut site, bucket) = pusher_without(minio, None);
+    site.scratch.sh(site::PUBLISH).ok();
+    let read = document(&site.scratch, &format!("--read-only --identity {bucket}"));
+    assert_eq!(read.matches("s3:").count(), 1 + read.matches("arn:aws:s3:").count(), "one action: {read}");
+    minio.add_user(&read).apply(&mut site.scratch);
+    site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
+    site.assert_trees("out");
+    let http = format!("s3-pull -r --root web '{}' \"$TOP\"", minio.http_url(&bucket));
+    let said = site.scratch.sh(&http).fails(1);
+    assert!(said.contains("s3:GetObject"), "{said}");
+    minio.set_bucket_policy(&bucket, &document(&site.scratch, &format!("--read-only {bucket}")));
+    site.scratch.sh(&http).ok();
+    site.assert_trees("web");
+    let said = site.scratch.sh("s3-pull --list --all \"$C\"").fails(2);
+    assert!(said.contains("s3:ListBucket"), "{said}");
+}
+
+/// Push and pull on versitygw, with bucket policies that name who may.
+#[test]
+fn the_tools_work_on_versitygw_with_these_policies() {
+    let Some(gateway) = Versitygw::shared() else { return };
+    let mut site = Site::new();
+    let owner = Caller::new(&gateway.endpoint(), Some(&gateway.root()));
+    let (user, bucket): (Credentials, String) = (gateway.add_user(), owner.make_bucket());
+    site.scratch.env("C", format!("s3://{bucket}?endpoint={}&scheme=http&region=us-east-1", gateway.endpoint()));
+    user.apply(&mut site.scratch);
+    let said = site.scratch.sh(site::PUBLISH).fails(2);
+    assert!(said.contains("s3:PutObject"), "{said}");
+    let upload = format!("--upload --principal-key-id {} {bucket}", user.access_key);
+    owner.set_policy(&bucket, &document(&site.scratch, &upload)).unwrap();
+    site.scratch.sh(site::PUBLISH).ok();
+    site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
+    site.assert_trees("out");
+    owner.set_policy(&bucket, &document(&site.scratch, &format!("--read-only {bucket}"))).unwrap();
+    let http = format!("http://{}/{bucket}", gateway.endpoint());
+    site.scratch.sh(&format!("s3-pull -r --root web '{http}' \"$TOP\"")).ok();
+    site.assert_trees("web");
+}
+
+#[test]
+fn configurations_and_misplaced_flags() {
+    let scratch = Scratch::new();
+    for arguments in [
+        "--lifecycle 7 s3://my-cache/prefix",
+        "--lifecycle 7",
+        "--cors --origin https://example.org",
+        "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main",
+        "--admin --principal 123456789012 --require-tls my-cache",
+        "--upload --partition aws-cn --vpc-endpoint vpce-1a2b my-cache",
+        "--upload 's3://my-cache?region=us-gov-west-1'",
+    ] {
+        let parsed: Value = serde_json::from_str(&document(&scratch, arguments)).unwrap();
+        assert!(parsed.is_object(), "{arguments}");
+    }
+    let partition = document(&scratch, "--upload 's3://my-cache?region=us-gov-west-1'");
+    assert!(partition.contains("arn:aws-us-gov:s3:::my-cache/*"), "{partition}");
+    for arguments in [
+        "--cors my-cache",
+        "--lifecycle 0 my-cache",
+        "--lifecycle 7 --require-tls my-cache",
+        "--upload --allow-list my-cache",
+        "--upload --identity my-cache",
+        "--read-only --upload my-cache",
+        "--nix-conf my-cache",
+        "--nix-conf --trusted-public-key x --write a --remove b my-cache",
+        "--oidc-trust example.org",
+        "--upload",
+    ] {
+        let said = scratch.sh(&format!("cache-policy {arguments}"));
+        assert!([1, 2].contains(&said.status) && said.stdout.is_empty(), "{arguments}: {}", said.stderr);
+        assert_eq!(said.stderr.lines().count(), 1, "{arguments}: {}", said.stderr);
+    }
+}
+
+/// What help says of MinIO.
+#[test]
+fn minio_has_no_rule_for_unfinished_uploads() {
+    let Some(minio) = Minio::shared() else { return };
+    let owner = Caller::new(&minio.endpoint(), Some(&minio.root()));
+    assert!(!owner.abort_after(&minio.make_bucket(), 7));
+}
+
+// ---- nix.conf ----
+
+const BEFORE: &str = "# hand-written\nsubstituters =   # none of the public ones\n!include machine.conf\n\
+     extra-substituters = file:///nowhere/at/all\nbuild-users-group =\nsandbox = false\n\
+     extra-experimental-features = nix-command";
+
+fn with_conf(script: &str) -> String {
+    format!("unset NIX_CONFIG; export NIX_CONF_DIR=$PWD/etc; {script}")
+}
+
+#[test]
+fn nix_conf_is_merged_in_place_and_a_real_nix_substitutes() {
+    if !nix::available() {
+        return;
+    }
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    let closure = nix::build(&scratch);
+    site::make_key(&scratch, "key");
+    let bucket = minio.make_bucket();
+    minio.root().apply(&mut scratch);
+    scratch.env("C", minio.cache_url(&bucket)).env("TOP", &closure.top);
+    scratch.sh("nar-pack --export -r $TOP | narinfo-gen --archive | cache-sign -k key.sec | s3-push \"$C\"").ok();
+    minio.set_bucket_policy(&bucket, &document(&scratch, &format!("--read-only {bucket}")));
+    let conf = scratch.path().join("etc/nix.conf");
+    fs::create_dir(scratch.path().join("etc")).unwrap();
+    fs::write(scratch.path().join("etc/machine.conf"), "max-jobs = 1\n").unwrap();
+    fs::write(&conf, BEFORE).unwrap();
+    scratch.sh("chmod 640 etc/nix.conf; ln -s etc/nix.conf link.conf").ok();
+    let write = "cache-policy --nix-conf --https --trusted-public-key-file key.pub --write link.conf \"$C\"";
+    scratch.sh(write).ok();
+    let after = fs::read_to_string(&conf).unwrap();
+    println!("--- before\n{BEFORE}\n--- after\n{after}\n---");
+    assert!(after.starts_with(&format!("{BEFORE}\n")), "nothing else is touched");
+    scratch.sh(write).ok();
+    assert_eq!(fs::read_to_string(&conf).unwrap(), after, "twice gives the same file");
+    assert_eq!(
+        scratch.sh("stat -c %a etc/nix.conf; readlink link.conf; ls -A etc").ok(),
+        "640\netc/nix.conf\nmachine.conf\nnix.conf"
+    );
+    let shown: Value = serde_json::from_str(&scratch.sh(&with_conf("nix show-config --json")).ok()).unwrap();
+    let url = minio.http_url(&bucket);
+    let listed = |name: &str| shown[name]["value"].as_array().unwrap().clone();
+    assert!(listed("substituters").iter().any(|value| *value == url.as_str()), "{:?}", listed("substituters"));
+    let key = scratch.sh("cat key.pub").ok();
+    assert!(listed("trusted-public-keys").iter().any(|value| *value == key.as_str()));
+    assert_eq!(shown["max-jobs"]["value"], 1, "the include is still read");
+    let store = nix::fresh_store(&scratch);
+    scratch.sh(&with_conf(&format!("NIX_REMOTE={store} nix-store -r $TOP"))).ok();
+    let program = format!("GREETING_ROOT={store} {store}{}/bin/app", closure.app);
+    assert_eq!(scratch.sh(&program).ok(), closure.greeting);
+    scratch.sh("cache-policy --nix-conf --https --remove link.conf \"$C\"").ok();
+    assert_eq!(fs::read_to_string(&conf).unwrap(), BEFORE, "byte for byte");
+    let store = nix::fresh_store(&scratch);
+    assert_ne!(scratch.sh(&with_conf(&format!("NIX_REMOTE={store} nix-store -r $TOP"))).status, 0);
+}
+
+/// What an include or a hand says already is not said again; what a hand wrote stays.
+#[test]
+fn nix_conf_respects_what_is_there() {
+    let scratch = Scratch::new();
+    let key = site::make_key(&scratch, "key");
+    let run = |arguments: &str| -> Outcome {
+        scratch
+            .sh(&format!("cache-policy --nix-conf --trusted-public-key '{key}' {arguments} https://cache.example.org"))
+    };
+    let conf = |text: &str| fs::write(scratch.path().join("nix.conf"), text).unwrap();
+    let now = || fs::read_to_string(scratch.path().join("nix.conf")).unwrap();
+    fs::write(scratch.path().join("more.conf"), format!("extra-trusted-public-keys = \\\n  {key}\n")).unwrap();
+    conf("include more.conf\n");
+    run("--write nix.conf").ok();
+    assert!(!now().contains(&key) && now().contains("extra-substituters = https://cache.example.org\n"), "{}", now());
+    let said = run("--remove nix.conf");
+    said.ok();
+    assert_eq!(now(), "include more.conf\n");
+    conf("substituters = https://cache.example.org/\n");
+    run("--write nix.conf").ok();
+    let said = run("--remove nix.conf");
+    said.ok();
+    assert!(said.stderr.contains("still names the cache"), "{}", said.stderr);
+    assert_eq!(now(), "substituters = https://cache.example.org/\n");
+    // Nothing is written where it cannot be: not half of it either.
+    conf("include absent.conf\n");
+    run("--write nix.conf").fails(2);
+    conf("substituters = a \\");
+    run("--write nix.conf").fails(1);
+    assert_eq!(now(), "substituters = a \\");
+    run("--write no/such/directory/nix.conf").fails(2);
+    run("--write new.conf").ok();
+    let printed = run("").ok();
+    assert!(scratch.sh("cat new.conf").ok().contains(&printed));
+    assert_eq!(scratch.sh("ls -A | grep -c nix.conf.").status, 1, "nothing temporary is left");
+    let only = run("--only").ok();
+    assert_eq!(only, format!("substituters = https://cache.example.org\ntrusted-public-keys = {key}"));
+}
