@@ -10,6 +10,7 @@
 
 mod embedded;
 pub mod fault_proxy;
+pub mod lying_server;
 mod minio;
 pub mod nix;
 mod random;
