@@ -6,6 +6,7 @@
 
 mod audit;
 mod bench;
+mod bench_pull;
 mod build;
 mod chaos;
 mod closure;
@@ -37,6 +38,9 @@ Commands:
                    shape and so many milliseconds added to a round trip; prints the medians, and the ratios to a plain
                    upload. --only: ours, s3-push, mc, rclone, nix, ours-file, nix-file. --small: 40 paths, 30 MB, one
                    run, no latency
+  bench pull [the same options]
+                   Measure s3-pull from a MinIO into a fresh root, nix copy into a fresh store, and a plain download with
+                   what unpacks it as the limit; zstd and xz. --only: s3, http, mc, rclone, nix
   fuzz [--seconds 60] [--if-installed] [TARGET…]
                    Give every reader hostile bytes for so long, with cargo-fuzz where it is installed; else replay the
                    corpus in tests/fuzz and mutations of it, unless --if-installed
@@ -67,11 +71,15 @@ fn main() -> ExitCode {
             Ok(options) => chaos::run(&options),
             Err(message) => return usage(&message),
         },
-        ["bench", "push", args @ ..] => match bench::Options::parse(args) {
+        ["bench", "push", args @ ..] => match bench::Options::parse("push", &bench::keys(), args) {
             Ok(options) => bench::run(&options),
             Err(message) => return usage(&message),
         },
-        ["bench", ..] => return usage("bench what? push"),
+        ["bench", "pull", args @ ..] => match bench::Options::parse("pull", &bench_pull::keys(), args) {
+            Ok(options) => bench_pull::run(&options),
+            Err(message) => return usage(&message),
+        },
+        ["bench", ..] => return usage("bench what? push or pull"),
         ["fuzz", args @ ..] => match fuzz::Options::parse(args) {
             Ok(options) => fuzz::run(&options),
             Err(message) => return usage(&message),
