@@ -1,7 +1,7 @@
 //! Our readers beside others': Nix's own (`nix-store --restore`), and the crates `nix-archive` and `nix-narinfo`, on
 //! generated and mutated input. Where the verdicts differ the reason must be in the list below, and it is counted.
 //!
-//! `$DIFFERENTIAL` says how many inputs Nix is asked about (400 if it does not), `$DIFFERENTIAL_SEED` which; the crates
+//! `$DIFFERENTIAL` says how many inputs Nix is asked about (250 if it does not), `$DIFFERENTIAL_SEED` which; the crates
 //! get a hundred times as many.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // a panic is how a test fails; the counts are for readers
@@ -27,6 +27,9 @@ use nar_pack::nar::{Skip, dump, parse, restore};
 use nar_pack::stage::{Failure, Outcome};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
+
+/// Inputs that Nix is asked about.
+const INPUTS: usize = 250;
 
 /// What two readers make of the same input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -146,7 +149,7 @@ fn nars_as_nix_reads_them() {
     // Else a size that lies would have the disk filled.
     scratch.env("NIX_CONFIG", "preallocate-contents = false\n");
     let seed = seed();
-    let nars = nars(number("DIFFERENTIAL", 400), &mut Random::new(seed));
+    let nars = nars(number("DIFFERENTIAL", INPUTS), &mut Random::new(seed));
     let counts = Mutex::new(Counts::new());
     let workers = thread::available_parallelism().map_or(2, usize::from);
     thread::scope(|scope| {
@@ -231,7 +234,7 @@ fn nix_alone(nar: &[u8], failure: &Failure, theirs: &Path) -> Result<Verdict, St
 fn nars_as_nix_archive_reads_them() {
     let seed = seed();
     let mut counts = Counts::new();
-    for (index, nar) in nars(100 * number("DIFFERENTIAL", 400), &mut Random::new(seed)).iter().enumerate() {
+    for (index, nar) in nars(100 * number("DIFFERENTIAL", INPUTS), &mut Random::new(seed)).iter().enumerate() {
         let mut input = Cursor::new(nar.as_slice());
         let ours = parse(&mut input, &mut Skip).and_then(|_| nothing_follows(&input));
         let theirs = nix_archive::nar::decode_events(nar, |_| Ok(()));
@@ -305,7 +308,7 @@ fn narinfos_as_nix_narinfo_reads_them() {
     let seed = seed();
     let mut counts = Counts::new();
     let store = nix_derivation::StoreDir::default();
-    for (index, text) in narinfos(100 * number("DIFFERENTIAL", 400), &mut Random::new(seed)).iter().enumerate() {
+    for (index, text) in narinfos(100 * number("DIFFERENTIAL", INPUTS), &mut Random::new(seed)).iter().enumerate() {
         let ours = str::from_utf8(text)
             .map_err(|_| Failure::refused("not UTF-8"))
             .and_then(|text| NarInfo::parse(text, &store_dir()));

@@ -646,7 +646,7 @@ fn lies_about_references_and_the_cache() {
 /// refuses the path, unless the result is what was signed.
 #[test]
 fn ranges_that_do_not_fit() {
-    const LARGE: usize = 40 << 20;
+    const LARGE: usize = 17 << 20;
     let scene = Scene::new();
     let (mut random, mut contents) = (Random::new(3), vec![0; LARGE]);
     contents[..1 << 20].copy_from_slice(&random.bytes(1 << 20));

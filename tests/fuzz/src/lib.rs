@@ -351,7 +351,8 @@ pub fn keys(bytes: &[u8]) {
             let (name, digits) = text.split_once(':').unwrap_or(("", text));
             // What is no base 64 is no part of a key, and may be words of the message.
             let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
-            let secret = digits.trim().get(..16).filter(|secret| secret.bytes().all(is_digit) && !name.contains(secret));
+            let secret =
+                digits.trim().get(..16).filter(|secret| secret.bytes().all(is_digit) && !name.contains(secret));
             assert!(secret.is_none_or(|secret| !failure.message().contains(secret)), "the message shows the key");
         }
     }
