@@ -492,7 +492,7 @@ fn signed_nars_that_are_evil() {
     fs::create_dir(&outside).unwrap();
     let outside = outside.to_str().unwrap().as_bytes().to_vec();
     let mut padded = file_nar(b"x");
-    let at = padded.len() - 30;
+    let at = padded.len() - 20;
     padded[at] = 1;
     let sized = |size: u64| {
         let mut nar = nar_of(&[b"(", b"type", b"regular", b"contents"]);
