@@ -130,6 +130,8 @@ impl StoreDir {
         let trimmed = dir.trim_end_matches('/');
         let clean = trimmed.starts_with('/')
             && trimmed[1..].split('/').all(|part| !matches!(part, "" | "." | ".."))
+            // In text, white space at the end of a line is nothing.
+            && trimmed.trim_end() == trimmed
             && !trimmed.contains(|c: char| c.is_control());
         if clean {
             Ok(Self(trimmed.to_owned()))
@@ -281,7 +283,7 @@ mod tests {
 
     #[test]
     fn store_directories_are_absolute_and_plain() {
-        for dir in ["", "/", "nix/store", "/nix/../store", "/nix//store", "/nix/./store"] {
+        for dir in ["", "/", "nix/store", "/nix/../store", "/nix//store", "/nix/./store", "/nix/store /"] {
             assert_eq!(StoreDir::new(dir).unwrap_err().exit_code(), 2, "{dir:?}");
         }
     }

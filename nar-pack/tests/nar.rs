@@ -221,20 +221,24 @@ fn a_link_is_never_followed() {
 
 #[test]
 fn nesting_is_bounded() {
-    let nested = |depth: usize| {
+    let directory: &[&[u8]] = &[b"(", b"type", b"directory", b")"];
+    let file: &[&[u8]] = &[b"(", b"type", b"regular", b"contents", b"", b")"];
+    let nested = |depth: usize, innermost: &[&'static [u8]]| {
         let mut fields: Vec<&[u8]> = Vec::new();
         for _ in 0..depth {
             fields.extend([b"(".as_slice(), b"type", b"directory", b"entry", b"(", b"name", b"d", b"node"]);
         }
-        fields.extend([b"(".as_slice(), b"type", b"directory", b")"]);
+        fields.extend(innermost);
         for _ in 0..depth {
             fields.extend([b")".as_slice(), b")"]);
         }
         parse(&mut Cursor::new(nar_of(&fields)), &mut Skip)
     };
-    assert!(nested(nar::MAX_DEPTH - 1).is_ok());
-    assert!(nested(nar::MAX_DEPTH).unwrap_err().message().contains("deeper"));
-    assert!(nested(100_000).unwrap_err().is_refusal());
+    for innermost in [directory, file] {
+        assert!(nested(nar::MAX_DEPTH - 1, innermost).is_ok());
+        assert!(nested(nar::MAX_DEPTH, innermost).unwrap_err().message().contains("deeper"));
+    }
+    assert!(nested(100_000, directory).unwrap_err().is_refusal());
 }
 
 #[test]

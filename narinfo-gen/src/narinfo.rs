@@ -55,7 +55,8 @@ impl NarInfo {
             return Err(Failure::refused("narinfo is cut off: its last line has no end"));
         }
         let mut fields = Fields::default();
-        for (index, line) in text.lines().enumerate() {
+        // Not `lines`: to Nix a carriage return is part of the value, and so it is when the value is written again.
+        for (index, line) in text.split_terminator('\n').enumerate() {
             fields.line(line, store_dir).doing(|| format!("narinfo, line {}", index + 1))?;
         }
         fields.finish(store_dir)
@@ -406,6 +407,7 @@ Provenance: {\"x\": 1}
             ("URL: nar/", "URL: ../", "line 2"),
             ("URL: nar/", "URL: https://evil.example/", "line 2"),
             ("Compression: zstd", "NarSize: 160\nNarSize: 160", "line 4"),
+            ("NarSize: 160", "NarSize: 160\r", "line 7"),
         ] {
             let failure = NarInfo::parse(&TEXT.replacen(from, to, 1), &dir()).unwrap_err();
             assert!(failure.is_refusal() && failure.message().contains(line), "{to}: {failure}");

@@ -45,7 +45,7 @@ pub fn check(
     visitor: &mut impl Visitor,
     tap: impl FnMut(&[u8]) -> Outcome,
 ) -> Outcome {
-    let method = Compression::from_name(&narinfo.compression)?;
+    let method = Compression::from_name(&narinfo.compression).doing(|| narinfo.full_path())?;
     // Compression makes nothing much larger; without this bound a file could go on for ever after the NAR's end.
     let most = narinfo.nar_size.saturating_add(narinfo.nar_size / 4).saturating_add(1 << 20);
     let input = Limited { inner: input, left: narinfo.file_size.unwrap_or(most).min(most) };

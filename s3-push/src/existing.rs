@@ -163,9 +163,10 @@ pub async fn list_hash_parts(bucket: &Bucket) -> Outcome<Vec<HashPart>> {
 /// Every object whose key comes after `after`, and before `until` if there is such a bound.
 ///
 /// # Errors
-/// Fails when the service does.
+/// Fails when the service does; refuses a listing that goes in circles.
 async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Outcome<Vec<Listed>> {
     let mut entries: Vec<Listed> = Vec::new();
+    let mut begin: Option<String> = None;
     let mut start = if after.is_empty() { Start::Beginning } else { Start::After(after) };
     loop {
         let Some(page) = bucket.list("", start).await? else {
@@ -174,6 +175,14 @@ async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Ou
                 bucket.location().shown("")
             )));
         };
+        let begins = page.entries.first().map(|entry| entry.key.clone());
+        if begins.is_some() && begins == begin {
+            return Err(Failure::refused(format!(
+                "listing {}: the service gives the same page again and again",
+                bucket.location().shown("")
+            )));
+        }
+        begin = begins.or(begin);
         entries.extend(page.entries);
         let beyond = || until.as_ref().is_some_and(|until| entries.last().is_some_and(|last| last.key >= *until));
         start = match page.next {

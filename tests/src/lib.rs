@@ -10,7 +10,9 @@
 
 mod embedded;
 pub mod fault_proxy;
+pub mod lying_server;
 mod minio;
+mod mutation;
 pub mod nix;
 mod random;
 mod scratch;
@@ -24,6 +26,7 @@ use std::path::PathBuf;
 
 pub use embedded::EmbeddedS3;
 pub use minio::Minio;
+pub use mutation::mutate;
 pub use random::{Random, unique};
 pub use scratch::{Outcome, Scratch, remove_tree};
 pub use server::http_status;

@@ -20,7 +20,7 @@ use crate::session::{self, Temporary, output};
 const BUCKET: &str = "bench";
 
 /// A measurement that takes longer hangs.
-const LIMIT: Duration = Duration::from_hours(1);
+pub const LIMIT: Duration = Duration::from_hours(1);
 
 /// The same closure every time.
 const SEED: u64 = 4;
@@ -30,19 +30,19 @@ pub struct Options {
     paths: usize,
     bytes: u64,
     /// Milliseconds added to a round trip.
-    latencies: Vec<u32>,
-    runs: usize,
-    /// What is measured; everything when empty.
-    only: Vec<Case>,
+    pub latencies: Vec<u32>,
+    pub runs: usize,
+    /// What is measured, by the names that the benchmark gives; everything when empty.
+    only: Vec<String>,
     json: Option<PathBuf>,
 }
 
 impl Options {
-    /// Reads the arguments.
+    /// Reads the arguments of the benchmark `what`, which can measure `keys`.
     ///
     /// # Errors
     /// A message about usage.
-    pub fn parse(args: &[&str]) -> Result<Self, String> {
+    pub fn parse(what: &str, keys: &[&str], args: &[&str]) -> Result<Self, String> {
         let mut options =
             Self { paths: 300, bytes: 1_500_000_000, latencies: vec![0, 50], runs: 3, only: vec![], json: None };
         let mut args = args.iter();
@@ -51,8 +51,8 @@ impl Options {
                 options = Self { paths: 40, bytes: 30_000_000, latencies: vec![0], runs: 1, ..options };
                 continue;
             }
-            let value = args.next().ok_or_else(|| format!("bench push: {name} takes a value"))?;
-            let wrong = || format!("bench push: {name} {value:?}");
+            let value = args.next().ok_or_else(|| format!("bench {what}: {name} takes a value"))?;
+            let wrong = || format!("bench {what}: {name} {value:?}");
             match name {
                 "--paths" => options.paths = value.parse().ok().filter(|&paths| paths > 0).ok_or_else(wrong)?,
                 "--size" => options.bytes = bytes(value).ok_or_else(wrong)?,
@@ -62,22 +62,40 @@ impl Options {
                     options.latencies = latencies.map_err(|_| wrong())?;
                 }
                 "--only" => {
-                    let named = |key| Case::ALL.into_iter().find(|case| case.key() == key);
-                    options.only = value.split(',').map(named).collect::<Option<_>>().ok_or_else(|| {
-                        let keys = Case::ALL.map(Case::key).join(", ");
-                        format!("bench push: --only {value:?}; there are {keys}")
-                    })?;
+                    options.only = value.split(',').map(str::to_owned).collect();
+                    if !options.only.iter().all(|key| keys.contains(&key.as_str())) {
+                        return Err(format!("bench {what}: --only {value:?}; there are {}", keys.join(", ")));
+                    }
                 }
                 "--json" => options.json = Some(PathBuf::from(value)),
-                _ => return Err(format!("bench push takes no {name:?}")),
+                _ => return Err(format!("bench {what} takes no {name:?}")),
             }
         }
         Ok(options)
     }
 
-    fn wants(&self, case: Case) -> bool {
-        self.only.is_empty() || self.only.contains(&case)
+    /// Whether what has that name is to be measured.
+    pub fn wants(&self, key: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == key)
     }
+
+    /// Prints the table and writes the file that was asked for.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn report(&self, rows: &[Row], shape: &str, note: &str) -> Outcome {
+        print_table(rows, shape, note);
+        match &self.json {
+            Some(file) => fs::write(file, to_json(rows, self))
+                .map_err(|error| format!("cannot write {}: {error}", file.display())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What `--only` can name.
+pub fn keys() -> Vec<&'static str> {
+    Case::ALL.map(Case::key).to_vec()
 }
 
 /// `1500MB`, `64MiB` or a number of bytes.
@@ -167,36 +185,36 @@ impl Case {
 
 /// One run of one command.
 #[derive(Clone)]
-struct Measured {
-    wall: Duration,
+pub struct Measured {
+    pub wall: Duration,
     /// User and system time of all its processes.
-    cpu: Duration,
+    pub cpu: Duration,
     /// Peak of the resident memory of its largest process, in KiB.
-    peak: u64,
+    pub peak: u64,
     /// What the server answered.
-    requests: Option<u64>,
+    pub requests: Option<u64>,
     /// What arrived.
-    bytes: u64,
+    pub bytes: u64,
 }
 
 /// The median of the runs of one command.
-struct Row {
-    name: &'static str,
+pub struct Row {
+    name: String,
     latency: u32,
     measured: Measured,
-    /// Wall-clock time divided by that of a plain upload of the finished files by mc, and by rclone.
+    /// Wall-clock time divided by that of the plain way by mc, and by rclone.
     ratios: [Option<f64>; 2],
 }
 
 /// Where it all happens.
-struct Bench {
-    bin: PathBuf,
-    minio: Minio,
-    entries: Vec<Entry>,
+pub struct Bench {
+    pub bin: PathBuf,
+    pub minio: Minio,
+    pub entries: Vec<Entry>,
     /// Whether a Nix is there which took the closure in.
     nix: bool,
-    rclone: bool,
-    dir: Temporary,
+    pub rclone: bool,
+    pub dir: Temporary,
 }
 
 pub fn run(options: &Options) -> Outcome {
@@ -204,26 +222,26 @@ pub fn run(options: &Options) -> Outcome {
     let mut rows = Vec::new();
     for &latency in &options.latencies {
         let cases: Vec<_> = Case::ALL.into_iter().filter(|&case| bench.can(case, latency, options)).collect();
-        let mut runs: Vec<Vec<(&'static str, Measured)>> = Vec::new();
+        let mut runs: Vec<Vec<(String, Measured)>> = Vec::new();
         for number in 1..=options.runs {
             for &case in &cases {
                 eprintln!("{latency} ms, run {number} of {}: {}", options.runs, case.name());
                 runs.push(bench.measure(case, latency)?);
             }
         }
-        rows.extend(medians(&runs.concat(), latency));
+        rows.extend(medians(&runs.concat(), latency, [Case::Mc, Case::Rclone].map(Case::name)));
     }
-    print_table(&rows, &bench.shape(options));
-    match &options.json {
-        Some(file) => fs::write(file, to_json(&rows, options))
-            .map_err(|error| format!("cannot write {}: {error}", file.display())),
-        None => Ok(()),
-    }
+    let note = "/ mc, / rcl.: wall-clock time divided by that of a plain upload of the finished\n\
+                files at the same latency. Nothing to do: from a host that remembers nothing.";
+    options.report(&rows, &bench.shape("zstd level 3", options), note)
 }
 
 impl Bench {
-    /// Makes the closure, and the same as a finished cache.
-    fn prepare(bin: PathBuf, options: &Options) -> Result<Self, String> {
+    /// Makes the closure and a key.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn new(bin: PathBuf, options: &Options) -> Result<Self, String> {
         let minio = minio::get()?;
         let dir = Temporary::new("bench")?;
         eprintln!("Making a closure of {} paths, {} MB", options.paths, options.bytes / 1_000_000);
@@ -236,15 +254,30 @@ impl Bench {
             dir.dir(name)?;
         }
         let rclone = output(session::command("rclone").arg("version")).is_ok();
-        let mut bench = Self { bin, minio, entries, nix: false, rclone, dir };
+        let bench = Self { bin, minio, entries, nix: false, rclone, dir };
         output(&mut bench.tool("cache-sign", &["keygen", "bench-1", "key.sec", "key.pub"]))?;
-        if Case::ALL.into_iter().any(|case| case.is_plain() && options.wants(case)) {
-            bench.run(bench.describing(), "paths", "archive")?;
-            let mut untar = session::command("tar");
-            output(untar.arg("xf").arg("archive").args(["-C", "cache"]).current_dir(&bench.dir.path))?;
-        }
-        bench.nix = Case::ALL.into_iter().any(|case| case.is_nix() && options.wants(case)) && bench.import();
         Ok(bench)
+    }
+
+    /// Makes the closure, and the same as a finished cache.
+    fn prepare(bin: PathBuf, options: &Options) -> Result<Self, String> {
+        let mut bench = Self::new(bin, options)?;
+        if Case::ALL.into_iter().any(|case| case.is_plain() && options.wants(case.key())) {
+            bench.finish_cache("zstd", "cache")?;
+        }
+        bench.nix = Case::ALL.into_iter().any(|case| case.is_nix() && options.wants(case.key())) && bench.import();
+        Ok(bench)
+    }
+
+    /// Makes the closure a finished cache in a directory, and a finished archive beside it.
+    ///
+    /// # Errors
+    /// What a stage says that fails.
+    pub fn finish_cache(&self, method: &str, dir: &str) -> Outcome {
+        self.dir.dir(dir)?;
+        self.run(self.describing(method), "paths", "archive")?;
+        let mut untar = session::command("tar");
+        output(untar.arg("xf").arg("archive").args(["-C", dir]).current_dir(&self.dir.path)).map(drop)
     }
 
     /// Gives the closure to a Nix in a store of its own, where there is one.
@@ -261,7 +294,7 @@ impl Bench {
 
     /// Whether something is installed and worth measuring.
     fn can(&self, case: Case, latency: u32, options: &Options) -> bool {
-        if !options.wants(case) {
+        if !options.wants(case.key()) {
             return false;
         }
         let installed = match case {
@@ -277,7 +310,7 @@ impl Bench {
     }
 
     /// Measures one command, and where that says something the same command again, with a fresh server.
-    fn measure(&self, case: Case, latency: u32) -> Result<Vec<(&'static str, Measured)>, String> {
+    fn measure(&self, case: Case, latency: u32) -> Result<Vec<(String, Measured)>, String> {
         let site = Site::new(self, latency)?;
         let mut measured = Vec::new();
         let names = [Some(case.name()), case.again()];
@@ -292,7 +325,7 @@ impl Bench {
             let bytes = site.bytes(case)?.saturating_sub(before);
             site.check(case, &said)?;
             measured.push((
-                name,
+                name.to_owned(),
                 Measured {
                     wall,
                     cpu: ended.iter().map(|stage| stage.cpu).sum(),
@@ -306,7 +339,10 @@ impl Bench {
     }
 
     /// Runs a pipeline from one file to another, and demands success.
-    fn run(&self, stages: Vec<Stage>, input: &str, output: &str) -> Result<(Duration, Vec<Ended>), String> {
+    ///
+    /// # Errors
+    /// What the last stage says that fails.
+    pub fn run(&self, stages: Vec<Stage>, input: &str, output: &str) -> Result<(Duration, Vec<Ended>), String> {
         let dir = &self.dir.path;
         let (wall, ended) =
             Running::start(stages, &dir.join(input), &dir.join(output), &dir.join("logs"))?.finish(LIMIT)?;
@@ -317,8 +353,8 @@ impl Bench {
     }
 
     /// From a path list to a signed cache archive.
-    fn describing(&self) -> Vec<Stage> {
-        let describe = self.tool("narinfo-gen", &["--archive", "--no-nix"]);
+    fn describing(&self, method: &str) -> Vec<Stage> {
+        let describe = self.tool("narinfo-gen", &["--archive", "--no-nix", "--compression", method]);
         let sign = self.tool("cache-sign", &["-k", "key.sec"]);
         vec![self.pack(), Stage { name: "narinfo-gen", command: describe }, Stage { name: "cache-sign", command: sign }]
     }
@@ -329,14 +365,15 @@ impl Bench {
         Stage { name: "nar-pack", command: self.tool("nar-pack", &args) }
     }
 
-    fn tool(&self, program: &str, args: &[&str]) -> Command {
+    /// One of our tools in our directory.
+    pub fn tool(&self, program: &str, args: &[&str]) -> Command {
         let mut command = self.command(self.bin.join(program));
         command.args(args);
         command
     }
 
     /// A command in our directory, with a home of its own, so that nobody remembers anything from run to run.
-    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = session::command(program);
         command.current_dir(&self.dir.path).env("HOME", self.dir.path.join("home"));
         for name in ["XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"] {
@@ -347,10 +384,11 @@ impl Bench {
         command
     }
 
-    fn shape(&self, options: &Options) -> String {
+    /// The closure and the machine, in a line.
+    pub fn shape(&self, method: &str, options: &Options) -> String {
         let total: u64 = self.entries.iter().map(|entry| entry.size).sum();
         format!(
-            "{} paths, {} MB in files, zstd level 3, {} run(s), {} processors",
+            "{} paths, {} MB in files, {method}, {} run(s), {} processors",
             self.entries.len(),
             total / 1_000_000,
             options.runs,
@@ -395,7 +433,7 @@ impl<'a> Site<'a> {
         let (cache, bucket) = (format!("{}/cache/", bench.dir.path.display()), target(BUCKET));
         match case {
             Case::Ours => {
-                let mut stages = bench.describing();
+                let mut stages = bench.describing("zstd");
                 if again {
                     stages.insert(0, self.push(&["--missing"]));
                 }
@@ -408,7 +446,7 @@ impl<'a> Site<'a> {
             Case::Rclone => one("rclone", self.rclone()),
             Case::NixHttp => one("nix", self.nix(&format!("http://{}/{BUCKET}", self.endpoint()))),
             Case::OursFile => {
-                let mut stages = bench.describing();
+                let mut stages = bench.describing("zstd");
                 let mut tar = bench.command("tar");
                 tar.arg("x").arg("-C").arg(&self.out);
                 stages.push(Stage { name: "tar", command: tar });
@@ -486,14 +524,17 @@ impl<'a> Site<'a> {
 }
 
 /// A delaying proxy before a server; it ends when its standard input closes.
-struct Proxy {
+pub struct Proxy {
     child: Child,
-    endpoint: String,
+    pub endpoint: String,
 }
 
 impl Proxy {
     /// Adds `latency` milliseconds to a round trip, half of them either way.
-    fn start(bin: &Path, target: &str, latency: u32) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(bin: &Path, target: &str, latency: u32) -> Result<Self, String> {
         let program = bin.join("delay-proxy");
         let mut command = Command::new(&program);
         command.arg(target).arg(latency.div_ceil(2).to_string()).process_group(0);
@@ -529,7 +570,7 @@ fn path_info(entries: &[Entry]) -> String {
 }
 
 /// Bytes of all files below a directory.
-fn size_of(dir: &Path) -> u64 {
+pub fn size_of(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {
         Ok(metadata) if metadata.is_dir() => size_of(&entry.path()),
@@ -539,11 +580,12 @@ fn size_of(dir: &Path) -> u64 {
     sizes.sum()
 }
 
-/// The medians of all commands at one latency, in the order in which they ran first.
-fn medians(runs: &[(&'static str, Measured)], latency: u32) -> Vec<Row> {
-    let mut names: Vec<&'static str> = Vec::new();
+/// The medians of all commands at one latency, in the order in which they ran first; `limits` are the names of the
+/// plain ways.
+pub fn medians(runs: &[(String, Measured)], latency: u32, limits: [&str; 2]) -> Vec<Row> {
+    let mut names: Vec<&str> = Vec::new();
     for (name, _) in runs {
-        if !names.contains(name) {
+        if !names.contains(&name.as_str()) {
             names.push(name);
         }
     }
@@ -552,16 +594,16 @@ fn medians(runs: &[(&'static str, Measured)], latency: u32) -> Vec<Row> {
         own.sort_unstable_by_key(|measured| measured.wall);
         own.get(own.len() / 2).copied().cloned()
     };
-    let limits = [Case::Mc, Case::Rclone].map(|case| of(case.name()).map(|limit| limit.wall.as_secs_f64()));
-    let row = |name| {
+    let limits = limits.map(|name| of(name).map(|limit| limit.wall.as_secs_f64()));
+    let row = |name: &str| {
         let measured = of(name)?;
         let ratios = limits.map(|limit| limit.map(|limit| measured.wall.as_secs_f64() / limit));
-        Some(Row { name, latency, measured, ratios })
+        Some(Row { name: name.to_owned(), latency, measured, ratios })
     };
     names.into_iter().filter_map(row).collect()
 }
 
-fn print_table(rows: &[Row], shape: &str) {
+fn print_table(rows: &[Row], shape: &str, note: &str) {
     println!("{shape}\n");
     println!(
         "{:42} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}",
@@ -578,10 +620,7 @@ fn print_table(rows: &[Row], shape: &str) {
             measured.bytes.div_ceil(1_000_000),
         );
     }
-    println!(
-        "\nlatency: added to a round trip. / mc, / rcl.: wall-clock time divided by that of a plain upload of the finished\n\
-         files at the same latency. Nothing to do: from a host that remembers nothing."
-    );
+    println!("\nlatency: added to a round trip. {note}");
 }
 
 fn to_json(rows: &[Row], options: &Options) -> String {

@@ -6,10 +6,12 @@
 
 mod audit;
 mod bench;
+mod bench_pull;
 mod build;
 mod chaos;
 mod closure;
 mod demo;
+mod fuzz;
 mod json;
 mod minio;
 mod pipeline;
@@ -36,6 +38,12 @@ Commands:
                    shape and so many milliseconds added to a round trip; prints the medians, and the ratios to a plain
                    upload. --only: ours, s3-push, mc, rclone, nix, ours-file, nix-file. --small: 40 paths, 30 MB, one
                    run, no latency
+  bench pull [the same options]
+                   Measure s3-pull from a MinIO into a fresh root, nix copy into a fresh store, and a plain download with
+                   what unpacks it as the limit; zstd and xz. --only: s3, http, mc, rclone, nix
+  fuzz [--seconds 60] [--if-installed] [TARGET…]
+                   Give every reader hostile bytes for so long, with cargo-fuzz where it is installed; else replay the
+                   corpus in tests/fuzz and mutations of it, unless --if-installed
   minio            Get MinIO, its client and versitygw, which the end-to-end tests need, and print where they are
 
 Environment:
@@ -53,7 +61,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match args.as_slice() {
-        ["-h" | "--help" | "help", ..] | ["demo" | "minio" | "chaos" | "bench", .., "-h" | "--help"] => {
+        ["-h" | "--help" | "help", ..] | ["demo" | "minio" | "chaos" | "bench" | "fuzz", .., "-h" | "--help"] => {
             println!("{HELP}");
             Ok(())
         }
@@ -64,15 +72,23 @@ fn main() -> ExitCode {
             Ok(options) => chaos::run(&options),
             Err(message) => return usage(&message),
         },
-        ["bench", "push", args @ ..] => match bench::Options::parse(args) {
+        ["bench", "push", args @ ..] => match bench::Options::parse("push", &bench::keys(), args) {
             Ok(options) => bench::run(&options),
             Err(message) => return usage(&message),
         },
-        ["bench", ..] => return usage("bench what? push"),
+        ["bench", "pull", args @ ..] => match bench::Options::parse("pull", &bench_pull::keys(), args) {
+            Ok(options) => bench_pull::run(&options),
+            Err(message) => return usage(&message),
+        },
+        ["bench", ..] => return usage("bench what? push or pull"),
+        ["fuzz", args @ ..] => match fuzz::Options::parse(args) {
+            Ok(options) => fuzz::run(&options),
+            Err(message) => return usage(&message),
+        },
         ["minio"] => minio::run(),
-        [] => return usage("which command? demo, test, chaos, bench or minio"),
+        [] => return usage("which command? demo, test, chaos, bench, fuzz or minio"),
         [command @ ("demo" | "minio"), argument, ..] => return usage(&format!("{command} takes no {argument:?}")),
-        [other, ..] => return usage(&format!("there is no {other:?}; try demo, test, chaos, bench or minio")),
+        [other, ..] => return usage(&format!("there is no {other:?}; try demo, test, chaos, bench, fuzz or minio")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

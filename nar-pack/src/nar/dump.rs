@@ -65,6 +65,9 @@ impl<W: Write, F: FnMut(&str)> Packer<'_, W, F> {
 
     /// `kind` comes from the directory where it knows; then a file or directory is opened without asking first.
     fn node(&mut self, parent: BorrowedFd<'_>, name: &CString, kind: FileType) -> Outcome {
+        if self.depth == MAX_DEPTH {
+            return Err(self.failed(format_args!("nested deeper than {MAX_DEPTH} levels of directories")));
+        }
         self.field(b"(");
         self.field(b"type");
         match kind {
@@ -147,9 +150,6 @@ impl<W: Write, F: FnMut(&str)> Packer<'_, W, F> {
     }
 
     fn directory(&mut self, fd: &OwnedFd) -> Outcome {
-        if self.depth == MAX_DEPTH {
-            return Err(self.failed(format_args!("directories nested deeper than {MAX_DEPTH}")));
-        }
         self.field(b"directory");
         self.depth += 1;
         for entry in self.entries(fd)? {

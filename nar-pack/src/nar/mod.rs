@@ -22,7 +22,7 @@ pub const FIRST_BYTES: &[u8; 24] = b"\x0d\0\0\0\0\0\0\0nix-archive-1\0\0\0";
 pub const MAX_NAME: usize = 255;
 /// Longest target of a symbolic link in bytes (`PATH_MAX` without its terminator).
 pub const MAX_TARGET: usize = 4095;
-/// Deepest nesting of directories.
+/// Deepest nesting of directories; the innermost one has no entries (Nix's `narMaxDepth` counts every node).
 pub const MAX_DEPTH: usize = 64;
 /// The suffix that Nix adds on case-insensitive file systems; Lix refuses a NAR with a name that has it.
 pub const CASE_HACK: &[u8] = b"~nix~case~hack~";

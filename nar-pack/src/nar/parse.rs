@@ -194,16 +194,17 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
         self.malformed(format_args!("expected {wanted}, found \"{}\"", found.escape_ascii()))
     }
 
+    /// `depth` counts the directories around the node. As in Nix, the innermost of 64 has no entries, not even files.
     fn node(&mut self, depth: usize) -> Outcome {
+        if depth == MAX_DEPTH {
+            return Err(self.malformed(format_args!("nested deeper than {MAX_DEPTH} levels of directories")));
+        }
         self.expect(b"(")?;
         self.expect(b"type")?;
         let mut buf = [0; MAX_TAG];
         match self.string(&mut buf, "node type")? {
             b"regular" => self.regular(),
             b"symlink" => self.symlink(),
-            b"directory" if depth == MAX_DEPTH => {
-                Err(self.malformed(format_args!("directories nested deeper than {MAX_DEPTH}")))
-            }
             b"directory" => self.directory(depth + 1),
             other => Err(self.unexpected(other, "regular, directory or symlink")),
         }

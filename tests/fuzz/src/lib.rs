@@ -1,0 +1,397 @@
+//! What has to hold for each reader, whatever bytes it is given. Two callers: the fuzz targets beside this, and
+//! `tests/tests/fuzz.rs`, which replays the corpus and mutations of it where there is no fuzzer.
+//!
+//! A property is a function of bytes that panics when it does not hold. For most readers it is: what is refused is
+//! refused in a line, and what is accepted, written again and read again, is the same.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a property says that it does not hold
+
+pub mod corpus;
+
+use std::io::{BufReader, Cursor};
+
+use cache_sign::keys::{PublicKey, SecretKey};
+use nar_pack::export::{self, Trailer};
+use nar_pack::nar::{MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
+use nar_pack::stage::{Failure, Outcome};
+use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
+use narinfo_gen::archive;
+use narinfo_gen::cache_info::CacheInfo;
+use narinfo_gen::compression::{Compression, decode_content};
+use narinfo_gen::examine::examine;
+use narinfo_gen::hash::Sha256;
+use narinfo_gen::narinfo::{NarInfo, TextWriter, read_text};
+use serde_json::Value;
+
+/// A property.
+pub type Property = fn(&[u8]);
+
+/// All properties by the names of their targets.
+pub const TARGETS: [(&str, Property); 10] = [
+    ("archive", archive),
+    ("base32", base32),
+    ("cache_info", cache_info),
+    ("compressed", compressed),
+    ("export_stream", export_stream),
+    ("keys", keys),
+    ("listing", listing),
+    ("nar", nar),
+    ("narinfo", narinfo),
+    ("store_path", store_path),
+];
+
+/// What a reader in memory says of bytes that it does not take: that they are refused, and why. Anything else would be
+/// an operation that failed, of which there is none.
+fn refused(failure: &Failure) {
+    assert!(failure.is_refusal() && !failure.message().is_empty(), "not a refusal: {failure}");
+    assert!(!failure.to_string().contains('\n'), "more than one line: {failure}");
+}
+
+fn store_dir() -> StoreDir {
+    StoreDir::new("/nix/store").unwrap()
+}
+
+/// A NAR that is read, written again. It is the same if the reader accepts the canonical form only.
+#[derive(Default)]
+struct Rewriter {
+    nar: Vec<u8>,
+    /// Names of the entries that are open, for the listing.
+    names: Vec<Vec<u8>>,
+    /// Files: the path of each, where its contents begin and how long they are.
+    files: Vec<(Vec<Vec<u8>>, u64, u64)>,
+    /// Whether a name or target is not UTF-8.
+    not_text: bool,
+    /// How many entries were open at most.
+    deepest: usize,
+    expected: u64,
+}
+
+impl Rewriter {
+    fn strings(&mut self, strings: &[&[u8]]) {
+        if self.nar.is_empty() {
+            push_string(&mut self.nar, MAGIC);
+        }
+        for string in strings {
+            push_string(&mut self.nar, string);
+        }
+    }
+}
+
+impl Visitor for Rewriter {
+    fn directory(&mut self) -> Outcome {
+        self.strings(&[b"(", b"type", b"directory"]);
+        Ok(())
+    }
+
+    fn directory_end(&mut self) -> Outcome {
+        self.strings(&[b")"]);
+        Ok(())
+    }
+
+    fn enter(&mut self, name: &[u8]) -> Outcome {
+        assert!(!name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0));
+        self.strings(&[b"entry", b"(", b"name", name, b"node"]);
+        self.not_text |= str::from_utf8(name).is_err();
+        self.names.push(name.to_vec());
+        self.deepest = self.deepest.max(self.names.len());
+        assert!(self.deepest <= MAX_DEPTH);
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Outcome {
+        self.strings(&[b")"]);
+        self.names.pop().unwrap();
+        Ok(())
+    }
+
+    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome {
+        self.strings(&[b"(", b"type", b"regular"]);
+        if executable {
+            self.strings(&[b"executable", b""]);
+        }
+        self.strings(&[b"contents"]);
+        self.nar.extend(size.to_le_bytes());
+        assert_eq!(offset, self.nar.len() as u64, "a file begins elsewhere");
+        self.files.push((self.names.clone(), offset, size));
+        self.expected = offset.saturating_add(size);
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Outcome {
+        assert!(!bytes.is_empty());
+        self.nar.extend(bytes);
+        assert!(self.nar.len() as u64 <= self.expected, "more than the file has");
+        Ok(())
+    }
+
+    fn file_end(&mut self) -> Outcome {
+        assert_eq!(self.nar.len() as u64, self.expected, "less than the file has");
+        self.nar.resize(self.nar.len() + padding(self.expected), 0);
+        self.strings(&[b")"]);
+        Ok(())
+    }
+
+    fn symlink(&mut self, target: &[u8]) -> Outcome {
+        assert!(!target.is_empty() && !target.contains(&0));
+        self.not_text |= str::from_utf8(target).is_err();
+        self.strings(&[b"(", b"type", b"symlink", b"target", target, b")"]);
+        Ok(())
+    }
+}
+
+/// A NAR that is accepted, written again, is the same bytes; how it arrives does not matter.
+pub fn nar(bytes: &[u8]) {
+    let (mut rewriter, mut input) = (Rewriter::default(), bytes);
+    let verdict = parse(&mut input, &mut rewriter);
+    match &verdict {
+        Ok(size) => {
+            assert_eq!(*size, (bytes.len() - input.len()) as u64, "its size is another");
+            assert_eq!(rewriter.nar, bytes[..bytes.len() - input.len()], "written again it is another");
+        }
+        Err(failure) => refused(failure),
+    }
+    for capacity in [1, 13] {
+        let again = parse(&mut BufReader::with_capacity(capacity, bytes), &mut Skip);
+        assert_eq!(again.ok(), verdict.clone().ok(), "in pieces of {capacity} bytes it is another");
+    }
+}
+
+/// A listing is JSON, and says where in the NAR each file is. There is one for every NAR that is text.
+pub fn listing(bytes: &[u8]) {
+    let mut rewriter = Rewriter::default();
+    let size = parse(&mut &*bytes, &mut rewriter);
+    let mut out = Vec::new();
+    match (list(&mut &*bytes, &mut out), size) {
+        (Ok(listed), Ok(size)) => assert_eq!(listed, size),
+        (Err(failure), Ok(_)) => {
+            assert!(rewriter.not_text, "{failure}");
+            return refused(&failure);
+        }
+        (Err(failure), Err(_)) => return refused(&failure),
+        (Ok(_), Err(failure)) => panic!("a listing of no NAR: {failure}"),
+    }
+    // Each directory is two levels of JSON, and serde_json reads no deeper than 128.
+    if rewriter.deepest > 60 {
+        return;
+    }
+    let json: Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!((json["version"].as_u64(), out.last()), (Some(1), Some(&b'\n')));
+    for (names, offset, size) in rewriter.files {
+        let node = names.iter().fold(&json["root"], |node, name| &node["entries"][str::from_utf8(name).unwrap()]);
+        assert_eq!(
+            (node["type"].as_str(), node["narOffset"].as_u64(), node["size"].as_u64()),
+            (Some("regular"), Some(offset), Some(size)),
+            "{names:?}"
+        );
+    }
+}
+
+/// A path of an export stream: its NAR and what follows it.
+type Exported = (Vec<u8>, Trailer);
+
+/// An export stream that is accepted, written again and read again, is the same.
+pub fn export_stream(bytes: &[u8]) {
+    match read_export(bytes) {
+        Ok(paths) => {
+            let written = write_export(&paths);
+            assert!(written.len() <= bytes.len(), "written again it is longer");
+            let again = read_export(&written).unwrap();
+            assert!(again == paths, "written again it is another");
+        }
+        Err(failure) => refused(&failure),
+    }
+}
+
+fn read_export(mut input: &[u8]) -> Outcome<Vec<Exported>> {
+    let mut paths = Vec::new();
+    while export::read_marker(&mut input)? {
+        let before = input;
+        parse(&mut input, &mut Skip)?;
+        let nar = before[..before.len() - input.len()].to_vec();
+        paths.push((nar, export::read_trailer(&mut input, &store_dir())?));
+    }
+    Ok(paths)
+}
+
+fn write_export(paths: &[Exported]) -> Vec<u8> {
+    let mut writer = export::Writer::new(Vec::new());
+    for (nar, trailer) in paths {
+        writer
+            .path(&store_dir(), trailer, |out| {
+                out.extend_from_slice(nar);
+                Ok(())
+            })
+            .unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+/// A cache archive that is accepted, written again and read again, has the same members.
+pub fn archive(bytes: &[u8]) {
+    match read_archive(bytes) {
+        Ok(members) => {
+            let mut writer = archive::Writer::new(Vec::new());
+            for (key, body) in &members {
+                writer.member(key, body.len() as u64, body.as_slice()).unwrap();
+            }
+            let written = writer.finish().unwrap();
+            assert!(read_archive(&written).unwrap() == members, "written again it is another");
+        }
+        Err(failure) => refused(&failure),
+    }
+}
+
+fn read_archive(bytes: &[u8]) -> Outcome<Vec<(String, Vec<u8>)>> {
+    let mut members = Vec::new();
+    archive::read(bytes, |member| {
+        let mut body = Vec::new();
+        member.body.read_to_end(&mut body)?;
+        assert_eq!(body.len() as u64, member.size);
+        members.push((member.key, body));
+        Ok(())
+    })?;
+    Ok(members)
+}
+
+/// A narinfo that is accepted, written again and read again, is the same, also as one of several.
+pub fn narinfo(bytes: &[u8]) {
+    if let Ok(text) = str::from_utf8(bytes) {
+        match NarInfo::parse(text, &store_dir()) {
+            Ok(narinfo) => {
+                let written = narinfo.to_string();
+                assert_eq!(NarInfo::parse(&written, &store_dir()).unwrap(), narinfo);
+                assert_eq!(NarInfo::parse(&written, &store_dir()).unwrap().to_string(), written);
+                assert!(!narinfo.fingerprint().contains('\n') && narinfo.key().ends_with(".narinfo"));
+                assert!(!narinfo.url.starts_with('/') && narinfo.url.split('/').all(|part| part != ".."));
+            }
+            Err(failure) => refused(&failure),
+        }
+    }
+    match read_narinfos(bytes) {
+        Ok(narinfos) => {
+            let mut writer = TextWriter::new(Vec::new());
+            for (index, narinfo) in narinfos.iter().enumerate() {
+                writer.write(narinfo, index + 1 < narinfos.len()).unwrap();
+            }
+            assert!(read_narinfos(&writer.into_inner()).unwrap() == narinfos, "written again they are others");
+        }
+        Err(failure) => refused(&failure),
+    }
+}
+
+fn read_narinfos(bytes: &[u8]) -> Outcome<Vec<NarInfo>> {
+    let mut narinfos = Vec::new();
+    read_text(bytes, &store_dir(), |narinfo, _| {
+        narinfos.push(narinfo);
+        Ok(())
+    })?;
+    Ok(narinfos)
+}
+
+/// A store path, store directory or path list that is accepted is what was read.
+pub fn store_path(bytes: &[u8]) {
+    if let Some(hash) = HashPart::parse(bytes) {
+        assert_eq!(hash.as_str().as_bytes(), bytes);
+    }
+    match read_path_list(BufReader::with_capacity(7, bytes), &store_dir()) {
+        Ok(paths) => {
+            let list: String = paths.iter().map(|path| store_dir().join(path) + "\n").collect();
+            assert_eq!(read_path_list(list.as_bytes(), &store_dir()).unwrap(), paths);
+        }
+        Err(failure) => refused(&failure),
+    }
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let (dir, base) = text.split_once('\n').unwrap_or(("/nix/store", text));
+    match StorePath::from_base_name(base) {
+        Ok(path) => {
+            assert_eq!(path.base_name(), base);
+            assert!(base.starts_with(path.hash_part().as_str()) && !base.contains(['/', '\0', '\n', ' ']));
+            if let Ok(dir) = StoreDir::new(dir) {
+                assert_eq!(dir.parse(&dir.join(&path)).unwrap(), path);
+                assert_eq!(StoreDir::new(dir.as_str()).unwrap(), dir);
+            }
+        }
+        Err(failure) => refused(&failure),
+    }
+}
+
+/// A hash in any base is the same in ours.
+pub fn base32(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    if let Some(hash) = Sha256::from_base32(text) {
+        assert_eq!(hash.base32(), text);
+    }
+    match Sha256::parse(text) {
+        Ok(hash) => {
+            assert_eq!(Sha256::parse(&hash.to_string()).unwrap(), hash);
+            assert_eq!(Sha256::from_base32(&hash.base32()), Some(hash));
+        }
+        Err(failure) => refused(&failure),
+    }
+}
+
+/// A key that is accepted is read back from what is written of it, and no message shows a secret one.
+pub fn keys(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    match PublicKey::parse(text) {
+        Ok(key) => {
+            assert!(PublicKey::parse(&key.to_string()).unwrap() == key);
+            assert!(!key.verifies("1;x", text));
+        }
+        Err(failure) => refused(&failure),
+    }
+    match SecretKey::parse(text) {
+        Ok(key) => {
+            let again = SecretKey::parse(&key.to_file_text()).unwrap();
+            let signature = again.sign("1;x");
+            assert!(key.public().verifies("1;x", &signature) && !key.public().verifies("1;y", &signature));
+        }
+        Err(failure) => {
+            refused(&failure);
+            let (name, digits) = text.split_once(':').unwrap_or(("", text));
+            // What is no base 64 is no part of a key, and may be words of the message.
+            let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
+            let secret =
+                digits.trim().get(..16).filter(|secret| secret.bytes().all(is_digit) && !name.contains(secret));
+            assert!(secret.is_none_or(|secret| !failure.message().contains(secret)), "the message shows the key");
+        }
+    }
+}
+
+/// A `nix-cache-info` that is accepted, written again and read again, is the same.
+pub fn cache_info(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    match CacheInfo::parse(text) {
+        Ok(info) => assert_eq!(CacheInfo::parse(&info.to_string()).unwrap(), info),
+        Err(failure) => refused(&failure),
+    }
+}
+
+/// A file in any compression, chosen by the first byte, unpacks to a NAR of at most 1 MiB or is refused.
+pub fn compressed(bytes: &[u8]) {
+    const MOST: u64 = 1 << 20;
+    const METHODS: [Compression; 7] = [
+        Compression::None,
+        Compression::Xz,
+        Compression::Bzip2,
+        Compression::Gzip,
+        Compression::Zstd,
+        Compression::Brotli,
+        Compression::Lzip,
+    ];
+    let Some((&first, file)) = bytes.split_first() else { return };
+    let method = METHODS[usize::from(first) % METHODS.len()];
+    let mut rewriter = Rewriter::default();
+    match examine(Cursor::new(file), method, Some(MOST), &mut rewriter) {
+        Ok(facts) => {
+            assert!(facts.nar_size <= MOST);
+            assert_eq!((facts.file_hash, facts.file_size), (Sha256::of(file), file.len() as u64));
+            assert_eq!((facts.nar_hash, facts.nar_size), (Sha256::of(&rewriter.nar), rewriter.nar.len() as u64));
+        }
+        Err(failure) => refused(&failure),
+    }
+    match decode_content(file.to_vec(), Some(method.name()), 4096) {
+        Ok(decoded) => assert!(decoded.len() <= 4096),
+        Err(failure) => refused(&failure),
+    }
+}
