@@ -7,10 +7,12 @@ use std::sync::Arc;
 use nar_pack::export::{Trailer, read_marker, read_trailer};
 use nar_pack::path_info::{PathInfo, Registry};
 use nar_pack::references::{Candidates, Scanner};
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
 
 use crate::compression::Settings;
+use crate::content_address::in_base32;
+use crate::entry::{Contents, Extras, Logs, Object, realisations};
 use crate::hash::Sha256;
 use crate::narinfo::NarInfo;
 use crate::packing::{PackedNar, pack};
@@ -26,6 +28,10 @@ pub trait Sink {
     fn nar(&mut self, key: &str, nar: PackedNar) -> Outcome;
     /// A narinfo; `more` when another follows.
     fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Outcome;
+    /// Another object of the path at hand, if any were asked for; after its NAR, before its narinfo.
+    fn object(&mut self, _: Object) -> Outcome {
+        Ok(())
+    }
 }
 
 /// Turns NARs into narinfos.
@@ -34,6 +40,8 @@ pub struct Describer<'a, S> {
     pub settings: Settings,
     /// Who knows about paths.
     pub registry: &'a mut Registry,
+    /// What is made beside NARs and narinfos.
+    pub extras: Extras,
     /// Where the result goes.
     pub sink: S,
     /// Where warnings go.
@@ -50,7 +58,8 @@ impl<S: Sink> Describer<'_, S> {
         // Scanned even when the references are known: only its hash will tell whether this is the NAR that Nix knows.
         let candidates: Candidates = self.registry.candidates()?.into_iter().chain([path.clone()]).collect();
         let scanner = Scanner::new(Arc::new(candidates));
-        let nar = pack(input, &self.settings, Some(scanner))?;
+        let mut contents = Contents::new(&self.extras);
+        let nar = pack(input, &self.settings, Some(scanner), &mut contents)?;
         require_end(input, Kind::Nar)?;
         let known = known.filter(|info| self.is_of(info, path, nar.nar_hash));
         let trailer = Trailer {
@@ -63,7 +72,10 @@ impl<S: Sink> Describer<'_, S> {
         };
         let mut narinfo = self.narinfo_of(&trailer, &nar);
         self.sink.nar(&narinfo.url, nar)?;
+        let mut logs = self.extras.logs.as_deref().map(Logs::new);
+        self.objects(contents, &narinfo, logs.as_mut())?;
         add_known(&mut narinfo, known);
+        self.realisations(&narinfo)?;
         self.sink.narinfo(narinfo, false)
     }
 
@@ -73,13 +85,16 @@ impl<S: Sink> Describer<'_, S> {
     /// Refuses a malformed or truncated stream.
     pub fn export(&mut self, input: &mut impl BufRead) -> Outcome {
         let mut waiting: Vec<NarInfo> = Vec::new();
+        let mut logs = self.extras.logs.as_deref().map(Logs::new);
         let mut more = read_marker(input)?;
         while more {
-            let nar = pack(input, &self.settings, None)?;
+            let mut contents = Contents::new(&self.extras);
+            let nar = pack(input, &self.settings, None, &mut contents)?;
             let trailer = read_trailer(input, &self.registry.store_dir)?;
             more = read_marker(input)?;
             let narinfo = self.narinfo_of(&trailer, &nar);
             self.sink.nar(&narinfo.url, nar)?;
+            self.objects(contents, &narinfo, logs.as_mut())?;
             waiting.push(narinfo);
             if waiting.len() >= BATCH || !more || !self.registry.asks_nix() {
                 self.hand_on(std::mem::take(&mut waiting), more)?;
@@ -96,9 +111,35 @@ impl<S: Sink> Describer<'_, S> {
             let info = known.remove(&narinfo.path);
             let info = info.filter(|info| self.is_of(info, &narinfo.path, narinfo.nar_hash));
             add_known(&mut narinfo, info);
+            self.realisations(&narinfo)?;
             self.sink.narinfo(narinfo, more || index + 1 < last)?;
         }
         Ok(())
+    }
+
+    /// What follows from the contents of a path and from its deriver.
+    fn objects(&mut self, contents: Contents, narinfo: &NarInfo, logs: Option<&mut Logs>) -> Outcome {
+        let (mut objects, missing) = contents.into_objects(&narinfo.path, &narinfo.url)?;
+        if let Some(failure) = missing {
+            (self.warn)(&format!("{}: no listing is written: {failure}", narinfo.path));
+        }
+        if let (Some(logs), Some(deriver)) = (logs, &narinfo.deriver) {
+            objects.extend(logs.take(deriver)?);
+        }
+        objects.into_iter().try_for_each(|object| self.sink.object(object))
+    }
+
+    /// Only the outputs of content-addressed derivations have a content address and a deriver.
+    fn realisations(&mut self, narinfo: &NarInfo) -> Outcome {
+        let (true, Some(_), Some(deriver)) = (self.extras.realisations, &narinfo.ca, &narinfo.deriver) else {
+            return Ok(());
+        };
+        let Some(json) = self.registry.realisations(deriver) else {
+            (self.warn)(&format!("{}: no Nix here tells the realisations of {deriver}", narinfo.path));
+            return Ok(());
+        };
+        let objects = realisations(&json, &narinfo.path, &self.registry.store_dir).doing(|| deriver.to_string())?;
+        objects.into_iter().try_for_each(|object| self.sink.object(object))
     }
 
     /// Whether what is known of a path is about this very NAR. The same path may have been built elsewhere with other
@@ -135,7 +176,7 @@ impl<S: Sink> Describer<'_, S> {
 
 fn add_known(narinfo: &mut NarInfo, known: Option<PathInfo>) {
     if let Some(info) = known {
-        narinfo.ca = info.ca;
+        narinfo.ca = info.ca.as_deref().map(in_base32);
         for signature in info.signatures {
             narinfo.add_signature(signature);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use nar_pack::nar::{Skip, Tee, parse};
+use nar_pack::nar::{Tee, Visitor, parse};
 use nar_pack::references::Scanner;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
@@ -41,14 +41,20 @@ impl PackedNar {
     }
 }
 
-/// Reads one NAR from `input`, and no further; compresses, hashes and, with a scanner, looks for references.
+/// Reads one NAR from `input`, and no further; compresses, hashes and, with a scanner, looks for references. Its tree
+/// goes to `visitor`.
 ///
 /// # Errors
 /// Refuses a malformed or truncated NAR; fails where the temporary file does.
-pub fn pack(input: &mut impl BufRead, settings: &Settings, scanner: Option<Scanner>) -> Outcome<PackedNar> {
+pub fn pack(
+    input: &mut impl BufRead,
+    settings: &Settings,
+    scanner: Option<Scanner>,
+    visitor: &mut impl Visitor,
+) -> Outcome<PackedNar> {
     let file = FileSink { body: SpooledTempFile::new(IN_MEMORY), hasher: Hasher::default(), failed: None };
     let mut pieces = Pieces::new(Encoder::new(settings, file)?, scanner);
-    parse(&mut Tee::new(&mut *input, |bytes| pieces.add(bytes)), &mut Skip)?;
+    parse(&mut Tee::new(&mut *input, |bytes| pieces.add(bytes)), visitor)?;
     pieces.finish()
 }
 
