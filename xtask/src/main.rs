@@ -6,6 +6,7 @@
 
 mod audit;
 mod bench;
+mod bench_pack;
 mod build;
 mod chaos;
 mod closure;
@@ -35,6 +36,9 @@ Commands:
                    Measure our pipeline and the others that are installed (mc, rclone, nix copy) with a closure of that
                    shape and so many milliseconds added to a round trip; prints the medians, and the ratios to a plain
                    upload. --small: 40 paths, 30 MB, one run, no latency
+  bench pack [--files 100000] [--runs 5] [--json FILE] [--small]
+                   Measure nar-pack and narinfo-gen on a tree of that many files against nix-store, tar and zstd, in
+                   alternating runs; prints ratios and goals. --small: 4,000 files, two runs
   minio            Get MinIO and its client, which the end-to-end tests need, and print where they are
 
 Environment:
@@ -66,7 +70,11 @@ fn main() -> ExitCode {
             Ok(options) => bench::run(&options),
             Err(message) => return usage(&message),
         },
-        ["bench", ..] => return usage("bench what? push"),
+        ["bench", "pack", args @ ..] => match bench_pack::Options::parse(args) {
+            Ok(options) => bench_pack::run(&options),
+            Err(message) => return usage(&message),
+        },
+        ["bench", ..] => return usage("bench what? push or pack"),
         ["minio"] => minio::run(),
         [] => return usage("which command? demo, test, chaos, bench or minio"),
         [command @ ("demo" | "minio"), argument, ..] => return usage(&format!("{command} takes no {argument:?}")),
