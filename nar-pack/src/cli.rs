@@ -1,5 +1,6 @@
 //! The command line of `nar-pack`; nothing but clap, so that help text can be read without the tool.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser};
@@ -8,12 +9,12 @@ use clap::{Args, Parser};
 #[derive(Debug, Parser)]
 #[command(name = "nar-pack", version, verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// The file tree to serialise; with --export store paths; with --list or --unpack the NAR to read (default: standard input)
+    /// The file tree to serialise; with --export store paths; with --list, --cat or --unpack the NAR to read (default: standard input)
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
 
     /// Write an export stream, as `nix-store --export` does: each NAR followed by its store path, references and deriver
-    #[arg(short, long, conflicts_with_all = ["unpack", "list"])]
+    #[arg(short, long, conflicts_with_all = ["unpack", "list", "cat"])]
     pub export: bool,
 
     /// With --export: the whole closure of the paths (asks the installed Nix, or --path-info)
@@ -25,12 +26,16 @@ pub struct Cli {
     pub stdin: bool,
 
     /// Restore a NAR as DIR, which must not exist yet
-    #[arg(short, long, value_name = "DIR", conflicts_with = "list")]
+    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["list", "cat"])]
     pub unpack: Option<PathBuf>,
 
     /// Print the listing of a NAR as JSON, in the format of a cache's `.ls` files
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "cat")]
     pub list: bool,
+
+    /// Print the contents of one file of a NAR; FILE is its path within it
+    #[arg(short, long, value_name = "FILE")]
+    pub cat: Option<OsString>,
 
     /// Where the store lies in the file system: the store path /nix/store/x is read from DIR/nix/store/x
     #[arg(long, value_name = "DIR")]
@@ -71,8 +76,9 @@ Examples:
   nix-store -qR ./result | nar-pack --export --stdin | ssh host nix-store --import
   nar-pack --unpack ./tree < hello.nar
   nar-pack --list < hello.nar
+  nar-pack --cat share/doc/README hello.nar
 
-Memory: 6 MiB beside the names of the largest directory, whatever the size of the tree; with
+Memory: 12 MiB beside the names of the largest directory, whatever the size of the tree; with
 --export about 300 bytes a path.
 
 Exit status: 0 done; 1 refused (malformed NAR, not a store path); 2 usage, or an operation that

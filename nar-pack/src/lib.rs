@@ -20,6 +20,7 @@ pub mod store_path;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,6 +48,14 @@ pub fn run(cli: &Cli) -> Outcome {
         let mut input = nar_input(&cli.paths)?;
         let mut out = stage::stdout(None)?;
         nar::list(&mut input, &mut out)?;
+        nothing_follows(&mut input)?;
+        return out.finish();
+    }
+    if let Some(file) = &cli.cat {
+        let mut input = nar_input(&cli.paths)?;
+        // Somebody asked for these bytes by name, so they may go to a terminal.
+        let mut out = stage::stdout(None)?;
+        nar::cat(&mut input, file.as_bytes(), &mut out)?;
         nothing_follows(&mut input)?;
         return out.finish();
     }

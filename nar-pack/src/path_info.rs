@@ -20,14 +20,15 @@ pub struct PathInfo {
     pub deriver: Option<StorePath>,
     /// Hash of its NAR as Nix wrote it, in whatever base.
     pub nar_hash: String,
-    /// Content address, where it has one.
+    /// Content address as in a narinfo, where it has one; its hash in whatever base.
     pub ca: Option<String>,
     /// Signatures, `NAME:BASE64` each.
     pub signatures: Vec<String>,
 }
 
 /// Reads the output of `nix path-info --json` in each of its forms: a list of objects, an object from store paths or
-/// base names to objects, or such an object under `info`. Paths that it calls invalid are left out.
+/// base names to objects, or such an object under `info`. Paths that it calls invalid are left out. Hashes and content
+/// addresses may be text or objects (Nix's `store-object-info-v2` schema).
 ///
 /// # Errors
 /// Refuses what is not such a document, and names the path.
@@ -86,10 +87,49 @@ fn parse_entry(entry: &Value, store_dir: &StoreDir) -> Outcome<PathInfo> {
     Ok(PathInfo {
         references,
         deriver: text("deriver")?.map(|path| parse_either(path, store_dir)).transpose()?,
-        nar_hash: text("narHash")?.unwrap_or_default().to_owned(),
-        ca: text("ca")?.map(str::to_owned),
+        nar_hash: entry.get("narHash").map(parse_hash).transpose().doing(|| "narHash")?.unwrap_or_default(),
+        ca: entry.get("ca").map(parse_ca).transpose().doing(|| "ca")?.flatten(),
         signatures: list("signatures")?.into_iter().map(str::to_owned).collect(),
     })
+}
+
+/// A hash: text with its algorithm, or an object with `algorithm` and `hash`.
+fn parse_hash(value: &Value) -> Outcome<String> {
+    match value {
+        Value::Null => Ok(String::new()),
+        Value::String(text) => Ok(text.clone()),
+        Value::Object(_) => {
+            let field = |key: &str| value.get(key).and_then(Value::as_str);
+            let algorithm = field("algorithm").ok_or_else(|| Failure::refused("a hash without an algorithm"))?;
+            let hash = field("hash").ok_or_else(|| Failure::refused("a hash without digits"))?;
+            // The digits may have their algorithm with them, as in SRI.
+            let named = hash.strip_prefix(algorithm).is_some_and(|rest| rest.starts_with(['-', ':']));
+            Ok(if named { hash.to_owned() } else { format!("{algorithm}:{hash}") })
+        }
+        _ => Err(Failure::refused("not a hash")),
+    }
+}
+
+/// A content address: text as in a narinfo, or an object with `method` and `hash`.
+fn parse_ca(value: &Value) -> Outcome<Option<String>> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+        Value::Object(_) => {
+            let prefix = match value.get("method").and_then(Value::as_str) {
+                Some("text") => "text:",
+                Some("flat") => "fixed:",
+                Some("nar") => "fixed:r:",
+                Some("git") => "fixed:git:",
+                _ => return Err(Failure::refused("a content address of an unknown method")),
+            };
+            match parse_hash(value.get("hash").unwrap_or(&Value::Null))?.as_str() {
+                "" => Err(Failure::refused("a content address without a hash")),
+                hash => Ok(Some(format!("{prefix}{hash}"))),
+            }
+        }
+        _ => Err(Failure::refused("not a content address")),
+    }
 }
 
 /// Where the tools learn about store paths: a file, else the installed Nix, else nothing but candidates for a scan.
@@ -210,22 +250,46 @@ impl Registry {
         Ok(names.filter_map(|name| StorePath::from_base_name(&name).ok()).collect())
     }
 
+    /// What `nix realisation info --json` prints of a derivation's outputs; none when no Nix here can tell.
+    #[must_use]
+    pub fn realisations(&self, derivation: &StorePath) -> Option<String> {
+        if !self.ask_nix {
+            return None;
+        }
+        let derivation = self.store_dir.join(derivation);
+        // Nix before 2.15 has no `^`; what it imports is the derivation with its first output.
+        let by_name = vec![format!("{derivation}^*")];
+        let imported = ["--impure", "--expr", &format!("import {derivation}")].map(str::to_owned).to_vec();
+        [by_name, imported].into_iter().find_map(|installable| {
+            let mut nix = self.nix("nix-command ca-derivations");
+            let output = nix.args(["realisation", "info", "--json"]).args(installable).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    }
+
+    /// A `nix` that speaks to the store of this registry and says nothing.
+    fn nix(&self, features: &str) -> Command {
+        let mut nix = Command::new("nix");
+        nix.args(["--extra-experimental-features", features]);
+        if let Some(root) = &self.root {
+            nix.arg("--store").arg(root);
+        }
+        nix.env("NIX_STORE_DIR", self.store_dir.as_str()).stdin(Stdio::null()).stderr(Stdio::null());
+        nix
+    }
+
     /// Asks the installed Nix; none when there is no Nix or it does not know one of the paths.
     fn ask(&mut self, paths: &[StorePath], recursive: bool) -> Outcome<Option<HashMap<StorePath, PathInfo>>> {
         if !self.ask_nix || paths.is_empty() {
             return Ok(None);
         }
-        let mut nix = Command::new("nix");
-        nix.args(["--extra-experimental-features", "nix-command", "path-info", "--json"]);
-        if let Some(root) = &self.root {
-            nix.arg("--store").arg(root);
-        }
+        let mut nix = self.nix("nix-command");
+        nix.args(["path-info", "--json"]);
         if recursive {
             nix.arg("--recursive");
         }
         nix.args(paths.iter().map(|path| self.store_dir.join(path)));
-        nix.env("NIX_STORE_DIR", self.store_dir.as_str());
-        let Ok(output) = nix.stdin(Stdio::null()).stderr(Stdio::null()).output() else {
+        let Ok(output) = nix.output() else {
             self.ask_nix = false;
             return Ok(None);
         };
@@ -271,6 +335,32 @@ mod tests {
             assert_eq!(info.references.iter().map(StorePath::base_name).collect::<Vec<_>>(), [A, B]);
             assert_eq!((info.deriver.as_ref().unwrap().base_name(), info.ca.as_deref()), (B, None));
             assert_eq!(info.signatures, ["k:s"]);
+        }
+    }
+
+    #[test]
+    fn hashes_and_content_addresses_may_be_objects() {
+        let one = |fields: &str| parse(&format!(r#"{{"version":2,"info":{{"{A}":{{{fields}}}}}}}"#));
+        let sri = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        let hash = format!(r#"{{"algorithm":"sha256","format":"base64","hash":"{sri}"}}"#);
+        for (method, prefix) in [("nar", "fixed:r:"), ("flat", "fixed:"), ("text", "text:"), ("git", "fixed:git:")] {
+            let ca = format!(r#"{{"hash":{hash},"method":"{method}"}}"#);
+            let infos = one(&format!(r#""narHash":{hash},"references":["{B}"],"ca":{ca},"deriver":null"#)).unwrap();
+            let info = &infos[&StorePath::from_base_name(A).unwrap()];
+            assert_eq!(info.nar_hash, format!("sha256:{sri}"));
+            assert_eq!(info.ca.as_deref(), Some(format!("{prefix}sha256:{sri}").as_str()));
+        }
+        let named = one(&format!(r#""narHash":{{"algorithm":"sha256","hash":"sha256-{sri}"}}"#)).unwrap();
+        assert_eq!(named.values().next().unwrap().nar_hash, format!("sha256-{sri}"));
+        for wrong in [
+            r#""narHash":3"#,
+            r#""narHash":{"hash":"x"}"#,
+            r#""narHash":{"algorithm":"sha256"}"#,
+            r#""narHash":"x","ca":[]"#,
+            r#""narHash":"x","ca":{"method":"nar"}"#,
+            r#""narHash":"x","ca":{"method":"new","hash":"sha256:x"}"#,
+        ] {
+            assert!(one(wrong).unwrap_err().is_refusal(), "{wrong}");
         }
     }
 

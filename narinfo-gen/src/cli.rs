@@ -1,5 +1,7 @@
 //! The command line of `narinfo-gen`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, ValueEnum};
 use nar_pack::cli::Knowledge;
 
@@ -19,6 +21,26 @@ pub struct Cli {
     /// Write a cache archive (tar): each NAR before its narinfo, each narinfo after those that it references
     #[arg(short, long)]
     pub archive: bool,
+
+    /// Add the listing of each NAR, `<hash>.ls`, as Nix does with `write-nar-listing`
+    #[arg(long, requires = "archive")]
+    pub listing: bool,
+
+    /// Add links to the debug information in each NAR, `debuginfo/<build-id>.debug`, as Nix does with `index-debug-info`
+    #[arg(long, requires = "archive")]
+    pub debug_info: bool,
+
+    /// Add the build log of each path's deriver, `log/<derivation>`, where there is one in --log-dir
+    #[arg(long, requires = "archive")]
+    pub log: bool,
+
+    /// Where Nix keeps build logs
+    #[arg(long, value_name = "DIR", env = "NIX_LOG_DIR", default_value = "/nix/var/log/nix", hide_env_values = true)]
+    pub log_dir: PathBuf,
+
+    /// Add the realisation of each path that is the output of a content-addressed derivation; asks the installed Nix
+    #[arg(long, requires = "archive")]
+    pub realisations: bool,
 
     /// The derivation that built STORE-PATH, where nothing else tells
     #[arg(long, value_name = "STORE-PATH", requires = "store_path")]
@@ -83,6 +105,7 @@ Examples:
   nar-pack \"$P\" | narinfo-gen \"$P\"
   nar-pack --export -r ./result | narinfo-gen --archive > cache.tar
   nix-store --export $(nix-store -qR ./result) | narinfo-gen --archive -c xz | cache-sign -k key.sec | s3-push s3://my-cache
+  nar-pack --export -r ./result | narinfo-gen --archive --listing --log | cache-sign -k key.sec | s3-push s3://my-cache
   narinfo-gen --archive < closure.export | tar x -C /srv/cache      # a file:// cache that Nix can use
 
 Memory: 16 MiB and about 40 MiB per thread (zstd level 3; xz level 6 takes 300 MiB per thread),

@@ -1,5 +1,7 @@
 //! Paths that prove themselves: content addresses that follow from the NAR alone.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use nar_pack::store_path::StorePath;
 
 use crate::hash::Sha256;
@@ -37,6 +39,39 @@ fn source_path_digits(narinfo: &NarInfo) -> String {
         folded[index % 20] ^= byte;
     }
     nix_base32::to_nix_base32(&folded)
+}
+
+/// A content address with its hash in Nix's base 32, as Nix writes it in narinfos, whatever base it comes in
+/// (`nix path-info --json` has used several). What is no content address of a known algorithm stays as it is.
+#[must_use]
+pub fn in_base32(ca: &str) -> String {
+    let at = ca.match_indices([':', '-']).map(|(at, _)| at).find_map(|at| {
+        let (before, digits) = (&ca[..at], &ca[at + 1..]);
+        let algorithm = before.rsplit(':').next()?;
+        let size = match algorithm {
+            "md5" => 16,
+            "sha1" => 20,
+            "sha256" | "blake3" => 32,
+            "sha512" => 64,
+            _ => return None,
+        };
+        Some(format!("{before}:{}", nix_base32::to_nix_base32(&decode(digits, size)?)))
+    });
+    at.unwrap_or_else(|| ca.to_owned())
+}
+
+/// Digits in base 16, Nix's base 32 or base 64, told from how many there are.
+fn decode(digits: &str, size: usize) -> Option<Vec<u8>> {
+    let bytes = if digits.len() == 2 * size {
+        let pair = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
+        digits.as_bytes().chunks(2).map(pair).collect::<Option<Vec<u8>>>()?
+    } else if digits.len() == (8 * size).div_ceil(5) {
+        let valid = digits.bytes().all(nar_pack::store_path::is_base32);
+        nix_base32::from_nix_base32(digits).filter(|_| valid)?
+    } else {
+        BASE64_STANDARD.decode(digits).ok()?
+    };
+    (bytes.len() == size).then_some(bytes)
 }
 
 fn name_of(path: &StorePath) -> &str {
@@ -77,5 +112,26 @@ CA: fixed:r:@HASH@
         let mut bad = good.clone();
         bad.nar_hash = Sha256::of(b"");
         assert!(!proves_itself(&bad));
+    }
+
+    #[test]
+    fn content_addresses_come_in_every_base_and_leave_in_one() {
+        let written = format!("fixed:r:{}", Sha256::of(b""));
+        for hash in [
+            "sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "sha256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
+            "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
+        ] {
+            assert_eq!(in_base32(&format!("fixed:r:{hash}")), written);
+        }
+        // As `nix-hash --type sha1 --to-base32` has it.
+        assert_eq!(
+            in_base32("fixed:git:sha1:e4fd8ba5f7bbeaea5ace89fe10255536cd60dab6"),
+            "fixed:git:sha1:nvd61k9nalji1zl9rrdfmsmvyyjqpzg4"
+        );
+        for strange in ["", "x", "fixed:r:sha256:", "fixed:r:sha256:zz", "fixed:r:sha3:00", "text:sha256:e", "--::-"] {
+            assert_eq!(in_base32(strange), strange);
+        }
     }
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use nar_pack::export::{Trailer, read_marker, read_trailer};
 use nar_pack::path_info::{PathInfo, Registry};
 use nar_pack::references::{Candidates, Scanner};
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
 
 use crate::compression::Settings;
+use crate::content_address::in_base32;
+use crate::entry::{Contents, Extras, Logs, Object, realisations};
 use crate::hash::Sha256;
 use crate::narinfo::NarInfo;
 use crate::packing::{PackedNar, Packer, pack_each};
@@ -26,6 +28,10 @@ pub trait Sink: Send {
     fn nar(&mut self, key: &str, nar: PackedNar) -> Outcome;
     /// A narinfo; `more` when another follows.
     fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Outcome;
+    /// Another object of the path at hand, if any were asked for; after its NAR, before its narinfo.
+    fn object(&mut self, _: Object) -> Outcome {
+        Ok(())
+    }
 }
 
 /// Turns NARs into narinfos.
@@ -34,6 +40,8 @@ pub struct Describer<'a, S> {
     pub settings: Settings,
     /// Who knows about paths.
     pub registry: &'a mut Registry,
+    /// What is made beside NARs and narinfos.
+    pub extras: Extras,
     /// Where the result goes.
     pub sink: S,
     /// Where warnings go.
@@ -50,13 +58,14 @@ impl<S: Sink> Describer<'_, S> {
         // Scanned even when the references are known: only its hash will tell whether this is the NAR that Nix knows.
         let candidates: Candidates = self.registry.candidates()?.into_iter().chain([path.clone()]).collect();
         let scanner = Scanner::new(Arc::new(candidates));
-        let settings = self.settings;
-        let read = |packer: &mut Packer<()>| {
-            packer.nar(input, Some(scanner))?;
+        let (settings, contents) = (self.settings, Contents::new(&self.extras));
+        let read = |packer: &mut Packer<Contents>| {
+            let mut contents = contents;
+            packer.nar(input, Some(scanner), &mut contents)?;
             require_end(input, Kind::Nar)?;
-            packer.described(())
+            packer.described(contents)
         };
-        pack_each(&settings, read, |nar, ()| {
+        pack_each(&settings, read, |nar, contents| {
             let known = known.clone().filter(|info| self.is_of(info, path, nar.nar_hash));
             let trailer = Trailer {
                 path: path.clone(),
@@ -68,7 +77,10 @@ impl<S: Sink> Describer<'_, S> {
             };
             let mut narinfo = self.narinfo_of(&trailer, &nar);
             self.sink.nar(&narinfo.url, nar)?;
+            let mut logs = self.extras.logs.as_deref().map(Logs::new);
+            self.objects(contents, &narinfo, logs.as_mut())?;
             add_known(&mut narinfo, known);
+            self.realisations(&narinfo)?;
             self.sink.narinfo(narinfo, false)
         })
     }
@@ -78,21 +90,25 @@ impl<S: Sink> Describer<'_, S> {
     /// # Errors
     /// Refuses a malformed or truncated stream.
     pub fn export(&mut self, input: &mut impl BufRead) -> Outcome {
-        let (settings, store_dir) = (self.settings, self.registry.store_dir.clone());
-        let read = |packer: &mut Packer<(Trailer, bool)>| {
+        let (settings, store_dir, extras) = (self.settings, self.registry.store_dir.clone(), self.extras.clone());
+        let read = |packer: &mut Packer<(Contents, Trailer, bool)>| {
             let mut more = read_marker(input)?;
             while more {
-                packer.nar(input, None)?;
+                let mut contents = Contents::new(&extras);
+                packer.nar(input, None, &mut contents)?;
                 let trailer = read_trailer(input, &store_dir)?;
                 more = read_marker(input)?;
-                packer.described((trailer, more))?;
+                packer.described((contents, trailer, more))?;
             }
             Ok(())
         };
         let mut waiting: Vec<NarInfo> = Vec::new();
-        pack_each(&settings, read, |nar, (trailer, more)| {
+        let logs = self.extras.logs.clone();
+        let mut logs = logs.as_deref().map(Logs::new);
+        pack_each(&settings, read, |nar, (contents, trailer, more)| {
             let narinfo = self.narinfo_of(&trailer, &nar);
             self.sink.nar(&narinfo.url, nar)?;
+            self.objects(contents, &narinfo, logs.as_mut())?;
             waiting.push(narinfo);
             if waiting.len() < BATCH && more && self.registry.asks_nix() {
                 return Ok(());
@@ -109,9 +125,35 @@ impl<S: Sink> Describer<'_, S> {
             let info = known.remove(&narinfo.path);
             let info = info.filter(|info| self.is_of(info, &narinfo.path, narinfo.nar_hash));
             add_known(&mut narinfo, info);
+            self.realisations(&narinfo)?;
             self.sink.narinfo(narinfo, more || index + 1 < last)?;
         }
         Ok(())
+    }
+
+    /// What follows from the contents of a path and from its deriver.
+    fn objects(&mut self, contents: Contents, narinfo: &NarInfo, logs: Option<&mut Logs>) -> Outcome {
+        let (mut objects, missing) = contents.into_objects(&narinfo.path, &narinfo.url)?;
+        if let Some(failure) = missing {
+            (self.warn)(&format!("{}: no listing is written: {failure}", narinfo.path));
+        }
+        if let (Some(logs), Some(deriver)) = (logs, &narinfo.deriver) {
+            objects.extend(logs.take(deriver)?);
+        }
+        objects.into_iter().try_for_each(|object| self.sink.object(object))
+    }
+
+    /// Only the outputs of content-addressed derivations have a content address and a deriver.
+    fn realisations(&mut self, narinfo: &NarInfo) -> Outcome {
+        let (true, Some(_), Some(deriver)) = (self.extras.realisations, &narinfo.ca, &narinfo.deriver) else {
+            return Ok(());
+        };
+        let Some(json) = self.registry.realisations(deriver) else {
+            (self.warn)(&format!("{}: no Nix here tells the realisations of {deriver}", narinfo.path));
+            return Ok(());
+        };
+        let objects = realisations(&json, &narinfo.path, &self.registry.store_dir).doing(|| deriver.to_string())?;
+        objects.into_iter().try_for_each(|object| self.sink.object(object))
     }
 
     /// Whether what is known of a path is about this very NAR. The same path may have been built elsewhere with other
@@ -148,7 +190,7 @@ impl<S: Sink> Describer<'_, S> {
 
 fn add_known(narinfo: &mut NarInfo, known: Option<PathInfo>) {
     if let Some(info) = known {
-        narinfo.ca = info.ca;
+        narinfo.ca = info.ca.as_deref().map(in_base32);
         for signature in info.signatures {
             narinfo.add_signature(signature);
         }

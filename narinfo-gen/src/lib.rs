@@ -9,6 +9,7 @@
 //! | [`content_address`] | paths that prove themselves |
 //! | [`packing`] | a NAR in, a compressed NAR with its hashes out |
 //! | [`examine`] | the way back: what a compressed NAR from elsewhere really is |
+//! | [`entry`] | listings, links to debug information, build logs, realisations |
 //! | [`describe`] | narinfos from a NAR or an export stream |
 //! | [`archive`] | the cache archive, and what the keys of a cache mean |
 //! | [`stream`] | telling streams from their first bytes |
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod compression;
 pub mod content_address;
 pub mod describe;
+pub mod entry;
 pub mod examine;
 pub mod hash;
 pub mod narinfo;
@@ -29,6 +31,7 @@ use cache_info::CacheInfo;
 use cli::{Cli, Packing};
 use compression::Settings;
 use describe::{Describer, Sink, require_path};
+use entry::{Extras, Object};
 use nar_pack::path_info::Registry;
 use nar_pack::stage::{self, Doing, Failure, Outcome, Output};
 use narinfo::{NarInfo, TextWriter};
@@ -37,6 +40,17 @@ use stream::{Kind, sniff};
 
 const TOOL: &str = "narinfo-gen";
 const WANTED: &str = "a NAR or an export stream";
+
+impl Cli {
+    fn extras(&self) -> Extras {
+        Extras {
+            listing: self.listing,
+            debug_info: self.debug_info,
+            logs: self.log.then(|| self.log_dir.clone()),
+            realisations: self.realisations,
+        }
+    }
+}
 
 impl Packing {
     /// The settings that the command line asks for.
@@ -69,8 +83,9 @@ pub fn run(cli: &Cli) -> Outcome {
     } else {
         Out::Text(TextWriter::new(stage::stdout(None)?))
     };
-    let mut describer =
-        Describer { settings, registry: &mut registry, sink, warn: |warning| stage::say(TOOL, warning) };
+    let extras = cli.extras();
+    let warn = |warning: &str| stage::say(TOOL, warning);
+    let mut describer = Describer { settings, registry: &mut registry, extras, sink, warn };
     let result = match path {
         Some(path) => describer.nar(&mut input, &path, deriver.as_ref()).doing(|| path.to_string()),
         None => describer.export(&mut input),
@@ -94,6 +109,13 @@ impl Sink for Out {
         match self {
             Self::Text(_) => Ok(()),
             Self::Archive(archive) => archive.member(key, nar.file_size, nar.body),
+        }
+    }
+
+    fn object(&mut self, object: Object) -> Outcome {
+        match self {
+            Self::Text(_) => Ok(()),
+            Self::Archive(archive) => archive.member(&object.key, object.size, object.body),
         }
     }
 

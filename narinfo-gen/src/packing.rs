@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use nar_pack::nar::{Skip, Tee, parse};
+use nar_pack::nar::{Tee, Visitor, parse};
 use nar_pack::references::Scanner;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
@@ -120,14 +120,15 @@ struct Packed {
 }
 
 impl<D> Packer<'_, D> {
-    /// Reads one NAR from `input`, and no further; hashes it and, with a scanner, looks for references.
+    /// Reads one NAR from `input`, and no further; hashes it and, with a scanner, looks for references. Its tree goes to
+    /// `visitor`.
     ///
     /// # Errors
     /// Refuses a malformed or truncated NAR.
-    pub fn nar(&mut self, input: &mut impl BufRead, scanner: Option<Scanner>) -> Outcome {
+    pub fn nar(&mut self, input: &mut impl BufRead, scanner: Option<Scanner>, visitor: &mut impl Visitor) -> Outcome {
         let reading = Reading { hasher: Hasher::default(), scanner };
         let mut pieces = Pieces { packer: self, state: State::First(reading), piece: Vec::new() };
-        parse(&mut Tee::new(&mut *input, |bytes| pieces.add(bytes)), &mut Skip)?;
+        parse(&mut Tee::new(&mut *input, |bytes| pieces.add(bytes)), visitor)?;
         pieces.finish()
     }
 
@@ -405,6 +406,8 @@ impl Room {
 mod tests {
     use std::io::Read;
 
+    use nar_pack::nar::Skip;
+
     use super::*;
 
     /// The NAR of one file of so many bytes.
@@ -423,7 +426,7 @@ mod tests {
         let mut all = Vec::new();
         let read = |packer: &mut Packer<usize>| {
             for (number, nar) in nars.iter().enumerate() {
-                packer.nar(&mut nar.as_slice(), None)?;
+                packer.nar(&mut nar.as_slice(), None, &mut Skip)?;
                 packer.described(number)?;
             }
             Ok(())
@@ -468,9 +471,9 @@ mod tests {
         for whole in [nar(1000), nar(3 * FRAME)] {
             let mut taken = 0;
             let read = |packer: &mut Packer<()>| {
-                packer.nar(&mut whole.as_slice(), None)?;
+                packer.nar(&mut whole.as_slice(), None, &mut Skip)?;
                 packer.described(())?;
-                packer.nar(&mut &whole[..whole.len() - 20], None)?;
+                packer.nar(&mut &whole[..whole.len() - 20], None, &mut Skip)?;
                 packer.described(())
             };
             let failure = pack_each(&settings, read, |_, ()| {
@@ -488,7 +491,7 @@ mod tests {
         let whole = nar(3 * FRAME);
         let read = |packer: &mut Packer<()>| {
             loop {
-                packer.nar(&mut whole.as_slice(), None)?;
+                packer.nar(&mut whole.as_slice(), None, &mut Skip)?;
                 packer.described(())?;
             }
         };

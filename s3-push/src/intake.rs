@@ -11,6 +11,7 @@ use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compression::{Compression, Settings};
 use narinfo_gen::describe::{Describer, Sink};
+use narinfo_gen::entry::Extras;
 use narinfo_gen::examine::{Facts, examine};
 use narinfo_gen::narinfo::{self, NarInfo};
 use narinfo_gen::packing::PackedNar;
@@ -212,7 +213,8 @@ impl Intake {
         registry: &mut Registry,
     ) -> Outcome {
         let sink = Packed { intake: self, method: settings.method };
-        let mut describer = Describer { settings, registry, sink, warn: |warning| stage::say(TOOL, warning) };
+        let (extras, warn) = (Extras::default(), |warning: &str| stage::say(TOOL, warning));
+        let mut describer = Describer { settings, registry, extras, sink, warn };
         match path {
             Some(path) if kind == Kind::Nar => describer.nar(&mut input, &path, None).doing(|| path.to_string()),
             _ => describer.export(&mut input),

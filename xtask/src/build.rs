@@ -53,7 +53,7 @@ pub fn succeed(command: &mut Command, name: &str) -> Outcome {
 }
 
 /// Where Cargo puts what it builds. This program lies there too: TARGET/debug/xtask.
-fn target_dir() -> Result<PathBuf, String> {
+pub fn target_dir() -> Result<PathBuf, String> {
     let exe = env::current_exe().map_err(|error| format!("cannot find the target directory: {error}"))?;
     let dir = exe.parent().and_then(Path::parent);
     dir.map(Path::to_owned).ok_or_else(|| format!("{} is not in a target directory", exe.display()))

@@ -134,7 +134,7 @@ fn write_entry(
 }
 
 /// Words to make text of.
-fn words(random: &mut Random) -> Vec<String> {
+pub fn words(random: &mut Random) -> Vec<String> {
     let word = |random: &mut Random| {
         let length = 2 + random.below(9);
         (0..length).map(|_| char::from(b'a' + u8::try_from(random.below(26)).unwrap_or(0))).collect::<String>() + " "
@@ -143,7 +143,7 @@ fn words(random: &mut Random) -> Vec<String> {
 }
 
 /// Text of `length` bytes; some words are more frequent than others, as in a language.
-fn text(random: &mut Random, words: &[String], length: usize) -> Vec<u8> {
+pub fn text(random: &mut Random, words: &[String], length: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(length + 16);
     while text.len() < length {
         let kind = random.below(12);

@@ -6,6 +6,7 @@
 
 mod audit;
 mod bench;
+mod bench_pack;
 mod bench_pull;
 mod build;
 mod chaos;
@@ -41,6 +42,9 @@ Commands:
   bench pull [the same options]
                    Measure s3-pull from a MinIO into a fresh root, nix copy into a fresh store, and a plain download with
                    what unpacks it as the limit; zstd and xz. --only: s3, http, mc, rclone, nix
+  bench pack [--files 100000] [--runs 5] [--json FILE] [--small]
+                   Measure nar-pack and narinfo-gen on a tree of that many files against nix-store, tar and zstd, in
+                   alternating runs; prints ratios and goals. --small: 4,000 files, two runs
   fuzz [--seconds 60] [--if-installed] [TARGET…]
                    Give every reader hostile bytes for so long, with cargo-fuzz where it is installed; else replay the
                    corpus in tests/fuzz and mutations of it, unless --if-installed
@@ -80,7 +84,11 @@ fn main() -> ExitCode {
             Ok(options) => bench_pull::run(&options),
             Err(message) => return usage(&message),
         },
-        ["bench", ..] => return usage("bench what? push or pull"),
+        ["bench", "pack", args @ ..] => match bench_pack::Options::parse(args) {
+            Ok(options) => bench_pack::run(&options),
+            Err(message) => return usage(&message),
+        },
+        ["bench", ..] => return usage("bench what? push, pull or pack"),
         ["fuzz", args @ ..] => match fuzz::Options::parse(args) {
             Ok(options) => fuzz::run(&options),
             Err(message) => return usage(&message),

@@ -1,20 +1,38 @@
 //! A file tree to a NAR.
+//!
+//! Small files are all system calls, so a large tree is read by several threads: each takes the next few entries in
+//! the order of the NAR, and the one that writes puts what they read one after another. What is read ahead is bounded,
+//! so memory does not grow with the tree. A tree of few entries is read by the thread that writes.
 
-use std::ffi::CString;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::ffi::{CStr, CString, OsStr};
+use std::io::Write;
+use std::mem::replace;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
 use super::{CASE_HACK, MAX_DEPTH, MAX_TARGET, padding, push_string};
 use crate::stage::{Failure, Outcome};
 
-/// Files up to this many bytes are read in one call.
+/// Bytes of NAR that are handed on at once; a larger file is read in pieces of this size.
 const CHUNK: usize = 256 * 1024;
+/// Files and links that a thread takes at once.
+const LEAVES: usize = 64;
+/// Most threads that read.
+const MOST_READERS: usize = 4;
+/// Batches that have been taken and not yet written.
+const BATCHES_AHEAD: usize = 8;
+/// Chunks of one batch that wait to be written.
+const CHUNKS_AHEAD: usize = 2;
+/// Bytes of directory that are read in one call.
+const DIRECTORY: usize = 32 * 1024;
 
 /// Writes `path` as a NAR, byte for byte as `nix-store --dump` does; `warn` is told of names that some readers refuse.
 ///
@@ -22,25 +40,135 @@ const CHUNK: usize = 256 * 1024;
 ///
 /// # Errors
 /// Fails with the path of what cannot be read, of what is neither file, directory nor symbolic link, and of a file
-/// that changes its size while it is read.
+/// that is seen to change while it is read. Then the NAR is cut off.
 pub fn dump(path: &Path, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Outcome {
-    let mut packer =
-        Packer { out, warn, path: path.to_owned(), fields: Vec::with_capacity(4096), chunk: vec![0; CHUNK], depth: 0 };
-    push_string(&mut packer.fields, super::MAGIC);
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| packer.failed("the path contains a NUL byte"))?;
-    packer.node(CWD, &name, FileType::Unknown)?;
-    packer.flush_fields()
+    let mut walk = Walk::new(path)?;
+    let mut buf = Vec::with_capacity(CHUNK);
+    // The root alone first: a file has no directory to be read beside it.
+    while let Some(batch) = walk.next()? {
+        batch.warnings.iter().for_each(|warning| warn(warning));
+        let put = |buf: &mut Vec<u8>| {
+            out.write_all(buf)?;
+            buf.clear();
+            Ok(())
+        };
+        batch.read(&mut buf, put)?;
+        if !walk.is_short() {
+            return read_ahead(walk, buf, out, warn);
+        }
+    }
+    Ok(())
 }
 
-struct Packer<'a, W, F> {
-    out: &'a mut W,
-    warn: &'a mut F,
-    /// Of the node at hand, for messages.
+/// What a thread sends of its batch.
+enum Sent {
+    Warning(String),
+    Chunk(Vec<u8>),
+}
+
+type Batches = SyncSender<Receiver<Outcome<Sent>>>;
+
+/// Writes the rest of the walk, which several threads read.
+fn read_ahead(walk: Walk, buf: Vec<u8>, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Outcome {
+    let walk = Mutex::new(walk);
+    let free = Mutex::new(vec![buf]);
+    let (batches, in_order) = sync_channel(BATCHES_AHEAD);
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..readers())
+            .map(|_| {
+                let (walk, free, batches) = (&walk, &free, batches.clone());
+                scope.spawn(move || read_batches(walk, free, &batches))
+            })
+            .collect();
+        drop(batches);
+        let written = write_batches(in_order, &free, out, warn);
+        // A thread that died has left its batch short.
+        let died = readers.into_iter().filter_map(|reader| reader.join().err()).count() > 0;
+        written.and(if died { Err(Failure::failed("a reading thread died")) } else { Ok(()) })
+    })
+}
+
+/// One processor is left to the thread that writes: more threads than processors were slower on what is in memory.
+fn readers() -> usize {
+    thread::available_parallelism().map_or(1, |processors| (processors.get() - 1).clamp(1, MOST_READERS))
+}
+
+fn write_batches(
+    batches: Receiver<Receiver<Outcome<Sent>>>,
+    free: &Mutex<Vec<Vec<u8>>>,
+    out: &mut impl Write,
+    warn: &mut impl FnMut(&str),
+) -> Outcome {
+    for batch in batches {
+        for sent in batch {
+            match sent? {
+                Sent::Warning(warning) => warn(&warning),
+                Sent::Chunk(mut chunk) => {
+                    out.write_all(&chunk)?;
+                    chunk.clear();
+                    locked(free).push(chunk);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads one batch after another until the walk ends, or nobody wants them any more.
+fn read_batches(walk: &Mutex<Walk>, free: &Mutex<Vec<Vec<u8>>>, batches: &Batches) {
+    let fresh = || locked(free).pop().unwrap_or_else(|| Vec::with_capacity(CHUNK));
+    let mut buf = fresh();
+    loop {
+        let (chunks, receiver) = sync_channel(CHUNKS_AHEAD);
+        let batch = {
+            let mut walk = locked(walk);
+            let batch = walk.next();
+            // In the order of the walk, hence before it is unlocked.
+            if matches!(batch, Ok(None)) || batches.send(receiver).is_err() {
+                return;
+            }
+            batch
+        };
+        let gone = |_| Failure::failed("nobody writes the NAR any more");
+        let read = batch.and_then(|batch| {
+            let batch = batch.unwrap_or_default();
+            for warning in &batch.warnings {
+                chunks.send(Ok(Sent::Warning(warning.clone()))).map_err(gone)?;
+            }
+            batch.read(&mut buf, |buf| chunks.send(Ok(Sent::Chunk(replace(buf, fresh())))).map_err(gone))
+        });
+        if let Err(failure) = read {
+            // The one that writes stops there, if it has not stopped before.
+            let _ = chunks.send(Err(failure));
+            return;
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A directory, open until the last of its entries has been read.
+struct Dir {
+    fd: OwnedFd,
     path: PathBuf,
-    /// Archive strings not yet written.
-    fields: Vec<u8>,
-    chunk: Vec<u8>,
-    depth: usize,
+}
+
+/// What a name is relative to: a directory of the tree; none for the tree itself.
+type Parent = Option<Arc<Dir>>;
+
+fn fd_of(parent: &Parent) -> BorrowedFd<'_> {
+    parent.as_ref().map_or(CWD, |dir| dir.fd.as_fd())
+}
+
+fn path_of(parent: &Parent, name: &CStr) -> PathBuf {
+    let name = OsStr::from_bytes(name.to_bytes());
+    parent.as_ref().map_or_else(|| PathBuf::from(name), |dir| dir.path.join(name))
+}
+
+fn failed(path: &Path, why: impl std::fmt::Display) -> Failure {
+    Failure::failed(format!("packing {}: {why}", path.display()))
 }
 
 struct Entry {
@@ -48,133 +176,116 @@ struct Entry {
     kind: FileType,
 }
 
-impl<W: Write, F: FnMut(&str)> Packer<'_, W, F> {
-    fn failed(&self, why: impl std::fmt::Display) -> Failure {
-        Failure::failed(format!("packing {}: {why}", self.path.display()))
+/// Visits the tree in the order of the NAR; reads directories, but neither files nor links.
+struct Walk {
+    root: Option<CString>,
+    /// The directories from the root to the one at hand, with the entries that are left.
+    stack: Vec<(Arc<Dir>, std::vec::IntoIter<Entry>)>,
+    buffer: Vec<u8>,
+}
+
+/// A stretch of the NAR: strings, and files and links between them that are still to be read.
+#[derive(Default)]
+struct Batch {
+    fields: Vec<u8>,
+    leaves: Vec<Leaf>,
+    warnings: Vec<String>,
+}
+
+struct Leaf {
+    /// Where in the strings of its batch it stands.
+    at: usize,
+    parent: Parent,
+    name: CString,
+    kind: FileType,
+}
+
+impl Walk {
+    fn new(path: &Path) -> Outcome<Self> {
+        let root = CString::new(path.as_os_str().as_bytes()).map_err(|_| failed(path, "the path has a NUL byte"))?;
+        Ok(Self { root: Some(root), stack: Vec::new(), buffer: Vec::with_capacity(DIRECTORY) })
     }
 
-    fn field(&mut self, string: &[u8]) {
-        push_string(&mut self.fields, string);
+    /// Whether what is left, as far as it is known, is not worth a thread.
+    fn is_short(&self) -> bool {
+        self.stack.iter().map(|(_, entries)| entries.len()).sum::<usize>() < LEAVES
     }
 
-    fn flush_fields(&mut self) -> Outcome {
-        self.out.write_all(&self.fields)?;
-        self.fields.clear();
-        Ok(())
-    }
-
-    /// `kind` comes from the directory where it knows; then a file or directory is opened without asking first.
-    fn node(&mut self, parent: BorrowedFd<'_>, name: &CString, kind: FileType) -> Outcome {
-        if self.depth == MAX_DEPTH {
-            return Err(self.failed(format_args!("nested deeper than {MAX_DEPTH} levels of directories")));
+    /// The next stretch of the NAR; none at its end.
+    fn next(&mut self) -> Outcome<Option<Batch>> {
+        let mut batch = Batch::default();
+        if let Some(root) = self.root.take() {
+            push_string(&mut batch.fields, super::MAGIC);
+            self.node(&mut batch, None, Entry { name: root, kind: FileType::Unknown })?;
         }
-        self.field(b"(");
-        self.field(b"type");
-        match kind {
-            FileType::RegularFile | FileType::Directory => {
-                let (fd, stat) = self.open(parent, name)?;
-                match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::RegularFile => self.regular(fd, &stat)?,
-                    FileType::Directory => self.directory(&fd)?,
-                    _ => return Err(self.failed("it changed its type while it was read")),
+        while batch.leaves.len() < LEAVES && batch.fields.len() < CHUNK {
+            let Some((dir, entries)) = self.stack.last_mut() else { break };
+            if let Some(entry) = entries.next() {
+                let dir = Arc::clone(dir);
+                self.entry(&mut batch, dir, entry)?;
+            } else {
+                self.stack.pop();
+                batch.close();
+                if !self.stack.is_empty() {
+                    batch.close();
                 }
             }
-            FileType::Symlink => self.symlink(parent, name)?,
+        }
+        Ok((!batch.fields.is_empty()).then_some(batch))
+    }
+
+    fn entry(&mut self, batch: &mut Batch, dir: Arc<Dir>, entry: Entry) -> Outcome {
+        let name = entry.name.as_bytes();
+        if name.windows(CASE_HACK.len()).any(|window| window == CASE_HACK) {
+            let path = dir.path.join(OsStr::from_bytes(name));
+            batch.warnings.push(format!("{}: Lix refuses names with ~nix~case~hack~", path.display()));
+        }
+        for field in [b"entry".as_slice(), b"(", b"name", name, b"node"] {
+            push_string(&mut batch.fields, field);
+        }
+        self.node(batch, Some(dir), entry)
+    }
+
+    fn node(&mut self, batch: &mut Batch, parent: Parent, entry: Entry) -> Outcome {
+        let Entry { name, kind } = entry;
+        if self.stack.len() == MAX_DEPTH {
+            let why = format_args!("nested deeper than {MAX_DEPTH} levels of directories");
+            return Err(failed(&path_of(&parent, &name), why));
+        }
+        let errno = |error: Errno| failed(&path_of(&parent, &name), std::io::Error::from(error));
+        let kind = match kind {
+            // The file system does not tell types with names.
             FileType::Unknown => {
-                let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(|error| self.failed(std::io::Error::from(error)))?;
-                let kind = FileType::from_raw_mode(stat.st_mode);
-                self.fields.truncate(self.fields.len() - TYPE_FIELDS);
-                return match kind {
-                    FileType::Unknown => Err(self.failed("unknown file type")),
-                    kind => self.node(parent, name, kind),
-                };
+                let stat = rustix::fs::statat(fd_of(&parent), &name, AtFlags::SYMLINK_NOFOLLOW).map_err(errno)?;
+                FileType::from_raw_mode(stat.st_mode)
             }
-            other => return Err(self.failed(format_args!("{} cannot be in a NAR", kind_name(other)))),
-        }
-        self.field(b")");
-        Ok(())
-    }
-
-    fn open(&self, parent: BorrowedFd<'_>, name: &CString) -> Outcome<(OwnedFd, Stat)> {
-        // NONBLOCK: should a fifo have taken the file's place, opening it must not wait for a writer.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let opened = rustix::fs::openat(parent, name, flags, Mode::empty())
-            .and_then(|fd| rustix::fs::fstat(&fd).map(|stat| (fd, stat)));
-        opened.map_err(|error| self.failed(std::io::Error::from(error)))
-    }
-
-    fn regular(&mut self, fd: OwnedFd, stat: &Stat) -> Outcome {
-        self.field(b"regular");
-        // Nix asks for the owner's bit only.
-        if stat.st_mode & 0o100 != 0 {
-            self.field(b"executable");
-            self.field(b"");
-        }
-        self.field(b"contents");
-        let size = u64::try_from(stat.st_size).map_err(|_| self.failed("negative size"))?;
-        self.fields.extend_from_slice(&size.to_le_bytes());
-        self.flush_fields()?;
-        self.contents(File::from(fd), size)?;
-        self.fields.resize(padding(size), 0);
-        Ok(())
-    }
-
-    fn contents(&mut self, mut file: File, size: u64) -> Outcome {
-        let mut left = size;
-        while left > 0 {
-            let want = self.chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let got = match file.read(&mut self.chunk[..want]) {
-                Ok(0) => return Err(self.failed("it became shorter while it was read")),
-                Ok(got) => got,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(self.failed(error)),
-            };
-            self.out.write_all(&self.chunk[..got])?;
-            left -= got as u64;
-        }
-        let now = rustix::fs::fstat(&file).map_err(|error| self.failed(std::io::Error::from(error)))?;
-        if u64::try_from(now.st_size) == Ok(size) { Ok(()) } else { Err(self.failed("it changed while it was read")) }
-    }
-
-    fn symlink(&mut self, parent: BorrowedFd<'_>, name: &CString) -> Outcome {
-        let target = rustix::fs::readlinkat(parent, name, Vec::new())
-            .map_err(|error| self.failed(std::io::Error::from(error)))?;
-        if target.as_bytes().len() > MAX_TARGET {
-            return Err(self.failed(format_args!("the target is longer than {MAX_TARGET} bytes")));
-        }
-        self.field(b"symlink");
-        self.field(b"target");
-        self.field(target.as_bytes());
-        Ok(())
-    }
-
-    fn directory(&mut self, fd: &OwnedFd) -> Outcome {
-        self.field(b"directory");
-        self.depth += 1;
-        for entry in self.entries(fd)? {
-            let name = entry.name.as_bytes();
-            self.path.push(std::ffi::OsString::from_vec(name.to_vec()));
-            if name.windows(CASE_HACK.len()).any(|window| window == CASE_HACK) {
-                (self.warn)(&format!("{}: Lix refuses names with ~nix~case~hack~", self.path.display()));
+            kind => kind,
+        };
+        if kind != FileType::Directory {
+            let is_entry = parent.is_some();
+            batch.leaves.push(Leaf { at: batch.fields.len(), parent, name, kind });
+            if is_entry {
+                batch.close();
             }
-            for field in [b"entry".as_slice(), b"(", b"name", name, b"node"] {
-                self.field(field);
-            }
-            self.node(fd.as_fd(), &entry.name, entry.kind)?;
-            self.field(b")");
-            self.path.pop();
+            return Ok(());
         }
-        self.depth -= 1;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(fd_of(&parent), &name, flags, Mode::empty()).map_err(errno)?;
+        let entries = self.entries(&fd).map_err(errno)?;
+        let dir = Dir { fd, path: path_of(&parent, &name) };
+        for field in [b"(".as_slice(), b"type", b"directory"] {
+            push_string(&mut batch.fields, field);
+        }
+        self.stack.push((Arc::new(dir), entries.into_iter()));
         Ok(())
     }
 
     /// The entries of a directory in the order of their bytes, without `.` and `..`.
-    fn entries(&self, fd: &OwnedFd) -> Outcome<Vec<Entry>> {
-        let failed = |error: Errno| self.failed(std::io::Error::from(error));
+    fn entries(&mut self, fd: &OwnedFd) -> Result<Vec<Entry>, Errno> {
         let mut entries = Vec::new();
-        for entry in Dir::read_from(fd).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        let mut dir = RawDir::new(fd, self.buffer.spare_capacity_mut());
+        while let Some(entry) = dir.next() {
+            let entry = entry?;
             let name = entry.file_name();
             if name != c"." && name != c".." {
                 entries.push(Entry { name: name.to_owned(), kind: entry.file_type() });
@@ -185,14 +296,121 @@ impl<W: Write, F: FnMut(&str)> Packer<'_, W, F> {
     }
 }
 
-/// Bytes of the fields `(` and `type`, which are taken back when the type has to be asked for.
-const TYPE_FIELDS: usize = 32;
+impl Batch {
+    fn close(&mut self) {
+        push_string(&mut self.fields, b")");
+    }
 
-fn kind_name(kind: FileType) -> &'static str {
-    match kind {
-        FileType::Fifo => "a fifo",
-        FileType::Socket => "a socket",
-        FileType::BlockDevice | FileType::CharacterDevice => "a device",
-        _ => "a file of this type",
+    /// Reads what is to be read. `put` is given the bytes whenever the buffer is full, and leaves an empty one.
+    fn read(&self, buf: &mut Vec<u8>, mut put: impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+        let mut done = 0;
+        for leaf in &self.leaves {
+            buf.extend_from_slice(&self.fields[done..leaf.at]);
+            done = leaf.at;
+            leaf.read(buf, &mut put)?;
+        }
+        buf.extend_from_slice(&self.fields[done..]);
+        put(buf)
+    }
+}
+
+impl Leaf {
+    fn failed(&self, why: impl std::fmt::Display) -> Failure {
+        failed(&path_of(&self.parent, &self.name), why)
+    }
+
+    fn errno(&self, error: Errno) -> Failure {
+        self.failed(std::io::Error::from(error))
+    }
+
+    fn read(&self, buf: &mut Vec<u8>, put: &mut impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+        match self.kind {
+            FileType::RegularFile => self.regular(buf, put)?,
+            FileType::Symlink => self.symlink(buf)?,
+            FileType::Fifo => return Err(self.failed("a fifo cannot be in a NAR")),
+            FileType::Socket => return Err(self.failed("a socket cannot be in a NAR")),
+            FileType::BlockDevice | FileType::CharacterDevice => {
+                return Err(self.failed("a device cannot be in a NAR"));
+            }
+            _ => return Err(self.failed("a file of this type cannot be in a NAR")),
+        }
+        push_string(buf, b")");
+        Ok(())
+    }
+
+    fn regular(&self, buf: &mut Vec<u8>, put: &mut impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+        // NONBLOCK: should a fifo have taken the file's place, opening it must not wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let opened = rustix::fs::openat(fd_of(&self.parent), &self.name, flags, Mode::empty())
+            .and_then(|fd| rustix::fs::fstat(&fd).map(|stat| (fd, stat)));
+        let (fd, stat) = opened.map_err(|error| self.errno(error))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(self.failed("it changed its type while it was read"));
+        }
+        for field in [b"(".as_slice(), b"type", b"regular"] {
+            push_string(buf, field);
+        }
+        // Nix asks for the owner's bit only.
+        if stat.st_mode & 0o100 != 0 {
+            push_string(buf, b"executable");
+            push_string(buf, b"");
+        }
+        push_string(buf, b"contents");
+        let size = u64::try_from(stat.st_size).map_err(|_| self.failed("negative size"))?;
+        buf.extend_from_slice(&size.to_le_bytes());
+        self.contents(&fd, &stat, size, buf, put)?;
+        buf.resize(buf.len() + padding(size), 0);
+        Ok(())
+    }
+
+    /// Each read asks for more than the file should have left, so that one read tells whether that is all.
+    fn contents(
+        &self,
+        fd: &OwnedFd,
+        stat: &Stat,
+        size: u64,
+        buf: &mut Vec<u8>,
+        put: &mut impl FnMut(&mut Vec<u8>) -> Outcome,
+    ) -> Outcome {
+        if size < CHUNK as u64 && buf.len() as u64 + size >= CHUNK as u64 {
+            put(buf)?;
+        }
+        let mut left = size;
+        while left > 0 {
+            if buf.len() >= CHUNK {
+                put(buf)?;
+            }
+            buf.reserve(CHUNK - buf.len());
+            match rustix::io::read(fd, spare_capacity(buf)) {
+                Ok(0) => return Err(self.failed("it became shorter while it was read")),
+                Ok(got) => {
+                    left = left.checked_sub(got as u64).ok_or_else(|| self.failed("it grew while it was read"))?;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(self.errno(error)),
+            }
+        }
+        // What takes one read is read as it is at one moment.
+        if size >= CHUNK as u64 {
+            let now = rustix::fs::fstat(fd).map_err(|error| self.errno(error))?;
+            let version =
+                |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec);
+            if version(&now) != version(stat) {
+                return Err(self.failed("it changed while it was read"));
+            }
+        }
+        Ok(())
+    }
+
+    fn symlink(&self, buf: &mut Vec<u8>) -> Outcome {
+        let target =
+            rustix::fs::readlinkat(fd_of(&self.parent), &self.name, Vec::new()).map_err(|error| self.errno(error))?;
+        if target.as_bytes().len() > MAX_TARGET {
+            return Err(self.failed(format_args!("the target is longer than {MAX_TARGET} bytes")));
+        }
+        for field in [b"(".as_slice(), b"type", b"symlink", b"target", target.as_bytes()] {
+            push_string(buf, field);
+        }
+        Ok(())
     }
 }

@@ -7,25 +7,40 @@ use crate::stage::{Failure, Outcome};
 
 /// Reads a NAR and writes its listing as one line of JSON, while it reads: memory does not grow with the tree.
 ///
-/// Keys are in the order in which Nix writes them. `narOffset` counts bytes from the beginning of the NAR.
-///
 /// # Errors
 /// Refuses a malformed NAR, and a name or target that is not UTF-8, which JSON cannot hold.
 pub fn list(input: &mut impl BufRead, out: &mut impl Write) -> Outcome<u64> {
-    let mut lister = Lister { out, first: true, begun: false };
+    let mut lister = Lister::new(out);
     let size = parse(input, &mut lister)?;
-    lister.out.write_all(b",\"version\":1}\n")?;
+    lister.finish()?.write_all(b"\n")?;
     Ok(size)
 }
 
-struct Lister<'a, W> {
-    out: &'a mut W,
+/// The visitor behind [`list`]. Writes what a `.ls` file holds: keys in the order in which Nix writes them, and
+/// `narOffset`s that count bytes from the beginning of the NAR.
+#[derive(Debug)]
+pub struct Lister<W> {
+    out: W,
     /// Whether the next entry is the first of its directory.
     first: bool,
     begun: bool,
 }
 
-impl<W: Write> Lister<'_, W> {
+impl<W: Write> Lister<W> {
+    /// Writes the listing to `out`.
+    pub fn new(out: W) -> Self {
+        Self { out, first: true, begun: false }
+    }
+
+    /// Writes the end of the listing, after the NAR was read to its end, and gives the output back.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn finish(mut self) -> Outcome<W> {
+        self.out.write_all(b",\"version\":1}")?;
+        Ok(self.out)
+    }
+
     /// Nothing is written before the input is known to be a NAR.
     fn begin(&mut self) -> Outcome {
         if !std::mem::replace(&mut self.begun, true) {
@@ -38,11 +53,11 @@ impl<W: Write> Lister<'_, W> {
         let text = str::from_utf8(bytes).map_err(|_| {
             Failure::refused(format!("a listing cannot hold the name \"{}\": it is not UTF-8", bytes.escape_ascii()))
         })?;
-        serde_json::to_writer(&mut *self.out, text).map_err(|error| std::io::Error::from(error).into())
+        serde_json::to_writer(&mut self.out, text).map_err(|error| std::io::Error::from(error).into())
     }
 }
 
-impl<W: Write> Visitor for Lister<'_, W> {
+impl<W: Write> Visitor for Lister<W> {
     fn directory(&mut self) -> Outcome {
         self.begin()?;
         self.first = true;

@@ -1,16 +1,18 @@
-//! The Nix archive (NAR): writing a tree as one, reading one, restoring a tree, and listing.
+//! The Nix archive (NAR): writing a tree as one, reading one, restoring a tree, listing, and taking one file out.
 //!
 //! The format is that of Nix's `src/libutil/archive.cc`: a sequence of strings, each a 64-bit little-endian length, the
 //! bytes, and zeros up to a multiple of 8. This reader accepts exactly the canonical form, so that a NAR which it
 //! accepts, written again, is the same bytes.
 
+mod cat;
 mod dump;
 mod listing;
 mod parse;
 mod restore;
 
+pub use cat::cat;
 pub use dump::dump;
-pub use listing::list;
+pub use listing::{Lister, list};
 pub use parse::{Skip, Tee, Visitor, parse};
 pub use restore::{Restorer, remove_tree, restore};
 

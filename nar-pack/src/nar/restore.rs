@@ -41,6 +41,9 @@ pub struct Restorer {
     /// The entry at hand within the innermost directory; none for the root.
     name: Option<Vec<u8>>,
     file: Option<File>,
+    /// Whether a file gets the mode that it is made with: seen at the first plain and at the first executable one,
+    /// because umask and default ACLs do to the others what they do to these.
+    made_with_mode: [Option<bool>; 2],
 }
 
 struct Level {
@@ -52,7 +55,14 @@ impl Restorer {
     /// Restores as `path`, which must not exist.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { root: path.to_owned(), made_root: false, stack: Vec::new(), name: None, file: None }
+        Self {
+            root: path.to_owned(),
+            made_root: false,
+            stack: Vec::new(),
+            name: None,
+            file: None,
+            made_with_mode: [None; 2],
+        }
     }
 
     /// Removes what was made.
@@ -76,6 +86,16 @@ impl Restorer {
         let names = self.stack.iter().filter_map(|level| level.name.as_deref()).chain(self.name.as_deref());
         path.extend(names.map(std::ffi::OsStr::from_bytes));
         Failure::failed(format!("unpacking {}: {}", path.display(), std::io::Error::from(error)))
+    }
+
+    /// Gives a file that was just made its mode, unless it has it already.
+    fn set_mode(&mut self, fd: &OwnedFd, executable: bool, mode: Mode) -> Result<(), Errno> {
+        let seen = &mut self.made_with_mode[usize::from(executable)];
+        let has_it = match *seen {
+            Some(has_it) => has_it,
+            None => *seen.insert(Mode::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == mode),
+        };
+        if has_it { Ok(()) } else { rustix::fs::fchmod(fd, mode) }
     }
 
     /// Notes that the root is ours, and to be removed on failure, once the first node is made.
@@ -117,11 +137,10 @@ impl Visitor for Restorer {
 
     fn file(&mut self, executable: bool, _: u64, _: u64) -> Outcome {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(self.parent(), self.target(), flags, Mode::from_raw_mode(0o600))
-            .map_err(|error| self.failed(error))?;
+        let mode = Mode::from_raw_mode(if executable { 0o555 } else { 0o444 });
+        let fd = rustix::fs::openat(self.parent(), self.target(), flags, mode).map_err(|error| self.failed(error))?;
         self.made();
-        let mode = if executable { 0o555 } else { 0o444 };
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|error| self.failed(error))?;
+        self.set_mode(&fd, executable, mode).map_err(|error| self.failed(error))?;
         self.file = Some(File::from(fd));
         Ok(())
     }

@@ -1,0 +1,29 @@
+//! Scans standard input for the hash parts of the paths in a list, and prints those that it mentions; what `cargo xtask
+//! bench pack` measures.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use nar_pack::references::{Candidates, Scanner};
+use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::store_path::{StoreDir, read_path_list};
+
+fn main() -> Outcome {
+    let store_dir = StoreDir::new("/nix/store")?;
+    let list = std::env::args_os().nth(1).ok_or_else(|| Failure::failed("expected a path list"))?;
+    let list = std::io::BufReader::new(std::fs::File::open(list)?);
+    let candidates: Candidates = read_path_list(list, &store_dir)?.into_iter().collect();
+    let mut scanner = Scanner::new(Arc::new(candidates));
+    let mut input = stage::stdin("what to scan")?;
+    let mut buffer = vec![0; stage::BUFFER];
+    loop {
+        match input.read(&mut buffer)? {
+            0 => break,
+            n => scanner.feed(&buffer[..n]),
+        }
+    }
+    for path in scanner.finish() {
+        stage::say("scan", store_dir.join(&path));
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! One file out of a NAR.
+
+use std::io::{BufRead, Write};
+
+use super::{Visitor, parse};
+use crate::stage::{Failure, Outcome};
+
+/// Writes the contents of the file `path` of a NAR, which is read to its end. Names are separated by slashes; empty
+/// ones and `.` do not count, so that `/` is the NAR itself.
+///
+/// # Errors
+/// Refuses a malformed NAR, and one that has no file of that name; what it has instead is said.
+pub fn cat(input: &mut impl BufRead, path: &[u8], out: &mut impl Write) -> Outcome<u64> {
+    let names = path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+    let mut finder = Finder { out, names, depth: 0, matched: 0, found: None };
+    let size = parse(input, &mut finder)?;
+    let shown = path.escape_ascii();
+    match finder.found {
+        Some(Node::File) => Ok(size),
+        Some(Node::Directory) => Err(Failure::refused(format!("{shown} is a directory in the NAR, not a file"))),
+        Some(Node::Symlink(target)) => Err(Failure::refused(format!(
+            "{shown} is a symbolic link in the NAR, not a file; its target is {}",
+            target.escape_ascii()
+        ))),
+        None => Err(Failure::refused(format!("there is no {shown} in the NAR"))),
+    }
+}
+
+/// What is found under the path.
+enum Node {
+    File,
+    Directory,
+    Symlink(Vec<u8>),
+}
+
+struct Finder<'a, W> {
+    out: &'a mut W,
+    names: Vec<&'a [u8]>,
+    /// Names entered.
+    depth: usize,
+    /// How many of them, from the first, are those of the path.
+    matched: usize,
+    found: Option<Node>,
+}
+
+impl<W> Finder<'_, W> {
+    fn is_here(&self) -> bool {
+        self.depth == self.names.len() && self.matched == self.depth
+    }
+
+    fn find(&mut self, node: impl FnOnce() -> Node) {
+        if self.is_here() {
+            self.found = Some(node());
+        }
+    }
+}
+
+impl<W: Write> Visitor for Finder<'_, W> {
+    fn directory(&mut self) -> Outcome {
+        self.find(|| Node::Directory);
+        Ok(())
+    }
+
+    fn directory_end(&mut self) -> Outcome {
+        Ok(())
+    }
+
+    fn enter(&mut self, name: &[u8]) -> Outcome {
+        if self.matched == self.depth && self.names.get(self.depth) == Some(&name) {
+            self.matched += 1;
+        }
+        self.depth += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Outcome {
+        self.depth -= 1;
+        self.matched = self.matched.min(self.depth);
+        Ok(())
+    }
+
+    fn file(&mut self, _: bool, _: u64, _: u64) -> Outcome {
+        self.find(|| Node::File);
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Outcome {
+        if self.is_here() { Ok(self.out.write_all(bytes)?) } else { Ok(()) }
+    }
+
+    fn file_end(&mut self) -> Outcome {
+        Ok(())
+    }
+
+    fn symlink(&mut self, target: &[u8]) -> Outcome {
+        self.find(|| Node::Symlink(target.to_vec()));
+        Ok(())
+    }
+}

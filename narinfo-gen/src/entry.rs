@@ -1,0 +1,409 @@
+//! The rest of a cache entry: what a cache may have of a path beside its NAR and narinfo.
+//!
+//! | key | what it is | Nix |
+//! | --- | --- | --- |
+//! | `<hash part>.ls` | the listing of the NAR | the store setting `write-nar-listing` |
+//! | `debuginfo/<build id>.debug` | where the debug information of a program lies | the store setting `index-debug-info` |
+//! | `log/<derivation>` | the build log, not compressed | `nix store copy-log` |
+//! | `realisations/<derivation output>.doi` | the path that an output of a content-addressed derivation has | `nix copy` |
+//!
+//! The formats are those of Nix's `src/libstore/binary-cache-store.cc`.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufReader, ErrorKind, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use nar_pack::nar::{Lister, Visitor};
+use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::store_path::{StoreDir, StorePath};
+use serde_json::json;
+use tempfile::SpooledTempFile;
+
+use crate::compression::{Compression, decoder};
+
+/// Bytes of a listing or log that are kept in memory; what is larger goes to an unlinked temporary file.
+const IN_MEMORY: usize = 1 << 20;
+/// Largest log that is taken, in bytes unpacked; `s3-push` takes no larger one either.
+const MAX_LOG: u64 = 64 << 20;
+/// Where debug information lies in a path.
+const BUILD_IDS: [&[u8]; 3] = [b"lib", b"debug", b".build-id"];
+/// Digits of a build id after the two that name its directory.
+const BUILD_ID_REST: usize = 38;
+/// Most build ids that are taken from one path; they are kept until its NAR has a name.
+const MOST_BUILD_IDS: usize = 100_000;
+
+/// What is to be made beside NARs and narinfos.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// Listings.
+    pub listing: bool,
+    /// Links to debug information.
+    pub debug_info: bool,
+    /// The directory of build logs, `drvs` below it, if logs are wanted.
+    pub logs: Option<PathBuf>,
+    /// Realisations.
+    pub realisations: bool,
+}
+
+/// An object that belongs to a path.
+pub struct Object {
+    /// Its key.
+    pub key: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its bytes, at their beginning.
+    pub body: SpooledTempFile,
+}
+
+impl Object {
+    /// An object of bytes at hand.
+    ///
+    /// # Errors
+    /// Fails where the temporary file does.
+    pub fn new(key: String, bytes: &[u8]) -> Outcome<Self> {
+        let mut body = SpooledTempFile::new(IN_MEMORY.max(bytes.len()));
+        body.write_all(bytes)?;
+        Self::written(key, body)
+    }
+
+    fn written(key: String, mut body: SpooledTempFile) -> Outcome<Self> {
+        let size = body.stream_position()?;
+        body.rewind()?;
+        Ok(Self { key, size, body })
+    }
+}
+
+/// Learns from a NAR what a cache may say of its contents.
+#[derive(Debug, Default)]
+pub struct Contents {
+    listing: Option<Result<Lister<SpooledTempFile>, Failure>>,
+    build_ids: Option<BuildIds>,
+}
+
+impl Contents {
+    /// Looks at what these extras need.
+    #[must_use]
+    pub fn new(extras: &Extras) -> Self {
+        Self {
+            listing: extras.listing.then(|| Ok(Lister::new(SpooledTempFile::new(IN_MEMORY)))),
+            build_ids: extras.debug_info.then(BuildIds::default),
+        }
+    }
+
+    /// The objects of a path whose NAR has the key `url`, and why the listing is missing where there can be none.
+    ///
+    /// # Errors
+    /// Fails where the temporary file does.
+    pub fn into_objects(self, path: &StorePath, url: &str) -> Outcome<(Vec<Object>, Option<Failure>)> {
+        let mut objects = Vec::new();
+        let mut missing = None;
+        match self.listing {
+            None => {}
+            Some(Ok(lister)) => {
+                objects.push(Object::written(format!("{}.ls", path.hash_part()), lister.finish()?)?);
+            }
+            Some(Err(failure)) => missing = Some(failure),
+        }
+        for id in self.build_ids.unwrap_or_default().found {
+            let member = format!("lib/debug/.build-id/{}/{}", &id[..2], &id[2..]);
+            let link = json!({"archive": format!("../{url}"), "member": member});
+            objects.push(Object::new(format!("debuginfo/{id}"), link.to_string().as_bytes())?);
+        }
+        Ok((objects, missing))
+    }
+
+    /// A name that JSON cannot hold is no fault of the NAR: then there is no listing.
+    fn list(&mut self, look: impl FnOnce(&mut Lister<SpooledTempFile>) -> Outcome) -> Outcome {
+        if let Some(Ok(lister)) = &mut self.listing
+            && let Err(failure) = look(lister)
+        {
+            if !failure.is_refusal() {
+                return Err(failure.doing("keeping a listing"));
+            }
+            self.listing = Some(Err(failure));
+        }
+        Ok(())
+    }
+}
+
+impl Visitor for Contents {
+    fn directory(&mut self) -> Outcome {
+        self.list(Lister::directory)
+    }
+
+    fn directory_end(&mut self) -> Outcome {
+        self.list(Lister::directory_end)
+    }
+
+    fn enter(&mut self, name: &[u8]) -> Outcome {
+        if let Some(ids) = &mut self.build_ids {
+            ids.enter(name);
+        }
+        self.list(|lister| lister.enter(name))
+    }
+
+    fn leave(&mut self) -> Outcome {
+        if let Some(ids) = &mut self.build_ids {
+            ids.leave();
+        }
+        self.list(Lister::leave)
+    }
+
+    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome {
+        if let Some(ids) = &mut self.build_ids {
+            ids.file()?;
+        }
+        self.list(|lister| lister.file(executable, size, offset))
+    }
+
+    fn data(&mut self, _: &[u8]) -> Outcome {
+        Ok(())
+    }
+
+    fn file_end(&mut self) -> Outcome {
+        Ok(())
+    }
+
+    fn symlink(&mut self, target: &[u8]) -> Outcome {
+        self.list(|lister| lister.symlink(target))
+    }
+}
+
+/// Finds the files `lib/debug/.build-id/xx/….debug`.
+#[derive(Debug, Default)]
+struct BuildIds {
+    depth: usize,
+    /// How many of the names entered, from the first, lead to debug information.
+    matched: usize,
+    directory: String,
+    name: String,
+    found: Vec<String>,
+}
+
+impl BuildIds {
+    fn enter(&mut self, name: &[u8]) {
+        if self.matched == self.depth {
+            let matches = match self.depth {
+                0..3 => BUILD_IDS[self.depth] == name,
+                3 => name.len() == 2 && take_digits(name, &mut self.directory),
+                4 => match name.strip_suffix(b".debug") {
+                    Some(digits) => digits.len() == BUILD_ID_REST && take_digits(digits, &mut self.name),
+                    None => false,
+                },
+                _ => false,
+            };
+            self.matched += usize::from(matches);
+        }
+        self.depth += 1;
+    }
+
+    fn leave(&mut self) {
+        self.depth -= 1;
+        self.matched = self.matched.min(self.depth);
+    }
+
+    fn file(&mut self) -> Outcome {
+        if (self.depth, self.matched) == (5, 5) {
+            if self.found.len() == MOST_BUILD_IDS {
+                return Err(Failure::refused(format!("more than {MOST_BUILD_IDS} build ids in one path")));
+            }
+            self.found.push(format!("{}{}.debug", self.directory, self.name));
+        }
+        Ok(())
+    }
+}
+
+/// Takes a text if it is hexadecimal digits in lower case, as Nix wants them in build ids.
+fn take_digits(text: &[u8], into: &mut String) -> bool {
+    let digits = text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if digits {
+        into.clear();
+        into.extend(text.iter().map(|&byte| char::from(byte)));
+    }
+    digits
+}
+
+/// The build logs of derivations, each once.
+#[derive(Debug)]
+pub struct Logs {
+    dir: PathBuf,
+    taken: HashSet<StorePath>,
+}
+
+impl Logs {
+    /// Takes logs from a directory such as `/nix/var/log/nix`.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.join("drvs"), taken: HashSet::new() }
+    }
+
+    /// The log of a derivation, as it is uploaded: not compressed. None if there is none here or it was taken before.
+    ///
+    /// # Errors
+    /// Fails when a log that is there cannot be read, refuses one that does not unpack or is larger than 64 MiB.
+    pub fn take(&mut self, derivation: &StorePath) -> Outcome<Option<Object>> {
+        if !self.taken.insert(derivation.clone()) {
+            return Ok(None);
+        }
+        // Nix keeps them in directories by the first two digits, compressed or not (`compress-build-log`).
+        let (first, rest) = derivation.base_name().split_at(2);
+        let plain = self.dir.join(first).join(rest);
+        let packed = self.dir.join(first).join(format!("{rest}.bz2"));
+        for (file, method) in [(plain, Compression::None), (packed, Compression::Bzip2)] {
+            let doing = || format!("reading the build log {}", file.display());
+            match File::open(&file) {
+                Ok(log) => return read_log(derivation, log, method).doing(doing).map(Some),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error).doing(doing),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn read_log(derivation: &StorePath, log: File, method: Compression) -> Outcome<Object> {
+    let mut body = SpooledTempFile::new(IN_MEMORY);
+    let mut log = io::Read::take(decoder(method, BufReader::new(log))?, MAX_LOG + 1);
+    let size = io::copy(&mut log, &mut body).map_err(|error| match error.raw_os_error() {
+        Some(_) => error.into(),
+        None => Failure::refused(format!("it does not unpack as {method}: {error}")),
+    })?;
+    if size > MAX_LOG {
+        return Err(Failure::refused(format!("it is larger than {MAX_LOG} bytes")));
+    }
+    Object::written(format!("log/{derivation}"), body)
+}
+
+/// The realisations of `path` in what `nix realisation info --json` prints, each under its key.
+///
+/// # Errors
+/// Refuses what is not such a document.
+pub fn realisations(json: &str, path: &StorePath, store_dir: &StoreDir) -> Outcome<Vec<Object>> {
+    let malformed = || Failure::refused("nix realisation info printed what is not understood");
+    let document: serde_json::Value = serde_json::from_str(json).map_err(|_| malformed())?;
+    let mut objects = Vec::new();
+    for entry in document.as_array().ok_or_else(malformed)? {
+        // An entry without an id is a path that is not the output of a content-addressed derivation.
+        let (Some(id), Some(out)) = (entry["id"].as_str(), entry["outPath"].as_str()) else { continue };
+        if out != path.base_name() && out != store_dir.join(path) {
+            continue;
+        }
+        if !is_output_id(id) {
+            return Err(malformed());
+        }
+        objects.push(Object::new(format!("realisations/{id}.doi"), entry.to_string().as_bytes())?);
+    }
+    Ok(objects)
+}
+
+/// `sha256:<digits>!<output>`: it becomes part of a key.
+fn is_output_id(id: &str) -> bool {
+    id.split_once('!').is_some_and(|(hash, output)| {
+        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":+-._?=".contains(&byte));
+        !hash.is_empty() && !output.is_empty() && plain(hash) && plain(output)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Read as _};
+
+    use nar_pack::nar::{parse, push_string};
+
+    use super::*;
+
+    fn path() -> StorePath {
+        StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap()
+    }
+
+    /// The NAR of a file under these names.
+    fn nar(names: &[&[u8]]) -> Vec<u8> {
+        let mut out = Vec::new();
+        push_string(&mut out, b"nix-archive-1");
+        for name in names {
+            for field in [b"(".as_slice(), b"type", b"directory", b"entry", b"(", b"name", name, b"node"] {
+                push_string(&mut out, field);
+            }
+        }
+        for field in [b"(".as_slice(), b"type", b"regular", b"contents", b"text", b")"] {
+            push_string(&mut out, field);
+        }
+        for _ in names {
+            push_string(&mut out, b")");
+            push_string(&mut out, b")");
+        }
+        out
+    }
+
+    fn objects(names: &[&[u8]]) -> (Vec<(String, String)>, bool) {
+        let extras = Extras { listing: true, debug_info: true, ..Extras::default() };
+        let mut contents = Contents::new(&extras);
+        parse(&mut Cursor::new(nar(names)), &mut contents).unwrap();
+        let (objects, missing) = contents.into_objects(&path(), "nar/x.nar.zst").unwrap();
+        let text = |mut object: Object| {
+            let mut text = String::new();
+            object.body.read_to_string(&mut text).unwrap();
+            assert_eq!(text.len() as u64, object.size);
+            (object.key, text)
+        };
+        (objects.into_iter().map(text).collect(), missing.is_some())
+    }
+
+    #[test]
+    fn only_files_where_nix_looks_are_debug_information() {
+        let rest = format!("{}.debug", "0a".repeat(19));
+        let good: [&[u8]; 5] = [b"lib", b"debug", b".build-id", b"ab", rest.as_bytes()];
+        let (found, _) = objects(&good);
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[1].0, format!("debuginfo/ab{rest}"));
+        assert_eq!(
+            found[1].1,
+            format!("{{\"archive\":\"../nar/x.nar.zst\",\"member\":\"lib/debug/.build-id/ab/{rest}\"}}")
+        );
+        let short = &rest[1..];
+        let upper = rest.to_uppercase();
+        for (at, name) in
+            [(0, &b"Lib"[..]), (2, b"build-id"), (3, b"abc"), (3, b"zz"), (4, short.as_bytes()), (4, upper.as_bytes())]
+        {
+            let mut names = good;
+            names[at] = name;
+            assert_eq!(objects(&names).0.len(), 1, "{}", name.escape_ascii());
+        }
+        let mut deeper: Vec<&[u8]> = good.to_vec();
+        deeper.push(b"x");
+        assert_eq!(objects(&deeper).0.len(), 1);
+        deeper.rotate_right(1);
+        assert_eq!(objects(&deeper).0.len(), 1);
+    }
+
+    #[test]
+    fn a_name_that_json_cannot_hold_costs_the_listing_only() {
+        let (found, missing) = objects(&[b"\xff"]);
+        assert!(found.is_empty() && missing);
+        let (found, missing) = objects(&[b"a\"\n"]);
+        assert!(!missing);
+        let offset = nar(&[b"a\"\n"]).windows(4).position(|window| window == b"text").unwrap();
+        let file = format!(r#"{{"narOffset":{offset},"size":4,"type":"regular"}}"#);
+        let wanted = format!(r#"{{"root":{{"entries":{{"a\"\n":{file}}},"type":"directory"}},"version":1}}"#);
+        assert_eq!(found[0].1, wanted);
+    }
+
+    #[test]
+    fn realisations_of_other_paths_and_strange_ids_are_not_taken() {
+        let dir = StoreDir::new("/nix/store").unwrap();
+        let entry = |id: &str, out: &str| {
+            format!(r#"{{"dependentRealisations":{{}},"id":"{id}","outPath":"{out}","signatures":[]}}"#)
+        };
+        let own = path().base_name().to_owned();
+        let good = entry("sha256:00ff!out", &own);
+        let json = format!(r#"[{good},{},{{"opaquePath":"/nix/store/{own}"}}]"#, entry("sha256:1!dev", "other"));
+        let found = realisations(&json, &path(), &dir).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].key.as_str(), found[0].size), ("realisations/sha256:00ff!out.doi", good.len() as u64));
+        for id in ["../x!out", "sha256:1!a/b", "!out", "x"] {
+            assert!(realisations(&format!("[{}]", entry(id, &own)), &path(), &dir).is_err(), "{id}");
+        }
+        assert!(realisations("{}", &path(), &dir).is_err());
+    }
+}
