@@ -395,8 +395,8 @@ fn lies_about_a_nar() {
     let (file, size) = (victim.file.clone(), victim.file.len() as u64);
     let answers = |answer: Answer| at(all.clone(), &victim.narinfo.url, answer);
     let holding = |bytes: Vec<u8>| {
-        let forged = victim.clone().filed("nar/x".to_owned(), bytes);
-        honest(objects([&forged]))
+        let other = victim.clone().filed("nar/x".to_owned(), bytes);
+        honest(objects([&other]))
     };
     let zstd = |nar: &[u8]| compressed(Compression::Zstd, nar);
     let bare = victim.clone().but(|narinfo| {
