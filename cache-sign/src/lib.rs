@@ -174,9 +174,8 @@ fn verify(args: &Verify) -> Outcome {
         ((Kind::Narinfo, input), false) => {
             let mut text = TextWriter::new(stage::stdout(None)?);
             // What follows may be refused, so nothing promises that it comes.
-            let result = narinfo::read_text(input, &store_dir, |narinfo, _| match holds(&narinfo) {
-                true => text.write(&narinfo, false),
-                false => Ok(()),
+            let result = narinfo::read_text(input, &store_dir, |narinfo, _| {
+                if holds(&narinfo) { text.write(&narinfo, false) } else { Ok(()) }
             });
             result.inspect_err(|_| text.cut_off())?;
             text.into_inner().finish()?;
