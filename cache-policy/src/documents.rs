@@ -39,12 +39,9 @@ impl Role {
     fn on_objects(self) -> &'static [Action] {
         match self {
             Self::Read { .. } => &[Action::GetObject],
-            Self::Upload => &[
-                Action::AbortMultipartUpload,
-                Action::GetObject,
-                Action::ListMultipartUploadParts,
-                Action::PutObject,
-            ],
+            Self::Upload => {
+                &[Action::AbortMultipartUpload, Action::GetObject, Action::ListMultipartUploadParts, Action::PutObject]
+            }
             Self::Admin => &[
                 Action::AbortMultipartUpload,
                 Action::DeleteObject,
@@ -164,7 +161,9 @@ fn is_cidr(text: &str) -> bool {
     let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
     let Ok(address) = address.parse::<IpAddr>() else { return false };
     let most = if address.is_ipv4() { 32 } else { 128 };
-    bits.is_none_or(|bits| bits.bytes().all(|c| c.is_ascii_digit()) && bits.parse::<u8>().is_ok_and(|bits| bits <= most))
+    bits.is_none_or(|bits| {
+        bits.bytes().all(|c| c.is_ascii_digit()) && bits.parse::<u8>().is_ok_and(|bits| bits <= most)
+    })
 }
 
 impl Policy {
@@ -354,7 +353,9 @@ impl TrustPolicy {
             return Err(Failure::refused(format!("account {account:?}: expected 12 digits")));
         }
         if audience.is_empty() || audience.contains(|c: char| c.is_control() || "*?$".contains(c)) {
-            return Err(Failure::refused(format!("audience {audience:?}: expected what the token says, without * and ?")));
+            return Err(Failure::refused(format!(
+                "audience {audience:?}: expected what the token says, without * and ?"
+            )));
         }
         for subject in subjects {
             let project = subject.split_once('/').map(|(project, rest)| project.contains(':') && !rest.is_empty());
@@ -729,13 +730,12 @@ mod tests {
         assert_eq!(statement["Principal"]["Federated"], provider);
         let equals = &statement["Condition"]["StringEquals"];
         assert_eq!(equals["token.actions.githubusercontent.com:aud"][0], "sts.amazonaws.com");
-        assert_eq!(
-            equals["token.actions.githubusercontent.com:sub"][0],
-            "repo:example/project:ref:refs/heads/main"
-        );
+        assert_eq!(equals["token.actions.githubusercontent.com:sub"][0], "repo:example/project:ref:refs/heads/main");
         let wild = serde_json::to_value(of(&["repo:example/project:*"]).unwrap()).unwrap();
         assert!(wild["Statement"][0]["Condition"]["StringLike"].is_object());
-        for open in ["", "*", "repo:*", "repo:exam*/project", "repo:example", "example/project", "repo:example/", "a:b/${c}"] {
+        for open in
+            ["", "*", "repo:*", "repo:exam*/project", "repo:example", "example/project", "repo:example/", "a:b/${c}"]
+        {
             assert_eq!(of(&[open]).unwrap_err().exit_code(), 1, "{open}");
         }
     }
@@ -781,7 +781,10 @@ mod tests {
         assert_eq!(Partition::of_region("eu-west-2"), Partition::Aws);
         assert_eq!(of(&[USER, government]).unwrap_err().exit_code(), 1);
         let place = Place::new(Partition::AwsCn, "cache", "").unwrap();
-        assert_eq!((place.bucket_arn().as_str(), place.objects().as_str()), ("arn:aws-cn:s3:::cache", "arn:aws-cn:s3:::cache/*"));
+        assert_eq!(
+            (place.bucket_arn().as_str(), place.objects().as_str()),
+            ("arn:aws-cn:s3:::cache", "arn:aws-cn:s3:::cache/*")
+        );
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl Client {
             _ => return Err(Failure::failed(format!("{url:?} is not a cache: expected s3:// or https://"))),
         };
         if [&name, &substituter].iter().any(|text| text.contains(|c: char| !c.is_ascii_graphic() || c == '#')) {
-            return Err(Failure::refused(format!("{substituter:?}: nix.conf cannot hold white space or #; write %20, %23")));
+            return Err(Failure::refused(format!(
+                "{substituter:?}: nix.conf cannot hold white space or #; write %20, %23"
+            )));
         }
         if substituter.split_once("://").is_some_and(|(_, rest)| rest.split('/').next().unwrap_or("").contains('@')) {
             return Err(Failure::refused("a URL in nix.conf is for everybody to read; put the password into netrc"));
@@ -247,12 +249,9 @@ fn https_url(location: &Location) -> String {
     });
     let path_style = location.path_style()
         || (location.addressing == Addressing::Auto && location.endpoint.is_none() && location.bucket.contains('.'));
-    let place = if path_style {
-        format!("{host}/{}", location.bucket)
-    } else {
-        format!("{}.{host}", location.bucket)
-    };
-    let prefix: String = location.prefix.trim_end_matches('/').replace('%', "%25").replace(' ', "%20").replace('#', "%23");
+    let place = if path_style { format!("{host}/{}", location.bucket) } else { format!("{}.{host}", location.bucket) };
+    let prefix: String =
+        location.prefix.trim_end_matches('/').replace('%', "%25").replace(' ', "%20").replace('#', "%23");
     format!("{scheme}://{place}/{prefix}").trim_end_matches('/').to_owned()
 }
 
@@ -367,7 +366,8 @@ mod tests {
     #[test]
     fn what_nix_conf_cannot_hold_is_refused() {
         let keys = [PublicKey::parse(KEY).unwrap()];
-        for url in ["https://a b", "https://a#b", "https://a\nb", "https://", "ftp://a", "my-cache", "https://u:p@host"] {
+        for url in ["https://a b", "https://a#b", "https://a\nb", "https://", "ftp://a", "my-cache", "https://u:p@host"]
+        {
             assert!(Client::new(url, false, &keys, false).is_err(), "{url:?}");
         }
     }

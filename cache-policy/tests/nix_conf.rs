@@ -29,7 +29,10 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
         "[ -~]{0,20}",
         "\\PC{0,10}",
     ];
-    let lines = proptest::collection::vec(line.prop_filter("an include", |line| !line.trim_start().starts_with("include")), 0..12);
+    let lines = proptest::collection::vec(
+        line.prop_filter("an include", |line| !line.trim_start().starts_with("include")),
+        0..12,
+    );
     (lines, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..4)).prop_map(|(lines, ends, noise)| {
         let mut text = lines.join("\n").into_bytes();
         text.extend(noise.iter().filter(|byte| **byte > 0x7f));

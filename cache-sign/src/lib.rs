@@ -209,9 +209,10 @@ fn verify(args: &Verify) -> Outcome {
 fn tell(out: &mut impl Write, trusted: &TrustedKeys, narinfo: &NarInfo) -> Outcome {
     let judgement = trusted.judge(narinfo);
     let signers: Vec<&str> = judgement.signers.iter().map(|key| key.name()).collect();
-    let signatures = narinfo.signatures.iter().map(|signature| {
-        json!({ "key": signer(signature), "verdict": trusted.verdict(narinfo, signature).word() })
-    });
+    let signatures = narinfo
+        .signatures
+        .iter()
+        .map(|signature| json!({ "key": signer(signature), "verdict": trusted.verdict(narinfo, signature).word() }));
     let line = json!({
         "path": narinfo.full_path(),
         "trusted": judgement.holds(),

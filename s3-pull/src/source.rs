@@ -272,7 +272,10 @@ impl Http {
 
     fn hint(&self, url: &str) {
         if !self.hinted.swap(true, std::sync::atomic::Ordering::Relaxed) {
-            stage::say(TOOL, format!("{url}: forbidden (403), taken for missing; reading it takes s3:GetObject for everybody"));
+            stage::say(
+                TOOL,
+                format!("{url}: forbidden (403), taken for missing; reading it takes s3:GetObject for everybody"),
+            );
         }
     }
 }

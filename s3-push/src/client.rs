@@ -357,7 +357,12 @@ impl Bucket {
     }
 
     /// Passes when the error says that the object is not there.
-    fn absent<E: ProvideErrorMetadata + Takes + Error + 'static>(&self, error: &Sdk<E>, doing: &str, object: &str) -> Outcome {
+    fn absent<E: ProvideErrorMetadata + Takes + Error + 'static>(
+        &self,
+        error: &Sdk<E>,
+        doing: &str,
+        object: &str,
+    ) -> Outcome {
         let code = error.code().unwrap_or_default();
         match status(error) {
             Some(404) if code != "NoSuchBucket" => Ok(()),

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::minio::{candidates, START_LIMIT};
+use crate::minio::{START_LIMIT, candidates};
 use crate::server::{Server, free_port, http_status};
 use crate::{Credentials, absent};
 

@@ -64,7 +64,8 @@ fn expected(mut row: [Answer; 10], found: [Answer; 10], prefix: &str) -> [Answer
 /// Prints a row and compares it with the one that is expected.
 #[track_caller]
 fn check(server: &str, document: &str, who: &str, found: [Answer; 10], wanted: [Answer; 10]) {
-    let words: Vec<String> = found.iter().zip(CALLS).map(|(a, call)| format!("{:w$}", a.word(), w = call.len())).collect();
+    let words: Vec<String> =
+        found.iter().zip(CALLS).map(|(a, call)| format!("{:w$}", a.word(), w = call.len())).collect();
     println!("{server:9} {document:36} {who:9} {}", words.join(" "));
     assert_eq!(found, wanted, "{server}, {document}, {who}: {CALLS:?}");
 }
@@ -252,9 +253,8 @@ fn a_push_needs_every_permission_and_names_the_one_that_it_lacks() {
         println!("{action:30} {shown:60} {}, {named}", outcome.status);
         assert_eq!(outcome.status, status, "{action}: {}", outcome.stderr);
         let whole_word = |line: &str| {
-            line.match_indices(action).any(|(at, _)| {
-                !line[at + action.len()..].starts_with(|c: char| c.is_ascii_alphanumeric())
-            })
+            line.match_indices(action)
+                .any(|(at, _)| !line[at + action.len()..].starts_with(|c: char| c.is_ascii_alphanumeric()))
         };
         assert!(outcome.stderr.lines().any(whole_word), "{action} is not named: {}", outcome.stderr);
     }
@@ -382,7 +382,10 @@ fn nix_conf_is_merged_in_place_and_a_real_nix_substitutes() {
     assert!(after.starts_with(&format!("{BEFORE}\n")), "nothing else is touched");
     scratch.sh(write).ok();
     assert_eq!(fs::read_to_string(&conf).unwrap(), after, "twice gives the same file");
-    assert_eq!(scratch.sh("stat -c %a etc/nix.conf; readlink link.conf; ls -A etc").ok(), "640\netc/nix.conf\nmachine.conf\nnix.conf");
+    assert_eq!(
+        scratch.sh("stat -c %a etc/nix.conf; readlink link.conf; ls -A etc").ok(),
+        "640\netc/nix.conf\nmachine.conf\nnix.conf"
+    );
     let shown: Value = serde_json::from_str(&scratch.sh(&with_conf("nix show-config --json")).ok()).unwrap();
     let url = minio.http_url(&bucket);
     let listed = |name: &str| shown[name]["value"].as_array().unwrap().clone();
@@ -406,7 +409,8 @@ fn nix_conf_respects_what_is_there() {
     let scratch = Scratch::new();
     let key = site::make_key(&scratch, "key");
     let run = |arguments: &str| -> Outcome {
-        scratch.sh(&format!("cache-policy --nix-conf --trusted-public-key '{key}' {arguments} https://cache.example.org"))
+        scratch
+            .sh(&format!("cache-policy --nix-conf --trusted-public-key '{key}' {arguments} https://cache.example.org"))
     };
     let conf = |text: &str| fs::write(scratch.path().join("nix.conf"), text).unwrap();
     let now = || fs::read_to_string(scratch.path().join("nix.conf")).unwrap();

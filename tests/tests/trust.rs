@@ -19,9 +19,8 @@ use site::{Site, make_key};
 /// A site with the unsigned narinfos and archive of its closure, and a key for each of three contributors.
 fn contributors() -> (Site, [String; 3]) {
     let site = Site::new();
-    let keys = ["alice", "bob", "carol"].map(|name| {
-        site.scratch.sh(&format!("cache-sign keygen {name}-1 {name}.sec {name}.pub; cat {name}.pub")).ok()
-    });
+    let keys = ["alice", "bob", "carol"]
+        .map(|name| site.scratch.sh(&format!("cache-sign keygen {name}-1 {name}.sec {name}.pub; cat {name}.pub")).ok());
     let export = "nar-pack --root root --no-nix --export --stdin < paths";
     site.scratch.sh(&format!("{export} | narinfo-gen --no-nix > narinfos")).ok();
     site.scratch.sh(&format!("{export} | narinfo-gen --no-nix --archive > archive")).ok();
@@ -42,9 +41,12 @@ fn two_of_three_contributors_must_sign() {
     let verify = format!("cache-sign verify --threshold 2 {trust}");
     sh("cache-sign -k alice.sec < narinfos > one; cache-sign -k bob.sec < one > two").ok();
     sh("cache-sign -k carol.sec < two > three; cache-sign -k alice.sec -k bob.sec < three | cmp - three").ok();
-    for (file, status, names) in
-        [("narinfos", 1, &[][..]), ("one", 1, &["alice-1"][..]), ("two", 0, &["alice-1", "bob-1"]), ("three", 0, &["alice-1", "bob-1", "carol-1"])]
-    {
+    for (file, status, names) in [
+        ("narinfos", 1, &[][..]),
+        ("one", 1, &["alice-1"][..]),
+        ("two", 0, &["alice-1", "bob-1"]),
+        ("three", 0, &["alice-1", "bob-1", "carol-1"]),
+    ] {
         let report = sh(&format!("{verify} --json < {file}"));
         println!("{file}: exit {}\n{}\n{}", report.status, report.text(), report.stderr.trim());
         assert_eq!(report.status, status, "{}", report.stderr);
@@ -92,7 +94,9 @@ fn verify_of_an_archive_passes_only_what_holds() {
     site.scratch.sh("s3-push --no-nix \"$C\" < passed").ok();
     assert_closed(&snapshot(s3, &bucket));
     // A stream that is cut off is no verdict.
-    site.scratch.sh(&format!("head -c 3000 archive | cache-sign verify --trusted-public-key '{alice}' > /dev/null")).fails(1);
+    site.scratch
+        .sh(&format!("head -c 3000 archive | cache-sign verify --trusted-public-key '{alice}' > /dev/null"))
+        .fails(1);
 }
 
 #[test]
@@ -154,7 +158,8 @@ fn signatures_of_others_stay_and_every_base_is_the_same_path() {
     sh(&format!("awk -v RS= '/{}/' narinfos > plain; cache-sign -k alice.sec < plain > signed", &lib[11..43])).ok();
     let signature = sh("grep '^Sig: ' signed").ok();
     let foreign = "Sig: elsewhere-1:not even base 64 =\nSig: elsewhere-2:AAAA";
-    sh(&format!("(cat plain; printf '%s\\n' '{foreign}') | cache-sign -k alice.sec > both; grep -F '{foreign}' both")).ok();
+    sh(&format!("(cat plain; printf '%s\\n' '{foreign}') | cache-sign -k alice.sec > both; grep -F '{foreign}' both"))
+        .ok();
     assert_eq!(sh("grep -c '^Sig: ' both").ok(), "3");
     let replaced = sh("cache-sign -k bob.sec --replace alice-1 --replace elsewhere-2 < both");
     assert!(replaced.text().contains("Sig: elsewhere-1:not even base 64 =") && replaced.text().contains("Sig: bob-1:"));
@@ -165,7 +170,8 @@ fn signatures_of_others_stay_and_every_base_is_the_same_path() {
     let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let base64 = sh(&format!("printf {hex} | sed 's/../\\\\x&/g' | xargs -0 printf | base64 -w0")).ok();
     for other in [format!("sha256:{hex}"), format!("sha256:{base64}"), format!("sha256-{base64}")] {
-        let signed = sh(&format!("sed 's|^NarHash: .*|NarHash: {other}|' plain | cache-sign -k alice.sec | grep '^Sig: '"));
+        let signed =
+            sh(&format!("sed 's|^NarHash: .*|NarHash: {other}|' plain | cache-sign -k alice.sec | grep '^Sig: '"));
         assert_eq!(signed.ok(), signature, "{other}");
     }
 }
@@ -174,7 +180,8 @@ fn signatures_of_others_stay_and_every_base_is_the_same_path() {
 fn base32(digits: &str) -> Vec<u8> {
     let mut bytes = vec![0_u8; 32];
     for (n, digit) in digits.bytes().rev().enumerate() {
-        let value = u16::try_from("0123456789abcdfghijklmnpqrsvwxyz".bytes().position(|d| d == digit).unwrap()).unwrap();
+        let value =
+            u16::try_from("0123456789abcdfghijklmnpqrsvwxyz".bytes().position(|d| d == digit).unwrap()).unwrap();
         let (at, shift) = (n * 5 / 8, n * 5 % 8);
         let [low, high] = (value << shift).to_le_bytes();
         bytes[at] |= low;
@@ -211,10 +218,11 @@ fn a_real_nix_in_both_directions() {
     // In another base, as other tools write it.
     for path in closure.paths() {
         let info = format!("both/{}", Site::narinfo_key(path));
-        scratch.sh(&format!(
-            "h=$(sed -n 's/^NarHash: //p' {info}); sed -i \"s|^NarHash: .*|NarHash: $(nix hash to-sri $h)|\" {info}"
-        ))
-        .ok();
+        scratch
+            .sh(&format!(
+                "h=$(sed -n 's/^NarHash: //p' {info}); sed -i \"s|^NarHash: .*|NarHash: $(nix hash to-sri $h)|\" {info}"
+            ))
+            .ok();
     }
     for (key, accepted) in [(&ours, true), (&theirs, true), (&stranger, false)] {
         let mut client = Scratch::new();

@@ -54,7 +54,8 @@ impl Surroundings {
         }
         let versitygw = minio::versitygw();
         if let Err(error) = &versitygw {
-            absent.push(format!("without versitygw ({error}; needs Go, or $VERSITYGW), the policies on a second server"));
+            absent
+                .push(format!("without versitygw ({error}; needs Go, or $VERSITYGW), the policies on a second server"));
         }
         if !absent.is_empty() && env::var_os("CI").is_some_and(|value| value == "true") {
             return Err(format!("CI=true, but these would not run: {}", absent.join("; ")));

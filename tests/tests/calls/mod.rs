@@ -121,9 +121,7 @@ impl Caller {
                 there();
                 answer(run.block_on(client.head_object().bucket(bucket).key(&key).send())).map(drop)
             }
-            "LIST" => {
-                answer(run.block_on(client.list_objects_v2().bucket(bucket).prefix(prefix).send())).map(drop)
-            }
+            "LIST" => answer(run.block_on(client.list_objects_v2().bucket(bucket).prefix(prefix).send())).map(drop),
             "PUT" => self.put(bucket, &key),
             "MULTI" => {
                 let id = self.begin(bucket, &key)?;
