@@ -64,8 +64,8 @@ pub struct Cli {
     #[arg(long, requires = "read_only", conflicts_with_all = ["principal", "principal_key_id"])]
     pub identity: bool,
 
-    /// With --read-only: allow listing too, so that what is not there is 404 and not 403. It shows every key below the
-    /// prefix, and so all that was ever built, to whoever may read
+    /// With --read-only: allow listing too: what is not there is 404, not 403, and whoever may read sees every key, so all
+    /// that was ever built
     #[arg(long, requires = "read_only")]
     pub allow_list: bool,
 
@@ -93,8 +93,8 @@ pub struct Cli {
     #[arg(long, value_name = "DIGITS", requires = "oidc_trust")]
     pub account: Option<String>,
 
-    /// With --oidc-trust: which jobs, as in repo:ORGANISATION/REPOSITORY:ref:refs/heads/main; * and ? match anything, but
-    /// not before the first slash; may be given several times
+    /// With --oidc-trust: which jobs, as in repo:OWNER/PROJECT:ref:refs/heads/main; wildcards only after the first slash;
+    /// may be given several times
     #[arg(long, value_name = "SUBJECT", requires = "oidc_trust")]
     pub subject: Vec<String>,
 

@@ -62,6 +62,17 @@ fn check_flags(cli: &Cli) -> Outcome {
     let misplaced = [
         (narrowed && !policy, "--principal, --require-tls, --source-ip and --vpc-endpoint go with a policy"),
         (cli.partition.is_some() && !policy && cli.oidc_trust.is_none(), "--partition goes with a policy"),
+        // clap does not ask for what a flag requires where another document is given.
+        ((cli.allow_list || cli.identity) && !cli.read_only, "--allow-list and --identity go with --read-only"),
+        (!cli.origin.is_empty() && !cli.cors, "--origin goes with --cors"),
+        (
+            (cli.account.is_some() || !cli.subject.is_empty()) && cli.oidc_trust.is_none(),
+            "--account and --subject go with --oidc-trust",
+        ),
+        (
+            (cli.https || cli.only || cli.write.is_some() || cli.remove.is_some()) && !cli.nix_conf,
+            "--https, --only, --write and --remove go with --nix-conf",
+        ),
         (keys && !cli.nix_conf, "public keys go with --nix-conf"),
         (cli.bucket.is_some() && (cli.cors || cli.oidc_trust.is_some()), "this document is about no bucket"),
     ];

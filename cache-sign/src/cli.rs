@@ -90,8 +90,7 @@ pub struct Verify {
     #[command(flatten)]
     pub trust: Trust,
 
-    /// Write one JSON object per path instead of what holds: which of the trusted keys signed it, and what its
-    /// signatures are worth
+    /// Write one JSON object per path instead of what holds: which keys signed it, and what each signature is worth
     #[arg(long)]
     pub json: bool,
 

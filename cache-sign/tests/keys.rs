@@ -18,8 +18,8 @@ proptest! {
         prop_assert_eq!(&PublicKey::parse(&public.to_string()).unwrap(), &public);
         let signature = secret.sign(&text);
         prop_assert!(public.verifies(&text, &signature) && signer(&signature) == name);
-        let other = text + "x";
-        prop_assert!(!public.verifies(&other, &signature));
+        let longer = text + "x";
+        prop_assert!(!public.verifies(&longer, &signature));
     }
 
     #[test]
