@@ -196,10 +196,10 @@ fn the_archive_is_the_same_for_any_number_of_threads() {
     let mut random = Random::new(4);
     // Half of it compresses: frames of different sizes are ready in another order.
     let data: Vec<u8> =
-        (0..20).flat_map(|part| if part % 2 == 0 { vec![b'a'; 1 << 20] } else { random.bytes(1 << 20) }).collect();
+        (0..11).flat_map(|part| if part % 2 == 0 { vec![b'a'; 1 << 20] } else { random.bytes(1 << 20) }).collect();
     fs::write(scratch.path().join("tree/data"), data).unwrap();
     let path = store_path("threads", 1);
-    for method in ["zstd", "xz --level 0"] {
+    for method in ["zstd", "zstd --level 1"] {
         let digests = scratch.sh(&format!(
             "nar-pack tree > nar; for n in 1 2 3 8; do narinfo-gen --no-nix --archive -c {method} --threads $n {path} < nar \
              | sha256sum; done | sort -u | wc -l"
