@@ -196,10 +196,10 @@ fn the_archive_is_the_same_for_any_number_of_threads() {
     let mut random = Random::new(4);
     // Half of it compresses: frames of different sizes are ready in another order.
     let data: Vec<u8> =
-        (0..20).flat_map(|part| if part % 2 == 0 { vec![b'a'; 1 << 20] } else { random.bytes(1 << 20) }).collect();
+        (0..11).flat_map(|part| if part % 2 == 0 { vec![b'a'; 1 << 20] } else { random.bytes(1 << 20) }).collect();
     fs::write(scratch.path().join("tree/data"), data).unwrap();
     let path = store_path("threads", 1);
-    for method in ["zstd", "xz --level 0"] {
+    for method in ["zstd", "zstd --level 1"] {
         let digests = scratch.sh(&format!(
             "nar-pack tree > nar; for n in 1 2 3 8; do narinfo-gen --no-nix --archive -c {method} --threads $n {path} < nar \
              | sha256sum; done | sort -u | wc -l"
@@ -250,10 +250,9 @@ fn every_version_of_path_info_gives_the_same_narinfo() {
     let bare = fs::read_to_string(scratch.path().join("bare")).unwrap();
     let nix32 = bare.lines().find_map(|line| line.strip_prefix("NarHash: sha256:")).unwrap().to_owned();
     // The same digits in the other bases.
-    let raw = nar_digest(&scratch);
-    let hex: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
-    let base64 = scratch.sh(&format!("printf '{}' | base64 -w0", escaped(&raw))).ok();
-    let base = |path: &str| path["/nix/store/".len()..].to_owned();
+    let hex = scratch.sh("sha256sum < nar | cut -c1-64").ok();
+    let base64 = scratch.sh("printf \"$(sha256sum < nar | cut -c1-64 | sed 's/../\\\\x&/g')\" | base64 -w0").ok();
+    let name_of = |path: &str| path["/nix/store/".len()..].to_owned();
     let old = |hash: &str, ca: &str| {
         format!(
             r#""narHash":{hash},"narSize":120,"references":["{other}"],"deriver":"{deriver}","signatures":["k-1:abc"],"ca":{ca}"#
@@ -271,36 +270,31 @@ fn every_version_of_path_info_gives_the_same_narinfo() {
         format!(r#"[{{"path":"{path}",{}}}]"#, old(&text("sha256:", &hex), &text("fixed:r:sha256:", &hex))),
         format!(r#"[{{"path":"{path}",{}}}]"#, old(&text("sha256:", &base64), &ca32)),
         format!(r#"{{"{path}":{{{}}}}}"#, old(&text("sha256-", &base64), &text("fixed:r:sha256-", &base64))),
-        format!(r#"{{"{}":{{{}}}}}"#, base(&path), new(old(&text("sha256-", &base64), &ca32))),
+        format!(r#"{{"{}":{{{}}}}}"#, name_of(&path), new(old(&text("sha256-", &base64), &ca32))),
         // Version 2 with objects for hashes.
         format!(
             r#"{{"version":2,"storeDir":"/nix/store","info":{{"{}":{{"version":2,{}}}}}}}"#,
-            base(&path),
+            name_of(&path),
             new(old(&object(&base64, "base64"), &nar(&object(&base64, "base64"))))
         ),
         format!(
             r#"{{"version":3,"storeDir":"/nix/store","info":{{"{}":{{{}}}}}}}"#,
-            base(&path),
+            name_of(&path),
             new(old(&text("sha256-", &base64), &nar(&text("sha256-", &base64))))
         ),
-        format!(r#"{{"{}":{{{}}}}}"#, base(&path), new(old(&object(&nix32, "nix32"), &nar(&object(&hex, "base16"))))),
+        format!(
+            r#"{{"{}":{{{}}}}}"#,
+            name_of(&path),
+            new(old(&object(&nix32, "nix32"), &nar(&object(&hex, "base16"))))
+        ),
     ];
     for document in documents {
         fs::write(scratch.path().join("info.json"), &document).unwrap();
         let ours = scratch.sh(&format!("narinfo-gen --path-info info.json -c none {path} < nar"));
         ours.ok();
-        let wanted = bare.replace("References: \n", &format!("References: {}\n", base(&other)))
-            + &format!("Deriver: {}\nSig: k-1:abc\nCA: fixed:r:sha256:{nix32}\n", base(&deriver));
+        let wanted = bare.replace("References: \n", &format!("References: {}\n", name_of(&other)))
+            + &format!("Deriver: {}\nSig: k-1:abc\nCA: fixed:r:sha256:{nix32}\n", name_of(&deriver));
         assert_eq!(String::from_utf8_lossy(&ours.stdout), wanted, "{document}");
         assert_eq!(ours.stderr, "", "{document}");
     }
-}
-
-fn nar_digest(scratch: &Scratch) -> Vec<u8> {
-    let hex = scratch.sh("sha256sum < nar | cut -c1-64").ok();
-    hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
-}
-
-fn escaped(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect()
 }

@@ -106,10 +106,9 @@ impl Case {
     fn goals(self) -> (f64, Option<f64>) {
         match self {
             Self::Pack | Self::Unpack => (0.38, Some(0.8)),
-            Self::PackCold => (1.0, None),
+            Self::PackCold | Self::Scan => (1.0, None),
             // At least 0.9 of the rate.
             Self::Describe | Self::DescribeNar => (1.0 / 0.9, None),
-            Self::Scan => (1.0, None),
         }
     }
 }
@@ -183,7 +182,7 @@ impl Bench {
         let candidates = format!("{PATH}\n");
         fs::write(dir.path.join("candidates"), candidates).map_err(|error| format!("cannot write: {error}"))?;
         let mut bench = Self { bin, dir, nar_size: 0, tree, cold: false };
-        bench.cold = bench.drop_caches().is_ok();
+        bench.cold = drop_caches().is_ok();
         if !bench.cold {
             eprintln!("xtask: not measured, since only root may empty the caches: {}", Case::PackCold.name());
         }
@@ -200,15 +199,9 @@ impl Bench {
         case != Case::PackCold || self.cold
     }
 
-    /// Makes sure that what was written is on the disk, and that nothing of it is in memory.
-    fn drop_caches(&self) -> Outcome {
-        output(&mut session::command("sync"))?;
-        fs::write("/proc/sys/vm/drop_caches", "3").map_err(|error| format!("cannot empty the caches: {error}"))
-    }
-
     fn measure(&self, case: Case, reference: bool) -> Result<Measured, String> {
         match case {
-            Case::PackCold => self.drop_caches()?,
+            Case::PackCold => drop_caches()?,
             Case::Unpack => drop(output(session::command("sync").arg("-f").arg(&self.dir.path))?),
             _ => {}
         }
@@ -362,6 +355,12 @@ impl Bench {
     }
 }
 
+/// Makes sure that what was written is on the disk, and that nothing of it is in memory.
+fn drop_caches() -> Outcome {
+    output(&mut session::command("sync"))?;
+    fs::write("/proc/sys/vm/drop_caches", "3").map_err(|error| format!("cannot empty the caches: {error}"))
+}
+
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -398,7 +397,7 @@ fn make_tree(root: &Path, files: usize) -> io::Result<Tree> {
         let dir = root.join(format!("d{:03}", number / 200)).join(format!("d{:03}", number % 200));
         fs::create_dir_all(&dir)?;
         tree.directories += 1;
-        for index in 0..1 + random.index(19) {
+        for index in 0..=random.index(19) {
             if tree.files == files {
                 break;
             }
