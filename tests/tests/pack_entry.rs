@@ -177,7 +177,7 @@ fn every_object_is_pushed_with_its_content_type_and_pulled_around() {
             Some(("debuginfo", _)) => "application/json",
             Some(("log", _)) => "text/plain; charset=utf-8",
             Some(("nar", _)) => "application/x-nix-nar",
-            _ if key.ends_with(".ls") => "application/json",
+            _ if key.split_once('.').is_some_and(|(_, extension)| extension == "ls") => "application/json",
             _ if key.ends_with(".narinfo") => "text/x-nix-narinfo",
             _ => "text/x-nix-cache-info",
         };
