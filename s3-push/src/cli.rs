@@ -38,7 +38,7 @@ pub struct Cli {
     pub allow_missing_references: bool,
 
     /// Skip paths that this other cache serves; best given to --missing too
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", conflicts_with = "key")]
     pub upstream: Vec<String>,
 
     /// With narinfo text: drop signatures and fields that a narinfo in the cache has and the text has not

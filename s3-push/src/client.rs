@@ -668,7 +668,8 @@ impl Bucket {
     /// An upload of that object which somebody began and did not end, with its parts: to be continued. None where there is
     /// none, and where the service cannot tell or does not want to.
     pub async fn unfinished(&self, object: &str) -> Option<(Multipart, HashMap<i32, RemotePart>)> {
-        if self.dry_run {
+        // What an upload was begun with cannot be changed, and nobody tells it.
+        if self.dry_run || !self.storage.is_plain() {
             return None;
         }
         self.count(Kind::ListUploads);
@@ -735,6 +736,12 @@ impl Bucket {
             Err(error) => return Err(self.failure(&error, "listing", prefix)),
         };
         let next = output.next_continuation_token.filter(|_| output.is_truncated == Some(true));
+        if output.is_truncated == Some(true) && next.is_none() {
+            return Err(Failure::failed(format!(
+                "listing {}: the service has more, and does not say how to ask for it",
+                self.location.shown(prefix)
+            )));
+        }
         let entries = output.contents.unwrap_or_default().into_iter().filter_map(|entry| {
             let key = entry.key?.strip_prefix(&self.location.prefix)?.to_owned();
             Some(Listed { key, etag: entry.e_tag.unwrap_or_default().trim_matches('"').to_owned() })

@@ -1,6 +1,6 @@
 //! What the cache has: learnt by listing where that is cheaper, else by asking for each path.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use md5::{Digest, Md5};
@@ -34,6 +34,8 @@ pub struct Existing {
 struct State {
     /// Narinfos seen in listings or by asking, with their entity tags where known.
     found: HashMap<HashPart, Option<Md5Tag>>,
+    /// Paths that were asked for and are not there. One that somebody else publishes meanwhile is met when it is written.
+    absent: HashSet<HashPart>,
     listed: Listing,
     /// Paths asked about so far.
     asked: u64,
@@ -63,7 +65,7 @@ impl Existing {
             }
             Some(_) | None => Listing::Useless,
         };
-        Ok(Self { state: Mutex::new(State { found, listed, asked: 0 }) })
+        Ok(Self { state: Mutex::new(State { found, absent: HashSet::new(), listed, asked: 0 }) })
     }
 
     /// Says that `count` paths will be asked about, and lists the whole cache if that is cheaper than asking for each.
@@ -100,7 +102,7 @@ impl Existing {
                 Listing::UpTo(last) => key <= *last,
                 Listing::Useless => false,
             };
-            if listed || state.found.contains_key(&hash) {
+            if listed || state.found.contains_key(&hash) || state.absent.contains(&hash) {
                 return Ok(state.found.contains_key(&hash));
             }
         }
@@ -108,8 +110,11 @@ impl Existing {
             let _slot = bucket.slot().await?;
             bucket.size(&key).await?.is_some()
         };
+        let mut state = self.state.lock().await;
         if there {
-            self.add(hash).await;
+            state.found.entry(hash).or_default();
+        } else {
+            state.absent.insert(hash);
         }
         Ok(there)
     }
@@ -122,7 +127,9 @@ impl Existing {
 
     /// Notes that the cache has the path now.
     pub async fn add(&self, hash: HashPart) {
-        self.state.lock().await.found.insert(hash, None);
+        let mut state = self.state.lock().await;
+        state.absent.remove(&hash);
+        state.found.insert(hash, None);
     }
 }
 
@@ -167,6 +174,7 @@ pub async fn list_hash_parts(bucket: &Bucket) -> Outcome<Vec<HashPart>> {
 async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Outcome<Vec<Listed>> {
     let mut entries: Vec<Listed> = Vec::new();
     let mut begin: Option<String> = None;
+    let mut token: Option<String> = None;
     let mut start = if after.is_empty() { Start::Beginning } else { Start::After(after) };
     loop {
         let Some(page) = bucket.list("", start).await? else {
@@ -176,13 +184,14 @@ async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Ou
             )));
         };
         let begins = page.entries.first().map(|entry| entry.key.clone());
-        if begins.is_some() && begins == begin {
+        if (begins.is_some() && begins == begin) || (page.next.is_some() && page.next == token) {
             return Err(Failure::refused(format!(
                 "listing {}: the service gives the same page again and again",
                 bucket.location().shown("")
             )));
         }
         begin = begins.or(begin);
+        token.clone_from(&page.next);
         entries.extend(page.entries);
         let beyond = || until.as_ref().is_some_and(|until| entries.last().is_some_and(|last| last.key >= *until));
         start = match page.next {

@@ -74,6 +74,12 @@ impl Pace {
         }
     }
 
+    /// Notes that a request ended without an answer.
+    pub fn lost(&self) {
+        let mut state = self.state();
+        state.stale = state.stale.saturating_sub(1);
+    }
+
     /// Notes that the service asks for patience.
     pub fn refused(&self) {
         let mut state = self.state();
@@ -82,7 +88,8 @@ impl Pace {
             return;
         }
         let fewer = state.limit - state.limit.div_ceil(2);
-        (state.stale, state.good) = (state.limit - 1, 0);
+        let in_flight = (state.limit + state.owed).saturating_sub(self.places.available_permits());
+        (state.stale, state.good) = (in_flight.saturating_sub(1), 0);
         state.limit -= fewer;
         state.owed += fewer - self.places.forget_permits(fewer);
     }

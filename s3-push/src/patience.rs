@@ -82,11 +82,13 @@ impl ClassifyRetry for PleaForPatience {
             return RetryAction::NoActionIndicated;
         };
         match (retry_after(response), response.status().as_u16()) {
-            (Some(delay), _) => {
-                RetryAction::retryable_error_with_explicit_delay(ErrorKind::ThrottlingError, delay.min(LONGEST))
+            // A little more, or all who were refused come back at the same time.
+            (Some(delay), _) if !delay.is_zero() => {
+                let delay = delay.min(LONGEST).mul_f64(1.0 + fastrand::f64() / 4.0);
+                RetryAction::retryable_error_with_explicit_delay(ErrorKind::ThrottlingError, delay)
             }
-            (None, 429) => RetryAction::throttling_error(),
-            (None, _) => RetryAction::NoActionIndicated,
+            (_, 429) => RetryAction::throttling_error(),
+            _ => RetryAction::NoActionIndicated,
         }
     }
 
@@ -138,7 +140,7 @@ impl Intercept for Attempts {
         match context.response().map(|response| response.status().as_u16()) {
             Some(status) if pleads(status) => self.pace.refused(),
             Some(_) => self.pace.answered(),
-            None => {}
+            None => self.pace.lost(),
         }
         Ok(())
     }

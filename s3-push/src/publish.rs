@@ -72,7 +72,14 @@ enum NarState {
 struct Spares {
     /// Memory was short once; since then none is kept.
     closed: bool,
-    bodies: Vec<Arc<AsyncMutex<Option<Body>>>>,
+    bodies: Vec<Spare>,
+}
+
+/// A body that was not needed, and what it is.
+struct Spare {
+    key: String,
+    facts: Facts,
+    body: Arc<AsyncMutex<Option<Body>>>,
 }
 
 enum KnownNar {
@@ -206,7 +213,7 @@ impl Publisher {
                 return self.need_cache_info(Some(info)).await;
             }
             Event::Pressure => {
-                self.shop.drop_spares();
+                self.send_spares();
                 self.start_held();
             }
             Event::Nar(nar) => self.nar(nar),
@@ -298,6 +305,14 @@ impl Publisher {
                 let promise = self.start(key.clone(), Arc::clone(&self.shop).send(nar).boxed());
                 self.nars.insert(key, KnownNar::Promised(promise));
             }
+        }
+    }
+
+    /// Lets go of bodies that nobody has needed yet: a path that comes later may need one, so it goes to the bucket.
+    fn send_spares(&mut self) {
+        for spare in self.shop.close_spares() {
+            let (shop, key) = (Arc::clone(&self.shop), spare.key.clone());
+            self.tasks.spawn(async move { Done::Nar(key, shop.let_go(spare).await) });
         }
     }
 
@@ -443,32 +458,48 @@ impl Shop {
         }
         let verdict = nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off")));
         let facts = verdict.doing(|| nar.key.clone())?;
-        Ok(NarState::NotNeeded(facts, self.keep_spare(nar.body)))
+        // A cache that has this very narinfo has its NAR.
+        if self.existing.is(narinfo.path.hash_part(), &narinfo.to_string()).await {
+            return Ok(NarState::NotNeeded(facts, Arc::default()));
+        }
+        let body = Arc::new(AsyncMutex::new(Some(nar.body)));
+        let spare = Spare { key: nar.key, facts, body: Arc::clone(&body) };
+        if let Some(spare) = self.keep_spare(spare) {
+            self.let_go(spare).await?;
+        }
+        Ok(NarState::NotNeeded(facts, body))
     }
 
-    fn keep_spare(&self, body: Body) -> Arc<AsyncMutex<Option<Body>>> {
+    /// Keeps a body, or gives it back when memory is short.
+    fn keep_spare(&self, spare: Spare) -> Option<Spare> {
         let mut spares = self.spares();
         if spares.closed {
-            return Arc::default();
+            return Some(spare);
         }
-        let spare = Arc::new(AsyncMutex::new(Some(body)));
-        spares.bodies.push(Arc::clone(&spare));
-        spare
+        spares.bodies.push(spare);
+        None
     }
 
     fn spares(&self) -> MutexGuard<'_, Spares> {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives up bodies that nobody has needed yet; one that is being sent just now goes away by itself.
-    fn drop_spares(&self) {
+    fn close_spares(&self) -> Vec<Spare> {
         let mut spares = self.spares();
         spares.closed = true;
-        for spare in spares.bodies.drain(..) {
-            if let Ok(mut body) = spare.try_lock() {
-                *body = None;
-            }
+        std::mem::take(&mut spares.bodies)
+    }
+
+    /// Sees to it that the bucket has a body, unless another path has sent it already.
+    async fn let_go(&self, spare: Spare) -> Outcome {
+        let mut body = spare.body.lock().await;
+        let Some(body) = body.take() else { return Ok(()) };
+        if self.uploader.find(&spare.key, Some(spare.facts.file_size)).await?.is_some() {
+            return Ok(());
         }
+        let content_type = Object::Nar(None).content_type();
+        let target = Target { key: &spare.key, content_type, replace: Replace::Never };
+        self.uploader.send(&target, body, future::ready(Ok(()))).await.map(drop)
     }
 
     /// Sends the body that another path did not need, unless it was sent or given up.

@@ -33,6 +33,8 @@ use crate::upstream::Upstreams;
 const WANTED: &str = "a cache archive, an export stream, a NAR or narinfo text";
 /// Events that may wait to be handled.
 const EVENTS: usize = 64;
+/// Time for giving up what cannot be continued.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Paths that are asked about at once.
 const ASKED_AT_ONCE: usize = 64;
 
@@ -190,7 +192,13 @@ async fn until_interrupted<T>(uploader: &Uploader, pushing: impl Future<Output =
         _ = term.recv() => Err(interrupted("terminated")),
     };
     if result.is_err() {
-        uploader.abort_all().await;
+        // A service that does not answer is not waited for long, and somebody who insists not at all.
+        tokio::select! {
+            () = uploader.abort_all() => {}
+            _ = int.recv() => {}
+            _ = term.recv() => {}
+            () = tokio::time::sleep(LAST_WORDS) => {}
+        }
     }
     result
 }

@@ -56,6 +56,18 @@ impl Storage {
         })
     }
 
+    /// Whether nothing is asked for: then an upload that somebody else began is as good as a new one.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let Self { class, encryption, kms_key, tags, lock, cache_control } = self;
+        class.is_none()
+            && encryption.is_none()
+            && kms_key.is_none()
+            && tags.is_none()
+            && lock.is_none()
+            && cache_control.is_none()
+    }
+
     /// Whether the service wants a checksum with the body: object lock does.
     #[must_use]
     pub fn needs_checksum(&self) -> bool {

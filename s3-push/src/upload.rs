@@ -180,12 +180,20 @@ pub struct Uploader {
     /// The bucket.
     pub bucket: Arc<Bucket>,
     /// Multipart uploads under way, to be given up when the push is.
-    open: Mutex<HashMap<String, (Multipart, Replace)>>,
+    open: Mutex<HashMap<String, Open>>,
     /// Held by each request that begins one, until it is noted.
     beginning: Arc<RwLock<()>>,
     sent: AtomicU64,
     continued: AtomicU64,
     moved: AtomicU64,
+}
+
+/// A multipart upload under way.
+#[derive(Debug, Clone)]
+struct Open {
+    upload: Multipart,
+    /// Whether a later run continues it, so that its parts stay.
+    continues: bool,
 }
 
 /// A multipart upload while its parts are sent.
@@ -276,7 +284,7 @@ impl Uploader {
         // Parts that are good are left for the next run to continue; what was refused as a whole is not.
         let refused_whole = result.as_ref().is_err_and(Failure::is_refusal)
             && matches!(body.form, Form::Large { size, .. } if size == sending.received);
-        if refused_whole || (result.is_err() && replace == Replace::Allowed) {
+        if refused_whole || (result.is_err() && !continues(replace, body.form)) {
             self.bucket.abort(&upload).await;
         }
         self.note(key, None);
@@ -296,7 +304,7 @@ impl Uploader {
             && let Some(found) = self.bucket.unfinished(key).await
             && agree(&found.1, part)
         {
-            self.note(key, Some((found.0.clone(), replace)));
+            self.note(key, Some(Open { upload: found.0.clone(), continues: true }));
             return Ok(found);
         }
         // On a task of its own: a signal must not come between the request and the note of what it began.
@@ -304,7 +312,7 @@ impl Uploader {
         let beginning = Arc::clone(&self.beginning).read_owned().await;
         let begun = tokio::spawn(async move {
             let upload = uploader.bucket.begin(&key, &content_type).await?;
-            uploader.note(&key, Some((upload.clone(), replace)));
+            uploader.note(&key, Some(Open { upload: upload.clone(), continues: continues(replace, form) }));
             drop(beginning);
             Ok((upload, HashMap::new()))
         });
@@ -422,7 +430,7 @@ impl Uploader {
         Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| Complete { existed: true }))
     }
 
-    fn note(&self, key: &str, upload: Option<(Multipart, Replace)>) {
+    fn note(&self, key: &str, upload: Option<Open>) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         match upload {
             Some(upload) => open.insert(key.to_owned(), upload),
@@ -433,12 +441,18 @@ impl Uploader {
     /// Gives up what is under way and cannot be continued. Parts of NARs stay, for the next run to continue.
     pub async fn abort_all(&self) {
         let _noted = self.beginning.write().await;
-        let open: Vec<(Multipart, Replace)> =
-            self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, upload)| upload).collect();
-        for (upload, _) in open.iter().filter(|(_, replace)| *replace == Replace::Allowed) {
-            self.bucket.abort(upload).await;
+        let open: Vec<Open> =
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, open)| open).collect();
+        for open in open.iter().filter(|open| !open.continues) {
+            self.bucket.abort(&open.upload).await;
         }
     }
+}
+
+/// Whether the next run finds the parts of such an upload again: it must know where they begin and end, and that what
+/// has the key has these bytes.
+fn continues(replace: Replace, form: Form) -> bool {
+    replace == Replace::Never && matches!(form, Form::Large { .. })
 }
 
 /// Whether parts were cut as ours are; otherwise two pushers at work would spoil each other's upload.

@@ -90,3 +90,32 @@ fn an_interrupted_upload_of_other_bytes_is_given_up() {
     assert_eq!(minio.mc(&["ls", "--recursive", "--incomplete", &format!("cache/{bucket}")]), b"");
     assert_eq!(minio.objects(&bucket), Vec::<String>::new());
 }
+
+/// What an upload was begun with stays with it, and nobody tells what that was.
+#[test]
+fn an_upload_is_not_continued_where_something_is_asked_of_the_object() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let bucket = minio.make_bucket();
+    let url = minio.cache_url(&bucket);
+    let bytes = archive(&mut scratch, 4);
+    push_and_kill(&scratch, &url, &bytes);
+    scratch.sh(&format!("s3-push -q --no-nix --part-size 5MiB --cache-control immutable '{url}' < archive")).ok();
+    let nar = minio.objects(&bucket).into_iter().find(|key| key.starts_with("nar/")).unwrap();
+    let stat = String::from_utf8(minio.mc(&["stat", "--json", &format!("cache/{bucket}/{nar}")])).unwrap();
+    assert!(stat.contains("immutable"), "{stat}");
+}
+
+#[test]
+fn an_upload_that_nobody_can_continue_is_given_up() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let bucket = minio.make_bucket();
+    let key = format!("nar/{}.nar", "0".repeat(52));
+    let url = minio.cache_url(&bucket);
+    scratch.sh(&format!("head -c 20000000 /dev/urandom | s3-push -q --part-size 5MiB '{url}' --key {key}")).fails(1);
+    assert_eq!(minio.mc(&["ls", "--recursive", "--incomplete", &format!("cache/{bucket}")]), b"");
+    assert_eq!(minio.objects(&bucket), Vec::<String>::new());
+}

@@ -609,6 +609,19 @@ fn a_push_takes_two_requests_for_a_new_path_and_none_for_one_that_is_there() {
     assert_few_requests(EmbeddedS3::shared(), false);
 }
 
+/// Where nothing can be listed, a path is asked for once.
+#[test]
+fn a_push_asks_once_for_a_path_where_listing_is_forbidden() {
+    let s3 = EmbeddedS3::shared();
+    let (site, bucket) = small(s3);
+    let proxy =
+        FaultProxy::start(&s3.address(), only(|request| request.kind() == Kind::ListObjects, always(ACCESS_DENIED)));
+    let url = s3.url(&bucket).replace(&s3.address(), proxy.endpoint());
+    site.scratch.sh(&format!("s3-push -q --no-nix '{url}' < three.tar")).ok();
+    let asked = proxy.requests().into_iter().filter(|kind| *kind == Kind::HeadObject(What::Narinfo)).count();
+    assert_eq!(asked, 3, "{:?}", proxy.requests());
+}
+
 #[test]
 fn a_thousand_paths_that_are_there_take_five_requests() {
     let s3 = EmbeddedS3::shared();

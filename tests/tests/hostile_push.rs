@@ -201,3 +201,32 @@ fn exact_does_not_drop_every_signature() {
     assert!(said.contains("--exact would drop every signature"), "{said}");
     scratch.sh("s3-pull --narinfo \"$C\" \"$P\" --trusted-public-key \"$(cat k1.pub)\"").ok();
 }
+
+/// One path is in the cache under another compression, and a path of the same contents comes after more than fits into
+/// memory: the NAR that the first did not need is there for the second.
+#[test]
+fn a_nar_that_a_later_path_needs_outlives_short_memory() {
+    let (site, s3, bucket) = Site::embedded();
+    let paths: Vec<String> = (0..6).map(|seed| store_path("same", seed)).collect();
+    for (index, path) in paths.iter().enumerate() {
+        // The first and the last are alike.
+        let seed = if index == 5 { 0 } else { index as u64 };
+        fs::write(site::below(&site.path("root"), path), cache_tests::Random::new(seed).bytes(4 << 20)).unwrap();
+    }
+    let pack = "nar-pack --root root --no-nix --export";
+    site.scratch.sh(&format!("{pack} {} | narinfo-gen --no-nix -c xz -a | s3-push -q --no-nix \"$C\"", paths[0])).ok();
+    site.scratch.sh(&format!("mkdir d; {pack} {} | narinfo-gen --no-nix -a | tar x -C d", paths.join(" "))).ok();
+    let narinfo = |path: &String| Site::narinfo_key(path);
+    let nar = |path: &String| {
+        let text = fs::read_to_string(site.path("d").join(narinfo(path))).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap().to_owned()
+    };
+    let mut members = vec!["nix-cache-info".to_owned(), nar(&paths[0]), narinfo(&paths[0])];
+    members.extend(paths[1..5].iter().flat_map(|path| [nar(path), narinfo(path)]));
+    members.push(narinfo(&paths[5]));
+    let push = "s3-push -q --no-nix --memory 10MiB --part-size 5MiB \"$C\"";
+    site.scratch.sh(&format!("tar c -C d {} | {push}", members.join(" "))).ok();
+    let objects = snapshot(s3, &bucket);
+    assert_closed(&objects);
+    assert!(objects.contains_key(&narinfo(&paths[5])));
+}
