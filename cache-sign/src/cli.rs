@@ -50,6 +50,10 @@ pub struct OpenKeys {
     /// Take a secret key from the environment variable NAME; may be given several times
     #[arg(long = "key-env", value_name = "NAME")]
     pub key_envs: Vec<String>,
+
+    /// Take secret keys of 32 bytes too, the secret half alone; beware, a public key looks the same
+    #[arg(long)]
+    pub seed: bool,
 }
 
 /// What `cache-sign` does beside signing.
@@ -128,8 +132,8 @@ pub struct PublicKeys {
 }
 
 const AFTER_HELP: &str = "\
-Keys. A secret key is NAME:BASE64 of the 64 bytes of secret and public half, as Nix writes it, or of
-the 32 bytes of the secret half alone. It is never an argument. A key whose public half belongs to
+Keys. A secret key is NAME:BASE64 of the 64 bytes of secret and public half, as Nix writes it, or
+with --seed of the 32 bytes of the secret half alone. It is never an argument. A key whose public half belongs to
 another secret half is refused; a key file that its group or others may read gets a warning. Keys
 are wiped from memory after use; what an environment variable holds stays there, for every process
 of the same user to read, so prefer --key-fd.

@@ -30,15 +30,15 @@ const SHORTEST_KEY: usize = 40;
 /// # Errors
 /// A usage failure for what names none, a refusal of what is no key.
 pub fn open_keys(keys: &OpenKeys) -> Outcome<Vec<SecretKey>> {
-    let descriptors = keys.key_fds.iter().map(|number| from_descriptor(number));
-    descriptors.chain(keys.key_envs.iter().map(|name| from_variable(name))).collect()
+    let descriptors = keys.key_fds.iter().map(|number| from_descriptor(number, keys.seed));
+    descriptors.chain(keys.key_envs.iter().map(|name| from_variable(name, keys.seed))).collect()
 }
 
 /// Reads the key that a file holds, and warns when others may read it too.
 ///
 /// # Errors
 /// Fails when the file cannot be read; refuses what is no key.
-pub fn from_file(path: &Path) -> Outcome<SecretKey> {
+pub fn from_file(path: &Path, seed: bool) -> Outcome<SecretKey> {
     if looks_like_a_key(&path.to_string_lossy()) {
         return Err(Failure::failed(
             "a key was given where the name of a file is expected; it has been in the list of processes, so make another",
@@ -47,19 +47,19 @@ pub fn from_file(path: &Path) -> Outcome<SecretKey> {
     let at = || format!("key file {}", path.display());
     let file = File::open(path).map_err(Failure::from).doing(at)?;
     warn_if_readable(&file, &at());
-    read(file).doing(at)
+    read(file, seed).doing(at)
 }
 
 /// Reads the key from standard input.
 ///
 /// # Errors
 /// As [`from_file`].
-pub fn from_stdin() -> Outcome<SecretKey> {
+pub fn from_stdin(seed: bool) -> Outcome<SecretKey> {
     // Without the buffer, which nobody would wipe.
-    read(stage::stdin("a secret key")?.into_inner()).doing(|| "standard input")
+    read(stage::stdin("a secret key")?.into_inner(), seed).doing(|| "standard input")
 }
 
-fn from_descriptor(number: &str) -> Outcome<SecretKey> {
+fn from_descriptor(number: &str, seed: bool) -> Outcome<SecretKey> {
     let number = number.parse().ok().filter(|number: &RawFd| *number > 2);
     let number = number.ok_or_else(|| Failure::failed("--key-fd takes the number of an open descriptor, 3 or more"))?;
     let at = || format!("key on descriptor {number}");
@@ -69,7 +69,7 @@ fn from_descriptor(number: &str) -> Outcome<SecretKey> {
     });
     let file = file.doing(at)?;
     warn_if_readable(&file, &at());
-    read(file).doing(at)
+    read(file, seed).doing(at)
 }
 
 /// Our own descriptor, duplicated. `/proc` would open the file again, for which a user who was only given the
@@ -83,7 +83,7 @@ fn open_descriptor(number: RawFd) -> io::Result<File> {
     }
 }
 
-fn from_variable(name: &str) -> Outcome<SecretKey> {
+fn from_variable(name: &str, seed: bool) -> Outcome<SecretKey> {
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if name.is_empty() || !plain || name.len() > 255 {
         return Err(Failure::failed("--key-env takes the name of an environment variable, not its value"));
@@ -91,7 +91,7 @@ fn from_variable(name: &str) -> Outcome<SecretKey> {
     let at = || format!("key in ${name}");
     let value = env::var_os(name).ok_or_else(|| Failure::failed("no such variable is set")).doing(at)?;
     let value = Zeroizing::new(value.into_vec());
-    read(value.as_slice()).doing(at)
+    read(value.as_slice(), seed).doing(at)
 }
 
 fn looks_like_a_key(text: &str) -> bool {
@@ -110,7 +110,7 @@ fn warn_if_readable(file: &File, shown: &str) {
 }
 
 /// Reads a key of at most [`MAX_SIZE`] bytes through a buffer that is wiped.
-fn read(mut from: impl Read) -> Outcome<SecretKey> {
+fn read(mut from: impl Read, seed: bool) -> Outcome<SecretKey> {
     let mut bytes = Zeroizing::new([0_u8; MAX_SIZE + 1]);
     let mut end = 0;
     loop {
@@ -123,7 +123,7 @@ fn read(mut from: impl Read) -> Outcome<SecretKey> {
         }
     }
     let text = str::from_utf8(&bytes[..end]).map_err(|_| Failure::refused("not text"))?;
-    SecretKey::parse(text)
+    if seed { SecretKey::parse_seed(text) } else { SecretKey::parse(text) }
 }
 
 #[cfg(test)]
@@ -136,11 +136,14 @@ mod tests {
         let digits = key.split(':').nth(1).unwrap();
         let open = |key_fds: &[&str], key_envs: &[&str]| {
             let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
-            open_keys(&OpenKeys { key_fds: owned(key_fds), key_envs: owned(key_envs) }).unwrap_err()
+            open_keys(&OpenKeys { key_fds: owned(key_fds), key_envs: owned(key_envs), seed: false }).unwrap_err()
         };
-        for failure in
-            [from_file(Path::new(key.as_str())).unwrap_err(), open(&[&key], &[]), open(&[], &[&key]), open(&["2"], &[])]
-        {
+        for failure in [
+            from_file(Path::new(key.as_str()), false).unwrap_err(),
+            open(&[&key], &[]),
+            open(&[], &[&key]),
+            open(&["2"], &[]),
+        ] {
             assert!(failure.exit_code() == 2 && !failure.message().contains(&digits[..20]), "{failure}");
         }
     }
@@ -148,9 +151,9 @@ mod tests {
     #[test]
     fn what_is_too_long_is_refused_whole() {
         let key = SecretKey::generate("k").unwrap().to_file_text();
-        assert!(read(key.as_bytes()).is_ok());
+        assert!(read(key.as_bytes(), false).is_ok());
         let padded = |size: usize| [key.as_bytes(), &vec![b'\n'; size - key.len()]].concat();
-        assert!(read(padded(MAX_SIZE).as_slice()).is_ok());
-        assert!(read(padded(MAX_SIZE + 1).as_slice()).unwrap_err().message().contains("larger"));
+        assert!(read(padded(MAX_SIZE).as_slice(), false).is_ok());
+        assert!(read(padded(MAX_SIZE + 1).as_slice(), false).unwrap_err().message().contains("larger"));
     }
 }

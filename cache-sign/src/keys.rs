@@ -39,17 +39,27 @@ impl SecretKey {
         Ok(Self { name: name.to_owned(), key: Box::new(SigningKey::from_bytes(&seed)) })
     }
 
-    /// Parses `NAME:BASE64` of the 64 bytes of secret and public half, or of the 32 of the secret half alone. Messages
-    /// never contain the key.
+    /// Parses `NAME:BASE64` of the 64 bytes of secret and public half. Messages never contain the key.
     ///
     /// # Errors
     /// Refuses anything else, and a public half that does not belong to the secret half.
     pub fn parse(text: &str) -> Outcome<Self> {
+        Self::parse_size(text, false)
+    }
+
+    /// As [`SecretKey::parse`], and takes the 32 bytes of the secret half alone too. A public key has the same form, and
+    /// whoever signed with one would sign with what everybody knows: only for those who say that it is a secret.
+    ///
+    /// # Errors
+    /// As [`SecretKey::parse`].
+    pub fn parse_seed(text: &str) -> Outcome<Self> {
+        Self::parse_size(text, true)
+    }
+
+    fn parse_size(text: &str, seed: bool) -> Outcome<Self> {
         let (name, digits) = split(text, "secret key")?;
         let wrong = |why: String| Failure::refused(format!("secret key {name:?}: {why}"));
-        let wrong_size = |size: &str| {
-            wrong(format!("{size} bytes long, expected {KEYPAIR_LENGTH}, or {SECRET_KEY_LENGTH} for the secret half"))
-        };
+        let wrong_size = |size: &str| wrong(format!("{size} bytes long, expected {KEYPAIR_LENGTH}"));
         if digits.len() > MOST_DECODED.div_ceil(3) * 4 {
             return Err(wrong_size("too many"));
         }
@@ -60,6 +70,11 @@ impl SecretKey {
             SigningKey::from_keypair_bytes(pair)
                 .map_err(|_| wrong("its public half belongs to another key".to_owned()))?
         } else if let Ok(secret) = <&[u8; SECRET_KEY_LENGTH]>::try_from(decoded) {
+            if !seed {
+                return Err(wrong(format!(
+                    "{size} bytes long: a public key, or the secret half alone, which takes --seed; expected {KEYPAIR_LENGTH}"
+                )));
+            }
             SigningKey::from_bytes(secret)
         } else {
             return Err(wrong_size(&size.to_string()));
@@ -192,7 +207,9 @@ mod tests {
     #[test]
     fn the_secret_half_alone_is_the_same_key() {
         let secret = SecretKey::generate("k").unwrap();
-        let half = SecretKey::parse(&format!("k:{}\n", BASE64_STANDARD.encode(secret.key.to_bytes()))).unwrap();
+        let text = format!("k:{}\n", BASE64_STANDARD.encode(secret.key.to_bytes()));
+        let half = SecretKey::parse_seed(&text).unwrap();
+        assert!(SecretKey::parse(&text).unwrap_err().message().contains("--seed"));
         assert_eq!((half.public(), half.sign("1;x")), (secret.public(), secret.sign("1;x")));
         assert_eq!(*half.to_file_text(), *secret.to_file_text());
     }
@@ -201,7 +218,7 @@ mod tests {
     fn every_other_length_is_refused() {
         for size in (0..=70).filter(|size| ![32, 64].contains(size)).chain([3000]) {
             let failure = SecretKey::parse(&format!("k:{}", BASE64_STANDARD.encode(vec![7; size]))).unwrap_err();
-            assert!(failure.is_refusal() && failure.message().contains("expected 64, or 32"), "{size}: {failure}");
+            assert!(failure.is_refusal() && failure.message().contains("expected 64"), "{size}: {failure}");
         }
     }
 

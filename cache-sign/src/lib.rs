@@ -75,8 +75,8 @@ fn create(path: &Path, mode: u32) -> Outcome<File> {
 fn public_key(args: &cli::PublicKey) -> Outcome {
     let mut keys = key_source::open_keys(&args.keys)?;
     match args.secret_file.as_deref() {
-        Some(file) if file == Path::new("-") => keys.push(key_source::from_stdin()?),
-        Some(file) => keys.push(key_source::from_file(file)?),
+        Some(file) if file == Path::new("-") => keys.push(key_source::from_stdin(args.keys.seed)?),
+        Some(file) => keys.push(key_source::from_file(file, args.keys.seed)?),
         None => {}
     }
     let mut out = stage::stdout(None)?;
@@ -91,7 +91,7 @@ fn sign(args: &Sign) -> Outcome {
         return Err(Failure::failed("-k -: standard input is what is to be signed; use --key-fd"));
     }
     let mut keys: Vec<SecretKey> =
-        args.key_files.iter().map(|file| key_source::from_file(file)).collect::<Outcome<_>>()?;
+        args.key_files.iter().map(|file| key_source::from_file(file, args.keys.seed)).collect::<Outcome<_>>()?;
     keys.extend(key_source::open_keys(&args.keys)?);
     if keys.is_empty() {
         return Err(Failure::failed("expected -k SECRET-FILE, --key-fd, --key-env, or a command (try --help)"));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use cache_sign::cli::Trust;
 use clap::Parser;
-use s3_push::patience::ATTEMPTS;
+use s3_push::cli::ATTEMPTS;
 
 /// Fetch store paths from a Nix binary cache, verify them, and unpack them.
 ///

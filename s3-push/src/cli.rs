@@ -4,7 +4,7 @@ use clap::{Args, Parser, ValueEnum};
 use nar_pack::cli::Knowledge;
 use narinfo_gen::cli::Packing;
 
-use crate::patience::ATTEMPTS;
+pub use crate::patience::ATTEMPTS;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache.
 ///

@@ -214,6 +214,8 @@ fn cache_sign() {
     fs::write(bench.site.path("short.sec"), "short-1:AAAA").unwrap();
     fs::write(bench.site.path("noname.sec"), "AAAA").unwrap();
     fs::write(bench.site.path("text.sec"), "text-1:this is not base 64!").unwrap();
+    // Or there is a warning too, of a key that others can read.
+    bench.site.scratch.sh("chmod 600 *.sec key.pub empty random").ok();
     let sign = "cache-sign -k key.sec";
     let verify = "cache-sign verify --trusted-public-key";
     let cases = [
@@ -230,7 +232,12 @@ fn cache_sign() {
         case("key without a name", "cache-sign -k noname.sec < narinfos", 1, "noname.sec|name"),
         case("key that is not base 64", "cache-sign -k text.sec < narinfos", 1, "text.sec|base 64"),
         case("random bytes as key", "cache-sign -k random < narinfos", 1, "random"),
-        case("public key where a secret one should be", "cache-sign -k key.pub < narinfos", 1, "key.pub|32 bytes|64"),
+        case(
+            "public key where a secret one should be",
+            "cache-sign -k key.pub < narinfos",
+            1,
+            "key.pub|32 bytes|public key",
+        ),
         case("public key of a bad length", format!("{verify} a-1:AAAA < narinfos"), 1, "a-1|3 bytes|32"),
         case("public key that is none", format!("{verify} nonsense < narinfos"), 1, "public key|NAME:BASE64"),
         case("missing nix.conf", "cache-sign verify --nix-conf nowhere < narinfos", 2, "nowhere|No such file"),
@@ -475,7 +482,7 @@ fn cache_policy() {
         case("both documents", "cache-policy --read-only --upload my-cache", 2, "--upload"),
         case(
             "--principal of an IAM policy",
-            "cache-policy --upload --principal arn:aws:iam::123456789012:root c",
+            "cache-policy --upload --principal arn:aws:iam::123456789012:root my-cache",
             2,
             "--principal",
         ),

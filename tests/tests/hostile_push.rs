@@ -2,12 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
 
+mod bucket;
+mod site;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 
+use bucket::{assert_closed, snapshot};
 use cache_tests::{EmbeddedS3, Minio, Scratch, store_path};
+use site::Site;
 
 /// A directory with an empty bucket `$C` of the embedded server, two keys, and the archive of one path `$P`.
 fn site(seed: u64) -> (Scratch, &'static EmbeddedS3, String) {

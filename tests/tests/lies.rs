@@ -77,6 +77,8 @@ impl Lie {
 impl Scene {
     fn new() -> Self {
         let mut scratch = Scratch::new();
+        // A lie that looks like an accident is asked about once more.
+        scratch.env("AWS_MAX_ATTEMPTS", "2");
         Credentials::random().apply(&mut scratch);
         Self { scratch, forger: Forger::new() }
     }

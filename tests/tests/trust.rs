@@ -114,14 +114,14 @@ fn keys_come_from_files_descriptors_and_variables() {
         "cache-sign --key-fd 3 3< alice.sec < narinfos",
         "cache-sign --key-fd 7 7< <(cat alice.sec) < narinfos",
         "K=$(cat alice.sec) cache-sign --key-env K < narinfos",
-        "chmod 600 half.sec; cache-sign -k half.sec < narinfos",
-        "cache-sign -k <(cat half.sec) < narinfos",
+        "chmod 600 half.sec; cache-sign --seed -k half.sec < narinfos",
+        "cache-sign --seed -k <(cat half.sec) < narinfos",
     ] {
         let outcome = sh(&format!("{script} | cmp - signed"));
         outcome.ok();
         assert_eq!(outcome.stderr, "", "{script}");
     }
-    assert_eq!(sh("cache-sign public-key --key-fd 3 3< half.sec").ok(), alice);
+    assert_eq!(sh("cache-sign public-key --seed --key-fd 3 3< half.sec").ok(), alice);
     let said = sh("chmod 644 alice.sec; cache-sign -k alice.sec < narinfos > out; chmod 600 alice.sec");
     said.ok();
     assert!(said.stderr.contains("others may read it (mode 0644)"), "{}", said.stderr);
