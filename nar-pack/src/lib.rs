@@ -141,7 +141,7 @@ fn describe(
     registry: &mut Registry,
     paths: Vec<StorePath>,
 ) -> Outcome<(Vec<StorePath>, HashMap<StorePath, Trailer>)> {
-    let (paths, mut infos) = if cli.recursive && !paths.is_empty() {
+    let (mut paths, mut infos) = if cli.recursive && !paths.is_empty() {
         let infos = registry.closure(&paths)?;
         let mut all: Vec<StorePath> = infos.keys().cloned().collect();
         all.sort_unstable();
@@ -150,6 +150,8 @@ fn describe(
         let infos = registry.query(&paths)?;
         (paths, infos)
     };
+    // The largest first, and what it references: what comes after it fills the time that it takes to send.
+    paths.sort_by_key(|path| std::cmp::Reverse(infos.get(path).and_then(|info| info.nar_size)));
     let mut trailers = HashMap::with_capacity(paths.len());
     let mut candidates: Option<Arc<Candidates>> = None;
     for path in &paths {

@@ -20,6 +20,8 @@ pub struct PathInfo {
     pub deriver: Option<StorePath>,
     /// Hash of its NAR as Nix wrote it, in whatever base.
     pub nar_hash: String,
+    /// Size of its NAR in bytes, where it is told.
+    pub nar_size: Option<u64>,
     /// Content address as in a narinfo, where it has one; its hash in whatever base.
     pub ca: Option<String>,
     /// Signatures, `NAME:BASE64` each.
@@ -88,6 +90,7 @@ fn parse_entry(entry: &Value, store_dir: &StoreDir) -> Outcome<PathInfo> {
         references,
         deriver: text("deriver")?.map(|path| parse_either(path, store_dir)).transpose()?,
         nar_hash: entry.get("narHash").map(parse_hash).transpose().doing(|| "narHash")?.unwrap_or_default(),
+        nar_size: entry.get("narSize").and_then(Value::as_u64),
         ca: entry.get("ca").map(parse_ca).transpose().doing(|| "ca")?.flatten(),
         signatures: list("signatures")?.into_iter().map(str::to_owned).collect(),
     })

@@ -480,12 +480,6 @@ fn cache_policy() {
         case("bucket name with a quote", "cache-policy --upload 'a\"b'", 1, "a\\\"b"),
         case("bad ARN", "cache-policy --read-only --principal bob my-cache", 1, "bob|ARN"),
         case("both documents", "cache-policy --read-only --upload my-cache", 2, "--upload"),
-        case(
-            "--principal of an IAM policy",
-            "cache-policy --upload --principal arn:aws:iam::123456789012:root my-cache",
-            2,
-            "--principal",
-        ),
         case("closed output", format!("{GONE}; cache-policy --read-only my-cache >&3"), 141, ""),
         case("full disk", "cache-policy --read-only my-cache > /dev/full", 2, "No space left"),
         case("unknown flag", "cache-policy --readonly my-cache", 2, "--readonly|--read-only|--help"),

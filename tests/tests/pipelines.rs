@@ -1026,3 +1026,26 @@ fn paths_of_the_same_contents_share_a_nar_that_one_of_them_does_not_need() {
         }
     }
 }
+
+/// Of paths whose sizes are known the largest goes first, after what it references.
+#[test]
+fn the_largest_path_goes_first() {
+    let mut site = Site::new();
+    let names = ["small", "large", "base", "middle"];
+    let paths = names.map(|name| store_path(name, 1));
+    for path in &paths {
+        fs::write(below(&site.path("root"), path), path).unwrap();
+    }
+    let entry = |index: usize, size: u64, references: &[&String]| {
+        serde_json::json!({
+            "path": paths[index], "narHash": "sha256-x", "narSize": size, "references": references,
+        })
+    };
+    let info = [entry(0, 10, &[]), entry(1, 9000, &[&paths[2]]), entry(2, 5, &[]), entry(3, 800, &[])];
+    fs::write(site.path("info.json"), serde_json::Value::from(info.to_vec()).to_string()).unwrap();
+    site.scratch.env("PATHS", paths.join(" "));
+    let script = "nar-pack --root root --no-nix --path-info info.json --export $PATHS | narinfo-gen --no-nix \
+                  | sed -n 's/^StorePath: //p'";
+    let expected = [2, 1, 3, 0].map(|index: usize| paths[index].as_str());
+    assert_eq!(site.scratch.sh(script).ok(), expected.join("\n"));
+}
