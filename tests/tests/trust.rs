@@ -168,7 +168,7 @@ fn signatures_of_others_stay_and_every_base_is_the_same_path() {
     assert!(sh("cache-sign -k bob.sec --replace nobody < both").stderr.contains("--replace nobody"));
     let hash = sh("sed -n 's/^NarHash: //p' plain").ok();
     let bytes = base32(hash.strip_prefix("sha256:").unwrap());
-    let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     let base64 = sh(&format!("printf {hex} | sed 's/../\\\\x&/g' | xargs -0 printf | base64 -w0")).ok();
     for other in [format!("sha256:{hex}"), format!("sha256:{base64}"), format!("sha256-{base64}")] {
         let signed =
