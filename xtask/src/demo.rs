@@ -88,7 +88,7 @@ impl Demo {
         )?;
         self.step(
             "The policy that lets everybody read the bucket; this little server has none to set, so just a look",
-            &[("cache-policy --read-only", Says::All(&["s3:GetObject", "s3:GetObject"]))],
+            &[("cache-policy --read-only", Says::All(&["s3:GetObject"]))],
         )?;
         self.step(
             "Pack, describe, sign and push what the cache lacks",
