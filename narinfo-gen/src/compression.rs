@@ -37,6 +37,9 @@ pub enum Compression {
 }
 
 impl Compression {
+    /// Every method that can be read.
+    pub const ALL: [Self; 7] = [Self::None, Self::Xz, Self::Bzip2, Self::Gzip, Self::Zstd, Self::Brotli, Self::Lzip];
+
     /// The method of that name in a narinfo.
     ///
     /// # Errors
@@ -85,9 +88,10 @@ impl Compression {
     /// The method of a NAR with that key, told from what follows `.nar`.
     #[must_use]
     pub fn from_key(key: &str) -> Option<Self> {
-        let all = [Self::None, Self::Xz, Self::Bzip2, Self::Gzip, Self::Zstd, Self::Brotli, Self::Lzip];
         let extension = &key[key.rfind(".nar")? + 4..];
-        all.into_iter().find(|method| method.extension() == extension || (extension == ".lz" && *method == Self::Lzip))
+        Self::ALL
+            .into_iter()
+            .find(|method| method.extension() == extension || (extension == ".lz" && *method == Self::Lzip))
     }
 
     /// The levels that the method has, and the one that is taken when none is asked for.

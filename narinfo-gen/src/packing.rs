@@ -4,7 +4,6 @@
 //! scanned and compressed as one piece of work beside others; of a larger one the frames are, and its hash is taken on a
 //! thread beside. What is under way is bounded in bytes.
 
-use std::collections::VecDeque;
 use std::io::{self, BufRead, Seek, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -247,13 +246,13 @@ fn take_each<D>(
     room: &Room,
     mut done: impl FnMut(PackedNar, D) -> Outcome,
 ) -> Outcome {
-    let mut ready = VecDeque::new();
+    let mut ready = None;
     // Ends when reading does; of a NAR that was cut off nothing is said, and so it goes nowhere.
     for step in queue {
         match step {
-            Step::Nar(pending) => ready.push_back(pending.finish(settings, room)?),
+            Step::Nar(pending) => ready = Some(pending.finish(settings, room)?),
             Step::Described(description) => {
-                if let Some(nar) = ready.pop_front() {
+                if let Some(nar) = ready.take() {
                     done(nar, description)?;
                 }
             }

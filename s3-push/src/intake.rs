@@ -64,6 +64,14 @@ pub struct Nar {
     pub verdict: oneshot::Receiver<Outcome<Facts>>,
 }
 
+/// What a NAR of that key turned out to be; one whose reading ended before its verdict is cut off.
+///
+/// # Errors
+/// What the verdict says.
+pub async fn judged(key: &str, verdict: oneshot::Receiver<Outcome<Facts>>) -> Outcome<Facts> {
+    verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off"))).doing(|| key.to_owned())
+}
+
 /// The reading side.
 pub struct Intake {
     /// Where events go.

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::chunks::{ChunkReader, Plain, forward};
 use crate::client::{Bucket, Written};
 use crate::existing::Existing;
-use crate::intake::{Event, Nar};
+use crate::intake::{Event, Nar, judged};
 use crate::report::{Report, Status};
 use crate::upload::{Body, Complete, Form, Replace, Target, Uploader};
 use crate::upstream::Upstreams;
@@ -432,11 +432,19 @@ impl Shop {
     }
 
     async fn send(self: Arc<Self>, nar: Nar) -> Outcome<NarState> {
-        let target = Target { key: &nar.key, content_type: Object::Nar(None).content_type(), replace: Replace::Never };
-        let verdict = async { nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off"))) };
-        let verdict = async { verdict.await.doing(|| nar.key.clone()) };
-        let (facts, complete) = self.uploader.send(&target, nar.body, verdict).await?;
+        let (facts, complete) = self.send_body(&nar.key, nar.body, judged(&nar.key, nar.verdict)).await?;
         Ok(NarState::There(facts, complete))
+    }
+
+    /// Sends a NAR, never in the place of another object.
+    async fn send_body(
+        &self,
+        key: &str,
+        body: Body,
+        verdict: impl Future<Output = Outcome<Facts>>,
+    ) -> Outcome<(Facts, Complete)> {
+        let target = Target { key, content_type: Object::Nar(None).content_type(), replace: Replace::Never };
+        self.uploader.send(&target, body, verdict).await
     }
 
     /// A large NAR is asked for first.
@@ -445,8 +453,7 @@ impl Shop {
             None => self.send(nar).await,
             Some(complete) => {
                 drop(nar.body);
-                let verdict = nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off")));
-                Ok(NarState::There(verdict.doing(|| nar.key.clone())?, complete))
+                Ok(NarState::There(judged(&nar.key, nar.verdict).await?, complete))
             }
         }
     }
@@ -456,8 +463,7 @@ impl Shop {
         if !self.serves(&narinfo.path).await? {
             return self.send(nar).await;
         }
-        let verdict = nar.verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off")));
-        let facts = verdict.doing(|| nar.key.clone())?;
+        let facts = judged(&nar.key, nar.verdict).await?;
         // A cache that has this very narinfo has its NAR.
         if self.existing.is(narinfo.path.hash_part(), &narinfo.to_string()).await {
             return Ok(NarState::NotNeeded(facts, Arc::default()));
@@ -497,9 +503,7 @@ impl Shop {
         if self.uploader.find(&spare.key, Some(spare.facts.file_size)).await?.is_some() {
             return Ok(());
         }
-        let content_type = Object::Nar(None).content_type();
-        let target = Target { key: &spare.key, content_type, replace: Replace::Never };
-        self.uploader.send(&target, body, future::ready(Ok(()))).await.map(drop)
+        self.send_body(&spare.key, body, future::ready(Ok(spare.facts))).await.map(drop)
     }
 
     /// Sends the body that another path did not need, unless it was sent or given up.
@@ -511,9 +515,7 @@ impl Shop {
     ) -> Outcome<Option<Complete>> {
         let mut spare = spare.lock().await;
         let Some(body) = spare.take() else { return Ok(None) };
-        let content_type = Object::Nar(None).content_type();
-        let target = Target { key: &narinfo.url, content_type, replace: Replace::Never };
-        let (_, complete) = self.uploader.send(&target, body, future::ready(Ok(facts))).await?;
+        let (_, complete) = self.send_body(&narinfo.url, body, future::ready(Ok(facts))).await?;
         Ok(Some(complete))
     }
 

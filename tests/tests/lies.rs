@@ -18,8 +18,8 @@ use std::thread;
 use cache_tests::lying_server::{Answer, Asked, BUCKET, LyingServer, Objects, Plan};
 use cache_tests::{Credentials, Random, Scratch, store_path, unique};
 use forgery::{
-    Forged, Forger, METHODS, compressed, directory, file, file_nar, link, nar_of, nested_nar, objects, small_nar,
-    store_dir, visible,
+    Forged, Forger, compressed, directory, file, file_nar, link, nar_of, nested_nar, objects, small_nar, store_dir,
+    visible,
 };
 use nar_pack::nar::{MAX_DEPTH, MAX_TARGET};
 use narinfo_gen::compression::{Compression, decoder};
@@ -228,7 +228,7 @@ const PAGE: &str =
 fn honest_answers_are_taken() {
     let scene = Scene::new();
     let leaf = scene.forger.path("leaf", small_nar(b'l'), Compression::Zstd, &[]);
-    let mut paths: Vec<Forged> = METHODS
+    let mut paths: Vec<Forged> = Compression::ALL
         .iter()
         .map(|&method| scene.forger.path(&format!("as-{method}"), small_nar(b'x'), method, &[&leaf]))
         .collect();
@@ -791,7 +791,7 @@ fn a_nar_with_a_changed_byte() {
     let mut random = Random::new(seed);
     for refiled in [false, true] {
         let (mut paths, mut all, mut counts) = (Vec::new(), objects([]), Vec::new());
-        for method in METHODS {
+        for method in Compression::ALL {
             let stored = compressed(method, &small_nar(b'v'));
             counts.push((method, stored.len()));
             for index in 0..stored.len() {
@@ -875,7 +875,7 @@ fn bombs_and_endless_bodies_take_no_memory() {
         });
         scene.forger.signed(forged)
     };
-    for method in METHODS {
+    for method in Compression::ALL {
         let forged = claim(method);
         let (first, again) = (compressed(method, &start), compressed(method, &zeros));
         // One stream after another is one file to all of them but brotli.

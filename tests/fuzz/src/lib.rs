@@ -370,17 +370,8 @@ pub fn cache_info(bytes: &[u8]) {
 /// A file in any compression, chosen by the first byte, unpacks to a NAR of at most 1 MiB or is refused.
 pub fn compressed(bytes: &[u8]) {
     const MOST: u64 = 1 << 20;
-    const METHODS: [Compression; 7] = [
-        Compression::None,
-        Compression::Xz,
-        Compression::Bzip2,
-        Compression::Gzip,
-        Compression::Zstd,
-        Compression::Brotli,
-        Compression::Lzip,
-    ];
     let Some((&first, file)) = bytes.split_first() else { return };
-    let method = METHODS[usize::from(first) % METHODS.len()];
+    let method = Compression::ALL[usize::from(first) % Compression::ALL.len()];
     let mut rewriter = Rewriter::default();
     match examine(Cursor::new(file), method, Some(MOST), &mut rewriter) {
         Ok(facts) => {

@@ -207,17 +207,6 @@ pub fn nested_nar(depth: usize) -> Vec<u8> {
     nar_of(&strings)
 }
 
-/// The methods that a narinfo can name and Nix can read.
-pub const METHODS: [Compression; 7] = [
-    Compression::None,
-    Compression::Xz,
-    Compression::Bzip2,
-    Compression::Gzip,
-    Compression::Zstd,
-    Compression::Brotli,
-    Compression::Lzip,
-];
-
 /// Bytes as a cache stores them.
 pub fn compressed(method: Compression, bytes: &[u8]) -> Vec<u8> {
     if method == Compression::Lzip {
