@@ -3,17 +3,21 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`source`] | `s3://`, `http(s)://` and `file://` caches |
+//! | [`netrc`] | passwords of HTTP servers |
 //! | [`closure`] | fetching and checking narinfos |
 //! | [`fetch`] | fetching and checking a NAR |
 //! | [`staging`] | temporaries, and the rename that makes a path visible |
 //! | [`unpack`] | paths below a root |
+//! | [`report`] | what a pull tells |
 //! | [`emit`] | streams on standard output |
 
 pub mod cli;
 pub mod closure;
 pub mod emit;
 pub mod fetch;
+pub mod netrc;
 mod pull;
+pub mod report;
 pub mod source;
 pub mod staging;
 pub mod unpack;
