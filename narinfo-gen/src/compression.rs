@@ -34,11 +34,14 @@ pub enum Compression {
     Brotli,
     /// lzip; can only be read.
     Lzip,
+    /// lz4, in its frame format; can only be read.
+    Lz4,
 }
 
 impl Compression {
     /// Every method that can be read.
-    pub const ALL: [Self; 7] = [Self::None, Self::Xz, Self::Bzip2, Self::Gzip, Self::Zstd, Self::Brotli, Self::Lzip];
+    pub const ALL: [Self; 8] =
+        [Self::None, Self::Xz, Self::Bzip2, Self::Gzip, Self::Zstd, Self::Brotli, Self::Lzip, Self::Lz4];
 
     /// The method of that name in a narinfo.
     ///
@@ -53,6 +56,7 @@ impl Compression {
             "zstd" => Self::Zstd,
             "br" => Self::Brotli,
             "lzip" => Self::Lzip,
+            "lz4" => Self::Lz4,
             _ => return Err(Failure::refused(format!("compression {name:?} is not known"))),
         })
     }
@@ -68,6 +72,7 @@ impl Compression {
             Self::Zstd => "zstd",
             Self::Brotli => "br",
             Self::Lzip => "lzip",
+            Self::Lz4 => "lz4",
         }
     }
 
@@ -82,6 +87,7 @@ impl Compression {
             Self::Zstd => ".zst",
             Self::Brotli => ".br",
             Self::Lzip => ".lzip",
+            Self::Lz4 => ".lz4",
         }
     }
 
@@ -97,7 +103,7 @@ impl Compression {
     /// The levels that the method has, and the one that is taken when none is asked for.
     fn levels(self) -> (std::ops::RangeInclusive<u32>, u32) {
         match self {
-            Self::None | Self::Lzip => (0..=0, 0),
+            Self::None | Self::Lzip | Self::Lz4 => (0..=0, 0),
             Self::Xz | Self::Gzip => (0..=9, 6),
             Self::Bzip2 => (1..=9, 9),
             Self::Zstd => (1..=19, 3),
@@ -195,7 +201,9 @@ impl<W: Write + 'static> Encoder<W> {
             Compression::Brotli => {
                 Kind::Brotli(Box::new(brotli::CompressorWriter::new(out, 1 << 16, settings.level, 22)))
             }
-            Compression::Lzip => return Err(Failure::failed("lzip can be read but not written")),
+            method @ (Compression::Lzip | Compression::Lz4) => {
+                return Err(Failure::failed(format!("{method} can be read but not written")));
+            }
         }))
     }
 
@@ -274,6 +282,7 @@ pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Outc
         }
         Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        Compression::Lz4 => Box::new(Lz4Frames::new(input)),
         Compression::Brotli => Box::new(brotli::Decompressor::new(input, 1 << 16)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
@@ -281,6 +290,26 @@ pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Outc
             Box::new(decoder)
         }
     })
+}
+
+/// lz4 frames, one after the other: the library stops after each.
+struct Lz4Frames<R: Read>(lz4_flex::frame::FrameDecoder<R>);
+
+impl<R: BufRead> Lz4Frames<R> {
+    fn new(input: R) -> Self {
+        Self(lz4_flex::frame::FrameDecoder::new(input))
+    }
+}
+
+impl<R: BufRead> Read for Lz4Frames<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let n = self.0.read(buf)?;
+            if n > 0 || buf.is_empty() || self.0.get_mut().fill_buf()?.is_empty() {
+                return Ok(n);
+            }
+        }
+    }
 }
 
 /// Undoes a `Content-Encoding`, as caches have it on narinfos, listings and logs; at most `limit` bytes come out.

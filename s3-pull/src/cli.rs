@@ -13,8 +13,8 @@ use s3_push::cli::ATTEMPTS;
 #[derive(Debug, Parser)]
 #[command(name = "s3-pull", version, verbatim_doc_comment, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// The cache (default: $NIX_S3_CACHE), then store paths
-    #[arg(value_name = "URL] [STORE-PATH")]
+    /// The caches, the first has priority (default: $NIX_S3_CACHE), then store paths
+    #[arg(value_name = "URL]... [STORE-PATH")]
     pub targets: Vec<String>,
 
     /// Unpack below DIR: /nix/store/x lands at DIR/nix/store/x
@@ -61,11 +61,27 @@ pub struct Cli {
     #[arg(long)]
     pub no_verify_signatures: bool,
 
-    /// Do not sign requests to S3 (a public bucket)
+    /// With --root: read what is there already and refuse it if its NarHash is another; it is left alone either way
+    #[arg(long, requires = "root")]
+    pub verify_existing: bool,
+
+    /// With --root: look everything up, say what would be fetched, and fetch nothing
+    #[arg(long, requires = "root")]
+    pub dry_run: bool,
+
+    /// With --root: one JSON object per path on standard output, then a summary
+    #[arg(long, requires = "root")]
+    pub json: bool,
+
+    /// Do not sign requests to S3, though there are credentials
     #[arg(long)]
     pub no_sign_request: bool,
 
-    /// Requests in flight at once
+    /// Where passwords of HTTP servers are (default: ~/.netrc, else /etc/nix/netrc)
+    #[arg(long, value_name = "FILE", env = "NETRC", hide_env_values = true)]
+    pub netrc_file: Option<PathBuf>,
+
+    /// Narinfos asked for at once, and as many NARs in flight
     #[arg(short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: u16,
 
@@ -84,7 +100,7 @@ pub struct Cli {
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Say more on standard error
+    /// Name each path on standard error, and the source that served it
     #[arg(short, long)]
     pub verbose: bool,
 
@@ -98,6 +114,19 @@ Trusted keys come from --trusted-public-key, else from nix.conf (trusted-public-
 extra-trusted-public-keys). A path that is addressed by the SHA-256 of its NAR (CA: fixed:r:sha256)
 proves itself; any other needs signatures.
 
+Several caches are asked in their order. Where one does not have a path, does not answer, or has it
+damaged or unsigned, the next is asked; -v says who served what.
+
+Without AWS credentials requests to s3:// go unsigned, as a public bucket takes them. User names and
+passwords of http(s):// caches come from the URL, else from --netrc-file; they are not sent on to
+another host. Proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+
+NARs of 16 MiB or more come in ranges of 4 MiB, up to 4 at once and 8 ahead for a whole cache; all
+have one ETag or the NAR is begun anew. A NAR that breaks off is continued where it was.
+
+Limits: narinfo 1 MiB; NAR: name 255 bytes, link target 4095 bytes, 64 directories deep, and never
+more than NarSize. Two names that the file system takes for one are an error.
+
 Examples:
   s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello      # on a host without Nix
   s3-pull -r --export https://cache.example.org /nix/store/…-hello | nix-store --import
@@ -105,7 +134,7 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
 
-Memory: 32 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each request in
+Memory: 96 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each request in
 flight (--jobs), what its decoder takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or
 256 MiB (xz) for what others made.
 

@@ -3,6 +3,7 @@
 //! What is written is checked while it passes. The end of a NAR is held back until the check is done, so that a reader
 //! never gets a whole NAR that is not what it should be.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
@@ -17,8 +18,10 @@ use narinfo_gen::narinfo::NarInfo;
 use s3_push::chunks::{Chunk, ChunkReader, Plain};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
-use crate::closure::Cache;
+use crate::body::Body;
+use crate::closure::{Cache, Offer};
 use crate::fetch;
 
 /// Bytes at the end of a NAR that are written only when it is good.
@@ -28,8 +31,12 @@ const HELD_BACK: usize = 64;
 ///
 /// # Errors
 /// Refuses a bad NAR, of which the end is then missing.
-pub fn nar(runtime: &Handle, cache: &Cache, narinfo: &NarInfo, out: &mut impl Write) -> Outcome {
-    let body = runtime.block_on(fetch::begin(cache, narinfo))?;
+pub fn nar(runtime: &Handle, cache: &Cache, offer: &Offer, out: &mut impl Write) -> Outcome {
+    let body = runtime.block_on(fetch::begin(cache, offer))?;
+    pass(body, &offer.narinfo, out)
+}
+
+fn pass(body: Body, narinfo: &NarInfo, out: &mut impl Write) -> Outcome {
     let mut tail = Vec::with_capacity(2 * HELD_BACK);
     fetch::check(fetch::reader(body), narinfo, &mut Skip, |bytes| {
         tail.extend_from_slice(bytes);
@@ -45,15 +52,18 @@ pub fn nar(runtime: &Handle, cache: &Cache, narinfo: &NarInfo, out: &mut impl Wr
 ///
 /// # Errors
 /// As [`nar`]; the stream is then cut off.
-pub fn export(runtime: &Handle, cache: &Cache, narinfos: &[Arc<NarInfo>], out: Output) -> Outcome {
+pub fn export(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out: Output) -> Outcome {
     let mut writer = export::Writer::new(out);
-    for narinfo in narinfos {
+    let mut bodies = Bodies::new(runtime, cache, offers);
+    for offer in offers {
+        let narinfo = &offer.narinfo;
+        let body = bodies.next()?;
         let trailer = Trailer {
             path: narinfo.path.clone(),
             references: narinfo.references.clone(),
             deriver: narinfo.deriver.clone(),
         };
-        writer.path(&cache.store_dir, &trailer, |out| nar(runtime, cache, narinfo, out))?;
+        writer.path(&cache.store_dir, &trailer, |out| pass(body, narinfo, out))?;
     }
     writer.finish()?.finish()
 }
@@ -63,13 +73,14 @@ pub fn export(runtime: &Handle, cache: &Cache, narinfos: &[Arc<NarInfo>], out: O
 ///
 /// # Errors
 /// As [`nar`]; the archive is then cut off.
-pub fn archive(runtime: &Handle, cache: &Cache, narinfos: &[Arc<NarInfo>], out: Output) -> Outcome {
+pub fn archive(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out: Output) -> Outcome {
     let mut writer = archive::Writer::new(out);
     let info = cache_info::CacheInfo::new(cache.store_dir.clone());
     writer.text(cache_info::KEY, &info.to_string())?;
-    for narinfo in narinfos {
-        let mut narinfo = NarInfo::clone(narinfo);
-        let body = runtime.block_on(fetch::begin(cache, &narinfo))?;
+    let mut bodies = Bodies::new(runtime, cache, offers);
+    for offer in offers {
+        let mut narinfo = offer.narinfo.clone();
+        let body = bodies.next()?;
         let size = narinfo.file_size.or(body.size);
         let size =
             size.ok_or_else(|| Failure::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
@@ -96,6 +107,35 @@ pub fn archive(runtime: &Handle, cache: &Cache, narinfos: &[Arc<NarInfo>], out: 
         writer.flush()?;
     }
     writer.finish()?.finish()
+}
+
+/// NARs of which the request is made before the one at hand is written.
+const BEGUN: usize = 4;
+
+/// Bodies in the order of their offers, the next few begun already.
+struct Bodies<'a> {
+    runtime: &'a Handle,
+    cache: &'a Arc<Cache>,
+    waiting: std::slice::Iter<'a, Arc<Offer>>,
+    begun: VecDeque<JoinHandle<Outcome<Body>>>,
+}
+
+impl<'a> Bodies<'a> {
+    fn new(runtime: &'a Handle, cache: &'a Arc<Cache>, offers: &'a [Arc<Offer>]) -> Self {
+        Self { runtime, cache, waiting: offers.iter(), begun: VecDeque::new() }
+    }
+
+    fn next(&mut self) -> Outcome<Body> {
+        while self.begun.len() < BEGUN
+            && let Some(offer) = self.waiting.next()
+        {
+            let (cache, offer) = (Arc::clone(self.cache), Arc::clone(offer));
+            self.begun.push_back(self.runtime.spawn(async move { fetch::begin(&cache, &offer).await }));
+        }
+        let died = || Failure::failed("a fetching task died");
+        let begun = self.begun.pop_front().ok_or_else(died)?;
+        self.runtime.block_on(begun).map_err(|_| died())?
+    }
 }
 
 /// The key under which a NAR goes into an archive: its own where that says what it is, else the one that Nix would give.

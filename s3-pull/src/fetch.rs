@@ -9,22 +9,21 @@ use narinfo_gen::examine::examine_and;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::chunks::ChunkReader;
 
-use crate::closure::Cache;
-use crate::source::Body;
+use crate::body::Body;
+use crate::closure::{Cache, Offer};
 
-/// Begins to read the NAR that a narinfo names.
+/// Begins to read the NAR that an offer names.
 ///
 /// # Errors
 /// Refuses a cache that does not have it; fails where the source does.
-pub async fn begin(cache: &Cache, narinfo: &NarInfo) -> Outcome<Body> {
+pub async fn begin(cache: &Cache, offer: &Offer) -> Outcome<Body> {
+    let (narinfo, source) = (&offer.narinfo, cache.source(offer));
+    Compression::from_name(&narinfo.compression).doing(|| narinfo.full_path())?;
     let missing = || {
-        Failure::refused(format!(
-            "{}: its NAR, {}, is not in the cache",
-            narinfo.full_path(),
-            cache.source.shown(&narinfo.url)
-        ))
+        let key = source.shown(&narinfo.url);
+        Failure::refused(format!("{}: its NAR, {key}, is not in the cache", narinfo.full_path()))
     };
-    let body = cache.source.get(&narinfo.url).await?.ok_or_else(missing)?;
+    let body = source.get(&narinfo.url, narinfo.file_size).await?.ok_or_else(missing)?;
     match (body.size, narinfo.file_size) {
         (Some(size), Some(stated)) if size != stated => Err(Failure::refused(format!(
             "{}: its NAR has {size} bytes, not {stated} as FileSize says",

@@ -3,17 +3,21 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`source`] | `s3://`, `http(s)://` and `file://` caches |
+//! | [`body`] | objects as they arrive: ranges, and going on where a body broke off |
 //! | [`closure`] | fetching and checking narinfos |
 //! | [`fetch`] | fetching and checking a NAR |
 //! | [`staging`] | temporaries, and the rename that makes a path visible |
 //! | [`unpack`] | paths below a root |
+//! | [`report`] | what a pull tells |
 //! | [`emit`] | streams on standard output |
 
+pub mod body;
 pub mod cli;
 pub mod closure;
 pub mod emit;
 pub mod fetch;
 mod pull;
+pub mod report;
 pub mod source;
 pub mod staging;
 pub mod unpack;

@@ -1,58 +1,58 @@
 //! Where a cache is read from: `s3://`, `http://`, `https://` or `file://`.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use nar_pack::stage::{self, Doing, Failure, Outcome};
+use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::decode_content;
 use percent_encoding::percent_decode_str;
-use s3_push::chunks::{Chunk, forward};
-use s3_push::client::{Access, Bucket, chain, root_cause};
+use s3_push::chunks::{Chunk, Plain};
+use s3_push::client::{self, Access, Bucket};
 use s3_push::existing::list_hash_parts;
+use s3_push::http::{self, HttpCache, Part, plain};
 use s3_push::location::Location;
 use s3_push::patience::{Patience, Tries};
-use std::io::Read;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::TOOL;
+use crate::body::{AHEAD_IN_ALL, Answer, Asked, Body, LARGE, RANGE, Span, Transfer};
 
-/// Time in which a connection must be made.
-const CONNECT: Duration = Duration::from_secs(10);
 /// Chunks of a body that may wait to be read.
 const CHUNKS: usize = 8;
 /// Bytes of a file in one chunk.
-const FILE_CHUNK: usize = 256 * 1024;
+const CHUNK: usize = 256 << 10;
 
 /// A binary cache to read from.
-pub enum Source {
+pub struct Source {
+    place: Place,
+    ahead: Arc<Semaphore>,
+    moved: AtomicU64,
+}
+
+enum Place {
     /// A bucket, through the S3 interface.
     S3(Box<Bucket>),
     /// Plain HTTP or HTTPS.
-    Http(Http),
+    Http(HttpCache),
     /// A directory.
     File(PathBuf),
 }
 
-/// A cache behind a URL.
-pub struct Http {
-    client: reqwest::Client,
-    base: String,
-    /// The base without user name and password, for messages.
-    shown: String,
-    attempts: u32,
-    hinted: std::sync::atomic::AtomicBool,
-}
-
-/// The body of an object, arriving.
-pub struct Body {
-    /// Its size in bytes, where known.
-    pub size: Option<u64>,
-    /// Its chunks.
-    pub chunks: mpsc::Receiver<Outcome<Chunk>>,
+/// How a source is spoken to.
+#[derive(Debug, Clone, Copy)]
+pub struct Manners<'a> {
+    /// How requests to S3 are signed.
+    pub access: Access,
+    /// How long is waited, and how often it is tried again.
+    pub patience: Patience,
+    /// Where passwords of HTTP servers are, if not in the usual places.
+    pub netrc: Option<&'a Path>,
 }
 
 impl Source {
@@ -60,78 +60,216 @@ impl Source {
     ///
     /// # Errors
     /// A usage failure for a URL of another kind, or a directory that is not there.
-    pub async fn open(url: &str, access: Access, patience: Patience) -> Outcome<Self> {
-        match url.split_once("://") {
+    pub async fn open(url: &str, manners: Manners<'_>) -> Outcome<Self> {
+        let Manners { access, patience, netrc } = manners;
+        let expected = "expected s3://, http://, https:// or file://";
+        let place = match url.split_once("://") {
             Some(("s3", _)) => {
-                Ok(Self::S3(Box::new(Bucket::connect(Location::parse(url)?, access, patience, TOOL).await)))
+                Place::S3(Box::new(Bucket::connect(Location::parse(url)?, access, patience, TOOL).await))
             }
-            Some(("http" | "https", rest)) if !rest.is_empty() => Ok(Self::Http(Http::new(url, patience)?)),
+            Some(("http" | "https", rest)) if !rest.is_empty() => {
+                Place::Http(HttpCache::new(url, patience, netrc, TOOL)?)
+            }
             Some(("file", path)) => {
                 // Parameters of the store, as Nix takes them, concern a Nix client only.
                 let path = path.split('?').next().unwrap_or_default();
                 let path = PathBuf::from(percent_decode_str(path).decode_utf8_lossy().into_owned());
-                if path.is_dir() {
-                    return Ok(Self::File(path));
+                if !path.is_dir() {
+                    return Err(Failure::failed(format!("{url}: no such directory")));
                 }
-                Err(Failure::failed(format!("{url}: no such directory")))
+                Place::File(path)
             }
-            Some((scheme, _)) => Err(Failure::failed(format!(
-                "{scheme}:// is not a cache: expected s3://, http://, https:// or file://"
-            ))),
-            None => {
-                Err(Failure::failed(format!("{url:?} is not a cache: expected s3://, http://, https:// or file://")))
-            }
-        }
+            Some((scheme, _)) => return Err(Failure::failed(format!("{scheme}:// is not a cache: {expected}"))),
+            None => return Err(Failure::failed(format!("{url:?} is not a cache: {expected}"))),
+        };
+        Ok(Self { place, ahead: Arc::new(Semaphore::new(AHEAD_IN_ALL)), moved: AtomicU64::new(0) })
     }
 
-    /// An object's place, for messages.
+    /// An object's place, for messages; that of the cache itself for an empty key.
     #[must_use]
     pub fn shown(&self, key: &str) -> String {
-        match self {
-            Self::S3(bucket) => bucket.location().shown(key),
-            Self::Http(http) => http.shown(key),
-            Self::File(dir) => dir.join(key).display().to_string(),
+        match &self.place {
+            Place::S3(bucket) => bucket.location().shown(key),
+            Place::Http(http) => http.shown(key),
+            Place::File(dir) => dir.join(key).display().to_string(),
         }
     }
 
-    /// Begins to read an object as it is stored; none when it is not there.
+    /// Attempts at one request, the first included.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        match &self.place {
+            Place::S3(bucket) => bucket.attempts(),
+            Place::Http(http) => http.attempts(),
+            Place::File(_) => 1,
+        }
+    }
+
+    /// Whether a read was forbidden, and taken for a sign that the object is missing.
+    #[must_use]
+    pub fn was_forbidden(&self) -> bool {
+        matches!(&self.place, Place::S3(bucket) if bucket.was_forbidden())
+    }
+
+    /// Bytes of bodies that have come so far.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Notes that so many bytes of a body came.
+    pub fn count(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Memory for one more range that is fetched before it is needed, if there is any.
+    #[must_use]
+    pub fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.ahead).try_acquire_owned().ok()
+    }
+
+    /// Begins to read an object as it is stored; none when it is not there. `expected` is the size that it should have.
     ///
     /// # Errors
     /// Fails where the network, the service or the file system does.
-    pub async fn get(&self, key: &str) -> Outcome<Option<Body>> {
-        Ok(self.get_encoded(key).await?.map(|(body, _)| body))
+    pub async fn get(self: &Arc<Self>, key: &str, expected: Option<u64>) -> Outcome<Option<Body>> {
+        let (to, chunks) = mpsc::channel(CHUNKS);
+        if let Place::File(dir) = &self.place {
+            let path = dir.join(key);
+            let opened = tokio::task::spawn_blocking(move || open_file(&path)).await;
+            let opened = opened.map_err(|_| Failure::failed("a reading thread died"))?;
+            let Some((file, size)) = opened? else { return Ok(None) };
+            let (source, key) = (Arc::clone(self), key.to_owned());
+            tokio::task::spawn_blocking(move || read_file(file, &source, &key, &to));
+            return Ok(Some(Body { size: Some(size), chunks }));
+        }
+        let first = Span { from: 0, to: Some(RANGE) };
+        let asked = match expected {
+            Some(size) if size >= LARGE => match self.ask(key, Some(first), None).await? {
+                // The object is shorter than it should be, and nothing of it is in this range.
+                Asked::Changed => self.ask(key, None, None).await?,
+                asked => asked,
+            },
+            _ => self.ask(key, None, None).await?,
+        };
+        let Asked::Answer(answer) = asked else { return Ok(None) };
+        if answer.start != 0 {
+            return Err(Failure::failed(format!("reading {}: the server sent another range", self.shown(key))));
+        }
+        let size = answer.total;
+        let transfer = Transfer { source: Arc::clone(self), key: key.to_owned() };
+        tokio::spawn(async move {
+            let end = transfer.send(answer, &to).await;
+            // Nobody may be reading any more.
+            let _ = to.send(end.map(|()| Chunk::End)).await;
+        });
+        Ok(Some(Body { size, chunks }))
     }
 
-    /// As [`Source::get`], with the `Content-Encoding` that the object has.
-    async fn get_encoded(&self, key: &str) -> Outcome<Option<(Body, Option<String>)>> {
-        let (to, chunks) = mpsc::channel(CHUNKS);
-        match self {
-            Self::S3(bucket) => {
-                let Some(mut object) = bucket.get(key).await? else { return Ok(None) };
-                let (size, encoding, shown) = (object.size, object.encoding.take(), self.shown(key));
-                tokio::spawn(forward(to, object.into_stream(shown)));
-                Ok(Some((Body { size, chunks }, encoding)))
-            }
-            Self::Http(http) => {
-                let Some(response) = http.get(key).await? else { return Ok(None) };
-                let header = response.headers().get("content-encoding");
-                let encoding = header.and_then(|value| value.to_str().ok()).map(str::to_owned);
-                let (size, shown) = (response.content_length(), self.shown(key));
-                let body = response.bytes_stream();
-                let failed = move |error| Failure::failed(format!("reading {shown}: {}", plain(error)));
-                tokio::spawn(forward(to, body.map(move |bytes| bytes.map_err(&failed))));
-                Ok(Some((Body { size, chunks }, encoding)))
-            }
-            Self::File(dir) => {
-                let path = dir.join(key);
-                let opened = tokio::task::spawn_blocking(move || open_file(&path)).await;
-                let opened = opened.map_err(|_| Failure::failed("a reading thread died"))?;
-                let Some((file, size)) = opened? else { return Ok(None) };
-                let shown = self.shown(key);
-                tokio::task::spawn_blocking(move || read_file(file, &shown, &to));
-                Ok(Some((Body { size: Some(size), chunks }, None)))
+    /// Exactly these bytes of an object; none when it is not there, or is too short.
+    ///
+    /// # Errors
+    /// As [`Source::get`].
+    pub async fn slice(&self, key: &str, from: u64, length: usize) -> Outcome<Option<Vec<u8>>> {
+        let span = Span { from, to: Some(from + length as u64) };
+        let mut tries = Tries::new(self.attempts());
+        loop {
+            let read = match &self.place {
+                Place::File(dir) => {
+                    let path = dir.join(key);
+                    let read = tokio::task::spawn_blocking(move || read_slice(&path, from, length)).await;
+                    read.map_err(|_| Failure::failed("a reading thread died"))?
+                }
+                _ => match self.ask(key, Some(span), None).await? {
+                    Asked::Answer(answer) => self.take(key, answer, from, length).await.map(Some),
+                    Asked::Missing | Asked::Changed => Ok(None),
+                },
+            };
+            match read {
+                Err(failure) if !failure.is_refusal() && tries.again().await => {}
+                read => return read,
             }
         }
+    }
+
+    /// So many bytes from `from` on of what comes, be it the whole object.
+    async fn take(&self, key: &str, mut answer: Answer, from: u64, length: usize) -> Outcome<Vec<u8>> {
+        let failed = |why: &str| Err(Failure::failed(format!("reading {}: {why}", self.shown(key))));
+        let Some(mut skip) = from.checked_sub(answer.start) else { return failed("the server sent another range") };
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let Some(data) = answer.bytes.next().await else { return failed("it is cut off") };
+            let data = data?;
+            self.count(data.len());
+            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(data.len());
+            skip -= skipped as u64;
+            let wanted = (data.len() - skipped).min(length - bytes.len());
+            bytes.extend_from_slice(&data[skipped..skipped + wanted]);
+        }
+        Ok(bytes)
+    }
+
+    /// One request for an object, or a part of it, if its entity tag is still `etag`.
+    ///
+    /// # Errors
+    /// As [`Source::get`].
+    pub async fn ask(&self, key: &str, span: Option<Span>, etag: Option<&str>) -> Outcome<Asked> {
+        let range = span.map(Span::header);
+        match &self.place {
+            Place::S3(bucket) => match bucket.get_part(key, range, etag).await? {
+                client::Reply::Missing => Ok(Asked::Missing),
+                client::Reply::Changed => Ok(Asked::Changed),
+                client::Reply::Object(object) => self.of_bucket(key, object).map(Asked::Answer),
+            },
+            Place::Http(http) => match http.get(key, Part { range: range.as_deref(), etag }).await? {
+                http::Reply::Missing => Ok(Asked::Missing),
+                http::Reply::Changed => Ok(Asked::Changed),
+                http::Reply::Response(response) => self.of_server(key, response).map(Asked::Answer),
+            },
+            Place::File(_) => Ok(Asked::Missing),
+        }
+    }
+
+    fn of_bucket(&self, key: &str, mut object: client::Object) -> Outcome<Answer> {
+        let part = object.range.as_deref().map(|range| self.content_range(key, range)).transpose()?;
+        let (etag, encoding) = (object.etag.take(), object.encoding.take());
+        Ok(Answer {
+            start: part.map_or(0, |(start, _)| start),
+            partial: part.is_some(),
+            total: part.map_or(object.size, |(_, total)| Some(total)),
+            etag,
+            encoding,
+            bytes: object.into_stream(self.shown(key)).boxed(),
+        })
+    }
+
+    fn of_server(&self, key: &str, response: reqwest::Response) -> Outcome<Answer> {
+        let header = |name: &str| {
+            let value: Option<&reqwest::header::HeaderValue> = response.headers().get(name);
+            value.and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
+        let partial = response.status().as_u16() == 206;
+        let range = header("content-range").unwrap_or_default();
+        let part = if partial { Some(self.content_range(key, &range)?) } else { None };
+        let shown = self.shown(key);
+        let failed = move |error| Failure::failed(format!("reading {shown}: {}", plain(error)));
+        Ok(Answer {
+            start: part.map_or(0, |(start, _)| start),
+            partial,
+            total: part.map_or(response.content_length(), |(_, total)| Some(total)),
+            etag: header("etag"),
+            encoding: header("content-encoding"),
+            bytes: response.bytes_stream().map(move |bytes| bytes.map_err(&failed)).boxed(),
+        })
+    }
+
+    /// Start and whole size from `bytes START-END/SIZE`.
+    fn content_range(&self, key: &str, text: &str) -> Outcome<(u64, u64)> {
+        let parsed = text.strip_prefix("bytes ").and_then(|rest| {
+            let (range, total) = rest.split_once('/')?;
+            Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
+        });
+        parsed.ok_or_else(|| Failure::failed(format!("reading {}: a part of unknown range", self.shown(key))))
     }
 
     /// Reads an object of at most `limit` bytes of text, undoing its `Content-Encoding`; none when it is not there.
@@ -140,43 +278,41 @@ impl Source {
     /// As [`Source::get`]; refuses what is larger or no text.
     pub async fn text(&self, key: &str, limit: usize) -> Outcome<Option<String>> {
         let refused = |why: String| Failure::refused(format!("{}: {why}", self.shown(key)));
-        let mut tries = Tries::new(self.attempts());
-        let (bytes, encoding) = loop {
-            let Some((body, encoding)) = self.get_encoded(key).await? else { return Ok(None) };
-            match self.collect(key, body, limit).await {
-                Ok(bytes) => break (bytes, encoding),
-                // The connection broke while the body came.
-                Err(failure) if !failure.is_refusal() && tries.again().await => {}
-                Err(failure) => return Err(failure),
-            }
+        let (bytes, encoding) = if let Place::File(dir) = &self.place {
+            let path = dir.join(key);
+            let read = tokio::task::spawn_blocking(move || read_small(&path, limit)).await;
+            let Some(bytes) = read.map_err(|_| Failure::failed("a reading thread died"))?? else { return Ok(None) };
+            (bytes, None)
+        } else {
+            let Some(read) = self.small(key, limit).await? else { return Ok(None) };
+            read
         };
+        if bytes.len() > limit {
+            return Err(refused(format!("larger than {limit} bytes")));
+        }
         let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.shown(key))?;
         String::from_utf8(bytes).map(Some).map_err(|_| refused("not UTF-8 text".to_owned()))
     }
 
-    /// All bytes of a body, at most `limit`.
-    async fn collect(&self, key: &str, mut body: Body, limit: usize) -> Outcome<Vec<u8>> {
-        let mut bytes = Vec::new();
+    /// At most one chunk more than `limit` bytes; begun anew where it breaks off.
+    async fn small(&self, key: &str, limit: usize) -> Outcome<Option<(Vec<u8>, Option<String>)>> {
+        let mut tries = Tries::new(self.attempts());
         loop {
-            match body.chunks.recv().await {
-                Some(Ok(Chunk::Data(data))) if bytes.len() + data.0.len() > limit => {
-                    return Err(Failure::refused(format!("{}: larger than {limit} bytes", self.shown(key))));
+            let Asked::Answer(answer) = self.ask(key, None, None).await? else { return Ok(None) };
+            let (mut stream, mut bytes) = (answer.bytes, Vec::new());
+            let failure = loop {
+                match stream.next().await {
+                    Some(Ok(data)) => bytes.extend_from_slice(&data),
+                    Some(Err(failure)) => break failure,
+                    None => return Ok(Some((bytes, answer.encoding))),
                 }
-                Some(Ok(Chunk::Data(data))) => bytes.extend_from_slice(&data.0),
-                Some(Ok(Chunk::End)) => return Ok(bytes),
-                Some(Err(failure)) => return Err(failure),
-                None => return Err(Failure::failed(format!("reading {}: it is cut off", self.shown(key)))),
+                if bytes.len() > limit {
+                    return Ok(Some((bytes, None)));
+                }
+            };
+            if !tries.again().await {
+                return Err(failure);
             }
-        }
-    }
-
-    /// Attempts at one request, the first included.
-    #[must_use]
-    pub fn attempts(&self) -> u32 {
-        match self {
-            Self::S3(bucket) => bucket.attempts(),
-            Self::Http(http) => http.attempts,
-            Self::File(_) => 1,
         }
     }
 
@@ -185,14 +321,35 @@ impl Source {
     /// # Errors
     /// Fails when the cache cannot be listed, as over HTTP.
     pub async fn list(&self) -> Outcome<Vec<HashPart>> {
-        match self {
-            Self::S3(bucket) => list_hash_parts(bucket).await,
-            Self::Http(http) => {
-                Err(Failure::failed(format!("{}: a cache cannot be listed over HTTP; use its s3:// URL", http.shown)))
-            }
-            Self::File(dir) => list_dir(dir),
+        match &self.place {
+            Place::S3(bucket) => list_hash_parts(bucket).await,
+            Place::Http(http) => Err(Failure::failed(format!(
+                "{}: a cache cannot be listed over HTTP; use its s3:// URL",
+                http.shown("").trim_end_matches('/')
+            ))),
+            Place::File(dir) => list_dir(dir),
         }
     }
+}
+
+fn read_slice(path: &Path, from: u64, length: usize) -> Outcome<Option<Vec<u8>>> {
+    use std::os::unix::fs::FileExt;
+    let Some((file, size)) = open_file(path)? else { return Ok(None) };
+    if size < from.saturating_add(length as u64) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; length];
+    let read = file.read_exact_at(&mut bytes, from);
+    read.map_err(|error| Failure::failed(format!("reading {}: {error}", path.display())))?;
+    Ok(Some(bytes))
+}
+
+fn read_small(path: &Path, limit: usize) -> Outcome<Option<Vec<u8>>> {
+    let Some((file, _)) = open_file(path)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    let read = file.take(limit as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Failure::failed(format!("reading {}: {error}", path.display())))?;
+    Ok(Some(bytes))
 }
 
 fn list_dir(dir: &Path) -> Outcome<Vec<HashPart>> {
@@ -217,96 +374,21 @@ fn open_file(path: &Path) -> Outcome<Option<(std::fs::File, u64)>> {
     }
 }
 
-fn read_file(mut file: std::fs::File, shown: &str, to: &mpsc::Sender<Outcome<Chunk>>) {
+fn read_file(mut file: std::fs::File, source: &Source, key: &str, to: &mpsc::Sender<Outcome<Chunk>>) {
     loop {
-        let mut bytes = Vec::with_capacity(FILE_CHUNK);
-        let chunk = match (&mut file).take(FILE_CHUNK as u64).read_to_end(&mut bytes) {
+        let mut bytes = Vec::with_capacity(CHUNK);
+        let chunk = match (&mut file).take(CHUNK as u64).read_to_end(&mut bytes) {
             Ok(0) => Ok(Chunk::End),
-            Ok(_) => Ok(Chunk::Data(s3_push::chunks::Plain(Bytes::from(bytes)))),
-            Err(error) => Err(Failure::failed(format!("reading {shown}: {error}"))),
+            Ok(_) => {
+                let bytes = Bytes::from(bytes);
+                source.count(bytes.len());
+                Ok(Chunk::Data(Plain(bytes)))
+            }
+            Err(error) => Err(Failure::failed(format!("reading {}: {error}", source.shown(key)))),
         };
         let last = !matches!(chunk, Ok(Chunk::Data(_)));
         if to.blocking_send(chunk).is_err() || last {
             return;
         }
     }
-}
-
-impl Http {
-    fn new(url: &str, patience: Patience) -> Outcome<Self> {
-        // Installing it twice is the only way in which this fails.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut base =
-            reqwest::Url::parse(url).map_err(|error| Failure::failed(format!("the cache's URL: {error}")))?;
-        // Parameters of the store, as Nix takes them, concern a Nix client only.
-        base.set_query(None);
-        base.set_fragment(None);
-        let mut shown = base.clone();
-        // Only a URL without a host has no place for these.
-        let _ = shown.set_username("").and_then(|()| shown.set_password(None));
-        let trimmed = |url: &reqwest::Url| url.as_str().trim_end_matches('/').to_owned();
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("s3-pull/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .read_timeout(patience.idle)
-            .build()
-            .map_err(|error| Failure::failed(format!("setting up HTTP: {}", chain(&error))))?;
-        Ok(Self {
-            client,
-            base: trimmed(&base),
-            shown: trimmed(&shown),
-            attempts: patience.attempts,
-            hinted: false.into(),
-        })
-    }
-
-    fn url(&self, key: &str) -> String {
-        format!("{}/{key}", self.base)
-    }
-
-    fn shown(&self, key: &str) -> String {
-        format!("{}/{key}", self.shown)
-    }
-
-    async fn get(&self, key: &str) -> Outcome<Option<reqwest::Response>> {
-        let (url, shown) = (self.url(key), self.shown(key));
-        let mut tries = Tries::new(self.attempts);
-        loop {
-            let (why, passing) = match self.client.get(&url).send().await {
-                Ok(response) => match response.status().as_u16() {
-                    200 => return Ok(Some(response)),
-                    404 | 410 => return Ok(None),
-                    // What a bucket says of a key that is not there when listing is not allowed.
-                    403 => {
-                        self.hint(&shown);
-                        return Ok(None);
-                    }
-                    code @ (429 | 500 | 502..=504) => (format!("HTTP {code}"), true),
-                    code => (format!("HTTP {code}"), false),
-                },
-                Err(error) => {
-                    let passing = error.is_connect() || error.is_timeout() || error.is_request();
-                    (plain(error), passing)
-                }
-            };
-            if !passing || !tries.again().await {
-                return Err(Failure::failed(format!("reading {shown}: {why}")));
-            }
-        }
-    }
-
-    fn hint(&self, url: &str) {
-        if !self.hinted.swap(true, std::sync::atomic::Ordering::Relaxed) {
-            stage::say(
-                TOOL,
-                format!("{url}: forbidden (403), taken for missing; reading it takes s3:GetObject for everybody"),
-            );
-        }
-    }
-}
-
-/// The message without the URL, which is said before it.
-fn plain(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    if error.is_connect() { format!("cannot connect: {}", root_cause(&error)) } else { chain(&error) }
 }

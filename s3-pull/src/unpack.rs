@@ -1,149 +1,347 @@
-//! Paths unpacked below a root, many at once; each appears after those that it references, and only if it is good.
+//! Paths unpacked below a root, many at once, while others are still looked up; each appears after those that it
+//! references, and only if it is good.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use indicatif::ProgressBar;
-use nar_pack::nar::Restorer;
-use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::nar::{Restorer, dump, remove_tree};
+use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
+use narinfo_gen::hash::Hasher;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::patience::Tries;
-use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::TOOL;
-use crate::closure::Cache;
+use crate::closure::{Answer, Cache, Discovery, Offer, Wanted};
 use crate::fetch;
+use crate::report::{Report, Status};
 use crate::staging::{Placed, Staging, exists};
 
-/// Paths that are under way or wait for their references, for each request in flight.
-const TASKS_PER_JOB: usize = 8;
+/// How often progress is shown.
+const TICK: Duration = Duration::from_millis(200);
 
-/// How a path ends; a channel, because a long chain of shared futures would be polled as deep as it is long.
-type Promise = watch::Receiver<Option<Outcome>>;
-
-/// What was done.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Summary {
-    /// Paths that are new.
-    pub fetched: u64,
-    /// Paths that were there.
-    pub present: u64,
-    /// NAR bytes of the new ones.
-    pub bytes: u64,
+/// How paths are unpacked.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// NARs in flight at once.
+    pub jobs: usize,
+    /// Whether a path without its references is refused.
+    pub closed: bool,
+    /// Whether what is there already is compared with its NarHash.
+    pub verify_existing: bool,
+    /// Whether nothing is fetched.
+    pub dry_run: bool,
 }
 
-/// Unpacks these paths, given references first, below `root`. Refusals are added to `refusals`; what depends on a
-/// refused path is not unpacked, everything else is.
+/// Unpacks what a discovery finds below `root`. What depends on a refused path is not unpacked, everything else is.
 ///
 /// # Errors
-/// The first operation that failed ends it.
+/// The first operation that failed ends it; refusals go into the report.
 pub async fn unpack(
-    cache: Arc<Cache>,
-    narinfos: Vec<Arc<NarInfo>>,
+    discovery: Discovery,
+    cache: &Arc<Cache>,
     root: &Path,
-    jobs: usize,
-    verbose: bool,
-    progress: &ProgressBar,
-    refusals: &mut Vec<Failure>,
-) -> Outcome<Summary> {
+    manner: Manner,
+    report: &mut Report,
+) -> Outcome {
     let store = cache.store_dir.dir_below(Some(root));
+    if manner.dry_run {
+        return tell(discovery, cache, &store, report).await;
+    }
     let staging = tokio::task::spawn_blocking(move || Staging::begin(&store)).await;
     let staging = Arc::new(staging.map_err(|_| Failure::failed("a thread died"))??);
-    let slots = Arc::new(Semaphore::new(jobs));
-    let mut promises: HashMap<StorePath, Promise> = HashMap::with_capacity(narinfos.len());
-    let mut tasks = JoinSet::new();
-    let mut waiting = narinfos.into_iter();
-    let mut summary = Summary::default();
-    loop {
-        // A path waits only for paths that were started before it.
-        while tasks.len() < jobs.saturating_mul(TASKS_PER_JOB)
-            && let Some(narinfo) = waiting.next()
-        {
-            let references = narinfo.references.iter().filter(|path| **path != narinfo.path);
-            let references: Vec<Promise> = references.filter_map(|path| promises.get(path).cloned()).collect();
-            let (cache, staging, slots) = (Arc::clone(&cache), Arc::clone(&staging), Arc::clone(&slots));
-            let told = Arc::clone(&narinfo);
-            let path = narinfo.path.clone();
-            let (ended, promise) = watch::channel(None);
-            promises.insert(path, promise);
-            tasks.spawn(async move {
-                let placed = place(&cache, narinfo, &staging, &slots, references).await;
-                // Nobody may wait for it.
-                let _ = ended.send(Some(placed.clone().map(drop)));
-                (told, placed)
-            });
-        }
-        let Some(done) = tasks.join_next().await else { break };
-        let (narinfo, result) = done.map_err(|_| Failure::failed("a fetching task died"))?;
-        progress.inc(1);
-        match result {
-            Ok(Placed::New) => {
-                summary.fetched += 1;
-                summary.bytes += narinfo.nar_size;
-            }
-            Ok(Placed::Existed) => summary.present += 1,
-            Err(failure) if failure.is_refusal() => refusals.push(failure),
-            Err(failure) => return Err(failure),
-        }
-        if verbose {
-            stage::say(TOOL, format!("{}: done", narinfo.full_path()));
-        }
-    }
-    Ok(summary)
+    let cache = Arc::clone(cache);
+    let (queue, states) = (VecDeque::new(), HashMap::new());
+    Unpacking { cache, staging, manner, report, queue, states, waiting: HashMap::new() }.run(discovery).await
 }
 
-async fn place(
-    cache: &Arc<Cache>,
-    narinfo: Arc<NarInfo>,
-    staging: &Arc<Staging>,
-    slots: &Arc<Semaphore>,
-    references: Vec<Promise>,
-) -> Outcome<Placed> {
-    if exists(&staging.place(&narinfo.path)) {
-        return Ok(Placed::Existed);
+/// A dry run: what would be fetched.
+async fn tell(mut discovery: Discovery, cache: &Cache, store: &Path, report: &mut Report) -> Outcome {
+    while let Some(answer) = discovery.next().await {
+        match answer?.1 {
+            Ok(None) => {}
+            Ok(Some(offer)) => {
+                let there = exists(&store.join(offer.narinfo.path.base_name()));
+                report.path(cache, &offer, if there { Status::Present } else { Status::WouldFetch })?;
+            }
+            Err(failure) => report.refused(None, failure)?,
+        }
     }
-    let mut tries = Tries::new(cache.source.attempts());
-    loop {
-        let slot = Arc::clone(slots).acquire_owned().await;
-        let slot = slot.map_err(|_| Failure::failed("the pull was given up"))?;
-        match download(cache, &narinfo, staging).await {
-            Ok(()) => break,
-            Err(failure) if failure.is_refusal() => return Err(failure),
-            Err(failure) => {
-                drop(slot);
-                if !tries.again().await {
-                    return Err(failure);
+    Ok(())
+}
+
+/// How far a path is.
+enum State {
+    /// Visible below the root.
+    Placed,
+    /// Refused; nothing of it is left.
+    Refused,
+    /// Under way.
+    Pending {
+        offer: Arc<Offer>,
+        /// References that are not yet placed.
+        missing: usize,
+        /// Whether it lies, checked, in its temporary place.
+        unpacked: bool,
+    },
+}
+
+/// Where a path was found to be.
+enum Got {
+    /// Below the root, before this run.
+    There,
+    /// In its temporary place, from this offer.
+    Unpacked(Arc<Offer>),
+}
+
+struct Unpacking<'a> {
+    cache: Arc<Cache>,
+    staging: Arc<Staging>,
+    manner: Manner,
+    report: &'a mut Report,
+    queue: VecDeque<StorePath>,
+    states: HashMap<StorePath, State>,
+    /// Which paths wait for one that is not placed.
+    waiting: HashMap<StorePath, Vec<StorePath>>,
+}
+
+impl Unpacking<'_> {
+    async fn run(mut self, mut discovery: Discovery) -> Outcome {
+        let mut downloads: JoinSet<(StorePath, Outcome<Got>)> = JoinSet::new();
+        let mut tick = tokio::time::interval(TICK);
+        let mut discovering = true;
+        loop {
+            while downloads.len() < self.manner.jobs
+                && let Some(path) = self.queue.pop_front()
+            {
+                if let Some(State::Pending { offer, .. }) = self.states.get(&path) {
+                    let (cache, staging, offer) =
+                        (Arc::clone(&self.cache), Arc::clone(&self.staging), Arc::clone(offer));
+                    let verify = self.manner.verify_existing;
+                    downloads.spawn(async move { (path, get(&cache, &staging, offer, verify).await) });
+                }
+            }
+            tokio::select! {
+                answer = discovery.next(), if discovering => match answer {
+                    Some(answer) => self.found(answer?, &discovery)?,
+                    None => discovering = false,
+                },
+                Some(done) = downloads.join_next(), if !downloads.is_empty() => {
+                    let (path, got) = done.map_err(|_| Failure::failed("a fetching task died"))?;
+                    self.got(&path, got)?;
+                }
+                _ = tick.tick(), if discovering || !downloads.is_empty() => {
+                    self.report.progress(self.cache.sources.iter().map(|source| source.moved()).sum());
+                }
+                else => break,
+            }
+        }
+        self.refuse_the_rest()
+    }
+
+    fn found(&mut self, (wanted, answer): Answer, discovery: &Discovery) -> Outcome {
+        let offer = match (wanted, answer) {
+            (_, Ok(Some(offer))) => offer,
+            (Wanted::Path(path), Err(failure)) => return self.refuse(&path, failure),
+            (_, Err(failure)) => return self.report.refused(None, failure),
+            (_, Ok(None)) => return Ok(()),
+        };
+        let path = offer.narinfo.path.clone();
+        if self.states.contains_key(&path) {
+            return Ok(());
+        }
+        self.report.found();
+        let mut missing = 0;
+        for reference in offer.narinfo.references.iter().filter(|reference| **reference != path) {
+            if !self.manner.closed && !discovery.wants(reference) {
+                continue;
+            }
+            match self.states.get(reference) {
+                Some(State::Placed) => {}
+                Some(State::Refused) => {
+                    self.states
+                        .insert(path.clone(), State::Pending { offer: Arc::clone(&offer), missing, unpacked: false });
+                    return self.refuse(&path, lacks(&offer.narinfo, reference));
+                }
+                Some(State::Pending { .. }) | None => {
+                    missing += 1;
+                    self.waiting.entry(reference.clone()).or_default().push(path.clone());
                 }
             }
         }
+        self.states.insert(path.clone(), State::Pending { offer, missing, unpacked: false });
+        self.queue.push_back(path);
+        Ok(())
     }
-    for mut reference in references {
-        let ended = match reference.wait_for(Option::is_some).await {
-            Ok(ended) => ended.clone().unwrap_or(Ok(())),
-            Err(_) => Err(Failure::failed("the pull was given up")),
+
+    fn got(&mut self, path: &StorePath, got: Outcome<Got>) -> Outcome {
+        let Some(State::Pending { offer, missing, unpacked }) = self.states.get_mut(path) else {
+            // What it references was refused meanwhile.
+            return remove_tree(&self.staging.temporary(path));
         };
-        if let Err(failure) = ended {
-            let (staging, path) = (Arc::clone(staging), narinfo.path.clone());
-            let _ = tokio::task::spawn_blocking(move || nar_pack::nar::remove_tree(&staging.temporary(&path))).await;
-            let why = format!("{}: a path that it references could not be fetched", narinfo.full_path());
-            return Err(if failure.is_refusal() { Failure::refused(why) } else { failure });
+        match got {
+            Ok(Got::There) => {
+                let offer = Arc::clone(offer);
+                self.report.path(&self.cache, &offer, Status::Present)?;
+                self.placed(path)
+            }
+            Ok(Got::Unpacked(from)) => {
+                (*offer, *unpacked) = (from, true);
+                if *missing == 0 { self.publish(path.clone()) } else { Ok(()) }
+            }
+            Err(failure) => self.refuse(path, failure),
         }
     }
-    staging.publish(&narinfo.path)
+
+    fn publish(&mut self, path: StorePath) -> Outcome {
+        if let Some(State::Pending { offer, .. }) = self.states.get(&path) {
+            let offer = Arc::clone(offer);
+            let status = match self.staging.publish(&path)? {
+                Placed::New => Status::Fetched,
+                Placed::Existed => Status::Present,
+            };
+            self.report.path(&self.cache, &offer, status)?;
+        }
+        self.placed(&path)
+    }
+
+    /// Tells those that wait for a path that it is there, and places those that waited for nothing else.
+    fn placed(&mut self, path: &StorePath) -> Outcome {
+        let mut placed = vec![path.clone()];
+        while let Some(path) = placed.pop() {
+            self.states.insert(path.clone(), State::Placed);
+            for waiting in self.waiting.remove(&path).unwrap_or_default() {
+                let Some(State::Pending { offer, missing, unpacked }) = self.states.get_mut(&waiting) else { continue };
+                *missing -= 1;
+                if *missing > 0 || !*unpacked {
+                    continue;
+                }
+                let offer = Arc::clone(offer);
+                let status = match self.staging.publish(&waiting)? {
+                    Placed::New => Status::Fetched,
+                    Placed::Existed => Status::Present,
+                };
+                self.report.path(&self.cache, &offer, status)?;
+                placed.push(waiting);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a path, and with it all that wait for it.
+    fn refuse(&mut self, path: &StorePath, failure: Failure) -> Outcome {
+        let mut refused = vec![(path.clone(), failure)];
+        while let Some((path, failure)) = refused.pop() {
+            let before = self.states.insert(path.clone(), State::Refused);
+            if matches!(before, Some(State::Refused)) {
+                continue;
+            }
+            if let Some(State::Pending { unpacked: true, .. }) = before {
+                remove_tree(&self.staging.temporary(&path))?;
+            }
+            self.report.refused(Some(&self.cache.store_dir.join(&path)), failure)?;
+            for waiting in self.waiting.remove(&path).unwrap_or_default() {
+                if let Some(State::Pending { offer, .. }) = self.states.get(&waiting) {
+                    let why = lacks(&offer.narinfo, &path);
+                    refused.push((waiting, why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What still waits when nothing is under way waits for itself, or for what was never found.
+    fn refuse_the_rest(&mut self) -> Outcome {
+        let mut left: Vec<(StorePath, Arc<Offer>)> = Vec::new();
+        for (path, state) in &self.states {
+            if let State::Pending { offer, .. } = state {
+                left.push((path.clone(), Arc::clone(offer)));
+            }
+        }
+        left.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        for (path, offer) in left {
+            let absent = offer.narinfo.references.iter().find(|reference| !self.states.contains_key(*reference));
+            let failure = match absent {
+                Some(reference) => lacks(&offer.narinfo, reference),
+                None => Failure::refused(format!("{}: its references form a cycle", offer.narinfo.full_path())),
+            };
+            self.refuse(&path, failure)?;
+        }
+        Ok(())
+    }
+}
+
+fn lacks(narinfo: &NarInfo, reference: &StorePath) -> Failure {
+    Failure::refused(format!("{}: it references {reference}, which could not be fetched", narinfo.full_path()))
+}
+
+/// Unpacks a path into its temporary place unless it is there; goes on to the next source where one is no good.
+async fn get(cache: &Arc<Cache>, staging: &Arc<Staging>, offer: Arc<Offer>, verify: bool) -> Outcome<Got> {
+    let place = staging.place(&offer.narinfo.path);
+    if exists(&place) {
+        if verify {
+            let offer = Arc::clone(&offer);
+            let checked = tokio::task::spawn_blocking(move || require_same(&place, &offer.narinfo)).await;
+            checked.map_err(|_| Failure::failed("a reading thread died"))??;
+        }
+        return Ok(Got::There);
+    }
+    let mut offer = offer;
+    let mut first: Option<Failure> = None;
+    loop {
+        let failure = match attempts(cache, &offer, staging).await {
+            Ok(()) => return Ok(Got::Unpacked(offer)),
+            Err(failure) => failure,
+        };
+        let first = first.get_or_insert(failure);
+        let wanted = Wanted::Path(offer.narinfo.path.clone());
+        match cache.offer(&wanted, offer.source + 1).await {
+            // Other references would have to be waited for anew.
+            Ok(Some(next)) if next.narinfo.references == offer.narinfo.references => offer = Arc::new(next),
+            _ => return Err(first.clone()),
+        }
+    }
+}
+
+/// Refuses a path that is there with other contents.
+fn require_same(place: &Path, narinfo: &NarInfo) -> Outcome {
+    let mut hashed = BufWriter::with_capacity(256 * 1024, Hasher::default());
+    dump(place, &mut hashed, &mut |_| {})?;
+    let hashed = hashed.into_inner().map_err(|error| Failure::from(error.into_error()))?;
+    let (hash, _) = hashed.finish();
+    if hash == narinfo.nar_hash {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "{}: {} is there with other contents (its NarHash is {hash}, not {}); it was left alone",
+        narinfo.full_path(),
+        place.display(),
+        narinfo.nar_hash
+    )))
+}
+
+async fn attempts(cache: &Arc<Cache>, offer: &Arc<Offer>, staging: &Arc<Staging>) -> Outcome {
+    let mut tries = Tries::new(cache.source(offer).attempts());
+    loop {
+        match download(cache, offer, staging).await {
+            Err(failure) if !failure.is_refusal() && tries.again().await => {}
+            result => return result,
+        }
+    }
 }
 
 /// Unpacks into the temporary place; what is there afterwards has been checked.
-async fn download(cache: &Arc<Cache>, narinfo: &Arc<NarInfo>, staging: &Arc<Staging>) -> Outcome {
-    let body = fetch::begin(cache, narinfo).await?;
-    let (narinfo, temporary) = (Arc::clone(narinfo), staging.temporary(&narinfo.path));
+async fn download(cache: &Arc<Cache>, offer: &Arc<Offer>, staging: &Arc<Staging>) -> Outcome {
+    let body = fetch::begin(cache, offer).await?;
+    let (offer, temporary) = (Arc::clone(offer), staging.temporary(&offer.narinfo.path));
     let unpacked = tokio::task::spawn_blocking(move || {
         let mut restorer = Restorer::new(&temporary);
-        let result = fetch::check(fetch::reader(body), &narinfo, &mut restorer, |_| Ok(()));
+        let result = fetch::check(fetch::reader(body), &offer.narinfo, &mut restorer, |_| Ok(()));
         if result.is_err() {
-            restorer.undo()?;
+            restorer.undo().doing(|| offer.narinfo.full_path())?;
         }
         result
     });

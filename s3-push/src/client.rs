@@ -13,6 +13,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_credential_types::credential_feature::AwsCredentialFeature;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
@@ -20,6 +21,8 @@ use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumVal
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use base64::Engine as _;
@@ -43,6 +46,9 @@ const RETRY_TOKENS: usize = 10_000;
 /// What a request that succeeds puts back.
 const RETRY_REWARD: f32 = 5.0;
 
+const NO_CREDENTIALS: &str =
+    "no AWS credentials found in the environment, profile, SSO, web identity, container or instance";
+
 /// How requests are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -50,6 +56,8 @@ pub enum Access {
     Signed,
     /// Not at all; the bucket must be public.
     Anonymous,
+    /// Signed when the default chain has credentials, else not at all: for reading.
+    SignedIfPossible,
 }
 
 /// A bucket with a prefix.
@@ -61,6 +69,10 @@ pub struct Bucket {
     /// Nothing is written; writes say that they succeeded.
     dry_run: bool,
     hinted: AtomicBool,
+    /// Whether requests go unsigned because no credentials were found.
+    lacks_credentials: bool,
+    /// Set once anything was read.
+    readable: AtomicBool,
     /// Cleared when the service turns out not to have conditional writes.
     conditional: AtomicBool,
     requests: Requests,
@@ -123,8 +135,20 @@ pub struct Object {
     pub encoding: Option<String>,
     /// The entity tag as the service wrote it.
     pub etag: Option<String>,
+    /// `Content-Range`, where only a part was asked for and the service sends it.
+    pub range: Option<String>,
     /// Its bytes.
     pub body: ByteStream,
+}
+
+/// What a service says when it is asked for a part of an object.
+pub enum Reply {
+    /// The part, or the whole object where the service has no ranges.
+    Object(Object),
+    /// The object is not there.
+    Missing,
+    /// The object is another one than that of the entity tag, or too short for the range.
+    Changed,
 }
 
 /// A short object that was read.
@@ -142,6 +166,12 @@ enum If<'a> {
     Always,
     New,
     Unchanged(&'a str),
+}
+
+/// Whether the chain gives credentials. Any error but that there are none is for the first request to tell.
+async fn has_credentials(config: &aws_config::SdkConfig) -> bool {
+    let Some(provider) = config.credentials_provider() else { return false };
+    !matches!(provider.provide_credentials().await, Err(CredentialsError::CredentialsNotLoaded(_)))
 }
 
 impl Object {
@@ -213,8 +243,13 @@ impl Bucket {
         tool: &'static str,
     ) -> Self {
         let patience @ Patience { idle, attempts, in_flight } = patience.into();
-        let http =
-            aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        // Proxies come from the environment, as everywhere; of itself the SDK asks nobody.
+        let http = aws_smithy_http_client::Builder::new().build_with_connector_fn(|settings, _| {
+            let tls = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring));
+            let mut connector = tls.proxy_config(ProxyConfig::from_env());
+            connector.set_connector_settings(settings.cloned());
+            connector.build()
+        });
         // Not the default chain: off EC2 it waits a second for an instance to tell its region.
         let mut profile = ProfileFileRegionProvider::builder();
         if let Some(name) = &location.profile {
@@ -237,7 +272,14 @@ impl Bucket {
             loader = loader.no_credentials();
         }
         // In-memory bodies with a signed payload; many services refuse the trailing checksums that are the SDK's default.
-        let sdk_config = loader.load().await;
+        let mut sdk_config = loader.load().await;
+        let lacks_credentials =
+            access == Access::SignedIfPossible && location.profile.is_none() && !has_credentials(&sdk_config).await;
+        if lacks_credentials {
+            let mut unsigned = sdk_config.into_builder();
+            unsigned.set_credentials_provider(None);
+            sdk_config = unsigned.build();
+        }
         let mut config = aws_sdk_s3::config::Builder::from(&sdk_config)
             .force_path_style(location.path_style())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -253,6 +295,9 @@ impl Bucket {
         if let Some(url) = location.endpoint_url() {
             config = config.endpoint_url(url);
         }
+        if lacks_credentials {
+            config = config.allow_no_auth();
+        }
         Self {
             client: Client::from_conf(config.build()),
             location,
@@ -260,11 +305,13 @@ impl Bucket {
             storage: Storage::default(),
             dry_run: false,
             hinted: AtomicBool::new(false),
+            lacks_credentials,
+            readable: AtomicBool::new(false),
             conditional: AtomicBool::new(true),
             requests,
             pace,
             patience,
-            credentials: sdk_config.credentials_provider().filter(|_| access == Access::Signed),
+            credentials: sdk_config.credentials_provider().filter(|_| access != Access::Anonymous),
         }
     }
 
@@ -302,6 +349,12 @@ impl Bucket {
         }
     }
 
+    /// Whether a read was forbidden, and taken for a sign that the object is missing.
+    #[must_use]
+    pub fn was_forbidden(&self) -> bool {
+        self.hinted.load(Ordering::Relaxed)
+    }
+
     /// Where the bucket is.
     #[must_use]
     pub fn location(&self) -> &Location {
@@ -331,16 +384,40 @@ impl Bucket {
     /// # Errors
     /// Fails with the service's word, and when the bucket itself is not there.
     pub async fn get(&self, object: &str) -> Outcome<Option<Object>> {
+        match self.get_part(object, None, None).await? {
+            Reply::Object(object) => Ok(Some(object)),
+            Reply::Missing | Reply::Changed => Ok(None),
+        }
+    }
+
+    /// Begins to read a part of an object, given as HTTP writes it (`bytes=0-99`), if its entity tag is still `etag`.
+    ///
+    /// # Errors
+    /// As [`Bucket::get`].
+    pub async fn get_part(&self, object: &str, range: Option<String>, etag: Option<&str>) -> Outcome<Reply> {
         self.count(Kind::Get);
-        let request = self.client.get_object().bucket(&self.location.bucket).key(self.location.key(object));
+        let ranged = range.is_some();
+        let request = self
+            .client
+            .get_object()
+            .bucket(&self.location.bucket)
+            .key(self.location.key(object))
+            .set_range(range)
+            .set_if_match(etag.map(str::to_owned));
         match request.send().await {
-            Ok(output) => Ok(Some(Object {
-                size: output.content_length.and_then(|size| u64::try_from(size).ok()),
-                encoding: output.content_encoding,
-                etag: output.e_tag,
-                body: output.body,
-            })),
-            Err(error) => self.absent(&error, "reading", object).map(|()| None),
+            Ok(output) => {
+                self.readable.store(true, Ordering::Relaxed);
+                Ok(Reply::Object(Object {
+                    size: output.content_length.and_then(|size| u64::try_from(size).ok()),
+                    encoding: output.content_encoding,
+                    etag: output.e_tag,
+                    range: output.content_range,
+                    body: output.body,
+                }))
+            }
+            Err(error) if etag.is_some() && status(&error) == Some(412) => Ok(Reply::Changed),
+            Err(error) if ranged && status(&error) == Some(416) => Ok(Reply::Changed),
+            Err(error) => self.absent(&error, "reading", object).map(|()| Reply::Missing),
         }
     }
 
@@ -404,6 +481,13 @@ impl Bucket {
         let code = error.code().unwrap_or_default();
         match status(error) {
             Some(404) if code != "NoSuchBucket" => Ok(()),
+            // A public bucket would have given its nix-cache-info.
+            Some(403) if self.lacks_credentials && !self.readable.load(Ordering::Relaxed) => {
+                Err(Failure::failed(format!(
+                    "{doing} {}: {NO_CREDENTIALS}, and without them the bucket refuses (403)",
+                    self.location.shown(object)
+                )))
+            }
             // Without permission to list, a key that is not there is forbidden, not absent.
             Some(403) if matches!(code, "" | "AccessDenied" | "Forbidden") => {
                 if !self.hinted.swap(true, Ordering::Relaxed) {
@@ -462,10 +546,7 @@ impl Bucket {
             (None, _) if text.contains("no credentials found in chain") || text.contains("no providers in chain") => {
                 match &self.location.profile {
                     Some(profile) => format!("the AWS profile {profile:?} gives no credentials"),
-                    None => {
-                        "no AWS credentials found in the environment, profile, SSO, web identity, container or instance"
-                            .to_owned()
-                    }
+                    None => NO_CREDENTIALS.to_owned(),
                 }
             }
             (None, SdkError::DispatchFailure(failure)) if failure.is_io() || failure.is_timeout() => {

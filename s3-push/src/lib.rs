@@ -12,6 +12,7 @@
 //! | `upload` | whole and multipart uploads under one memory budget |
 //! | `chunks` | bodies that cross from one thread to another |
 //! | `pace`, `patience` | how many requests are in flight, and when one is repeated |
+//! | `http`, `netrc` | caches behind `https://` URLs, for reading |
 //! | `upstream` | what other caches serve |
 //! | `report` | what a push tells |
 
@@ -26,7 +27,11 @@ pub mod client;
 #[cfg(feature = "client")]
 pub mod existing;
 #[cfg(feature = "client")]
+pub mod http;
+#[cfg(feature = "client")]
 pub mod intake;
+#[cfg(feature = "client")]
+pub mod netrc;
 #[cfg(feature = "client")]
 pub mod pace;
 #[cfg(feature = "client")]

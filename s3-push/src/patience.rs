@@ -57,12 +57,18 @@ impl Tries {
 
     /// Whether to try again; waits before.
     pub async fn again(&mut self) -> bool {
+        self.after(None).await
+    }
+
+    /// As [`Tries::again`], but waits at least as long as the service asked for, within reason.
+    pub async fn after(&mut self, asked: Option<Duration>) -> bool {
         if self.done >= self.most {
             return false;
         }
         let longest = (BACKOFF * 2_u32.saturating_pow(self.done - 1)).min(LONGEST);
         self.done += 1;
-        tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
+        let asked = asked.unwrap_or_default().min(LONGEST);
+        tokio::time::sleep(asked + longest.mul_f64(fastrand::f64())).await;
         true
     }
 }
