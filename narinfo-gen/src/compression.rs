@@ -7,6 +7,8 @@ use std::io::{self, BufRead, Read, Write};
 use nar_pack::stage::{Doing, Failure, Outcome};
 use xz2::stream::{Check, MtStreamBuilder, Stream};
 
+use crate::frames::Frames;
+
 /// Bytes of NAR in one zstd frame. Frames are compressed apart from each other, so this bounds what a thread holds;
 /// it is a constant because the output must not depend on the number of threads.
 pub const FRAME: usize = 4 << 20;
@@ -14,6 +16,8 @@ pub const FRAME: usize = 4 << 20;
 const XZ_BLOCK: u64 = 24 << 20;
 /// Most memory that an xz file may ask for on reading, in bytes; level 9 takes 65 MiB.
 const XZ_MEMORY: u64 = 256 << 20;
+/// Memory in bytes beyond which the threads that read an xz file become fewer.
+pub const XZ_THREADS_MEMORY: u64 = 128 << 20;
 /// Largest window of a zstd frame on reading, as a power of two: 128 MiB, as the zstd tool accepts.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -284,12 +288,82 @@ pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Outc
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Compression::Lz4 => Box::new(Lz4Frames::new(input)),
         Compression::Brotli => Box::new(brotli::Decompressor::new(input, 1 << 16)),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            Box::new(decoder)
-        }
+        Compression::Zstd => stream_decoder(input)?,
     })
+}
+
+/// As [`decoder`], on every core where the file allows: zstd in many frames, xz in many blocks. It holds up to
+/// [`XZ_THREADS_MEMORY`] bytes more.
+///
+/// # Errors
+/// Fails where the library cannot be set up.
+pub fn parallel_decoder<'a>(
+    method: Compression,
+    input: impl BufRead + Send + 'a,
+) -> Outcome<Box<dyn Read + Send + 'a>> {
+    match method {
+        Compression::Zstd => Ok(Box::new(Frames::new(input))),
+        Compression::Xz => Ok(Box::new(XzStreams::new(input)?)),
+        _ => decoder(method, input),
+    }
+}
+
+/// A zstd decoder that has one thread and takes every file.
+///
+/// # Errors
+/// Fails where the library cannot be set up.
+pub(crate) fn stream_decoder<'a>(input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+    decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+    Ok(Box::new(decoder))
+}
+
+/// xz streams, one after the other, the blocks of each on every core: the threaded decoder stops after each stream.
+struct XzStreams<R: BufRead>(Option<xz2::bufread::XzDecoder<R>>);
+
+impl<R: BufRead> XzStreams<R> {
+    fn new(input: R) -> io::Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let stream = MtStreamBuilder::new()
+            .threads(u32::try_from(threads).unwrap_or(1))
+            .memlimit_threading(XZ_THREADS_MEMORY)
+            .memlimit_stop(XZ_MEMORY)
+            .decoder()?;
+        Ok(Self(Some(xz2::bufread::XzDecoder::new_stream(input, stream))))
+    }
+}
+
+impl<R: BufRead> Read for XzStreams<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.0 {
+            let n = decoder.read(buf)?;
+            if n > 0 || buf.is_empty() {
+                return Ok(n);
+            }
+            let Some(mut input) = self.0.take().map(xz2::bufread::XzDecoder::into_inner) else { return Ok(0) };
+            skip_padding(&mut input)?;
+            if !input.fill_buf()?.is_empty() {
+                *self = Self::new(input)?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Zeros between two xz streams, four at a time (the xz file format, "Stream Padding").
+fn skip_padding(input: &mut impl BufRead) -> io::Result<()> {
+    let mut zeros = 0;
+    loop {
+        let bytes = input.fill_buf()?;
+        let more = bytes.iter().take_while(|byte| **byte == 0).count();
+        let ended = more < bytes.len() || bytes.is_empty();
+        input.consume(more);
+        zeros += more;
+        if ended {
+            break;
+        }
+    }
+    if zeros % 4 == 0 { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "bad xz padding")) }
 }
 
 /// lz4 frames, one after the other: the library stops after each.
@@ -368,9 +442,11 @@ mod tests {
             let data = data(size);
             for method in ALL {
                 let packed = compress(method, 2, &data);
-                let mut unpacked = Vec::new();
-                decoder(method, packed.as_slice()).unwrap().read_to_end(&mut unpacked).unwrap();
-                assert!(unpacked == data, "{method}, {size} bytes");
+                for make in [decoder, parallel_decoder] {
+                    let mut unpacked = Vec::new();
+                    make(method, packed.as_slice()).unwrap().read_to_end(&mut unpacked).unwrap();
+                    assert!(unpacked == data, "{method}, {size} bytes");
+                }
             }
         }
     }
@@ -390,8 +466,25 @@ mod tests {
         for method in ALL.into_iter().skip(1) {
             let packed = compress(method, 1, &data);
             for bytes in [&packed[..packed.len() - 1], &packed[..packed.len() / 2], &data[..1000]] {
+                for make in [decoder, parallel_decoder] {
+                    let mut unpacked = Vec::new();
+                    assert!(make(method, bytes).unwrap().read_to_end(&mut unpacked).is_err(), "{method}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn several_files_one_after_the_other_are_one() {
+        let data = data(100_000);
+        for method in [Compression::Zstd, Compression::Xz] {
+            let packed = compress(method, 1, &data);
+            let padding = if method == Compression::Xz { vec![0; 8] } else { Vec::new() };
+            let file = [&packed[..], &padding, &packed, &padding].concat();
+            for make in [decoder, parallel_decoder] {
                 let mut unpacked = Vec::new();
-                assert!(decoder(method, bytes).unwrap().read_to_end(&mut unpacked).is_err(), "{method}");
+                make(method, file.as_slice()).unwrap().read_to_end(&mut unpacked).unwrap();
+                assert!(unpacked == [&data[..], &data].concat(), "{method}");
             }
         }
     }

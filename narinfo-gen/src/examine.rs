@@ -6,7 +6,7 @@ use nar_pack::nar::{Tee, Visitor, parse};
 use nar_pack::stage::{Failure, Outcome};
 
 use crate::archive::is_of_input;
-use crate::compression::{Compression, decoder};
+use crate::compression::{Compression, decoder, parallel_decoder};
 use crate::hash::{Hasher, Sha256};
 use crate::narinfo::NarInfo;
 
@@ -58,6 +58,15 @@ impl Facts {
     }
 }
 
+/// How many threads decompress a NAR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// One.
+    One,
+    /// As many as there are cores, where the file allows.
+    All,
+}
+
 /// Reads a compressed NAR to its end, gives its tree to `visitor`, and says what it was. Stops as soon as the NAR is
 /// larger than `max_size` bytes, whatever the file claims to unpack to.
 ///
@@ -69,7 +78,7 @@ pub fn examine(
     max_size: Option<u64>,
     visitor: &mut impl Visitor,
 ) -> Outcome<Facts> {
-    examine_and(input, method, max_size, visitor, |_| Ok(()))
+    examine_and(input, method, Threads::One, max_size, visitor, |_| Ok(()))
 }
 
 /// As [`examine`], and gives `tap` the bytes of the NAR. They are not yet checked, nor is it certain that they end.
@@ -79,13 +88,18 @@ pub fn examine(
 pub fn examine_and(
     input: impl Read + Send,
     method: Compression,
+    threads: Threads,
     max_size: Option<u64>,
     visitor: &mut impl Visitor,
     mut tap: impl FnMut(&[u8]) -> Outcome,
 ) -> Outcome<Facts> {
     let mut file = Counted { inner: input, hasher: Hasher::default() };
     let (nar_hash, nar_size) = {
-        let unpacked = decoder(method, BufReader::with_capacity(BUFFER, &mut file))?;
+        let packed = BufReader::with_capacity(BUFFER, &mut file);
+        let unpacked = match threads {
+            Threads::One => decoder(method, packed)?,
+            Threads::All => parallel_decoder(method, packed)?,
+        };
         let mut nar = Hasher::default();
         let mut stream = BufReader::with_capacity(BUFFER, Decompressed { inner: unpacked, method });
         parse(

@@ -22,6 +22,7 @@ pub mod content_address;
 pub mod describe;
 pub mod entry;
 pub mod examine;
+mod frames;
 pub mod hash;
 pub mod narinfo;
 pub mod packing;

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -34,6 +35,8 @@ pub struct Body {
     pub size: Option<u64>,
     /// Its chunks.
     pub chunks: mpsc::Receiver<Outcome<Chunk>>,
+    /// Set when it could not be read to its end.
+    pub broken: Arc<AtomicBool>,
 }
 
 /// The beginning of an answer to a request for an object or a part of it.

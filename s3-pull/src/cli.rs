@@ -25,6 +25,10 @@ pub struct Cli {
     #[arg(long, group = "output", conflicts_with_all = ["recursive", "all"])]
     pub nar: bool,
 
+    /// Write one file of a path to standard output; the path goes on into it: /nix/store/…-hello/bin/hello
+    #[arg(long, group = "output", conflicts_with_all = ["recursive", "all", "stdin"])]
+    pub cat: bool,
+
     /// Write an export stream to standard output, for `nix-store --import`
     #[arg(long, group = "output")]
     pub export: bool,
@@ -64,6 +68,10 @@ pub struct Cli {
     /// With --root: read what is there already and refuse it if its NarHash is another; it is left alone either way
     #[arg(long, requires = "root")]
     pub verify_existing: bool,
+
+    /// With --root: append ~nix~case~hack~N to names that differ from another in case only, as Nix does on macOS
+    #[arg(long, requires = "root")]
+    pub case_hack: bool,
 
     /// With --root: look everything up, say what would be fetched, and fetch nothing
     #[arg(long, requires = "root")]

@@ -4,12 +4,12 @@
 //! never gets a whole NAR that is not what it should be.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use nar_pack::export::{self, Trailer};
-use nar_pack::nar::Skip;
+use nar_pack::nar::{Cat, Skip};
 use nar_pack::stage::{Doing, Failure, Outcome, Output};
 use narinfo_gen::archive::{self, Object};
 use narinfo_gen::cache_info;
@@ -46,6 +46,24 @@ fn pass(body: Body, narinfo: &NarInfo, out: &mut impl Write) -> Outcome {
         Ok(())
     })?;
     Ok(out.write_all(&tail)?)
+}
+
+/// Bytes of a file that are held in memory until they are known to be good; more go to a temporary file.
+const HELD: usize = 8 << 20;
+
+/// Writes one file of a path, once the whole NAR was read and is good: it has one hash, and a file of it has none.
+///
+/// # Errors
+/// Refuses a bad NAR, and one without that file; nothing is written then.
+pub fn cat(runtime: &Handle, cache: &Cache, offer: &Offer, inside: &[u8], mut out: Output) -> Outcome {
+    let body = runtime.block_on(fetch::begin(cache, offer))?;
+    let mut held = tempfile::spooled_tempfile(HELD);
+    let mut visitor = Cat::new(inside, &mut held);
+    fetch::check(fetch::reader(body), &offer.narinfo, &mut visitor, |_| Ok(()))?;
+    visitor.finish().doing(|| offer.narinfo.full_path())?;
+    held.rewind()?;
+    io::copy(&mut held, &mut out)?;
+    out.finish()
 }
 
 /// Writes an export stream of these paths, given references first.

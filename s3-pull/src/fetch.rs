@@ -1,16 +1,22 @@
 //! Fetching one NAR and checking it: FileHash, FileSize, NarHash, NarSize.
 
 use std::io::{self, Read};
+use std::sync::Mutex;
 
 use nar_pack::nar::Visitor;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use narinfo_gen::compression::Compression;
-use narinfo_gen::examine::examine_and;
+use narinfo_gen::examine::{Threads, examine_and};
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::chunks::ChunkReader;
 
 use crate::body::Body;
 use crate::closure::{Cache, Offer};
+
+/// NARs of at least so many bytes are worth several threads.
+const LARGE: u64 = 32 << 20;
+/// Held while a NAR is decompressed on every core: one at a time bounds the memory, and keeps the cores busy.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Begins to read the NAR that an offer names.
 ///
@@ -48,7 +54,10 @@ pub fn check(
     // Compression makes nothing much larger; without this bound a file could go on for ever after the NAR's end.
     let most = narinfo.nar_size.saturating_add(narinfo.nar_size / 4).saturating_add(1 << 20);
     let input = Limited { inner: input, left: narinfo.file_size.unwrap_or(most).min(most) };
-    let facts = examine_and(input, method, Some(narinfo.nar_size), visitor, tap).doing(|| narinfo.full_path())?;
+    let alone = if narinfo.nar_size >= LARGE { ALONE.try_lock().ok() } else { None };
+    let threads = if alone.is_some() { Threads::All } else { Threads::One };
+    let facts =
+        examine_and(input, method, threads, Some(narinfo.nar_size), visitor, tap).doing(|| narinfo.full_path())?;
     facts.require(narinfo)
 }
 

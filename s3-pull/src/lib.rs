@@ -8,10 +8,12 @@
 //! | [`fetch`] | fetching and checking a NAR |
 //! | [`staging`] | temporaries, and the rename that makes a path visible |
 //! | [`unpack`] | paths below a root |
+//! | [`case_hack`] | names that a file system takes for one |
 //! | [`report`] | what a pull tells |
 //! | [`emit`] | streams on standard output |
 
 pub mod body;
+pub mod case_hack;
 pub mod cli;
 pub mod closure;
 pub mod emit;

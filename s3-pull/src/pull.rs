@@ -30,15 +30,15 @@ use crate::unpack::{Manner, unpack};
 /// See the exit codes in [`stage`].
 pub fn run(cli: &Cli) -> Outcome {
     let store_dir = StoreDir::new(&cli.store_dir)?;
-    let (urls, paths) = split_targets(cli, &store_dir)?;
+    let targets = split_targets(cli, &store_dir)?;
     let trusted = if cli.no_verify_signatures { None } else { Some(TrustedKeys::from_cli(&cli.trust)?) };
     let runtime = Runtime::new().map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
     let result = (|| {
-        let cache = Arc::new(runtime.block_on(open(cli, &urls, trusted, store_dir))?);
+        let cache = Arc::new(runtime.block_on(open(cli, &targets.urls, trusted, store_dir))?);
         if cli.all && (cli.narinfo || cli.list) {
             return runtime.block_on(emit_all(cli, &cache));
         }
-        pull(&runtime, cli, &cache, paths)
+        pull(&runtime, cli, &cache, targets)
     })();
     runtime.shutdown_background();
     result
@@ -56,10 +56,21 @@ async fn open(cli: &Cli, urls: &[String], trusted: Option<TrustedKeys>, store_di
     Cache::new(sources, trusted, store_dir).await
 }
 
+/// What the command line is about.
+struct Targets {
+    /// The caches.
+    urls: Vec<String>,
+    /// The store paths.
+    paths: Vec<StorePath>,
+    /// The file of the one path that is wanted, with `--cat`.
+    inside: String,
+}
+
 /// The caches, which may be left out, and the store paths.
-fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<(Vec<String>, Vec<StorePath>)> {
-    if cli.root.is_none() && !(cli.nar || cli.export || cli.narinfo || cli.archive || cli.list) {
-        return Err(Failure::failed("say what to make: --root DIR, or --nar, --export, --narinfo, --archive, --list"));
+fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<Targets> {
+    if cli.root.is_none() && !(cli.nar || cli.cat || cli.export || cli.narinfo || cli.archive || cli.list) {
+        let made = "--root DIR, or --nar, --cat, --export, --narinfo, --archive, --list";
+        return Err(Failure::failed(format!("say what to make: {made}")));
     }
     let urls = cli.targets.iter().take_while(|target| !target.starts_with('/')).count();
     let (urls, rest) = cli.targets.split_at(urls);
@@ -71,7 +82,13 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<(Vec<String>, Vec<S
     if urls.is_empty() {
         return Err(Failure::failed(format!("say which cache: a URL, or set ${VARIABLE} (try --help)")));
     }
-    let mut paths = rest.iter().map(|path| store_dir.parse(path)).collect::<Outcome<Vec<_>>>()?;
+    let mut inside = String::new();
+    let mut paths = Vec::with_capacity(rest.len());
+    for path in rest {
+        let (path, file) = if cli.cat { split_inside(path, store_dir) } else { (path.as_str(), "") };
+        paths.push(store_dir.parse(path)?);
+        file.clone_into(&mut inside);
+    }
     if cli.stdin {
         paths.extend(read_path_list(stage::stdin("a path list")?, store_dir)?);
     } else if paths.is_empty() != cli.all {
@@ -80,9 +97,21 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<(Vec<String>, Vec<S
     if cli.nar && paths.len() != 1 {
         return Err(Failure::failed("--nar takes one store path; --export takes several"));
     }
+    if cli.cat && paths.len() != 1 {
+        return Err(Failure::failed("--cat takes one file of one store path"));
+    }
     let mut seen = std::collections::HashSet::new();
     paths.retain(|path| seen.insert(path.clone()));
-    Ok((urls, paths))
+    Ok(Targets { urls, paths, inside })
+}
+
+/// A path inside a store path: the store path, and the rest.
+fn split_inside<'a>(path: &'a str, store_dir: &StoreDir) -> (&'a str, &'a str) {
+    let base = path.strip_prefix(store_dir.as_str()).map_or(0, |rest| path.len() - rest.trim_start_matches('/').len());
+    match path[base..].find('/') {
+        Some(end) => path.split_at(base + end),
+        None => (path, ""),
+    }
 }
 
 /// Narinfos or store paths of the whole cache, in no order; none of them is kept.
@@ -126,13 +155,14 @@ async fn list(cache: &Cache) -> Outcome<Vec<Wanted>> {
     Ok(hashes.into_iter().map(Wanted::Hash).collect())
 }
 
-fn pull(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, paths: Vec<StorePath>) -> Outcome {
+fn pull(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, targets: Targets) -> Outcome {
+    let Targets { paths, inside, .. } = targets;
     let goals = if cli.all { runtime.block_on(list(cache))? } else { paths.into_iter().map(Wanted::Path).collect() };
     if cli.root.is_some() {
         return runtime.block_on(fill_root(cli, cache, goals));
     }
     let found = runtime.block_on(cache.discover(goals, cli.recursive, cli.jobs.into()))?;
-    produce(runtime, cli, cache, found)
+    produce(runtime, cli, cache, found, &inside)
 }
 
 async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome {
@@ -144,8 +174,13 @@ async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome
     let out = if cli.json { Some(stage::stdout(None)?) } else { None };
     let mut report = Report::new(out, talk);
     let jobs = cli.jobs.into();
-    let manner =
-        Manner { jobs, closed: cli.recursive || cli.all, verify_existing: cli.verify_existing, dry_run: cli.dry_run };
+    let manner = Manner {
+        jobs,
+        closed: cli.recursive || cli.all,
+        verify_existing: cli.verify_existing,
+        case_hack: cli.case_hack,
+        dry_run: cli.dry_run,
+    };
     let discovery = Discovery::new(Arc::clone(cache), goals, cli.recursive, jobs);
     let root = cli.root.as_deref().unwrap_or_else(|| Path::new("."));
     match unpack(discovery, cache, root, manner, &mut report).await {
@@ -157,7 +192,7 @@ async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome
     }
 }
 
-fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: Found) -> Outcome {
+fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: Found, inside: &str) -> Outcome {
     let offers = in_order(&mut found, cli.recursive || cli.all)?;
     let handle = runtime.handle();
     // A stream is whole or cut off: with a path missing it must not begin.
@@ -182,10 +217,12 @@ fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: Found) -
     if cli.archive {
         return emit::archive(handle, cache, &offers, stage::stdout(Some("the cache archive"))?);
     }
-    let mut out = stage::stdout(Some("the NAR"))?;
-    for offer in &offers {
-        emit::nar(handle, cache, offer, &mut out)?;
+    let Some(offer) = offers.first() else { return Ok(()) };
+    if cli.cat {
+        return emit::cat(handle, cache, offer, inside.as_bytes(), stage::stdout(None)?);
     }
+    let mut out = stage::stdout(Some("the NAR"))?;
+    emit::nar(handle, cache, offer, &mut out)?;
     out.finish()
 }
 

@@ -163,7 +163,7 @@ impl Report {
             writeln!(out, "{summary}")?;
             out.finish()?;
         }
-        if self.talk != Talk::Quiet {
+        if self.talk != Talk::Quiet && self.refusals.is_empty() {
             let unpacked = HumanBytes(self.nar_bytes);
             stage::say(
                 TOOL,

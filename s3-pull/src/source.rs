@@ -134,6 +134,7 @@ impl Source {
     /// Fails where the network, the service or the file system does.
     pub async fn get(self: &Arc<Self>, key: &str, expected: Option<u64>) -> Outcome<Option<Body>> {
         let (to, chunks) = mpsc::channel(CHUNKS);
+        let broken = Arc::default();
         if let Place::File(dir) = &self.place {
             let path = dir.join(key);
             let opened = tokio::task::spawn_blocking(move || open_file(&path)).await;
@@ -141,7 +142,7 @@ impl Source {
             let Some((file, size)) = opened? else { return Ok(None) };
             let (source, key) = (Arc::clone(self), key.to_owned());
             tokio::task::spawn_blocking(move || read_file(file, &source, &key, &to));
-            return Ok(Some(Body { size: Some(size), chunks }));
+            return Ok(Some(Body { size: Some(size), chunks, broken }));
         }
         let first = Span { from: 0, to: Some(RANGE) };
         let asked = match expected {
@@ -158,55 +159,14 @@ impl Source {
         }
         let size = answer.total;
         let transfer = Transfer { source: Arc::clone(self), key: key.to_owned() };
+        let breaks = Arc::clone(&broken);
         tokio::spawn(async move {
             let end = transfer.send(answer, &to).await;
+            breaks.store(end.is_err(), Ordering::Release);
             // Nobody may be reading any more.
             let _ = to.send(end.map(|()| Chunk::End)).await;
         });
-        Ok(Some(Body { size, chunks }))
-    }
-
-    /// Exactly these bytes of an object; none when it is not there, or is too short.
-    ///
-    /// # Errors
-    /// As [`Source::get`].
-    pub async fn slice(&self, key: &str, from: u64, length: usize) -> Outcome<Option<Vec<u8>>> {
-        let span = Span { from, to: Some(from + length as u64) };
-        let mut tries = Tries::new(self.attempts());
-        loop {
-            let read = match &self.place {
-                Place::File(dir) => {
-                    let path = dir.join(key);
-                    let read = tokio::task::spawn_blocking(move || read_slice(&path, from, length)).await;
-                    read.map_err(|_| Failure::failed("a reading thread died"))?
-                }
-                _ => match self.ask(key, Some(span), None).await? {
-                    Asked::Answer(answer) => self.take(key, answer, from, length).await.map(Some),
-                    Asked::Missing | Asked::Changed => Ok(None),
-                },
-            };
-            match read {
-                Err(failure) if !failure.is_refusal() && tries.again().await => {}
-                read => return read,
-            }
-        }
-    }
-
-    /// So many bytes from `from` on of what comes, be it the whole object.
-    async fn take(&self, key: &str, mut answer: Answer, from: u64, length: usize) -> Outcome<Vec<u8>> {
-        let failed = |why: &str| Err(Failure::failed(format!("reading {}: {why}", self.shown(key))));
-        let Some(mut skip) = from.checked_sub(answer.start) else { return failed("the server sent another range") };
-        let mut bytes = Vec::with_capacity(length);
-        while bytes.len() < length {
-            let Some(data) = answer.bytes.next().await else { return failed("it is cut off") };
-            let data = data?;
-            self.count(data.len());
-            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(data.len());
-            skip -= skipped as u64;
-            let wanted = (data.len() - skipped).min(length - bytes.len());
-            bytes.extend_from_slice(&data[skipped..skipped + wanted]);
-        }
-        Ok(bytes)
+        Ok(Some(Body { size, chunks, broken }))
     }
 
     /// One request for an object, or a part of it, if its entity tag is still `etag`.
@@ -330,18 +290,6 @@ impl Source {
             Place::File(dir) => list_dir(dir),
         }
     }
-}
-
-fn read_slice(path: &Path, from: u64, length: usize) -> Outcome<Option<Vec<u8>>> {
-    use std::os::unix::fs::FileExt;
-    let Some((file, size)) = open_file(path)? else { return Ok(None) };
-    if size < from.saturating_add(length as u64) {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; length];
-    let read = file.read_exact_at(&mut bytes, from);
-    read.map_err(|error| Failure::failed(format!("reading {}: {error}", path.display())))?;
-    Ok(Some(bytes))
 }
 
 fn read_small(path: &Path, limit: usize) -> Outcome<Option<Vec<u8>>> {

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nar_pack::nar::{Restorer, dump, remove_tree};
@@ -15,6 +16,8 @@ use narinfo_gen::narinfo::NarInfo;
 use s3_push::patience::Tries;
 use tokio::task::JoinSet;
 
+use crate::body::Body;
+use crate::case_hack::CaseHack;
 use crate::closure::{Answer, Cache, Discovery, Offer, Wanted};
 use crate::fetch;
 use crate::report::{Report, Status};
@@ -32,6 +35,8 @@ pub struct Manner {
     pub closed: bool,
     /// Whether what is there already is compared with its NarHash.
     pub verify_existing: bool,
+    /// Whether names that differ in case only are told apart.
+    pub case_hack: bool,
     /// Whether nothing is fetched.
     pub dry_run: bool,
 }
@@ -120,8 +125,8 @@ impl Unpacking<'_> {
                 if let Some(State::Pending { offer, .. }) = self.states.get(&path) {
                     let (cache, staging, offer) =
                         (Arc::clone(&self.cache), Arc::clone(&self.staging), Arc::clone(offer));
-                    let verify = self.manner.verify_existing;
-                    downloads.spawn(async move { (path, get(&cache, &staging, offer, verify).await) });
+                    let manner = self.manner;
+                    downloads.spawn(async move { (path, get(&cache, &staging, offer, manner).await) });
                 }
             }
             tokio::select! {
@@ -279,10 +284,10 @@ fn lacks(narinfo: &NarInfo, reference: &StorePath) -> Failure {
 }
 
 /// Unpacks a path into its temporary place unless it is there; goes on to the next source where one is no good.
-async fn get(cache: &Arc<Cache>, staging: &Arc<Staging>, offer: Arc<Offer>, verify: bool) -> Outcome<Got> {
+async fn get(cache: &Arc<Cache>, staging: &Arc<Staging>, offer: Arc<Offer>, manner: Manner) -> Outcome<Got> {
     let place = staging.place(&offer.narinfo.path);
     if exists(&place) {
-        if verify {
+        if manner.verify_existing {
             let offer = Arc::clone(&offer);
             let checked = tokio::task::spawn_blocking(move || require_same(&place, &offer.narinfo)).await;
             checked.map_err(|_| Failure::failed("a reading thread died"))??;
@@ -292,7 +297,7 @@ async fn get(cache: &Arc<Cache>, staging: &Arc<Staging>, offer: Arc<Offer>, veri
     let mut offer = offer;
     let mut first: Option<Failure> = None;
     loop {
-        let failure = match attempts(cache, &offer, staging).await {
+        let failure = match download(cache, &offer, staging, manner).await {
             Ok(()) => return Ok(Got::Unpacked(offer)),
             Err(failure) => failure,
         };
@@ -323,23 +328,29 @@ fn require_same(place: &Path, narinfo: &NarInfo) -> Outcome {
     )))
 }
 
-async fn attempts(cache: &Arc<Cache>, offer: &Arc<Offer>, staging: &Arc<Staging>) -> Outcome {
+async fn download(cache: &Arc<Cache>, offer: &Arc<Offer>, staging: &Arc<Staging>, manner: Manner) -> Outcome {
     let mut tries = Tries::new(cache.source(offer).attempts());
     loop {
-        match download(cache, offer, staging).await {
-            Err(failure) if !failure.is_refusal() && tries.again().await => {}
+        let body = fetch::begin(cache, offer).await?;
+        let broken = Arc::clone(&body.broken);
+        match unpack_body(body, offer, staging, manner).await {
+            Err(_) if broken.load(Ordering::Acquire) && tries.again().await => {}
             result => return result,
         }
     }
 }
 
 /// Unpacks into the temporary place; what is there afterwards has been checked.
-async fn download(cache: &Arc<Cache>, offer: &Arc<Offer>, staging: &Arc<Staging>) -> Outcome {
-    let body = fetch::begin(cache, offer).await?;
+async fn unpack_body(body: Body, offer: &Arc<Offer>, staging: &Arc<Staging>, manner: Manner) -> Outcome {
     let (offer, temporary) = (Arc::clone(offer), staging.temporary(&offer.narinfo.path));
     let unpacked = tokio::task::spawn_blocking(move || {
         let mut restorer = Restorer::new(&temporary);
-        let result = fetch::check(fetch::reader(body), &offer.narinfo, &mut restorer, |_| Ok(()));
+        let body = fetch::reader(body);
+        let result = if manner.case_hack {
+            fetch::check(body, &offer.narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
+        } else {
+            fetch::check(body, &offer.narinfo, &mut restorer, |_| Ok(()))
+        };
         if result.is_err() {
             restorer.undo().doing(|| offer.narinfo.full_path())?;
         }

@@ -17,6 +17,7 @@ pub mod nix;
 mod random;
 mod scratch;
 mod server;
+pub mod tls_front;
 mod tree;
 mod versitygw;
 

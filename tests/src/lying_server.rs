@@ -2,7 +2,7 @@
 //!
 //! It speaks just enough HTTP/1.1 to be a binary cache, and to be the bucket [`BUCKET`] in path style; signatures of
 //! requests are not looked at. What is honest about it is honest throughout: HEAD, ranges, `If-Match` and connections
-//! that stay open work, so that a lie is the only thing that is wrong.
+//! that stay open work, so that a lie is the only thing that is wrong. As a proxy it answers for every host.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -349,7 +349,7 @@ fn ranged<'a>(asked: &Asked, status: u16, bytes: &'a [u8]) -> (u16, String, &'a 
 }
 
 /// An entity tag: other bytes have another one.
-fn etag(bytes: &[u8]) -> String {
+pub fn etag(bytes: &[u8]) -> String {
     // FNV-1a: nobody here looks for collisions.
     let hash = bytes
         .iter()
@@ -372,6 +372,8 @@ fn read_head(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Asked>> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "not a request");
     let mut words = lines.first().ok_or_else(malformed)?.split(' ');
     let (method, target) = (words.next().unwrap_or_default().to_owned(), words.next().ok_or_else(malformed)?);
+    // A client that takes the server for a proxy says the whole URL.
+    let target = target.split_once("://").map_or(target, |(_, rest)| rest.find('/').map_or("/", |at| &rest[at..]));
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let key = path.trim_start_matches('/').strip_prefix(BUCKET).unwrap_or(path).trim_start_matches('/').to_owned();
     let header = |line: &String| {

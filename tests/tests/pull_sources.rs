@@ -1,6 +1,6 @@
 //! Pulling from several caches, with a password from netrc, and what a pull tells.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // a test that cannot go on has failed
 
 mod site;
 
@@ -69,4 +69,74 @@ fn verify_existing_refuses_other_contents_and_leaves_them() {
     let said = site.scratch.sh(pull).fails(1);
     assert!(said.contains("other contents"), "{said}");
     assert!(below(&site.path("out"), &site.closure.lib).join("other").exists());
+}
+
+#[test]
+fn one_file_of_a_path_is_printed_once_the_path_is_good() {
+    let site = published();
+    let cat = |file: &str| site.scratch.sh(&format!("s3-pull --cat \"file://$PWD/cache\" {file}"));
+    assert_eq!(cat("$APP/bin/app").ok(), format!("#!/bin/sh\nexec {}/bin/hello", site.closure.lib));
+    assert!(cat("$APP/bin").fails(1).contains("directory"));
+    assert!(cat("$TOP/bin").fails(1).contains("symbolic link"));
+    assert!(cat("$APP/bin/other").fails(1).contains("bin/other"));
+    assert!(cat("$APP/bin/app $LIB").fails(2).contains("--cat"));
+    let nar = |path: &str| format!("cache/$(sed -n 's/^URL: //p' cache/{})", Site::narinfo_key(path));
+    site.scratch.sh(&format!("cp {} {}", nar(&site.closure.top), nar(&site.closure.app))).ok();
+    let refused = cat("$APP/bin/app");
+    assert!(refused.status == 1 && refused.stdout.is_empty(), "{refused:?}");
+}
+
+#[test]
+fn names_that_differ_in_case_only_are_told_apart_when_asked() {
+    let site = Site::new();
+    let tree = below(&site.path("root"), &site.closure.lib);
+    for name in ["Makefile", "makefile", "MAKEFILE"] {
+        fs::write(tree.join(name), name).unwrap();
+    }
+    site.scratch
+        .sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix --archive \
+             | cache-sign -k key.sec > archive; mkdir cache; tar x -C cache -f archive
+             s3-pull -r --case-hack --root out \"file://$PWD/cache\" \"$LIB\"")
+        .ok();
+    let names = site.scratch.sh("cd out$LIB; ls -d [Mm]* | LC_ALL=C sort; cat makefile*").ok();
+    assert_eq!(names, "MAKEFILE\nMakefile~nix~case~hack~1\nmakefile~nix~case~hack~2\nmakefile");
+}
+
+/// On a file system that takes such names for one (ntfs-3g is the one that is at hand on Linux) a path with both is
+/// refused, and nothing of it stays.
+#[test]
+fn names_that_a_file_system_takes_for_one_are_refused() {
+    let site = Site::new();
+    let mounted = site
+        .scratch
+        .sh("truncate -s 32M disk; mkntfs -q -F -f disk; mkdir out; lowntfs-3g -o ignore_case,permissions disk out");
+    if mounted.status != 0 {
+        println!("NOT RUN: no case-insensitive file system here (ntfs-3g and /dev/fuse)");
+        return;
+    }
+    let tree = below(&site.path("root"), &site.closure.app);
+    fs::write(tree.join("a-File"), "one").unwrap();
+    fs::write(tree.join("a-file"), "two").unwrap();
+    let pulled =
+        site.scratch.sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix --archive \
+         | cache-sign -k key.sec > archive; mkdir cache; tar x -C cache -f archive
+         s3-pull --root out \"file://$PWD/cache\" \"$APP\"");
+    let left = site.scratch.sh("find out/nix/store -mindepth 1");
+    let hacked =
+        site.scratch.sh("s3-pull --case-hack --root out \"file://$PWD/cache\" \"$APP\"; ls out$APP | grep -i a-file");
+    site.scratch.sh("umount out").ok();
+    assert!(pulled.fails(1).contains("takes this name and another one"));
+    assert_eq!(left.ok(), "");
+    assert_eq!(hacked.ok(), "a-File\na-file~nix~case~hack~1");
+}
+
+#[test]
+fn two_pulls_into_one_root_get_along() {
+    let site = published();
+    site.scratch
+        .sh("for n in 1 2 3 4; do s3-pull -q -r --root out \"file://$PWD/cache\" \"$TOP\" & p[n]=$!; done
+             for n in 1 2 3 4; do wait ${p[n]}; done")
+        .ok();
+    site.assert_trees("out");
+    assert_eq!(site.scratch.sh("find out -name '.s3-pull-*'").ok(), "");
 }

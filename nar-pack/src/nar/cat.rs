@@ -11,19 +11,9 @@ use crate::stage::{Failure, Outcome};
 /// # Errors
 /// Refuses a malformed NAR, and one that has no file of that name; what it has instead is said.
 pub fn cat(input: &mut impl BufRead, path: &[u8], out: &mut impl Write) -> Outcome<u64> {
-    let names = path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
-    let mut finder = Finder { out, names, depth: 0, matched: 0, found: None };
-    let size = parse(input, &mut finder)?;
-    let shown = path.escape_ascii();
-    match finder.found {
-        Some(Node::File) => Ok(size),
-        Some(Node::Directory) => Err(Failure::refused(format!("{shown} is a directory in the NAR, not a file"))),
-        Some(Node::Symlink(target)) => Err(Failure::refused(format!(
-            "{shown} is a symbolic link in the NAR, not a file; its target is {}",
-            target.escape_ascii()
-        ))),
-        None => Err(Failure::refused(format!("there is no {shown} in the NAR"))),
-    }
+    let mut visitor = Cat::new(path, out);
+    let size = parse(input, &mut visitor)?;
+    visitor.finish().map(|()| size)
 }
 
 /// What is found under the path.
@@ -33,8 +23,10 @@ enum Node {
     Symlink(Vec<u8>),
 }
 
-struct Finder<'a, W> {
+/// The visitor behind [`cat`].
+pub struct Cat<'a, W> {
     out: &'a mut W,
+    path: &'a [u8],
     names: Vec<&'a [u8]>,
     /// Names entered.
     depth: usize,
@@ -43,7 +35,30 @@ struct Finder<'a, W> {
     found: Option<Node>,
 }
 
-impl<W> Finder<'_, W> {
+impl<'a, W> Cat<'a, W> {
+    /// Writes the contents of the file `path` to `out`, as [`cat`] does.
+    pub fn new(path: &'a [u8], out: &'a mut W) -> Self {
+        let names = path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+        Self { out, path, names, depth: 0, matched: 0, found: None }
+    }
+
+    /// Whether there was such a file, after the NAR was read to its end.
+    ///
+    /// # Errors
+    /// Refuses a NAR without it; what it has instead is said.
+    pub fn finish(self) -> Outcome {
+        let shown = self.path.escape_ascii();
+        match self.found {
+            Some(Node::File) => Ok(()),
+            Some(Node::Directory) => Err(Failure::refused(format!("{shown} is a directory in the NAR, not a file"))),
+            Some(Node::Symlink(target)) => Err(Failure::refused(format!(
+                "{shown} is a symbolic link in the NAR, not a file; its target is {}",
+                target.escape_ascii()
+            ))),
+            None => Err(Failure::refused(format!("there is no {shown} in the NAR"))),
+        }
+    }
+
     fn is_here(&self) -> bool {
         self.depth == self.names.len() && self.matched == self.depth
     }
@@ -55,7 +70,7 @@ impl<W> Finder<'_, W> {
     }
 }
 
-impl<W: Write> Visitor for Finder<'_, W> {
+impl<W: Write> Visitor for Cat<'_, W> {
     fn directory(&mut self) -> Outcome {
         self.find(|| Node::Directory);
         Ok(())

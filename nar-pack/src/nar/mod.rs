@@ -10,7 +10,7 @@ mod listing;
 mod parse;
 mod restore;
 
-pub use cat::cat;
+pub use cat::{Cat, cat};
 pub use dump::dump;
 pub use listing::{Lister, list};
 pub use parse::{Skip, Tee, Visitor, parse};

@@ -85,6 +85,13 @@ impl Restorer {
         let mut path = self.root.clone();
         let names = self.stack.iter().filter_map(|level| level.name.as_deref()).chain(self.name.as_deref());
         path.extend(names.map(std::ffi::OsStr::from_bytes));
+        // The parser lets no name come twice, and the directory is new.
+        if error == Errno::EXIST && !self.stack.is_empty() {
+            return Failure::refused(format!(
+                "unpacking {}: the file system takes this name and another one of the NAR for the same",
+                path.display()
+            ));
+        }
         Failure::failed(format!("unpacking {}: {}", path.display(), std::io::Error::from(error)))
     }
 
