@@ -6,6 +6,8 @@ use cache_sign::cli::Trust;
 use clap::Parser;
 use s3_push::cli::ATTEMPTS;
 
+use crate::staging::Owner;
+
 /// Fetch store paths from a Nix binary cache, verify them, and unpack them.
 ///
 /// The cache is an s3://, http://, https:// or file:// URL. Signatures are checked against trusted keys and hashes
@@ -68,6 +70,10 @@ pub struct Cli {
     /// With --root: read what is there already and refuse it if its NarHash is another; it is left alone either way
     #[arg(long, requires = "root")]
     pub verify_existing: bool,
+
+    /// With --root: whom the files belong to, in numbers (default: who runs this)
+    #[arg(long, value_name = "UID[:GID]", requires = "root")]
+    pub owner: Option<Owner>,
 
     /// With --root: append ~nix~case~hack~N to names that differ from another in case only, as Nix does on macOS
     #[arg(long, requires = "root")]

@@ -179,6 +179,7 @@ async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome
         closed: cli.recursive || cli.all,
         verify_existing: cli.verify_existing,
         case_hack: cli.case_hack,
+        owner: cli.owner,
         dry_run: cli.dry_run,
     };
     let discovery = Discovery::new(Arc::clone(cache), goals, cli.recursive, jobs);

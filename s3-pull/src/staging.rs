@@ -7,12 +7,14 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use nar_pack::nar::remove_tree;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, RenameFlags, Uid, chownat, flock, renameat_with};
 use rustix::io::Errno;
+use walkdir::WalkDir;
 
 const PREFIX: &str = ".s3-pull-";
 const LOCK: &str = ".lock";
@@ -22,6 +24,46 @@ pub struct Staging {
     store: PathBuf,
     run: String,
     _lock: File,
+}
+
+/// Whom files are given to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    user: Uid,
+    group: Option<Gid>,
+}
+
+impl FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        // The largest number means "leave it as it is" to the kernel.
+        let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
+        let wrong = || "expected UID or UID:GID, in numbers".to_owned();
+        let group = group.map(|group| number(group).map(Gid::from_raw).ok_or_else(wrong)).transpose()?;
+        Ok(Self { user: Uid::from_raw(number(user).ok_or_else(wrong)?), group })
+    }
+}
+
+impl Owner {
+    /// Gives a tree to this owner, links themselves instead of what they point to.
+    ///
+    /// # Errors
+    /// Fails where the file system does, as where one is not allowed to give files away.
+    pub fn take(self, tree: &Path) -> Outcome {
+        for entry in WalkDir::new(tree) {
+            let entry = entry.map_err(|error| Failure::failed(format!("looking at {}: {error}", tree.display())))?;
+            chownat(CWD, entry.path(), Some(self.user), self.group, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| {
+                let error = std::io::Error::from(error);
+                Failure::failed(format!("giving {} to {}: {error}", entry.path().display(), self.user.as_raw()))
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// What became of a rename.
@@ -146,6 +188,15 @@ fn names(store: &Path) -> Outcome<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn owners_are_numbers() {
+        assert_eq!("0".parse(), Ok(Owner { user: Uid::ROOT, group: None }));
+        assert_eq!("0:0".parse(), Ok(Owner { user: Uid::ROOT, group: Some(Gid::ROOT) }));
+        for wrong in ["", "root", "0:", ":0", "-1", "4294967295", "1:2:3", "99999999999"] {
+            assert!(wrong.parse::<Owner>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_dead_run_is_cleaned_up_and_a_living_one_is_not() {

@@ -21,7 +21,7 @@ use crate::case_hack::CaseHack;
 use crate::closure::{Answer, Cache, Discovery, Offer, Wanted};
 use crate::fetch;
 use crate::report::{Report, Status};
-use crate::staging::{Placed, Staging, exists};
+use crate::staging::{Owner, Placed, Staging, exists};
 
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(200);
@@ -37,6 +37,8 @@ pub struct Manner {
     pub verify_existing: bool,
     /// Whether names that differ in case only are told apart.
     pub case_hack: bool,
+    /// Whom the files belong to, if not to who runs this.
+    pub owner: Option<Owner>,
     /// Whether nothing is fetched.
     pub dry_run: bool,
 }
@@ -351,6 +353,7 @@ async fn unpack_body(body: Body, offer: &Arc<Offer>, staging: &Arc<Staging>, man
         } else {
             fetch::check(body, &offer.narinfo, &mut restorer, |_| Ok(()))
         };
+        let result = result.and_then(|()| manner.owner.map_or(Ok(()), |owner| owner.take(&temporary)));
         if result.is_err() {
             restorer.undo().doing(|| offer.narinfo.full_path())?;
         }
