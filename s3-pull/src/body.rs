@@ -148,10 +148,18 @@ impl Transfer {
         }
     }
 
-    async fn whole(&self, answer: Answer, to: &mpsc::Sender<Outcome<Chunk>>) -> Outcome {
-        let span = Span { from: 0, to: answer.total };
+    /// Passes on a part of an object, of which the first bytes were asked for.
+    ///
+    /// # Errors
+    /// As [`Transfer::send`].
+    pub async fn send_part(&self, answer: Answer, span: Span, to: &mpsc::Sender<Outcome<Chunk>>) -> Outcome {
         let pin = answer.pin();
         self.relay(answer, span, pin.as_deref(), &mut Sink::Reader(to)).await.map(drop)
+    }
+
+    async fn whole(&self, answer: Answer, to: &mpsc::Sender<Outcome<Chunk>>) -> Outcome {
+        let span = Span { from: 0, to: answer.total };
+        self.send_part(answer, span, to).await
     }
 
     fn changed(&self) -> Failure {

@@ -31,6 +31,11 @@ pub struct Cli {
     #[arg(long, group = "output", conflicts_with_all = ["recursive", "all", "stdin"])]
     pub cat: bool,
 
+    /// With --cat: take the cache's word for the file, and fetch no more than it, where the NAR is not compressed and
+    /// there is a listing. A NAR has one hash for the whole: of a file alone nothing can be verified
+    #[arg(long, requires = "cat")]
+    pub unverified: bool,
+
     /// Write an export stream to standard output, for `nix-store --import`
     #[arg(long, group = "output")]
     pub export: bool,

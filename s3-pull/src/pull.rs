@@ -220,7 +220,11 @@ fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: Found, i
     }
     let Some(offer) = offers.first() else { return Ok(()) };
     if cli.cat {
-        return emit::cat(handle, cache, offer, inside.as_bytes(), stage::stdout(None)?);
+        let mut out = stage::stdout(None)?;
+        if cli.unverified && emit::cat_unverified(handle, cache, offer, inside.as_bytes(), &mut out)? {
+            return out.finish();
+        }
+        return emit::cat(handle, cache, offer, inside.as_bytes(), out);
     }
     let mut out = stage::stdout(Some("the NAR"))?;
     emit::nar(handle, cache, offer, &mut out)?;

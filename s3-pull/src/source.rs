@@ -1,6 +1,6 @@
 //! Where a cache is read from: `s3://`, `http://`, `https://` or `file://`.
 
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -169,6 +169,36 @@ impl Source {
         Ok(Some(Body { size, chunks, broken }))
     }
 
+    /// Begins to read a part of an object; none when the object is not there or too short, or where parts are not to be
+    /// had.
+    ///
+    /// # Errors
+    /// As [`Source::get`].
+    pub async fn part(self: &Arc<Self>, key: &str, span: Span) -> Outcome<Option<Body>> {
+        let (to, chunks) = mpsc::channel(CHUNKS);
+        let broken = Arc::default();
+        let size = span.to.map(|to| to - span.from);
+        if let Place::File(dir) = &self.place {
+            let path = dir.join(key);
+            let opened = tokio::task::spawn_blocking(move || open_part(&path, span)).await;
+            let Some(file) = opened.map_err(|_| Failure::failed("a reading thread died"))?? else { return Ok(None) };
+            let (source, key) = (Arc::clone(self), key.to_owned());
+            tokio::task::spawn_blocking(move || read_file(file, &source, &key, &to));
+            return Ok(Some(Body { size, chunks, broken }));
+        }
+        let Asked::Answer(answer) = self.ask(key, Some(span), None).await? else { return Ok(None) };
+        if !answer.partial || answer.start != span.from {
+            return Ok(None);
+        }
+        let transfer = Transfer { source: Arc::clone(self), key: key.to_owned() };
+        tokio::spawn(async move {
+            let end = transfer.send_part(answer, span, &to).await;
+            // Nobody may be reading any more.
+            let _ = to.send(end.map(|()| Chunk::End)).await;
+        });
+        Ok(Some(Body { size, chunks, broken }))
+    }
+
     /// One request for an object, or a part of it, if its entity tag is still `etag`.
     ///
     /// # Errors
@@ -322,7 +352,18 @@ fn open_file(path: &Path) -> Outcome<Option<(std::fs::File, u64)>> {
     }
 }
 
-fn read_file(mut file: std::fs::File, source: &Source, key: &str, to: &mpsc::Sender<Outcome<Chunk>>) {
+fn open_part(path: &Path, span: Span) -> Outcome<Option<std::io::Take<std::fs::File>>> {
+    let Some((mut file, size)) = open_file(path)? else { return Ok(None) };
+    let to = span.to.unwrap_or(size);
+    if size < to {
+        return Ok(None);
+    }
+    let sought = file.seek(SeekFrom::Start(span.from));
+    sought.map_err(|error| Failure::failed(format!("reading {}: {error}", path.display())))?;
+    Ok(Some(file.take(to - span.from)))
+}
+
+fn read_file(mut file: impl Read, source: &Source, key: &str, to: &mpsc::Sender<Outcome<Chunk>>) {
     loop {
         let mut bytes = Vec::with_capacity(CHUNK);
         let chunk = match (&mut file).take(CHUNK as u64).read_to_end(&mut bytes) {
