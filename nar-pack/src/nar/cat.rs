@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Write};
 
-use super::{Visitor, parse};
+use super::{Visitor, names, parse};
 use crate::stage::{Failure, Outcome};
 
 /// Writes the contents of the file `path` of a NAR, which is read to its end. Names are separated by slashes; empty
@@ -11,8 +11,7 @@ use crate::stage::{Failure, Outcome};
 /// # Errors
 /// Refuses a malformed NAR, and one that has no file of that name; what it has instead is said.
 pub fn cat(input: &mut impl BufRead, path: &[u8], out: &mut impl Write) -> Outcome<u64> {
-    let names = path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
-    let mut finder = Finder { out, names, depth: 0, matched: 0, found: None };
+    let mut finder = Finder { out, names: names(path), depth: 0, matched: 0, found: None };
     let size = parse(input, &mut finder)?;
     let shown = path.escape_ascii();
     match finder.found {
