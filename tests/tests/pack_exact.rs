@@ -298,3 +298,32 @@ fn every_version_of_path_info_gives_the_same_narinfo() {
         assert_eq!(ours.stderr, "", "{document}");
     }
 }
+
+#[test]
+fn what_cannot_be_written_is_named_and_nothing_is_left() {
+    let scratch = Scratch::new();
+    // Small enough to be made beside the thread that reads, and then too large for the limit.
+    for (size, count) in [(200_000, 40), (900_000, 3)] {
+        let tree = scratch.path().join("tree");
+        for index in 0..count {
+            let dir = tree.join(format!("d{index}"));
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("small"), "x").unwrap();
+            fs::write(dir.join("zlarge"), vec![7; if index == count - 2 { size } else { 50_000 }]).unwrap();
+        }
+        let said = scratch.sh("nar-pack tree > nar; trap '' XFSZ; ulimit -f 100; nar-pack --unpack out < nar").fails(2);
+        let wanted = format!("nar-pack: unpacking out/d{}/zlarge: File too large", count - 2);
+        assert!(said.starts_with(&wanted), "{said}");
+        assert!(!fs::exists(scratch.path().join("out")).unwrap());
+        fs::remove_dir_all(tree).unwrap();
+    }
+}
+
+#[test]
+fn a_tree_of_many_directories_takes_few_descriptors() {
+    let scratch = Scratch::new();
+    scratch
+        .sh("mkdir tree; for i in $(seq 2000); do mkdir tree/$i; echo $i > tree/$i/f; done
+             nar-pack tree > nar; (ulimit -n 128; nar-pack --unpack out < nar); nar-pack out | cmp - nar")
+        .ok();
+}

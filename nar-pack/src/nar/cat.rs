@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Write};
 
-use super::{Visitor, parse};
+use super::{Visitor, names, parse};
 use crate::stage::{Failure, Outcome};
 
 /// Writes the contents of the file `path` of a NAR, which is read to its end. Names are separated by slashes; empty
@@ -38,8 +38,7 @@ pub struct Cat<'a, W> {
 impl<'a, W> Cat<'a, W> {
     /// Writes the contents of the file `path` to `out`, as [`cat`] does.
     pub fn new(path: &'a [u8], out: &'a mut W) -> Self {
-        let names = path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
-        Self { out, path, names, depth: 0, matched: 0, found: None }
+        Self { out, path, names: names(path), depth: 0, matched: 0, found: None }
     }
 
     /// Whether there was such a file, after the NAR was read to its end.

@@ -4,20 +4,21 @@
 //! the order of the NAR, and the one that writes puts what they read one after another. What is read ahead is bounded,
 //! so memory does not grow with the tree. A tree of few entries is read by the thread that writes.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CString, OsStr};
 use std::io::Write;
 use std::mem::replace;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
+use super::dir::{Dir, Parent, fd_of, locked, path_of};
 use super::{CASE_HACK, MAX_DEPTH, MAX_TARGET, padding, push_string};
 use crate::stage::{Failure, Outcome};
 
@@ -145,28 +146,6 @@ fn read_batches(walk: &Mutex<Walk>, free: &Mutex<Vec<Vec<u8>>>, batches: &Batche
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A directory, open until the last of its entries has been read.
-struct Dir {
-    fd: OwnedFd,
-    path: PathBuf,
-}
-
-/// What a name is relative to: a directory of the tree; none for the tree itself.
-type Parent = Option<Arc<Dir>>;
-
-fn fd_of(parent: &Parent) -> BorrowedFd<'_> {
-    parent.as_ref().map_or(CWD, |dir| dir.fd.as_fd())
-}
-
-fn path_of(parent: &Parent, name: &CStr) -> PathBuf {
-    let name = OsStr::from_bytes(name.to_bytes());
-    parent.as_ref().map_or_else(|| PathBuf::from(name), |dir| dir.path.join(name))
-}
-
 fn failed(path: &Path, why: impl std::fmt::Display) -> Failure {
     Failure::failed(format!("packing {}: {why}", path.display()))
 }
@@ -250,9 +229,9 @@ impl Walk {
         let Entry { name, kind } = entry;
         if self.stack.len() == MAX_DEPTH {
             let why = format_args!("nested deeper than {MAX_DEPTH} levels of directories");
-            return Err(failed(&path_of(&parent, &name), why));
+            return Err(failed(&path_of(&parent, name.as_bytes()), why));
         }
-        let errno = |error: Errno| failed(&path_of(&parent, &name), std::io::Error::from(error));
+        let errno = |error: Errno| failed(&path_of(&parent, name.as_bytes()), std::io::Error::from(error));
         let kind = match kind {
             // The file system does not tell types with names.
             FileType::Unknown => {
@@ -272,7 +251,7 @@ impl Walk {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(fd_of(&parent), &name, flags, Mode::empty()).map_err(errno)?;
         let entries = self.entries(&fd).map_err(errno)?;
-        let dir = Dir { fd, path: path_of(&parent, &name) };
+        let dir = Dir { fd, path: path_of(&parent, name.as_bytes()) };
         for field in [b"(".as_slice(), b"type", b"directory"] {
             push_string(&mut batch.fields, field);
         }
@@ -316,7 +295,7 @@ impl Batch {
 
 impl Leaf {
     fn failed(&self, why: impl std::fmt::Display) -> Failure {
-        failed(&path_of(&self.parent, &self.name), why)
+        failed(&path_of(&self.parent, self.name.as_bytes()), why)
     }
 
     fn errno(&self, error: Errno) -> Failure {
@@ -390,16 +369,11 @@ impl Leaf {
                 Err(error) => return Err(self.errno(error)),
             }
         }
-        // What takes one read is read as it is at one moment.
-        if size >= CHUNK as u64 {
-            let now = rustix::fs::fstat(fd).map_err(|error| self.errno(error))?;
-            let version =
-                |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec);
-            if version(&now) != version(stat) {
-                return Err(self.failed("it changed while it was read"));
-            }
-        }
-        Ok(())
+        // Also after one read: the file may have been written over between the look at it and the read.
+        let now = rustix::fs::fstat(fd).map_err(|error| self.errno(error))?;
+        let version =
+            |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec);
+        if version(&now) == version(stat) { Ok(()) } else { Err(self.failed("it changed while it was read")) }
     }
 
     fn symlink(&self, buf: &mut Vec<u8>) -> Outcome {

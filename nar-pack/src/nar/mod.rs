@@ -1,19 +1,24 @@
-//! The Nix archive (NAR): writing a tree as one, reading one, restoring a tree, listing, and taking one file out.
+//! The Nix archive (NAR): writing a tree as one, reading one, restoring a tree, listing, reading
+//! a listing, and taking one file out.
 //!
 //! The format is that of Nix's `src/libutil/archive.cc`: a sequence of strings, each a 64-bit little-endian length, the
 //! bytes, and zeros up to a multiple of 8. This reader accepts exactly the canonical form, so that a NAR which it
 //! accepts, written again, is the same bytes.
 
 mod cat;
+mod dir;
 mod dump;
 mod listing;
 mod parse;
+mod read_listing;
 mod restore;
+mod writers;
 
 pub use cat::{Cat, cat};
 pub use dump::dump;
 pub use listing::{Lister, list};
 pub use parse::{Skip, Tee, Visitor, parse};
+pub use read_listing::{Listed, Listing};
 pub use restore::{Restorer, remove_tree, restore};
 
 /// The string that begins a NAR.
@@ -28,6 +33,11 @@ pub const MAX_TARGET: usize = 4095;
 pub const MAX_DEPTH: usize = 64;
 /// The suffix that Nix adds on case-insensitive file systems; Lix refuses a NAR with a name that has it.
 pub const CASE_HACK: &[u8] = b"~nix~case~hack~";
+
+/// The names of a path within a NAR: empty ones and `.` do not count, so that `/` is the NAR itself.
+fn names(path: &[u8]) -> Vec<&[u8]> {
+    path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect()
+}
 
 /// Zeros that follow a string of `length` bytes.
 #[must_use]

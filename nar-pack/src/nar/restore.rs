@@ -1,22 +1,18 @@
 //! A NAR to a file tree, relative to open directories, so that no symbolic link is ever followed.
 
-use std::fs::File;
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::dir::{Dir, Parent, fd_of, path_of};
+use super::writers::{BATCH, MTIME, Maker, Writers, failed, release, write_all};
 use super::{Visitor, parse};
 use crate::stage::{Failure, Outcome};
-
-/// Store objects are dated one second after the epoch (Nix's `canonicalisePathMetaData`).
-const MTIME: Timestamps = Timestamps {
-    last_access: Timespec { tv_sec: 1, tv_nsec: 0 },
-    last_modification: Timespec { tv_sec: 1, tv_nsec: 0 },
-};
 
 /// Restores a NAR as `path`, which must not exist, with the modes 0444 and 0555 and the times of a store object;
 /// returns the NAR's size in bytes. When it fails, what it had made is removed.
@@ -32,23 +28,24 @@ pub fn restore(input: &mut impl BufRead, path: &Path) -> Outcome<u64> {
     result
 }
 
-/// The visitor behind [`restore`].
+/// The visitor behind [`restore`]. Other threads make the small files of a large tree; all of it is made when the root
+/// has been seen to its end.
 pub struct Restorer {
     root: PathBuf,
     made_root: bool,
-    /// The directories from the root to the one at hand, with their names.
-    stack: Vec<Level>,
+    /// The directories from the root to the one at hand.
+    stack: Vec<Arc<Dir>>,
     /// The entry at hand within the innermost directory; none for the root.
     name: Option<Vec<u8>>,
-    file: Option<File>,
-    /// Whether a file gets the mode that it is made with: seen at the first plain and at the first executable one,
-    /// because umask and default ACLs do to the others what they do to these.
-    made_with_mode: [Option<bool>; 2],
+    file: Option<Contents>,
+    maker: Maker,
+    writers: Writers,
 }
 
-struct Level {
-    fd: OwnedFd,
-    name: Option<Vec<u8>>,
+/// Where the bytes of the file at hand go.
+enum Contents {
+    Gathered,
+    Written(OwnedFd),
 }
 
 impl Restorer {
@@ -61,7 +58,8 @@ impl Restorer {
             stack: Vec::new(),
             name: None,
             file: None,
-            made_with_mode: [None; 2],
+            maker: Maker::default(),
+            writers: Writers::default(),
         }
     }
 
@@ -69,12 +67,13 @@ impl Restorer {
     ///
     /// # Errors
     /// Fails where the file system does.
-    pub fn undo(&self) -> Outcome {
+    pub fn undo(&mut self) -> Outcome {
+        self.writers.give_up();
         if self.made_root { remove_tree(&self.root) } else { Ok(()) }
     }
 
-    fn parent(&self) -> BorrowedFd<'_> {
-        self.stack.last().map_or(CWD, |level| level.fd.as_fd())
+    fn parent(&self) -> Parent {
+        self.stack.last().cloned()
     }
 
     fn target(&self) -> &[u8] {
@@ -82,27 +81,7 @@ impl Restorer {
     }
 
     fn failed(&self, error: Errno) -> Failure {
-        let mut path = self.root.clone();
-        let names = self.stack.iter().filter_map(|level| level.name.as_deref()).chain(self.name.as_deref());
-        path.extend(names.map(std::ffi::OsStr::from_bytes));
-        // The parser lets no name come twice, and the directory is new.
-        if error == Errno::EXIST && !self.stack.is_empty() {
-            return Failure::refused(format!(
-                "unpacking {}: the file system takes this name and another one of the NAR for the same",
-                path.display()
-            ));
-        }
-        Failure::failed(format!("unpacking {}: {}", path.display(), std::io::Error::from(error)))
-    }
-
-    /// Gives a file that was just made its mode, unless it has it already.
-    fn set_mode(&mut self, fd: &OwnedFd, executable: bool, mode: Mode) -> Result<(), Errno> {
-        let seen = &mut self.made_with_mode[usize::from(executable)];
-        let has_it = match *seen {
-            Some(has_it) => has_it,
-            None => *seen.insert(Mode::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == mode),
-        };
-        if has_it { Ok(()) } else { rustix::fs::fchmod(fd, mode) }
+        failed(&self.parent(), self.target(), error)
     }
 
     /// Notes that the root is ours, and to be removed on failure, once the first node is made.
@@ -113,23 +92,21 @@ impl Restorer {
 
 impl Visitor for Restorer {
     fn directory(&mut self) -> Outcome {
+        let parent = self.parent();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::mkdirat(self.parent(), self.target(), Mode::from_raw_mode(0o700)).map_err(|e| self.failed(e))?;
+        rustix::fs::mkdirat(fd_of(&parent), self.target(), Mode::from_raw_mode(0o700)).map_err(|e| self.failed(e))?;
         self.made();
-        let fd = rustix::fs::openat(self.parent(), self.target(), flags, Mode::empty()).map_err(|e| self.failed(e))?;
-        let name = self.name.take();
-        self.stack.push(Level { fd, name });
+        let fd = rustix::fs::openat(fd_of(&parent), self.target(), flags, Mode::empty()).map_err(|e| self.failed(e))?;
+        let path = path_of(&parent, self.target());
+        self.stack.push(Arc::new(Dir { fd, path }));
+        self.name = None;
         Ok(())
     }
 
     fn directory_end(&mut self) -> Outcome {
-        if let Some(level) = self.stack.last() {
-            rustix::fs::fchmod(&level.fd, Mode::from_raw_mode(0o555))
-                .and_then(|()| rustix::fs::futimens(&level.fd, &MTIME))
-                .map_err(|error| self.failed(error))?;
-        }
-        self.name = self.stack.pop().and_then(|level| level.name);
-        Ok(())
+        // It is left as it shall be when its last file is made, which may be later.
+        release(self.stack.pop())?;
+        if self.stack.is_empty() { self.writers.finish() } else { Ok(()) }
     }
 
     fn enter(&mut self, name: &[u8]) -> Outcome {
@@ -142,32 +119,46 @@ impl Visitor for Restorer {
         Ok(())
     }
 
-    fn file(&mut self, executable: bool, _: u64, _: u64) -> Outcome {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(if executable { 0o555 } else { 0o444 });
-        let fd = rustix::fs::openat(self.parent(), self.target(), flags, mode).map_err(|error| self.failed(error))?;
+    fn file(&mut self, executable: bool, size: u64, _: u64) -> Outcome {
+        if let Some(dir) = self.stack.last()
+            && let Ok(size) = usize::try_from(size)
+            && size < BATCH
+        {
+            self.writers.file(dir, self.name.take().unwrap_or_default(), executable, size)?;
+            self.file = Some(Contents::Gathered);
+            return Ok(());
+        }
+        let parent = self.parent();
+        let name = self.name.as_deref().unwrap_or_else(|| self.root.as_os_str().as_bytes());
+        let fd = self.maker.create(fd_of(&parent), name, executable).map_err(|error| failed(&parent, name, error))?;
         self.made();
-        self.set_mode(&fd, executable, mode).map_err(|error| self.failed(error))?;
-        self.file = Some(File::from(fd));
+        self.file = Some(Contents::Written(fd));
         Ok(())
     }
 
     fn data(&mut self, bytes: &[u8]) -> Outcome {
-        let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
-        written.map_err(|error| self.failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
-    }
-
-    fn file_end(&mut self) -> Outcome {
-        match self.file.take() {
-            Some(file) => rustix::fs::futimens(&file, &MTIME).map_err(|error| self.failed(error)),
+        match &self.file {
+            Some(Contents::Written(fd)) => write_all(fd, bytes).map_err(|error| self.failed(error)),
+            Some(Contents::Gathered) => {
+                self.writers.data(bytes);
+                Ok(())
+            }
             None => Ok(()),
         }
     }
 
+    fn file_end(&mut self) -> Outcome {
+        match self.file.take() {
+            Some(Contents::Written(fd)) => rustix::fs::futimens(&fd, &MTIME).map_err(|error| self.failed(error)),
+            Some(Contents::Gathered) | None => Ok(()),
+        }
+    }
+
     fn symlink(&mut self, target: &[u8]) -> Outcome {
-        rustix::fs::symlinkat(target, self.parent(), self.target()).map_err(|error| self.failed(error))?;
+        let parent = self.parent();
+        rustix::fs::symlinkat(target, fd_of(&parent), self.target()).map_err(|error| self.failed(error))?;
         self.made();
-        rustix::fs::utimensat(self.parent(), self.target(), &MTIME, AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::utimensat(fd_of(&parent), self.target(), &MTIME, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| self.failed(error))
     }
 }
@@ -193,7 +184,7 @@ fn remove_at(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
     rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o700))?;
-    let names: Vec<Vec<u8>> = Dir::read_from(&fd)?
+    let names: Vec<Vec<u8>> = rustix::fs::Dir::read_from(&fd)?
         .map(|entry| entry.map(|entry| entry.file_name().to_bytes().to_vec()))
         .collect::<Result<_, _>>()?;
     for name in names.iter().filter(|name| !matches!(name.as_slice(), b"." | b"..")) {

@@ -9,10 +9,12 @@
 pub mod corpus;
 
 use std::io::{BufReader, Cursor};
+use std::path::Path;
 
+use cache_policy::nix_conf::Client;
 use cache_sign::keys::{PublicKey, SecretKey};
 use nar_pack::export::{self, Trailer};
-use nar_pack::nar::{MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
+use nar_pack::nar::{Listed, Listing, MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
 use nar_pack::stage::{Failure, Outcome};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
 use narinfo_gen::archive;
@@ -27,7 +29,7 @@ use serde_json::Value;
 pub type Property = fn(&[u8]);
 
 /// All properties by the names of their targets.
-pub const TARGETS: [(&str, Property); 10] = [
+pub const TARGETS: [(&str, Property); 12] = [
     ("archive", archive),
     ("base32", base32),
     ("cache_info", cache_info),
@@ -37,8 +39,13 @@ pub const TARGETS: [(&str, Property); 10] = [
     ("listing", listing),
     ("nar", nar),
     ("narinfo", narinfo),
+    ("nix_conf", nix_conf),
+    ("read_listing", read_listing),
     ("store_path", store_path),
 ];
+
+/// Bytes of what is accepted at most, where a reader asks.
+const MOST: usize = 1 << 20;
 
 /// What a reader in memory says of bytes that it does not take: that they are refused, and why. Anything else would be
 /// an operation that failed, of which there is none.
@@ -170,6 +177,13 @@ pub fn listing(bytes: &[u8]) {
         (Err(failure), Err(_)) => return refused(&failure),
         (Ok(_), Err(failure)) => panic!("a listing of no NAR: {failure}"),
     }
+    let read = Listing::parse(&out, out.len()).unwrap();
+    for (names, offset, size) in &rewriter.files {
+        let found = read.find(&names.join(&b'/')).unwrap();
+        let same =
+            matches!(found, Some(Listed::File { size: s, nar_offset: Some(o), .. }) if (s, o) == (*size, *offset));
+        assert!(same, "{names:?}: {found:?}");
+    }
     // Each directory is two levels of JSON, and serde_json reads no deeper than 128.
     if rewriter.deepest > 60 {
         return;
@@ -183,6 +197,37 @@ pub fn listing(bytes: &[u8]) {
             (Some("regular"), Some(offset), Some(size)),
             "{names:?}"
         );
+    }
+}
+
+/// A listing that is accepted says of each path what any reader of JSON sees there.
+pub fn read_listing(bytes: &[u8]) {
+    let listing = match Listing::parse(bytes, MOST) {
+        Ok(listing) => listing,
+        Err(failure) => return refused(&failure),
+    };
+    // It may be deeper than serde_json reads by default.
+    let Ok(json) = serde_json::from_slice::<Value>(bytes) else { return };
+    let mut nodes = vec![(String::new(), &json["root"])];
+    // Each look reads all of it again.
+    for _ in 0..100 {
+        let Some((path, node)) = nodes.pop() else { return };
+        let wanted = match node["type"].as_str().unwrap() {
+            "directory" => Listed::Directory,
+            "symlink" => Listed::Symlink { target: node["target"].as_str().unwrap().to_owned() },
+            _ => Listed::File {
+                executable: node["executable"].as_bool().unwrap_or(false),
+                size: node["size"].as_u64().unwrap(),
+                nar_offset: node["narOffset"].as_u64(),
+            },
+        };
+        match listing.find(path.as_bytes()) {
+            Ok(found) => assert_eq!(found, Some(wanted), "{path:?}"),
+            // A name that is there twice, of which a reader of JSON sees the last.
+            Err(failure) => refused(&failure),
+        }
+        let entries = node["entries"].as_object().into_iter().flatten();
+        nodes.extend(entries.map(|(name, entry)| (format!("{path}/{name}"), entry)));
     }
 }
 
@@ -369,13 +414,13 @@ pub fn cache_info(bytes: &[u8]) {
 
 /// A file in any compression, chosen by the first byte, unpacks to a NAR of at most 1 MiB or is refused.
 pub fn compressed(bytes: &[u8]) {
-    const MOST: u64 = 1 << 20;
+    let most = MOST as u64;
     let Some((&first, file)) = bytes.split_first() else { return };
     let method = Compression::ALL[usize::from(first) % Compression::ALL.len()];
     let mut rewriter = Rewriter::default();
-    match examine(Cursor::new(file), method, Some(MOST), &mut rewriter) {
+    match examine(Cursor::new(file), method, Some(most), &mut rewriter) {
         Ok(facts) => {
-            assert!(facts.nar_size <= MOST);
+            assert!(facts.nar_size <= most);
             assert_eq!((facts.file_hash, facts.file_size), (Sha256::of(file), file.len() as u64));
             assert_eq!((facts.nar_hash, facts.nar_size), (Sha256::of(&rewriter.nar), rewriter.nar.len() as u64));
         }
@@ -384,5 +429,30 @@ pub fn compressed(bytes: &[u8]) {
     match decode_content(file.to_vec(), Some(method.name()), 4096) {
         Ok(decoded) => assert!(decoded.len() <= 4096),
         Err(failure) => refused(&failure),
+    }
+}
+
+/// What is merged into a nix.conf has an effect, stays the same when it is merged again, and can be taken out.
+pub fn nix_conf(bytes: &[u8]) {
+    // A file that is included is none of these bytes.
+    if bytes.windows(7).any(|window| window == b"include") {
+        return;
+    }
+    let key = PublicKey::parse("a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=").unwrap();
+    let path = Path::new("/nowhere/nix.conf");
+    for only in [false, true] {
+        let client = Client::new("https://a.example", false, std::slice::from_ref(&key), only).unwrap();
+        let (merged, rest) = match (client.merge(bytes, path), client.without(bytes)) {
+            (Ok(merged), Ok(rest)) => (merged, rest),
+            (Err(failure), _) => {
+                refused(&failure);
+                continue;
+            }
+            (Ok(_), Err(failure)) => panic!("what is merged cannot be taken out: {failure}"),
+        };
+        assert_eq!(client.merge(&merged, path).unwrap(), merged, "merged again it is another");
+        assert_eq!(client.without(&merged).unwrap(), rest, "something else was touched");
+        let text = String::from_utf8_lossy(&merged);
+        assert!(text.contains("https://a.example") && text.contains(&key.to_string()), "it has no effect");
     }
 }
