@@ -86,6 +86,45 @@ fn one_file_of_a_path_is_printed_once_the_path_is_good() {
     assert!(refused.status == 1 && refused.stdout.is_empty(), "{refused:?}");
 }
 
+/// By the cache's word a file is read where the listing says it is, which is no further than what fits.
+#[test]
+fn one_file_may_be_taken_at_the_caches_word() {
+    let site = Site::new();
+    site.scratch
+        .sh("nar-pack --root root --no-nix --export --stdin < paths \
+             | narinfo-gen --no-nix --archive --compression none --listing | cache-sign -k key.sec > archive
+             mkdir cache; tar x -C cache -f archive; chmod -R u+w cache")
+        .ok();
+    let key = Site::narinfo_key(&site.closure.app);
+    let nar = site.scratch.sh(&format!("sed -n 's/^URL: //p' cache/{key}")).ok();
+    let cat = |args: &str, file: &str| site.scratch.sh(&format!("s3-pull --cat {args} \"file://$PWD/cache\" {file}"));
+    // What comes after the file is not looked at, so what is verified refuses it, and what is not prints it.
+    site.scratch
+        .sh(&format!(
+            "printf X | dd of=cache/{nar} bs=1 seek=$(($(stat -c %s cache/{nar}) - 3)) conv=notrunc status=none"
+        ))
+        .ok();
+    assert_eq!(cat("", "$APP/bin/app").status, 1);
+    assert_eq!(cat("--unverified", "$APP/bin/app").ok(), format!("#!/bin/sh\nexec {}/bin/hello", site.closure.lib));
+    assert!(cat("--unverified", "$APP/bin").fails(1).contains("directory"));
+    assert!(cat("--unverified", "$APP/nothing").fails(1).contains("nothing is not in the listing"));
+    let listing = format!("cache/{}", key.replace("narinfo", "ls"));
+    for (lie, why) in [
+        ("s/\"narOffset\":/&1/", "not within the NAR"),
+        ("s/\"size\":/&1/", "not w"),
+        ("s/\"narOffset\":[0-9]*/\"narOffset\":96/", "not where the listing says"),
+        ("s/regular/regula/", "not the listing of a NAR"),
+    ] {
+        let lied = site.scratch.sh(&format!(
+            "cp {listing} honest; sed -i '{lie}' {listing}
+            s3-pull --cat --unverified \"file://$PWD/cache\" $APP/bin/app || s=$?; cp honest {listing}; exit ${{s:-0}}"
+        ));
+        assert!(lied.fails(1).contains(why), "{lie}: {}", lied.stderr);
+    }
+    site.scratch.sh(&format!("rm {listing}")).ok();
+    assert_eq!(cat("--unverified", "$APP/bin/app").status, 1, "without a listing the whole NAR is read, and verified");
+}
+
 #[test]
 fn names_that_differ_in_case_only_are_told_apart_when_asked() {
     let site = Site::new();
