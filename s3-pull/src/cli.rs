@@ -153,9 +153,9 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
 
-Memory: 96 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each request in
-flight (--jobs), what its decoder takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or
-256 MiB (xz) for what others made.
+Memory: 64 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each NAR in flight
+(--jobs), what its decoder takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or 256 MiB
+(xz) for what others made; and once, for a NAR of 32 MiB or more, 128 MiB for decoding on every core.
 
 Exit status: 0 done; 1 refused (missing path, bad signature, wrong hash, malformed narinfo or NAR);
 2 usage, or an operation that failed; 141 when the reader of standard output went away.";

@@ -15,12 +15,13 @@ use narinfo_gen::narinfo::TextWriter;
 use s3_push::client::Access;
 use s3_push::location::VARIABLE;
 use s3_push::patience::Patience;
+use s3_push::report::Talk;
 use tokio::runtime::Runtime;
 
 use crate::cli::Cli;
 use crate::closure::{Cache, Discovery, Found, Offer, Wanted};
 use crate::emit;
-use crate::report::{Report, Talk, told};
+use crate::report::{Report, told};
 use crate::source::{Manners, Source};
 use crate::unpack::{Manner, unpack};
 
@@ -166,13 +167,8 @@ fn pull(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, targets: Targets) -> O
 }
 
 async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome {
-    let talk = match (cli.quiet, cli.verbose) {
-        (true, _) => Talk::Quiet,
-        (_, true) => Talk::Verbose,
-        _ => Talk::Normal,
-    };
     let out = if cli.json { Some(stage::stdout(None)?) } else { None };
-    let mut report = Report::new(out, talk);
+    let mut report = Report::new(out, Talk::new(cli.quiet, cli.verbose));
     let jobs = cli.jobs.into();
     let manner = Manner {
         jobs,

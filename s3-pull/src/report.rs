@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use nar_pack::stage::{self, Failure, Outcome, Output};
+use s3_push::report::Talk;
 use serde_json::json;
 
 use crate::TOOL;
@@ -30,17 +31,6 @@ impl Status {
     }
 }
 
-/// How much is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Talk {
-    /// Errors only.
-    Quiet,
-    /// What a person wants to know.
-    Normal,
-    /// Every path, and the source that served it.
-    Verbose,
-}
-
 /// Gathers and tells.
 pub struct Report {
     json: Option<Output>,
@@ -61,10 +51,7 @@ impl Report {
     /// A report; on `json` too, if that is given.
     #[must_use]
     pub fn new(json: Option<Output>, talk: Talk) -> Self {
-        let target = if talk == Talk::Quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({binary_bytes_per_sec}) {elapsed}");
-        let bar = if let Ok(style) = style { bar.with_style(style) } else { bar };
+        let bar = talk.bar();
         let refusals = Vec::new();
         Self {
             json,

@@ -128,12 +128,7 @@ fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, p
     let mut registry = Registry::open(&cli.knowledge, None)?;
     let (kind, input) = sniff(stage::stdin(WANTED)?, WANTED)?;
     let path = require_path(kind, path)?;
-    let talk = match (cli.quiet, cli.verbose) {
-        (true, _) => Talk::Quiet,
-        (_, true) => Talk::Verbose,
-        _ => Talk::Normal,
-    };
-    let report = Report::new(stage::stdout(None)?, cli.json, talk);
+    let report = Report::new(stage::stdout(None)?, cli.json, Talk::new(cli.quiet, cli.verbose));
     let options = Options {
         store_dir: store_dir.clone(),
         allow_missing_references: cli.allow_missing_references,

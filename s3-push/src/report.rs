@@ -52,6 +52,27 @@ pub enum Talk {
     Verbose,
 }
 
+impl Talk {
+    /// As the flags ask for.
+    #[must_use]
+    pub fn new(quiet: bool, verbose: bool) -> Self {
+        match (quiet, verbose) {
+            (true, _) => Self::Quiet,
+            (_, true) => Self::Verbose,
+            _ => Self::Normal,
+        }
+    }
+
+    /// A bar that counts bytes: on a terminal, nothing elsewhere.
+    #[must_use]
+    pub fn bar(self) -> ProgressBar {
+        let target = if self == Self::Quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({binary_bytes_per_sec}) {elapsed}");
+        if let Ok(style) = style { bar.with_style(style) } else { bar }
+    }
+}
+
 /// Gathers and tells.
 pub struct Report {
     out: Output,
@@ -70,10 +91,7 @@ impl Report {
     /// A report on `out`.
     #[must_use]
     pub fn new(out: Output, json: bool, talk: Talk) -> Self {
-        let target = if talk == Talk::Quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({binary_bytes_per_sec}) {elapsed}");
-        let bar = if let Ok(style) = style { bar.with_style(style) } else { bar };
+        let bar = talk.bar();
         Self { out, json, talk, sent: 0, present: 0, signed: 0, upstream: 0, bytes: 0, refusals: Vec::new(), bar }
     }
 

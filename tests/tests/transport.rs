@@ -224,15 +224,21 @@ fn passwords_come_from_netrc() {
     assert!(said.contains("nowhere"), "{said}");
 }
 
-/// Without credentials a public bucket is read all the same, and of one that is not public it is said what is missing.
-#[test]
-fn a_public_bucket_needs_no_credentials() {
-    let Some(minio) = Minio::shared() else { return };
+/// A closure in a fresh bucket, `$C`.
+fn published(minio: &Minio) -> (Site, String) {
     let mut site = Site::new();
     let bucket = minio.make_bucket();
     minio.root().apply(&mut site.scratch);
     site.scratch.env("C", minio.cache_url(&bucket));
     site.scratch.sh(PUBLISH).ok();
+    (site, bucket)
+}
+
+/// Without credentials a public bucket is read all the same, and of one that is not public it is said what is missing.
+#[test]
+fn a_public_bucket_needs_no_credentials() {
+    let Some(minio) = Minio::shared() else { return };
+    let (site, bucket) = published(minio);
     let nobody = |script: &str| site.scratch.sh(&format!("unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; {script}"));
     let said = nobody("s3-pull -r --root out \"$C\" \"$TOP\"").fails(2);
     assert!(said.contains("no AWS credentials found") && said.contains("403"), "{said}");
@@ -246,11 +252,7 @@ fn a_public_bucket_needs_no_credentials() {
 #[test]
 fn a_cache_that_may_be_listed_but_not_read_is_not_empty() {
     let Some(minio) = Minio::shared() else { return };
-    let mut site = Site::new();
-    let bucket = minio.make_bucket();
-    minio.root().apply(&mut site.scratch);
-    site.scratch.env("C", minio.cache_url(&bucket));
-    site.scratch.sh(PUBLISH).ok();
+    let (mut site, bucket) = published(minio);
     let lister = minio.add_user(&format!(
         "{{\"Version\":\"2012-10-17\",\"Statement\":[{{\"Effect\":\"Allow\",\"Action\":[\"s3:ListBucket\"],\
          \"Resource\":[\"arn:aws:s3:::{bucket}\"]}}]}}"
