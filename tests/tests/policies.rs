@@ -9,6 +9,7 @@ mod site;
 use std::fs;
 
 use bucket::{Fields, narinfo_keys, snapshot};
+use cache_sign::nix_conf::Settings;
 use cache_tests::nix;
 use cache_tests::{Credentials, Minio, Outcome, Random, Scratch, Versitygw};
 use calls::{Answer, CALLS, Caller};
@@ -307,7 +308,9 @@ fn the_tools_work_on_versitygw_with_these_policies() {
 
 #[test]
 fn configurations_and_misplaced_flags() {
-    let scratch = Scratch::new();
+    let mut scratch = Scratch::new();
+    let key = site::make_key(&scratch, "key");
+    scratch.env("KEY", key);
     for arguments in [
         "--lifecycle 7 s3://my-cache/prefix",
         "--lifecycle 7",
@@ -330,12 +333,23 @@ fn configurations_and_misplaced_flags() {
         "--upload --identity my-cache",
         "--read-only --upload my-cache",
         "--nix-conf my-cache",
+        "--nix-conf --trusted-public-key x my-cache",
         "--nix-conf --trusted-public-key x --write a --remove b my-cache",
         "--oidc-trust example.org",
         "--upload",
+        "--upload 192.0.2.1",
+        "--upload s3://192.0.2.1",
+        "--upload --source-ip 192.0.2.1/24 my-cache",
+        "--upload --partition aws-cn 's3://my-cache?region=eu-west-2'",
+        "--read-only --principal arn:aws-cn:iam::123456789012:root 's3://my-cache?region=eu-west-2'",
+        "--lifecycle 7 's3://my-cache/a*'",
+        "--oidc-trust example.org:443 --account 123456789012 --subject a:b/c",
+        "--nix-conf --trusted-public-key \"$KEY\" 'https://example.org?token=hidden'",
     ] {
         let said = scratch.sh(&format!("cache-policy {arguments}"));
-        assert!([1, 2].contains(&said.status) && said.stdout.is_empty(), "{arguments}: {}", said.stderr);
+        let bad_key = arguments.contains("--trusted-public-key x my-cache");
+        assert!(said.status == if bad_key { 1 } else { 2 } && said.stdout.is_empty(), "{arguments}: {}", said.stderr);
+        assert!(!said.stderr.contains("hidden"), "{arguments}: {}", said.stderr);
         assert_eq!(said.stderr.lines().count(), 1, "{arguments}: {}", said.stderr);
     }
 }
@@ -416,7 +430,7 @@ fn nix_conf_respects_what_is_there() {
     };
     let conf = |text: &str| fs::write(scratch.path().join("nix.conf"), text).unwrap();
     let now = || fs::read_to_string(scratch.path().join("nix.conf")).unwrap();
-    fs::write(scratch.path().join("more.conf"), format!("extra-trusted-public-keys = \\\n  {key}\n")).unwrap();
+    fs::write(scratch.path().join("more.conf"), format!("extra-trusted-public-keys = {key} \\\n")).unwrap();
     conf("include more.conf\n");
     run("--write nix.conf").ok();
     assert!(!now().contains(&key) && now().contains("extra-substituters = https://cache.example.org\n"), "{}", now());
@@ -432,14 +446,162 @@ fn nix_conf_respects_what_is_there() {
     // Nothing is written where it cannot be: not half of it either.
     conf("include absent.conf\n");
     run("--write nix.conf").fails(2);
+    assert_eq!(now(), "include absent.conf\n");
+    // To remove is not to judge what is left.
+    let said = run("--remove nix.conf");
+    said.ok();
+    assert!(said.stderr.contains("absent.conf"), "{}", said.stderr);
+    // Nix joins no lines.
     conf("substituters = a \\");
-    run("--write nix.conf").fails(1);
+    run("--write nix.conf").ok();
+    assert!(now().starts_with("substituters = a \\\n# cache-policy begin"), "{}", now());
+    run("--remove nix.conf").ok();
     assert_eq!(now(), "substituters = a \\");
+    // What Nix refuses stays, and is said.
+    conf("no setting at all\n\u{b} = 1\n");
+    let said = run("--write nix.conf");
+    said.ok();
+    assert!(said.stderr.contains("nix.conf, line 1: not a line of nix.conf"), "{}", said.stderr);
+    assert!(now().starts_with("no setting at all\n\u{b} = 1\n# cache-policy begin"), "{}", now());
     run("--write no/such/directory/nix.conf").fails(2);
     run("--write new.conf").ok();
     let printed = run("").ok();
     assert!(scratch.sh("cat new.conf").ok().contains(&printed));
-    assert_eq!(scratch.sh("ls -A | grep -c nix.conf.").status, 1, "nothing temporary is left");
+    run("--remove new.conf").ok();
+    assert_eq!(scratch.sh("wc -c < new.conf").ok(), "0", "it stays, empty");
+    run("--remove never.conf").ok();
+    assert_eq!(scratch.sh("ls -A | grep -c 'cache-policy\\|never'").status, 1, "nothing temporary is left");
+    for arguments in ["--write -", "--remove -", "--write ''"] {
+        run(arguments).fails(2);
+    }
+    let said = run("--write /proc/self/nix.conf").fails(2);
+    assert!(said.contains("writing /proc/self/nix.conf") && !said.contains(".cache-policy."), "{said}");
     let only = run("--only").ok();
     assert_eq!(only, format!("substituters = https://cache.example.org\ntrusted-public-keys = {key}"));
+}
+
+/// Nix's own opinion of a nix.conf: its substituters, or none where it refuses the file.
+fn as_nix_reads(scratch: &Scratch, dir: &str) -> Option<Vec<String>> {
+    let show = format!(
+        "unset NIX_CONFIG; export NIX_CONF_DIR=$PWD/{dir} NIX_USER_CONF_FILES=
+         nix --extra-experimental-features nix-command show-config --json"
+    );
+    let shown = scratch.sh(&show);
+    let shown: Value = (shown.status == 0).then(|| serde_json::from_slice(&shown.stdout).unwrap())?;
+    let values = shown["substituters"]["value"].as_array().unwrap().iter();
+    Some(values.map(|value| value.as_str().unwrap().to_owned()).collect())
+}
+
+/// Line by line, with every oddity: what Nix says of a file is what ours read.
+#[test]
+fn nix_conf_is_read_as_a_real_nix_reads_it() {
+    if !nix::available() {
+        return;
+    }
+    let scratch = Scratch::new();
+    scratch
+        .sh("mkdir -p etc/sub real elsewhere/deep; ln -s ../elsewhere/deep etc/link; ln -s nowhere etc/dangling")
+        .ok();
+    scratch.sh("ln -s etc linked-dir; ln -s ../nix.conf real/nix.conf; ln -s ../../elsewhere/inner.conf etc/sub/inner.conf").ok();
+    for (file, text) in [
+        ("etc/more.conf", "extra-substituters = more"),
+        ("etc/sub/outer.conf", "include inner.conf\ninclude last.conf"),
+        ("elsewhere/inner.conf", "extra-substituters = inner\n!include last.conf"),
+        ("etc/sub/last.conf", "extra-substituters = beside-the-link"),
+        ("elsewhere/last.conf", "extra-substituters = beside-the-target"),
+        ("nix.conf", "include more.conf"),
+        ("more.conf", "substituters = beside-the-target"),
+        ("real/more.conf", "substituters = beside-the-link"),
+    ] {
+        fs::write(scratch.path().join(file), text).unwrap();
+    }
+    let read = |dir: &str| {
+        let found = Settings::read(Some(&scratch.path().join(dir).join("nix.conf")));
+        found.ok().map(|settings| settings.substituters)
+    };
+    for text in [
+        "substituters = a \\\n  b\n",
+        "substituters = a \\\n  max-jobs = 2\nextra-substituters = d\n",
+        "substituters = a\\\nextra-substituters = b",
+        "substituters = a \\",
+        "substituters = a # x \\\nextra-substituters = b",
+        "# x \\\nsubstituters = a",
+        "substituters = a\r\nextra-substituters =\tb\r\n\r\n",
+        "binary-caches = a\nextra-binary-caches = b",
+        "substituters =\nextra-substituters = a a a/",
+        "  substituters   =   a   ",
+        "substituters=a",
+        "substituters",
+        "substituters a",
+        "substituters = a\u{b}b\u{3000}c",
+        "= a",
+        "substituters = a = b",
+        "include more.conf",
+        "include more.conf # twice\ninclude ./more.conf",
+        "include more.conf more.conf",
+        "include",
+        "include absent.conf",
+        "!include absent.conf\nsubstituters = a",
+        "include sub/outer.conf",
+        "include link/../more.conf",
+        "include dangling\nsubstituters = a",
+        "include sub\nsubstituters = a",
+        "include more.conf/x",
+    ] {
+        fs::write(scratch.path().join("etc/nix.conf"), text).unwrap();
+        let nix = as_nix_reads(&scratch, "etc");
+        assert_eq!(read("etc"), nix, "{text:?}");
+    }
+    fs::write(scratch.path().join("etc/nix.conf"), "substituters = a\ninclude ../etc/more.conf").unwrap();
+    for (dir, wanted) in [("real", &["beside-the-link"][..]), ("linked-dir", &["a", "more"])] {
+        assert_eq!(as_nix_reads(&scratch, dir).unwrap(), wanted, "{dir}");
+        assert_eq!(read(dir).unwrap(), wanted, "{dir}");
+    }
+}
+
+/// A nix.conf that is a link, as NixOS and Debian lay it out: what it includes lies beside the link.
+#[test]
+fn a_linked_nix_conf_includes_what_lies_beside_the_link() {
+    let scratch = Scratch::new();
+    let key = site::make_key(&scratch, "key");
+    scratch
+        .sh("mkdir etc static; echo 'include keys.conf' > static/nix.conf; ln -s ../static/nix.conf etc/nix.conf")
+        .ok();
+    fs::write(scratch.path().join("etc/keys.conf"), format!("extra-trusted-public-keys = {key}\n")).unwrap();
+    let run = |arguments: &str| {
+        let outcome = scratch
+            .sh(&format!("cache-policy --nix-conf --trusted-public-key '{key}' {arguments} https://c.example.org"));
+        outcome.ok();
+        outcome
+    };
+    run("--write etc/nix.conf");
+    let text = scratch.sh("cat static/nix.conf").ok();
+    assert!(text.contains("extra-substituters = https://c.example.org") && !text.contains(&key), "{text}");
+    assert_eq!(scratch.sh("readlink etc/nix.conf").ok(), "../static/nix.conf");
+    fs::write(scratch.path().join("etc/keys.conf"), "substituters = https://c.example.org/?priority=3\n").unwrap();
+    let said = run("--remove etc/nix.conf");
+    assert!(said.stderr.contains("still names the cache"), "{}", said.stderr);
+    assert_eq!(scratch.sh("cat static/nix.conf").ok(), "include keys.conf");
+}
+
+/// Many that write at once lose nothing of each other, and what a killed one left is swept.
+#[test]
+fn parallel_writers_of_one_nix_conf_wait_for_each_other() {
+    let scratch = Scratch::new();
+    site::make_key(&scratch, "key");
+    fs::write(scratch.path().join("nix.conf"), "max-jobs = 1\n").unwrap();
+    let write = "cache-policy --nix-conf --trusted-public-key-file key.pub --write nix.conf";
+    // Writing is what the limit forbids, so the kernel kills it after it has made its temporary file.
+    let killed = scratch.sh(&format!("ulimit -f 0; {write} https://killed.example.org"));
+    assert_eq!(killed.status, 128 + 25, "{}", killed.stderr);
+    assert_eq!(scratch.sh("cat nix.conf; ls -A | grep -c cache-policy").ok(), "max-jobs = 1\n1");
+    let all = format!(
+        "for n in {{1..24}}; do {write} https://c$n.example.org & pids+=($!); done; for p in ${{pids[@]}}; do wait $p; done"
+    );
+    scratch.sh(&all).ok();
+    assert_eq!(scratch.sh("grep -c '^extra-substituters' nix.conf; grep -c '^extra-trusted' nix.conf").ok(), "24\n1");
+    assert_eq!(scratch.sh("ls -A | grep -c cache-policy").status, 1, "nothing temporary is left");
+    let remove = "cache-policy --nix-conf --remove nix.conf";
+    scratch.sh(&all.replace(write, remove)).ok();
+    assert_eq!(scratch.sh("cat nix.conf").ok(), "max-jobs = 1");
 }
