@@ -61,10 +61,12 @@ impl Held {
     ///
     /// # Errors
     /// What the temporary directory says.
+    #[allow(clippy::needless_pass_by_value)] // whoever released it has it no more
     pub fn release(&mut self, kept: Kept) -> Outcome {
         let Some(file) = &self.file else { return Ok(()) };
         self.waiting -= 1;
-        let (start, size) = (kept.start, kept.size.next_multiple_of(ALIGNMENT));
+        let Kept { start, size } = kept;
+        let size = size.next_multiple_of(ALIGNMENT);
         if self.waiting == 0 || start + size == self.end {
             self.end = if self.waiting == 0 { 0 } else { start };
             file.set_len(self.end).map_err(Failure::from).doing(|| "shrinking a file in the temporary directory")?;

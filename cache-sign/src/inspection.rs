@@ -151,7 +151,7 @@ impl<'a, W: Write> Inspection<'a, W> {
         match (&mut self.results, member.object) {
             (_, Object::Narinfo(_)) => {
                 let narinfo = parse_narinfo(&mut member, self.store_dir)?;
-                self.narinfo(narinfo)
+                self.narinfo(&narinfo)
             }
             (Results::Archive(out), _) => out.member(&member.key, member.size, member.body),
             (Results::Report(_), _) => Ok(()),
@@ -219,15 +219,15 @@ impl<'a, W: Write> Inspection<'a, W> {
         self.held.release(kept)
     }
 
-    fn narinfo(&mut self, narinfo: NarInfo) -> Outcome {
-        let verdict = self.trusted.require(&narinfo).and_then(|()| match self.nars.get(&narinfo.url) {
+    fn narinfo(&mut self, narinfo: &NarInfo) -> Outcome {
+        let verdict = self.trusted.require(narinfo).and_then(|()| match self.nars.get(&narinfo.url) {
             None => Ok(()),
-            Some(NarState::Waits { facts, .. } | NarState::Passed(facts)) => facts.require(&narinfo),
+            Some(NarState::Waits { facts, .. } | NarState::Passed(facts)) => facts.require(narinfo),
             Some(NarState::Refused) => Err(Failure::refused(format!("{}: its NAR is refused", narinfo.full_path()))),
         });
         self.tally.count(&verdict);
         if let Results::Report(out) = &mut self.results {
-            tell(out, self.trusted, &narinfo, verdict.is_ok())?;
+            tell(out, self.trusted, narinfo, verdict.is_ok())?;
         }
         let url = narinfo.url.clone();
         if verdict.is_err() {
@@ -244,10 +244,10 @@ impl<'a, W: Write> Inspection<'a, W> {
                 self.nars.insert(url, NarState::Passed(facts));
             }
             Some(state) => drop(self.nars.insert(url, state)),
-            None => self.expected.entry(url).or_default().push(outline(&narinfo)),
+            None => self.expected.entry(url).or_default().push(outline(narinfo)),
         }
         match &mut self.results {
-            Results::Archive(out) => write_narinfo(out, &narinfo),
+            Results::Archive(out) => write_narinfo(out, narinfo),
             Results::Report(_) => Ok(()),
         }
     }

@@ -200,14 +200,8 @@ fn tell(out: &mut impl Write, trusted: &TrustedKeys, narinfo: &NarInfo, holds: b
 
 /// JSON in which no character controls a terminal: those above ASCII need no escape in JSON, and stand only in strings.
 fn escaped(json: &str) -> String {
-    json.chars().fold(String::with_capacity(json.len()), |mut text, c| {
-        if c.is_control() {
-            text.push_str(&format!("\\u{:04x}", u32::from(c)));
-        } else {
-            text.push(c);
-        }
-        text
-    })
+    let escape = |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    json.chars().map(escape).collect()
 }
 
 /// Standard input, which is narinfo text or a cache archive.

@@ -37,7 +37,7 @@ impl Large {
                  nar-pack --root root \"$P\" > nar
                  nar-pack --root root --no-nix --export \"$P\" > export
                  narinfo-gen --no-nix --archive < export | cache-sign -k key.sec > archive
-                 mkdir -p members/log; tar x -C members < archive; head -c 8192 /dev/zero > members/log/last
+                 mkdir -p members/log; tar x -C members < archive; head -c 4194304 /dev/zero > members/log/last
                  cd members; tar c nix-cache-info nar *.narinfo log > ../logged; tar c *.narinfo nix-cache-info nar log > ../late")
             .ok();
         Self { scratch, path }

@@ -306,6 +306,124 @@ fn the_tools_work_on_versitygw_with_these_policies() {
     site.assert_trees("web");
 }
 
+/// Takes each permission away from the administration policy, and shows what misses it. Our tools name the permission;
+/// of other clients, mc, the server says what it says.
+#[test]
+fn an_admin_needs_every_permission() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut site = Site::new();
+    let bucket = minio.make_bucket();
+    let owner = Caller::new(&minio.endpoint(), Some(&minio.root()));
+    minio.root().apply(&mut site.scratch);
+    site.scratch.env("C", minio.cache_url(&bucket)).env("BUCKET", &bucket);
+    site.scratch.env("MC_CONFIG_DIR", site.path("mc"));
+    site.scratch.sh(site::PUBLISH).ok();
+    let admin = document(&site.scratch, &format!("--admin {bucket}"));
+    // MinIO has no rule for unfinished uploads, so the rule does something else besides.
+    let mut lifecycle: Value =
+        serde_json::from_str(&document(&site.scratch, &format!("--lifecycle 7 {bucket}"))).unwrap();
+    lifecycle["Rules"][0]["Expiration"] = serde_json::json!({ "Days": 400 });
+    fs::write(site.path("lifecycle.json"), lifecycle.to_string()).unwrap();
+    let cases = [
+        ("s3:GetObject", "s3-pull -r --root $(mktemp -d) \"$C\" \"$TOP\"", 1),
+        ("s3:ListBucket", "s3-pull --list --all \"$C\"", 2),
+        ("s3:DeleteObject", "mc rm admin/$BUCKET/log/old", 1),
+        ("s3:PutLifecycleConfiguration", "mc ilm import admin/$BUCKET < lifecycle.json", 1),
+        ("s3:GetLifecycleConfiguration", "mc ilm export admin/$BUCKET", 1),
+        ("s3:ListBucketMultipartUploads", "mc ls --incomplete admin/$BUCKET/", 1),
+        ("s3:AbortMultipartUpload", "(AbortMultipartUpload, by the SDK)", 1),
+        ("s3:ListMultipartUploadParts", "(ListParts, by the SDK)", 1),
+    ];
+    let parsed: Value = serde_json::from_str(&admin).unwrap();
+    let actions =
+        parsed["Statement"].as_array().unwrap().iter().flat_map(|statement| statement["Action"].as_array().unwrap());
+    assert_eq!(actions.count(), cases.len(), "each action has its case");
+    println!("\n{:30} {:60} status, message", "without", "command");
+    let whole = minio.add_user(&admin);
+    for (action, script, status) in cases {
+        let reduced = minio.add_user(&without(&admin, action));
+        for (user, wanted) in [(&whole, 0), (&reduced, status)] {
+            owner.put(&bucket, "log/old").unwrap();
+            if script.starts_with('(') {
+                let caller = Caller::new(&minio.endpoint(), Some(user));
+                let found = if action == "s3:AbortMultipartUpload" {
+                    caller.call("ABORT", &owner, &bucket, "")
+                } else {
+                    let id = owner.begin(&bucket, "log/unfinished").unwrap();
+                    caller.list_parts(&bucket, "log/unfinished", &id)
+                };
+                assert_eq!(found.is_ok(), wanted == 0, "{action}: {found:?}");
+                if wanted != 0 {
+                    println!("{action:30} {script:60} 403");
+                }
+                continue;
+            }
+            user.apply(&mut site.scratch);
+            let host = format!("http://{}:{}@{}", user.access_key, user.secret_key, minio.endpoint());
+            site.scratch.env("MC_HOST_admin", host);
+            let outcome = site.scratch.sh(script);
+            assert_eq!(outcome.status, wanted, "{action}, {script}: {}", outcome.stderr);
+            if wanted != 0 {
+                let said = outcome.stderr.trim();
+                println!("{action:30} {script:60} {}, {said}", outcome.status);
+                let named = if script.starts_with("s3-") { action } else { "Access Denied" };
+                assert!(said.contains(named), "{action}: {said}");
+            }
+        }
+    }
+}
+
+/// What the documents that are no policies say reaches the servers that know of such things.
+#[test]
+fn configurations_are_accepted_by_the_servers_that_have_them() {
+    let scratch = Scratch::new();
+    if let Some(minio) = Minio::shared() {
+        let bucket = minio.make_bucket();
+        let mut scratch = Scratch::new();
+        minio.mc_alias(&mut scratch, "cache");
+        let rule = document(&scratch, &format!("--lifecycle 7 s3://{bucket}/nar"));
+        let import = |text: &str| scratch.sh_with_input(&format!("mc ilm import cache/{bucket}"), text.as_bytes());
+        // Read, and refused for the one thing that MinIO has not.
+        let said = import(&rule).fails(1);
+        assert!(said.contains("did not validate"), "{said}");
+        let mut more: Value = serde_json::from_str(&rule).unwrap();
+        more["Rules"][0]["Expiration"] = serde_json::json!({ "Days": 400 });
+        import(&more.to_string()).ok();
+        let set: Value = serde_json::from_str(&scratch.sh(&format!("mc ilm export cache/{bucket}")).ok()).unwrap();
+        println!("lifecycle on MinIO: {set}");
+        assert_eq!(set["Rules"][0]["ID"], "abort-incomplete-uploads");
+        assert_eq!(
+            (&set["Rules"][0]["Status"], &set["Rules"][0]["Filter"]["Prefix"]),
+            (&"Enabled".into(), &"nar/".into())
+        );
+        // The reader of policies gets as far as the provider's own keys, which it does not know.
+        let trust = "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main";
+        fs::write(scratch.path().join("trust.json"), document(&scratch, trust)).unwrap();
+        let said = scratch.sh("mc admin policy create cache trust trust.json").fails(1);
+        assert!(said.contains("invalid condition key 'token.actions.githubusercontent.com:aud'"), "{said}");
+    }
+    if let Some(gateway) = Versitygw::shared() {
+        let owner = Caller::new(&gateway.endpoint(), Some(&gateway.root()));
+        let bucket = owner.make_bucket();
+        let cors = document(&scratch, "--cors --origin https://example.org");
+        owner.set_cors(&bucket, &serde_json::from_str(&cors).unwrap()).unwrap();
+        let (host, port) = (gateway.endpoint(), gateway.endpoint());
+        let (host, port) = (host.split_once(':').unwrap().0, port.split_once(':').unwrap().1);
+        let ask = |origin: &str| {
+            let request = format!(
+                "OPTIONS /{bucket}/nix-cache-info HTTP/1.1\\r\\nHost: {host}:{port}\\r\\nOrigin: {origin}\\r\\n\
+                 Access-Control-Request-Method: GET\\r\\nAccess-Control-Request-Headers: range\\r\\nConnection: close\\r\\n\\r\\n"
+            );
+            let answer = scratch.sh(&format!("exec 3<>/dev/tcp/{host}/{port}; printf '{request}' >&3; cat <&3")).ok();
+            answer.to_lowercase()
+        };
+        let allowed = ask("https://example.org");
+        println!("CORS on versitygw: {allowed}");
+        assert!(allowed.contains("access-control-allow-origin: https://example.org"), "{allowed}");
+        assert!(!ask("https://elsewhere.example.org").contains("access-control-allow-origin"));
+    }
+}
+
 #[test]
 fn configurations_and_misplaced_flags() {
     let mut scratch = Scratch::new();
@@ -417,6 +535,49 @@ fn nix_conf_is_merged_in_place_and_a_real_nix_substitutes() {
     assert_eq!(fs::read_to_string(&conf).unwrap(), BEFORE, "byte for byte");
     let store = nix::fresh_store(&scratch);
     assert_ne!(scratch.sh(&with_conf(&format!("NIX_REMOTE={store} nix-store -r $TOP"))).status, 0);
+}
+
+/// The same over `s3://`: a real Nix takes the URL from the file, and reads the bucket if it was built with S3.
+#[test]
+fn nix_conf_names_a_bucket_and_a_real_nix_reads_it() {
+    if !nix::available() {
+        return;
+    }
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    let closure = nix::build(&scratch);
+    let key = site::make_key(&scratch, "key");
+    let bucket = minio.make_bucket();
+    minio.root().apply(&mut scratch);
+    let url = minio.cache_url(&bucket);
+    scratch.env("C", &url).env("TOP", &closure.top);
+    scratch.sh("nar-pack --export -r $TOP | narinfo-gen --archive | cache-sign -k key.sec | s3-push \"$C\"").ok();
+    let read = document(&scratch, &format!("--read-only --identity {bucket}"));
+    minio.add_user(&read).apply(&mut scratch);
+    fs::create_dir(scratch.path().join("etc")).unwrap();
+    let conf = scratch.path().join("etc/nix.conf");
+    fs::write(&conf, BEFORE).unwrap();
+    scratch
+        .sh("cache-policy --nix-conf --trusted-public-key-file key.pub --write etc/nix.conf \"$C&priority=10\"")
+        .ok();
+    scratch.sh("cache-policy --nix-conf --trusted-public-key-file key.pub --write etc/nix.conf \"$C\"").ok();
+    println!("--- after\n{}\n---", fs::read_to_string(&conf).unwrap());
+    let shown: Value = serde_json::from_str(&scratch.sh(&with_conf("nix show-config --json")).ok()).unwrap();
+    assert_eq!(shown["substituters"]["value"], serde_json::json!(["file:///nowhere/at/all", url]));
+    let keys = shown["trusted-public-keys"]["value"].as_array().unwrap();
+    assert!(keys.iter().any(|listed| *listed == key.as_str()));
+    // The reader of ours that takes its keys from the same file.
+    scratch.sh("s3-pull -r --root out --nix-conf etc/nix.conf \"$C\" \"$TOP\"").ok();
+    let asked = scratch.sh(&with_conf("nix path-info --store \"$C\" $TOP"));
+    if asked.stderr.contains("don't know how to open Nix store 's3://") {
+        println!("NOT RUN: this Nix was built without S3, and does not read {url}");
+        return;
+    }
+    asked.ok();
+    let store = nix::fresh_store(&scratch);
+    scratch.sh(&with_conf(&format!("NIX_REMOTE={store} nix-store -r $TOP"))).ok();
+    let program = format!("GREETING_ROOT={store} {store}{}/bin/app", closure.app);
+    assert_eq!(scratch.sh(&program).ok(), closure.greeting);
 }
 
 /// What an include or a hand says already is not said again; what a hand wrote stays.
