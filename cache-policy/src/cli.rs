@@ -69,8 +69,7 @@ pub struct Cli {
     #[arg(long, requires = "read_only")]
     pub allow_list: bool,
 
-    /// Deny what does not come over TLS: every request for the bucket itself, and for objects below the prefix; those
-    /// beside the prefix are not this document's
+    /// Deny what does not come over TLS, of requests for the bucket itself and for objects below the prefix
     #[arg(long)]
     pub require_tls: bool,
 
@@ -83,8 +82,7 @@ pub struct Cli {
     #[arg(long, value_name = "ID", conflicts_with = "source_ip")]
     pub vpc_endpoint: Vec<String>,
 
-    /// The partition of the bucket's ARN (default: that of the principals, else that of the URL's region, else aws); all
-    /// that tell one must tell the same
+    /// The partition of the bucket's ARN (default: that of the principals or of the URL's region, else aws)
     #[arg(long, value_enum)]
     pub partition: Option<Partition>,
 
@@ -96,9 +94,7 @@ pub struct Cli {
     #[arg(long, value_name = "DIGITS", requires = "oidc_trust")]
     pub account: Option<String>,
 
-    /// With --oidc-trust: which jobs, by the token's sub: on GitHub repo:OWNER/PROJECT:ref:refs/heads/main, on GitLab
-    /// project_path:GROUP/PROJECT:ref_type:branch:ref:main. * and ? match anything, colons and slashes too, and so
-    /// PROJECT:* takes in pull requests; they are refused before the first slash. May be given several times
+    /// With --oidc-trust: which jobs, by the sub of their tokens; see below; may be given several times
     #[arg(long, value_name = "SUBJECT", requires = "oidc_trust")]
     pub subject: Vec<String>,
 
@@ -163,6 +159,12 @@ Who may set policies is nobody's but the owner's. Services differ: MinIO looks a
 anonymous readers only, so there --read-only --identity is for named readers, and has no lifecycle
 rule for unfinished uploads (it removes them itself after a day). versitygw has bucket policies only.
 R2 and Garage have neither.
+
+The subject of a token (sub) says which job it is of, each provider in its own way: on GitHub
+repo:OWNER/PROJECT:ref:refs/heads/main or repo:OWNER/PROJECT:environment:NAME, on GitLab
+project_path:GROUP/PROJECT:ref_type:branch:ref:main. In --subject, * and ? match anything, colons and
+slashes too: repo:OWNER/PROJECT:* takes in pull requests and every branch. Before the first slash they
+are refused. The trust policy says who gets the role; what the role may do is --upload.
 
 nix.conf. --write puts the lines at the end of FILE between two comments that name the bucket, and
 leaves out what FILE, with all that it includes, says already; a URL that differs in its parameters or

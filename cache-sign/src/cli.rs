@@ -170,8 +170,9 @@ With --json, standard output has one line per path, of those that are refused to
   {\"path\":\"/nix/store/…\",\"trusted\":true,\"signedBy\":[\"alice-1\",\"bob-1\"],\"threshold\":2,\"contentAddressed\":false,
    \"signatures\":[{\"key\":\"alice-1\",\"verdict\":\"valid\"},…]}
 A verdict is valid, wrong (of a trusted key's name, but not its signature of this path), or unknown-key.
+What does not fit a NAR that came before it is not trusted either.
 
-Memory: 16 MiB for what narinfo-gen packs, whatever its size, and about 500 bytes for each path; up to
-the window of 128 MiB where other tools packed with one.
+Memory: 16 MiB for what narinfo-gen packs, whatever its size, and about 500 bytes for each path; where
+other tools packed with a larger window, that much more, up to 256 MiB.
 
 Exit status: 0 everything holds; 1 something does not; 2 usage, or an operation that failed.";
