@@ -69,11 +69,12 @@ pub struct Cli {
     #[arg(long, requires = "read_only")]
     pub allow_list: bool,
 
-    /// Deny every request that does not come over TLS
+    /// Deny what does not come over TLS, of requests for the bucket itself and for objects below the prefix
     #[arg(long)]
     pub require_tls: bool,
 
-    /// Allow only requests from these addresses (CIDR, as in 192.0.2.0/24); may be given several times
+    /// Allow only requests from these addresses (CIDR, as in 192.0.2.0/24, the first address of the range); may be given
+    /// several times
     #[arg(long, value_name = "CIDR")]
     pub source_ip: Vec<String>,
 
@@ -81,7 +82,7 @@ pub struct Cli {
     #[arg(long, value_name = "ID", conflicts_with = "source_ip")]
     pub vpc_endpoint: Vec<String>,
 
-    /// The partition of the bucket's ARN (default: that of the principals, else that of the URL's region, else aws)
+    /// The partition of the bucket's ARN (default: that of the principals or of the URL's region, else aws)
     #[arg(long, value_enum)]
     pub partition: Option<Partition>,
 
@@ -93,8 +94,7 @@ pub struct Cli {
     #[arg(long, value_name = "DIGITS", requires = "oidc_trust")]
     pub account: Option<String>,
 
-    /// With --oidc-trust: which jobs, as in repo:OWNER/PROJECT:ref:refs/heads/main; wildcards only after the first slash;
-    /// may be given several times
+    /// With --oidc-trust: which jobs, by the sub of their tokens; see below; may be given several times
     #[arg(long, value_name = "SUBJECT", requires = "oidc_trust")]
     pub subject: Vec<String>,
 
@@ -160,9 +160,19 @@ anonymous readers only, so there --read-only --identity is for named readers, an
 rule for unfinished uploads (it removes them itself after a day). versitygw has bucket policies only.
 R2 and Garage have neither.
 
+The subject of a token (sub) says which job it is of, each provider in its own way: on GitHub
+repo:OWNER/PROJECT:ref:refs/heads/main or repo:OWNER/PROJECT:environment:NAME, on GitLab
+project_path:GROUP/PROJECT:ref_type:branch:ref:main. In --subject, * and ? match anything, colons and
+slashes too: repo:OWNER/PROJECT:* takes in pull requests and every branch. Before the first slash they
+are refused. The trust policy says who gets the role; what the role may do is --upload.
+
 nix.conf. --write puts the lines at the end of FILE between two comments that name the bucket, and
-leaves out what FILE, with all that it includes, says already. Again with other keys or flags, it
-replaces them. A link is followed; the file is replaced at once or not at all, with its mode and owner.
+leaves out what FILE, with all that it includes, says already; a URL that differs in its parameters or
+in a slash at its end is the same cache. Again with other keys or flags, it replaces them. FILE is read
+as Nix reads it: what it includes lies beside the path as given, and no line goes on after a backslash.
+A line that Nix refuses is left as it is, and said. A link is followed; the file is replaced at once or
+not at all, with its mode and owner, and two that write wait for each other. --remove leaves a file that
+held nothing else empty, which is to Nix as good as none.
 
 Examples:
   cache-policy --read-only s3://my-cache > read.json
@@ -181,6 +191,6 @@ Examples:
   cache-policy --nix-conf --trusted-public-key-file key.pub --write /etc/nix/nix.conf https://cache.example.org
   cache-policy --nix-conf --remove /etc/nix/nix.conf https://cache.example.org
 
-Exit status: 0 done; 1 refused (not the name of a bucket, not a principal, a prefix with *, ? or ${
-in it, a nix.conf that cannot be merged into); 2 usage, or an operation that failed; 141 when the
-reader of standard output went away.";
+Exit status: 0 done; 1 refused (not a public key, a nix.conf that cannot be merged into); 2 usage, such
+as what is not the name of a bucket or a principal, or an operation that failed; 141 when the reader of
+standard output went away.";

@@ -129,17 +129,15 @@ impl Origins {
     /// From anywhere, or from these addresses, or through these VPC endpoints.
     ///
     /// # Errors
-    /// A refusal of what is neither an address nor a range of addresses, or no endpoint.
+    /// A usage failure for what is neither an address nor a range of addresses, or no endpoint.
     pub fn new(addresses: &[String], endpoints: &[String], tls: bool) -> Outcome<Self> {
         for address in addresses {
-            if !is_cidr(address) {
-                return Err(Failure::refused(format!("source {address:?}: expected an address or ADDRESS/BITS")));
-            }
+            check_cidr(address).doing(|| format!("source {address:?}"))?;
         }
         for endpoint in endpoints {
             let digits = endpoint.strip_prefix("vpce-").unwrap_or_default();
             if digits.is_empty() || digits.len() > 32 || !digits.bytes().all(|c| c.is_ascii_hexdigit()) {
-                return Err(Failure::refused(format!("VPC endpoint {endpoint:?}: expected vpce- and digits")));
+                return Err(Failure::failed(format!("VPC endpoint {endpoint:?}: expected vpce- and digits")));
             }
         }
         Ok(Self { addresses: addresses.to_vec(), endpoints: endpoints.to_vec(), tls })
@@ -157,13 +155,27 @@ impl Origins {
     }
 }
 
-fn is_cidr(text: &str) -> bool {
+/// An address, or a range whose first address stands before the slash: one that has bits after it may be a slip of
+/// either number.
+fn check_cidr(text: &str) -> Outcome {
     let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-    let Ok(address) = address.parse::<IpAddr>() else { return false };
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    bits.is_none_or(|bits| {
-        bits.bytes().all(|c| c.is_ascii_digit()) && bits.parse::<u8>().is_ok_and(|bits| bits <= most)
-    })
+    let parsed = address.parse::<IpAddr>().ok();
+    let (address, width) = match parsed {
+        Some(IpAddr::V4(address)) => (u128::from(address.to_bits()), 32),
+        Some(IpAddr::V6(address)) => (address.to_bits(), 128),
+        None => return Err(Failure::failed("expected an address or ADDRESS/BITS")),
+    };
+    let Some(bits) = bits else { return Ok(()) };
+    let bits = Some(bits).filter(|bits| bits.bytes().all(|c| c.is_ascii_digit())).and_then(|bits| bits.parse().ok());
+    let Some(rest) = bits.and_then(|bits: u32| u32::checked_sub(width, bits)) else {
+        return Err(Failure::failed(format!("expected at most {width} bits after the slash")));
+    };
+    // All bits of the last part may be free.
+    let free = u128::MAX.checked_shr(128 - rest).unwrap_or(0);
+    if address & free != 0 {
+        return Err(Failure::failed("the address is not the first of its range: more bits, or zeros after them"));
+    }
+    Ok(())
 }
 
 impl Policy {
@@ -245,15 +257,18 @@ struct Abort {
 
 impl Lifecycle {
     /// Gives uploads below `prefix` up that are not complete after so many days.
-    #[must_use]
-    pub fn abort_incomplete(prefix: &str, days: u16) -> Self {
+    ///
+    /// # Errors
+    /// A usage failure for a prefix that a policy could not have either: there `*` is a wildcard, here it is a star.
+    pub fn abort_incomplete(prefix: &str, days: u16) -> Outcome<Self> {
+        check_prefix(prefix)?;
         let rule = Rule {
             id: "abort-incomplete-uploads",
             status: "Enabled",
             filter: Filter { prefix: prefix.to_owned() },
             abort_incomplete_multipart_upload: Abort { days_after_initiation: days },
         };
-        Self { rules: [rule] }
+        Ok(Self { rules: [rule] })
     }
 }
 
@@ -281,7 +296,7 @@ impl Cors {
     /// For pages of these origins, or of all.
     ///
     /// # Errors
-    /// A refusal of what is no origin: a scheme and a host, and nothing after it.
+    /// A usage failure for what is no origin: a scheme and a host, and nothing after it.
     pub fn read(origins: &[String]) -> Outcome<Self> {
         for origin in origins {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
@@ -289,7 +304,7 @@ impl Cors {
                 !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-.:[]*".contains(c))
             };
             if !host.is_some_and(plain) || origin.matches('*').count() > 1 {
-                return Err(Failure::refused(format!("origin {origin:?}: expected https://HOST[:PORT]")));
+                return Err(Failure::failed(format!("origin {origin:?}: expected https://HOST[:PORT]")));
             }
         }
         let all = || vec!["*".to_owned()];
@@ -333,7 +348,7 @@ impl TrustPolicy {
     /// Lets jobs with these subjects assume the role that has this policy.
     ///
     /// # Errors
-    /// A refusal of a malformed provider, account, audience or subject, and of a subject that would let in the jobs of
+    /// A usage failure for a malformed provider, account, audience or subject, and of a subject that would let in the jobs of
     /// other projects: one with a wildcard before its first slash.
     pub fn oidc(
         partition: Partition,
@@ -343,17 +358,14 @@ impl TrustPolicy {
         subjects: &[String],
     ) -> Outcome<Self> {
         let provider = provider.strip_prefix("https://").unwrap_or(provider).trim_end_matches('/');
-        let plain = |text: &str, more: &str| {
-            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
-        };
-        if !plain(provider, "-._/:") || provider.starts_with(['/', '.', '-']) || !provider.contains('.') {
-            return Err(Failure::refused(format!("provider {provider:?}: expected HOST[/PATH]")));
+        if !is_provider(provider) {
+            return Err(Failure::failed(format!("provider {provider:?}: expected HOST[/PATH], without a port")));
         }
         if !is_account(account) {
-            return Err(Failure::refused(format!("account {account:?}: expected 12 digits")));
+            return Err(Failure::failed(format!("account {account:?}: expected 12 digits")));
         }
         if audience.is_empty() || audience.contains(|c: char| c.is_control() || "*?$".contains(c)) {
-            return Err(Failure::refused(format!(
+            return Err(Failure::failed(format!(
                 "audience {audience:?}: expected what the token says, without * and ?"
             )));
         }
@@ -361,7 +373,7 @@ impl TrustPolicy {
             let project = subject.split_once('/').map(|(project, rest)| project.contains(':') && !rest.is_empty());
             let open = subject.split('/').next().unwrap_or_default().contains(['*', '?']);
             if subject.contains(|c: char| c.is_control() || c == '$') || project != Some(true) || open {
-                return Err(Failure::refused(format!(
+                return Err(Failure::failed(format!(
                     "subject {subject:?}: expected KIND:OWNER/PROJECT…, without a wildcard before the first slash"
                 )));
             }
@@ -381,6 +393,20 @@ impl TrustPolicy {
         };
         Ok(Self { version: VERSION, statement: [statement] })
     }
+}
+
+/// A host, and the path that some providers' issuers have (IAM user guide, "Create an OpenID Connect identity
+/// provider": no port, no query).
+fn is_provider(text: &str) -> bool {
+    let (host, path) = text.split_once('/').map_or((text, None), |(host, path)| (host, Some(path)));
+    let plain = |text: &str, more: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+    };
+    let label = |label: &str| plain(label, "-") && !label.starts_with('-') && !label.ends_with('-') && label.len() < 64;
+    host.contains('.')
+        && host.parse::<IpAddr>().is_err()
+        && host.split('.').all(label)
+        && path.is_none_or(|path| path.split('/').all(|part| plain(part, "-._~") && !matches!(part, "." | "..")))
 }
 
 /// What a statement allows or denies.
@@ -470,7 +496,7 @@ impl Principal {
     /// account.
     ///
     /// # Errors
-    /// A refusal, for anything else. A wildcard too: S3 knows none within a principal, and takes `*` for everybody.
+    /// A usage failure, for anything else. A wildcard too: S3 knows none within a principal, and takes `*` for everybody.
     pub fn parse(text: &str) -> Outcome<Self> {
         Self::check(text).doing(|| format!("principal {text:?}"))?;
         Ok(Self(text.to_owned()))
@@ -479,19 +505,19 @@ impl Principal {
     /// A user whom a service knows by the access key ID (versitygw, `auth/bucket_policy_principals.go`).
     ///
     /// # Errors
-    /// A refusal of what would mean something else.
+    /// A usage failure for what would mean something else.
     pub fn key_id(text: &str) -> Outcome<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
         if text.is_empty() || text.len() > 128 || !text.chars().all(plain) {
-            return Err(Failure::refused(format!("access key ID {text:?}: expected letters and digits")));
+            return Err(Failure::failed(format!("access key ID {text:?}: expected letters and digits")));
         }
         Ok(Self(text.to_owned()))
     }
 
     fn check(text: &str) -> Outcome {
-        let refused = |why: &str| Err(Failure::refused(why));
+        let wrong = |why: &str| Err(Failure::failed(why));
         if text == "*" {
-            return refused("without --principal everybody may read");
+            return wrong("without --principal everybody may read");
         }
         if is_account(text) {
             return Ok(());
@@ -501,15 +527,15 @@ impl Principal {
         let mut part = || parts.next().unwrap_or_default();
         let (arn, partition, service, region, account, resource) = (part(), part(), part(), part(), part(), part());
         if text.len() > LONGEST_ARN || (arn, service, region) != ("arn", "iam", "") || !is_account(account) {
-            return refused(expected);
+            return wrong(expected);
         }
         if Partition::named(partition).is_none() {
-            return refused("the partition is none of aws, aws-cn, aws-us-gov");
+            return wrong("the partition is none of aws, aws-cn, aws-us-gov");
         }
         let name = resource.strip_prefix("user/").or_else(|| resource.strip_prefix("role/"));
         let plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "+=,.@_-/".contains(c));
         let whole = |name: &str| plain(name) && name.split('/').all(|segment| !segment.is_empty());
-        if resource == "root" || name.is_some_and(whole) { Ok(()) } else { refused(expected) }
+        if resource == "root" || name.is_some_and(whole) { Ok(()) } else { wrong(expected) }
     }
 
     /// The partition of an ARN; an account's number tells none.
@@ -560,13 +586,13 @@ impl Partition {
     /// The partition that the principals are of, and so the bucket that they read; none where no ARN tells.
     ///
     /// # Errors
-    /// A refusal when they are of different ones, between which there are no permissions.
+    /// A usage failure when they are of different ones, between which there are no permissions.
     pub fn of(principals: &[Principal]) -> Outcome<Option<Self>> {
         let mut partitions = principals.iter().filter_map(Principal::partition);
         let Some(first) = partitions.next() else { return Ok(None) };
         match partitions.find(|&other| other != first) {
             None => Ok(Some(first)),
-            Some(other) => Err(Failure::refused(format!("principals of {first} and of {other} cannot share a bucket"))),
+            Some(other) => Err(Failure::failed(format!("principals of {first} and of {other} cannot share a bucket"))),
         }
     }
 }
@@ -575,6 +601,15 @@ impl fmt::Display for Partition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+fn check_prefix(prefix: &str) -> Outcome {
+    if prefix.contains(['*', '?']) || prefix.contains("${") {
+        return Err(Failure::failed(format!(
+            "prefix {prefix:?}: *, ? and ${{ have a meaning of their own in a policy"
+        )));
+    }
+    Ok(())
 }
 
 /// A bucket and the objects of the cache in it.
@@ -589,14 +624,10 @@ impl Place {
     /// A bucket, and the prefix of its keys: empty, or ending in a slash.
     ///
     /// # Errors
-    /// A refusal of a prefix that would mean something else in a policy: `*` and `?` match other keys there, `${…}` is
+    /// A usage failure for a prefix that would mean something else in a policy: `*` and `?` match other keys there, `${…}` is
     /// a variable.
     pub fn new(partition: Partition, bucket: &str, prefix: &str) -> Outcome<Self> {
-        if prefix.contains(['*', '?']) || prefix.contains("${") {
-            return Err(Failure::refused(format!(
-                "prefix {prefix:?}: *, ? and ${{ have a meaning of their own in a policy"
-            )));
-        }
+        check_prefix(prefix)?;
         Ok(Self { partition, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
     }
 
@@ -690,7 +721,7 @@ mod tests {
         assert_eq!(policy["Statement"][1]["Condition"]["StringLike"]["s3:prefix"][0], "a/b/*");
         for hostile in ["*/", "a?/", "${aws:username}/", "a/b*c/"] {
             let failure = Place::new(Partition::Aws, "cache", hostile).unwrap_err();
-            assert_eq!(failure.exit_code(), 1, "{hostile}: {failure}");
+            assert_eq!(failure.exit_code(), 2, "{hostile}: {failure}");
         }
         assert_eq!(at("cache", "\"quoted$/").objects(), "arn:aws:s3:::cache/\"quoted$/*");
     }
@@ -709,11 +740,27 @@ mod tests {
             assert_eq!(statement["Principal"] == "*", !allows, "{statement}");
         }
         assert_eq!(statements.last().unwrap()["Effect"], "Deny");
-        for bad in ["", "x", "192.0.2.0/33", "192.0.2.0/+8", "192.0.2.0/", "2001:db8::/129", "*", "192.0.2.0/8/8"] {
-            assert_eq!(Origins::new(&[bad.to_owned()], &[], false).unwrap_err().exit_code(), 1, "{bad}");
+        for bad in [
+            "",
+            "x",
+            "192.0.2.0/33",
+            "192.0.2.0/+8",
+            "192.0.2.0/",
+            "2001:db8::/129",
+            "*",
+            "192.0.2.0/8/8",
+            "192.0.2.1/24",
+            "192.0.2.0/0",
+            "2001:db8::1/64",
+            "192.0.2.0/4294967296",
+        ] {
+            assert_eq!(Origins::new(&[bad.to_owned()], &[], false).unwrap_err().exit_code(), 2, "{bad}");
         }
+        let good =
+            ["0.0.0.0/0", "192.0.2.0/23", "192.0.2.1/32", "192.0.2.1", "::/0", "2001:db8::/32", "2001:db8::1/128"];
+        assert!(Origins::new(&good.map(str::to_owned), &[], false).is_ok());
         for bad in ["", "vpce-", "vpc-1a", "vpce-*", "vpce-1 "] {
-            assert_eq!(Origins::new(&[], &[bad.to_owned()], false).unwrap_err().exit_code(), 1, "{bad}");
+            assert_eq!(Origins::new(&[], &[bad.to_owned()], false).unwrap_err().exit_code(), 2, "{bad}");
         }
     }
 
@@ -736,22 +783,53 @@ mod tests {
         for open in
             ["", "*", "repo:*", "repo:exam*/project", "repo:example", "example/project", "repo:example/", "a:b/${c}"]
         {
-            assert_eq!(of(&[open]).unwrap_err().exit_code(), 1, "{open}");
+            assert_eq!(of(&[open]).unwrap_err().exit_code(), 2, "{open}");
+        }
+    }
+
+    #[test]
+    fn providers_are_hosts_with_a_path() {
+        let of = |provider: &str| {
+            let subjects = ["a:b/c".to_owned()];
+            TrustPolicy::oidc(Partition::Aws, provider, "123456789012", "sts.amazonaws.com", &subjects)
+        };
+        for good in ["gitlab.com", "https://gitlab.com/", "agent.buildkite.com", "oidc.circleci.com/org/1a2b-3c"] {
+            assert!(of(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "gitlab",
+            "gitlab..com",
+            ".gitlab.com",
+            "gitlab.com.",
+            "-a.example.org",
+            "gitlab.com:443",
+            "http://gitlab.com",
+            "u@gitlab.com",
+            "gitlab.com//x",
+            "gitlab.com/../x",
+            "gitlab.com/a?b",
+            "192.0.2.1",
+            "*.example.org",
+            "gitlab.com/${x}",
+        ] {
+            assert_eq!(of(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }
 
     #[test]
     fn configurations_are_what_the_service_reads() {
-        let lifecycle = serde_json::to_value(Lifecycle::abort_incomplete("a/", 7)).unwrap();
+        let lifecycle = serde_json::to_value(Lifecycle::abort_incomplete("a/", 7).unwrap()).unwrap();
         let rule = &lifecycle["Rules"][0];
         assert_eq!(rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"], 7);
         assert_eq!((&rule["Filter"]["Prefix"], &rule["Status"]), (&"a/".into(), &"Enabled".into()));
+        assert_eq!(Lifecycle::abort_incomplete("a*/", 7).unwrap_err().exit_code(), 2);
         let cors = |origins: &[&str]| Cors::read(&origins.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
         let all = serde_json::to_value(cors(&[]).unwrap()).unwrap();
         assert_eq!(all["CORSRules"][0]["AllowedOrigins"][0], "*");
         assert!(cors(&["https://example.org", "http://[::1]:8080", "https://*.example.org"]).is_ok());
         for bad in ["*", "example.org", "https://", "https://a/b", "https://*.*", "https://a\n"] {
-            assert_eq!(cors(&[bad]).unwrap_err().exit_code(), 1, "{bad}");
+            assert_eq!(cors(&[bad]).unwrap_err().exit_code(), 2, "{bad}");
         }
     }
 
@@ -779,7 +857,7 @@ mod tests {
         assert_eq!(Partition::of_region("cn-north-1"), Partition::AwsCn);
         assert_eq!(Partition::of_region("us-gov-west-1"), Partition::AwsUsGov);
         assert_eq!(Partition::of_region("eu-west-2"), Partition::Aws);
-        assert_eq!(of(&[USER, government]).unwrap_err().exit_code(), 1);
+        assert_eq!(of(&[USER, government]).unwrap_err().exit_code(), 2);
         let place = Place::new(Partition::AwsCn, "cache", "").unwrap();
         assert_eq!(
             (place.bucket_arn().as_str(), place.objects().as_str()),
@@ -819,10 +897,10 @@ mod tests {
             " arn:aws:iam::123456789012:root",
         ] {
             let failure = Principal::parse(hostile).unwrap_err();
-            assert_eq!(failure.exit_code(), 1, "{hostile:?}: {failure}");
+            assert_eq!(failure.exit_code(), 2, "{hostile:?}: {failure}");
             assert!(!failure.to_string().contains(char::is_control), "{hostile:?}: {failure}");
         }
         let long = format!("arn:aws:iam::123456789012:user/{}", "a".repeat(LONGEST_ARN));
-        assert_eq!(Principal::parse(&long).unwrap_err().exit_code(), 1);
+        assert_eq!(Principal::parse(&long).unwrap_err().exit_code(), 2);
     }
 }

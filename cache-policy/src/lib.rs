@@ -13,6 +13,7 @@ pub mod nix_conf;
 
 use std::env;
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use cache_sign::trust::named_keys;
@@ -37,7 +38,7 @@ pub fn run(cli: &Cli) -> Outcome {
     }
     if let Some(days) = cli.lifecycle {
         let prefix = named(cli.bucket.as_deref())?.map(|text| bucket(&text)).transpose()?.unwrap_or_default().prefix;
-        return print(&Lifecycle::abort_incomplete(&prefix, days));
+        return print(&Lifecycle::abort_incomplete(&prefix, days)?);
     }
     if cli.cors {
         return print(&Cors::read(&cli.origin)?);
@@ -89,12 +90,23 @@ fn policy(cli: &Cli) -> Outcome<Policy> {
     for id in &cli.principal_key_id {
         principals.push(Principal::key_id(id)?);
     }
-    let of_principals = Partition::of(&principals)?;
-    if let (Some(asked), Some(other)) = (cli.partition, of_principals.filter(|other| cli.partition != Some(*other))) {
-        return Err(Failure::refused(format!("principals of {other} cannot share a bucket of {asked}")));
-    }
-    let of_region = || bucket.region.as_deref().map(Partition::of_region);
-    let partition = cli.partition.or(of_principals).or_else(of_region).unwrap_or_default();
+    let told = [
+        ("--partition", cli.partition),
+        ("--principal", Partition::of(&principals)?),
+        ("the region", bucket.region.as_deref().map(Partition::of_region)),
+    ];
+    let mut told = told.into_iter().filter_map(|(source, partition)| partition.map(|partition| (source, partition)));
+    let partition = match told.next() {
+        None => Partition::default(),
+        Some((source, partition)) => match told.find(|(_, other)| *other != partition) {
+            None => partition,
+            Some((other_source, other)) => {
+                return Err(Failure::failed(format!(
+                    "{source} is of {partition}, {other_source} of {other}, and between them there are no permissions"
+                )));
+            }
+        },
+    };
     let place = Place::new(partition, &bucket.name, &bucket.prefix)?;
     let origins = Origins::new(&cli.source_ip, &cli.vpc_endpoint, cli.require_tls)?;
     let role = match (cli.upload, cli.admin) {
@@ -117,18 +129,32 @@ fn configure_client(cli: &Cli) -> Outcome {
         return Err(Failure::failed("expected --trusted-public-key or --trusted-public-key-file (try --help)"));
     }
     let client = Client::new(&url, cli.https, &keys, cli.only)?;
+    if [&cli.write, &cli.remove].into_iter().flatten().any(|file| file == Path::new("-")) {
+        return Err(Failure::failed("--write and --remove take a file; without them the lines go to standard output"));
+    }
     let told = |file: &Path, changed: bool| {
         stage::say(TOOL, format!("{}: {}", file.display(), if changed { "changed" } else { "unchanged" }));
     };
     if let Some(file) = &cli.write {
         told(file, client.write(file)?);
+        for line in client.look(file)?.illegal {
+            stage::say(
+                TOOL,
+                format!("{line}: not a line of nix.conf: Nix refuses the whole file for it; it stays as it is"),
+            );
+        }
         return Ok(());
     }
     if let Some(file) = &cli.remove {
         told(file, client.remove(file)?);
-        if client.is_named_in(file)? {
-            let file = file.display();
-            stage::say(TOOL, format!("{file}: it still names the cache, in lines that are not of cache-policy"));
+        let named = client.look(file).map(|look| look.names_the_cache);
+        if let Some(rest) = match named {
+            Ok(true) => Some("it still names the cache, in lines that are not of cache-policy".to_owned()),
+            Ok(false) => None,
+            // The lines are out, whatever the rest of the file says.
+            Err(failure) => Some(failure.to_string()),
+        } {
+            stage::say(TOOL, format!("{}: {rest}", file.display()));
         }
         return Ok(());
     }
@@ -137,7 +163,7 @@ fn configure_client(cli: &Cli) -> Outcome {
     out.finish()
 }
 
-/// A bucket, the prefix of its keys (empty, or ending in a slash), and its region where the URL tells.
+/// A bucket, the prefix of its keys (empty, or ending in a slash), and its region where it is of AWS and the URL tells.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Bucket {
     name: String,
@@ -165,16 +191,21 @@ fn required(argument: Option<&str>) -> Outcome<String> {
 }
 
 fn bucket(text: &str) -> Outcome<Bucket> {
-    if text.contains("://") {
+    let bucket = if text.contains("://") {
         let location = Location::parse(text)?;
-        return Ok(Bucket { name: location.bucket, prefix: location.prefix, region: location.region });
+        let region = location.region.clone().filter(|_| location.is_aws());
+        Bucket { name: location.bucket, prefix: location.prefix, region }
+    } else {
+        check_bucket_name(text).map_err(|failure| {
+            Failure::failed(format!("{}; expected s3://BUCKET[/PREFIX] or a bare name", failure.message()))
+        })?;
+        Bucket { name: text.to_owned(), ..Bucket::default() }
+    };
+    // Amazon S3 user guide, "General purpose bucket naming rules".
+    if bucket.name.parse::<Ipv4Addr>().is_ok() {
+        return Err(Failure::failed(format!("{:?} is an address, not the name of a bucket", bucket.name)));
     }
-    match check_bucket_name(text) {
-        Ok(()) => Ok(Bucket { name: text.to_owned(), ..Bucket::default() }),
-        Err(failure) => {
-            Err(Failure::refused(format!("{}; expected s3://BUCKET[/PREFIX] or a bare name", failure.message())))
-        }
-    }
+    Ok(bucket)
 }
 
 /// Writes a document and one newline.
@@ -222,6 +253,7 @@ mod tests {
             "cäche",
             "cache\",\"arn:aws:s3:::other",
             "arn:aws:s3:::my-cache",
+            "192.0.2.1",
             long.as_str(),
         ];
         assert_eq!(required(Some("")).unwrap_err().exit_code(), 2);
@@ -232,13 +264,12 @@ mod tests {
             "s3://my-cache?regoin=x",
             "s3://my-cache/%0a",
             "s3://my-cache/../other",
+            "s3://192.0.2.1/x",
         ];
-        for (texts, code) in [(&bare[..], 1), (&urls[..], 2)] {
-            for text in texts {
-                let failure = bucket(text).unwrap_err();
-                assert_eq!(failure.exit_code(), code, "{text:?}: {failure}");
-                assert!(!failure.to_string().contains(char::is_control), "{text:?}: {failure}");
-            }
+        for text in bare.iter().chain(&urls) {
+            let failure = bucket(text).unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{text:?}: {failure}");
+            assert!(!failure.to_string().contains(char::is_control), "{text:?}: {failure}");
         }
     }
 }

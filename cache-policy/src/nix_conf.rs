@@ -1,22 +1,28 @@
 //! The lines of nix.conf that make a client use a cache, and their way into a file and out of it.
 //!
 //! They stand at the end of the file between two comments that name the cache, so that they come after whatever the file
-//! includes, and can be found again. Nothing else in the file is touched, whatever bytes it has.
+//! includes, and can be found again. Nothing else in the file is touched, whatever bytes it has. A line of nix.conf ends
+//! where it ends (see [`cache_sign::nix_conf`]), so what is added is never joined to a line before it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use cache_sign::keys::PublicKey;
-use cache_sign::nix_conf::{Settings, ends_open};
+use cache_sign::nix_conf::{Reading, Settings};
 use nar_pack::stage::{Doing, Failure, Outcome};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3_push::location::{Addressing, DEFAULT_REGION, Location};
 
 /// Longest nix.conf that is merged into, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
 /// Mode of a nix.conf that is new.
 const MODE: u32 = 0o644;
+
+/// What a path in a URL cannot hold as it is. S3 takes a plus sign for a space.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// A cache, as a client sees it.
 #[derive(Debug, Clone)]
@@ -33,27 +39,27 @@ impl Client {
     /// The cache at `url`, `s3://…` or `http(s)://…`; with `https`, an `s3://` URL stands for the bucket's plain one.
     ///
     /// # Errors
-    /// A usage failure for a URL of another kind, a refusal of one that nix.conf cannot hold.
+    /// A usage failure for a URL of another kind, one that nix.conf cannot hold, and one with a secret in it.
     pub fn new(url: &str, https: bool, keys: &[PublicKey], only: bool) -> Outcome<Self> {
-        let (name, substituter) = match url.split_once("://") {
-            Some(("s3", _)) => {
-                let location = Location::parse(url)?;
-                (name_of(&location), if https { https_url(&location) } else { url.to_owned() })
-            }
-            Some(("http" | "https", rest)) if !rest.trim_matches('/').is_empty() => {
-                let url = url.trim_end_matches('/').to_owned();
-                (url.split('?').next().unwrap_or_default().to_owned(), url)
-            }
-            _ => return Err(Failure::failed(format!("{url:?} is not a cache: expected s3:// or https://"))),
-        };
-        if [&name, &substituter].iter().any(|text| text.contains(|c: char| !c.is_ascii_graphic() || c == '#')) {
-            return Err(Failure::refused(format!(
-                "{substituter:?}: nix.conf cannot hold white space or #; write %20, %23"
+        if url.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
+            return Err(Failure::failed(format!(
+                "{:?}: nix.conf cannot hold white space or #; write %20, %23",
+                place(url)
             )));
         }
-        if substituter.split_once("://").is_some_and(|(_, rest)| rest.split('/').next().unwrap_or("").contains('@')) {
-            return Err(Failure::refused("a URL in nix.conf is for everybody to read; put the password into netrc"));
-        }
+        // Nix takes no other letters in a URL.
+        let url = utf8_percent_encode(url, CONTROLS).to_string();
+        let (name, substituter) = match url.split_once("://") {
+            Some(("s3", _)) => {
+                let location = Location::parse(&url)?;
+                (name_of(&url), if https { https_url(&location) } else { url })
+            }
+            Some(("http" | "https", rest)) if !rest.starts_with(['/', '?']) && !rest.is_empty() => {
+                check_plain(&url)?;
+                (name_of(&url), url.trim_end_matches('/').to_owned())
+            }
+            _ => return Err(Failure::failed(format!("{:?} is not a cache: expected s3:// or https://", place(&url)))),
+        };
         let mut distinct: Vec<String> = Vec::new();
         for key in keys.iter().map(ToString::to_string) {
             if !distinct.contains(&key) {
@@ -100,12 +106,12 @@ impl Client {
         all && (alone || !self.only)
     }
 
-    /// The text with the lines merged into it; `path` is where it lies, for what it includes.
+    /// The text with the lines merged into it; `path` is where Nix reads it, for what it includes.
     ///
     /// # Errors
-    /// Refuses text whose last line goes on, or in which somebody cut the comments apart.
+    /// Refuses text in which somebody cut the comments apart; fails when it includes a file that is not there.
     pub fn merge(&self, text: &[u8], path: &Path) -> Outcome<Vec<u8>> {
-        let settings = |text: &[u8]| Settings::of_text(&String::from_utf8_lossy(text), path);
+        let settings = |text: &[u8]| reading(text, path).map(|reading| reading.settings);
         let rest = self.without(text)?;
         let lines = self.lines_beyond(&settings(&rest)?);
         let there = self.block(text)?.map(|block| block.lines(text));
@@ -114,9 +120,6 @@ impl Client {
         }
         if lines.is_empty() {
             return Ok(rest);
-        }
-        if ends_open(&String::from_utf8_lossy(&rest)) {
-            return Err(Failure::refused("its last line ends in a backslash, and what follows would be joined to it"));
         }
         let mut merged = rest;
         // A file that ended without a line feed does so again, and without the lines is what it was.
@@ -185,25 +188,42 @@ impl Client {
     /// # Errors
     /// As [`Client::merge`]; fails when the file cannot be read or replaced.
     pub fn write(&self, path: &Path) -> Outcome<bool> {
-        edit(path, |text, path| self.merge(text, path))
+        edit(path, |text| self.merge(text, path))
     }
 
-    /// Takes the lines out of a file; says whether it changed.
+    /// Takes the lines out of a file; says whether it changed. A file that has nothing else stays, empty.
     ///
     /// # Errors
     /// As [`Client::without`]; fails when the file cannot be read or replaced.
     pub fn remove(&self, path: &Path) -> Outcome<bool> {
-        edit(path, |text, _| self.without(text))
+        if real_path(path)?.is_none() {
+            return Ok(false);
+        }
+        edit(path, |text| self.without(text))
     }
 
-    /// Whether a file, with what it includes, still names the cache.
+    /// What a client reads in a file and in what it includes.
     ///
     /// # Errors
-    /// Fails when what it includes cannot be read.
-    pub fn is_named_in(&self, path: &Path) -> Outcome<bool> {
-        let Some((text, path)) = read(path)? else { return Ok(false) };
-        Ok(has_cache(&Settings::of_text(&String::from_utf8_lossy(&text), &path)?, &self.substituter))
+    /// Fails when the file cannot be read or includes one that is not there.
+    pub fn look(&self, path: &Path) -> Outcome<Look> {
+        let text = real_path(path)?.map(|real| read(&real)).transpose().doing(|| reads(path))?;
+        let Reading { settings, illegal } = reading(&text.unwrap_or_default(), path)?;
+        Ok(Look { names_the_cache: has_cache(&settings, &self.substituter), illegal })
     }
+}
+
+/// What a client reads in a nix.conf.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Whether the cache is among the substituters.
+    pub names_the_cache: bool,
+    /// Lines for the sake of which Nix refuses the file, each with its file.
+    pub illegal: Vec<String>,
+}
+
+fn reading(text: &[u8], path: &Path) -> Outcome<Reading> {
+    Reading::of_text(&String::from_utf8_lossy(text), path)
 }
 
 /// Where the lines are in a file: from `start` to `end` with their comments.
@@ -226,17 +246,46 @@ fn has_cache(settings: &Settings, url: &str) -> bool {
 }
 
 fn same_cache(one: &str, other: &str) -> bool {
-    one.trim_end_matches('/') == other.trim_end_matches('/')
+    name_of(one) == name_of(other)
 }
 
-/// Bucket, prefix and service: what is the same whatever else the URL says.
-fn name_of(location: &Location) -> String {
-    let place = format!("s3://{}/{}", location.bucket, location.prefix);
-    let place = place.trim_end_matches('/').replace(' ', "%20");
-    match &location.endpoint {
-        Some(endpoint) => format!("{place}?endpoint={endpoint}"),
-        None => place,
+/// What names a cache whatever else its URL says: parameters such as `priority` and a slash at the end do not count. Of
+/// a bucket, the service counts too.
+fn name_of(url: &str) -> String {
+    if let Ok(location) = Location::parse(url) {
+        let place = format!("s3://{}/{}", location.bucket, utf8_percent_encode(&location.prefix, PATH));
+        let endpoint = location.endpoint.map(|endpoint| format!("?endpoint={}", endpoint.to_ascii_lowercase()));
+        return format!("{}{}", place.trim_end_matches('/'), endpoint.unwrap_or_default());
     }
+    let place = place(url).trim_end_matches('/');
+    match place.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("{}://{}{path}", scheme.to_ascii_lowercase(), host.to_ascii_lowercase())
+        }
+        None => place.to_owned(),
+    }
+}
+
+/// A URL without its parameters, which may be secret.
+fn place(url: &str) -> &str {
+    url.split('?').next().unwrap_or_default()
+}
+
+/// Everybody may read nix.conf, and Nix sends no parameter to the server.
+fn check_plain(url: &str) -> Outcome {
+    let (place, query) = url.split_once('?').unwrap_or((url, ""));
+    if place.contains('@') {
+        return Err(Failure::failed("a URL in nix.conf is for everybody to read; put the password into netrc"));
+    }
+    // Every binary cache has the parameters of a bucket.
+    if Location::parse(&format!("s3://bucket?{query}")).is_err() {
+        return Err(Failure::failed(format!(
+            "{place}?…: a parameter that Nix does not know; it sends none, and everybody may read nix.conf: put what is \
+             secret into netrc"
+        )));
+    }
+    Ok(())
 }
 
 /// The bucket's plain URL, in path style or virtual-host style as requests to it are.
@@ -250,54 +299,104 @@ fn https_url(location: &Location) -> String {
     let path_style = location.path_style()
         || (location.addressing == Addressing::Auto && location.endpoint.is_none() && location.bucket.contains('.'));
     let place = if path_style { format!("{host}/{}", location.bucket) } else { format!("{}.{host}", location.bucket) };
-    let prefix: String =
-        location.prefix.trim_end_matches('/').replace('%', "%25").replace(' ', "%20").replace('#', "%23");
+    let prefix = utf8_percent_encode(location.prefix.trim_end_matches('/'), PATH);
     format!("{scheme}://{place}/{prefix}").trim_end_matches('/').to_owned()
 }
 
-/// The bytes of a file and where it really is; none when it is not there.
-fn read(path: &Path) -> Outcome<Option<(Vec<u8>, PathBuf)>> {
-    let at = || format!("reading {}", path.display());
-    // A link is followed: to replace it would cut it off from what it links to.
-    let real = match fs::canonicalize(path) {
-        Ok(real) => real,
-        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => return Ok(None),
-        Err(error) => return Err(Failure::from(error).doing(at())),
-    };
-    let about = fs::metadata(&real).map_err(Failure::from).doing(at)?;
-    if !about.is_file() || about.len() > MAX_SIZE {
-        return Err(Failure::refused(format!("{}: not a file of at most {MAX_SIZE} bytes", path.display())));
+fn reads(path: &Path) -> String {
+    format!("reading {}", path.display())
+}
+
+fn writes(path: &Path) -> String {
+    format!("writing {}", path.display())
+}
+
+/// Where a file really is; none when it is not there. A link is followed: to replace it would cut it off from what it
+/// links to.
+fn real_path(path: &Path) -> Outcome<Option<PathBuf>> {
+    match fs::canonicalize(path) {
+        Ok(real) => Ok(Some(real)),
+        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => Ok(None),
+        Err(error) => Err(Failure::from(error).doing(reads(path))),
     }
-    Ok(Some((fs::read(&real).map_err(Failure::from).doing(at)?, real)))
+}
+
+fn read(real: &Path) -> Outcome<Vec<u8>> {
+    let about = fs::metadata(real)?;
+    if !about.is_file() || about.len() > MAX_SIZE {
+        return Err(Failure::refused(format!("not a file of at most {MAX_SIZE} bytes")));
+    }
+    Ok(fs::read(real)?)
 }
 
 /// Replaces a file by what `change` makes of it, at once or not at all; says whether that is something else.
-fn edit(path: &Path, change: impl FnOnce(&[u8], &Path) -> Outcome<Vec<u8>>) -> Outcome<bool> {
-    let (text, real) = read(path)?.unwrap_or_else(|| (Vec::new(), path.to_owned()));
-    let changed = change(&text, &real).doing(|| path.display())?;
+fn edit(path: &Path, change: impl FnOnce(&[u8]) -> Outcome<Vec<u8>>) -> Outcome<bool> {
+    let real = real_path(path)?.unwrap_or_else(|| path.to_owned());
+    let place = Place::lock(&real).map_err(Failure::from).doing(|| writes(path))?;
+    // Another may have made or changed it while this waited.
+    let text = real_path(path)?.map(|real| read(&real)).transpose().doing(|| reads(path))?.unwrap_or_default();
+    let changed = change(&text).doing(|| path.display())?;
     if changed == text {
         return Ok(false);
     }
-    replace(&real, &changed).map_err(Failure::from).doing(|| format!("writing {}", path.display()))?;
+    place.replace(&changed).map_err(Failure::from).doing(|| writes(path))?;
     Ok(true)
 }
 
-fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".nix.conf.").tempfile_in(dir)?;
-    file.write_all(text)?;
-    let mut mode = MODE;
-    if let Ok(about) = fs::metadata(path) {
-        mode = about.mode() & 0o7777;
-        let new = file.as_file().metadata()?;
-        if (new.uid(), new.gid()) != (about.uid(), about.gid()) {
-            fchown(file.as_file(), Some(about.uid()), Some(about.gid()))?;
+/// Where a file is replaced. Others who merge into a file of the same directory wait until it is dropped.
+struct Place<'a> {
+    file: &'a Path,
+    dir: &'a Path,
+    /// Open for its lock, and to be written out.
+    open: File,
+    /// What the names of its temporary files begin with.
+    prefix: OsString,
+}
+
+impl<'a> Place<'a> {
+    fn lock(file: &'a Path) -> io::Result<Self> {
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut prefix = OsString::from(".");
+        prefix.push(file.file_name().unwrap_or(OsStr::new("nix.conf")));
+        prefix.push(".cache-policy.");
+        let place = Self { file, dir, open: File::open(dir)?, prefix };
+        // The directory itself, so that no lock file stays. Network file systems may lock none: then everything is as
+        // it was without a lock.
+        if place.open.lock().is_ok() {
+            place.sweep();
+        }
+        Ok(place)
+    }
+
+    /// Removes what a process left that was killed; whoever lives has the lock.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(self.dir) else { return };
+        for entry in entries.flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(self.prefix.as_encoded_bytes()) {
+                drop(fs::remove_file(entry.path()));
+            }
         }
     }
-    file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    File::open(dir)?.sync_all()
+
+    fn replace(&self, text: &[u8]) -> io::Result<()> {
+        // The error names the temporary file, which says nothing to the user.
+        let unnamed = |error: io::Error| io::Error::from(error.kind());
+        let mut temporary = tempfile::Builder::new().prefix(&self.prefix).tempfile_in(self.dir).map_err(unnamed)?;
+        let file = temporary.as_file_mut();
+        file.write_all(text)?;
+        let mut mode = MODE;
+        if let Ok(about) = fs::metadata(self.file) {
+            mode = about.mode() & 0o7777;
+            let new = file.metadata()?;
+            if (new.uid(), new.gid()) != (about.uid(), about.gid()) {
+                fchown(&*file, Some(about.uid()), Some(about.gid()))?;
+            }
+        }
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        temporary.persist(self.file).map_err(|error| error.error)?;
+        self.open.sync_all()
+    }
 }
 
 #[cfg(test)]
@@ -347,28 +446,103 @@ mod tests {
     fn only_this_cache_replaces_all_others() {
         let only = Client { only: true, ..client("https://cache.example.org") };
         let text = merged(&only, "extra-substituters = https://other.example.org\n");
-        let settings = Settings::of_text(&text, Path::new("/x")).unwrap();
+        let settings = Reading::of_text(&text, Path::new("/x")).unwrap().settings;
         assert_eq!((settings.substituters, settings.trusted_public_keys), (vec![only.substituter], vec![KEY.into()]));
     }
 
     #[test]
-    fn what_was_cut_apart_or_goes_on_is_refused() {
+    fn prefixes_are_encoded() {
+        for (url, plain) in [
+            ("s3://my-cache/ü/%20+?endpoint=h", "https://h/my-cache/%C3%BC/%20%2B"),
+            ("s3://my-cache/a%3fb%23c%25d/?endpoint=h", "https://h/my-cache/a%3Fb%23c%25d"),
+        ] {
+            let keys = [PublicKey::parse(KEY).unwrap()];
+            let client = Client::new(url, true, &keys, false).unwrap();
+            assert_eq!(client.substituter, plain, "{url}");
+            assert!(client.begin().is_ascii() && !client.begin().contains("begin  "), "{}", client.begin());
+        }
+        assert_eq!(client("s3://my-cache/ü").substituter, "s3://my-cache/%C3%BC");
+        assert_eq!(client("https://h/ü").substituter, "https://h/%C3%BC");
+    }
+
+    #[test]
+    fn slightly_different_urls_are_one_cache() {
+        for same in [
+            &["https://h/c", "https://h/c/", "https://h/c?priority=10", "https://h/c/?trusted=1", "HTTPS://H/c"][..],
+            &[
+                "s3://bucket/p",
+                "s3://bucket/p/",
+                "s3://bucket/p?region=eu-west-2",
+                "s3://bucket/p?priority=3&profile=x",
+            ],
+            &["s3://bucket?endpoint=h", "s3://bucket/?endpoint=https://H/&region=auto"],
+        ] {
+            for one in same {
+                for other in same {
+                    assert!(same_cache(one, other), "{one} {other}");
+                }
+            }
+        }
+        for (one, other) in [
+            ("https://h/c", "https://h/C"),
+            ("https://h/c", "http://h/c"),
+            ("s3://bucket/p", "s3://bucket/q"),
+            ("s3://bucket", "s3://bucket?endpoint=h"),
+            ("s3://bucket", "https://bucket"),
+        ] {
+            assert!(!same_cache(one, other), "{one} {other}");
+        }
+        // Written anew it takes the place of the first; what a hand wrote is left, and not said again.
+        let first = merged(&client("https://h/c?priority=10"), "a = b\n");
+        let second = merged(&client("https://h/c/?priority=20"), &first);
+        assert_eq!(second, first.replace("=10", "=20").replace("/c?", "/c/?"));
+        let by_hand = format!("substituters = https://h/c?priority=10\ntrusted-public-keys = {KEY}\n");
+        assert_eq!(merged(&client("https://h/c"), &by_hand), by_hand);
+    }
+
+    #[test]
+    fn what_was_cut_apart_is_refused() {
         let client = client("s3://my-cache");
         let path = Path::new("/etc/nix/nix.conf");
         let whole = merged(&client, "");
-        for text in
-            [whole.replace(&client.end(), ""), whole.replace(&client.begin(), ""), whole.repeat(2), "a = b \\".into()]
-        {
+        for text in [whole.replace(&client.end(), ""), whole.replace(&client.begin(), ""), whole.repeat(2)] {
             assert!(client.merge(text.as_bytes(), path).unwrap_err().is_refusal(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_that_nix_refuses_and_backslashes_stay_as_they_are() {
+        let client = client("https://cache.example.org");
+        for text in ["no setting\n", "a=b", "substituters = a \\", "substituters = \\\n", "\\"] {
+            let all = merged(&client, text);
+            assert!(all.starts_with(text), "{text:?}");
+            let settings = Reading::of_text(&all, Path::new("/x")).unwrap().settings;
+            assert!(client.in_effect(&settings), "{all}");
+            assert_eq!(client.without(all.as_bytes()).unwrap(), text.as_bytes());
         }
     }
 
     #[test]
     fn what_nix_conf_cannot_hold_is_refused() {
         let keys = [PublicKey::parse(KEY).unwrap()];
-        for url in ["https://a b", "https://a#b", "https://a\nb", "https://", "ftp://a", "my-cache", "https://u:p@host"]
-        {
-            assert!(Client::new(url, false, &keys, false).is_err(), "{url:?}");
+        for url in [
+            "https://a b",
+            "https://a#b",
+            "https://a\nb",
+            "https://a\u{3000}b",
+            "https://",
+            "https:///a",
+            "https://?priority=1",
+            "ftp://a",
+            "my-cache",
+            "https://u:hidden@host",
+            "https://host?token=hidden",
+            "https://host/x?priority=1&sig=hidden",
+            "s3://bucket?token=hidden",
+            "https://host?x#hidden",
+        ] {
+            let failure = Client::new(url, false, &keys, false).unwrap_err();
+            assert!(failure.exit_code() == 2 && !failure.message().contains("hidden"), "{url:?}: {failure}");
         }
     }
 }

@@ -150,20 +150,29 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec --replace old-1 | s3-push --exact s3://my-cache
   s3-pull --narinfo --no-verify-signatures s3://my-cache \"$P\" | cache-sign verify --trusted-public-key \"$(cat key.pub)\"
 
-Memory: 6 MiB, whatever the size of the archive; verify takes about 200 bytes more for each path of
-which the NAR comes late or never.
+Memory: 6 MiB, whatever the size of the archive. For verify see its help.
 
 Exit status: 0 done; 1 refused (malformed or truncated stream, a path that is not trusted, a bad
 key); 2 usage, or an operation that failed; 141 when the reader of standard output went away.";
 
 const AFTER_HELP_VERIFY: &str = "\
-Of an archive, a NAR passes when a narinfo that names it holds; until then it waits in an unlinked
-file in $TMPDIR. What no signature covers passes: nix-cache-info, listings, logs. A path whose name
-follows from its contents (a fixed-output path) needs no signature. A key under two names counts once.
+Of an archive, a narinfo passes when it is trusted and a NAR that came before it is what it says; a NAR
+passes when such a narinfo names it: its bytes have the FileHash and FileSize, and unpacked the NarHash
+and NarSize. Until then it waits in an unlinked file in $TMPDIR. Refused with a line each: a NAR that is
+another or malformed, that no narinfo names, or whose key was there with other bytes; any other key
+that is there twice. A narinfo whose NAR is not in the archive passes. A path whose name follows from
+its contents (a fixed-output path) needs no signature. A key under two names counts once.
+
+What no signature of a narinfo covers is not checked and passes: nix-cache-info, listings, logs,
+debuginfo/, and realisations/, of which clients check the signatures themselves.
 
 With --json, standard output has one line per path, of those that are refused too:
   {\"path\":\"/nix/store/…\",\"trusted\":true,\"signedBy\":[\"alice-1\",\"bob-1\"],\"threshold\":2,\"contentAddressed\":false,
    \"signatures\":[{\"key\":\"alice-1\",\"verdict\":\"valid\"},…]}
 A verdict is valid, wrong (of a trusted key's name, but not its signature of this path), or unknown-key.
+What does not fit a NAR that came before it is not trusted either.
+
+Memory: 16 MiB for what narinfo-gen packs, whatever its size, and about 500 bytes for each path; where
+other tools packed with a larger window, that much more, up to 256 MiB.
 
 Exit status: 0 everything holds; 1 something does not; 2 usage, or an operation that failed.";

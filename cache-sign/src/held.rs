@@ -1,67 +1,78 @@
-//! NARs of a cache archive that wait for the verdict on their narinfo, in an unlinked file.
+//! Bodies of a cache archive that wait for a verdict, in an unlinked file.
 
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom, Write};
+use std::io::{self, Read, Seek as _, SeekFrom};
 
 use nar_pack::stage::{Doing, Failure, Outcome};
-use narinfo_gen::archive;
+use rustix::fs::{FallocateFlags, fallocate};
 
-/// What has come of an archive and may not pass yet.
+/// Where bodies begin: no block of a file system, of which only whole ones can be given back, has a part of two.
+const ALIGNMENT: u64 = 64 << 10;
+
+/// The file, and where it ends. It takes no more room than what waits.
 #[derive(Debug, Default)]
 pub struct Held {
     file: Option<File>,
-    /// Where the file ends.
     end: u64,
-    /// Key of each NAR that waits, with where it begins and its size.
-    waiting: HashMap<String, (u64, u64)>,
-    /// Keys of NARs that may pass when they come: a narinfo that holds was before them.
-    welcome: HashSet<String>,
+    /// How many bodies wait.
+    waiting: usize,
+}
+
+/// Where a body is. Whoever has it gives it back to [`Held::release`].
+#[derive(Debug)]
+pub struct Kept {
+    start: u64,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 impl Held {
-    /// Takes a NAR in: passes it on if it is welcome, else keeps it.
+    /// Keeps a body of `size` bytes.
     ///
     /// # Errors
-    /// What the body, the output or the temporary directory says.
-    pub fn nar<W: Write>(
-        &mut self,
-        key: &str,
-        size: u64,
-        body: &mut dyn Read,
-        out: &mut archive::Writer<W>,
-    ) -> Outcome {
-        if self.welcome.remove(key) {
-            return out.member(key, size, body);
-        }
+    /// What the body or the temporary directory says.
+    pub fn keep(&mut self, size: u64, body: &mut dyn Read) -> Outcome<Kept> {
         let at = || "keeping a NAR in the temporary directory";
         if self.file.is_none() {
             self.file = Some(tempfile::tempfile().map_err(Failure::from).doing(at)?);
         }
-        let Some(file) = &mut self.file else { return Ok(()) };
-        file.seek(SeekFrom::Start(self.end)).map_err(Failure::from).doing(at)?;
-        io::copy(body, file).doing(at)?;
-        self.waiting.insert(key.to_owned(), (self.end, size));
-        self.end += size;
-        Ok(())
+        if let Some(file) = &mut self.file {
+            file.seek(SeekFrom::Start(self.end)).map_err(Failure::from).doing(at)?;
+            io::copy(body, file).doing(at)?;
+        }
+        let kept = Kept { start: self.end, size };
+        self.end += size.next_multiple_of(ALIGNMENT);
+        self.waiting += 1;
+        Ok(kept)
     }
 
-    /// Lets the NAR with that key pass, now or when it comes.
+    /// The bytes of a body, from its beginning. One is read at a time.
     ///
     /// # Errors
-    /// What the output or the temporary directory says.
-    pub fn release<W: Write>(&mut self, key: &str, out: &mut archive::Writer<W>) -> Outcome {
-        let (Some((start, size)), Some(file)) = (self.waiting.remove(key), &mut self.file) else {
-            self.welcome.insert(key.to_owned());
-            return Ok(());
-        };
+    /// What the temporary directory says.
+    pub fn read(&self, kept: &Kept) -> Outcome<impl Read + Send + '_> {
+        let mut file = self.file.as_ref().ok_or_else(|| Failure::failed("nothing is kept"))?;
         let at = || "reading a NAR back from the temporary directory";
-        file.seek(SeekFrom::Start(start)).map_err(Failure::from).doing(at)?;
-        out.member(key, size, Read::take(&mut *file, size))?;
-        // In an archive whose NARs come right before their narinfos, the file never holds more than one.
-        if start + size == self.end {
-            file.set_len(start).map_err(Failure::from).doing(at)?;
-            self.end = start;
+        file.seek(SeekFrom::Start(kept.start)).map_err(Failure::from).doing(at)?;
+        Ok(file.take(kept.size))
+    }
+
+    /// Forgets a body, and gives its room back.
+    ///
+    /// # Errors
+    /// What the temporary directory says.
+    #[allow(clippy::needless_pass_by_value)] // whoever released it has it no more
+    pub fn release(&mut self, kept: Kept) -> Outcome {
+        let Some(file) = &self.file else { return Ok(()) };
+        self.waiting -= 1;
+        let Kept { start, size } = kept;
+        let size = size.next_multiple_of(ALIGNMENT);
+        if self.waiting == 0 || start + size == self.end {
+            self.end = if self.waiting == 0 { 0 } else { start };
+            file.set_len(self.end).map_err(Failure::from).doing(|| "shrinking a file in the temporary directory")?;
+        } else if size > 0 {
+            // Where the file system cannot, the room comes back when nothing waits any more.
+            let _ = fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, size);
         }
         Ok(())
     }
@@ -69,36 +80,57 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
-    fn members(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
-        let mut members = Vec::new();
-        let read = archive::read(bytes, |member| {
-            let mut bytes = Vec::new();
-            member.body.read_to_end(&mut bytes)?;
-            members.push((member.key, bytes));
-            Ok(())
-        });
-        read.unwrap();
-        members
+    const SIZE: u64 = 100_000;
+
+    fn keep(held: &mut Held, byte: u8) -> Kept {
+        held.keep(SIZE, &mut io::repeat(byte).take(SIZE)).unwrap()
+    }
+
+    fn assert_is(held: &Held, kept: &Kept, byte: u8) {
+        let mut bytes = Vec::new();
+        held.read(kept).unwrap().read_to_end(&mut bytes).unwrap();
+        assert!(bytes.len() as u64 == SIZE && bytes.iter().all(|&found| found == byte), "{byte}");
+    }
+
+    /// Bytes that the file takes, and where it ends.
+    fn room(held: &Held) -> (u64, u64) {
+        let about = held.file.as_ref().unwrap().metadata().unwrap();
+        (about.blocks() * 512, about.len())
     }
 
     #[test]
-    fn only_released_nars_pass_and_the_file_does_not_grow() {
-        let mut out = archive::Writer::new(Vec::new());
+    fn one_after_the_other_they_take_the_room_of_one() {
         let mut held = Held::default();
-        held.release("nar/late.nar", &mut out).unwrap();
-        for round in 0..100_u8 {
-            let key = format!("nar/{round}.nar");
-            held.nar(&key, 1000, &mut &[round; 1000][..], &mut out).unwrap();
-            held.release(&key, &mut out).unwrap();
+        for byte in 0..100 {
+            let kept = keep(&mut held, byte);
+            assert_is(&held, &kept, byte);
+            assert_eq!(room(&held).1, SIZE);
+            held.release(kept).unwrap();
+            assert_eq!(room(&held), (0, 0));
         }
-        assert_eq!((held.end, held.file.as_ref().unwrap().metadata().unwrap().len()), (0, 0));
-        held.nar("nar/bad.nar", 3, &mut &b"bad"[..], &mut out).unwrap();
-        held.nar("nar/late.nar", 4, &mut &b"late"[..], &mut out).unwrap();
-        let members = members(&out.finish().unwrap());
-        assert_eq!(members.len(), 101);
-        assert!(members[..100].iter().zip(0..).all(|((_, bytes), round)| *bytes == [round; 1000]));
-        assert_eq!(members[100], ("nar/late.nar".to_owned(), b"late".to_vec()));
+    }
+
+    #[test]
+    fn interleaved_they_take_the_room_of_what_waits() {
+        let mut held = Held::default();
+        // One that nobody comes for, and each other that is released after the next has come.
+        let first = keep(&mut held, 255);
+        let mut before = keep(&mut held, 0);
+        for byte in 1..100 {
+            let kept = keep(&mut held, byte);
+            assert_is(&held, &before, byte - 1);
+            held.release(before).unwrap();
+            assert_is(&held, &kept, byte);
+            assert!(room(&held).0 < 5 * SIZE, "{:?} after {byte}", room(&held));
+            before = kept;
+        }
+        assert_is(&held, &first, 255);
+        held.release(first).unwrap();
+        held.release(before).unwrap();
+        assert_eq!((room(&held), held.end), ((0, 0), 0));
     }
 }

@@ -30,7 +30,12 @@ const SHORTEST_KEY: usize = 40;
 /// # Errors
 /// A usage failure for what names none, a refusal of what is no key.
 pub fn open_keys(keys: &OpenKeys) -> Outcome<Vec<SecretKey>> {
-    let descriptors = keys.key_fds.iter().map(|number| from_descriptor(number, keys.seed));
+    let numbers: Vec<RawFd> = keys.key_fds.iter().map(|number| descriptor(number)).collect::<Outcome<_>>()?;
+    if let Some(twice) = (1..numbers.len()).find(|&n| numbers[..n].contains(&numbers[n])) {
+        let number = numbers[twice];
+        return Err(Failure::failed(format!("--key-fd {number} is there twice, but a descriptor is read once")));
+    }
+    let descriptors = numbers.into_iter().map(|number| from_descriptor(number, keys.seed));
     descriptors.chain(keys.key_envs.iter().map(|name| from_variable(name, keys.seed))).collect()
 }
 
@@ -59,9 +64,12 @@ pub fn from_stdin(seed: bool) -> Outcome<SecretKey> {
     read(stage::stdin("a secret key")?.into_inner(), seed).doing(|| "standard input")
 }
 
-fn from_descriptor(number: &str, seed: bool) -> Outcome<SecretKey> {
-    let number = number.parse().ok().filter(|number: &RawFd| *number > 2);
-    let number = number.ok_or_else(|| Failure::failed("--key-fd takes the number of an open descriptor, 3 or more"))?;
+fn descriptor(number: &str) -> Outcome<RawFd> {
+    let parsed = number.parse().ok().filter(|number: &RawFd| *number > 2);
+    parsed.ok_or_else(|| Failure::failed("--key-fd takes the number of an open descriptor, 3 or more"))
+}
+
+fn from_descriptor(number: RawFd, seed: bool) -> Outcome<SecretKey> {
     let at = || format!("key on descriptor {number}");
     let file = open_descriptor(number).map_err(|error| match Errno::from_io_error(&error) {
         Some(Errno::BADF) => Failure::failed("no such descriptor is open"),
@@ -143,6 +151,7 @@ mod tests {
             open(&[&key], &[]),
             open(&[], &[&key]),
             open(&["2"], &[]),
+            open(&["1000", "01000"], &[]),
         ] {
             assert!(failure.exit_code() == 2 && !failure.message().contains(&digits[..20]), "{failure}");
         }

@@ -6,10 +6,12 @@
 //! | [`key_source`] | where a secret key is read from |
 //! | [`nix_conf`] | which caches nix.conf names and which keys it trusts |
 //! | [`trust`] | whether a narinfo is to be trusted |
+//! | [`inspection`] | what passes of an archive |
 //! | [`held`] | NARs of an archive that wait for that |
 
 pub mod cli;
 pub mod held;
+pub mod inspection;
 pub mod key_source;
 pub mod keys;
 pub mod nix_conf;
@@ -21,7 +23,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use cli::{Cli, Command, Sign, Verify};
-use held::Held;
+use inspection::{Inspection, Results, Tally};
 use keys::{SecretKey, signer};
 use nar_pack::stage::{self, Failure, Outcome};
 use nar_pack::store_path::StoreDir;
@@ -138,36 +140,18 @@ fn sign(args: &Sign) -> Outcome {
 fn verify(args: &Verify) -> Outcome {
     let trusted = TrustedKeys::from_cli(&args.trust)?;
     let store_dir = StoreDir::new(&args.store_dir)?;
-    let (mut passed, mut refused) = (0_u64, 0_u64);
-    let mut holds = |narinfo: &NarInfo| match trusted.require(narinfo) {
-        Ok(()) => {
-            passed += 1;
-            true
-        }
-        Err(failure) => {
-            stage::say(TOOL, failure);
-            refused += 1;
-            false
-        }
+    let mut tally = Tally::default();
+    let mut judge = |narinfo: &NarInfo| {
+        let verdict = trusted.require(narinfo);
+        tally.count(&verdict);
+        verdict.is_ok()
     };
     match (open(WANTED)?, args.json) {
         ((Kind::Narinfo, input), true) => {
             let mut out = stage::stdout(None)?;
             narinfo::read_text(input, &store_dir, |narinfo, _| {
-                holds(&narinfo);
-                tell(&mut out, &trusted, &narinfo)
-            })?;
-            out.finish()?;
-        }
-        ((_, input), true) => {
-            let mut out = stage::stdout(None)?;
-            archive::read(input, |mut member| match member.object {
-                Object::Narinfo(_) => {
-                    let narinfo = parse_narinfo(&mut member, &store_dir)?;
-                    holds(&narinfo);
-                    tell(&mut out, &trusted, &narinfo)
-                }
-                _ => Ok(()),
+                let holds = judge(&narinfo);
+                tell(&mut out, &trusted, &narinfo, holds)
             })?;
             out.finish()?;
         }
@@ -175,37 +159,27 @@ fn verify(args: &Verify) -> Outcome {
             let mut text = TextWriter::new(stage::stdout(None)?);
             // What follows may be refused, so nothing promises that it comes.
             let result = narinfo::read_text(input, &store_dir, |narinfo, _| {
-                if holds(&narinfo) { text.write(&narinfo, false) } else { Ok(()) }
+                if judge(&narinfo) { text.write(&narinfo, false) } else { Ok(()) }
             });
             result.inspect_err(|_| text.cut_off())?;
             text.into_inner().finish()?;
         }
-        ((_, input), false) => {
-            let mut out = archive::Writer::new(stage::stdout(Some("the cache archive"))?);
-            let mut held = Held::default();
-            archive::read(input, |mut member| match member.object {
-                Object::Nar(_) => held.nar(&member.key, member.size, member.body, &mut out),
-                Object::Narinfo(_) => {
-                    let narinfo = parse_narinfo(&mut member, &store_dir)?;
-                    if !holds(&narinfo) {
-                        return Ok(());
-                    }
-                    held.release(&narinfo.url, &mut out)?;
-                    write_narinfo(&mut out, &narinfo)
-                }
-                _ => out.member(&member.key, member.size, member.body),
-            })?;
-            out.finish()?.finish()?;
+        ((_, input), json) => {
+            let results = if json {
+                Results::Report(stage::stdout(None)?)
+            } else {
+                Results::Archive(archive::Writer::new(stage::stdout(Some("the cache archive"))?))
+            };
+            let (out, found) = Inspection::new(&trusted, &store_dir, results).run(input)?;
+            out.finish()?;
+            tally = found;
         }
     }
-    match refused {
-        0 => Ok(()),
-        _ => Err(Failure::refused(format!("{refused} of {} paths are not trusted", passed + refused))),
-    }
+    tally.verdict()
 }
 
-/// A line that says who signed a path.
-fn tell(out: &mut impl Write, trusted: &TrustedKeys, narinfo: &NarInfo) -> Outcome {
+/// A line that says who signed a path, and whether it passes.
+fn tell(out: &mut impl Write, trusted: &TrustedKeys, narinfo: &NarInfo, holds: bool) -> Outcome {
     let judgement = trusted.judge(narinfo);
     let signers: Vec<&str> = judgement.signers.iter().map(|key| key.name()).collect();
     let signatures = narinfo
@@ -214,14 +188,20 @@ fn tell(out: &mut impl Write, trusted: &TrustedKeys, narinfo: &NarInfo) -> Outco
         .map(|signature| json!({ "key": signer(signature), "verdict": trusted.verdict(narinfo, signature).word() }));
     let line = json!({
         "path": narinfo.full_path(),
-        "trusted": judgement.holds(),
+        "trusted": holds,
         "signedBy": signers,
         "threshold": judgement.threshold,
         "contentAddressed": judgement.proves_itself,
         "signatures": signatures.collect::<Vec<_>>(),
     });
-    writeln!(out, "{line}")?;
+    writeln!(out, "{}", escaped(&line.to_string()))?;
     Ok(out.flush()?)
+}
+
+/// JSON in which no character controls a terminal: those above ASCII need no escape in JSON, and stand only in strings.
+fn escaped(json: &str) -> String {
+    let escape = |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    json.chars().map(escape).collect()
 }
 
 /// Standard input, which is narinfo text or a cache archive.
@@ -244,4 +224,19 @@ fn parse_narinfo(member: &mut Member<'_>, store_dir: &StoreDir) -> Outcome<NarIn
 fn write_narinfo(out: &mut archive::Writer<impl Write>, narinfo: &NarInfo) -> Outcome {
     out.text(&narinfo.key(), &narinfo.to_string())?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped_in_json() {
+        let line = json!({ "key": "a\u{9b}2J\u{7f}\u{85}\u{1b}ü\"" }).to_string();
+        let safe = escaped(&line);
+        assert!(!safe.contains(char::is_control), "{safe:?}");
+        assert_eq!(safe, "{\"key\":\"a\\u009b2J\\u007f\\u0085\\u001bü\\\"\"}");
+        let back: serde_json::Value = serde_json::from_str(&safe).unwrap();
+        assert_eq!(back, serde_json::from_str::<serde_json::Value>(&line).unwrap());
+    }
 }

@@ -1,7 +1,12 @@
-//! Substituters and trusted keys from nix.conf (Nix manual, "nix.conf": files, `include`, `extra-`; Nix's
-//! `AbstractConfig::applyConfig`).
+//! Substituters and trusted keys from nix.conf, read as Nix reads it (manual, "nix.conf"; `AbstractConfig::applyConfig` in
+//! `src/libutil/config.cc`): line by line, whatever a line ends in, and includes beside the path that was given.
+//!
+//! Nix knows no continuation: a backslash at the end of a line is the last word of that line or a part of it, and what
+//! follows is a line of its own.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
 
 use nar_pack::stage::{Doing, Failure, Outcome};
 
@@ -31,34 +36,38 @@ impl Default for Settings {
     }
 }
 
+/// What was read, and what Nix would not read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// What the lines say that Nix takes.
+    pub settings: Settings,
+    /// Lines for the sake of which Nix refuses the whole file (`illegal configuration line`): each with its file.
+    pub illegal: Vec<String>,
+}
+
 impl Settings {
     /// What `file` says, or the system's and the user's nix.conf and `$NIX_CONFIG` together.
     ///
     /// # Errors
-    /// Fails when `file`, or a file that one of them includes, cannot be read.
+    /// Fails when `file` cannot be read or one includes a file that is not there; refuses a line that Nix refuses.
     pub fn read(file: Option<&Path>) -> Outcome<Self> {
-        let mut settings = Self::default();
+        let mut reading = Reading::default();
         if let Some(file) = file {
-            settings.file(file, true, 0)?;
+            let bytes = std::fs::read(file);
+            let bytes = bytes.map_err(|error| Failure::failed(format!("reading {}: {error}", file.display())))?;
+            reading.text(&String::from_utf8_lossy(&bytes), file, 0)?;
         } else {
             for file in default_files() {
-                settings.file(&file, false, 0)?;
+                reading.file(&file, 0)?;
             }
             if let Ok(text) = std::env::var("NIX_CONFIG") {
-                settings.text(&text, Path::new("$NIX_CONFIG"), 0)?;
+                reading.text(&text, Path::new("$NIX_CONFIG"), 0)?;
             }
         }
-        Ok(settings)
-    }
-
-    /// What `text` says, the text of the file `path`: what it includes lies beside that.
-    ///
-    /// # Errors
-    /// Fails when a file that it includes cannot be read.
-    pub fn of_text(text: &str, path: &Path) -> Outcome<Self> {
-        let mut settings = Self::default();
-        settings.text(text, path, 0)?;
-        Ok(settings)
+        match reading.illegal.first() {
+            None => Ok(reading.settings),
+            Some(line) => Err(Failure::refused(format!("{line}: not a line of nix.conf"))),
+        }
     }
 
     /// The trusted keys.
@@ -67,32 +76,6 @@ impl Settings {
     /// Refuses a malformed one.
     pub fn public_keys(&self) -> Outcome<Vec<PublicKey>> {
         self.trusted_public_keys.iter().map(|key| PublicKey::parse(key).doing(|| "nix.conf")).collect()
-    }
-
-    fn file(&mut self, file: &Path, required: bool, depth: usize) -> Outcome {
-        if depth > MAX_INCLUDES {
-            return Err(Failure::refused(format!("{}: included too deeply", file.display())));
-        }
-        match std::fs::read(file) {
-            Ok(bytes) => self.text(&String::from_utf8_lossy(&bytes), file, depth),
-            Err(_) if !required => Ok(()),
-            Err(error) => Err(Failure::failed(format!("reading {}: {error}", file.display()))),
-        }
-    }
-
-    fn text(&mut self, text: &str, file: &Path, depth: usize) -> Outcome {
-        for line in logical_lines(text) {
-            let mut words = line.split([' ', '\t', '\r']).filter(|word| !word.is_empty());
-            match (words.next(), words.next()) {
-                (Some(include @ ("include" | "!include")), Some(name)) => {
-                    let name = file.parent().unwrap_or(Path::new("/")).join(name);
-                    self.file(&name, include == "include", depth + 1)?;
-                }
-                (Some(name), Some("=")) => self.set(name, words),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     fn set<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
@@ -109,56 +92,98 @@ impl Settings {
     }
 }
 
-/// The lines without comments. A backslash at the end of a line joins the next one to it; a comment ends with its line.
-fn logical_lines(text: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut open: Option<String> = None;
-    for line in text.split('\n') {
-        let plain = line.split('#').next().unwrap_or_default();
-        let mut whole = open.take().unwrap_or_default();
-        match plain.trim_end_matches([' ', '\t', '\r']).strip_suffix('\\') {
-            Some(begun) if plain.len() == line.len() => {
-                whole.push_str(begun);
-                whole.push(' ');
-                open = Some(whole);
-            }
-            _ => {
-                whole.push_str(plain);
-                lines.push(whole);
-            }
+impl Reading {
+    /// What `text` says, the text of the file that Nix is given as `path`: what it includes lies beside that, also where
+    /// `path` is a symbolic link to elsewhere.
+    ///
+    /// # Errors
+    /// Fails when a file that it includes is not there.
+    pub fn of_text(text: &str, path: &Path) -> Outcome<Self> {
+        let mut reading = Self::default();
+        reading.text(text, path, 0)?;
+        Ok(reading)
+    }
+
+    /// A file that cannot be read says nothing (`AbstractConfig::applyConfigFile`).
+    fn file(&mut self, file: &Path, depth: usize) -> Outcome {
+        if depth > MAX_INCLUDES {
+            return Err(Failure::refused(format!("{}: included too deeply", file.display())));
+        }
+        match std::fs::read(file) {
+            Ok(bytes) => self.text(&String::from_utf8_lossy(&bytes), file, depth),
+            Err(_) => Ok(()),
         }
     }
-    lines.extend(open);
-    lines
+
+    fn text(&mut self, text: &str, file: &Path, depth: usize) -> Outcome {
+        for (number, line) in (1..).zip(text.split('\n')) {
+            let plain = line.split('#').next().unwrap_or_default();
+            let words: Vec<&str> = plain.split([' ', '\t', '\r']).filter(|word| !word.is_empty()).collect();
+            match words.as_slice() {
+                [] => {}
+                [include @ ("include" | "!include"), name] => {
+                    let included = beside(file, name).doing(|| format!("{}, line {number}", file.display()))?;
+                    if is_there(&included) {
+                        self.file(&included, depth + 1)?;
+                    } else if *include == "include" {
+                        let (included, file) = (included.display(), file.display());
+                        return Err(Failure::failed(format!("reading {included}, which {file} includes: not found")));
+                    }
+                }
+                ["include" | "!include", ..] => self.illegal.push(shown(file, number)),
+                [name, "=", values @ ..] => self.settings.set(name, values.iter().copied()),
+                _ => self.illegal.push(shown(file, number)),
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Whether what is added to the end of `text` would be joined to its last line.
-#[must_use]
-pub fn ends_open(text: &str) -> bool {
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    let last = text.rsplit('\n').next().unwrap_or_default();
-    !last.contains('#') && last.trim_end_matches([' ', '\t', '\r']).ends_with('\\')
+/// A line by its number alone: what is no setting may be a password.
+fn shown(file: &Path, number: u32) -> String {
+    format!("{}, line {number}", file.display())
+}
+
+/// Where an included file is: beside the path by which the file was read, links in which are not followed, and without
+/// what `..` takes away (`absPath(name, dirOf(path))`, `canonPath`).
+fn beside(file: &Path, name: &str) -> Outcome<PathBuf> {
+    let file = std::path::absolute(file).map_err(Failure::from)?;
+    let mut path = PathBuf::new();
+    for component in file.parent().unwrap_or(Path::new("/")).join(name).components() {
+        match component {
+            Component::ParentDir => drop(path.pop()),
+            Component::CurDir => {}
+            other => path.push(other),
+        }
+    }
+    Ok(path)
+}
+
+/// A link is there, wherever it leads (`pathExists`).
+fn is_there(path: &Path) -> bool {
+    let found = std::fs::symlink_metadata(path);
+    !found.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))
 }
 
 /// The system's file, then the user's, in the order in which Nix applies them.
 fn default_files() -> Vec<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let variable = |name: &str| std::env::var_os(name);
+    let some = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let paths = |list: &OsStr| -> Vec<PathBuf> {
+        std::env::split_paths(list).filter(|path| !path.as_os_str().is_empty()).collect()
+    };
     let mut files =
-        vec![variable("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from).join("nix.conf")];
+        vec![some("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from).join("nix.conf")];
+    // What comes first in a list counts most, so it is applied last. An empty list is a list.
     if let Some(list) = variable("NIX_USER_CONF_FILES") {
-        let mut user: Vec<PathBuf> = std::env::split_paths(&list).collect();
-        user.reverse();
-        files.extend(user);
+        files.extend(paths(&list).into_iter().rev());
         return files;
     }
-    if let Some(dirs) = variable("XDG_CONFIG_DIRS") {
-        let mut dirs: Vec<PathBuf> = std::env::split_paths(&dirs).collect();
-        dirs.reverse();
-        files.extend(dirs.into_iter().map(|dir| dir.join("nix/nix.conf")));
-    }
-    let home = variable("XDG_CONFIG_HOME")
+    let dirs = paths(&variable("XDG_CONFIG_DIRS").unwrap_or_else(|| "/etc/xdg".into()));
+    files.extend(dirs.into_iter().rev().map(|dir| dir.join("nix/nix.conf")));
+    let home = some("XDG_CONFIG_HOME")
         .map(PathBuf::from)
-        .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".config")));
+        .or_else(|| some("HOME").map(|home| Path::new(&home).join(".config")));
     files.extend(home.map(|home| home.join("nix/nix.conf")));
     files
 }
@@ -189,15 +214,46 @@ mod tests {
         assert_eq!(keys(&include).unwrap(), [KEY]);
     }
 
+    /// `nix show-config` says the same of each (`tests/tests/policies.rs` asks it).
     #[test]
-    fn lines_go_on_after_a_backslash_and_not_after_a_comment() {
-        let of = |text: &str| Settings::of_text(text, Path::new("/etc/nix/nix.conf")).unwrap().substituters;
-        assert_eq!(of("substituters = a \\\n  b\\\r\n c\nextra-binary-caches = d"), ["a", "b", "c", "d"]);
-        assert_eq!(of("# x \\\nsubstituters = a # \\\nextra-substituters = b"), ["a", "b"]);
-        assert_eq!(of("substituters = a \\"), ["a"]);
-        for (text, open) in [("a \\\n", true), ("a \\", true), ("a \\\n\n", false), ("# a \\\n", false), ("", false)] {
-            assert_eq!(ends_open(text), open, "{text:?}");
+    fn a_backslash_joins_nothing() {
+        let of = |text: &str| Reading::of_text(text, Path::new("/etc/nix/nix.conf")).unwrap();
+        let reading = of("substituters = a \\\n  b\\\r\n  extra-binary-caches = d");
+        assert_eq!(reading.settings.substituters, ["a", "\\", "d"]);
+        assert_eq!(reading.illegal, ["/etc/nix/nix.conf, line 2"]);
+        assert_eq!(of("substituters = a\\\nextra-substituters = b").settings.substituters, ["a\\", "b"]);
+        assert_eq!(of("# x \\\nsubstituters = a # \\\nextra-substituters = b").settings.substituters, ["a", "b"]);
+    }
+
+    #[test]
+    fn lines_that_nix_refuses_are_found() {
+        for line in ["a", "a b", "a=b", "include", "include a b", "!include = x", "= x", "a\u{b}= b"] {
+            let text = format!("substituters = x\n{line}\n");
+            let reading = Reading::of_text(&text, Path::new("/etc/nix/nix.conf")).unwrap();
+            assert_eq!(reading.illegal, ["/etc/nix/nix.conf, line 2"], "{line}");
+            assert_eq!(reading.settings.substituters, ["x"]);
+            assert_eq!(keys(&[("nix.conf", &text)]).unwrap_err().exit_code(), 1);
         }
+    }
+
+    #[test]
+    fn includes_lie_beside_the_path_that_was_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["real", "real/deep", "given", "given/sub"] {
+            std::fs::create_dir(at(name)).unwrap();
+        }
+        std::fs::write(at("real/nix.conf"), "include more.conf\n!include sub/../last.conf\n").unwrap();
+        std::os::unix::fs::symlink("../real/nix.conf", at("given/nix.conf")).unwrap();
+        std::os::unix::fs::symlink(at("real/deep"), at("given/link")).unwrap();
+        std::os::unix::fs::symlink("nowhere", at("given/dangling")).unwrap();
+        std::fs::write(at("real/more.conf"), "substituters = target").unwrap();
+        std::fs::write(at("given/more.conf"), "substituters = given\ninclude link/../last.conf\ninclude dangling")
+            .unwrap();
+        std::fs::write(at("given/last.conf"), "extra-substituters = last").unwrap();
+        let settings = Settings::read(Some(&at("given/nix.conf"))).unwrap();
+        assert_eq!(settings.substituters, ["given", "last", "last"]);
+        assert_eq!(Settings::read(Some(&at("real/nix.conf"))).unwrap().substituters, ["target"]);
     }
 
     #[test]

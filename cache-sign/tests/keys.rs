@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use cache_sign::keys::{PublicKey, SecretKey, signer};
-use cache_sign::nix_conf::{Settings, ends_open};
+use cache_sign::nix_conf::Reading;
 use proptest::prelude::*;
 
 proptest! {
@@ -46,10 +46,19 @@ proptest! {
     }
 
     #[test]
-    fn settings_come_back_from_any_layout(words in proptest::collection::vec("[a-z:/.]{1,12}", 1..5), join in "[ \t]{1,3}(\\\\\r?\n[ \t]*)?") {
-        let text = format!("# x\nsubstituters = a\nsubstituters ={join}{}\n", words.join(&join));
-        let settings = Settings::of_text(&text, Path::new("/nowhere/nix.conf")).unwrap();
-        prop_assert_eq!(settings.substituters, words);
-        prop_assert!(!ends_open(&text));
+    fn settings_come_back_from_any_layout(
+        words in proptest::collection::vec("[a-z:/.]{1,12}", 1..5), join in "[ \t\r]{1,3}", end in "\\\\?\r?",
+    ) {
+        let text = format!("# x{end}\nsubstituters = a {end}\nsubstituters ={join}{}\n", words.join(&join));
+        let reading = Reading::of_text(&text, Path::new("/nowhere/nix.conf")).unwrap();
+        prop_assert_eq!(reading.settings.substituters, words);
+    }
+
+    #[test]
+    fn no_text_makes_nix_conf_panic(text in "(\\PC|[ =#\n\r\t\\\\]|include|!){0,60}") {
+        // An include of what is not there is an error; nothing else is.
+        if let Err(failure) = Reading::of_text(&text, Path::new("/nowhere/nix.conf")) {
+            prop_assert!(failure.message().contains("not found"), "{}", failure);
+        }
     }
 }

@@ -13,6 +13,10 @@ use std::process::ExitCode;
 /// Size of the buffers on standard input and output, in bytes. Large, because a NAR is many small fields.
 pub const BUFFER: usize = 256 * 1024;
 
+/// Digits of base 64 of a key of 32 bytes, and of one of 64, without what pads them.
+const KEY_DIGITS: usize = 43;
+const PAIR_DIGITS: usize = 86;
+
 /// Standard input: buffered, unlocked, and never a terminal.
 pub type Input = BufReader<File>;
 
@@ -154,12 +158,41 @@ fn usage_error(error: &clap::Error) -> String {
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();
-    cause.join(" ").replace(" tip: ", "; ").trim_start_matches("error: ").to_owned()
+    let cause = cause.join(" ").replace(" tip: ", "; ").trim_start_matches("error: ").to_owned();
+    // What pads a key is taken for the value of a flag that is not there.
+    without_keys(&cause, |digits| {
+        digits.contains(|c: char| c.is_ascii_uppercase()) && digits.contains(|c: char| c.is_ascii_lowercase())
+    })
 }
 
-/// Control characters of hostile input (a newline in a file name, an escape sequence) must not reach the terminal.
+/// What may be shown of a message. Control characters of hostile input (a newline in a file name, an escape sequence)
+/// must not reach the terminal, nor a key that was given in the place of something else.
 fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let text: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    without_keys(&text, |digits| digits.len() == PAIR_DIGITS)
+}
+
+/// Replaces what looks like a key: base 64 of 32 or 64 bytes, padded as everybody writes it. Hashes in base 16 and base
+/// 32 and paths are shorter, or nothing pads them; of as many digits that nothing pads, `bare` says whether they are one.
+fn without_keys(text: &str, bare: impl Fn(&str) -> bool) -> String {
+    let is_digit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (digits, after) = rest.split_at(rest.find(|c| !is_digit(c)).unwrap_or(rest.len()));
+        let next = after.trim_start_matches('=');
+        let padded = next.len() < after.len();
+        if digits.len() >= KEY_DIGITS && (padded || bare(digits)) {
+            shown.push_str("[a key?]");
+        } else {
+            shown.push_str(digits);
+            shown.push_str(&after[..after.len() - next.len()]);
+        }
+        let (between, more) = next.split_at(next.find(is_digit).unwrap_or(next.len()));
+        shown.push_str(between);
+        rest = more;
+    }
+    shown
 }
 
 /// Standard input, which must not be a terminal: `wanted` says what to pipe in.
@@ -262,6 +295,29 @@ mod tests {
     fn malformed_data_is_refused_and_other_errors_fail() {
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::UnexpectedEof)).exit_code(), 1);
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::PermissionDenied)).exit_code(), 2);
+    }
+
+    #[test]
+    fn what_looks_like_a_key_is_not_shown() {
+        let (key, pair) = ("Ab3/".repeat(10) + "xY+=", "Ab3/".repeat(21) + "xY==");
+        let bare = pair.trim_end_matches('=');
+        for (text, shown) in [
+            (format!("unexpected argument 'k-1:{pair}' found"), "unexpected argument 'k-1:[a key?]' found"),
+            (pair.clone(), "[a key?]"),
+            (format!("--seed={key}: --seed{key}"), "--seed=[a key?]: --[a key?]"),
+            (format!("a:{bare} b:{pair}{pair}!"), "a:[a key?] b:[a key?][a key?]!"),
+            (format!("ü{key}ü"), "ü[a key?]ü"),
+        ] {
+            assert_eq!(one_line(&text), shown);
+        }
+        for text in [
+            "/nix/store/1b9p07z77phvv2hf6gm9f28syp39f1ag-name: sha256:1b9p07z77phvv2hf6gm9f28syp39f1ag1b9p07z77phvv2hf6gm9",
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 = x==",
+            "/a/very/long/path/without/any/dot/or/dash/in/it/that/goes/on/and/on/and/on/for/a/while/longer/x",
+            "",
+        ] {
+            assert_eq!(one_line(text), text);
+        }
     }
 
     #[test]

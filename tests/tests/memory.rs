@@ -36,7 +36,9 @@ impl Large {
             .sh("cache-sign keygen k-1 key.sec key.pub
                  nar-pack --root root \"$P\" > nar
                  nar-pack --root root --no-nix --export \"$P\" > export
-                 narinfo-gen --no-nix --archive < export | cache-sign -k key.sec > archive")
+                 narinfo-gen --no-nix --archive < export | cache-sign -k key.sec > archive
+                 mkdir -p members/log; tar x -C members < archive; head -c 4194304 /dev/zero > members/log/last
+                 cd members; tar c nix-cache-info nar *.narinfo log > ../logged; tar c *.narinfo nix-cache-info nar log > ../late")
             .ok();
         Self { scratch, path }
     }
@@ -75,11 +77,14 @@ fn no_tool_grows_with_the_nar() {
     let (one, two) = (url(&s3.make_bucket()), url(&s3.make_bucket()));
     let threads = std::thread::available_parallelism().unwrap().get() as u64;
     let path = large.path.clone();
-    let cases: [(&str, Vec<&str>, &str, u64); 6] = [
+    let cases: [(&str, Vec<&str>, &str, u64); 9] = [
         ("nar-pack", vec!["--list"], "nar", 6 * MIB),
         ("nar-pack", vec!["--unpack", "unpacked"], "nar", 6 * MIB),
         ("narinfo-gen", vec!["--no-nix", "--archive"], "export", (16 + 40 * threads) * MIB),
         ("cache-sign", vec!["-k", "key.sec"], "archive", 6 * MIB),
+        ("cache-sign", vec!["verify", "--trusted-public-key-file", "key.pub"], "logged", 16 * MIB),
+        ("cache-sign", vec!["verify", "--trusted-public-key-file", "key.pub"], "late", 16 * MIB),
+        ("cache-sign", vec!["verify", "--json", "--trusted-public-key-file", "key.pub"], "logged", 16 * MIB),
         ("s3-push", vec!["--quiet", &one], "archive", (96 + 32 + 10 * (threads + 1)) * MIB),
         ("s3-push", vec!["--quiet", "--no-nix", &two, &path], "nar", (96 + 32 + 16 + 40 * threads) * MIB),
     ];

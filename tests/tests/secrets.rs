@@ -7,6 +7,9 @@ mod bucket;
 mod site;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::process::Stdio;
 use std::thread;
 
 use bucket::Service;
@@ -186,6 +189,113 @@ fn a_secret_key_in_the_place_of_a_public_one_is_not_quoted() {
     watched.run("narinfo-gen < key.sec").fails(1);
     watched.run("nar-pack --list < key.sec").fails(1);
     watched.run("s3-push --missing \"$C\" < key.sec").fails(1);
+}
+
+/// Wherever a key is pasted, and in whichever form: no message shows it, of clap's neither.
+#[test]
+fn a_key_in_the_place_of_any_other_argument_is_not_quoted() {
+    let watched = Watched::new(EmbeddedS3::shared());
+    watched
+        .site
+        .scratch
+        .sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix > narinfos
+             cut -d: -f2 key.sec > bare; (cut -d: -f1 key.sec; base64 -d bare | head -c 32 | base64 -w0) | paste -sd: > seed")
+        .ok();
+    let misplaced = [
+        "cache-sign \"$K\" < narinfos",
+        "cache-sign verify \"$K\" < narinfos",
+        "cache-sign \"$K\" verify < narinfos",
+        "cache-sign -k key.sec \"$K\" < narinfos",
+        "cache-sign -k \"$K\" < narinfos",
+        "cache-sign -k\"$K\" < narinfos",
+        "cache-sign --key-file=\"$K\" < narinfos",
+        "cache-sign --key-fd \"$K\" < narinfos",
+        "cache-sign --key-env \"$K\" < narinfos",
+        "cache-sign --seed=\"$K\" < narinfos",
+        "cache-sign --seed\"$K\" < narinfos",
+        "cache-sign --\"$K\" < narinfos",
+        "cache-sign -k key.sec --store-dir \"$K\" < narinfos",
+        "NIX_STORE_DIR=\"$K\" cache-sign -k key.sec < narinfos",
+        "cache-sign public-key \"$K\"",
+        "cache-sign public-key key.sec \"$K\"",
+        "cache-sign keygen name \"$K/x\" key.pub",
+        "cache-sign verify --nix-conf \"$K\" < narinfos",
+        "cache-sign verify --threshold \"$K\" < narinfos",
+        "cache-sign verify --trusted-public-key-file \"$K\" < narinfos",
+        "cache-policy --read-only \"$K\"",
+        "cache-policy --read-only --principal \"$K\" my-cache",
+        "cache-policy --nix-conf --trusted-public-key-file \"$K\" my-cache",
+        "cache-policy --nix-conf --trusted-public-key-file key.pub \"https://$K\"/x#",
+        "s3-pull --root out --nix-conf \"$K\" \"$C\" \"$LIB\"",
+        "s3-pull --root out \"$C\" \"$K\"",
+        "s3-push \"$K\" < narinfos",
+        "nar-pack \"$K\"",
+        "narinfo-gen \"$K\" < narinfos",
+    ];
+    for form in ["key.sec", "bare", "seed"] {
+        for script in misplaced {
+            let said = watched.run(&format!("K=$(cat {form}); {script}"));
+            assert!(matches!(said.status, 1 | 2), "{script} with {form}: {}", said.stderr);
+            assert_eq!(said.stderr.lines().count(), 1, "{script} with {form}: {}", said.stderr);
+        }
+        let said = watched.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
+        said.ok();
+        assert!(said.stderr.contains("there was no signature of that name"), "{}", said.stderr);
+    }
+}
+
+/// How often `needle` is in the memory of a process that we may look at.
+fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut count = 0;
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [from, to] = [from, to].map(|digits| u64::from_str_radix(digits, 16).unwrap());
+        let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
+        // Some regions cannot be read.
+        if memory.read_exact_at(&mut bytes, from).is_ok() {
+            count += bytes.windows(needle.len()).filter(|window| *window == needle).count();
+        }
+    }
+    count
+}
+
+/// What read the key has been wiped while the tool still signs: the text of the key is nowhere in its memory, and the key
+/// itself is there once.
+#[test]
+fn the_text_of_a_key_is_wiped_from_memory() {
+    let mut site = Site::new();
+    let s3 = EmbeddedS3::shared();
+    site.fresh_bucket(s3);
+    site.scratch.sh(&format!("{ARCHIVE} > archive; cut -d: -f2 key.sec | base64 -d > raw")).ok();
+    let archive = fs::read(site.path("archive")).unwrap();
+    let secret = fs::read_to_string(site.path("key.sec")).unwrap();
+    let digits = &secret.split_once(':').unwrap().1.as_bytes()[..42];
+    let seed = &fs::read(site.path("raw")).unwrap()[..32];
+    let mut command = site.scratch.command("cache-sign");
+    command.args(["-k", "key.sec"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    // All but its end, so that the tool has signed and waits for more.
+    let (begin, end) = archive.split_at(archive.len() - 1024);
+    let (mut signed, mut piece) = (Vec::new(), [0; 4096]);
+    thread::scope(|scope| {
+        scope.spawn(|| stdin.write_all(begin).unwrap());
+        while !signed.windows(5).any(|window| window == b"Sig: ") {
+            let n = stdout.read(&mut piece).unwrap();
+            assert_ne!(n, 0, "the tool ended");
+            signed.extend_from_slice(&piece[..n]);
+        }
+    });
+    let (text, raw) = (count_in_memory(child.id(), digits), count_in_memory(child.id(), seed));
+    println!("the key's text {text} times, the key {raw} times");
+    assert_eq!(text, 0, "the text of the key is still in memory");
+    assert_eq!(raw, 1, "what signs, and no copy of it");
+    stdin.write_all(end).unwrap();
+    drop(stdin);
+    stdout.read_to_end(&mut signed).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

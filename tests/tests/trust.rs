@@ -99,6 +99,135 @@ fn verify_of_an_archive_passes_only_what_holds() {
         .fails(1);
 }
 
+/// A signed archive in `signed` and its members below `dir`, and the NAR's key of each path.
+fn signed_archive(site: &Site) -> [String; 3] {
+    site.scratch
+        .sh("cache-sign -k alice.sec < archive > signed; mkdir dir; tar x -C dir < signed; chmod -R u+w dir")
+        .ok();
+    site.closure.paths().map(|path| {
+        let narinfo = fs::read(site.path("dir").join(Site::narinfo_key(path))).unwrap();
+        Fields::parse(&narinfo).one("URL").to_owned()
+    })
+}
+
+/// NARs before narinfos, and narinfos before NARs.
+const ORDERS: [&str; 2] = ["nix-cache-info nar *.narinfo", "*.narinfo nix-cache-info nar"];
+
+/// What is signed is the narinfo: a NAR passes only if it is what the narinfo says.
+#[test]
+fn verify_of_an_archive_holds_each_nar_against_its_narinfo() {
+    let (site, [alice, ..]) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    let [lib, app, top] = signed_archive(&site);
+    let lib_info = Site::narinfo_key(&site.closure.lib);
+    let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
+    sh(&format!("{verify} < signed > passed; cmp signed passed")).ok();
+    // What is wrong, how it is made, what is said, and whether the NAR alone is to blame.
+    let cases = [
+        ("another NAR", format!("cp {app} {lib}"), "FileHash is"),
+        ("a NAR that is cut off", format!("truncate -s -1 {lib}"), "does not unpack|cut off|end"),
+        ("a NAR with a changed byte", format!("printf x | dd of={lib} bs=1 seek=40 conv=notrunc status=none"), &lib),
+        ("no NAR at all", format!("echo hello > {lib}"), "not a NAR"),
+        ("FileSize", format!("sed -i 's/^FileSize: .*/FileSize: 12345/' {lib_info}"), "FileSize is 12345"),
+        (
+            "FileHash",
+            format!(
+                "sed -i \"s|^FileHash: .*|$(grep ^FileHash: {})|\" {lib_info}",
+                Site::narinfo_key(&site.closure.app)
+            ),
+            "FileHash is",
+        ),
+        (
+            "only NarHash tells",
+            format!("cp {app} {lib}; sed -i '/^FileHash: /d; /^FileSize: /d' {lib_info}"),
+            "NarHash is",
+        ),
+        ("compression", format!("sed -i 's/^Compression: .*/Compression: xz/' {lib_info}"), "Compression is"),
+    ];
+    for (what, change, message) in cases {
+        sh(&format!("rm -rf bad; cp -r dir bad; cd bad; {change}")).ok();
+        for order in ORDERS {
+            let run = |flags: &str| sh(&format!("cd bad; tar c {order} | {verify} {flags} > ../passed"));
+            let said = run("").fails(1);
+            assert!(message.split('|').any(|message| said.contains(message)), "{what}, {order}: {said}");
+            let members = sh("tar t < passed").ok();
+            assert!(!members.contains(&lib) && members.contains(&app) && members.contains(&top), "{what}: {members}");
+            if order.starts_with("nix-cache-info") {
+                assert!(!members.contains(&lib_info), "{what}: {members}");
+            }
+            run("--json").fails(1);
+            let trusted = sh("grep -c '\"trusted\":true' passed").ok();
+            assert_eq!(trusted, if order.starts_with("nix-cache-info") { "2" } else { "3" }, "{what}, {order}");
+        }
+    }
+}
+
+#[test]
+fn verify_of_an_archive_refuses_members_that_are_there_twice_or_that_nobody_names() {
+    let (site, [alice, ..]) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    let [lib, app, _] = signed_archive(&site);
+    let lib_info = Site::narinfo_key(&site.closure.lib);
+    let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
+    sh(&format!("mkdir -p evil/nar; cp dir/{app} evil/{lib}; cp dir/{lib_info} evil; echo x > evil/nar/extra.nar.zst"))
+        .ok();
+    sh(&format!("cp dir/{lib} evil/nar/unnamed.nar.zst")).ok();
+    for order in ORDERS {
+        let run = |appended: &str| {
+            sh(&format!(
+                "cd dir; tar cf ../t {order}; cd ..; tar rf t {appended}; {verify} --json < t > json || true; {verify} < t > passed"
+            ))
+        };
+        let members = || sh("tar t < passed | sort").ok();
+        let whole = sh("tar t < signed | sort").ok();
+        // A second, evil NAR.
+        let said = run(&format!("-C evil {lib}")).fails(1);
+        assert!(said.contains(&format!("{lib}: it is in the archive twice, with other bytes")), "{said}");
+        assert!(said.contains("1 other members of the archive are refused"), "{said}");
+        assert_eq!(members(), whole, "{order}: the good one passes, once");
+        sh(&format!("tar x -O {lib} < passed | cmp - dir/{lib}")).ok();
+        // The same NAR again is what narinfo-gen writes for paths of the same contents.
+        run(&format!("-C dir {lib}")).ok();
+        assert_eq!(members(), whole);
+        let said = run(&format!("-C evil {lib_info}")).fails(1);
+        assert!(said.contains(&format!("{lib_info}: it is in the archive twice")), "{said}");
+        assert_eq!(members(), whole);
+        let said = run("-C dir nix-cache-info").fails(1);
+        assert!(said.contains("nix-cache-info: it is in the archive twice"), "{said}");
+        let said = run("-C evil nar/unnamed.nar.zst nar/extra.nar.zst").fails(1);
+        assert!(said.contains("nar/unnamed.nar.zst: no narinfo in the archive names it"), "{said}");
+        assert!(said.contains("nar/extra.nar.zst: not a NAR"), "{said}");
+        assert!(said.contains("2 other members"), "{said}");
+        assert_eq!(members(), whole);
+    }
+    // The evil one first: neither passes.
+    sh(&format!("tar cf t -C evil {lib}; cd dir; tar rf ../t nix-cache-info nar *.narinfo")).ok();
+    let said = sh(&format!("{verify} < t > passed")).fails(1);
+    assert!(said.contains("with other bytes") && said.contains("FileHash is"), "{said}");
+    assert!(!sh("tar t < passed").ok().contains(&lib));
+}
+
+/// Two paths of the same contents share a NAR; one of them may be unsigned.
+#[test]
+fn verify_passes_a_nar_that_a_path_which_holds_shares_with_one_that_does_not() {
+    let (site, [alice, ..]) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    let twin = cache_tests::store_path("twin", site::random_seed());
+    let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
+    sh(&format!("cp -a root$LIB root{twin}; nar-pack --root root --no-nix --export $LIB {twin} | narinfo-gen --no-nix --archive | cache-sign -k alice.sec > twins")).ok();
+    sh(&format!("{verify} < twins > passed; test $(tar t < passed | grep -c ^nar/) = 1; mkdir d; tar x -C d < twins; chmod -R u+w d")).ok();
+    for unsigned in [&site.closure.lib, &twin] {
+        let key = Site::narinfo_key(unsigned);
+        sh(&format!("rm -rf e; cp -r d e; sed -i '/^Sig: /d' e/{key}")).ok();
+        for order in ORDERS {
+            let said = sh(&format!("cd e; tar c {order} | {verify} > ../passed")).fails(1);
+            assert!(said.contains("1 of 2 paths are not trusted") && !said.contains("other members"), "{said}");
+            let members = sh("tar t < passed").ok();
+            assert!(members.contains("nar/") && !members.contains(&key), "{order}: {members}");
+        }
+    }
+}
+
 #[test]
 fn keys_come_from_files_descriptors_and_variables() {
     let (mut site, [alice, ..]) = contributors();
@@ -129,6 +258,7 @@ fn keys_come_from_files_descriptors_and_variables() {
     for (script, status) in [
         ("cache-sign --key-fd 9 < narinfos", 2),
         ("cache-sign --key-fd 0 < narinfos", 2),
+        ("cache-sign --key-fd 3 --key-fd 3 3< alice.sec < narinfos", 2),
         ("cache-sign --key-env NO_SUCH < narinfos", 2),
         ("cache-sign --key-env \"$SECRET\" < narinfos", 2),
         ("cache-sign --key-fd \"$SECRET\" < narinfos", 2),
@@ -259,25 +389,27 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_moves() {
     site.scratch.sh("cache-sign keygen old-1 old.sec old.pub; cache-sign keygen new-1 new.sec new.pub").ok();
     site.scratch.sh(&site::PUBLISH.replace("key.sec", "old.sec")).ok();
     let before = states(minio, &bucket);
-    let (stop, reads) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (stop, moved, reads) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU32::new(0));
     let site = &site;
     thread::scope(|scope| {
         // A client that trusts the old key until the new one is everywhere, and the new one from then on.
         let client = scope.spawn(|| {
             while !stop.load(Ordering::SeqCst) {
                 let n = reads.load(Ordering::SeqCst);
-                let pull = format!("s3-pull -q -r --root out{n} --trusted-public-key-file old.pub \"$C\" \"$TOP\"");
+                let key = if moved.load(Ordering::SeqCst) { "new.pub" } else { "old.pub" };
+                let pull = format!("s3-pull -q -r --root out{n} --trusted-public-key-file {key} \"$C\" \"$TOP\"");
                 site.scratch.sh(&pull).ok();
                 reads.fetch_add(1, Ordering::SeqCst);
             }
         });
-        let read_once_more = || {
+        let read_once_more = |stage: &str| {
             let seen = reads.load(Ordering::SeqCst);
             while reads.load(Ordering::SeqCst) < seen + 2 && !client.is_finished() {
                 thread::yield_now();
             }
+            println!("{stage}: {} closures read so far", reads.load(Ordering::SeqCst));
         };
-        read_once_more();
+        read_once_more("before");
         let report = site.scratch.sh(
             "s3-pull --narinfo --all --trusted-public-key-file old.pub \"$C\" | cache-sign -k new.sec | s3-push --json \"$C\"",
         );
@@ -285,19 +417,23 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_moves() {
         println!("signed anew: {first}\n{}", report.stderr.trim());
         assert_eq!((&first["signed"], &first["bytes"]), (&3.into(), &0.into()));
         assert_eq!(first["requests"]["put"], 3, "three narinfos and nothing else: {first}");
-        read_once_more();
+        read_once_more("signed by both, read with the old key");
+        moved.store(true, Ordering::SeqCst);
+        read_once_more("signed by both, read with the new key");
+        // Everybody trusts the new key by now: the old one goes, and the client goes on.
+        let report = site.scratch.sh(
+            "s3-pull --narinfo --all --trusted-public-key-file new.pub \"$C\" | cache-sign -k new.sec --replace old-1 \
+             | s3-push --json --exact \"$C\"",
+        );
+        let second = summary(&report.ok());
+        println!("old key dropped: {second}");
+        assert_eq!((&second["requests"]["put"], &second["bytes"]), (&3.into(), &0.into()), "{second}");
+        read_once_more("signed by the new key alone");
         stop.store(true, Ordering::SeqCst);
         client.join().unwrap();
     });
     println!("{} closures read meanwhile", reads.load(Ordering::SeqCst));
-    assert!(reads.load(Ordering::SeqCst) >= 4);
-    site.scratch.sh("s3-pull -r --root new --trusted-public-key-file new.pub \"$C\" \"$TOP\"").ok();
-    // Everybody trusts the new key by now: the old one goes.
-    let report = site.scratch.sh(
-        "s3-pull --narinfo --all --trusted-public-key-file new.pub \"$C\" | cache-sign -k new.sec --replace old-1 \
-         | s3-push --json --exact \"$C\"",
-    );
-    println!("old key dropped: {}", summary(&report.ok()));
+    assert!(reads.load(Ordering::SeqCst) >= 8);
     let objects = snapshot(minio, &bucket);
     assert_closed(&objects);
     for key in narinfo_keys(&objects) {

@@ -7,9 +7,10 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     AbortIncompleteMultipartUpload, BucketLifecycleConfiguration, CompletedMultipartUpload, CompletedPart,
-    ExpirationStatus, LifecycleExpiration, LifecycleRule, LifecycleRuleFilter,
+    CorsConfiguration, CorsRule, ExpirationStatus, LifecycleExpiration, LifecycleRule, LifecycleRuleFilter,
 };
 use cache_tests::{Credentials, unique};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 
 /// The calls, in the order of the table in `cache-policy --help`.
@@ -175,6 +176,34 @@ impl Caller {
         answer(self.runtime.block_on(put.send()))?;
         let get = self.client.get_bucket_lifecycle_configuration().bucket(bucket).send();
         answer(self.runtime.block_on(get)).map(drop)
+    }
+
+    /// Lists the parts of an upload.
+    pub fn list_parts(&self, bucket: &str, key: &str, id: &str) -> Result<(), Answer> {
+        let parts = self.client.list_parts().bucket(bucket).key(key).upload_id(id).send();
+        answer(self.runtime.block_on(parts)).map(drop)
+    }
+
+    /// Sets the rules of a CORS configuration as `aws s3api put-bucket-cors` reads one.
+    pub fn set_cors(&self, bucket: &str, configuration: &Value) -> Result<(), Answer> {
+        let words = |values: &Value| -> Vec<String> {
+            values.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+        };
+        let rule = |rule: &Value| {
+            CorsRule::builder()
+                .id(rule["ID"].as_str().unwrap())
+                .set_allowed_origins(Some(words(&rule["AllowedOrigins"])))
+                .set_allowed_methods(Some(words(&rule["AllowedMethods"])))
+                .set_allowed_headers(Some(words(&rule["AllowedHeaders"])))
+                .set_expose_headers(Some(words(&rule["ExposeHeaders"])))
+                .max_age_seconds(i32::try_from(rule["MaxAgeSeconds"].as_i64().unwrap()).unwrap())
+                .build()
+                .unwrap()
+        };
+        let rules = configuration["CORSRules"].as_array().unwrap().iter().map(rule).collect();
+        let configuration = CorsConfiguration::builder().set_cors_rules(Some(rules)).build().unwrap();
+        let put = self.client.put_bucket_cors().bucket(bucket).cors_configuration(configuration).send();
+        answer(self.runtime.block_on(put)).map(drop)
     }
 
     /// Sets a rule that gives up unfinished uploads, where the service has such rules.
