@@ -24,22 +24,30 @@ const FILES: usize = 1000;
 /// Larger files are left out: the closure shall be read in seconds.
 const LARGEST: &str = "1024k";
 
-/// A path for each tree. Each mentions itself, the one before it, the one in the middle before it, a text and a tree that
-/// are addressed by their contents, in a file with noise around the hashes; the first one has two outputs.
+/// A derivation for each tree, and an expression for the last.
 fn expression(trees: &[&str], seed: &str) -> String {
-    let mut paths = String::new();
-    for (index, tree) in trees.iter().enumerate() {
-        let before = |other: usize| format!("${{p{other}}}");
-        let references = match index {
-            0 => "$dev".to_owned(),
-            _ => format!("{} {}", before(index - 1), before(index / 2)),
-        };
-        let outputs = if index == 0 { "[ \"out\" \"dev\" ]" } else { "[ \"out\" ]" };
-        paths.push_str(&format!(
-            r#"  p{index} = derivation {{
+    let paths: Vec<String> = trees.iter().enumerate().map(|(index, tree)| derivation(index, tree, seed)).collect();
+    format!(
+        "let\n  text = builtins.toFile \"text-{seed}\" \"text of {seed}\";
+  source = builtins.path {{ path = ./source; name = \"source-{seed}\"; }};\n{}in p{}\n",
+        paths.concat(),
+        trees.len() - 1
+    )
+}
+
+/// Mentions itself, the one before it, the one in the middle before it, a text and a tree that are addressed by their
+/// contents, across the end of a buffer; the first one has two outputs.
+fn derivation(index: usize, tree: &str, seed: &str) -> String {
+    let references = match index {
+        0 => "$dev".to_owned(),
+        _ => format!("${{p{}}} ${{p{}}}", index - 1, index / 2),
+    };
+    let outputs = if index == 0 { "\"out\" \"dev\"" } else { "\"out\"" };
+    format!(
+        r#"  p{index} = derivation {{
     name = "tree-{index}-{seed}";
     system = builtins.currentSystem;
-    outputs = {outputs};
+    outputs = [ {outputs} ];
     builder = "/bin/sh";
     PATH = "/usr/bin:/bin";
     args = [ "-euc" ''
@@ -52,11 +60,6 @@ fn expression(trees: &[&str], seed: &str) -> String {
     '' ];
   }};
 "#
-        ));
-    }
-    format!(
-        "let\n  text = builtins.toFile \"text-{seed}\" \"text of {seed}\";\n  source = builtins.path {{ path = ./source; name = \"source-{seed}\"; }};\n{paths}in p{}\n",
-        trees.len() - 1
     )
 }
 
