@@ -300,7 +300,7 @@ fn large_tree() -> Tree {
     let file = |size: usize, executable| Tree::File { executable, contents: vec![b'x'; size] };
     let directory = |index: usize| {
         let mut entries = std::collections::BTreeMap::new();
-        for name in 0..1 + index % 9 {
+        for name in 0..=(index % 9) {
             entries.insert(format!("f{name}").into_bytes(), file((index * 37 + name * 4001) % 20_000, name % 3 == 0));
         }
         entries.insert(b"link".to_vec(), Tree::Symlink(b"f0".to_vec()));
@@ -334,7 +334,9 @@ fn assert_store_object(path: &Path) {
     assert_eq!((about.mtime(), about.mtime_nsec()), (1, 0), "{}", path.display());
     assert!(about.is_symlink() || matches!(about.mode() & 0o7777, 0o444 | 0o555), "{}", path.display());
     if about.is_dir() {
-        fs::read_dir(path).unwrap().for_each(|entry| assert_store_object(&entry.unwrap().path()));
+        for entry in fs::read_dir(path).unwrap() {
+            assert_store_object(&entry.unwrap().path());
+        }
     }
 }
 

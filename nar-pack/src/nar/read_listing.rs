@@ -215,7 +215,7 @@ impl<'de> Visitor<'de> for Node<'_> {
 
 /// Strings of a NAR begin at multiples of 8, and so do contents.
 fn is_offset(offset: u64, size: u64) -> bool {
-    offset >= FIRST_OFFSET && offset % 8 == 0 && offset.checked_add(size).is_some()
+    offset >= FIRST_OFFSET && offset.is_multiple_of(8) && offset.checked_add(size).is_some()
 }
 
 /// Reads the entries of the directory.

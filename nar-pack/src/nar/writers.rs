@@ -186,7 +186,7 @@ struct Threads {
     /// None as soon as they are to end.
     batches: Option<SyncSender<Batch>>,
     emptied: Receiver<Batch>,
-    threads: Vec<JoinHandle<()>>,
+    running: Vec<JoinHandle<()>>,
     /// The first failure; whoever sees one does nothing any more.
     failure: Arc<Mutex<Option<Failure>>>,
     /// For what no thread takes.
@@ -201,14 +201,14 @@ impl Threads {
         let (give_back, emptied) = sync_channel(2 * count);
         let waiting = Arc::new(Mutex::new(waiting));
         let failure = Arc::new(Mutex::new(None));
-        let mut threads = Vec::new();
+        let mut running = Vec::new();
         for _ in 0..if count > 1 { count } else { 0 } {
             let (waiting, give_back, failure) = (Arc::clone(&waiting), give_back.clone(), Arc::clone(&failure));
             let thread = thread::Builder::new().spawn(move || make_batches(&waiting, &give_back, &failure));
             // What threads there are will do.
-            threads.extend(thread);
+            running.extend(thread);
         }
-        Self { batches: Some(batches), emptied, threads, failure, maker: Maker::default() }
+        Self { batches: Some(batches), emptied, running, failure, maker: Maker::default() }
     }
 
     /// Has a batch made and leaves an empty one.
@@ -217,7 +217,7 @@ impl Threads {
             return Err(failure);
         }
         match &self.batches {
-            Some(batches) if !self.threads.is_empty() => {
+            Some(batches) if !self.running.is_empty() => {
                 let empty = self.emptied.try_recv().unwrap_or_default();
                 let died = |_| Failure::failed("a writing thread died");
                 batches.send(std::mem::replace(batch, empty)).map_err(died)
@@ -229,7 +229,7 @@ impl Threads {
     /// Waits until the threads have made what they were handed.
     fn join(&mut self) -> Outcome {
         self.batches = None;
-        let died = take(&mut self.threads).into_iter().filter_map(|thread| thread.join().err()).count() > 0;
+        let died = take(&mut self.running).into_iter().filter_map(|thread| thread.join().err()).count() > 0;
         match locked(&self.failure).take() {
             Some(failure) => Err(failure),
             None if died => Err(Failure::failed("a writing thread died")),
@@ -240,7 +240,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if !self.threads.is_empty() {
+        if !self.running.is_empty() {
             locked(&self.failure).get_or_insert_with(|| Failure::failed("given up"));
             // Why they are given up is known already.
             let _ = self.join();
