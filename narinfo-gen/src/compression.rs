@@ -276,10 +276,7 @@ fn frame_compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
 pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Outcome<Box<dyn Read + Send + 'a>> {
     Ok(match method {
         Compression::None => Box::new(input),
-        Compression::Xz => {
-            let stream = Stream::new_stream_decoder(XZ_MEMORY, xz2::stream::CONCATENATED).map_err(io::Error::from)?;
-            Box::new(xz2::bufread::XzDecoder::new_stream(input, stream))
-        }
+        Compression::Xz => decoder_of_xz(input)?,
         Compression::Lzip => {
             let stream = Stream::new_lzip_decoder(XZ_MEMORY, xz2::stream::CONCATENATED).map_err(io::Error::from)?;
             Box::new(xz2::bufread::XzDecoder::new_stream(input, stream))
@@ -318,10 +315,15 @@ pub(crate) fn stream_decoder<'a>(input: impl BufRead + Send + 'a) -> io::Result<
     Ok(Box::new(decoder))
 }
 
-/// xz streams, one after the other, the blocks of each on every core: the threaded decoder stops after each stream.
-struct XzStreams<R: BufRead>(Option<xz2::bufread::XzDecoder<R>>);
+/// xz streams, one after the other: the blocks of the first on every core, where the threaded decoder stops; more than
+/// one is rare, and a thousand small ones are not worth threads.
+enum XzStreams<'a, R: BufRead> {
+    First(xz2::bufread::XzDecoder<R>),
+    Others(Box<dyn Read + Send + 'a>),
+    Ended,
+}
 
-impl<R: BufRead> XzStreams<R> {
+impl<'a, R: BufRead + Send + 'a> XzStreams<'a, R> {
     fn new(input: R) -> io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let stream = MtStreamBuilder::new()
@@ -329,25 +331,34 @@ impl<R: BufRead> XzStreams<R> {
             .memlimit_threading(XZ_THREADS_MEMORY)
             .memlimit_stop(XZ_MEMORY)
             .decoder()?;
-        Ok(Self(Some(xz2::bufread::XzDecoder::new_stream(input, stream))))
+        Ok(Self::First(xz2::bufread::XzDecoder::new_stream(input, stream)))
     }
 }
 
-impl<R: BufRead> Read for XzStreams<R> {
+impl<'a, R: BufRead + Send + 'a> Read for XzStreams<'a, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while let Some(decoder) = &mut self.0 {
-            let n = decoder.read(buf)?;
+        loop {
+            let n = match self {
+                Self::First(decoder) => decoder.read(buf)?,
+                Self::Others(decoder) => return decoder.read(buf),
+                Self::Ended => return Ok(0),
+            };
             if n > 0 || buf.is_empty() {
                 return Ok(n);
             }
-            let Some(mut input) = self.0.take().map(xz2::bufread::XzDecoder::into_inner) else { return Ok(0) };
+            let Self::First(decoder) = std::mem::replace(self, Self::Ended) else { return Ok(0) };
+            let mut input = decoder.into_inner();
             skip_padding(&mut input)?;
             if !input.fill_buf()?.is_empty() {
-                *self = Self::new(input)?;
+                *self = Self::Others(decoder_of_xz(input)?);
             }
         }
-        Ok(0)
     }
+}
+
+fn decoder_of_xz<'a>(input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let stream = Stream::new_stream_decoder(XZ_MEMORY, xz2::stream::CONCATENATED)?;
+    Ok(Box::new(xz2::bufread::XzDecoder::new_stream(input, stream)))
 }
 
 /// Zeros between two xz streams, four at a time (the xz file format, "Stream Padding").
@@ -366,23 +377,28 @@ fn skip_padding(input: &mut impl BufRead) -> io::Result<()> {
     if zeros % 4 == 0 { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "bad xz padding")) }
 }
 
-/// lz4 frames, one after the other: the library stops after each.
-struct Lz4Frames<R: Read>(lz4_flex::frame::FrameDecoder<R>);
+/// lz4 frames, one after the other: the library stops after each, and what it holds fits one frame only.
+struct Lz4Frames<R: Read>(Option<lz4_flex::frame::FrameDecoder<R>>);
 
 impl<R: BufRead> Lz4Frames<R> {
     fn new(input: R) -> Self {
-        Self(lz4_flex::frame::FrameDecoder::new(input))
+        Self(Some(lz4_flex::frame::FrameDecoder::new(input)))
     }
 }
 
 impl<R: BufRead> Read for Lz4Frames<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let n = self.0.read(buf)?;
-            if n > 0 || buf.is_empty() || self.0.get_mut().fill_buf()?.is_empty() {
+        while let Some(decoder) = &mut self.0 {
+            let n = decoder.read(buf)?;
+            if n > 0 || buf.is_empty() {
                 return Ok(n);
             }
+            let Some(mut input) = self.0.take().map(lz4_flex::frame::FrameDecoder::into_inner) else { return Ok(0) };
+            if !input.fill_buf()?.is_empty() {
+                *self = Self::new(input);
+            }
         }
+        Ok(0)
     }
 }
 
@@ -487,6 +503,25 @@ mod tests {
                 assert!(unpacked == [&data[..], &data].concat(), "{method}");
             }
         }
+    }
+
+    #[test]
+    fn lz4_frames_may_have_blocks_of_different_sizes() {
+        use lz4_flex::frame::{BlockSize, FrameEncoder, FrameInfo};
+        let data = data(300_000);
+        let frame = |size, part: &[u8]| {
+            let mut encoder = FrameEncoder::with_frame_info(FrameInfo::new().block_size(size), Vec::new());
+            encoder.write_all(part).unwrap();
+            encoder.finish().unwrap()
+        };
+        let file = [
+            frame(BlockSize::Max4MB, &data[..200_000]),
+            frame(BlockSize::Max64KB, b""),
+            frame(BlockSize::Max64KB, &data[200_000..]),
+        ];
+        let mut unpacked = Vec::new();
+        decoder(Compression::Lz4, file.concat().as_slice()).unwrap().read_to_end(&mut unpacked).unwrap();
+        assert!(unpacked == data);
     }
 
     #[test]

@@ -16,6 +16,10 @@ use crate::compression::{FRAME, stream_decoder};
 const MAX_CONTENTS: u64 = 2 * FRAME as u64;
 /// Bytes in which such a frame must end; one that is larger than its contents by more than this is odd.
 const MAX_FRAME: usize = 2 * FRAME + (1 << 20);
+/// Contents that are not worth another thread.
+const SMALL: u64 = 64 << 10;
+/// Most frames under way: with more cores than this, the hashes are what takes the time.
+const MOST: usize = 8;
 /// Bytes that are read before it is looked again whether a frame is complete.
 const STEP: usize = 128 << 10;
 
@@ -24,17 +28,32 @@ pub struct Frames<'a, R> {
     /// None once the rest goes through one thread.
     input: Option<R>,
     rest: Option<Box<dyn Read + Send + 'a>>,
-    /// What was read of the next frame.
-    begun: Vec<u8>,
+    /// What was read and is not yet taken: from here on the next frame.
+    begun: Begun,
     /// Frames under way, in their order.
-    under_way: VecDeque<Receiver<io::Result<Vec<u8>>>>,
+    under_way: VecDeque<Frame>,
     most: usize,
     current: io::Cursor<Vec<u8>>,
+}
+
+/// Bytes of the input from `start` on.
+#[derive(Default)]
+struct Begun {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+/// A frame's contents.
+enum Frame {
+    Here(Vec<u8>),
+    Coming(Receiver<io::Result<Vec<u8>>>),
 }
 
 /// What comes next in the input.
 enum Next {
     Frame(Vec<u8>, usize),
+    /// One that is not worth another thread, decompressed.
+    Small(Vec<u8>),
     /// Something that is not for several threads: one large frame, or a malformed one.
     Other,
     End,
@@ -46,9 +65,9 @@ impl<'a, R: BufRead + Send + 'a> Frames<'a, R> {
         Self {
             input: Some(input),
             rest: None,
-            begun: Vec::new(),
+            begun: Begun::default(),
             under_way: VecDeque::new(),
-            most: rayon::current_num_threads() + 1,
+            most: rayon::current_num_threads().min(MOST) + 1,
             current: io::Cursor::default(),
         }
     }
@@ -63,11 +82,15 @@ impl<'a, R: BufRead + Send + 'a> Frames<'a, R> {
                     let (done, result) = sync_channel(1);
                     // Whom it was for may be gone.
                     rayon::spawn(move || drop(done.send(decompress(&frame, contents))));
-                    self.under_way.push_back(result);
+                    self.under_way.push_back(Frame::Coming(result));
                 }
+                Next::Small(contents) if contents.is_empty() => {}
+                Next::Small(contents) => self.under_way.push_back(Frame::Here(contents)),
                 Next::End => self.input = None,
                 Next::Other => {
-                    let begun = io::Cursor::new(std::mem::take(&mut self.begun));
+                    let Begun { bytes, start } = std::mem::take(&mut self.begun);
+                    let mut begun = io::Cursor::new(bytes);
+                    begun.set_position(start as u64);
                     self.rest = self.input.take().map(|input| stream_decoder(begun.chain(input))).transpose()?;
                 }
             }
@@ -85,7 +108,8 @@ impl<'a, R: BufRead + Send + 'a> Read for Frames<'a, R> {
             }
             self.begin()?;
             match (self.under_way.pop_front(), &mut self.rest) {
-                (Some(frame), _) => {
+                (Some(Frame::Here(contents)), _) => self.current = io::Cursor::new(contents),
+                (Some(Frame::Coming(frame)), _) => {
                     let frame = frame.recv().map_err(|_| io::Error::other("a decompressing thread died"))?;
                     self.current = io::Cursor::new(frame?);
                 }
@@ -97,23 +121,29 @@ impl<'a, R: BufRead + Send + 'a> Read for Frames<'a, R> {
 }
 
 /// Takes the next frame out of `begun`, reading as much more as that takes.
-fn next(input: &mut impl BufRead, begun: &mut Vec<u8>) -> io::Result<Next> {
+fn next(input: &mut impl BufRead, begun: &mut Begun) -> io::Result<Next> {
     loop {
-        let contents = zstd_safe::get_frame_content_size(begun);
-        match (contents, zstd_safe::find_frame_compressed_size(begun)) {
+        let bytes = &begun.bytes[begun.start..];
+        match (zstd_safe::get_frame_content_size(bytes), zstd_safe::find_frame_compressed_size(bytes)) {
             (Ok(Some(contents)), Ok(size)) if contents <= MAX_CONTENTS => {
-                let rest = begun.split_off(size);
-                return Ok(Next::Frame(std::mem::replace(begun, rest), usize::try_from(contents).unwrap_or(FRAME)));
+                begun.start += size;
+                let (frame, contents) = (&bytes[..size], usize::try_from(contents).unwrap_or(FRAME));
+                return if contents as u64 <= SMALL {
+                    decompress(frame, contents).map(Next::Small)
+                } else {
+                    Ok(Next::Frame(frame.to_vec(), contents))
+                };
             }
             (_, Ok(_)) => return Ok(Next::Other),
             (Ok(Some(contents)), Err(_)) if contents > MAX_CONTENTS => return Ok(Next::Other),
-            _ if begun.len() > MAX_FRAME => return Ok(Next::Other),
+            _ if bytes.len() > MAX_FRAME => return Ok(Next::Other),
             _ => {}
         }
-        let before = begun.len();
-        input.by_ref().take(STEP as u64).read_to_end(begun)?;
-        if begun.len() == before {
-            return Ok(if begun.is_empty() { Next::End } else { Next::Other });
+        begun.bytes.drain(..std::mem::take(&mut begun.start));
+        let before = begun.bytes.len();
+        input.by_ref().take(STEP as u64).read_to_end(&mut begun.bytes)?;
+        if begun.bytes.len() == before {
+            return Ok(if before == 0 { Next::End } else { Next::Other });
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use nar_pack::nar::{CASE_HACK, Visitor};
+use nar_pack::nar::{CASE_HACK, MAX_NAME, Visitor};
 use nar_pack::stage::{Failure, Outcome};
 
 /// Gives a tree to another visitor, with names that collide renamed.
@@ -27,6 +27,12 @@ impl<'a, V> CaseHack<'a, V> {
             *collisions += 1;
             renamed.extend_from_slice(CASE_HACK);
             renamed.extend_from_slice(collisions.to_string().as_bytes());
+        }
+        if renamed.len() > MAX_NAME {
+            let shown = name.escape_ascii();
+            return Err(Failure::refused(format!(
+                "{shown} differs from another name in case only, and is too long to be told apart"
+            )));
         }
         if names.insert(renamed.to_ascii_lowercase(), 0).is_some() && renamed.len() > name.len() {
             return Err(Failure::refused(format!(
@@ -98,6 +104,8 @@ mod tests {
     #[test]
     fn a_name_that_was_taken_before_is_refused() {
         assert!(renamed(&["X", "X~nix~case~hack~1", "x"]).unwrap_err().is_refusal());
+        let (long, same) = ("X".repeat(250), "x".repeat(250));
+        assert!(renamed(&[&long, &same]).unwrap_err().is_refusal());
     }
 
     #[test]

@@ -31,8 +31,7 @@ pub struct Cli {
     #[arg(long, group = "output", conflicts_with_all = ["recursive", "all", "stdin"])]
     pub cat: bool,
 
-    /// With --cat: take the cache's word for the file, and fetch no more than it, where the NAR is not compressed and
-    /// there is a listing. A NAR has one hash for the whole: of a file alone nothing can be verified
+    /// With --cat: fetch only the file, where the NAR is not compressed and is listed; nothing of it can be verified
     #[arg(long, requires = "cat")]
     pub unverified: bool,
 
@@ -96,8 +95,8 @@ pub struct Cli {
     #[arg(long)]
     pub no_sign_request: bool,
 
-    /// Where passwords of HTTP servers are (default: ~/.netrc, else /etc/nix/netrc)
-    #[arg(long, value_name = "FILE", env = "NETRC", hide_env_values = true)]
+    /// Where passwords of HTTP servers are (default: $NETRC, else ~/.netrc, else /etc/nix/netrc)
+    #[arg(long, value_name = "FILE")]
     pub netrc_file: Option<PathBuf>,
 
     /// Narinfos asked for at once, and as many NARs in flight
@@ -154,7 +153,7 @@ Examples:
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
 
 Memory: 64 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each NAR in flight
-(--jobs), what its decoder takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or 256 MiB
+(--jobs), 1 MiB and what its decoder takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or 256 MiB
 (xz) for what others made; and once, for a NAR of 32 MiB or more, 128 MiB for decoding on every core.
 
 Exit status: 0 done; 1 refused (missing path, bad signature, wrong hash, malformed narinfo or NAR);

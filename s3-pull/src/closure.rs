@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cache_sign::trust::TrustedKeys;
+use nar_pack::references::references_first;
 use nar_pack::stage::{self, Doing, Failure, Outcome};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::cache_info::{self, CacheInfo};
@@ -21,6 +23,8 @@ pub struct Cache {
     pub trusted: Option<TrustedKeys>,
     /// The store directory of its paths.
     pub store_dir: StoreDir,
+    /// For each source whether something of it could not be read; it is then asked last.
+    ailing: Vec<AtomicBool>,
 }
 
 /// A narinfo that was checked, and the source that has its NAR.
@@ -81,7 +85,10 @@ impl Cache {
         }
         match first {
             Some(failure) if kept.is_empty() => Err(failure),
-            _ => Ok(Self { sources: kept, trusted, store_dir }),
+            _ => {
+                let ailing = kept.iter().map(|_| AtomicBool::new(false)).collect();
+                Ok(Self { sources: kept, trusted, store_dir, ailing })
+            }
         }
     }
 
@@ -91,18 +98,44 @@ impl Cache {
         &self.sources[offer.source]
     }
 
-    /// What the first source that has it, at or after number `from`, says of a path; its narinfo has been checked:
-    /// store directory, hash part, name, signatures.
+    /// Notes that something of a source could not be read: where there are others, it is asked last from now on.
+    pub fn ails(&self, source: usize, failure: &Failure) {
+        if self.sources.len() > 1 && !self.ailing[source].swap(true, Ordering::Relaxed) {
+            stage::say(TOOL, format!("{failure}; this source is asked last from now on"));
+        }
+    }
+
+    /// Sources that are not among `tried`, in the order in which they are asked.
+    fn to_ask(&self, tried: &[usize]) -> Vec<usize> {
+        let (last, first): (Vec<usize>, Vec<usize>) = (0..self.sources.len())
+            .filter(|number| !tried.contains(number))
+            .partition(|number| self.ailing[*number].load(Ordering::Relaxed));
+        [first, last].concat()
+    }
+
+    /// What another source than those in `tried` offers for the same path, with the same references.
+    pub async fn other_offer(&self, offer: &Offer, tried: &[usize]) -> Option<Offer> {
+        let wanted = Wanted::Path(offer.narinfo.path.clone());
+        let other = self.offer(&wanted, tried).await.ok()??;
+        // Other references would have to be waited for anew.
+        (other.narinfo.references == offer.narinfo.references).then_some(other)
+    }
+
+    /// What the first source that has it, and is not among `tried`, says of a path; its narinfo has been checked: store
+    /// directory, hash part, name, signatures.
     ///
     /// # Errors
     /// The first refusal or failure when no source has a good one; a failure goes before a refusal.
-    pub async fn offer(&self, wanted: &Wanted, from: usize) -> Outcome<Option<Offer>> {
+    pub async fn offer(&self, wanted: &Wanted, tried: &[usize]) -> Outcome<Option<Offer>> {
         let mut why: Option<Failure> = None;
-        for (number, source) in self.sources.iter().enumerate().skip(from) {
-            match self.narinfo(source, wanted).await {
+        for number in self.to_ask(tried) {
+            match self.narinfo(&self.sources[number], wanted).await {
                 Ok(Some(narinfo)) => return Ok(Some(Offer { narinfo, source: number })),
                 Ok(None) => {}
                 Err(failure) => {
+                    if !failure.is_refusal() {
+                        self.ails(number, &failure);
+                    }
                     if why.as_ref().is_none_or(|why| why.is_refusal() && !failure.is_refusal()) {
                         why = Some(failure);
                     }
@@ -167,6 +200,36 @@ impl Cache {
     }
 }
 
+impl Found {
+    /// What is offered, references first. In a closure, a path of which a reference is missing is refused too, and so on.
+    ///
+    /// # Errors
+    /// Refuses references in a circle.
+    pub fn in_order(&mut self, closed: bool) -> Outcome<Vec<Arc<Offer>>> {
+        let mut paths: Vec<StorePath> = self.offers.keys().cloned().collect();
+        paths.sort_unstable();
+        let offers: &HashMap<StorePath, Arc<Offer>> = &self.offers;
+        let order = references_first(&paths, |path| offers.get(path).map_or(&[], |offer| &offer.narinfo.references))?;
+        let mut kept = HashSet::new();
+        let mut result = Vec::with_capacity(order.len());
+        for path in order {
+            let narinfo = &offers[path].narinfo;
+            let missing = narinfo.references.iter().find(|reference| *reference != path && !kept.contains(*reference));
+            match missing.filter(|_| closed) {
+                None => {
+                    kept.insert(path.clone());
+                    result.push(Arc::clone(&offers[path]));
+                }
+                Some(reference) => self.refusals.push(Failure::refused(format!(
+                    "{}: it references {reference}, which could not be fetched",
+                    narinfo.full_path()
+                ))),
+            }
+        }
+        Ok(result)
+    }
+}
+
 /// What was asked, and what is known of it.
 pub type Answer = (Wanted, Outcome<Option<Arc<Offer>>>);
 
@@ -205,7 +268,7 @@ impl Discovery {
         {
             let cache = Arc::clone(&self.cache);
             self.asked.spawn(async move {
-                let offer = cache.offer(&wanted, 0).await;
+                let offer = cache.offer(&wanted, &[]).await;
                 (wanted, offer.map(|offer| offer.map(Arc::new)))
             });
         }

@@ -16,6 +16,7 @@ use narinfo_gen::cache_info;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::chunks::{Chunk, ChunkReader, Plain};
+use tempfile::SpooledTempFile;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -31,8 +32,8 @@ const HELD_BACK: usize = 64;
 ///
 /// # Errors
 /// Refuses a bad NAR, of which the end is then missing.
-pub fn nar(runtime: &Handle, cache: &Cache, offer: &Offer, out: &mut impl Write) -> Outcome {
-    let body = runtime.block_on(fetch::begin(cache, offer))?;
+pub fn nar(runtime: &Handle, cache: &Cache, offer: &Arc<Offer>, out: &mut impl Write) -> Outcome {
+    let (body, offer) = runtime.block_on(fetch::begin_anywhere(cache, offer))?;
     pass(body, &offer.narinfo, out)
 }
 
@@ -57,15 +58,33 @@ const HELD: usize = 8 << 20;
 ///
 /// # Errors
 /// Refuses a bad NAR, and one without that file; nothing is written then.
-pub fn cat(runtime: &Handle, cache: &Cache, offer: &Offer, inside: &[u8], mut out: Output) -> Outcome {
+pub fn cat(runtime: &Handle, cache: &Cache, offer: &Arc<Offer>, inside: &[u8], mut out: Output) -> Outcome {
+    let (mut offer, mut tried, mut first) = (Arc::clone(offer), Vec::new(), None);
+    let mut held = loop {
+        let failure = match read_file(runtime, cache, &offer, inside) {
+            Ok(held) => break held,
+            Err(failure) => failure,
+        };
+        let first = first.get_or_insert(failure);
+        tried.push(offer.source);
+        match runtime.block_on(cache.other_offer(&offer, &tried)) {
+            Some(other) => offer = Arc::new(other),
+            None => return Err(first.clone()),
+        }
+    };
+    held.rewind()?;
+    io::copy(&mut held, &mut out)?;
+    out.finish()
+}
+
+/// A file of a path, read to its end and good.
+fn read_file(runtime: &Handle, cache: &Cache, offer: &Offer, inside: &[u8]) -> Outcome<SpooledTempFile> {
     let body = runtime.block_on(fetch::begin(cache, offer))?;
     let mut held = tempfile::spooled_tempfile(HELD);
     let mut visitor = Cat::new(inside, &mut held);
     fetch::check(fetch::reader(body), &offer.narinfo, &mut visitor, |_| Ok(()))?;
     visitor.finish().doing(|| offer.narinfo.full_path())?;
-    held.rewind()?;
-    io::copy(&mut held, &mut out)?;
-    out.finish()
+    Ok(held)
 }
 
 /// Bytes in front of a file's contents in a NAR: their length.
@@ -124,9 +143,9 @@ pub fn cat_unverified(
 pub fn export(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out: Output) -> Outcome {
     let mut writer = export::Writer::new(out);
     let mut bodies = Bodies::new(runtime, cache, offers);
-    for offer in offers {
+    for _ in offers {
+        let (body, offer) = bodies.next()?;
         let narinfo = &offer.narinfo;
-        let body = bodies.next()?;
         let trailer = Trailer {
             path: narinfo.path.clone(),
             references: narinfo.references.clone(),
@@ -147,9 +166,9 @@ pub fn archive(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out:
     let info = cache_info::CacheInfo::new(cache.store_dir.clone());
     writer.text(cache_info::KEY, &info.to_string())?;
     let mut bodies = Bodies::new(runtime, cache, offers);
-    for offer in offers {
+    for _ in offers {
+        let (body, offer) = bodies.next()?;
         let mut narinfo = offer.narinfo.clone();
-        let body = bodies.next()?;
         let size = narinfo.file_size.or(body.size);
         let size =
             size.ok_or_else(|| Failure::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
@@ -186,7 +205,7 @@ struct Bodies<'a> {
     runtime: &'a Handle,
     cache: &'a Arc<Cache>,
     waiting: std::slice::Iter<'a, Arc<Offer>>,
-    begun: VecDeque<JoinHandle<Outcome<Body>>>,
+    begun: VecDeque<JoinHandle<Outcome<(Body, Arc<Offer>)>>>,
 }
 
 impl<'a> Bodies<'a> {
@@ -194,12 +213,12 @@ impl<'a> Bodies<'a> {
         Self { runtime, cache, waiting: offers.iter(), begun: VecDeque::new() }
     }
 
-    fn next(&mut self) -> Outcome<Body> {
+    fn next(&mut self) -> Outcome<(Body, Arc<Offer>)> {
         while self.begun.len() < BEGUN
             && let Some(offer) = self.waiting.next()
         {
             let (cache, offer) = (Arc::clone(self.cache), Arc::clone(offer));
-            self.begun.push_back(self.runtime.spawn(async move { fetch::begin(&cache, &offer).await }));
+            self.begun.push_back(self.runtime.spawn(async move { fetch::begin_anywhere(&cache, &offer).await }));
         }
         let died = || Failure::failed("a fetching task died");
         let begun = self.begun.pop_front().ok_or_else(died)?;

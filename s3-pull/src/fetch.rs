@@ -1,11 +1,12 @@
 //! Fetching one NAR and checking it: FileHash, FileSize, NarHash, NarSize.
 
 use std::io::{self, Read};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use nar_pack::nar::Visitor;
 use nar_pack::stage::{Doing, Failure, Outcome};
-use narinfo_gen::compression::Compression;
+use narinfo_gen::compression::{Compression, XZ_THREADS_MEMORY};
 use narinfo_gen::examine::{Threads, examine_and};
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::chunks::ChunkReader;
@@ -15,6 +16,8 @@ use crate::closure::{Cache, Offer};
 
 /// NARs of at least so many bytes are worth several threads.
 const LARGE: u64 = 32 << 20;
+/// Compressed bytes that a decoder may have read before anything comes out of it.
+const AHEAD: u64 = 4 << 20;
 /// Held while a NAR is decompressed on every core: one at a time bounds the memory, and keeps the cores busy.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -39,6 +42,26 @@ pub async fn begin(cache: &Cache, offer: &Offer) -> Outcome<Body> {
     }
 }
 
+/// As [`begin`], from the first source that has the NAR; with what that one says of it.
+///
+/// # Errors
+/// The first source's, when no other has it either.
+pub async fn begin_anywhere(cache: &Cache, offer: &Arc<Offer>) -> Outcome<(Body, Arc<Offer>)> {
+    let (mut offer, mut tried, mut first) = (Arc::clone(offer), Vec::new(), None);
+    loop {
+        let failure = match begin(cache, &offer).await {
+            Ok(body) => return Ok((body, offer)),
+            Err(failure) => failure,
+        };
+        let first = first.get_or_insert(failure);
+        tried.push(offer.source);
+        match cache.other_offer(&offer, &tried).await {
+            Some(other) => offer = Arc::new(other),
+            None => return Err(first.clone()),
+        }
+    }
+}
+
 /// Reads a NAR to its end and checks it; for threads that may block. `visitor` gets its tree and `tap` its bytes while
 /// nothing is certain yet: only when this returns do they hold.
 ///
@@ -53,9 +76,16 @@ pub fn check(
     let method = Compression::from_name(&narinfo.compression).doing(|| narinfo.full_path())?;
     // Compression makes nothing much larger; without this bound a file could go on for ever after the NAR's end.
     let most = narinfo.nar_size.saturating_add(narinfo.nar_size / 4).saturating_add(1 << 20);
-    let input = Limited { inner: input, left: narinfo.file_size.unwrap_or(most).min(most) };
+    let unpacked = AtomicU64::new(0);
+    let mut tap = tap;
+    let tap = |bytes: &[u8]| {
+        unpacked.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        tap(bytes)
+    };
     let alone = if narinfo.nar_size >= LARGE { ALONE.try_lock().ok() } else { None };
-    let threads = if alone.is_some() { Threads::All } else { Threads::One };
+    let (threads, ahead) = if alone.is_some() { (Threads::All, XZ_THREADS_MEMORY) } else { (Threads::One, AHEAD) };
+    let left = narinfo.file_size.unwrap_or(most).min(most);
+    let input = Limited { inner: input, read: 0, left, unpacked: &unpacked, ahead };
     let facts =
         examine_and(input, method, threads, Some(narinfo.nar_size), visitor, tap).doing(|| narinfo.full_path())?;
     facts.require(narinfo)
@@ -67,15 +97,24 @@ pub fn reader(body: Body) -> ChunkReader {
     ChunkReader::new(body.chunks)
 }
 
-/// Stops a body that does not end.
-struct Limited<R> {
+/// Stops a body that does not end, and one of which nothing comes out: a decoder may take a second for a MiB of empty
+/// frames.
+struct Limited<'a, R> {
     inner: R,
+    read: u64,
     left: u64,
+    unpacked: &'a AtomicU64,
+    ahead: u64,
 }
 
-impl<R: Read> Read for Limited<R> {
+impl<R: Read> Read for Limited<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let unpacked = self.unpacked.load(Ordering::Relaxed);
+        if self.read > unpacked.saturating_add(unpacked / 4).saturating_add(self.ahead) {
+            return Err(Failure::refused("the compressed NAR is larger than what comes out of it").into());
+        }
         let n = self.inner.read(buf)?;
+        self.read += n as u64;
         match self.left.checked_sub(n as u64) {
             Some(left) => {
                 self.left = left;

@@ -1,6 +1,5 @@
 //! `s3-pull` itself: from the command line to a pull.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +7,6 @@ use std::time::Duration;
 
 use cache_sign::trust::TrustedKeys;
 use futures_util::StreamExt;
-use nar_pack::references::references_first;
 use nar_pack::stage::{self, Failure, Outcome};
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use narinfo_gen::narinfo::TextWriter;
@@ -19,7 +17,7 @@ use s3_push::report::Talk;
 use tokio::runtime::Runtime;
 
 use crate::cli::Cli;
-use crate::closure::{Cache, Discovery, Found, Offer, Wanted};
+use crate::closure::{Cache, Discovery, Found, Wanted};
 use crate::emit;
 use crate::report::{Report, told};
 use crate::source::{Manners, Source};
@@ -50,7 +48,9 @@ async fn open(cli: &Cli, urls: &[String], trusted: Option<TrustedKeys>, store_di
     let mut sources = Vec::with_capacity(urls.len());
     let idle = Duration::from_secs(cli.idle_timeout.into());
     let patience = Patience { idle, attempts: cli.attempts, in_flight: cli.jobs };
-    let manners = Manners { access, patience, netrc: cli.netrc_file.as_deref() };
+    let netrc =
+        cli.netrc_file.clone().or_else(|| std::env::var_os("NETRC").filter(|file| !file.is_empty()).map(Into::into));
+    let manners = Manners { access, patience, netrc: netrc.as_deref() };
     for url in urls {
         sources.push(Source::open(url, manners).await?);
     }
@@ -73,8 +73,13 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<Targets> {
         let made = "--root DIR, or --nar, --cat, --export, --narinfo, --archive, --list";
         return Err(Failure::failed(format!("say what to make: {made}")));
     }
-    let urls = cli.targets.iter().take_while(|target| !target.starts_with('/')).count();
+    let is_url =
+        |(number, target): &(usize, &String)| !target.starts_with('/') && (*number == 0 || target.contains("://"));
+    let urls = cli.targets.iter().enumerate().take_while(is_url).count();
     let (urls, rest) = cli.targets.split_at(urls);
+    if rest.iter().any(|target| target.contains("://")) {
+        return Err(Failure::failed("caches come before store paths (try --help)"));
+    }
     let mut urls = urls.to_vec();
     if urls.is_empty() {
         let variable = std::env::var(VARIABLE).unwrap_or_default();
@@ -122,7 +127,7 @@ async fn emit_all(cli: &Cli, cache: &Cache) -> Outcome {
     let mut text = TextWriter::new(stage::stdout(None)?);
     let mut list = stage::stdout(None)?;
     let asked =
-        futures_util::stream::iter(hashes.into_iter().map(|wanted| async move { cache.offer(&wanted, 0).await }));
+        futures_util::stream::iter(hashes.into_iter().map(|wanted| async move { cache.offer(&wanted, &[]).await }));
     let mut answers = asked.buffered(usize::from(cli.jobs));
     while let Some(answer) = answers.next().await {
         match answer {
@@ -190,7 +195,7 @@ async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome
 }
 
 fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: Found, inside: &str) -> Outcome {
-    let offers = in_order(&mut found, cli.recursive || cli.all)?;
+    let offers = found.in_order(cli.recursive || cli.all)?;
     let handle = runtime.handle();
     // A stream is whole or cut off: with a path missing it must not begin.
     told(&found.refusals)?;
@@ -225,29 +230,4 @@ fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: Found, i
     let mut out = stage::stdout(Some("the NAR"))?;
     emit::nar(handle, cache, offer, &mut out)?;
     out.finish()
-}
-
-/// References first. In a closure, a path of which a reference is missing is refused too, and so on.
-fn in_order(found: &mut Found, closed: bool) -> Outcome<Vec<Arc<Offer>>> {
-    let mut paths: Vec<StorePath> = found.offers.keys().cloned().collect();
-    paths.sort_unstable();
-    let offers: &HashMap<StorePath, Arc<Offer>> = &found.offers;
-    let order = references_first(&paths, |path| offers.get(path).map_or(&[], |offer| &offer.narinfo.references))?;
-    let mut kept = std::collections::HashSet::new();
-    let mut result = Vec::with_capacity(order.len());
-    for path in order {
-        let narinfo = &offers[path].narinfo;
-        let missing = narinfo.references.iter().find(|reference| *reference != path && !kept.contains(*reference));
-        match missing.filter(|_| closed) {
-            None => {
-                kept.insert(path.clone());
-                result.push(Arc::clone(&offers[path]));
-            }
-            Some(reference) => found.refusals.push(Failure::refused(format!(
-                "{}: it references {reference}, which could not be fetched",
-                narinfo.full_path()
-            ))),
-        }
-    }
-    Ok(result)
 }

@@ -113,16 +113,14 @@ impl Report {
         Ok(())
     }
 
-    /// Notes a refusal; a failed operation is not one, and ends the pull.
+    /// Notes that a path was refused, or could not be read.
     ///
     /// # Errors
-    /// The failure itself, if it is no refusal.
+    /// What standard output says.
     pub fn refused(&mut self, path: Option<&str>, failure: Failure) -> Outcome {
-        if !failure.is_refusal() {
-            return Err(failure);
-        }
         if let Some(out) = &mut self.json {
-            writeln!(out, "{}", json!({ "path": path, "status": "refused", "why": failure.message() }))?;
+            let status = if failure.is_refusal() { "refused" } else { "failed" };
+            writeln!(out, "{}", json!({ "path": path, "status": status, "why": failure.message() }))?;
             out.flush()?;
         }
         self.refusals.push(failure);
@@ -178,7 +176,14 @@ pub fn told(refusals: &[Failure]) -> Outcome {
         [refusal] => Err(refusal.clone()),
         several => {
             several.iter().for_each(|refusal| stage::say(TOOL, refusal));
-            Err(Failure::refused(format!("{} paths were refused", several.len())))
+            let failed = several.iter().filter(|failure| !failure.is_refusal()).count();
+            match (failed, several.len() - failed) {
+                (0, refused) => Err(Failure::refused(format!("{refused} paths were refused"))),
+                (failed, 0) => Err(Failure::failed(format!("{failed} paths could not be read"))),
+                (failed, refused) => {
+                    Err(Failure::failed(format!("{failed} paths could not be read, and {refused} were refused")))
+                }
+            }
         }
     }
 }

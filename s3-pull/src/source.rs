@@ -1,6 +1,7 @@
 //! Where a cache is read from: `s3://`, `http://`, `https://` or `file://`.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +13,7 @@ use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::decode_content;
 use percent_encoding::percent_decode_str;
+use rustix::fs::OFlags;
 use s3_push::chunks::{Chunk, Plain};
 use s3_push::client::{self, Access, Bucket};
 use s3_push::existing::list_hash_parts;
@@ -26,7 +28,7 @@ use crate::body::{AHEAD_IN_ALL, Answer, Asked, Body, LARGE, RANGE, Span, Transfe
 /// Chunks of a body that may wait to be read.
 const CHUNKS: usize = 8;
 /// Bytes of a file in one chunk.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// A binary cache to read from.
 pub struct Source {
@@ -80,6 +82,10 @@ impl Source {
                 Place::File(path)
             }
             Some((scheme, _)) => return Err(Failure::failed(format!("{scheme}:// is not a cache: {expected}"))),
+            // What is before an @ may be a password.
+            None if url.contains('@') => {
+                return Err(Failure::failed(format!("the first argument is no cache: {expected}")));
+            }
             None => return Err(Failure::failed(format!("{url:?} is not a cache: {expected}"))),
         };
         Ok(Self { place, ahead: Arc::new(Semaphore::new(AHEAD_IN_ALL)), moved: AtomicU64::new(0) })
@@ -344,7 +350,9 @@ fn list_dir(dir: &Path) -> Outcome<Vec<HashPart>> {
 }
 
 fn open_file(path: &Path) -> Outcome<Option<(std::fs::File, u64)>> {
-    match std::fs::File::open(path).and_then(|file| file.metadata().map(|meta| (file, meta))) {
+    // A FIFO would wait for a writer.
+    let opened = std::fs::File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
+    match opened.and_then(|file| file.metadata().map(|meta| (file, meta))) {
         Ok((file, meta)) if meta.is_file() => Ok(Some((file, meta.len()))),
         Ok(_) => Err(Failure::refused(format!("{}: not a regular file", path.display()))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

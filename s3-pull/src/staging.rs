@@ -4,7 +4,9 @@
 //! long as the run lives. A later run removes what belongs to a lock that nobody holds.
 
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -12,9 +14,10 @@ use std::str::FromStr;
 use nar_pack::nar::remove_tree;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
-use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, RenameFlags, Uid, chownat, flock, renameat_with};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid, chownat, flock, openat, renameat_with,
+};
 use rustix::io::Errno;
-use walkdir::WalkDir;
 
 const PREFIX: &str = ".s3-pull-";
 const LOCK: &str = ".lock";
@@ -55,12 +58,27 @@ impl Owner {
     /// # Errors
     /// Fails where the file system does, as where one is not allowed to give files away.
     pub fn take(self, tree: &Path) -> Outcome {
-        for entry in WalkDir::new(tree) {
-            let entry = entry.map_err(|error| Failure::failed(format!("looking at {}: {error}", tree.display())))?;
-            chownat(CWD, entry.path(), Some(self.user), self.group, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| {
-                let error = std::io::Error::from(error);
-                Failure::failed(format!("giving {} to {}: {error}", entry.path().display(), self.user.as_raw()))
-            })?;
+        self.give(CWD, tree.as_os_str().as_bytes()).map_err(|error| {
+            let error = io::Error::from(error);
+            Failure::failed(format!("giving {} to {}: {error}", tree.display(), self.user.as_raw()))
+        })
+    }
+
+    /// Relative to open directories, as it was unpacked: the whole of a path may be too long for one call.
+    fn give(self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        chownat(parent, name, Some(self.user), self.group, AtFlags::SYMLINK_NOFOLLOW)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = match openat(parent, name, flags, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in Dir::read_from(&dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if !matches!(name, b"." | b"..") {
+                self.give(dir.as_fd(), name)?;
+            }
         }
         Ok(())
     }
@@ -93,7 +111,14 @@ impl Staging {
                 .map_err(Failure::from)
                 .doing(at)?;
             let (file, path) = lock.keep().map_err(|error| Failure::from(error.error)).doing(at)?;
-            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+            let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => true,
+                Err(Errno::WOULDBLOCK | Errno::INTR) => false,
+                Err(error) => {
+                    let _ = std::fs::remove_file(&path);
+                    return Err(Failure::from(io::Error::from(error)).doing(at()));
+                }
+            };
             // Another run may have taken the file for a dead one's before it was locked.
             if locked && file.metadata().is_ok_and(|meta| meta.nlink() == 1) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -121,8 +146,7 @@ impl Staging {
     /// Fails where the file system does.
     pub fn publish(&self, path: &StorePath) -> Outcome<Placed> {
         let (from, to) = (self.temporary(path), self.place(path));
-        let failed =
-            |error: Errno| Failure::failed(format!("moving to {}: {}", to.display(), std::io::Error::from(error)));
+        let failed = |error: Errno| Failure::failed(format!("moving to {}: {}", to.display(), io::Error::from(error)));
         match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Placed::New),
             Err(Errno::EXIST | Errno::NOTEMPTY) => remove_tree(&from).map(|()| Placed::Existed),

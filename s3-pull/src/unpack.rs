@@ -2,10 +2,10 @@
 //! references, and only if it is good.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::BufWriter;
+use std::io::{self, BufWriter, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nar_pack::nar::{Restorer, dump, remove_tree};
@@ -14,15 +14,21 @@ use nar_pack::store_path::StorePath;
 use narinfo_gen::hash::Hasher;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::patience::Tries;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::body::Body;
 use crate::case_hack::CaseHack;
-use crate::closure::{Answer, Cache, Discovery, Offer, Wanted};
+use crate::closure::{Answer, Cache, Discovery, Found, Offer, Wanted};
 use crate::fetch;
 use crate::report::{Report, Status};
 use crate::staging::{Owner, Placed, Staging, exists};
 
+/// Operations that may fail one after the other, times two, before the pull is given up; as many as are in flight, at
+/// least.
+const MOST_FAILURES: usize = 8;
+/// Time for threads to give up what they unpack.
+const PARTING: Duration = Duration::from_secs(5);
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -46,7 +52,7 @@ pub struct Manner {
 /// Unpacks what a discovery finds below `root`. What depends on a refused path is not unpacked, everything else is.
 ///
 /// # Errors
-/// The first operation that failed ends it; refusals go into the report.
+/// What cannot be written ends it, and one operation that fails after the other; refusals go into the report.
 pub async fn unpack(
     discovery: Discovery,
     cache: &Arc<Cache>,
@@ -56,28 +62,39 @@ pub async fn unpack(
 ) -> Outcome {
     let store = cache.store_dir.dir_below(Some(root));
     if manner.dry_run {
-        return tell(discovery, cache, &store, report).await;
+        return tell(discovery, cache, &store, manner.closed, report).await;
     }
     let staging = tokio::task::spawn_blocking(move || Staging::begin(&store)).await;
-    let staging = Arc::new(staging.map_err(|_| Failure::failed("a thread died"))??);
-    let cache = Arc::clone(cache);
-    let (queue, states) = (VecDeque::new(), HashMap::new());
-    Unpacking { cache, staging, manner, report, queue, states, waiting: HashMap::new() }.run(discovery).await
+    let staging = staging.map_err(|_| Failure::failed("a thread died"))??;
+    let (alive, mut ended) = mpsc::channel(1);
+    let work =
+        Arc::new(Work { cache: Arc::clone(cache), staging, manner, stop: AtomicBool::new(false), _alive: alive });
+    let (queue, states, waiting) = (VecDeque::new(), HashMap::new(), HashMap::new());
+    let result =
+        Unpacking { work: Arc::clone(&work), report, queue, states, waiting, failures: 0 }.run(discovery).await;
+    // Threads that still unpack something give it up; then nothing is left of it.
+    work.stop.store(true, Ordering::Relaxed);
+    drop(work);
+    let _ = tokio::time::timeout(PARTING, ended.recv()).await;
+    result
 }
 
 /// A dry run: what would be fetched.
-async fn tell(mut discovery: Discovery, cache: &Cache, store: &Path, report: &mut Report) -> Outcome {
+async fn tell(mut discovery: Discovery, cache: &Cache, store: &Path, closed: bool, report: &mut Report) -> Outcome {
+    let mut found = Found::default();
     while let Some(answer) = discovery.next().await {
-        match answer?.1 {
-            Ok(None) => {}
-            Ok(Some(offer)) => {
-                let there = exists(&store.join(offer.narinfo.path.base_name()));
-                report.path(cache, &offer, if there { Status::Present } else { Status::WouldFetch })?;
-            }
-            Err(failure) => report.refused(None, failure)?,
+        match answer? {
+            (_, Ok(None)) => {}
+            (_, Ok(Some(offer))) => drop(found.offers.insert(offer.narinfo.path.clone(), offer)),
+            (Wanted::Path(path), Err(failure)) => report.refused(Some(&cache.store_dir.join(&path)), failure)?,
+            (Wanted::Hash(_), Err(failure)) => report.refused(None, failure)?,
         }
     }
-    Ok(())
+    for offer in found.in_order(closed)? {
+        let there = exists(&store.join(offer.narinfo.path.base_name()));
+        report.path(cache, &offer, if there { Status::Present } else { Status::WouldFetch })?;
+    }
+    found.refusals.into_iter().try_for_each(|refusal| report.refused(None, refusal))
 }
 
 /// How far a path is.
@@ -104,31 +121,48 @@ enum Got {
     Unpacked(Arc<Offer>),
 }
 
-struct Unpacking<'a> {
+/// What all downloads share. When the last is done with it the temporaries are removed.
+struct Work {
     cache: Arc<Cache>,
-    staging: Arc<Staging>,
+    staging: Staging,
     manner: Manner,
+    /// Set when nothing more is wanted.
+    stop: AtomicBool,
+    /// Closed last.
+    _alive: mpsc::Sender<()>,
+}
+
+/// Why a path is not placed.
+enum Trouble {
+    /// It is not as it should be, or could not be read: others may be.
+    OfPath(Failure),
+    /// It could not be written: nor can others.
+    OfAll(Failure),
+}
+
+struct Unpacking<'a> {
+    work: Arc<Work>,
     report: &'a mut Report,
     queue: VecDeque<StorePath>,
     states: HashMap<StorePath, State>,
     /// Which paths wait for one that is not placed.
     waiting: HashMap<StorePath, Vec<StorePath>>,
+    /// Operations that failed one after the other.
+    failures: usize,
 }
 
 impl Unpacking<'_> {
     async fn run(mut self, mut discovery: Discovery) -> Outcome {
-        let mut downloads: JoinSet<(StorePath, Outcome<Got>)> = JoinSet::new();
+        let mut downloads: JoinSet<(StorePath, Result<Got, Trouble>)> = JoinSet::new();
         let mut tick = tokio::time::interval(TICK);
         let mut discovering = true;
         loop {
-            while downloads.len() < self.manner.jobs
+            while downloads.len() < self.work.manner.jobs
                 && let Some(path) = self.queue.pop_front()
             {
                 if let Some(State::Pending { offer, .. }) = self.states.get(&path) {
-                    let (cache, staging, offer) =
-                        (Arc::clone(&self.cache), Arc::clone(&self.staging), Arc::clone(offer));
-                    let manner = self.manner;
-                    downloads.spawn(async move { (path, get(&cache, &staging, offer, manner).await) });
+                    let (work, offer) = (Arc::clone(&self.work), Arc::clone(offer));
+                    downloads.spawn(async move { (path, get(&work, offer).await) });
                 }
             }
             tokio::select! {
@@ -141,7 +175,7 @@ impl Unpacking<'_> {
                     self.got(&path, got)?;
                 }
                 _ = tick.tick(), if discovering || !downloads.is_empty() => {
-                    self.report.progress(self.cache.sources.iter().map(|source| source.moved()).sum());
+                    self.report.progress(self.work.cache.sources.iter().map(|source| source.moved()).sum());
                 }
                 else => break,
             }
@@ -153,7 +187,10 @@ impl Unpacking<'_> {
         let offer = match (wanted, answer) {
             (_, Ok(Some(offer))) => offer,
             (Wanted::Path(path), Err(failure)) => return self.refuse(&path, failure),
-            (_, Err(failure)) => return self.report.refused(None, failure),
+            (Wanted::Hash(_), Err(failure)) => {
+                self.bear(&failure)?;
+                return self.report.refused(None, failure);
+            }
             (_, Ok(None)) => return Ok(()),
         };
         let path = offer.narinfo.path.clone();
@@ -161,9 +198,10 @@ impl Unpacking<'_> {
             return Ok(());
         }
         self.report.found();
+        self.failures = 0;
         let mut missing = 0;
         for reference in offer.narinfo.references.iter().filter(|reference| **reference != path) {
-            if !self.manner.closed && !discovery.wants(reference) {
+            if !self.work.manner.closed && !discovery.wants(reference) {
                 continue;
             }
             match self.states.get(reference) {
@@ -184,33 +222,34 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    fn got(&mut self, path: &StorePath, got: Outcome<Got>) -> Outcome {
+    fn got(&mut self, path: &StorePath, got: Result<Got, Trouble>) -> Outcome {
         let Some(State::Pending { offer, missing, unpacked }) = self.states.get_mut(path) else {
             // What it references was refused meanwhile.
-            return remove_tree(&self.staging.temporary(path));
+            return remove_tree(&self.work.staging.temporary(path));
         };
         match got {
             Ok(Got::There) => {
                 let offer = Arc::clone(offer);
-                self.report.path(&self.cache, &offer, Status::Present)?;
+                self.report.path(&self.work.cache, &offer, Status::Present)?;
                 self.placed(path)
             }
             Ok(Got::Unpacked(from)) => {
                 (*offer, *unpacked) = (from, true);
                 if *missing == 0 { self.publish(path.clone()) } else { Ok(()) }
             }
-            Err(failure) => self.refuse(path, failure),
+            Err(Trouble::OfPath(failure)) => self.refuse(path, failure),
+            Err(Trouble::OfAll(failure)) => Err(failure),
         }
     }
 
     fn publish(&mut self, path: StorePath) -> Outcome {
         if let Some(State::Pending { offer, .. }) = self.states.get(&path) {
             let offer = Arc::clone(offer);
-            let status = match self.staging.publish(&path)? {
+            let status = match self.work.staging.publish(&path)? {
                 Placed::New => Status::Fetched,
                 Placed::Existed => Status::Present,
             };
-            self.report.path(&self.cache, &offer, status)?;
+            self.report.path(&self.work.cache, &offer, status)?;
         }
         self.placed(&path)
     }
@@ -227,19 +266,26 @@ impl Unpacking<'_> {
                     continue;
                 }
                 let offer = Arc::clone(offer);
-                let status = match self.staging.publish(&waiting)? {
+                let status = match self.work.staging.publish(&waiting)? {
                     Placed::New => Status::Fetched,
                     Placed::Existed => Status::Present,
                 };
-                self.report.path(&self.cache, &offer, status)?;
+                self.report.path(&self.work.cache, &offer, status)?;
                 placed.push(waiting);
             }
         }
         Ok(())
     }
 
+    /// One failed operation after the other, and nothing else: then the rest would fail too, each after its time.
+    fn bear(&mut self, failure: &Failure) -> Outcome {
+        self.failures = if failure.is_refusal() { 0 } else { self.failures + 1 };
+        if self.failures > 2 * self.work.manner.jobs.max(MOST_FAILURES) { Err(failure.clone()) } else { Ok(()) }
+    }
+
     /// Refuses a path, and with it all that wait for it.
     fn refuse(&mut self, path: &StorePath, failure: Failure) -> Outcome {
+        self.bear(&failure)?;
         let mut refused = vec![(path.clone(), failure)];
         while let Some((path, failure)) = refused.pop() {
             let before = self.states.insert(path.clone(), State::Refused);
@@ -247,9 +293,9 @@ impl Unpacking<'_> {
                 continue;
             }
             if let Some(State::Pending { unpacked: true, .. }) = before {
-                remove_tree(&self.staging.temporary(&path))?;
+                remove_tree(&self.work.staging.temporary(&path))?;
             }
-            self.report.refused(Some(&self.cache.store_dir.join(&path)), failure)?;
+            self.report.refused(Some(&self.work.cache.store_dir.join(&path)), failure)?;
             for waiting in self.waiting.remove(&path).unwrap_or_default() {
                 if let Some(State::Pending { offer, .. }) = self.states.get(&waiting) {
                     let why = lacks(&offer.narinfo, &path);
@@ -286,29 +332,32 @@ fn lacks(narinfo: &NarInfo, reference: &StorePath) -> Failure {
 }
 
 /// Unpacks a path into its temporary place unless it is there; goes on to the next source where one is no good.
-async fn get(cache: &Arc<Cache>, staging: &Arc<Staging>, offer: Arc<Offer>, manner: Manner) -> Outcome<Got> {
-    let place = staging.place(&offer.narinfo.path);
+async fn get(work: &Arc<Work>, offer: Arc<Offer>) -> Result<Got, Trouble> {
+    let place = work.staging.place(&offer.narinfo.path);
     if exists(&place) {
-        if manner.verify_existing {
+        if work.manner.verify_existing {
             let offer = Arc::clone(&offer);
             let checked = tokio::task::spawn_blocking(move || require_same(&place, &offer.narinfo)).await;
-            checked.map_err(|_| Failure::failed("a reading thread died"))??;
+            let died = |_| Trouble::OfAll(Failure::failed("a reading thread died"));
+            checked.map_err(died)?.map_err(Trouble::OfPath)?;
         }
         return Ok(Got::There);
     }
-    let mut offer = offer;
-    let mut first: Option<Failure> = None;
+    let (mut offer, mut tried, mut first) = (offer, Vec::new(), None);
     loop {
-        let failure = match download(cache, &offer, staging, manner).await {
+        let failure = match download(work, &offer).await {
             Ok(()) => return Ok(Got::Unpacked(offer)),
-            Err(failure) => failure,
+            Err(Trouble::OfPath(failure)) => failure,
+            Err(trouble) => return Err(trouble),
         };
+        if !failure.is_refusal() {
+            work.cache.ails(offer.source, &failure);
+        }
         let first = first.get_or_insert(failure);
-        let wanted = Wanted::Path(offer.narinfo.path.clone());
-        match cache.offer(&wanted, offer.source + 1).await {
-            // Other references would have to be waited for anew.
-            Ok(Some(next)) if next.narinfo.references == offer.narinfo.references => offer = Arc::new(next),
-            _ => return Err(first.clone()),
+        tried.push(offer.source);
+        match work.cache.other_offer(&offer, &tried).await {
+            Some(other) => offer = Arc::new(other),
+            None => return Err(Trouble::OfPath(first.clone())),
         }
     }
 }
@@ -316,7 +365,10 @@ async fn get(cache: &Arc<Cache>, staging: &Arc<Staging>, offer: Arc<Offer>, mann
 /// Refuses a path that is there with other contents.
 fn require_same(place: &Path, narinfo: &NarInfo) -> Outcome {
     let mut hashed = BufWriter::with_capacity(256 * 1024, Hasher::default());
-    dump(place, &mut hashed, &mut |_| {})?;
+    let alone = |failure: Failure| {
+        Failure::refused(format!("{}: {}; it was left alone", narinfo.full_path(), failure.message()))
+    };
+    dump(place, &mut hashed, &mut |_| {}).map_err(alone)?;
     let hashed = hashed.into_inner().map_err(|error| Failure::from(error.into_error()))?;
     let (hash, _) = hashed.finish();
     if hash == narinfo.nar_hash {
@@ -330,34 +382,54 @@ fn require_same(place: &Path, narinfo: &NarInfo) -> Outcome {
     )))
 }
 
-async fn download(cache: &Arc<Cache>, offer: &Arc<Offer>, staging: &Arc<Staging>, manner: Manner) -> Outcome {
-    let mut tries = Tries::new(cache.source(offer).attempts());
+async fn download(work: &Arc<Work>, offer: &Arc<Offer>) -> Result<(), Trouble> {
+    let mut tries = Tries::new(work.cache.source(offer).attempts());
     loop {
-        let body = fetch::begin(cache, offer).await?;
+        let body = fetch::begin(&work.cache, offer).await.map_err(Trouble::OfPath)?;
         let broken = Arc::clone(&body.broken);
-        match unpack_body(body, offer, staging, manner).await {
-            Err(_) if broken.load(Ordering::Acquire) && tries.again().await => {}
-            result => return result,
+        let Err(failure) = unpack_body(body, offer, work).await else { return Ok(()) };
+        let broke = broken.load(Ordering::Acquire);
+        if broke && tries.again().await {
+            continue;
         }
+        return Err(if broke || failure.is_refusal() { Trouble::OfPath(failure) } else { Trouble::OfAll(failure) });
     }
 }
 
 /// Unpacks into the temporary place; what is there afterwards has been checked.
-async fn unpack_body(body: Body, offer: &Arc<Offer>, staging: &Arc<Staging>, manner: Manner) -> Outcome {
-    let (offer, temporary) = (Arc::clone(offer), staging.temporary(&offer.narinfo.path));
+async fn unpack_body(body: Body, offer: &Arc<Offer>, work: &Arc<Work>) -> Outcome {
+    let (told, work) = (Arc::clone(offer), Arc::clone(work));
     let unpacked = tokio::task::spawn_blocking(move || {
+        let (narinfo, manner) = (&told.narinfo, work.manner);
+        let temporary = work.staging.temporary(&narinfo.path);
         let mut restorer = Restorer::new(&temporary);
-        let body = fetch::reader(body);
+        let body = Stoppable { inner: fetch::reader(body), stop: &work.stop };
         let result = if manner.case_hack {
-            fetch::check(body, &offer.narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
+            fetch::check(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
         } else {
-            fetch::check(body, &offer.narinfo, &mut restorer, |_| Ok(()))
+            fetch::check(body, narinfo, &mut restorer, |_| Ok(()))
         };
         let result = result.and_then(|()| manner.owner.map_or(Ok(()), |owner| owner.take(&temporary)));
         if result.is_err() {
-            restorer.undo().doing(|| offer.narinfo.full_path())?;
+            restorer.undo().doing(|| narinfo.full_path())?;
         }
         result
     });
-    unpacked.await.map_err(|_| Failure::failed("an unpacking thread died"))?
+    // A decoder that gives up on hostile bytes takes one path with it; what it left goes with the temporaries.
+    unpacked.await.map_err(|_| Failure::refused(format!("{}: its NAR broke the decoder", offer.narinfo.full_path())))?
+}
+
+/// A body that ends when nobody wants it any more.
+struct Stoppable<'a, R> {
+    inner: R,
+    stop: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Failure::failed("the pull was given up").into());
+        }
+        self.inner.read(buf)
+    }
 }

@@ -505,13 +505,20 @@ impl Bucket {
         }
     }
 
+    /// What follows when a request is forbidden.
+    #[must_use]
+    pub fn takes(&self, permission: &str) -> String {
+        let unsigned = if self.lacks_credentials { format!(", and {NO_CREDENTIALS}") } else { String::new() };
+        format!("; it takes {permission}{unsigned}")
+    }
+
     fn failure<E: ProvideErrorMetadata + Takes + Error + 'static>(
         &self,
         error: &Sdk<E>,
         doing: &str,
         object: &str,
     ) -> Failure {
-        let takes = if is_forbidden(error) { format!("; it takes {}", E::PERMISSION) } else { String::new() };
+        let takes = if is_forbidden(error) { self.takes(E::PERMISSION) } else { String::new() };
         Failure::failed(format!("{doing} {}: {}{takes}", self.location.shown(object), self.cause(error)))
     }
 

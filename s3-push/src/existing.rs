@@ -179,8 +179,9 @@ async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Ou
     loop {
         let Some(page) = bucket.list("", start).await? else {
             return Err(Failure::failed(format!(
-                "listing {}: access denied (HTTP 403); it takes s3:ListBucket",
-                bucket.location().shown("")
+                "listing {}: access denied (HTTP 403){}",
+                bucket.location().shown(""),
+                bucket.takes("s3:ListBucket")
             )));
         };
         let begins = page.entries.first().map(|entry| entry.key.clone());

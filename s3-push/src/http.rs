@@ -63,9 +63,11 @@ impl HttpCache {
         // Only a URL without a host has no place for these.
         let _ = shown.set_username("").and_then(|()| shown.set_password(None));
         let login = match base.host_str() {
-            Some(host) if base.username().is_empty() => netrc::login(host, netrc, tool)?,
+            Some(host) if base.password().is_none() => netrc::login(host, netrc, tool)?,
             _ => None,
         };
+        // A name in the URL without a password: the password of that name, as curl has it.
+        let login = login.filter(|login| [login.name.as_str(), ""].contains(&base.username()));
         let trimmed = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
         let client = Client::builder()
             .user_agent(format!("{tool}/{}", env!("CARGO_PKG_VERSION")))

@@ -32,7 +32,8 @@ impl fmt::Debug for Login {
 /// Fails when the file that is given cannot be read or understood; of the others that is only told.
 pub fn login(host: &str, given: Option<&Path>, tool: &str) -> Outcome<Option<Login>> {
     if let Some(path) = given {
-        return read(path).map(|file| file.and_then(|file| of_host(file, host)));
+        let denied = || Failure::failed(format!("reading {}: permission denied", path.display()));
+        return read(path)?.ok_or_else(denied).map(|file| of_host(file, host));
     }
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".netrc"));
     for path in home.into_iter().chain([PathBuf::from(OF_NIX)]).filter(|path| path.is_file()) {
