@@ -105,6 +105,14 @@ impl Cache {
         }
     }
 
+    /// The same offer, or one of another source where this one's fails.
+    pub async fn healthy(&self, offer: Arc<Offer>) -> Arc<Offer> {
+        if !self.ailing[offer.source].load(Ordering::Relaxed) {
+            return offer;
+        }
+        self.other_offer(&offer, &[offer.source]).await.map_or(offer, Arc::new)
+    }
+
     /// Sources that are not among `tried`, in the order in which they are asked.
     fn to_ask(&self, tried: &[usize]) -> Vec<usize> {
         let (last, first): (Vec<usize>, Vec<usize>) = (0..self.sources.len())

@@ -343,7 +343,7 @@ async fn get(work: &Arc<Work>, offer: Arc<Offer>) -> Result<Got, Trouble> {
         }
         return Ok(Got::There);
     }
-    let (mut offer, mut tried, mut first) = (offer, Vec::new(), None);
+    let (mut offer, mut tried, mut first) = (work.cache.healthy(offer).await, Vec::new(), None);
     loop {
         let failure = match download(work, &offer).await {
             Ok(()) => return Ok(Got::Unpacked(offer)),

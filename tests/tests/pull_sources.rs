@@ -195,3 +195,54 @@ fn two_pulls_into_one_root_get_along() {
     site.assert_trees("out");
     assert_eq!(site.scratch.sh("find out -name '.s3-pull-*'").ok(), "");
 }
+
+#[test]
+fn streams_come_from_the_next_cache_where_one_lacks_the_nar() {
+    let site = published();
+    let nar = site.scratch.sh(&format!("sed -n 's/^URL: //p' half/{}", Site::narinfo_key(&site.closure.app))).ok();
+    fs::remove_file(site.path("half").join(&nar)).unwrap();
+    let caches = "\"file://$PWD/half\" \"file://$PWD/cache\"";
+    for what in ["--nar", "--export", "--archive", "--cat"] {
+        let inside = if what == "--cat" { "/bin/app" } else { "" };
+        site.scratch.sh(&format!("s3-pull {what} {caches} $APP{inside} > got")).ok();
+        site.scratch.sh(&format!("s3-pull {what} \"file://$PWD/cache\" $APP{inside} | cmp - got")).ok();
+        let said = site.scratch.sh(&format!("s3-pull {what} \"file://$PWD/half\" $APP{inside} > got")).fails(1);
+        assert!(said.contains("is not in the cache"), "{what}: {said}");
+    }
+    fs::write(site.path("half").join(&nar), "rubbish").unwrap();
+    site.scratch.sh(&format!("s3-pull --cat {caches} $APP/bin/app > got")).ok();
+}
+
+/// What cannot be read is told in the end, and what does not depend on it is there.
+#[test]
+fn a_path_that_cannot_be_read_ends_nothing_else() {
+    let site = published();
+    let nar = site.scratch.sh(&format!("sed -n 's/^URL: //p' half/{}", Site::narinfo_key(&site.closure.app))).ok();
+    site.scratch.sh(&format!("rm half/{nar}; mkfifo half/{nar}")).ok();
+    let said = site.scratch.sh("timeout 20 s3-pull --root out \"file://$PWD/half\" $LIB $APP $TOP").fails(1);
+    assert!(said.contains("not a regular file"), "{said}");
+    let (is_there, closure) = (|path: &str| below(&site.path("out"), path).exists(), &site.closure);
+    assert!(is_there(&closure.lib) && !is_there(&closure.app) && !is_there(&closure.top));
+    let told = site.scratch.sh("s3-pull -r --root out --dry-run --json \"file://$PWD/cache\" $TOP").ok();
+    assert!(told.contains("\"wouldFetch\":2"), "{told}");
+    fs::remove_file(site.path("half").join(Site::narinfo_key(&site.closure.app))).unwrap();
+    let told = site.scratch.sh("s3-pull -r --root new --dry-run --json \"file://$PWD/half\" $TOP || true").ok();
+    assert!(told.contains("\"wouldFetch\":0") && told.contains("\"refused\":2"), "{told}");
+    let broken = below(&site.path("odd"), &site.closure.lib);
+    fs::create_dir_all(&broken).unwrap();
+    site.scratch.sh("mkfifo odd$LIB/pipe").ok();
+    let said = site.scratch.sh("s3-pull --verify-existing --root odd \"file://$PWD/cache\" $LIB $APP").fails(1);
+    assert!(said.contains("left alone"), "{said}");
+    assert!(below(&site.path("odd"), &site.closure.app).exists());
+}
+
+#[test]
+fn a_password_in_a_mistyped_url_is_not_shown() {
+    let site = published();
+    for targets in
+        ["ann:s3cret@host/cache $LIB", "https:/ann:s3cret@host/c $LIB", "file:///tmp $LIB https://ann:s3cret@h"]
+    {
+        let said = site.scratch.sh(&format!("s3-pull --root out {targets}")).fails(2);
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}

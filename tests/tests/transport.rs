@@ -158,6 +158,55 @@ fn a_server_without_ranges_or_without_entity_tags_will_do() {
     assert!(of_nar(&server.asked(), &large).all(|asked| asked.header("if-match").is_none()));
 }
 
+/// A file may be full of frames with nothing in them, of which each takes its time.
+#[test]
+fn a_file_out_of_which_nothing_comes_is_given_up() {
+    let scene = Scene::new();
+    let contents = Random::new(3).bytes(40 * MIB);
+    let path = scene.forger.path("tiny", file_nar(&contents), Compression::Zstd, &[]);
+    let empty = b"\x28\xb5\x2f\xfd\x20\x00\x01\x00\x00";
+    let file = [empty.repeat(30 * MIB / empty.len()), path.file[..MIB].to_vec()].concat();
+    let small = scene.forger.path("small", small_nar(b's'), Compression::Zstd, &[]);
+    let url = path.narinfo.url.clone();
+    let filler = small.clone().filed("nar/filler.nar.zst".to_owned(), empty.repeat(MIB / empty.len()));
+    let server = LyingServer::start({
+        let all = objects([&path.clone().filed(url, file), &filler]);
+        move |asked| Answer::honest(&all, asked)
+    });
+    for path in [&path, &small] {
+        let said = scene.pull(&server.http_url(), "", path).fails(1);
+        assert!(said.contains(path.narinfo.path.base_name()), "{said}");
+    }
+}
+
+/// A cache that fails is asked last from then on, which is said once; all paths come from the other one.
+#[test]
+fn a_cache_that_fails_is_asked_last() {
+    let scene = Scene::new();
+    let paths: Vec<Forged> =
+        (0..20_u8).map(|n| scene.forger.path(&format!("path-{n}"), small_nar(n), Compression::Zstd, &[])).collect();
+    let all = objects(&paths);
+    let good = LyingServer::start({
+        let all = all.clone();
+        move |asked| Answer::honest(&all, asked)
+    });
+    let bad = LyingServer::start(move |asked| {
+        if asked.key.starts_with("nar/") { Answer::status(500) } else { Answer::honest(&all, asked) }
+    });
+    let list: Vec<String> = paths.iter().map(Forged::full_path).collect();
+    let said = scene.scratch.sh(&format!(
+        "s3-pull --attempts 2 --jobs 1 --root out {} {} {}",
+        bad.http_url(),
+        good.http_url(),
+        list.join(" ")
+    ));
+    assert_eq!(said.status, 0, "{}", said.stderr);
+    assert!(paths.iter().all(|path| path.lies_below(&scene.scratch.path().join("out"))));
+    assert_eq!(said.stderr.matches("asked last from now on").count(), 1, "{}", said.stderr);
+    let failed = bad.asked().iter().filter(|asked| asked.key.starts_with("nar/")).count();
+    assert!(failed < paths.len(), "{failed} requests to a cache that fails");
+}
+
 #[test]
 fn proxies_come_from_the_environment() {
     let mut scene = Scene::new();
