@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn pieces() -> Vec<Vec<u8>> {
-        (0..40_u8).map(|n| (0..usize::from(n) * 6_000).map(|i| (i % 251) as u8 ^ n).collect()).collect()
+        (0..40_u8).map(|n| (0..=250_u8).cycle().take(usize::from(n) * 6_000).map(|i| i ^ n).collect()).collect()
     }
 
     fn frames() -> Vec<u8> {

@@ -88,7 +88,7 @@ fn read_file(runtime: &Handle, cache: &Cache, offer: &Offer, inside: &[u8]) -> O
 }
 
 /// Bytes in front of a file's contents in a NAR: their length.
-const LENGTH: u64 = 8;
+const LENGTH: usize = 8;
 
 /// Writes one file of a path by the cache's word: where the listing says it is, if the NAR is stored as it is. Nothing of
 /// it is verified. Whether that could be done; if not, nothing was written.
@@ -121,13 +121,13 @@ pub fn cat_unverified(
         }
         None => return refused("is not in the listing"),
     };
-    let Some(end) = offset.checked_add(size).filter(|end| *end <= narinfo.nar_size && offset >= LENGTH) else {
+    let Some(end) = offset.checked_add(size).filter(|end| *end <= narinfo.nar_size && offset >= LENGTH as u64) else {
         return refused("is not within the NAR, says the listing");
     };
-    let span = Span { from: offset - LENGTH, to: Some(end) };
+    let span = Span { from: offset - LENGTH as u64, to: Some(end) };
     let Some(body) = runtime.block_on(source.part(&narinfo.url, span))? else { return Ok(false) };
     let mut body = fetch::reader(body);
-    let mut length = [0; LENGTH as usize];
+    let mut length = [0; LENGTH];
     body.read_exact(&mut length)?;
     if u64::from_le_bytes(length) != size {
         return refused("is not where the listing says");
@@ -200,12 +200,15 @@ pub fn archive(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out:
 /// NARs of which the request is made before the one at hand is written.
 const BEGUN: usize = 4;
 
+/// A body, and what its source says of it.
+type Begun = (Body, Arc<Offer>);
+
 /// Bodies in the order of their offers, the next few begun already.
 struct Bodies<'a> {
     runtime: &'a Handle,
     cache: &'a Arc<Cache>,
     waiting: std::slice::Iter<'a, Arc<Offer>>,
-    begun: VecDeque<JoinHandle<Outcome<(Body, Arc<Offer>)>>>,
+    begun: VecDeque<JoinHandle<Outcome<Begun>>>,
 }
 
 impl<'a> Bodies<'a> {
@@ -213,7 +216,7 @@ impl<'a> Bodies<'a> {
         Self { runtime, cache, waiting: offers.iter(), begun: VecDeque::new() }
     }
 
-    fn next(&mut self) -> Outcome<(Body, Arc<Offer>)> {
+    fn next(&mut self) -> Outcome<Begun> {
         while self.begun.len() < BEGUN
             && let Some(offer) = self.waiting.next()
         {

@@ -175,7 +175,9 @@ pub fn told(refusals: &[Failure]) -> Outcome {
         [] => Ok(()),
         [refusal] => Err(refusal.clone()),
         several => {
-            several.iter().for_each(|refusal| stage::say(TOOL, refusal));
+            for refusal in several {
+                stage::say(TOOL, refusal);
+            }
             let failed = several.iter().filter(|failure| !failure.is_refusal()).count();
             match (failed, several.len() - failed) {
                 (0, refused) => Err(Failure::refused(format!("{refused} paths were refused"))),

@@ -215,7 +215,7 @@ impl Source {
             Place::S3(bucket) => match bucket.get_part(key, range, etag).await? {
                 client::Reply::Missing => Ok(Asked::Missing),
                 client::Reply::Changed => Ok(Asked::Changed),
-                client::Reply::Object(object) => self.of_bucket(key, object).map(Asked::Answer),
+                client::Reply::Object(object) => self.of_bucket(key, *object).map(Asked::Answer),
             },
             Place::Http(http) => match http.get(key, Part { range: range.as_deref(), etag }).await? {
                 http::Reply::Missing => Ok(Asked::Missing),

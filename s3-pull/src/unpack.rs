@@ -235,23 +235,23 @@ impl Unpacking<'_> {
             }
             Ok(Got::Unpacked(from)) => {
                 (*offer, *unpacked) = (from, true);
-                if *missing == 0 { self.publish(path.clone()) } else { Ok(()) }
+                if *missing == 0 { self.publish(path) } else { Ok(()) }
             }
             Err(Trouble::OfPath(failure)) => self.refuse(path, failure),
             Err(Trouble::OfAll(failure)) => Err(failure),
         }
     }
 
-    fn publish(&mut self, path: StorePath) -> Outcome {
-        if let Some(State::Pending { offer, .. }) = self.states.get(&path) {
+    fn publish(&mut self, path: &StorePath) -> Outcome {
+        if let Some(State::Pending { offer, .. }) = self.states.get(path) {
             let offer = Arc::clone(offer);
-            let status = match self.work.staging.publish(&path)? {
+            let status = match self.work.staging.publish(path)? {
                 Placed::New => Status::Fetched,
                 Placed::Existed => Status::Present,
             };
             self.report.path(&self.work.cache, &offer, status)?;
         }
-        self.placed(&path)
+        self.placed(path)
     }
 
     /// Tells those that wait for a path that it is there, and places those that waited for nothing else.

@@ -144,7 +144,7 @@ pub struct Object {
 /// What a service says when it is asked for a part of an object.
 pub enum Reply {
     /// The part, or the whole object where the service has no ranges.
-    Object(Object),
+    Object(Box<Object>),
     /// The object is not there.
     Missing,
     /// The object is another one than that of the entity tag, or too short for the range.
@@ -385,7 +385,7 @@ impl Bucket {
     /// Fails with the service's word, and when the bucket itself is not there.
     pub async fn get(&self, object: &str) -> Outcome<Option<Object>> {
         match self.get_part(object, None, None).await? {
-            Reply::Object(object) => Ok(Some(object)),
+            Reply::Object(object) => Ok(Some(*object)),
             Reply::Missing | Reply::Changed => Ok(None),
         }
     }
@@ -407,13 +407,13 @@ impl Bucket {
         match request.send().await {
             Ok(output) => {
                 self.readable.store(true, Ordering::Relaxed);
-                Ok(Reply::Object(Object {
+                Ok(Reply::Object(Box::new(Object {
                     size: output.content_length.and_then(|size| u64::try_from(size).ok()),
                     encoding: output.content_encoding,
                     etag: output.e_tag,
                     range: output.content_range,
                     body: output.body,
-                }))
+                })))
             }
             Err(error) if etag.is_some() && status(&error) == Some(412) => Ok(Reply::Changed),
             Err(error) if ranged && status(&error) == Some(416) => Ok(Reply::Changed),

@@ -231,9 +231,9 @@ fn a_path_that_cannot_be_read_ends_nothing_else() {
     let broken = below(&site.path("odd"), &site.closure.lib);
     fs::create_dir_all(&broken).unwrap();
     site.scratch.sh("mkfifo odd$LIB/pipe").ok();
-    let said = site.scratch.sh("s3-pull --verify-existing --root odd \"file://$PWD/cache\" $LIB $APP").fails(1);
+    let said = site.scratch.sh("s3-pull --verify-existing --root odd \"file://$PWD/cache\" $LIB $TOP").fails(1);
     assert!(said.contains("left alone"), "{said}");
-    assert!(below(&site.path("odd"), &site.closure.app).exists());
+    assert!(below(&site.path("odd"), &site.closure.top).exists());
 }
 
 #[test]
