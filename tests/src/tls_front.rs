@@ -65,8 +65,9 @@ fn pass(client: TcpStream, config: Arc<ServerConfig>, server: &str) -> io::Resul
     server.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
     server.read_to_end(&mut answer)?;
+    let head = answer.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     let client = client.get_mut();
-    client.write_all(&answer)?;
+    client.write_all(&[&answer[..head], b"Connection: close\r\n", &answer[head..]].concat())?;
     client.conn.send_close_notify();
     client.flush()
 }
