@@ -371,10 +371,11 @@ impl TrustPolicy {
         }
         for subject in subjects {
             let project = subject.split_once('/').map(|(project, rest)| project.contains(':') && !rest.is_empty());
-            let open = subject.split('/').next().unwrap_or_default().contains(['*', '?']);
+            // What is up to the second colon names the project.
+            let open = subject.split(':').take(2).any(|part| part.contains(['*', '?']));
             if subject.contains(|c: char| c.is_control() || c == '$') || project != Some(true) || open {
                 return Err(Failure::failed(format!(
-                    "subject {subject:?}: expected KIND:OWNER/PROJECT…, without a wildcard before the first slash"
+                    "subject {subject:?}: expected KIND:OWNER/PROJECT…, without a wildcard in KIND:OWNER/PROJECT"
                 )));
             }
         }

@@ -44,7 +44,7 @@ impl Client {
         if url.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
             return Err(Failure::failed(format!(
                 "{:?}: nix.conf cannot hold white space or #; write %20, %23",
-                place(url)
+                shown(url)
             )));
         }
         // Nix takes no other letters in a URL.
@@ -58,7 +58,7 @@ impl Client {
                 check_plain(&url)?;
                 (name_of(&url), url.trim_end_matches('/').to_owned())
             }
-            _ => return Err(Failure::failed(format!("{:?} is not a cache: expected s3:// or https://", place(&url)))),
+            _ => return Err(Failure::failed(format!("{:?} is not a cache: expected s3:// or https://", shown(&url)))),
         };
         let mut distinct: Vec<String> = Vec::new();
         for key in keys.iter().map(ToString::to_string) {
@@ -265,6 +265,12 @@ fn name_of(url: &str) -> String {
         }
         None => place.to_owned(),
     }
+}
+
+/// A URL for messages: without what may be a password.
+fn shown(url: &str) -> String {
+    let place = place(url);
+    place.rfind('@').map_or_else(|| place.to_owned(), |at| format!("…{}", &place[at..]))
 }
 
 /// A URL without its parameters, which may be secret.

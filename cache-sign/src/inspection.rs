@@ -220,14 +220,22 @@ impl<'a, W: Write> Inspection<'a, W> {
     }
 
     fn narinfo(&mut self, narinfo: &NarInfo) -> Outcome {
-        let verdict = self.trusted.require(narinfo).and_then(|()| match self.nars.get(&narinfo.url) {
-            None => Ok(()),
-            Some(NarState::Waits { facts, .. } | NarState::Passed(facts)) => facts.require(narinfo),
-            Some(NarState::Refused) => Err(Failure::refused(format!("{}: its NAR is refused", narinfo.full_path()))),
+        let named = require_nar(narinfo);
+        let verdict = named.clone().and_then(|()| self.trusted.require(narinfo)).and_then(|()| {
+            match self.nars.get(&narinfo.url) {
+                None => Ok(()),
+                Some(NarState::Waits { facts, .. } | NarState::Passed(facts)) => facts.require(narinfo),
+                Some(NarState::Refused) => {
+                    Err(Failure::refused(format!("{}: its NAR is refused", narinfo.full_path())))
+                }
+            }
         });
         self.tally.count(&verdict);
         if let Results::Report(out) = &mut self.results {
             tell(out, self.trusted, narinfo, verdict.is_ok())?;
+        }
+        if named.is_err() {
+            return Ok(());
         }
         let url = narinfo.url.clone();
         if verdict.is_err() {
@@ -251,6 +259,17 @@ impl<'a, W: Write> Inspection<'a, W> {
             Results::Report(_) => Ok(()),
         }
     }
+}
+
+/// Longest name of a compression in bytes; nobody signs it, and it is kept.
+const MAX_COMPRESSION: usize = 32;
+
+/// Refuses a narinfo whose URL is not the key of a NAR: what lies there would pass without being looked at.
+fn require_nar(narinfo: &NarInfo) -> Outcome {
+    if matches!(Object::of_key(&narinfo.url), Some(Object::Nar(_))) && narinfo.compression.len() <= MAX_COMPRESSION {
+        return Ok(());
+    }
+    Err(Failure::refused(format!("{}: its URL or Compression is not that of a NAR", narinfo.full_path())))
 }
 
 /// What a NAR can be compared with, and the path for messages.

@@ -102,11 +102,14 @@ fn from_variable(name: &str, seed: bool) -> Outcome<SecretKey> {
     read(value.as_slice(), seed).doing(at)
 }
 
+/// `NAME:BASE64`, be it wrapped as `base64` does, and the digits alone.
 fn looks_like_a_key(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(_, digits)| {
-        let digits = digits.trim();
-        digits.len() >= SHORTEST_KEY && digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c))
-    })
+    let text: String = text.split_whitespace().collect();
+    let (named, digits) = text.rsplit_once(':').map_or((false, text.as_str()), |(_, digits)| (true, digits));
+    let are_digits = digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c));
+    // A path of this length without a dot or a dash has no letters of both cases.
+    let mixed = digits.contains(|c: char| c.is_ascii_uppercase()) && digits.contains(|c: char| c.is_ascii_lowercase());
+    digits.len() >= SHORTEST_KEY && are_digits && (named || mixed)
 }
 
 fn warn_if_readable(file: &File, shown: &str) {

@@ -5,7 +5,7 @@
 //! follows is a line of its own.
 
 use std::ffi::OsStr;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
 use nar_pack::stage::{Doing, Failure, Outcome};
@@ -15,6 +15,8 @@ use crate::keys::PublicKey;
 /// The cache that Nix asks, and the key that it trusts, when no file says otherwise.
 const DEFAULT_SUBSTITUTER: &str = "https://cache.nixos.org/";
 const DEFAULT_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+/// Largest file that is read, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
 /// Files that include each other deeper than this include themselves.
 const MAX_INCLUDES: usize = 16;
 const SUBSTITUTERS: [&str; 2] = ["substituters", "binary-caches"];
@@ -53,7 +55,7 @@ impl Settings {
     pub fn read(file: Option<&Path>) -> Outcome<Self> {
         let mut reading = Reading::default();
         if let Some(file) = file {
-            let bytes = std::fs::read(file);
+            let bytes = std::fs::File::open(file).and_then(read_start);
             let bytes = bytes.map_err(|error| Failure::failed(format!("reading {}: {error}", file.display())))?;
             reading.text(&String::from_utf8_lossy(&bytes), file, 0)?;
         } else {
@@ -109,7 +111,7 @@ impl Reading {
         if depth > MAX_INCLUDES {
             return Err(Failure::refused(format!("{}: included too deeply", file.display())));
         }
-        match std::fs::read(file) {
+        match read_regular(file) {
             Ok(bytes) => self.text(&String::from_utf8_lossy(&bytes), file, depth),
             Err(_) => Ok(()),
         }
@@ -186,6 +188,24 @@ fn default_files() -> Vec<PathBuf> {
         .or_else(|| some("HOME").map(|home| Path::new(&home).join(".config")));
     files.extend(home.map(|home| home.join("nix/nix.conf")));
     files
+}
+
+/// A file that is included; a device or a FIFO may have no end.
+fn read_regular(file: &Path) -> io::Result<Vec<u8>> {
+    if std::fs::metadata(file)?.is_file() {
+        return std::fs::File::open(file).and_then(read_start);
+    }
+    Err(io::Error::other("not a regular file"))
+}
+
+fn read_start(file: std::fs::File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SIZE {
+        Err(io::Error::other(format!("larger than {MAX_SIZE} bytes")))
+    } else {
+        Ok(bytes)
+    }
 }
 
 #[cfg(test)]

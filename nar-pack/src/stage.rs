@@ -16,6 +16,8 @@ pub const BUFFER: usize = 256 * 1024;
 /// Digits of base 64 of a key of 32 bytes, and of one of 64, without what pads them.
 const KEY_DIGITS: usize = 43;
 const PAIR_DIGITS: usize = 86;
+/// Digits on a line of the same, as `base64` and `openssl` wrap them.
+const WRAPPED_DIGITS: [usize; 2] = [76, 64];
 
 /// Standard input: buffered, unlocked, and never a terminal.
 pub type Input = BufReader<File>;
@@ -160,16 +162,21 @@ fn usage_error(error: &clap::Error) -> String {
         .collect();
     let cause = cause.join(" ").replace(" tip: ", "; ").trim_start_matches("error: ").to_owned();
     // What pads a key is taken for the value of a flag that is not there.
-    without_keys(&cause, |digits| {
-        digits.contains(|c: char| c.is_ascii_uppercase()) && digits.contains(|c: char| c.is_ascii_lowercase())
-    })
+    without_keys(&cause, mixed)
+}
+
+/// Whether there are letters of both cases, as there are in any key.
+fn mixed(digits: &str) -> bool {
+    digits.contains(|c: char| c.is_ascii_uppercase()) && digits.contains(|c: char| c.is_ascii_lowercase())
 }
 
 /// What may be shown of a message. Control characters of hostile input (a newline in a file name, an escape sequence)
 /// must not reach the terminal, nor a key that was given in the place of something else.
 fn one_line(text: &str) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    without_keys(&text, |digits| digits.len() == PAIR_DIGITS)
+    without_keys(&text, |digits| {
+        digits.len() == PAIR_DIGITS || (WRAPPED_DIGITS.contains(&digits.len()) && mixed(digits))
+    })
 }
 
 /// Replaces what looks like a key: base 64 of 32 or 64 bytes, padded as everybody writes it. Hashes in base 16 and base
@@ -307,6 +314,7 @@ mod tests {
             (format!("--seed={key}: --seed{key}"), "--seed=[a key?]: --[a key?]"),
             (format!("a:{bare} b:{pair}{pair}!"), "a:[a key?] b:[a key?][a key?]!"),
             (format!("ü{key}ü"), "ü[a key?]ü"),
+            (format!("k-1:{}\n{}", &pair[..76], &pair[76..]), "k-1:[a key?]\u{fffd}Ab3/Ab3/xY=="),
         ] {
             assert_eq!(one_line(&text), shown);
         }

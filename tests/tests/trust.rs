@@ -162,6 +162,31 @@ fn verify_of_an_archive_holds_each_nar_against_its_narinfo() {
     }
 }
 
+/// Nobody signs the URL: one that names something else than a NAR would let that pass.
+#[test]
+fn verify_refuses_a_narinfo_whose_url_is_no_nar() {
+    let (site, [alice, ..]) = contributors();
+    signed_archive(&site);
+    let info = Site::narinfo_key(&site.closure.lib);
+    for url in
+        ["log/x.drv", "debuginfo/ab", "realisations/x.doi", "nix-cache-info", &info, &info.replace("narinfo", "ls")]
+    {
+        let said = site
+            .scratch
+            .sh(&format!(
+                "cp dir/{info} honest; sed -i 's|^URL: .*|URL: {url}|' dir/{info}
+                 cp dir/{info} {info}; cp honest dir/{info}
+                 mkdir -p evil/log evil/debuginfo evil/realisations; cp dir/nix-cache-info evil/
+                 [ -e evil/{url} ] || echo evil > evil/{url}; cp {info} evil/{info}
+                 tar c -C evil $(cd evil; find . -type f -printf '%P ') | cache-sign verify --trusted-public-key '{alice}' > passed \\
+                   || s=$?; rm -r evil; exit ${{s:-0}}"
+            ))
+            .fails(1);
+        assert!(said.contains("not that of a NAR"), "{url}: {said}");
+        assert!(!site.scratch.sh("tar t < passed").ok().contains("narinfo"), "{url}");
+    }
+}
+
 #[test]
 fn verify_of_an_archive_refuses_members_that_are_there_twice_or_that_nobody_names() {
     let (site, [alice, ..]) = contributors();
