@@ -163,8 +163,8 @@ R2 and Garage have neither.
 The subject of a token (sub) says which job it is of, each provider in its own way: on GitHub
 repo:OWNER/PROJECT:ref:refs/heads/main or repo:OWNER/PROJECT:environment:NAME, on GitLab
 project_path:GROUP/PROJECT:ref_type:branch:ref:main. In --subject, * and ? match anything, colons and
-slashes too: repo:OWNER/PROJECT:* takes in pull requests and every branch. Before the first slash they
-are refused. The trust policy says who gets the role; what the role may do is --upload.
+slashes too: repo:OWNER/PROJECT:* takes in pull requests and every branch. In what names the project,
+before the first slash and up to the second colon, they are refused. The trust policy says who gets the role; what the role may do is --upload.
 
 nix.conf. --write puts the lines at the end of FILE between two comments that name the bucket, and
 leaves out what FILE, with all that it includes, says already; a URL that differs in its parameters or

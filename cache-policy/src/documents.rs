@@ -371,8 +371,9 @@ impl TrustPolicy {
         }
         for subject in subjects {
             let project = subject.split_once('/').map(|(project, rest)| project.contains(':') && !rest.is_empty());
-            // What is up to the second colon names the project.
-            let open = subject.split(':').take(2).any(|part| part.contains(['*', '?']));
+            // What is before the first slash, and up to the second colon, names the project.
+            let mut named = subject.split('/').take(1).chain(subject.split(':').take(2));
+            let open = named.any(|part| part.contains(['*', '?']));
             if subject.contains(|c: char| c.is_control() || c == '$') || project != Some(true) || open {
                 return Err(Failure::failed(format!(
                     "subject {subject:?}: expected KIND:OWNER/PROJECT…, without a wildcard in KIND:OWNER/PROJECT"
@@ -781,9 +782,19 @@ mod tests {
         assert_eq!(equals["token.actions.githubusercontent.com:sub"][0], "repo:example/project:ref:refs/heads/main");
         let wild = serde_json::to_value(of(&["repo:example/project:*"]).unwrap()).unwrap();
         assert!(wild["Statement"][0]["Condition"]["StringLike"].is_object());
-        for open in
-            ["", "*", "repo:*", "repo:exam*/project", "repo:example", "example/project", "repo:example/", "a:b/${c}"]
-        {
+        for open in [
+            "",
+            "*",
+            "repo:*",
+            "repo:exam*/project",
+            "repo:example",
+            "example/project",
+            "repo:example/",
+            "a:b/${c}",
+            "repo:example/*",
+            "repo:example/proj*",
+            "repo:x:y*/z",
+        ] {
             assert_eq!(of(&[open]).unwrap_err().exit_code(), 2, "{open}");
         }
     }
