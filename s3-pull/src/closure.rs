@@ -36,6 +36,34 @@ pub struct Offer {
     pub source: usize,
 }
 
+/// The offers for one path, source by source, until one turns out to be good.
+pub struct Alternatives {
+    /// The offer at hand.
+    pub offer: Arc<Offer>,
+    tried: Vec<usize>,
+    first: Option<Failure>,
+}
+
+impl Alternatives {
+    /// Begins with this offer.
+    #[must_use]
+    pub fn new(offer: Arc<Offer>) -> Self {
+        Self { offer, tried: Vec::new(), first: None }
+    }
+
+    /// Goes on to the next source, since this one's offer came to `failure`.
+    ///
+    /// # Errors
+    /// The first source's failure, when there is no other.
+    pub async fn next(&mut self, cache: &Cache, failure: Failure) -> Outcome {
+        let first = self.first.get_or_insert(failure);
+        self.tried.push(self.offer.source);
+        let other = cache.other_offer(&self.offer, &self.tried).await.ok_or_else(|| first.clone())?;
+        self.offer = Arc::new(other);
+        Ok(())
+    }
+}
+
 /// What is looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
@@ -122,7 +150,7 @@ impl Cache {
     }
 
     /// What another source than those in `tried` offers for the same path, with the same references.
-    pub async fn other_offer(&self, offer: &Offer, tried: &[usize]) -> Option<Offer> {
+    async fn other_offer(&self, offer: &Offer, tried: &[usize]) -> Option<Offer> {
         let wanted = Wanted::Path(offer.narinfo.path.clone());
         let other = self.offer(&wanted, tried).await.ok()??;
         // Other references would have to be waited for anew.

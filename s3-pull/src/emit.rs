@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::body::{Body, Span};
-use crate::closure::{Cache, Offer};
+use crate::closure::{Alternatives, Cache, Offer};
 use crate::fetch;
 
 /// Bytes at the end of a NAR that are written only when it is good.
@@ -59,17 +59,11 @@ const HELD: usize = 8 << 20;
 /// # Errors
 /// Refuses a bad NAR, and one without that file; nothing is written then.
 pub fn cat(runtime: &Handle, cache: &Cache, offer: &Arc<Offer>, inside: &[u8], mut out: Output) -> Outcome {
-    let (mut offer, mut tried, mut first) = (Arc::clone(offer), Vec::new(), None);
+    let mut from = Alternatives::new(Arc::clone(offer));
     let mut held = loop {
-        let failure = match read_file(runtime, cache, &offer, inside) {
+        match read_file(runtime, cache, &from.offer, inside) {
             Ok(held) => break held,
-            Err(failure) => failure,
-        };
-        let first = first.get_or_insert(failure);
-        tried.push(offer.source);
-        match runtime.block_on(cache.other_offer(&offer, &tried)) {
-            Some(other) => offer = Arc::new(other),
-            None => return Err(first.clone()),
+            Err(failure) => runtime.block_on(from.next(cache, failure))?,
         }
     };
     held.rewind()?;

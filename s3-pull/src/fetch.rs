@@ -12,7 +12,7 @@ use narinfo_gen::narinfo::NarInfo;
 use s3_push::chunks::ChunkReader;
 
 use crate::body::Body;
-use crate::closure::{Cache, Offer};
+use crate::closure::{Alternatives, Cache, Offer};
 
 /// NARs of at least so many bytes are worth several threads.
 const LARGE: u64 = 32 << 20;
@@ -47,17 +47,11 @@ pub async fn begin(cache: &Cache, offer: &Offer) -> Outcome<Body> {
 /// # Errors
 /// The first source's, when no other has it either.
 pub async fn begin_anywhere(cache: &Cache, offer: &Arc<Offer>) -> Outcome<(Body, Arc<Offer>)> {
-    let (mut offer, mut tried, mut first) = (Arc::clone(offer), Vec::new(), None);
+    let mut from = Alternatives::new(Arc::clone(offer));
     loop {
-        let failure = match begin(cache, &offer).await {
-            Ok(body) => return Ok((body, offer)),
-            Err(failure) => failure,
-        };
-        let first = first.get_or_insert(failure);
-        tried.push(offer.source);
-        match cache.other_offer(&offer, &tried).await {
-            Some(other) => offer = Arc::new(other),
-            None => return Err(first.clone()),
+        match begin(cache, &from.offer).await {
+            Ok(body) => return Ok((body, from.offer)),
+            Err(failure) => from.next(cache, failure).await?,
         }
     }
 }
@@ -71,13 +65,12 @@ pub fn check(
     input: impl Read + Send,
     narinfo: &NarInfo,
     visitor: &mut impl Visitor,
-    tap: impl FnMut(&[u8]) -> Outcome,
+    mut tap: impl FnMut(&[u8]) -> Outcome,
 ) -> Outcome {
     let method = Compression::from_name(&narinfo.compression).doing(|| narinfo.full_path())?;
     // Compression makes nothing much larger; without this bound a file could go on for ever after the NAR's end.
     let most = narinfo.nar_size.saturating_add(narinfo.nar_size / 4).saturating_add(1 << 20);
     let unpacked = AtomicU64::new(0);
-    let mut tap = tap;
     let tap = |bytes: &[u8]| {
         unpacked.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         tap(bytes)

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::body::Body;
 use crate::case_hack::CaseHack;
-use crate::closure::{Answer, Cache, Discovery, Found, Offer, Wanted};
+use crate::closure::{Alternatives, Answer, Cache, Discovery, Found, Offer, Wanted};
 use crate::fetch;
 use crate::report::{Report, Status};
 use crate::staging::{Owner, Placed, Staging, exists};
@@ -234,24 +234,25 @@ impl Unpacking<'_> {
                 self.placed(path)
             }
             Ok(Got::Unpacked(from)) => {
-                (*offer, *unpacked) = (from, true);
-                if *missing == 0 { self.publish(path) } else { Ok(()) }
+                (*offer, *unpacked) = (Arc::clone(&from), true);
+                if *missing > 0 {
+                    return Ok(());
+                }
+                self.publish(path, &from)?;
+                self.placed(path)
             }
             Err(Trouble::OfPath(failure)) => self.refuse(path, failure),
             Err(Trouble::OfAll(failure)) => Err(failure),
         }
     }
 
-    fn publish(&mut self, path: &StorePath) -> Outcome {
-        if let Some(State::Pending { offer, .. }) = self.states.get(path) {
-            let offer = Arc::clone(offer);
-            let status = match self.work.staging.publish(path)? {
-                Placed::New => Status::Fetched,
-                Placed::Existed => Status::Present,
-            };
-            self.report.path(&self.work.cache, &offer, status)?;
-        }
-        self.placed(path)
+    /// Moves what lies, checked, in its temporary place to the final one, and tells of it.
+    fn publish(&mut self, path: &StorePath, offer: &Offer) -> Outcome {
+        let status = match self.work.staging.publish(path)? {
+            Placed::New => Status::Fetched,
+            Placed::Existed => Status::Present,
+        };
+        self.report.path(&self.work.cache, offer, status)
     }
 
     /// Tells those that wait for a path that it is there, and places those that waited for nothing else.
@@ -266,11 +267,7 @@ impl Unpacking<'_> {
                     continue;
                 }
                 let offer = Arc::clone(offer);
-                let status = match self.work.staging.publish(&waiting)? {
-                    Placed::New => Status::Fetched,
-                    Placed::Existed => Status::Present,
-                };
-                self.report.path(&self.work.cache, &offer, status)?;
+                self.publish(&waiting, &offer)?;
                 placed.push(waiting);
             }
         }
@@ -343,22 +340,17 @@ async fn get(work: &Arc<Work>, offer: Arc<Offer>) -> Result<Got, Trouble> {
         }
         return Ok(Got::There);
     }
-    let (mut offer, mut tried, mut first) = (work.cache.healthy(offer).await, Vec::new(), None);
+    let mut from = Alternatives::new(work.cache.healthy(offer).await);
     loop {
-        let failure = match download(work, &offer).await {
-            Ok(()) => return Ok(Got::Unpacked(offer)),
+        let failure = match download(work, &from.offer).await {
+            Ok(()) => return Ok(Got::Unpacked(from.offer)),
             Err(Trouble::OfPath(failure)) => failure,
             Err(trouble) => return Err(trouble),
         };
         if !failure.is_refusal() {
-            work.cache.ails(offer.source, &failure);
+            work.cache.ails(from.offer.source, &failure);
         }
-        let first = first.get_or_insert(failure);
-        tried.push(offer.source);
-        match work.cache.other_offer(&offer, &tried).await {
-            Some(other) => offer = Arc::new(other),
-            None => return Err(Trouble::OfPath(first.clone())),
-        }
+        from.next(&work.cache, failure).await.map_err(Trouble::OfPath)?;
     }
 }
 

@@ -9,7 +9,7 @@ use reqwest::{Client, Method, Response, Url};
 
 use crate::client::{chain, root_cause};
 use crate::netrc::{self, Login};
-use crate::patience::{Patience, Tries};
+use crate::patience::{Patience, Tries, asked_for};
 
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -153,7 +153,7 @@ impl HttpCache {
                         return Err(self.failure(key, &why));
                     }
                     code @ (408 | 429 | 500 | 502..=504) => {
-                        (format!("HTTP {code}"), tries.after(asked(&response)).await)
+                        (format!("HTTP {code}"), tries.after(retry_after(&response)).await)
                     }
                     code => return Err(self.failure(key, &format!("HTTP {code}"))),
                 },
@@ -199,10 +199,8 @@ impl HttpCache {
     }
 }
 
-/// How long a server asks to be left in peace, in the one form that is seen of it.
-fn asked(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+fn retry_after(response: &Response) -> Option<Duration> {
+    response.headers().get("retry-after")?.to_str().ok().and_then(asked_for)
 }
 
 /// The message without the URL, in which there may be a password, and which is said before it.

@@ -107,10 +107,15 @@ impl ClassifyRetry for PleaForPatience {
     }
 }
 
-/// Seconds; the other form, a date, is not seen from S3.
 fn retry_after(response: &HttpResponse) -> Option<Duration> {
-    let seconds = response.headers().get("retry-after")?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    response.headers().get("retry-after").and_then(asked_for)
+}
+
+/// How long a service asks to be left in peace, by the value of its `Retry-After`: seconds; the other form, a date, is
+/// not seen from S3.
+#[must_use]
+pub fn asked_for(retry_after: &str) -> Option<Duration> {
+    retry_after.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// Counts attempts, the SDK's repetitions included, and tells the pace of what came back.

@@ -6,11 +6,12 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+
+use crate::listener::Listener;
 
 /// Longest head of a request.
 const MAX_HEAD: usize = 64 << 10;
@@ -214,7 +215,7 @@ pub fn only(
 
 /// A proxy on a loopback port of its own. It ends when this is dropped.
 pub struct FaultProxy {
-    endpoint: String,
+    listener: Listener,
     shared: Arc<Shared>,
 }
 
@@ -222,34 +223,25 @@ struct Shared {
     target: String,
     plan: Box<dyn Fn(&Request) -> Fault + Send + Sync>,
     seen: Mutex<Vec<(Kind, Fault)>>,
-    ended: AtomicBool,
 }
 
 impl fmt::Debug for FaultProxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FaultProxy({} for {})", self.endpoint, self.shared.target)
+        write!(f, "FaultProxy({} for {})", self.endpoint(), self.shared.target)
     }
 }
 
 impl FaultProxy {
     /// Starts one in front of the server at `target` (`ADDRESS:PORT`).
     pub fn start(target: &str, plan: impl Fn(&Request) -> Fault + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
-        let endpoint = listener.local_addr().expect("its number").to_string();
-        let shared = Arc::new(Shared {
-            target: target.to_owned(),
-            plan: Box::new(plan),
-            seen: Mutex::default(),
-            ended: AtomicBool::new(false),
-        });
-        let accepting = Arc::clone(&shared);
-        thread::spawn(move || accepting.accept(&listener));
-        Self { endpoint, shared }
+        let shared = Arc::new(Shared { target: target.to_owned(), plan: Box::new(plan), seen: Mutex::default() });
+        let serving = Arc::clone(&shared);
+        Self { listener: Listener::start(move |client| serving.serve(&client)), shared }
     }
 
     /// `127.0.0.1:PORT`.
     pub fn endpoint(&self) -> &str {
-        &self.endpoint
+        self.listener.endpoint()
     }
 
     /// The kinds of the requests so far, in the order in which they came.
@@ -268,14 +260,6 @@ impl FaultProxy {
     }
 }
 
-impl Drop for FaultProxy {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
-        // The listener wakes up, and sees it.
-        drop(TcpStream::connect(&self.endpoint));
-    }
-}
-
 /// How a connection goes on after a request.
 enum Next {
     Request,
@@ -290,17 +274,6 @@ struct Answer {
 }
 
 impl Shared {
-    fn accept(self: &Arc<Self>, listener: &TcpListener) {
-        for client in listener.incoming().flatten() {
-            if self.ended.load(Ordering::Relaxed) {
-                return;
-            }
-            let shared = Arc::clone(self);
-            // A client that goes away is the client's business, and so is what it then says.
-            thread::spawn(move || drop(shared.serve(&client)));
-        }
-    }
-
     fn serve(&self, client: &TcpStream) -> io::Result<()> {
         client.set_nodelay(true)?;
         while let Some((request, unread)) = read_head(client)? {

@@ -10,6 +10,7 @@
 
 mod embedded;
 pub mod fault_proxy;
+mod listener;
 pub mod lying_server;
 mod minio;
 mod mutation;

@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
+use crate::listener::Listener;
 use crate::minio::cache_url;
 
 /// The bucket, and the first folder of every path.
@@ -168,7 +168,7 @@ pub type Plan = Box<dyn Fn(&Asked) -> Answer + Send + Sync>;
 
 /// A server on a loopback port of its own. It ends when this is dropped.
 pub struct LyingServer {
-    endpoint: String,
+    listener: Listener,
     shared: Arc<Shared>,
 }
 
@@ -176,44 +176,35 @@ struct Shared {
     plan: Plan,
     asked: Mutex<Vec<Asked>>,
     sent: AtomicU64,
-    ended: AtomicBool,
 }
 
 impl fmt::Debug for LyingServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LyingServer({})", self.endpoint)
+        write!(f, "LyingServer({})", self.endpoint())
     }
 }
 
 impl LyingServer {
     /// Starts one that answers as `plan` says.
     pub fn start(plan: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
-        let endpoint = listener.local_addr().expect("its number").to_string();
-        let shared = Arc::new(Shared {
-            plan: Box::new(plan),
-            asked: Mutex::default(),
-            sent: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-        });
-        let accepting = Arc::clone(&shared);
-        thread::spawn(move || accepting.accept(&listener));
-        Self { endpoint, shared }
+        let shared = Arc::new(Shared { plan: Box::new(plan), asked: Mutex::default(), sent: AtomicU64::new(0) });
+        let serving = Arc::clone(&shared);
+        Self { listener: Listener::start(move |client| serving.serve(&client)), shared }
     }
 
     /// `127.0.0.1:PORT`.
     pub fn endpoint(&self) -> &str {
-        &self.endpoint
+        self.listener.endpoint()
     }
 
     /// The server as a plain HTTP cache.
     pub fn http_url(&self) -> String {
-        format!("http://{}/{BUCKET}", self.endpoint)
+        format!("http://{}/{BUCKET}", self.endpoint())
     }
 
     /// The server as a bucket.
     pub fn s3_url(&self) -> String {
-        cache_url(&self.endpoint, BUCKET)
+        cache_url(self.endpoint(), BUCKET)
     }
 
     /// All requests so far.
@@ -227,14 +218,6 @@ impl LyingServer {
     }
 }
 
-impl Drop for LyingServer {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
-        // The listener wakes up, and sees it.
-        drop(TcpStream::connect(&self.endpoint));
-    }
-}
-
 /// How a connection goes on.
 enum Next {
     Request,
@@ -242,17 +225,6 @@ enum Next {
 }
 
 impl Shared {
-    fn accept(self: &Arc<Self>, listener: &TcpListener) {
-        for client in listener.incoming().flatten() {
-            if self.ended.load(Ordering::Relaxed) {
-                return;
-            }
-            let shared = Arc::clone(self);
-            // A client that goes away has had enough.
-            thread::spawn(move || drop(shared.serve(&client)));
-        }
-    }
-
     fn serve(&self, client: &TcpStream) -> io::Result<()> {
         client.set_nodelay(true)?;
         let mut reader = BufReader::new(client);

@@ -1,17 +1,18 @@
 //! TLS before a server that has none, with a certificate of its own.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::Arc;
-use std::thread;
 
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// A listener on a loopback port; it ends with the test.
+use crate::listener::Listener;
+
+/// The front, on a loopback port of its own. It ends when this is dropped.
 #[derive(Debug)]
 pub struct TlsFront {
-    endpoint: String,
+    listener: Listener,
     certificate: String,
 }
 
@@ -25,22 +26,14 @@ impl TlsFront {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = ServerConfig::builder().with_no_client_auth();
         let config = Arc::new(config.with_single_cert(vec![made.cert.der().clone()], key).expect("a configuration"));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
-        let endpoint = listener.local_addr().expect("its number").to_string();
         let server = server.to_owned();
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let (config, server) = (Arc::clone(&config), server.clone());
-                // A client that does not like the certificate goes away.
-                thread::spawn(move || drop(pass(client, config, &server)));
-            }
-        });
-        Self { endpoint, certificate: made.cert.pem() }
+        let listener = Listener::start(move |client| pass(client, Arc::clone(&config), &server));
+        Self { listener, certificate: made.cert.pem() }
     }
 
     /// `127.0.0.1:PORT`.
     pub fn endpoint(&self) -> &str {
-        &self.endpoint
+        self.listener.endpoint()
     }
 
     /// The certificate in PEM, for who is to trust it.
