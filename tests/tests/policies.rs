@@ -396,11 +396,11 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
             (&set["Rules"][0]["Status"], &set["Rules"][0]["Filter"]["Prefix"]),
             (&"Enabled".into(), &"nar/".into())
         );
-        // The reader of policies gets as far as the provider's own keys, which it does not know.
+        // The reader of policies gets as far as the provider's own keys, which it does not know; it names one, any.
         let trust = "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main";
         fs::write(scratch.path().join("trust.json"), document(&scratch, trust)).unwrap();
         let said = scratch.sh("mc admin policy create cache trust trust.json").fails(1);
-        assert!(said.contains("invalid condition key 'token.actions.githubusercontent.com:aud'"), "{said}");
+        assert!(said.contains("invalid condition key 'token.actions.githubusercontent.com:"), "{said}");
     }
     if let Some(gateway) = Versitygw::shared() {
         let owner = Caller::new(&gateway.endpoint(), Some(&gateway.root()));
