@@ -13,6 +13,9 @@ use std::process::ExitCode;
 /// Size of the buffers on standard input and output, in bytes. Large, because a NAR is many small fields.
 pub const BUFFER: usize = 256 * 1024;
 
+/// Bytes that are written at once: while a pipe takes them, its reader waits.
+const PIECE: usize = 128 * 1024;
+
 /// Digits of base 64 of a key of 32 bytes, and of one of 64, without what pads them.
 const KEY_DIGITS: usize = 43;
 const PAIR_DIGITS: usize = 86;
@@ -263,7 +266,7 @@ struct Raw(File);
 
 impl Write for Raw {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.write(buf).map_err(|error| match error.kind() {
+        self.0.write(&buf[..buf.len().min(PIECE)]).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => {
                 Failure { kind: Kind::ReaderGone, message: "the reader of standard output went away".into() }.into()
             }

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use nar_pack::stage::{self, Failure, Outcome};
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use narinfo_gen::narinfo::TextWriter;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use s3_push::client::Access;
 use s3_push::location::VARIABLE;
 use s3_push::patience::Patience;
@@ -28,6 +29,7 @@ use crate::unpack::{Manner, unpack};
 /// # Errors
 /// See the exit codes in [`stage`].
 pub fn run(cli: &Cli) -> Outcome {
+    allow_open_files();
     let store_dir = StoreDir::new(&cli.store_dir)?;
     let targets = split_targets(cli, &store_dir)?;
     let trusted = if cli.no_verify_signatures { None } else { Some(TrustedKeys::from_cli(&cli.trust)?) };
@@ -41,6 +43,13 @@ pub fn run(cli: &Cli) -> Outcome {
     })();
     runtime.shutdown_background();
     result
+}
+
+/// Each NAR that is unpacked has some dozens of files open. The lower of the two limits is there for programs that use
+/// `select`; where it cannot be raised, it may do.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 async fn open(cli: &Cli, urls: &[String], trusted: Option<TrustedKeys>, store_dir: StoreDir) -> Outcome<Cache> {

@@ -197,6 +197,19 @@ fn two_pulls_into_one_root_get_along() {
 }
 
 #[test]
+fn many_paths_of_many_files_need_no_higher_limit_of_open_files() {
+    let site = Site::new();
+    site.scratch
+        .sh("for path in {10..25}; do dir=root/nix/store/0000000000000000000000000000$path$path-many; mkdir -p $dir; \
+             for file in {1..200}; do echo $path > $dir/$file; done; echo ${dir#root} >> many; done; \
+             nar-pack --root root --no-nix --export --stdin < many | narinfo-gen --no-nix --archive \
+             | cache-sign -k key.sec > archive; mkdir cache; tar x -C cache -f archive")
+        .ok();
+    let pull = "s3-pull --root out --stdin \"file://$PWD/cache\" < many";
+    site.scratch.sh(&format!("ulimit -Sn 60; {pull}; diff -r root/nix/store out/nix/store -x '*-app' -x '*-lib' -x '*-top'")).ok();
+}
+
+#[test]
 fn streams_come_from_the_next_cache_where_one_lacks_the_nar() {
     let site = published();
     let nar = site.scratch.sh(&format!("sed -n 's/^URL: //p' half/{}", Site::narinfo_key(&site.closure.app))).ok();

@@ -36,6 +36,7 @@ const LEVEL: &str = "3";
 pub struct Options {
     files: usize,
     runs: usize,
+    cases: Vec<Case>,
     json: Option<PathBuf>,
 }
 
@@ -45,7 +46,7 @@ impl Options {
     /// # Errors
     /// A message about usage.
     pub fn parse(args: &[&str]) -> Result<Self, String> {
-        let mut options = Self { files: 100_000, runs: 5, json: None };
+        let mut options = Self { files: 100_000, runs: 5, cases: Case::ALL.to_vec(), json: None };
         let mut args = args.iter();
         while let Some(&name) = args.next() {
             if name == "--small" {
@@ -58,12 +59,24 @@ impl Options {
             match name {
                 "--files" => options.files = number()?,
                 "--runs" => options.runs = number()?,
+                "--only" => {
+                    let names: Vec<&str> = value.split(',').collect();
+                    options.cases.retain(|case| names.contains(&case.key()));
+                    if options.cases.len() != names.len() {
+                        return Err(format!("bench pack: --only {value:?}; cases are {}", keys()));
+                    }
+                }
                 "--json" => options.json = Some(PathBuf::from(value)),
                 _ => return Err(format!("bench pack takes no {name:?}")),
             }
         }
         Ok(options)
     }
+}
+
+/// What `--only` takes.
+fn keys() -> String {
+    Case::ALL.map(Case::key).join(", ")
 }
 
 /// A command of ours, and the reference that it is compared with.
@@ -79,6 +92,18 @@ enum Case {
 
 impl Case {
     const ALL: [Self; 6] = [Self::Pack, Self::Unpack, Self::DescribeNar, Self::Describe, Self::Scan, Self::PackCold];
+
+    /// What the command line calls it.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Pack => "pack",
+            Self::PackCold => "pack-cold",
+            Self::Unpack => "unpack",
+            Self::Describe => "dump-describe",
+            Self::DescribeNar => "describe",
+            Self::Scan => "scan",
+        }
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -152,7 +177,7 @@ pub fn run(options: &Options) -> Outcome {
     let bench = Bench::prepare(options)?;
     let mut runs: Vec<(Case, [Measured; 2])> = Vec::new();
     for number in 1..=options.runs {
-        for case in Case::ALL {
+        for &case in &options.cases {
             if bench.can(case) {
                 eprintln!("run {number} of {}: {}", options.runs, case.name());
                 // Taking turns, so that neither side always has what the other one leaves behind.
@@ -224,7 +249,7 @@ impl Bench {
     /// Whoever is not root cannot remove read-only directories as they are.
     fn remove_unpacked(&self) -> Outcome {
         let mut remove = session::command("bash");
-        remove.args(["-c", "chmod -R u+w unpacked-* && rm -rf unpacked-*"]).current_dir(&self.dir.path);
+        remove.args(["-c", "shopt -s nullglob; for tree in unpacked-*; do chmod -R u+w $tree && rm -rf $tree || exit; done"]).current_dir(&self.dir.path);
         output(&mut remove).map(drop)
     }
 
@@ -457,8 +482,9 @@ mod tests {
 
     #[test]
     fn arguments_are_read() {
-        let options = Options::parse(&["--small", "--runs", "3"]).ok();
-        assert!(options.is_some_and(|options| (options.files, options.runs) == (4_000, 3)));
+        let options = Options::parse(&["--small", "--runs", "3", "--only", "pack,scan"]).ok();
+        assert!(options.is_some_and(|options| (options.files, options.runs, options.cases.len()) == (4_000, 3, 2)));
+        assert!(Options::parse(&["--only", "pack,what"]).is_err());
         assert!(Options::parse(&["--files", "0"]).is_err() && Options::parse(&["--x", "1"]).is_err());
     }
 }

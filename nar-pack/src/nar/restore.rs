@@ -28,7 +28,7 @@ pub fn restore(input: &mut impl BufRead, path: &Path) -> Outcome<u64> {
     result
 }
 
-/// The visitor behind [`restore`]. Other threads make the small files of a large tree; all of it is made when the root
+/// The visitor behind [`restore`]. Other threads fill the small files of a large tree; all of it is there when the root
 /// has been seen to its end.
 pub struct Restorer {
     root: PathBuf,
@@ -120,19 +120,17 @@ impl Visitor for Restorer {
     }
 
     fn file(&mut self, executable: bool, size: u64, _: u64) -> Outcome {
-        if let Some(dir) = self.stack.last()
-            && let Ok(size) = usize::try_from(size)
-            && size < BATCH
-        {
-            self.writers.file(dir, self.name.take().unwrap_or_default(), executable, size)?;
-            self.file = Some(Contents::Gathered);
-            return Ok(());
-        }
         let parent = self.parent();
         let name = self.name.as_deref().unwrap_or_else(|| self.root.as_os_str().as_bytes());
         let fd = self.maker.create(fd_of(&parent), name, executable).map_err(|error| failed(&parent, name, error))?;
         self.made();
-        self.file = Some(Contents::Written(fd));
+        self.file = Some(match (parent, usize::try_from(size)) {
+            (Some(dir), Ok(size)) if size < BATCH => {
+                self.writers.file(dir, self.name.take().unwrap_or_default(), fd, size)?;
+                Contents::Gathered
+            }
+            _ => Contents::Written(fd),
+        });
         Ok(())
     }
 

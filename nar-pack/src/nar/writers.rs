@@ -1,7 +1,9 @@
-//! The small files of a tree that is restored: gathered, and made by several threads beside the one that reads the NAR.
+//! The small files of a tree that is restored: gathered, and filled by other threads than the one that reads the NAR.
 //!
-//! Nearly all of the time of a small file is the file system's, and different directories can be filled side by side.
-//! What waits to be written is bounded in bytes and in open directories, so memory does not grow with the tree.
+//! Nearly all of the time of a small file is the file system's. Two threads that make files get into each other's way
+//! where it looks for free inodes, but one that makes files does not get into the way of one that fills them: so the
+//! thread that reads makes them all. What waits to be filled is bounded in bytes and in open files, so memory does not
+//! grow with the tree.
 
 use std::mem::take;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::dir::{Dir, Parent, fd_of, locked, path_of};
+use super::dir::{Dir, Parent, locked, path_of};
 use crate::stage::{Failure, Outcome};
 
 /// Bytes of files that are handed on at once; a file that is larger is written by the thread that reads.
@@ -20,9 +22,11 @@ pub(super) const BATCH: usize = 256 * 1024;
 /// Directories that a batch holds open at most.
 const DIRECTORIES: usize = 8;
 /// Files of a batch at most.
-const FILES: usize = 64;
-/// Most threads that write.
-const MOST_WRITERS: usize = 4;
+const FILES: usize = 16;
+/// Most threads that write, beside the one that reads.
+const MOST_WRITERS: usize = 3;
+/// Batches that wait to be written.
+const WAITING: usize = 2;
 
 /// Store objects are dated one second after the epoch (Nix's `canonicalisePathMetaData`).
 pub(super) const MTIME: Timestamps = Timestamps {
@@ -53,12 +57,6 @@ impl Maker {
             rustix::fs::fchmod(&fd, mode)?;
         }
         Ok(fd)
-    }
-
-    fn make(&mut self, file: &Small, contents: &[u8]) -> Result<(), Errno> {
-        let fd = self.create(fd_of(&file.parent), &file.name, file.executable)?;
-        write_all(&fd, contents)?;
-        rustix::fs::futimens(&fd, &MTIME)
     }
 }
 
@@ -97,7 +95,7 @@ pub(super) fn release(parent: Parent) -> Outcome {
 struct Small {
     parent: Parent,
     name: Vec<u8>,
-    executable: bool,
+    fd: OwnedFd,
     /// Where in the bytes of its batch its own end.
     end: usize,
 }
@@ -110,13 +108,14 @@ struct Batch {
 }
 
 impl Batch {
-    /// Makes the files, and leaves an empty batch. After a failure the other files are not made.
-    fn make(&mut self, maker: &mut Maker) -> Outcome {
+    /// Fills the files, and leaves an empty batch. After a failure the other files stay empty.
+    fn fill(&mut self) -> Outcome {
         let mut begin = 0;
         for file in self.files.drain(..) {
-            let made = maker.make(&file, &self.bytes[begin..file.end]);
+            let filled = write_all(&file.fd, &self.bytes[begin..file.end]);
+            let filled = filled.and_then(|()| rustix::fs::futimens(&file.fd, &MTIME));
             begin = file.end;
-            made.map_err(|error| failed(&file.parent, &file.name, error))?;
+            filled.map_err(|error| failed(&file.parent, &file.name, error))?;
             release(file.parent)?;
         }
         self.bytes.clear();
@@ -133,11 +132,11 @@ pub(super) struct Writers {
 }
 
 impl Writers {
-    /// The next file, to which `data` then adds its bytes, fewer than [`BATCH`].
-    pub(super) fn file(&mut self, dir: &Arc<Dir>, name: Vec<u8>, executable: bool, size: usize) -> Outcome {
+    /// The next file, new and empty, to which `data` then adds its bytes, fewer than [`BATCH`].
+    pub(super) fn file(&mut self, dir: Arc<Dir>, name: Vec<u8>, fd: OwnedFd, size: usize) -> Outcome {
         let batch = &self.batch;
         let is_new =
-            batch.files.last().and_then(|file| file.parent.as_ref()).is_none_or(|last| !Arc::ptr_eq(last, dir));
+            batch.files.last().and_then(|file| file.parent.as_ref()).is_none_or(|last| !Arc::ptr_eq(last, &dir));
         let directories = batch.directories + usize::from(is_new);
         if batch.bytes.len() + size > BATCH || batch.files.len() == FILES || directories > DIRECTORIES {
             self.hand_on()?;
@@ -146,7 +145,7 @@ impl Writers {
             self.batch.directories = directories;
         }
         let end = self.batch.bytes.len();
-        self.batch.files.push(Small { parent: Some(Arc::clone(dir)), name, executable, end });
+        self.batch.files.push(Small { parent: Some(dir), name, fd, end });
         Ok(())
     }
 
@@ -160,21 +159,21 @@ impl Writers {
     /// Hands a batch on to the threads, which are begun with the first one.
     fn hand_on(&mut self) -> Outcome {
         let threads = self.threads.get_or_insert_with(Threads::begin);
-        threads.make(&mut self.batch)
+        threads.fill(&mut self.batch)
     }
 
-    /// Makes what is left, and waits until everything is made.
+    /// Fills what is left, and waits until everything is done.
     pub(super) fn finish(&mut self) -> Outcome {
         match self.threads.take() {
             Some(mut threads) => {
-                let handed_on = threads.make(&mut self.batch);
+                let handed_on = threads.fill(&mut self.batch);
                 threads.join().and(handed_on)
             }
-            None => self.batch.make(&mut Maker::default()),
+            None => self.batch.fill(),
         }
     }
 
-    /// Makes nothing any more; afterwards no thread is at work.
+    /// Fills nothing any more; afterwards no thread is at work.
     pub(super) fn give_up(&mut self) {
         self.batch = Batch::default();
         self.threads = None;
@@ -189,30 +188,28 @@ struct Threads {
     running: Vec<JoinHandle<()>>,
     /// The first failure; whoever sees one does nothing any more.
     failure: Arc<Mutex<Option<Failure>>>,
-    /// For what no thread takes.
-    maker: Maker,
 }
 
 impl Threads {
-    /// One for each processor: the thread that reads is soon ahead of them and waits. None where there is only one.
+    /// One for each processor but the one of the thread that reads.
     fn begin() -> Self {
-        let count = thread::available_parallelism().map_or(1, usize::from).min(MOST_WRITERS);
-        let (batches, waiting) = sync_channel(count);
-        let (give_back, emptied) = sync_channel(2 * count);
+        let count = thread::available_parallelism().map_or(1, usize::from).min(MOST_WRITERS + 1) - 1;
+        let (batches, waiting) = sync_channel(WAITING);
+        let (give_back, emptied) = sync_channel(WAITING + count);
         let waiting = Arc::new(Mutex::new(waiting));
         let failure = Arc::new(Mutex::new(None));
         let mut running = Vec::new();
-        for _ in 0..if count > 1 { count } else { 0 } {
+        for _ in 0..count {
             let (waiting, give_back, failure) = (Arc::clone(&waiting), give_back.clone(), Arc::clone(&failure));
-            let thread = thread::Builder::new().spawn(move || make_batches(&waiting, &give_back, &failure));
+            let thread = thread::Builder::new().spawn(move || fill_batches(&waiting, &give_back, &failure));
             // What threads there are will do.
             running.extend(thread);
         }
-        Self { batches: Some(batches), emptied, running, failure, maker: Maker::default() }
+        Self { batches: Some(batches), emptied, running, failure }
     }
 
-    /// Has a batch made and leaves an empty one.
-    fn make(&mut self, batch: &mut Batch) -> Outcome {
+    /// Has the files of a batch filled, and leaves an empty one.
+    fn fill(&mut self, batch: &mut Batch) -> Outcome {
         if let Some(failure) = locked(&self.failure).clone() {
             return Err(failure);
         }
@@ -222,11 +219,11 @@ impl Threads {
                 let died = |_| Failure::failed("a writing thread died");
                 batches.send(std::mem::replace(batch, empty)).map_err(died)
             }
-            _ => batch.make(&mut self.maker),
+            _ => batch.fill(),
         }
     }
 
-    /// Waits until the threads have made what they were handed.
+    /// Waits until the threads have filled what they were handed.
     fn join(&mut self) -> Outcome {
         self.batches = None;
         let died = take(&mut self.running).into_iter().filter_map(|thread| thread.join().err()).count() > 0;
@@ -248,15 +245,14 @@ impl Drop for Threads {
     }
 }
 
-fn make_batches(waiting: &Mutex<Receiver<Batch>>, emptied: &SyncSender<Batch>, failure: &Mutex<Option<Failure>>) {
-    let mut maker = Maker::default();
+fn fill_batches(waiting: &Mutex<Receiver<Batch>>, emptied: &SyncSender<Batch>, failure: &Mutex<Option<Failure>>) {
     loop {
         let Ok(mut batch) = locked(waiting).recv() else { return };
         // What was handed on before a failure is thrown away.
         if locked(failure).is_some() {
             continue;
         }
-        match batch.make(&mut maker) {
+        match batch.fill() {
             // Nobody may want it any more.
             Ok(()) => drop(emptied.try_send(batch)),
             Err(failed) => drop(locked(failure).get_or_insert(failed)),
