@@ -206,7 +206,9 @@ fn many_paths_of_many_files_need_no_higher_limit_of_open_files() {
              | cache-sign -k key.sec > archive; mkdir cache; tar x -C cache -f archive")
         .ok();
     let pull = "s3-pull --root out --stdin \"file://$PWD/cache\" < many";
-    site.scratch.sh(&format!("ulimit -Sn 60; {pull}; diff -r root/nix/store out/nix/store -x '*-app' -x '*-lib' -x '*-top'")).ok();
+    site.scratch
+        .sh(&format!("ulimit -Sn 60; {pull}; diff -r root/nix/store out/nix/store -x '*-app' -x '*-lib' -x '*-top'"))
+        .ok();
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::Outcome;
+use crate::bench_floor;
 use crate::build::{cargo, succeed, target_dir};
 use crate::closure::{text, words};
 use crate::pipeline::{Running, Stage};
@@ -176,6 +177,7 @@ struct Bench {
 pub fn run(options: &Options) -> Outcome {
     let bench = Bench::prepare(options)?;
     let mut runs: Vec<(Case, [Measured; 2])> = Vec::new();
+    let mut floors = Vec::new();
     for number in 1..=options.runs {
         for &case in &options.cases {
             if bench.can(case) {
@@ -185,14 +187,19 @@ pub fn run(options: &Options) -> Outcome {
                 let first = bench.measure(case, !ours_first, number)?;
                 let second = bench.measure(case, ours_first, number)?;
                 runs.push((case, if ours_first { [first, second] } else { [second, first] }));
+                if case == Case::Unpack {
+                    floors.push(bench.floor(number)?);
+                }
             }
         }
     }
     let rows: Vec<Row> = Case::ALL.into_iter().filter_map(|case| medians(case, &runs)).collect();
     bench.remove_unpacked()?;
-    bench.print_table(&rows, options);
+    floors.sort_unstable();
+    let floor = floors.get(floors.len() / 2).copied();
+    bench.print_table(&rows, floor, options);
     match &options.json {
-        Some(file) => fs::write(file, bench.to_json(&rows, options))
+        Some(file) => fs::write(file, bench.to_json(&rows, floor, options))
             .map_err(|error| format!("cannot write {}: {error}", file.display())),
         None => Ok(()),
     }
@@ -246,10 +253,23 @@ impl Bench {
         self.run(stages, input, "/dev/null")
     }
 
+    /// The time of the system calls alone that `--unpack` cannot do without.
+    fn floor(&self, run: usize) -> Result<Duration, String> {
+        output(session::command("sync").arg("-f").arg(&self.dir.path))?;
+        let place = self.dir.path.join(format!("unpacked-floor-{run}"));
+        bench_floor::measure(&self.dir.path.join("tree"), &place)
+            .map_err(|error| format!("cannot make the files of the tree again: {error}"))
+    }
+
     /// Whoever is not root cannot remove read-only directories as they are.
     fn remove_unpacked(&self) -> Outcome {
         let mut remove = session::command("bash");
-        remove.args(["-c", "shopt -s nullglob; for tree in unpacked-*; do chmod -R u+w $tree && rm -rf $tree || exit; done"]).current_dir(&self.dir.path);
+        remove
+            .args([
+                "-c",
+                "shopt -s nullglob; for tree in unpacked-*; do chmod -R u+w $tree && rm -rf $tree || exit; done",
+            ])
+            .current_dir(&self.dir.path);
         output(&mut remove).map(drop)
     }
 
@@ -322,7 +342,7 @@ impl Bench {
         self.nar_size as f64 / 1e9 / measured.wall.as_secs_f64()
     }
 
-    fn print_table(&self, rows: &[Row], options: &Options) {
+    fn print_table(&self, rows: &[Row], floor: Option<Duration>, options: &Options) {
         println!("{}\n", self.shape(options));
         println!(
             "{:42} {:>8} {:>8} {:>9} {:>9} {:>14} {:>13}",
@@ -335,10 +355,21 @@ impl Bench {
             println!("    {:>8} / {wall:.2} {cpu:>13}", format!("{:.2}", row.wall()));
             self.print_side(&format!("  {}", row.case.reference()), row.reference);
             println!();
+            if let Some(floor) = floor.filter(|_| row.case == Case::Unpack) {
+                let ratio = floor.as_secs_f64() / row.reference.wall.as_secs_f64();
+                let wall = floor.as_secs_f64();
+                println!(
+                    "{:42} {wall:6.2} s {:>42} / {:.2}",
+                    "  its files alone: open, write, close",
+                    format!("{ratio:.2}"),
+                    row.case.goals().0
+                );
+            }
         }
         println!(
             "\nwall, CPU: ours divided by the reference below it, and the most it should be. CPU and memory are without\n\
-             the reader at the end of a pipe; of the references with a shell, only what it waited for counts."
+             the reader at the end of a pipe; of the references with a shell, only what it waited for counts. The files\n\
+             alone: made again from memory by one thread, filled by another; about the least on two processors."
         );
     }
 
@@ -352,7 +383,7 @@ impl Bench {
         );
     }
 
-    fn to_json(&self, rows: &[Row], options: &Options) -> String {
+    fn to_json(&self, rows: &[Row], floor: Option<Duration>, options: &Options) -> String {
         let side = |measured: Measured| {
             format!(
                 "{{\"wallSeconds\":{:.3},\"cpuSeconds\":{:.3},\"peakKiB\":{},\"gigabytesPerSecond\":{:.3}}}",
@@ -378,12 +409,13 @@ impl Bench {
         };
         let rows: Vec<_> = rows.iter().map(row).collect();
         format!(
-            "{{\"files\":{},\"bytes\":{},\"narSize\":{},\"runs\":{},\"processors\":{},\"rows\":[\n{}\n]}}\n",
+            "{{\"files\":{},\"bytes\":{},\"narSize\":{},\"runs\":{},\"processors\":{},\"unpackFloorSeconds\":{},\"rows\":[\n{}\n]}}\n",
             self.tree.files,
             self.tree.bytes,
             self.nar_size,
             options.runs,
             processors(),
+            floor.map_or_else(|| "null".to_owned(), |floor| format!("{:.3}", floor.as_secs_f64())),
             rows.join(",\n")
         )
     }

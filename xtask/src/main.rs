@@ -6,6 +6,7 @@
 
 mod audit;
 mod bench;
+mod bench_floor;
 mod bench_pack;
 mod bench_pull;
 mod build;
@@ -42,7 +43,7 @@ Commands:
   bench pull [the same options]
                    Measure s3-pull from a MinIO into a fresh root, nix copy into a fresh store, and a plain download with
                    what unpacks it as the limit; zstd and xz. --only: s3, http, mc, rclone, nix
-  bench pack [--files 100000] [--runs 5] [--json FILE] [--small]
+  bench pack [--files 100000] [--runs 5] [--only CASE,…] [--json FILE] [--small]
                    Measure nar-pack and narinfo-gen on a tree of that many files against nix-store, tar and zstd, in
                    alternating runs; prints ratios and goals. --small: 4,000 files, two runs
   fuzz [--seconds 60] [--if-installed] [TARGET…]
