@@ -1,15 +1,17 @@
 //! A file tree to a NAR.
 //!
 //! Small files are all system calls, so a large tree is read by several threads: each takes the next few entries in
-//! the order of the NAR, reads them, and writes them when it is its turn. What is read ahead is bounded, so memory does
-//! not grow with the tree. A tree of few entries is read by one thread.
+//! the order of the NAR, and the one that writes puts what they read one after another. What is read ahead is bounded,
+//! so memory does not grow with the tree. A tree of few entries is read by the thread that writes.
 
 use std::ffi::{CString, OsStr};
 use std::io::Write;
+use std::mem::replace;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rustix::buffer::spare_capacity;
@@ -21,14 +23,21 @@ use super::dir::{Dir, Parent, fd_of, locked, path_of};
 use super::{CASE_HACK, MAX_DEPTH, MAX_TARGET, padding, push_string};
 use crate::stage::{Failure, Outcome};
 
-/// Bytes of NAR that a thread holds at most.
-const CHUNK: usize = 1024 * 1024;
+/// Bytes of NAR that are handed on at once; a larger file is read in pieces of this size.
+const CHUNK: usize = 512 * 1024;
 /// Bytes that a thread has free when it begins to read a file: most files are smaller.
-const ROOM: usize = 128 * 1024;
+const ROOM: usize = 64 * 1024;
+/// Bytes of the longest symbolic link in a NAR, and more than of the end of a file.
+const SYMLINK: usize = MAX_TARGET + 256;
+const END: usize = 64;
 /// Files and links that a thread takes at once.
-const LEAVES: usize = 32;
+const LEAVES: usize = 128;
 /// Most threads that read.
 const MOST_READERS: usize = 4;
+/// Batches that have been taken and not yet written.
+const BATCHES_AHEAD: usize = 4;
+/// Chunks of one batch that wait to be written.
+const CHUNKS_AHEAD: usize = 2;
 /// Bytes of directory that are read in one call.
 const DIRECTORY: usize = 32 * 1024;
 
@@ -39,11 +48,12 @@ const DIRECTORY: usize = 32 * 1024;
 /// # Errors
 /// Fails with the path of what cannot be read, of what is neither file, directory nor symbolic link, and of a file
 /// that is seen to change while it is read. Then the NAR is cut off.
-pub fn dump(path: &Path, out: &mut (impl Write + Send), warn: &mut (impl FnMut(&str) + Send)) -> Outcome {
+pub fn dump(path: &Path, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Outcome {
     let mut walk = Walk::new(path)?;
     let mut buf = Vec::with_capacity(CHUNK);
     // The root alone first: a file has no directory to be read beside it.
-    while let Some(batch) = walk.next(warn)? {
+    while let Some(batch) = walk.next()? {
+        batch.warnings.iter().for_each(|warning| warn(warning));
         let put = |buf: &mut Vec<u8>| {
             out.write_all(buf)?;
             buf.clear();
@@ -51,135 +61,94 @@ pub fn dump(path: &Path, out: &mut (impl Write + Send), warn: &mut (impl FnMut(&
         };
         batch.read(&mut buf, put)?;
         if !walk.is_short() {
-            return dump_by_turns(Readers::new(walk, out, warn), buf);
+            return read_ahead(walk, buf, out, warn);
         }
     }
     Ok(())
 }
 
-/// Dumps the rest of the walk on this thread and on others.
-fn dump_by_turns<W: Write + Send, F: FnMut(&str) + Send>(readers: Readers<'_, W, F>, buf: Vec<u8>) -> Outcome {
-    let others = thread::available_parallelism().map_or(1, usize::from).min(MOST_READERS) - 1;
+/// What a thread sends of its batch.
+enum Sent {
+    Warning(String),
+    Chunk(Vec<u8>),
+}
+
+type Batches = SyncSender<Receiver<Outcome<Sent>>>;
+
+/// Writes the rest of the walk, which several threads read.
+fn read_ahead(walk: Walk, buf: Vec<u8>, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Outcome {
+    let walk = Mutex::new(walk);
+    let free = Mutex::new(vec![buf]);
+    let (batches, in_order) = sync_channel(BATCHES_AHEAD);
     thread::scope(|scope| {
-        for _ in 0..others {
-            // What threads there are will do.
-            let _ = thread::Builder::new().spawn_scoped(scope, || readers.read(Vec::with_capacity(CHUNK)));
-        }
-        readers.read(buf);
-    });
-    let turn = readers.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
-    turn.failure.map_or(Ok(()), Err)
+        let readers: Vec<_> = (0..readers())
+            .map(|_| {
+                let (walk, free, batches) = (&walk, &free, batches.clone());
+                scope.spawn(move || read_batches(walk, free, &batches))
+            })
+            .collect();
+        drop(batches);
+        let written = write_batches(in_order, &free, out, warn);
+        // A thread that died has left its batch short.
+        let died = readers.into_iter().filter_map(|reader| reader.join().err()).count() > 0;
+        written.and(if died { Err(Failure::failed("a reading thread died")) } else { Ok(()) })
+    })
 }
 
-/// What the threads share that dump a tree.
-struct Readers<'a, W, F> {
-    ahead: Mutex<Ahead<'a, F>>,
-    turn: Mutex<Turn<'a, W>>,
-    /// The turn has passed to another batch, or there is a failure.
-    passed: Condvar,
+/// One processor is left to the thread that writes: more threads than processors were slower on what is in memory.
+fn readers() -> usize {
+    thread::available_parallelism().map_or(1, |processors| (processors.get() - 1).clamp(1, MOST_READERS))
 }
 
-/// Where the next batch comes from.
-struct Ahead<'a, F> {
-    walk: Walk,
-    warn: &'a mut F,
-    /// Number of the next batch.
-    number: u64,
-}
-
-/// Where the batches go, one after another.
-struct Turn<'a, W> {
-    /// Number of the batch that may be written.
-    number: u64,
-    out: &'a mut W,
-    /// The first one in the order of the NAR; nothing is written after it.
-    failure: Option<Failure>,
-}
-
-impl<'a, W: Write, F: FnMut(&str)> Readers<'a, W, F> {
-    fn new(walk: Walk, out: &'a mut W, warn: &'a mut F) -> Self {
-        Self {
-            ahead: Mutex::new(Ahead { walk, warn, number: 0 }),
-            turn: Mutex::new(Turn { number: 0, out, failure: None }),
-            passed: Condvar::new(),
-        }
-    }
-
-    /// Dumps one batch after another until the walk ends, or something has failed.
-    fn read(&self, mut buf: Vec<u8>) {
-        loop {
-            let (place, batch) = {
-                let mut ahead = locked(&self.ahead);
-                let place = Place { readers: self, number: ahead.number, turn: None };
-                ahead.number += 1;
-                let Ahead { walk, warn, .. } = &mut *ahead;
-                (place, walk.next(warn))
-            };
-            match batch {
-                Ok(None) => return place.leave(Ok(())),
-                Ok(Some(batch)) => {
-                    let mut place = place;
-                    let read = batch.read(&mut buf, |buf| place.write(buf));
-                    let go_on = read.is_ok();
-                    place.leave(read);
-                    if !go_on {
-                        return;
-                    }
+fn write_batches(
+    batches: Receiver<Receiver<Outcome<Sent>>>,
+    free: &Mutex<Vec<Vec<u8>>>,
+    out: &mut impl Write,
+    warn: &mut impl FnMut(&str),
+) -> Outcome {
+    for batch in batches {
+        for sent in batch {
+            match sent? {
+                Sent::Warning(warning) => warn(&warning),
+                Sent::Chunk(mut chunk) => {
+                    out.write_all(&chunk)?;
+                    chunk.clear();
+                    locked(free).push(chunk);
                 }
-                Err(failure) => return place.leave(Err(failure)),
             }
         }
     }
+    Ok(())
 }
 
-/// A batch's place in the order of the NAR.
-struct Place<'r, 'a, W, F> {
-    readers: &'r Readers<'a, W, F>,
-    number: u64,
-    /// Held from its first write on.
-    turn: Option<MutexGuard<'r, Turn<'a, W>>>,
-}
-
-impl<'r, 'a, W: Write, F> Place<'r, 'a, W, F> {
-    /// Waits until all before it is written.
-    fn turn(&mut self) -> &mut Turn<'a, W> {
-        let Self { readers, number, turn } = self;
-        turn.get_or_insert_with(|| {
-            let waits = |turn: &mut Turn<'a, W>| turn.number != *number && turn.failure.is_none();
-            readers.passed.wait_while(locked(&readers.turn), waits).unwrap_or_else(PoisonError::into_inner)
-        })
-    }
-
-    fn write(&mut self, buf: &mut Vec<u8>) -> Outcome {
-        let turn = self.turn();
-        // It is the other one's to tell.
-        if let Some(failure) = &turn.failure {
-            return Err(failure.clone());
+/// Reads one batch after another until the walk ends, or nobody wants them any more.
+fn read_batches(walk: &Mutex<Walk>, free: &Mutex<Vec<Vec<u8>>>, batches: &Batches) {
+    let fresh = || locked(free).pop().unwrap_or_else(|| Vec::with_capacity(CHUNK));
+    let mut buf = fresh();
+    loop {
+        let (chunks, receiver) = sync_channel(CHUNKS_AHEAD);
+        let batch = {
+            let mut walk = locked(walk);
+            let batch = walk.next();
+            // In the order of the walk, hence before it is unlocked.
+            if matches!(batch, Ok(None)) || batches.send(receiver).is_err() {
+                return;
+            }
+            batch
+        };
+        let gone = |_| Failure::failed("nobody writes the NAR any more");
+        let read = batch.and_then(|batch| {
+            let batch = batch.unwrap_or_default();
+            for warning in &batch.warnings {
+                chunks.send(Ok(Sent::Warning(warning.clone()))).map_err(gone)?;
+            }
+            batch.read(&mut buf, |buf| chunks.send(Ok(Sent::Chunk(replace(buf, fresh())))).map_err(gone))
+        });
+        if let Err(failure) = read {
+            // The one that writes stops there, if it has not stopped before.
+            let _ = chunks.send(Err(failure));
+            return;
         }
-        turn.out.write_all(buf)?;
-        buf.clear();
-        Ok(())
-    }
-
-    fn leave(mut self, result: Outcome) {
-        let turn = self.turn();
-        if let Err(failure) = result {
-            turn.failure.get_or_insert(failure);
-        }
-    }
-}
-
-impl<W, F> Drop for Place<'_, '_, W, F> {
-    /// Passes the turn on. A thread that dies without having had its turn fails the dump.
-    fn drop(&mut self) {
-        let mut turn = self.turn.take().unwrap_or_else(|| locked(&self.readers.turn));
-        if turn.number == self.number && !thread::panicking() {
-            turn.number += 1;
-        } else {
-            turn.failure.get_or_insert_with(|| Failure::failed("a reading thread died"));
-        }
-        drop(turn);
-        self.readers.passed.notify_all();
     }
 }
 
@@ -205,6 +174,7 @@ struct Walk {
 struct Batch {
     fields: Vec<u8>,
     leaves: Vec<Leaf>,
+    warnings: Vec<String>,
 }
 
 struct Leaf {
@@ -227,7 +197,7 @@ impl Walk {
     }
 
     /// The next stretch of the NAR; none at its end.
-    fn next(&mut self, warn: &mut impl FnMut(&str)) -> Outcome<Option<Batch>> {
+    fn next(&mut self) -> Outcome<Option<Batch>> {
         let mut batch = Batch::default();
         if let Some(root) = self.root.take() {
             push_string(&mut batch.fields, super::MAGIC);
@@ -237,7 +207,7 @@ impl Walk {
             let Some((dir, entries)) = self.stack.last_mut() else { break };
             if let Some(entry) = entries.next() {
                 let dir = Arc::clone(dir);
-                self.entry(&mut batch, dir, entry, warn)?;
+                self.entry(&mut batch, dir, entry)?;
             } else {
                 self.stack.pop();
                 batch.close();
@@ -249,11 +219,11 @@ impl Walk {
         Ok((!batch.fields.is_empty()).then_some(batch))
     }
 
-    fn entry(&mut self, batch: &mut Batch, dir: Arc<Dir>, entry: Entry, warn: &mut impl FnMut(&str)) -> Outcome {
+    fn entry(&mut self, batch: &mut Batch, dir: Arc<Dir>, entry: Entry) -> Outcome {
         let name = entry.name.as_bytes();
         if name.windows(CASE_HACK.len()).any(|window| window == CASE_HACK) {
             let path = dir.path.join(OsStr::from_bytes(name));
-            warn(&format!("{}: Lix refuses names with ~nix~case~hack~", path.display()));
+            batch.warnings.push(format!("{}: Lix refuses names with ~nix~case~hack~", path.display()));
         }
         for field in [b"entry".as_slice(), b"(", b"name", name, b"node"] {
             push_string(&mut batch.fields, field);
@@ -320,13 +290,20 @@ impl Batch {
     fn read(&self, buf: &mut Vec<u8>, mut put: impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
         let mut done = 0;
         for leaf in &self.leaves {
+            make_room(buf, leaf.at - done, &mut put)?;
             buf.extend_from_slice(&self.fields[done..leaf.at]);
             done = leaf.at;
             leaf.read(buf, &mut put)?;
         }
+        make_room(buf, self.fields.len() - done, &mut put)?;
         buf.extend_from_slice(&self.fields[done..]);
         put(buf)
     }
+}
+
+/// Sees to it that `bytes` can be added to what is in `buf` without making it larger.
+fn make_room(buf: &mut Vec<u8>, bytes: usize, put: &mut impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+    if buf.is_empty() || buf.capacity() - buf.len() >= bytes { Ok(()) } else { put(buf) }
 }
 
 impl Leaf {
@@ -339,6 +316,7 @@ impl Leaf {
     }
 
     fn read(&self, buf: &mut Vec<u8>, put: &mut impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+        make_room(buf, SYMLINK, put)?;
         match self.kind {
             FileType::RegularFile => self.regular(buf, put)?,
             FileType::Symlink => self.symlink(buf)?,
@@ -359,9 +337,7 @@ impl Leaf {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = rustix::fs::openat(fd_of(&self.parent), &self.name, flags, Mode::empty())
             .map_err(|error| self.errno(error))?;
-        if buf.len() + ROOM > CHUNK {
-            put(buf)?;
-        }
+        make_room(buf, ROOM, put)?;
         for field in [b"(".as_slice(), b"type", b"regular"] {
             push_string(buf, field);
         }
@@ -388,14 +364,16 @@ impl Leaf {
         }
         // Nix asks for the owner's bit only.
         if stat.st_mode & 0o100 != 0 {
-            let mut fields = Vec::new();
-            push_string(&mut fields, b"executable");
-            push_string(&mut fields, b"");
-            buf.splice(mark..mark, fields);
+            let read = buf.split_off(mark);
+            push_string(buf, b"executable");
+            push_string(buf, b"");
+            make_room(buf, read.len(), put)?;
+            buf.extend_from_slice(&read);
         }
         if left > 0 {
             self.rest(&fd, &stat, left, buf, put)?;
         }
+        make_room(buf, END, put)?;
         buf.resize(buf.len() + padding(u64::from_le_bytes(size)), 0);
         Ok(())
     }
@@ -410,9 +388,7 @@ impl Leaf {
         put: &mut impl FnMut(&mut Vec<u8>) -> Outcome,
     ) -> Outcome {
         while left > 0 {
-            if buf.len() + ROOM > CHUNK {
-                put(buf)?;
-            }
+            make_room(buf, ROOM, put)?;
             let got = self.read_some(fd, buf)? as u64;
             if got == 0 {
                 return Err(self.failed("it became shorter while it was read"));
