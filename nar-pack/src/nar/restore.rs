@@ -22,8 +22,8 @@ use crate::stage::{Failure, Outcome};
 pub fn restore(input: &mut impl BufRead, path: &Path) -> Outcome<u64> {
     let mut restorer = Restorer::new(path);
     let result = parse(input, &mut restorer);
-    if result.is_err() {
-        restorer.undo()?;
+    if let Err(failure) = &result {
+        restorer.undo().map_err(|left| left.doing(failure))?;
     }
     result
 }

@@ -20,13 +20,13 @@ use crate::stage::{Failure, Outcome};
 /// Bytes of files that are handed on at once; a file that is larger is written by the thread that reads.
 pub(super) const BATCH: usize = 256 * 1024;
 /// Directories that a batch holds open at most.
-const DIRECTORIES: usize = 8;
+const DIRECTORIES: usize = 4;
 /// Files of a batch at most.
-const FILES: usize = 16;
+const FILES: usize = 8;
 /// Most threads that write, beside the one that reads.
 const MOST_WRITERS: usize = 3;
 /// Batches that wait to be written.
-const WAITING: usize = 2;
+const WAITING: usize = 1;
 
 /// Store objects are dated one second after the epoch (Nix's `canonicalisePathMetaData`).
 pub(super) const MTIME: Timestamps = Timestamps {
