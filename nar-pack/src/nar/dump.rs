@@ -25,10 +25,9 @@ use crate::stage::{Failure, Outcome};
 
 /// Bytes of NAR that are handed on at once; a larger file is read in pieces of this size.
 const CHUNK: usize = 512 * 1024;
-/// Bytes that a thread has free when it begins to read a file: most files are smaller.
+/// Bytes that a thread has free when it begins to read a file or a link: most files are smaller, and every link.
 const ROOM: usize = 64 * 1024;
-/// Bytes of the longest symbolic link in a NAR, and more than of the end of a file.
-const SYMLINK: usize = MAX_TARGET + 256;
+/// More bytes than what stands after the contents of a file.
 const END: usize = 64;
 /// Seconds by which a change may be dated too early: some file systems know no fractions, and a server has its own clock.
 const DATES: i64 = 10;
@@ -318,7 +317,7 @@ impl Leaf {
     }
 
     fn read(&self, buf: &mut Vec<u8>, put: &mut impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
-        make_room(buf, SYMLINK, put)?;
+        make_room(buf, ROOM, put)?;
         match self.kind {
             FileType::RegularFile => self.regular(buf, put)?,
             FileType::Symlink => self.symlink(buf)?,
@@ -340,7 +339,6 @@ impl Leaf {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = rustix::fs::openat(fd_of(&self.parent), &self.name, flags, Mode::empty())
             .map_err(|error| self.errno(error))?;
-        make_room(buf, ROOM, put)?;
         for field in [b"(".as_slice(), b"type", b"regular"] {
             push_string(buf, field);
         }
@@ -353,17 +351,17 @@ impl Leaf {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(self.failed("it changed its type while it was read"));
         }
-        let mut left = u64::try_from(stat.st_size).map_err(|_| self.failed("negative size"))?;
-        let size = left.to_le_bytes();
+        let size = u64::try_from(stat.st_size).map_err(|_| self.failed("negative size"))?;
         let got = got?;
         let contents = buf.len() - got;
-        buf[contents - size.len()..contents].copy_from_slice(&size);
-        if stat.st_ctime < begun.tv_sec - DATES {
-            left = left.checked_sub(got as u64).ok_or_else(|| self.failed("it became shorter while it was read"))?;
+        buf[contents - 8..contents].copy_from_slice(&size.to_le_bytes());
+        let left = if stat.st_ctime < begun.tv_sec - DATES {
+            size.checked_sub(got as u64).ok_or_else(|| self.failed("it became shorter while it was read"))?
         } else {
             buf.truncate(contents);
             rustix::fs::seek(&fd, SeekFrom::Start(0)).map_err(|error| self.errno(error))?;
-        }
+            size
+        };
         // Nix asks for the owner's bit only.
         if stat.st_mode & 0o100 != 0 {
             let read = buf.split_off(mark);
@@ -376,7 +374,7 @@ impl Leaf {
             self.rest(&fd, &stat, left, buf, put)?;
         }
         make_room(buf, END, put)?;
-        buf.resize(buf.len() + padding(u64::from_le_bytes(size)), 0);
+        buf.resize(buf.len() + padding(size), 0);
         Ok(())
     }
 
