@@ -108,8 +108,7 @@ fn looks_like_a_key(text: &str) -> bool {
     let (named, digits) = text.rsplit_once(':').map_or((false, text.as_str()), |(_, digits)| (true, digits));
     let are_digits = digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c));
     // A path of this length without a dot or a dash has no letters of both cases.
-    let mixed = digits.contains(|c: char| c.is_ascii_uppercase()) && digits.contains(|c: char| c.is_ascii_lowercase());
-    digits.len() >= SHORTEST_KEY && are_digits && (named || mixed)
+    digits.len() >= SHORTEST_KEY && are_digits && (named || stage::has_both_cases(digits))
 }
 
 fn warn_if_readable(file: &File, shown: &str) {

@@ -165,11 +165,12 @@ fn usage_error(error: &clap::Error) -> String {
         .collect();
     let cause = cause.join(" ").replace(" tip: ", "; ").trim_start_matches("error: ").to_owned();
     // What pads a key is taken for the value of a flag that is not there.
-    without_keys(&cause, mixed)
+    without_keys(&cause, has_both_cases)
 }
 
 /// Whether there are letters of both cases, as there are in any key.
-fn mixed(digits: &str) -> bool {
+#[must_use]
+pub fn has_both_cases(digits: &str) -> bool {
     digits.contains(|c: char| c.is_ascii_uppercase()) && digits.contains(|c: char| c.is_ascii_lowercase())
 }
 
@@ -178,7 +179,7 @@ fn mixed(digits: &str) -> bool {
 fn one_line(text: &str) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     without_keys(&text, |digits| {
-        digits.len() == PAIR_DIGITS || (WRAPPED_DIGITS.contains(&digits.len()) && mixed(digits))
+        digits.len() == PAIR_DIGITS || (WRAPPED_DIGITS.contains(&digits.len()) && has_both_cases(digits))
     })
 }
 
