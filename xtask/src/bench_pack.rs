@@ -194,7 +194,6 @@ pub fn run(options: &Options) -> Outcome {
         }
     }
     let rows: Vec<Row> = Case::ALL.into_iter().filter_map(|case| medians(case, &runs)).collect();
-    bench.remove_unpacked()?;
     floors.sort_unstable();
     let floor = floors.get(floors.len() / 2).copied();
     bench.print_table(&rows, floor, options);
@@ -259,18 +258,6 @@ impl Bench {
         let place = self.dir.path.join(format!("unpacked-floor-{run}"));
         bench_floor::measure(&self.dir.path.join("tree"), &place)
             .map_err(|error| format!("cannot make the files of the tree again: {error}"))
-    }
-
-    /// Whoever is not root cannot remove read-only directories as they are.
-    fn remove_unpacked(&self) -> Outcome {
-        let mut remove = session::command("bash");
-        remove
-            .args([
-                "-c",
-                "shopt -s nullglob; for tree in unpacked-*; do chmod -R u+w $tree && rm -rf $tree || exit; done",
-            ])
-            .current_dir(&self.dir.path);
-        output(&mut remove).map(drop)
     }
 
     fn ours(&self, case: Case, unpacked: &str) -> Vec<Stage> {
