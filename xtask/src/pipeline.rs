@@ -30,6 +30,8 @@ pub struct Ended {
     pub said: String,
     /// User and system time.
     pub cpu: Duration,
+    /// System time alone.
+    pub kernel: Duration,
     /// Peak of the resident memory in KiB.
     pub peak: u64,
 }
@@ -45,9 +47,16 @@ struct Process {
     name: &'static str,
     child: Child,
     log: PathBuf,
-    cpu: Duration,
+    times: Times,
     peak: u64,
     status: Option<ExitStatus>,
+}
+
+/// Processor time, with that of children who were waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Times {
+    user: Duration,
+    kernel: Duration,
 }
 
 impl Running {
@@ -68,8 +77,8 @@ impl Running {
                 if index == last { File::create(output).map_err(failed(name))?.into() } else { Stdio::piped() };
             let mut child = command.stdin(stdin).stdout(stdout).stderr(stderr).spawn().map_err(failed(name))?;
             stdin = child.stdout.take().map_or_else(Stdio::null, Stdio::from);
-            let (cpu, peak, status) = (Duration::ZERO, 0, None);
-            running.stages.push(Process { name, child, log, cpu, peak, status });
+            let (times, peak, status) = (Times::default(), 0, None);
+            running.stages.push(Process { name, child, log, times, peak, status });
         }
         Ok(running)
     }
@@ -152,8 +161,8 @@ impl Process {
         }
         // A process that has ended keeps its times until it is waited for.
         let stat = fs::read_to_string(proc.join("stat"))?;
-        if let Some((state, cpu)) = times_of(&stat) {
-            self.cpu = cpu;
+        if let Some((state, times)) = times_of(&stat) {
+            self.times = times;
             if matches!(state, 'Z' | 'X') {
                 self.status = self.child.try_wait()?;
             }
@@ -164,7 +173,8 @@ impl Process {
     fn ended(self) -> Option<Ended> {
         let said = fs::read(&self.log).unwrap_or_default();
         let said = String::from_utf8_lossy(&said).into_owned();
-        Some(Ended { name: self.name, status: self.status?, said, cpu: self.cpu, peak: self.peak })
+        let Times { user, kernel } = self.times;
+        Some(Ended { name: self.name, status: self.status?, said, cpu: user + kernel, kernel, peak: self.peak })
     }
 }
 
@@ -182,23 +192,25 @@ fn peak_of(status: &str) -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse().ok()
 }
 
-/// State, and user and system time with that of children who were waited for; the name before them may hold anything.
-fn times_of(stat: &str) -> Option<(char, Duration)> {
+/// State and times of a process; the name before them may hold anything.
+fn times_of(stat: &str) -> Option<(char, Times)> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks: u32 = fields.get(11..15)?.iter().filter_map(|field| field.parse::<u32>().ok()).sum();
-    Some((fields.first()?.chars().next()?, TICK * ticks))
+    let ticks = |index: usize| fields.get(index)?.parse::<u32>().ok();
+    let times = Times { user: TICK * (ticks(11)? + ticks(13)?), kernel: TICK * (ticks(12)? + ticks(14)?) };
+    Some((fields.first()?.chars().next()?, times))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{peak_of, times_of};
+    use super::{Times, peak_of, times_of};
 
     #[test]
     fn the_kernel_tells_times_and_memory() {
         let stat = "42 (a) b (c) Z 1 42 42 0 -1 4194304 100 0 0 0 150 25 0 5 20 0 1 0 100 0 0";
-        assert_eq!(times_of(stat), Some(('Z', Duration::from_millis(1800))));
+        let times = Times { user: Duration::from_millis(1500), kernel: Duration::from_millis(300) };
+        assert_eq!(times_of(stat), Some(('Z', times)));
         assert_eq!(peak_of("Name:\tx\nVmHWM:\t    1234 kB\nVmRSS:\t 12 kB\n"), Some(1234));
         assert_eq!(peak_of("Name:\tx\nState:\tZ (zombie)\n"), None);
     }
