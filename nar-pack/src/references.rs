@@ -19,13 +19,54 @@ pub struct Scanner {
 
 /// The paths that scanners look for; made once for many NARs.
 #[derive(Debug, Default)]
-pub struct Candidates(HashMap<HashPart, StorePath>);
+pub struct Candidates {
+    paths: HashMap<HashPart, StorePath>,
+    /// Whether a hash part of that slot is among them, so that few runs of digits need be looked up; 2^n slots.
+    slots: Vec<bool>,
+}
+
+/// Slots for each candidate, at least: one of so many runs of digits that are none is looked up.
+const SLOTS_EACH: usize = 8;
 
 impl FromIterator<StorePath> for Candidates {
     fn from_iter<T: IntoIterator<Item = StorePath>>(paths: T) -> Self {
-        Self(paths.into_iter().map(|path| (path.hash_part(), path)).collect())
+        let paths: HashMap<_, _> = paths.into_iter().map(|path| (path.hash_part(), path)).collect();
+        let mut slots = vec![false; (paths.len() * SLOTS_EACH).next_power_of_two()];
+        for hash in paths.keys() {
+            let slot = slot(hash.as_bytes(), slots.len());
+            slots[slot] = true;
+        }
+        Self { paths, slots }
     }
 }
+
+impl Candidates {
+    /// The hash part of a candidate, if the digits are one.
+    fn hash_part(&self, digits: &[u8; HASH_PART]) -> Option<HashPart> {
+        let may_be = self.slots.get(slot(digits, self.slots.len())).is_some_and(|&taken| taken);
+        let hash = may_be.then(|| HashPart::parse(digits)).flatten()?;
+        self.paths.contains_key(&hash).then_some(hash)
+    }
+}
+
+/// Where in a table of `count` slots, 2^n, these digits are.
+#[allow(clippy::cast_possible_truncation)] // the bits above do not count
+fn slot(digits: &[u8; HASH_PART], count: usize) -> usize {
+    // Hash parts are as good as random: the first digits, mixed, tell most of them apart.
+    let first = digits.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+    (first.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & count.wrapping_sub(1)
+}
+
+/// [`is_base32`] for every byte (the last one is none).
+const IS_DIGIT: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < u8::MAX {
+        table[byte as usize] = is_base32(byte);
+        byte += 1;
+    }
+    table
+};
 
 impl Scanner {
     /// A scanner that looks for these paths.
@@ -36,7 +77,7 @@ impl Scanner {
 
     /// Looks at the next bytes of the stream.
     pub fn feed(&mut self, bytes: &[u8]) {
-        if self.candidates.0.is_empty() {
+        if self.candidates.paths.is_empty() {
             return;
         }
         let joint = bytes.len().min(HASH_PART - 1);
@@ -57,24 +98,24 @@ impl Scanner {
     #[must_use]
     pub fn finish(self) -> Vec<StorePath> {
         let sorted: BTreeSet<StorePath> =
-            self.found.iter().filter_map(|hash| self.candidates.0.get(hash)).cloned().collect();
+            self.found.iter().filter_map(|hash| self.candidates.paths.get(hash)).cloned().collect();
         sorted.into_iter().collect()
     }
 
     fn scan(&mut self, bytes: &[u8]) {
         let mut start = 0;
-        while let Some(window) = bytes.get(start..start + HASH_PART) {
-            // From the end: the last character that is no digit tells how far the window may move.
-            if let Some(last) = window.iter().rposition(|&byte| !is_base32(byte)) {
-                start += last + 1;
-                continue;
+        // Up to where the bytes from `start` on are known to be digits: none is looked at twice.
+        let mut digits_to = 0;
+        while let Some(window) = bytes[start..].first_chunk::<HASH_PART>() {
+            let end = start + HASH_PART;
+            // From the end: the last byte that is no digit tells how far the window may move.
+            if let Some(last) = bytes[digits_to..end].iter().rposition(|&byte| !IS_DIGIT[usize::from(byte)]) {
+                start = digits_to + last + 1;
+            } else {
+                self.found.extend(self.candidates.hash_part(window));
+                start += 1;
             }
-            if let Some(hash) = HashPart::parse(window)
-                && self.candidates.0.contains_key(&hash)
-            {
-                self.found.insert(hash);
-            }
-            start += 1;
+            digits_to = end;
         }
     }
 }

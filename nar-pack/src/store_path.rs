@@ -18,7 +18,7 @@ const MAX_LINE: usize = 4096 + HASH_PART + 1 + MAX_NAME;
 
 /// Whether `byte` is a digit of Nix's base 32 (no e, o, t, u).
 #[must_use]
-pub fn is_base32(byte: u8) -> bool {
+pub const fn is_base32(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'd' | b'f'..=b'n' | b'p'..=b's' | b'v'..=b'z')
 }
 
