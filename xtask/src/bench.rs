@@ -392,7 +392,7 @@ impl Bench {
             self.entries.len(),
             total / 1_000_000,
             options.runs,
-            std::thread::available_parallelism().map_or(1, usize::from)
+            session::processors()
         )
     }
 }
@@ -644,7 +644,7 @@ fn to_json(rows: &[Row], options: &Options) -> String {
         options.paths,
         options.bytes,
         options.runs,
-        std::thread::available_parallelism().map_or_else(|_| "null".to_owned(), |count| count.to_string()),
+        session::processors(),
         rows.join(",\n")
     )
 }

@@ -13,7 +13,7 @@ use crate::build::{cargo, succeed, target_dir};
 use crate::closure::{text, words};
 use crate::pipeline::{Running, Stage};
 use crate::random::Random;
-use crate::session::{self, Temporary, output};
+use crate::session::{self, Temporary, output, processors};
 
 /// A measurement that takes longer hangs.
 const LIMIT: Duration = Duration::from_mins(30);
@@ -433,10 +433,6 @@ impl Bench {
 fn drop_caches() -> Outcome {
     output(&mut session::command("sync"))?;
     fs::write("/proc/sys/vm/drop_caches", "3").map_err(|error| format!("cannot empty the caches: {error}"))
-}
-
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Builds the two tools and the scanner by themselves: the others have the AWS SDK to compile.

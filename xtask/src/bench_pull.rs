@@ -238,7 +238,7 @@ impl<'a> Site<'a> {
     fn unpack(&self, method: Method) -> Result<(Duration, Vec<Ended>), String> {
         let mut files = self.downloaded(method.extension())?;
         files.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
-        let processors = std::thread::available_parallelism().map_or(1, usize::from).min(files.len());
+        let processors = session::processors().min(files.len());
         let share = |index| {
             let mut command = session::command(method.name());
             command.args(["-d", "-q", "-k", "-f", "--"]).current_dir(&self.bench.dir.path);

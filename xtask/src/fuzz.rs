@@ -4,9 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
 
 use crate::Outcome;
 use crate::build::{cargo, repository, succeed};
+use crate::session::{output, processors};
 use corpus::entries;
 
 // Not a copy: the file knows nothing but the standard library, and both of us need it.
@@ -61,10 +64,17 @@ pub fn run(options: &Options) -> Outcome {
         println!("cargo-fuzz is not installed (cargo install --locked cargo-fuzz)");
         return if options.only_real { Ok(()) } else { replay() };
     };
-    for target in chosen {
-        fuzzer.run(target, options.seconds)?;
-    }
-    Ok(())
+    fuzzer.build()?;
+    let waiting = Mutex::new(chosen.iter());
+    let next = || waiting.lock().ok()?.next();
+    let work = || std::iter::from_fn(next).map(|target| fuzzer.run(target, options.seconds)).filter_map(Result::err);
+    // As many at once as there are processors. A failure of one stops none of the others.
+    let failures: Vec<String> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..processors()).map(|_| scope.spawn(|| work().collect::<Vec<_>>())).collect();
+        let died = |_| vec!["a thread died".to_owned()];
+        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(died)).collect()
+    });
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
 }
 
 /// The names of all targets: each has a folder of the corpus.
@@ -121,6 +131,15 @@ impl Fuzzer {
             command.env("RUSTC_BOOTSTRAP", "1");
         }
         command
+    }
+
+    /// Builds every target, so that none waits for the build of another while its time runs.
+    fn build(&self) -> Outcome {
+        let mut command = self.cargo();
+        command
+            .args(["fuzz", "build", "--fuzz-dir", "tests/fuzz", "--target-dir"])
+            .arg(repository().join("target/fuzz"));
+        output(&mut command).map(drop)
     }
 
     fn run(&self, target: &str, seconds: u32) -> Outcome {

@@ -47,8 +47,8 @@ Commands:
                    Measure nar-pack and narinfo-gen on a tree of that many files against nix-store, tar and zstd, in
                    alternating runs; prints ratios and goals. --small: 4,000 files, two runs
   fuzz [--seconds 60] [--if-installed] [TARGET…]
-                   Give every reader hostile bytes for so long, with cargo-fuzz where it is installed; else replay the
-                   corpus in tests/fuzz and mutations of it, unless --if-installed
+                   Give every reader hostile bytes for so long, as many at once as there are processors, with cargo-fuzz
+                   where it is installed; else replay the corpus in tests/fuzz and mutations of it, unless --if-installed
   minio            Get MinIO, its client and versitygw, which the end-to-end tests need, and print where they are
 
 Environment:

@@ -80,6 +80,11 @@ pub fn output(command: &mut Command) -> Result<String, String> {
     Err(format!("{name} failed ({}): {}", output.status, said.trim().lines().last().unwrap_or_default()))
 }
 
+/// How many things can be done at once here.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Sixteen digits that nobody guesses.
 pub fn random_hex() -> Result<String, String> {
     let mut bytes = [0; 8];
