@@ -19,7 +19,7 @@ pub mod store_path;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,10 +83,14 @@ fn nar_input(paths: &[PathBuf]) -> Outcome<Input> {
     match paths {
         [] => stage::stdin("a NAR"),
         [path] if path.as_os_str() == "-" => stage::stdin("a NAR"),
-        [path] => match File::open(path) {
-            Ok(file) => Ok(BufReader::with_capacity(BUFFER, file)),
-            Err(error) => Err(Failure::failed(format!("opening {}: {error}", path.display()))),
-        },
+        [path] => {
+            let opening = |error| Failure::failed(format!("opening {}: {error}", path.display()));
+            let file = File::open(path).map_err(opening)?;
+            if file.metadata().map_err(opening)?.is_dir() {
+                return Err(opening(ErrorKind::IsADirectory.into()));
+            }
+            Ok(BufReader::with_capacity(BUFFER, file))
+        }
         _ => Err(Failure::failed("expected one NAR to read (try --help)")),
     }
 }

@@ -1,7 +1,9 @@
 //! What is known of a store path beside its contents: from `nix path-info --json`, or by asking an installed Nix.
 
 use std::collections::HashMap;
+use std::fs::DirEntry;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,13 +31,16 @@ pub struct PathInfo {
 }
 
 /// Reads the output of `nix path-info --json` in each of its forms: a list of objects, an object from store paths or
-/// base names to objects, or such an object under `info`. Paths that it calls invalid are left out. Hashes and content
-/// addresses may be text or objects (Nix's `store-object-info-v2` schema).
+/// base names to objects, or such an object under `info`. Paths that it calls invalid are left out. Hashes, content
+/// addresses and signatures may be text or objects (Nix's schemas `store-object-info-v2` and `-v3`).
 ///
 /// # Errors
 /// Refuses what is not such a document, and names the path.
 pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<StorePath, PathInfo>> {
     let document: Value = serde_json::from_str(json).map_err(|error| Failure::refused(format!("not JSON: {error}")))?;
+    if let Some(other) = document.get("storeDir").and_then(Value::as_str).filter(|dir| *dir != store_dir.as_str()) {
+        return Err(Failure::refused(format!("it is about the store {other}, not {}", store_dir.as_str())));
+    }
     let document = document.get("info").unwrap_or(&document);
     let mut infos = HashMap::new();
     let mut add = |path: &str, entry: &Value| -> Outcome {
@@ -43,7 +48,7 @@ pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<Stor
             return Ok(());
         }
         let info = parse_entry(entry, store_dir).doing(|| path.to_owned())?;
-        infos.insert(parse_either(path, store_dir)?, info);
+        infos.insert(parse_path_or_base_name(path, store_dir)?, info);
         Ok(())
     };
     match document {
@@ -64,7 +69,10 @@ pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<Stor
 }
 
 /// A full store path, or a base name as recent versions of Nix print.
-fn parse_either(text: &str, store_dir: &StoreDir) -> Outcome<StorePath> {
+///
+/// # Errors
+/// Refuses what is neither, and paths of another store.
+pub fn parse_path_or_base_name(text: &str, store_dir: &StoreDir) -> Outcome<StorePath> {
     if text.starts_with('/') { store_dir.parse(text) } else { StorePath::from_base_name(text) }
 }
 
@@ -74,26 +82,45 @@ fn parse_entry(entry: &Value, store_dir: &StoreDir) -> Outcome<PathInfo> {
         Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
         Some(_) => Err(Failure::refused(format!("{key} is not a string"))),
     };
-    let list = |key: &str| match entry.get(key) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(items)) => items
-            .iter()
-            .map(|item| item.as_str().ok_or_else(|| Failure::refused(format!("{key} holds what is not a string"))))
-            .collect::<Outcome<Vec<&str>>>(),
+    let items = |key: &str| match entry.get(key) {
+        None | Some(Value::Null) => Ok([].as_slice()),
+        Some(Value::Array(items)) => Ok(items.as_slice()),
         Some(_) => Err(Failure::refused(format!("{key} is not a list"))),
     };
-    let references = list("references")?.into_iter().map(|path| parse_either(path, store_dir));
-    let mut references = references.collect::<Outcome<Vec<_>>>()?;
+    let reference = |path: &Value| {
+        let path = path.as_str().ok_or_else(|| Failure::refused("references holds what is not a string"))?;
+        parse_path_or_base_name(path, store_dir)
+    };
+    let mut references = items("references")?.iter().map(reference).collect::<Outcome<Vec<_>>>()?;
     references.sort_unstable();
     references.dedup();
     Ok(PathInfo {
         references,
-        deriver: text("deriver")?.map(|path| parse_either(path, store_dir)).transpose()?,
+        deriver: text("deriver")?.map(|path| parse_path_or_base_name(path, store_dir)).transpose()?,
         nar_hash: entry.get("narHash").map(parse_hash).transpose().doing(|| "narHash")?.unwrap_or_default(),
         nar_size: entry.get("narSize").and_then(Value::as_u64),
-        ca: entry.get("ca").map(parse_ca).transpose().doing(|| "ca")?.flatten(),
-        signatures: list("signatures")?.into_iter().map(str::to_owned).collect(),
+        ca: entry.get("ca").map(parse_ca).transpose().doing(|| "ca")?.flatten().map(one_line).transpose()?,
+        signatures: items("signatures")?.iter().map(parse_signature).collect::<Outcome<_>>()?,
     })
+}
+
+/// A signature: text as in a narinfo, or an object with `keyName` and `sig`.
+fn parse_signature(value: &Value) -> Outcome<String> {
+    let field = |key: &str| value.get(key).and_then(Value::as_str);
+    let signature = match (value, field("keyName"), field("sig")) {
+        (Value::String(text), ..) => text.clone(),
+        (_, Some(key), Some(signature)) => format!("{key}:{signature}"),
+        _ => return Err(Failure::refused("signatures holds what is no signature")),
+    };
+    one_line(signature)
+}
+
+/// Refuses what would be more than one line of a narinfo.
+fn one_line(text: String) -> Outcome<String> {
+    if text.contains(char::is_control) {
+        return Err(Failure::refused(format!("{text:?} holds a control character")));
+    }
+    Ok(text)
 }
 
 /// A hash: text with its algorithm, or an object with `algorithm` and `hash`.
@@ -249,23 +276,31 @@ impl Registry {
             }
             Err(error) => return Err(Failure::failed(format!("reading {}: {error}", dir.display()))),
         };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let objects = entries.filter_map(Result::ok).filter(|entry| !is_lock(entry));
+        let names = objects.filter_map(|entry| entry.file_name().into_string().ok());
         Ok(names.filter_map(|name| StorePath::from_base_name(&name).ok()).collect())
     }
 
-    /// What `nix realisation info --json` prints of a derivation's outputs; none when no Nix here can tell.
+    /// What `nix store build-trace info --json`, or `nix realisation info --json` before Nix 2.35, prints of a
+    /// derivation's outputs; none when no Nix here can tell.
     #[must_use]
     pub fn realisations(&self, derivation: &StorePath) -> Option<String> {
         if !self.ask_nix {
             return None;
         }
         let derivation = self.store_dir.join(derivation);
-        // Nix before 2.15 has no `^`; what it imports is the derivation with its first output.
-        let by_name = vec![format!("{derivation}^*")];
-        let imported = ["--impure", "--expr", &format!("import {derivation}")].map(str::to_owned).to_vec();
-        [by_name, imported].into_iter().find_map(|installable| {
+        let by_name = format!("{derivation}^*");
+        let imported = format!("import {derivation}");
+        let questions: [(&[&str], &[&str]); 3] = [
+            // From Nix 2.35 on.
+            (&["store", "build-trace", "info"], &[&by_name]),
+            (&["realisation", "info"], &[&by_name]),
+            // Nix before 2.15 has no `^`; what it imports is the derivation with its first output.
+            (&["realisation", "info"], &["--impure", "--expr", &imported]),
+        ];
+        questions.into_iter().find_map(|(question, installable)| {
             let mut nix = self.nix("nix-command ca-derivations");
-            let output = nix.args(["realisation", "info", "--json"]).args(installable).output().ok()?;
+            let output = nix.args(question).arg("--json").args(installable).output().ok()?;
             output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
         })
     }
@@ -304,6 +339,13 @@ impl Registry {
     }
 }
 
+/// Whether this is a lock of Nix's, whose name is a path with `.lock` after it (`src/libstore/pathlocks.cc`): unlike a
+/// store object of such a name it can be written to.
+fn is_lock(entry: &DirEntry) -> bool {
+    entry.path().extension().is_some_and(|extension| extension == "lock")
+        && entry.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o200 != 0)
+}
+
 fn read_file(path: &Path) -> Outcome<String> {
     Ok(std::fs::read_to_string(path)?)
 }
@@ -330,6 +372,10 @@ mod tests {
             format!(r#"{{"/nix/store/{A}":{{{full}}},"/nix/store/{B}":null}}"#),
             format!(r#"{{"{A}":{{{base}}}}}"#),
             format!(r#"{{"version":2,"storeDir":"/nix/store","info":{{"{A}":{{{base}}}}}}}"#),
+            format!(
+                r#"{{"version":3,"storeDir":"/nix/store","info":{{"{A}":{{{}}}}}}}"#,
+                base.replace(r#""k:s""#, r#"{"keyName":"k","sig":"s"}"#)
+            ),
         ];
         for form in forms {
             let infos = parse(&form).unwrap();
@@ -362,14 +408,38 @@ mod tests {
             r#""narHash":"x","ca":[]"#,
             r#""narHash":"x","ca":{"method":"nar"}"#,
             r#""narHash":"x","ca":{"method":"new","hash":"sha256:x"}"#,
+            r#""narHash":"x","ca":"text:sha256:x\nSig: k:s""#,
+            r#""narHash":"x","signatures":["k:s\nURL: nar/x.nar"]"#,
+            r#""narHash":"x","signatures":[{"keyName":"k"}]"#,
+            r#""narHash":"x","signatures":"k:s""#,
         ] {
             assert!(one(wrong).unwrap_err().is_refusal(), "{wrong}");
         }
     }
 
     #[test]
+    fn what_lies_in_the_store_is_a_candidate_unless_it_is_a_lock() {
+        let root = tempfile::tempdir().unwrap();
+        let store = root.path().join("nix/store");
+        std::fs::create_dir_all(&store).unwrap();
+        let object = format!("{}-yarn.lock", "1".repeat(32));
+        let lock = |base: &str| format!("{base}.lock");
+        for (name, mode) in [(A, 0o555), (&object, 0o444), (&lock(A), 0o600), (&lock(B), 0o600), (".links", 0o755)] {
+            std::fs::write(store.join(name), "").unwrap();
+            std::fs::set_permissions(store.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let knowledge =
+            Knowledge { store_dir: "/nix/store".to_owned(), path_info: None, candidates: None, no_nix: true };
+        let candidates = Registry::open(&knowledge, Some(root.path())).unwrap().candidates().unwrap();
+        let mut names: Vec<&str> = candidates.iter().map(StorePath::base_name).collect();
+        names.sort_unstable();
+        assert_eq!(names, [A, object.as_str()]);
+    }
+
+    #[test]
     fn malformed_documents_are_refused() {
-        for json in ["", "x", "3", r#"[{"narHash":"x"}]"#, r#"{"/nix/store/x":{"narHash":"x"}}"#] {
+        let elsewhere = r#"{"version":2,"storeDir":"/gnu/store","info":{}}"#;
+        for json in ["", "x", "3", r#"[{"narHash":"x"}]"#, r#"{"/nix/store/x":{"narHash":"x"}}"#, elsewhere] {
             assert!(parse(json).unwrap_err().is_refusal(), "{json}");
         }
         let wrong = format!(r#"{{"/nix/store/{A}":{{"narHash":"x","references":[1]}}}}"#);

@@ -1,5 +1,6 @@
 //! Finding references: by scanning for hash parts, and ordering paths so that references come first.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -30,7 +31,19 @@ const SLOTS_EACH: usize = 8;
 
 impl FromIterator<StorePath> for Candidates {
     fn from_iter<T: IntoIterator<Item = StorePath>>(paths: T) -> Self {
-        let paths: HashMap<_, _> = paths.into_iter().map(|path| (path.hash_part(), path)).collect();
+        let mut by_hash: HashMap<HashPart, StorePath> = HashMap::new();
+        for path in paths {
+            match by_hash.entry(path.hash_part()) {
+                Entry::Vacant(free) => drop(free.insert(path)),
+                // Nix puts `.lock` and `.chroot` after the name of a path for what is not one, and no two paths share
+                // their hash parts.
+                Entry::Occupied(mut other) if path.base_name().len() < other.get().base_name().len() => {
+                    other.insert(path);
+                }
+                Entry::Occupied(_) => {}
+            }
+        }
+        let paths = by_hash;
         let mut slots = vec![false; (paths.len() * SLOTS_EACH).next_power_of_two()];
         for hash in paths.keys() {
             let slot = slot(hash.as_bytes(), slots.len());
@@ -213,6 +226,17 @@ mod tests {
         let mut scanner = Scanner::new(Arc::new(Candidates::from_iter([a.clone()])));
         scanner.feed(format!("123{}456", a.hash_part()).as_bytes());
         assert_eq!(scanner.finish(), [a]);
+    }
+
+    #[test]
+    fn what_lies_beside_a_path_under_its_hash_part_is_not_taken_for_it() {
+        let object = path('a', "yarn.lock");
+        let beside = path('a', "yarn.lock.lock");
+        for candidates in [[object.clone(), beside.clone()], [beside, object.clone()]] {
+            let mut scanner = Scanner::new(Arc::new(Candidates::from_iter(candidates)));
+            scanner.feed("a".repeat(HASH_PART).as_bytes());
+            assert_eq!(scanner.finish(), std::slice::from_ref(&object));
+        }
     }
 
     #[test]
