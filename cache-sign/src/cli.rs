@@ -164,7 +164,7 @@ that is there twice. A narinfo whose NAR is not in the archive passes. A path wh
 its contents (a fixed-output path) needs no signature. A key under two names counts once.
 
 What no signature of a narinfo covers is not checked and passes: nix-cache-info, listings, logs,
-debuginfo/, and realisations/, of which clients check the signatures themselves.
+debuginfo/, realisations/ and build-trace-v2/, of which clients check the signatures themselves.
 
 With --json, standard output has one line per path, of those that are refused too:
   {\"path\":\"/nix/store/…\",\"trusted\":true,\"signedBy\":[\"alice-1\",\"bob-1\"],\"threshold\":2,\"contentAddressed\":false,

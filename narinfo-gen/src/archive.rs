@@ -30,7 +30,7 @@ pub enum Object {
     Log,
     /// `debuginfo/…`.
     DebugInfo,
-    /// `realisations/…`.
+    /// `realisations/…`, or `build-trace-v2/…` from Nix 2.35 on.
     Realisation,
 }
 
@@ -53,7 +53,7 @@ impl Object {
             "nar" => Some(Self::Nar(name.get(..BASE32_DIGITS).and_then(Sha256::from_base32))),
             "log" => Some(Self::Log),
             "debuginfo" => Some(Self::DebugInfo),
-            "realisations" => Some(Self::Realisation),
+            "realisations" | "build-trace-v2" => Some(Self::Realisation),
             _ => None,
         }
     }

@@ -138,7 +138,14 @@ impl<S: Sink> Describer<'_, S> {
             (self.warn)(&format!("{}: no listing is written: {failure}", narinfo.path));
         }
         if let (Some(logs), Some(deriver)) = (logs, &narinfo.deriver) {
-            objects.extend(logs.take(deriver)?);
+            match logs.take(deriver) {
+                Ok(log) => objects.extend(log),
+                // A build that was killed may leave half of one; the path is whole all the same.
+                Err(failure) if failure.is_refusal() => {
+                    (self.warn)(&format!("{}: no log is written: {failure}", narinfo.path));
+                }
+                Err(failure) => return Err(failure),
+            }
         }
         objects.into_iter().try_for_each(|object| self.sink.object(object))
     }

@@ -5,19 +5,21 @@
 //! | `<hash part>.ls` | the listing of the NAR | the store setting `write-nar-listing` |
 //! | `debuginfo/<build id>.debug` | where the debug information of a program lies | the store setting `index-debug-info` |
 //! | `log/<derivation>` | the build log, not compressed | `nix store copy-log` |
-//! | `realisations/<derivation output>.doi` | the path that an output of a content-addressed derivation has | `nix copy` |
+//! | `realisations/<derivation output>.doi` | the path that an output of a content-addressed derivation has | `nix copy` before 2.35 |
+//! | `build-trace-v2/<derivation>/<output>.doi` | the same | `nix copy` from 2.35 on |
 //!
 //! The formats are those of Nix's `src/libstore/binary-cache-store.cc`.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use nar_pack::nar::{Lister, Visitor};
+use nar_pack::path_info::parse_path_or_base_name;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::{StoreDir, StorePath};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::SpooledTempFile;
 
 use crate::compression::{Compression, decoder};
@@ -241,7 +243,7 @@ impl Logs {
     /// The log of a derivation, as it is uploaded: not compressed. None if there is none here or it was taken before.
     ///
     /// # Errors
-    /// Fails when a log that is there cannot be read, refuses one that does not unpack or is larger than 64 MiB.
+    /// Fails when a log that is there cannot be read; refuses one that does not unpack or is larger than 64 MiB.
     pub fn take(&mut self, derivation: &StorePath) -> Outcome<Option<Object>> {
         if !self.taken.insert(derivation.clone()) {
             return Ok(None);
@@ -252,7 +254,7 @@ impl Logs {
         let packed = self.dir.join(first).join(format!("{rest}.bz2"));
         for (file, method) in [(plain, Compression::None), (packed, Compression::Bzip2)] {
             let doing = || format!("reading the build log {}", file.display());
-            match File::open(&file) {
+            match open_log(&file) {
                 Ok(log) => return read_log(derivation, log, method).doing(doing).map(Some),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error).doing(doing),
@@ -260,6 +262,11 @@ impl Logs {
         }
         Ok(None)
     }
+}
+
+/// Opens a log; neither waits for whoever may write one.
+fn open_log(file: &Path) -> io::Result<File> {
+    if fs::metadata(file)?.is_file() { File::open(file) } else { Err(Failure::refused("not a file").into()) }
 }
 
 fn read_log(derivation: &StorePath, log: File, method: Compression) -> Outcome<Object> {
@@ -275,34 +282,49 @@ fn read_log(derivation: &StorePath, log: File, method: Compression) -> Outcome<O
     Object::written(format!("log/{derivation}"), body)
 }
 
-/// The realisations of `path` in what `nix realisation info --json` prints, each under its key.
+/// The realisations of `path` in what Nix prints (`Registry::realisations`), each under the key that the same Nix would
+/// give it.
 ///
 /// # Errors
 /// Refuses what is not such a document.
 pub fn realisations(json: &str, path: &StorePath, store_dir: &StoreDir) -> Outcome<Vec<Object>> {
-    let malformed = || Failure::refused("nix realisation info printed what is not understood");
-    let document: serde_json::Value = serde_json::from_str(json).map_err(|_| malformed())?;
+    let malformed = || Failure::refused("Nix printed realisations that are not understood");
+    let document: Value = serde_json::from_str(json).map_err(|_| malformed())?;
     let mut objects = Vec::new();
     for entry in document.as_array().ok_or_else(malformed)? {
-        // An entry without an id is a path that is not the output of a content-addressed derivation.
-        let (Some(id), Some(out)) = (entry["id"].as_str(), entry["outPath"].as_str()) else { continue };
-        if out != path.base_name() && out != store_dir.join(path) {
-            continue;
+        // From Nix 2.35 on the key of an entry is apart, and in the cache it is the name of the object alone.
+        let value = entry.get("value").unwrap_or(entry);
+        let is_of_path =
+            value["outPath"].as_str().is_some_and(|out| out == path.base_name() || out == store_dir.join(path));
+        let name = match (&entry["id"], entry.get("key")) {
+            (Value::String(id), None) => key_by_id(id),
+            (_, Some(key)) => key_by_derivation(key, store_dir),
+            // A path that is not the output of a content-addressed derivation.
+            _ => continue,
+        };
+        if is_of_path {
+            objects.push(Object::new(name.ok_or_else(malformed)?, value.to_string().as_bytes())?);
         }
-        if !is_output_id(id) {
-            return Err(malformed());
-        }
-        objects.push(Object::new(format!("realisations/{id}.doi"), entry.to_string().as_bytes())?);
     }
     Ok(objects)
 }
 
-/// `sha256:<digits>!<output>`: it becomes part of a key.
-fn is_output_id(id: &str) -> bool {
-    id.split_once('!').is_some_and(|(hash, output)| {
-        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":+-._?=".contains(&byte));
-        !hash.is_empty() && !output.is_empty() && plain(hash) && plain(output)
-    })
+/// Where a realisation with the id `sha256:<digits>!<output>` lies.
+fn key_by_id(id: &str) -> Option<String> {
+    let (hash, output) = id.split_once('!')?;
+    (is_plain(hash) && is_plain(output)).then(|| format!("realisations/{id}.doi"))
+}
+
+/// Where the realisation of an output of a derivation lies.
+fn key_by_derivation(key: &Value, store_dir: &StoreDir) -> Option<String> {
+    let (derivation, output) = (key["drvPath"].as_str()?, key["outputName"].as_str()?);
+    let derivation = parse_path_or_base_name(derivation, store_dir).ok()?;
+    is_plain(output).then(|| format!("build-trace-v2/{derivation}/{output}.doi"))
+}
+
+/// Whether a text may be part of a key.
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":+-._?=".contains(&byte))
 }
 
 #[cfg(test)]
@@ -405,5 +427,30 @@ mod tests {
             assert!(realisations(&format!("[{}]", entry(id, &own)), &path(), &dir).is_err(), "{id}");
         }
         assert!(realisations("{}", &path(), &dir).is_err());
+    }
+
+    #[test]
+    fn realisations_of_newer_versions_lie_under_their_derivation() {
+        let dir = StoreDir::new("/nix/store").unwrap();
+        let derivation = format!("{}-x.drv", "1".repeat(32));
+        let value = format!(r#"{{"outPath":"{}","signatures":[{{"keyName":"k","sig":"s"}}]}}"#, path().base_name());
+        let entry = |derivation: &str, output: &str| {
+            format!(r#"[{{"key":{{"drvPath":"{derivation}","outputName":"{output}"}},"value":{value}}}]"#)
+        };
+        for named in [derivation.clone(), format!("/nix/store/{derivation}")] {
+            let mut found = realisations(&entry(&named, "out"), &path(), &dir).unwrap();
+            assert_eq!(found[0].key, format!("build-trace-v2/{derivation}/out.doi"));
+            let mut text = String::new();
+            found[0].body.read_to_string(&mut text).unwrap();
+            assert_eq!((found.len(), text.as_str()), (1, value.as_str()));
+        }
+        for (derivation, output) in [("x", "out"), (derivation.as_str(), "../x"), (derivation.as_str(), "")] {
+            assert!(realisations(&entry(derivation, output), &path(), &dir).is_err(), "{derivation} {output}");
+        }
+        assert!(
+            realisations(&entry(&derivation, "out").replace(path().base_name(), "y"), &path(), &dir)
+                .unwrap()
+                .is_empty()
+        );
     }
 }
