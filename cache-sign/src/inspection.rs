@@ -11,8 +11,7 @@ use nar_pack::nar::Skip;
 use nar_pack::stage::{self, Failure, Outcome};
 use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Member, Object};
-use narinfo_gen::compression::Compression;
-use narinfo_gen::examine::{Facts, examine};
+use narinfo_gen::examine::{Facts, examine_named};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
 
@@ -207,9 +206,7 @@ impl<'a, W: Write> Inspection<'a, W> {
     }
 
     fn examine(&self, key: &str, kept: &Kept) -> Outcome<Facts> {
-        let method = Compression::from_key(key)
-            .ok_or_else(|| Failure::refused("its name does not tell how it is compressed"))?;
-        examine(self.held.read(kept)?, method, None, &mut Skip)
+        examine_named(self.held.read(kept)?, key, &mut Skip)
     }
 
     fn pass(&mut self, key: &str, kept: Kept) -> Outcome {

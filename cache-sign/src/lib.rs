@@ -222,7 +222,7 @@ fn parse_narinfo(member: &mut Member<'_>, store_dir: &StoreDir) -> Outcome<NarIn
 
 /// Sends it on at once, so that the next stage can publish it.
 fn write_narinfo(out: &mut archive::Writer<impl Write>, narinfo: &NarInfo) -> Outcome {
-    out.text(&narinfo.key(), &narinfo.to_string())?;
+    out.text(&narinfo.key(), &narinfo.to_text()?)?;
     out.flush()
 }
 

@@ -21,6 +21,9 @@ pub const XZ_THREADS_MEMORY: u64 = 128 << 20;
 /// Largest window of a zstd frame on reading, as a power of two: 128 MiB, as the zstd tool accepts.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
+/// How a gzip file begins (RFC 1952, section 2.3.1).
+pub(crate) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
 /// A compression method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -80,14 +83,14 @@ impl Compression {
         }
     }
 
-    /// What follows `.nar` in the key of a NAR, as Nix names it.
+    /// What follows `.nar` in the key of a NAR, as Nix names it (`src/libstore/binary-cache-store.cc`): gzip has
+    /// nothing of its own.
     #[must_use]
     pub fn extension(self) -> &'static str {
         match self {
-            Self::None => "",
+            Self::None | Self::Gzip => "",
             Self::Xz => ".xz",
             Self::Bzip2 => ".bz2",
-            Self::Gzip => ".gz",
             Self::Zstd => ".zst",
             Self::Brotli => ".br",
             Self::Lzip => ".lzip",
@@ -95,13 +98,22 @@ impl Compression {
         }
     }
 
-    /// The method of a NAR with that key, told from what follows `.nar`.
+    /// The method of a NAR with that key that begins with these bytes. What follows `.nar` tells; where nothing does, it
+    /// is gzip if it begins like gzip, which no NAR does.
     #[must_use]
-    pub fn from_key(key: &str) -> Option<Self> {
-        let extension = &key[key.rfind(".nar")? + 4..];
-        Self::ALL
-            .into_iter()
-            .find(|method| method.extension() == extension || (extension == ".lz" && *method == Self::Lzip))
+    pub fn of_nar(key: &str, start: &[u8]) -> Option<Self> {
+        match &key[key.rfind(".nar")? + 4..] {
+            "" if start.starts_with(&GZIP_MAGIC) => Some(Self::Gzip),
+            ".gz" => Some(Self::Gzip),
+            ".lz" => Some(Self::Lzip),
+            extension => Self::ALL.into_iter().find(|method| method.extension() == extension),
+        }
+    }
+
+    /// Whether the key of a NAR is one that tells this method.
+    #[must_use]
+    pub fn is_told_by(self, key: &str) -> bool {
+        [&GZIP_MAGIC[..], &[]].into_iter().any(|start| Self::of_nar(key, start) == Some(self))
     }
 
     /// The levels that the method has, and the one that is taken when none is asked for.
@@ -522,6 +534,18 @@ mod tests {
         let mut unpacked = Vec::new();
         decoder(Compression::Lz4, file.concat().as_slice()).unwrap().read_to_end(&mut unpacked).unwrap();
         assert!(unpacked == data);
+    }
+
+    #[test]
+    fn the_method_is_told_by_the_name_and_that_of_gzip_by_its_first_bytes() {
+        for method in Compression::ALL {
+            let key = format!("nar/x.nar{}", method.extension());
+            let start: &[u8] = if method == Compression::Gzip { &GZIP_MAGIC } else { b"\x0d\0" };
+            assert_eq!(Compression::of_nar(&key, start), Some(method));
+            assert!(method.is_told_by(&key) && !method.is_told_by("nar/x.nar.what"));
+        }
+        assert!(Compression::Gzip.is_told_by("nar/x.nar.gz") && !Compression::Gzip.is_told_by("nar/x.nar.xz"));
+        assert_eq!(Compression::of_nar("nar/x", &[]), None);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Checking a compressed NAR that came from elsewhere.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Cursor, Read};
 
 use nar_pack::nar::{Tee, Visitor, parse};
 use nar_pack::stage::{Failure, Outcome};
 
 use crate::archive::is_of_input;
-use crate::compression::{Compression, decoder, parallel_decoder};
+use crate::compression::{Compression, GZIP_MAGIC, decoder, parallel_decoder};
 use crate::hash::{Hasher, Sha256};
 use crate::narinfo::NarInfo;
 
@@ -79,6 +79,18 @@ pub fn examine(
     visitor: &mut impl Visitor,
 ) -> Outcome<Facts> {
     examine_and(input, method, Threads::One, max_size, visitor, |_| Ok(()))
+}
+
+/// As [`examine`], of a NAR whose method is told by its key and its first bytes.
+///
+/// # Errors
+/// As [`examine`]; refuses a key that does not tell the method.
+pub fn examine_named(mut input: impl Read + Send, key: &str, visitor: &mut impl Visitor) -> Outcome<Facts> {
+    let mut start = Vec::new();
+    input.by_ref().take(GZIP_MAGIC.len() as u64).read_to_end(&mut start)?;
+    let method = Compression::of_nar(key, &start)
+        .ok_or_else(|| Failure::refused("its name does not tell how it is compressed"))?;
+    examine(Cursor::new(start).chain(input), method, None, visitor)
 }
 
 /// As [`examine`], and gives `tap` the bytes of the NAR. They are not yet checked, nor is it certain that they end.

@@ -124,7 +124,7 @@ impl Sink for Out {
         match self {
             Self::Text(text) => text.write(&narinfo, more),
             Self::Archive(archive) => {
-                archive.text(&narinfo.key(), &narinfo.to_string())?;
+                archive.text(&narinfo.key(), &narinfo.to_text()?)?;
                 archive.flush()
             }
         }

@@ -43,6 +43,21 @@ pub struct NarInfo {
 }
 
 impl NarInfo {
+    /// The narinfo as it is written.
+    ///
+    /// # Errors
+    /// Refuses what is larger than any reader takes.
+    pub fn to_text(&self) -> Outcome<String> {
+        let text = self.to_string();
+        if text.len() > MAX_SIZE {
+            return Err(Failure::refused(format!(
+                "{}: with all that is to be written, the narinfo is larger than {MAX_SIZE} bytes",
+                self.full_path()
+            )));
+        }
+        Ok(text)
+    }
+
     /// Parses one narinfo.
     ///
     /// # Errors
@@ -336,10 +351,11 @@ impl<W: Write> TextWriter<W> {
     /// Writes a narinfo; `more` when it is certain that another follows, which then shows in the text at once.
     ///
     /// # Errors
-    /// What the output says.
+    /// What the output and [`NarInfo::to_text`] say.
     pub fn write(&mut self, narinfo: &NarInfo, more: bool) -> Outcome {
+        let text = narinfo.to_text()?;
         let before = if self.state == Separator::Due { "\n" } else { "" };
-        write!(self.out, "{before}{narinfo}{}", if more { "\n" } else { "" })?;
+        write!(self.out, "{before}{text}{}", if more { "\n" } else { "" })?;
         self.state = if more { Separator::Written } else { Separator::Due };
         Ok(self.out.flush()?)
     }

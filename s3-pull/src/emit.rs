@@ -185,7 +185,7 @@ pub fn archive(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out:
         let checked = checking.join().map_err(|_| Failure::failed("a checking thread died"))?;
         written.doing(|| narinfo.full_path())?;
         checked?;
-        writer.text(&narinfo.key(), &narinfo.to_string())?;
+        writer.text(&narinfo.key(), &narinfo.to_text()?)?;
         writer.flush()?;
     }
     writer.finish()?.finish()
@@ -227,10 +227,10 @@ impl<'a> Bodies<'a> {
 fn key_of(narinfo: &NarInfo) -> Outcome<String> {
     let named =
         matches!(Object::of_key(&narinfo.url), Some(Object::Nar(Some(hash))) if Some(hash) == narinfo.file_hash);
-    if named && Compression::from_key(&narinfo.url).is_some() {
+    let method = Compression::from_name(&narinfo.compression)?;
+    if named && method.is_told_by(&narinfo.url) {
         return Ok(narinfo.url.clone());
     }
-    let method = Compression::from_name(&narinfo.compression)?;
     match narinfo.file_hash {
         Some(hash) => Ok(format!("nar/{}.nar{}", hash.base32(), method.extension())),
         None => Err(Failure::refused(format!("{}: its NAR has no FileHash to name it by", narinfo.full_path()))),

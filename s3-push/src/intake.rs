@@ -12,7 +12,7 @@ use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compression::{Compression, Settings};
 use narinfo_gen::describe::{Describer, Sink};
 use narinfo_gen::entry::Extras;
-use narinfo_gen::examine::{Facts, examine};
+use narinfo_gen::examine::{Facts, examine_named};
 use narinfo_gen::narinfo::{self, NarInfo};
 use narinfo_gen::packing::PackedNar;
 use narinfo_gen::stream::Kind;
@@ -141,16 +141,14 @@ impl Intake {
         if member.size > MAX_NAR {
             return Err(Failure::refused(format!("{} bytes; S3 takes no object above 5 TiB", member.size)));
         }
-        let Some(method) = Compression::from_key(&member.key) else {
-            return Err(Failure::refused("its name does not tell how it is compressed"));
-        };
         let place = Arc::clone(&self.examiners);
         let place =
             self.runtime.block_on(place.acquire_owned()).map_err(|_| Failure::failed("the push was given up"))?;
         let (chunks, to_examine) = mpsc::channel(2);
         let (verdict, judged) = oneshot::channel();
+        let key = member.key.clone();
         self.runtime.spawn_blocking(move || {
-            let facts = examine(ChunkReader::new(to_examine), method, None, &mut nar_pack::nar::Skip);
+            let facts = examine_named(ChunkReader::new(to_examine), &key, &mut nar_pack::nar::Skip);
             let facts = facts.and_then(|facts| match hash {
                 Some(hash) if hash != facts.file_hash => {
                     Err(Failure::refused(format!("its FileHash is {}, not what its name says", facts.file_hash)))

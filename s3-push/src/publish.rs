@@ -563,7 +563,7 @@ impl Shop {
         self.await_references(narinfo, references).await?;
         let written = {
             let _slot = self.uploader.slot().await?;
-            self.bucket().put_new(&narinfo.key(), content_type(), narinfo.to_string().into()).await?
+            self.bucket().put_new(&narinfo.key(), content_type(), narinfo.to_text()?.into()).await?
         };
         if written == Written::Existed
             && let Some(status) = self.complete_present(narinfo).await?
@@ -632,7 +632,7 @@ impl Shop {
     /// Puts a narinfo in the place of the one with that entity tag; false when somebody else was faster.
     async fn put_over(&self, narinfo: &NarInfo, etag: Option<&str>) -> Outcome<bool> {
         let _slot = self.uploader.slot().await?;
-        let body = narinfo.to_string().into();
+        let body = narinfo.to_text()?.into();
         let written = self.bucket().put_over(&narinfo.key(), content_type(), body, etag).await?;
         self.existing.add(narinfo.path.hash_part()).await;
         Ok(written == Written::Created)

@@ -178,7 +178,17 @@ fn narinfos_are_those_of_nix_field_by_field() {
                 fields.0.iter().filter(|(key, _)| !free(key)).cloned().collect::<Vec<_>>()
             };
             assert_eq!(same(&ours), same(&nix), "{compression} {name}");
+            let extension = |fields: &Fields| fields.one("URL").split_once('.').unwrap().1.to_owned();
+            assert_eq!(extension(&ours), extension(&nix), "{compression}");
         }
+        // A cache that Nix wrote is one that we read.
+        builder
+            .sh(&format!(
+                "[ -e own.sec ] || cache-sign keygen own-1 own.sec own.pub
+                 cd nix-{compression}; tar c nix-cache-info nar *.narinfo | cache-sign -k ../own.sec |
+                 cache-sign verify --trusted-public-key $(cat ../own.pub) | tar t | grep -c narinfo$"
+            ))
+            .ok();
     }
 }
 
