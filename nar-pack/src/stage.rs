@@ -288,7 +288,19 @@ pub fn read_text(input: &mut impl Read, limit: u64, what: &str) -> Outcome<Strin
     if text.len() as u64 > limit {
         return Err(Failure::refused(format!("{what} is larger than {limit} bytes")));
     }
-    String::from_utf8(text).map_err(|_| Failure::refused(format!("{what} is not UTF-8 text")))
+    utf8(text).doing(|| what.to_owned())
+}
+
+/// Text out of bytes.
+///
+/// # Errors
+/// Refuses what is not UTF-8, and says in which line.
+pub fn utf8(bytes: Vec<u8>) -> Outcome<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.split(|&byte| byte == b'\n').count();
+        Failure::refused(format!("line {line}: not UTF-8 text"))
+    })
 }
 
 #[cfg(test)]
@@ -300,6 +312,12 @@ mod tests {
         let failure = Failure::refused("bad hash").doing("reading x");
         let back = Failure::from(io::Error::from(failure));
         assert_eq!((back.exit_code(), back.message()), (1, "reading x: bad hash"));
+    }
+
+    #[test]
+    fn what_is_not_text_is_refused_with_its_line() {
+        assert_eq!(utf8(b"a: b\nc: d\xff\n".to_vec()).unwrap_err().message(), "line 2: not UTF-8 text");
+        assert_eq!(utf8(b"a\n".to_vec()).unwrap(), "a\n");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{BufRead, Write};
+use std::num::NonZeroU64;
 
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::stage::{Doing, Failure, Outcome, utf8};
 use nar_pack::store_path::{StoreDir, StorePath};
 
 use crate::hash::Sha256;
@@ -172,7 +173,7 @@ struct Fields {
     file_hash: Option<Sha256>,
     file_size: Option<u64>,
     nar_hash: Option<Sha256>,
-    nar_size: Option<u64>,
+    nar_size: Option<NonZeroU64>,
     references: Option<Vec<StorePath>>,
     deriver: Option<StorePath>,
     signatures: Vec<String>,
@@ -212,7 +213,10 @@ impl Fields {
             "FileHash" => once(&mut self.file_hash, Sha256::parse(value)?),
             "FileSize" => once(&mut self.file_size, number(value)?),
             "NarHash" => once(&mut self.nar_hash, Sha256::parse(value)?),
-            "NarSize" => once(&mut self.nar_size, number(value)?),
+            "NarSize" => once(
+                &mut self.nar_size,
+                NonZeroU64::new(number(value)?).ok_or_else(|| Failure::refused("no NAR has no bytes"))?,
+            ),
             "References" => {
                 let mut paths = value
                     .split(' ')
@@ -252,7 +256,7 @@ impl Fields {
             file_hash: self.file_hash,
             file_size: self.file_size,
             nar_hash: self.nar_hash.ok_or_else(|| missing("NarHash"))?,
-            nar_size: self.nar_size.filter(|&size| size > 0).ok_or_else(|| missing("NarSize"))?,
+            nar_size: self.nar_size.ok_or_else(|| missing("NarSize"))?.get(),
             // Nix would take a narinfo without this line, but never writes one: it was cut off.
             references: self.references.ok_or_else(|| missing("References"))?,
             deriver: self.deriver,
@@ -293,13 +297,12 @@ pub fn read_text(
     store_dir: &StoreDir,
     mut each: impl FnMut(NarInfo, bool) -> Outcome,
 ) -> Outcome {
-    let mut text = Vec::new();
     for count in 1_u64.. {
-        text.clear();
+        let mut text = Vec::new();
         let at = || format!("narinfo {count} of the stream");
         let more = read_block(&mut input, &mut text).doing(at)?;
-        let narinfo = str::from_utf8(&text).map_err(|_| Failure::refused("not UTF-8 text")).doing(at)?;
-        each(NarInfo::parse(narinfo, store_dir).doing(at)?, more)?;
+        let narinfo = utf8(text).doing(at)?;
+        each(NarInfo::parse(&narinfo, store_dir).doing(at)?, more)?;
         if !more {
             break;
         }

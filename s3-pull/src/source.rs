@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::stage::{self, Doing, Failure, Outcome};
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::decode_content;
@@ -287,7 +287,7 @@ impl Source {
             return Err(refused(format!("larger than {limit} bytes")));
         }
         let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.shown(key))?;
-        String::from_utf8(bytes).map(Some).map_err(|_| refused("not UTF-8 text".to_owned()))
+        stage::utf8(bytes).map(Some).doing(|| self.shown(key))
     }
 
     /// At most one chunk more than `limit` bytes; begun anew where it breaks off.

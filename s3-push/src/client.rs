@@ -441,8 +441,7 @@ impl Bucket {
             }
         };
         let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.location.shown(object))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| Failure::refused(format!("{}: not UTF-8 text", self.location.shown(object))))?;
+        let text = stage::utf8(bytes).doing(|| self.location.shown(object))?;
         Ok(Some(Small { text, etag }))
     }
 

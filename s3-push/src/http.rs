@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::stage::{self, Doing, Failure, Outcome};
 use reqwest::{Client, Method, Response, Url};
 
 use crate::client::{chain, root_cause};
@@ -127,8 +127,7 @@ impl HttpCache {
             }
             bytes.extend_from_slice(&chunk);
         }
-        let text = String::from_utf8(bytes);
-        text.map(Some).map_err(|_| Failure::refused(format!("{}: not UTF-8 text", self.shown(key))))
+        stage::utf8(bytes).map(Some).doing(|| self.shown(key))
     }
 
     async fn ask(&self, method: Method, key: &str, part: Part<'_>) -> Outcome<Reply> {
