@@ -19,7 +19,7 @@ pub mod store_path;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,7 +87,7 @@ fn nar_input(paths: &[PathBuf]) -> Outcome<Input> {
             let opening = |error| Failure::failed(format!("opening {}: {error}", path.display()));
             let file = File::open(path).map_err(opening)?;
             if file.metadata().map_err(opening)?.is_dir() {
-                return Err(opening(ErrorKind::IsADirectory.into()));
+                return Err(opening(rustix::io::Errno::ISDIR.into()));
             }
             Ok(BufReader::with_capacity(BUFFER, file))
         }

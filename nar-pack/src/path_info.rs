@@ -1,16 +1,16 @@
 //! What is known of a store path beside its contents: from `nix path-info --json`, or by asking an installed Nix.
 
 use std::collections::HashMap;
-use std::fs::DirEntry;
+use std::fs::{DirEntry, Metadata};
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::cli::Knowledge;
-use crate::stage::{Doing, Failure, Outcome};
+use crate::stage::{Doing, Failure, Outcome, utf8};
 use crate::store_path::{StoreDir, StorePath, read_path_list};
 
 /// What `nix path-info --json` says of a path.
@@ -38,8 +38,11 @@ pub struct PathInfo {
 /// Refuses what is not such a document, and names the path.
 pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<StorePath, PathInfo>> {
     let document: Value = serde_json::from_str(json).map_err(|error| Failure::refused(format!("not JSON: {error}")))?;
-    if let Some(other) = document.get("storeDir").and_then(Value::as_str).filter(|dir| *dir != store_dir.as_str()) {
-        return Err(Failure::refused(format!("it is about the store {other}, not {}", store_dir.as_str())));
+    if let Some(other) = document.get("storeDir") {
+        let dir = other.as_str().and_then(|dir| StoreDir::new(dir).ok());
+        if dir.is_none_or(|dir| dir.as_str() != store_dir.as_str()) {
+            return Err(Failure::refused(format!("it is about the store {other}, not {}", store_dir.as_str())));
+        }
     }
     let document = document.get("info").unwrap_or(&document);
     let mut infos = HashMap::new();
@@ -115,10 +118,14 @@ fn parse_signature(value: &Value) -> Outcome<String> {
     one_line(signature)
 }
 
+/// Characters of a value that an error shows.
+const SHOWN: usize = 60;
+
 /// Refuses what would be more than one line of a narinfo.
 fn one_line(text: String) -> Outcome<String> {
     if text.contains(char::is_control) {
-        return Err(Failure::refused(format!("{text:?} holds a control character")));
+        let start: String = text.chars().take(SHOWN).collect();
+        return Err(Failure::refused(format!("{start:?} holds a control character, or what follows it does")));
     }
     Ok(text)
 }
@@ -339,15 +346,15 @@ impl Registry {
     }
 }
 
-/// Whether this is a lock of Nix's, whose name is a path with `.lock` after it (`src/libstore/pathlocks.cc`): unlike a
-/// store object of such a name it can be written to.
+/// Whether this is a lock of Nix's, whose name is a path with `.lock` after it (`src/libstore/pathlocks.cc`): of mode
+/// 0600, and empty or the one byte of a lock that nobody holds any more.
 fn is_lock(entry: &DirEntry) -> bool {
-    entry.path().extension().is_some_and(|extension| extension == "lock")
-        && entry.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o200 != 0)
+    let is_one = |metadata: Metadata| metadata.is_file() && metadata.len() <= 1 && metadata.mode() & 0o7777 == 0o600;
+    entry.path().extension().is_some_and(|extension| extension == "lock") && entry.metadata().is_ok_and(is_one)
 }
 
 fn read_file(path: &Path) -> Outcome<String> {
-    Ok(std::fs::read_to_string(path)?)
+    utf8(std::fs::read(path)?)
 }
 
 #[cfg(test)]
@@ -426,7 +433,8 @@ mod tests {
         let lock = |base: &str| format!("{base}.lock");
         for (name, mode) in [(A, 0o555), (&object, 0o444), (&lock(A), 0o600), (&lock(B), 0o600), (".links", 0o755)] {
             std::fs::write(store.join(name), "").unwrap();
-            std::fs::set_permissions(store.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(store.join(name), mode).unwrap();
         }
         let knowledge =
             Knowledge { store_dir: "/nix/store".to_owned(), path_info: None, candidates: None, no_nix: true };
@@ -438,6 +446,7 @@ mod tests {
 
     #[test]
     fn malformed_documents_are_refused() {
+        assert!(parse(r#"{"version":2,"storeDir":"/nix/store/","info":{}}"#).unwrap().is_empty());
         let elsewhere = r#"{"version":2,"storeDir":"/gnu/store","info":{}}"#;
         for json in ["", "x", "3", r#"[{"narHash":"x"}]"#, r#"{"/nix/store/x":{"narHash":"x"}}"#, elsewhere] {
             assert!(parse(json).unwrap_err().is_refusal(), "{json}");

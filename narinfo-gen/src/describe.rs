@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nar_pack::export::{Trailer, read_marker, read_trailer};
 use nar_pack::path_info::{PathInfo, Registry};
 use nar_pack::references::{Candidates, Scanner};
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::stage::{Failure, Outcome};
 use nar_pack::store_path::StorePath;
 
 use crate::compression::Settings;
@@ -56,7 +56,9 @@ impl<S: Sink> Describer<'_, S> {
     pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<&StorePath>) -> Outcome {
         let known = self.registry.query(std::slice::from_ref(path))?.remove(path);
         // Scanned even when the references are known: only its hash will tell whether this is the NAR that Nix knows.
-        let candidates: Candidates = self.registry.candidates()?.into_iter().chain([path.clone()]).collect();
+        let mut candidates = self.registry.candidates()?;
+        candidates.retain(|candidate| candidate.hash_part() != path.hash_part());
+        let candidates: Candidates = candidates.into_iter().chain([path.clone()]).collect();
         let scanner = Scanner::new(Arc::new(candidates));
         let (settings, contents) = (self.settings, Contents::new(&self.extras));
         let read = |packer: &mut Packer<Contents>| {
@@ -159,8 +161,14 @@ impl<S: Sink> Describer<'_, S> {
             (self.warn)(&format!("{}: no Nix here tells the realisations of {deriver}", narinfo.path));
             return Ok(());
         };
-        let objects = realisations(&json, &narinfo.path, &self.registry.store_dir).doing(|| deriver.to_string())?;
-        objects.into_iter().try_for_each(|object| self.sink.object(object))
+        match realisations(&json, &narinfo.path, &self.registry.store_dir) {
+            Ok(objects) => objects.into_iter().try_for_each(|object| self.sink.object(object)),
+            Err(failure) if failure.is_refusal() => {
+                (self.warn)(&format!("{}: no realisation of {deriver} is written: {failure}", narinfo.path));
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Whether what is known of a path is about this very NAR. The same path may have been built elsewhere with other

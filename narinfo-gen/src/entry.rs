@@ -256,7 +256,7 @@ impl Logs {
             let doing = || format!("reading the build log {}", file.display());
             match open_log(&file) {
                 Ok(log) => return read_log(derivation, log, method).doing(doing).map(Some),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
                 Err(error) => return Err(error).doing(doing),
             }
         }
@@ -302,8 +302,12 @@ pub fn realisations(json: &str, path: &StorePath, store_dir: &StoreDir) -> Outco
             // A path that is not the output of a content-addressed derivation.
             _ => continue,
         };
-        if is_of_path {
-            objects.push(Object::new(name.ok_or_else(malformed)?, value.to_string().as_bytes())?);
+        if !is_of_path {
+            continue;
+        }
+        let name = name.ok_or_else(malformed)?;
+        if objects.iter().all(|object: &Object| object.key != name) {
+            objects.push(Object::new(name, value.to_string().as_bytes())?);
         }
     }
     Ok(objects)
@@ -319,7 +323,8 @@ fn key_by_id(id: &str) -> Option<String> {
 fn key_by_derivation(key: &Value, store_dir: &StoreDir) -> Option<String> {
     let (derivation, output) = (key["drvPath"].as_str()?, key["outputName"].as_str()?);
     let derivation = parse_path_or_base_name(derivation, store_dir).ok()?;
-    is_plain(output).then(|| format!("build-trace-v2/{derivation}/{output}.doi"))
+    let is_derivation = derivation.base_name().strip_suffix(".drv").is_some();
+    (is_derivation && is_plain(output)).then(|| format!("build-trace-v2/{derivation}/{output}.doi"))
 }
 
 /// Whether a text may be part of a key.
@@ -444,7 +449,10 @@ mod tests {
             found[0].body.read_to_string(&mut text).unwrap();
             assert_eq!((found.len(), text.as_str()), (1, value.as_str()));
         }
-        for (derivation, output) in [("x", "out"), (derivation.as_str(), "../x"), (derivation.as_str(), "")] {
+        let twice = format!("[{0},{0}]", entry(&derivation, "out").trim_matches(['[', ']']));
+        assert_eq!(realisations(&twice, &path(), &dir).unwrap().len(), 1);
+        let [whole, output] = [derivation.as_str(), path().base_name()].map(str::to_owned);
+        for (derivation, output) in [("x", "out"), (&output, "out"), (&whole, "../x"), (&whole, "")] {
             assert!(realisations(&entry(derivation, output), &path(), &dir).is_err(), "{derivation} {output}");
         }
         assert!(

@@ -47,7 +47,7 @@ impl NarInfo {
     /// The narinfo as it is written.
     ///
     /// # Errors
-    /// Refuses what is larger than any reader takes.
+    /// Refuses what is larger than [`NarInfo::parse`] takes.
     pub fn to_text(&self) -> Outcome<String> {
         let text = self.to_string();
         if text.len() > MAX_SIZE {

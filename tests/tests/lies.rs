@@ -98,7 +98,7 @@ impl Scene {
     /// Runs `s3-pull` on these paths with a minute's time.
     fn pull(&self, url: &str, args: &[&str], paths: &[String]) -> Said {
         let mut command = self.scratch.command("timeout");
-        command.args(["--kill-after=5", "120", "s3-pull", "--stdin", "--idle-timeout", "1"]);
+        command.args(["--kill-after=5", "300", "s3-pull", "--stdin", "--idle-timeout", "1"]);
         command.args(["--trusted-public-key", &self.forger.public()]).args(args).arg(url);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -9,7 +9,7 @@ use std::thread;
 
 use crate::Outcome;
 use crate::build::{cargo, repository, succeed};
-use crate::session::{output, processors};
+use crate::session::processors;
 use corpus::entries;
 
 // Not a copy: the file knows nothing but the standard library, and both of us need it.
@@ -64,7 +64,8 @@ pub fn run(options: &Options) -> Outcome {
         println!("cargo-fuzz is not installed (cargo install --locked cargo-fuzz)");
         return if options.only_real { Ok(()) } else { replay() };
     };
-    fuzzer.build()?;
+    // So that none waits for the build of another while its time runs.
+    chosen.iter().try_for_each(|target| fuzzer.build(target))?;
     let waiting = Mutex::new(chosen.iter());
     let next = || waiting.lock().ok()?.next();
     let work = || std::iter::from_fn(next).map(|target| fuzzer.run(target, options.seconds)).filter_map(Result::err);
@@ -133,13 +134,12 @@ impl Fuzzer {
         command
     }
 
-    /// Builds every target, so that none waits for the build of another while its time runs.
-    fn build(&self) -> Outcome {
+    fn build(&self, target: &str) -> Outcome {
         let mut command = self.cargo();
         command
             .args(["fuzz", "build", "--fuzz-dir", "tests/fuzz", "--target-dir"])
             .arg(repository().join("target/fuzz"));
-        output(&mut command).map(drop)
+        succeed(command.arg(target), &format!("cargo fuzz build {target}"))
     }
 
     fn run(&self, target: &str, seconds: u32) -> Outcome {
