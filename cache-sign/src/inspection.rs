@@ -17,7 +17,7 @@ use narinfo_gen::narinfo::NarInfo;
 
 use crate::held::{Held, Kept};
 use crate::trust::TrustedKeys;
-use crate::{TOOL, parse_narinfo, tell, write_narinfo};
+use crate::{TOOL, parse_narinfo, tell};
 
 /// Where the result of `cache-sign verify` goes.
 pub enum Results<W: Write> {
@@ -252,7 +252,7 @@ impl<'a, W: Write> Inspection<'a, W> {
             None => self.expected.entry(url).or_default().push(outline(narinfo)),
         }
         match &mut self.results {
-            Results::Archive(out) => write_narinfo(out, narinfo),
+            Results::Archive(out) => out.narinfo(narinfo),
             Results::Report(_) => Ok(()),
         }
     }

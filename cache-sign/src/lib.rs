@@ -125,7 +125,7 @@ fn sign(args: &Sign) -> Outcome {
         (_, input) => {
             let mut out = archive::Writer::new(stage::stdout(Some("the cache archive"))?);
             archive::read(input, |mut member| match member.object {
-                Object::Narinfo(_) => write_narinfo(&mut out, &each(parse_narinfo(&mut member, &store_dir)?)),
+                Object::Narinfo(_) => out.narinfo(&each(parse_narinfo(&mut member, &store_dir)?)),
                 _ => out.member(&member.key, member.size, member.body),
             })?;
             out.finish()?.finish()?;
@@ -218,12 +218,6 @@ fn parse_narinfo(member: &mut Member<'_>, store_dir: &StoreDir) -> Outcome<NarIn
         return Err(Failure::refused(format!("it describes another path, {}", narinfo.path)));
     }
     Ok(narinfo)
-}
-
-/// Sends it on at once, so that the next stage can publish it.
-fn write_narinfo(out: &mut archive::Writer<impl Write>, narinfo: &NarInfo) -> Outcome {
-    out.text(&narinfo.key(), &narinfo.to_text()?)?;
-    out.flush()
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Finding references: by scanning for hash parts, and ordering paths so that references come first.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -30,20 +29,16 @@ pub struct Candidates {
 const SLOTS_EACH: usize = 8;
 
 impl FromIterator<StorePath> for Candidates {
-    fn from_iter<T: IntoIterator<Item = StorePath>>(paths: T) -> Self {
-        let mut by_hash: HashMap<HashPart, StorePath> = HashMap::new();
-        for path in paths {
-            match by_hash.entry(path.hash_part()) {
-                Entry::Vacant(free) => drop(free.insert(path)),
-                // Nix puts `.lock` and `.chroot` after the name of a path for what is not one, and no two paths share
-                // their hash parts.
-                Entry::Occupied(mut other) if path.base_name().len() < other.get().base_name().len() => {
-                    other.insert(path);
-                }
-                Entry::Occupied(_) => {}
+    fn from_iter<T: IntoIterator<Item = StorePath>>(candidates: T) -> Self {
+        let mut paths: HashMap<HashPart, StorePath> = HashMap::new();
+        for path in candidates {
+            // Nix puts `.lock` and `.chroot` after the name of a path for what is not one, and no two paths share their
+            // hash parts.
+            let other = paths.get(&path.hash_part());
+            if other.is_none_or(|other| path.base_name().len() < other.base_name().len()) {
+                paths.insert(path.hash_part(), path);
             }
         }
-        let paths = by_hash;
         let mut slots = vec![false; (paths.len() * SLOTS_EACH).next_power_of_two()];
         for hash in paths.keys() {
             let slot = slot(hash.as_bytes(), slots.len());

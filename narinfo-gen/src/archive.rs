@@ -6,8 +6,9 @@ use std::mem::ManuallyDrop;
 use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::HashPart;
 
+use crate::cache_info;
 use crate::hash::{BASE32_DIGITS, Sha256};
-use crate::{cache_info, narinfo};
+use crate::narinfo::{self, NarInfo};
 
 /// Longest key that is accepted, in bytes (the limit of S3).
 const MAX_KEY: usize = 1024;
@@ -108,6 +109,15 @@ impl<W: Write> Writer<W> {
     /// What the output says.
     pub fn text(&mut self, key: &str, text: &str) -> Outcome {
         self.member(key, text.len() as u64, text.as_bytes())
+    }
+
+    /// Writes a narinfo and sends it on at once, so that the next stage can publish it.
+    ///
+    /// # Errors
+    /// What the output and [`NarInfo::to_text`] say.
+    pub fn narinfo(&mut self, narinfo: &NarInfo) -> Outcome {
+        self.text(&narinfo.key(), &narinfo.to_text()?)?;
+        self.flush()
     }
 
     /// Ends the archive and gives the output back.

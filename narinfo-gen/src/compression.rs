@@ -8,6 +8,7 @@ use nar_pack::stage::{Doing, Failure, Outcome};
 use xz2::stream::{Check, MtStreamBuilder, Stream};
 
 use crate::frames::Frames;
+use crate::hash::Sha256;
 
 /// Bytes of NAR in one zstd frame. Frames are compressed apart from each other, so this bounds what a thread holds;
 /// it is a constant because the output must not depend on the number of threads.
@@ -96,6 +97,12 @@ impl Compression {
             Self::Lzip => ".lzip",
             Self::Lz4 => ".lz4",
         }
+    }
+
+    /// Key of a NAR that is compressed so.
+    #[must_use]
+    pub fn key_of_nar(self, file_hash: Sha256) -> String {
+        format!("nar/{}.nar{}", file_hash.base32(), self.extension())
     }
 
     /// The method of a NAR with that key that begins with these bytes. What follows `.nar` tells; where nothing does, it

@@ -140,14 +140,8 @@ impl<S: Sink> Describer<'_, S> {
             (self.warn)(&format!("{}: no listing is written: {failure}", narinfo.path));
         }
         if let (Some(logs), Some(deriver)) = (logs, &narinfo.deriver) {
-            match logs.take(deriver) {
-                Ok(log) => objects.extend(log),
-                // A build that was killed may leave half of one; the path is whole all the same.
-                Err(failure) if failure.is_refusal() => {
-                    (self.warn)(&format!("{}: no log is written: {failure}", narinfo.path));
-                }
-                Err(failure) => return Err(failure),
-            }
+            // A build that was killed may leave half of one; the path is whole all the same.
+            objects.extend(self.or_warn(logs.take(deriver), &narinfo.path, "log")?.flatten());
         }
         objects.into_iter().try_for_each(|object| self.sink.object(object))
     }
@@ -161,13 +155,19 @@ impl<S: Sink> Describer<'_, S> {
             (self.warn)(&format!("{}: no Nix here tells the realisations of {deriver}", narinfo.path));
             return Ok(());
         };
-        match realisations(&json, &narinfo.path, &self.registry.store_dir) {
-            Ok(objects) => objects.into_iter().try_for_each(|object| self.sink.object(object)),
+        let objects = realisations(&json, &narinfo.path, &self.registry.store_dir);
+        let objects = self.or_warn(objects, &narinfo.path, &format!("realisation of {deriver}"))?;
+        objects.into_iter().flatten().try_for_each(|object| self.sink.object(object))
+    }
+
+    /// What an entry is good without: a refusal only warns.
+    fn or_warn<T>(&self, made: Outcome<T>, path: &StorePath, what: &str) -> Outcome<Option<T>> {
+        match made {
             Err(failure) if failure.is_refusal() => {
-                (self.warn)(&format!("{}: no realisation of {deriver} is written: {failure}", narinfo.path));
-                Ok(())
+                (self.warn)(&format!("{path}: no {what} is written: {failure}"));
+                Ok(None)
             }
-            Err(failure) => Err(failure),
+            made => made.map(Some),
         }
     }
 

@@ -294,20 +294,19 @@ pub fn realisations(json: &str, path: &StorePath, store_dir: &StoreDir) -> Outco
     for entry in document.as_array().ok_or_else(malformed)? {
         // From Nix 2.35 on the key of an entry is apart, and in the cache it is the name of the object alone.
         let value = entry.get("value").unwrap_or(entry);
-        let is_of_path =
-            value["outPath"].as_str().is_some_and(|out| out == path.base_name() || out == store_dir.join(path));
-        let name = match (&entry["id"], entry.get("key")) {
+        let out = value["outPath"].as_str().and_then(|out| parse_path_or_base_name(out, store_dir).ok());
+        if out.as_ref() != Some(path) {
+            continue;
+        }
+        let key = match (&entry["id"], entry.get("key")) {
             (Value::String(id), None) => key_by_id(id),
             (_, Some(key)) => key_by_derivation(key, store_dir),
             // A path that is not the output of a content-addressed derivation.
             _ => continue,
         };
-        if !is_of_path {
-            continue;
-        }
-        let name = name.ok_or_else(malformed)?;
-        if objects.iter().all(|object: &Object| object.key != name) {
-            objects.push(Object::new(name, value.to_string().as_bytes())?);
+        let key = key.ok_or_else(malformed)?;
+        if objects.iter().all(|object: &Object| object.key != key) {
+            objects.push(Object::new(key, value.to_string().as_bytes())?);
         }
     }
     Ok(objects)

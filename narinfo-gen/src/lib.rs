@@ -123,10 +123,7 @@ impl Sink for Out {
     fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Outcome {
         match self {
             Self::Text(text) => text.write(&narinfo, more),
-            Self::Archive(archive) => {
-                archive.text(&narinfo.key(), &narinfo.to_text()?)?;
-                archive.flush()
-            }
+            Self::Archive(archive) => archive.narinfo(&narinfo),
         }
     }
 }

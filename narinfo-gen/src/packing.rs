@@ -47,7 +47,7 @@ impl PackedNar {
     /// Key of the NAR in its cache.
     #[must_use]
     pub fn key(&self, settings: &Settings) -> String {
-        format!("nar/{}.nar{}", self.file_hash.base32(), settings.method.extension())
+        settings.method.key_of_nar(self.file_hash)
     }
 }
 

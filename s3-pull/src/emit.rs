@@ -185,8 +185,7 @@ pub fn archive(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out:
         let checked = checking.join().map_err(|_| Failure::failed("a checking thread died"))?;
         written.doing(|| narinfo.full_path())?;
         checked?;
-        writer.text(&narinfo.key(), &narinfo.to_text()?)?;
-        writer.flush()?;
+        writer.narinfo(&narinfo)?;
     }
     writer.finish()?.finish()
 }
@@ -232,7 +231,7 @@ fn key_of(narinfo: &NarInfo) -> Outcome<String> {
         return Ok(narinfo.url.clone());
     }
     match narinfo.file_hash {
-        Some(hash) => Ok(format!("nar/{}.nar{}", hash.base32(), method.extension())),
+        Some(hash) => Ok(method.key_of_nar(hash)),
         None => Err(Failure::refused(format!("{}: its NAR has no FileHash to name it by", narinfo.full_path()))),
     }
 }

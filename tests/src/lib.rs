@@ -30,7 +30,7 @@ pub use embedded::EmbeddedS3;
 pub use minio::Minio;
 pub use mutation::mutate;
 pub use random::{Random, unique};
-pub use scratch::{Outcome, Scratch, remove_tree};
+pub use scratch::{Outcome, Scratch, TIME_LIMIT, remove_tree};
 pub use server::http_status;
 pub use tree::{Contents, Kind, Node, make_tree, tree};
 pub use versitygw::Versitygw;

@@ -17,7 +17,7 @@ use crate::bin_dir;
 use crate::minio::find_mc;
 
 /// A command line that takes longer hangs; `timeout` ends it with status 124.
-const TIME_LIMIT: &str = "300";
+pub const TIME_LIMIT: &str = "300";
 
 /// What every Nix in a scratch directory is told: no network, no build users, the new command line.
 const NIX_CONFIG: &str = "experimental-features = nix-command\nsubstituters =\nbuild-users-group =\nsandbox = false\n";

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use cache_tests::lying_server::{Answer, Asked, BUCKET, LyingServer, Objects, Plan};
-use cache_tests::{Credentials, Random, Scratch, store_path, unique};
+use cache_tests::{Credentials, Random, Scratch, TIME_LIMIT, store_path, unique};
 use forgery::{
     Forged, Forger, compressed, directory, file, file_nar, link, nar_of, nested_nar, objects, small_nar, store_dir,
     visible,
@@ -95,10 +95,10 @@ impl Scene {
         }
     }
 
-    /// Runs `s3-pull` on these paths with a minute's time.
+    /// Runs `s3-pull` on these paths; one that hangs is ended.
     fn pull(&self, url: &str, args: &[&str], paths: &[String]) -> Said {
         let mut command = self.scratch.command("timeout");
-        command.args(["--kill-after=5", "300", "s3-pull", "--stdin", "--idle-timeout", "1"]);
+        command.args(["--kill-after=5", TIME_LIMIT, "s3-pull", "--stdin", "--idle-timeout", "1"]);
         command.args(["--trusted-public-key", &self.forger.public()]).args(args).arg(url);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -94,6 +94,11 @@ fn replay() -> Outcome {
     succeed(cargo().args(["test", "-p", "tests", "--test", "fuzz", "--", "--nocapture"]), "the replay of the corpus")
 }
 
+/// Where the targets are built, and what they find is kept.
+fn artifacts() -> PathBuf {
+    repository().join("target/fuzz")
+}
+
 /// A cargo-fuzz that works, and the compiler that it takes.
 enum Fuzzer {
     Nightly,
@@ -135,19 +140,24 @@ impl Fuzzer {
     }
 
     fn build(&self, target: &str) -> Outcome {
+        succeed(&mut self.subcommand("build", target), &format!("cargo fuzz build {target}"))
+    }
+
+    /// `cargo fuzz NAME TARGET`; the arguments of the target are to follow.
+    fn subcommand(&self, name: &str, target: &str) -> Command {
         let mut command = self.cargo();
+        command.args(["fuzz", name, "--fuzz-dir", "tests/fuzz", "--target-dir"]).arg(artifacts()).arg(target);
         command
-            .args(["fuzz", "build", "--fuzz-dir", "tests/fuzz", "--target-dir"])
-            .arg(repository().join("target/fuzz"));
-        succeed(command.arg(target), &format!("cargo fuzz build {target}"))
     }
 
     fn run(&self, target: &str, seconds: u32) -> Outcome {
-        let dir = repository().join("target/fuzz");
-        let corpus = corpus_of(target, &dir)?;
-        let mut command = self.cargo();
-        command.args(["fuzz", "run", "--fuzz-dir", "tests/fuzz", "--target-dir"]).arg(&dir).arg(target).arg(&corpus);
-        command.arg("--").arg(format!("-max_total_time={seconds}")).arg(format!("-rss_limit_mb={MEMORY}"));
+        let dir = artifacts();
+        let mut command = self.subcommand("run", target);
+        command
+            .arg(corpus_of(target, &dir)?)
+            .arg("--")
+            .arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-rss_limit_mb={MEMORY}"));
         command.args(["-timeout=20", "-max_len=65536", "-print_final_stats=1", "-verbosity=0"]);
         command.arg(format!("-artifact_prefix={}/", dir.display()));
         let output = command.output().map_err(|error| format!("cannot run cargo fuzz: {error}"))?;
