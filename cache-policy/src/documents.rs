@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use clap::ValueEnum;
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
@@ -130,14 +130,14 @@ impl Origins {
     ///
     /// # Errors
     /// A usage failure for what is neither an address nor a range of addresses, or no endpoint.
-    pub fn new(addresses: &[String], endpoints: &[String], tls: bool) -> Outcome<Self> {
+    pub fn new(addresses: &[String], endpoints: &[String], tls: bool) -> Result<Self> {
         for address in addresses {
-            check_cidr(address).doing(|| format!("source {address:?}"))?;
+            check_cidr(address).context(|| format!("source {address:?}"))?;
         }
         for endpoint in endpoints {
             let digits = endpoint.strip_prefix("vpce-").unwrap_or_default();
             if digits.is_empty() || digits.len() > 32 || !digits.bytes().all(|c| c.is_ascii_hexdigit()) {
-                return Err(Failure::failed(format!("VPC endpoint {endpoint:?}: expected vpce- and digits")));
+                return Err(Error::failed(format!("VPC endpoint {endpoint:?}: expected vpce- and digits")));
             }
         }
         Ok(Self { addresses: addresses.to_vec(), endpoints: endpoints.to_vec(), tls })
@@ -157,23 +157,23 @@ impl Origins {
 
 /// An address, or a range whose first address stands before the slash: one that has bits after it may be a slip of
 /// either number.
-fn check_cidr(text: &str) -> Outcome {
+fn check_cidr(text: &str) -> Result {
     let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
     let parsed = address.parse::<IpAddr>().ok();
     let (address, width) = match parsed {
         Some(IpAddr::V4(address)) => (u128::from(address.to_bits()), 32),
         Some(IpAddr::V6(address)) => (address.to_bits(), 128),
-        None => return Err(Failure::failed("expected an address or ADDRESS/BITS")),
+        None => return Err(Error::failed("expected an address or ADDRESS/BITS")),
     };
     let Some(bits) = bits else { return Ok(()) };
     let bits = Some(bits).filter(|bits| bits.bytes().all(|c| c.is_ascii_digit())).and_then(|bits| bits.parse().ok());
     let Some(rest) = bits.and_then(|bits: u32| u32::checked_sub(width, bits)) else {
-        return Err(Failure::failed(format!("expected at most {width} bits after the slash")));
+        return Err(Error::failed(format!("expected at most {width} bits after the slash")));
     };
     // All bits of the last part may be free.
     let free = u128::MAX.checked_shr(128 - rest).unwrap_or(0);
     if address & free != 0 {
-        return Err(Failure::failed("the address is not the first of its range: more bits, or zeros after them"));
+        return Err(Error::failed("the address is not the first of its range: more bits, or zeros after them"));
     }
     Ok(())
 }
@@ -260,7 +260,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// A usage failure for a prefix that a policy could not have either: there `*` is a wildcard, here it is a star.
-    pub fn abort_incomplete(prefix: &str, days: u16) -> Outcome<Self> {
+    pub fn abort_incomplete(prefix: &str, days: u16) -> Result<Self> {
         check_prefix(prefix)?;
         let rule = Rule {
             id: "abort-incomplete-uploads",
@@ -297,14 +297,14 @@ impl Cors {
     ///
     /// # Errors
     /// A usage failure for what is no origin: a scheme and a host, and nothing after it.
-    pub fn read(origins: &[String]) -> Outcome<Self> {
+    pub fn read(origins: &[String]) -> Result<Self> {
         for origin in origins {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
             let plain = |host: &str| {
                 !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-.:[]*".contains(c))
             };
             if !host.is_some_and(plain) || origin.matches('*').count() > 1 {
-                return Err(Failure::failed(format!("origin {origin:?}: expected https://HOST[:PORT]")));
+                return Err(Error::failed(format!("origin {origin:?}: expected https://HOST[:PORT]")));
             }
         }
         let all = || vec!["*".to_owned()];
@@ -356,18 +356,16 @@ impl TrustPolicy {
         account: &str,
         audience: &str,
         subjects: &[String],
-    ) -> Outcome<Self> {
+    ) -> Result<Self> {
         let provider = provider.strip_prefix("https://").unwrap_or(provider).trim_end_matches('/');
         if !is_provider(provider) {
-            return Err(Failure::failed(format!("provider {provider:?}: expected HOST[/PATH], without a port")));
+            return Err(Error::failed(format!("provider {provider:?}: expected HOST[/PATH], without a port")));
         }
         if !is_account(account) {
-            return Err(Failure::failed(format!("account {account:?}: expected 12 digits")));
+            return Err(Error::failed(format!("account {account:?}: expected 12 digits")));
         }
         if audience.is_empty() || audience.contains(|c: char| c.is_control() || "*?$".contains(c)) {
-            return Err(Failure::failed(format!(
-                "audience {audience:?}: expected what the token says, without * and ?"
-            )));
+            return Err(Error::failed(format!("audience {audience:?}: expected what the token says, without * and ?")));
         }
         for subject in subjects {
             let project = subject.split_once('/').map(|(project, rest)| project.contains(':') && !rest.is_empty());
@@ -375,7 +373,7 @@ impl TrustPolicy {
             let mut named = subject.split('/').take(1).chain(subject.split(':').take(2));
             let open = named.any(|part| part.contains(['*', '?']));
             if subject.contains(|c: char| c.is_control() || c == '$') || project != Some(true) || open {
-                return Err(Failure::failed(format!(
+                return Err(Error::failed(format!(
                     "subject {subject:?}: expected KIND:OWNER/PROJECT…, without a wildcard in KIND:OWNER/PROJECT"
                 )));
             }
@@ -499,8 +497,8 @@ impl Principal {
     ///
     /// # Errors
     /// A usage failure, for anything else. A wildcard too: S3 knows none within a principal, and takes `*` for everybody.
-    pub fn parse(text: &str) -> Outcome<Self> {
-        Self::check(text).doing(|| format!("principal {text:?}"))?;
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::check(text).context(|| format!("principal {text:?}"))?;
         Ok(Self(text.to_owned()))
     }
 
@@ -508,16 +506,16 @@ impl Principal {
     ///
     /// # Errors
     /// A usage failure for what would mean something else.
-    pub fn key_id(text: &str) -> Outcome<Self> {
+    pub fn key_id(text: &str) -> Result<Self> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
         if text.is_empty() || text.len() > 128 || !text.chars().all(plain) {
-            return Err(Failure::failed(format!("access key ID {text:?}: expected letters and digits")));
+            return Err(Error::failed(format!("access key ID {text:?}: expected letters and digits")));
         }
         Ok(Self(text.to_owned()))
     }
 
-    fn check(text: &str) -> Outcome {
-        let wrong = |why: &str| Err(Failure::failed(why));
+    fn check(text: &str) -> Result {
+        let wrong = |why: &str| Err(Error::failed(why));
         if text == "*" {
             return wrong("without --principal everybody may read");
         }
@@ -589,12 +587,12 @@ impl Partition {
     ///
     /// # Errors
     /// A usage failure when they are of different ones, between which there are no permissions.
-    pub fn of(principals: &[Principal]) -> Outcome<Option<Self>> {
+    pub fn of(principals: &[Principal]) -> Result<Option<Self>> {
         let mut partitions = principals.iter().filter_map(Principal::partition);
         let Some(first) = partitions.next() else { return Ok(None) };
         match partitions.find(|&other| other != first) {
             None => Ok(Some(first)),
-            Some(other) => Err(Failure::failed(format!("principals of {first} and of {other} cannot share a bucket"))),
+            Some(other) => Err(Error::failed(format!("principals of {first} and of {other} cannot share a bucket"))),
         }
     }
 }
@@ -605,11 +603,9 @@ impl fmt::Display for Partition {
     }
 }
 
-fn check_prefix(prefix: &str) -> Outcome {
+fn check_prefix(prefix: &str) -> Result {
     if prefix.contains(['*', '?']) || prefix.contains("${") {
-        return Err(Failure::failed(format!(
-            "prefix {prefix:?}: *, ? and ${{ have a meaning of their own in a policy"
-        )));
+        return Err(Error::failed(format!("prefix {prefix:?}: *, ? and ${{ have a meaning of their own in a policy")));
     }
     Ok(())
 }
@@ -628,7 +624,7 @@ impl Place {
     /// # Errors
     /// A usage failure for a prefix that would mean something else in a policy: `*` and `?` match other keys there, `${…}` is
     /// a variable.
-    pub fn new(partition: Partition, bucket: &str, prefix: &str) -> Outcome<Self> {
+    pub fn new(partition: Partition, bucket: &str, prefix: &str) -> Result<Self> {
         check_prefix(prefix)?;
         Ok(Self { partition, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
     }

@@ -17,8 +17,10 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use cache_sign::trust::named_keys;
-use nar_pack::stage::{self, Failure, Outcome};
-use s3_push::location::{Location, VARIABLE, check_bucket_name};
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
+use s3_push::remote::location::{Location, VARIABLE, check_bucket_name};
 use serde::Serialize;
 
 use cli::Cli;
@@ -30,8 +32,8 @@ const TOOL: &str = "cache-policy";
 /// Runs `cache-policy`.
 ///
 /// # Errors
-/// See the exit codes in [`stage`].
-pub fn run(cli: &Cli) -> Outcome {
+/// See the exit codes in [`nar_pack::error`].
+pub fn run(cli: &Cli) -> Result {
     check_flags(cli)?;
     if cli.nix_conf {
         return configure_client(cli);
@@ -52,7 +54,7 @@ pub fn run(cli: &Cli) -> Outcome {
 }
 
 /// A flag that would be ignored is a mistake.
-fn check_flags(cli: &Cli) -> Outcome {
+fn check_flags(cli: &Cli) -> Result {
     let policy = cli.read_only || cli.upload || cli.admin;
     let narrowed = !cli.principal.is_empty()
         || !cli.principal_key_id.is_empty()
@@ -78,15 +80,15 @@ fn check_flags(cli: &Cli) -> Outcome {
         (cli.bucket.is_some() && (cli.cors || cli.oidc_trust.is_some()), "this document is about no bucket"),
     ];
     match misplaced.iter().find(|(wrong, _)| *wrong) {
-        Some((_, why)) => Err(Failure::failed(format!("{why} (try --help)"))),
+        Some((_, why)) => Err(Error::failed(format!("{why} (try --help)"))),
         None => Ok(()),
     }
 }
 
-fn policy(cli: &Cli) -> Outcome<Policy> {
+fn policy(cli: &Cli) -> Result<Policy> {
     let bucket = bucket(&required(cli.bucket.as_deref())?)?;
     let mut principals: Vec<Principal> =
-        cli.principal.iter().map(|text| Principal::parse(text)).collect::<Outcome<_>>()?;
+        cli.principal.iter().map(|text| Principal::parse(text)).collect::<Result<_>>()?;
     for id in &cli.principal_key_id {
         principals.push(Principal::key_id(id)?);
     }
@@ -101,7 +103,7 @@ fn policy(cli: &Cli) -> Outcome<Policy> {
         Some((source, partition)) => match told.find(|(_, other)| *other != partition) {
             None => partition,
             Some((other_source, other)) => {
-                return Err(Failure::failed(format!(
+                return Err(Error::failed(format!(
                     "{source} is of {partition}, {other_source} of {other}, and between them there are no permissions"
                 )));
             }
@@ -121,24 +123,24 @@ fn policy(cli: &Cli) -> Outcome<Policy> {
 }
 
 /// Prints the lines of nix.conf, or merges them into a file, or takes them out.
-fn configure_client(cli: &Cli) -> Outcome {
+fn configure_client(cli: &Cli) -> Result {
     let named = required(cli.bucket.as_deref())?;
     let url = if named.contains("://") { named } else { format!("s3://{named}") };
     let keys = named_keys(&cli.keys)?;
     if keys.is_empty() && cli.remove.is_none() {
-        return Err(Failure::failed("expected --trusted-public-key or --trusted-public-key-file (try --help)"));
+        return Err(Error::failed("expected --trusted-public-key or --trusted-public-key-file (try --help)"));
     }
     let client = Client::new(&url, cli.https, &keys, cli.only)?;
     if [&cli.write, &cli.remove].into_iter().flatten().any(|file| file == Path::new("-")) {
-        return Err(Failure::failed("--write and --remove take a file; without them the lines go to standard output"));
+        return Err(Error::failed("--write and --remove take a file; without them the lines go to standard output"));
     }
     let told = |file: &Path, changed: bool| {
-        stage::say(TOOL, format!("{}: {}", file.display(), if changed { "changed" } else { "unchanged" }));
+        process::print_message(TOOL, format!("{}: {}", file.display(), if changed { "changed" } else { "unchanged" }));
     };
     if let Some(file) = &cli.write {
         told(file, client.write(file)?);
         for line in client.look(file)?.illegal {
-            stage::say(
+            process::print_message(
                 TOOL,
                 format!("{line}: not a line of nix.conf: Nix refuses the whole file for it; it stays as it is"),
             );
@@ -154,11 +156,11 @@ fn configure_client(cli: &Cli) -> Outcome {
             // The lines are out, whatever the rest of the file says.
             Err(failure) => Some(failure.to_string()),
         } {
-            stage::say(TOOL, format!("{}: {rest}", file.display()));
+            process::print_message(TOOL, format!("{}: {rest}", file.display()));
         }
         return Ok(());
     }
-    let mut out = stage::stdout(None)?;
+    let mut out = stdio::stdout(None)?;
     out.write_all(client.lines().as_bytes())?;
     out.finish()
 }
@@ -172,11 +174,11 @@ struct Bucket {
 }
 
 /// What the argument or the environment names; none where neither does.
-fn named(argument: Option<&str>) -> Outcome<Option<String>> {
+fn named(argument: Option<&str>) -> Result<Option<String>> {
     let text = match (argument, env::var_os(VARIABLE)) {
         (Some(text), _) => Some(text.to_owned()),
         (None, Some(text)) => {
-            let text = text.into_string().map_err(|_| Failure::failed(format!("${VARIABLE} is not UTF-8 text")))?;
+            let text = text.into_string().map_err(|_| Error::failed(format!("${VARIABLE} is not UTF-8 text")))?;
             Some(text).filter(|text| !text.is_empty())
         }
         (None, None) => None,
@@ -184,35 +186,35 @@ fn named(argument: Option<&str>) -> Outcome<Option<String>> {
     Ok(text)
 }
 
-fn required(argument: Option<&str>) -> Outcome<String> {
+fn required(argument: Option<&str>) -> Result<String> {
     named(argument)?.filter(|text| !text.is_empty()).ok_or_else(|| {
-        Failure::failed(format!("say which bucket: s3://BUCKET, its bare name, or set ${VARIABLE} (try --help)"))
+        Error::failed(format!("say which bucket: s3://BUCKET, its bare name, or set ${VARIABLE} (try --help)"))
     })
 }
 
-fn bucket(text: &str) -> Outcome<Bucket> {
+fn bucket(text: &str) -> Result<Bucket> {
     let bucket = if text.contains("://") {
         let location = Location::parse(text)?;
         let region = location.region.clone().filter(|_| location.is_aws());
         Bucket { name: location.bucket, prefix: location.prefix, region }
     } else {
         check_bucket_name(text).map_err(|failure| {
-            Failure::failed(format!("{}; expected s3://BUCKET[/PREFIX] or a bare name", failure.message()))
+            Error::failed(format!("{}; expected s3://BUCKET[/PREFIX] or a bare name", failure.message()))
         })?;
         Bucket { name: text.to_owned(), ..Bucket::default() }
     };
     // Amazon S3 user guide, "General purpose bucket naming rules".
     if bucket.name.parse::<Ipv4Addr>().is_ok() {
-        return Err(Failure::failed(format!("{:?} is an address, not the name of a bucket", bucket.name)));
+        return Err(Error::failed(format!("{:?} is an address, not the name of a bucket", bucket.name)));
     }
     Ok(bucket)
 }
 
 /// Writes a document and one newline.
-fn print(document: &impl Serialize) -> Outcome {
-    let mut text = serde_json::to_vec_pretty(document).map_err(Failure::failed)?;
+fn print(document: &impl Serialize) -> Result {
+    let mut text = serde_json::to_vec_pretty(document).map_err(Error::failed)?;
     text.push(b'\n');
-    let mut out = stage::stdout(None)?;
+    let mut out = stdio::stdout(None)?;
     out.write_all(&text)?;
     out.finish()
 }

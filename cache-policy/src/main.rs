@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    nar_pack::stage::main("cache-policy", cache_policy::run)
+    nar_pack::process::main("cache-policy", cache_policy::run)
 }

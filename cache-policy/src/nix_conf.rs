@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use cache_sign::keys::PublicKey;
 use cache_sign::nix_conf::{Reading, Settings};
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
-use s3_push::location::{Addressing, DEFAULT_REGION, Location};
+use s3_push::remote::location::{Addressing, DEFAULT_REGION, Location};
 
 /// Longest nix.conf that is merged into, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
@@ -40,9 +40,9 @@ impl Client {
     ///
     /// # Errors
     /// A usage failure for a URL of another kind, one that nix.conf cannot hold, and one with a secret in it.
-    pub fn new(url: &str, https: bool, keys: &[PublicKey], only: bool) -> Outcome<Self> {
+    pub fn new(url: &str, https: bool, keys: &[PublicKey], only: bool) -> Result<Self> {
         if url.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
-            return Err(Failure::failed(format!(
+            return Err(Error::failed(format!(
                 "{:?}: nix.conf cannot hold white space or #; write %20, %23",
                 shown(url)
             )));
@@ -58,7 +58,7 @@ impl Client {
                 check_plain(&url)?;
                 (name_of(&url), url.trim_end_matches('/').to_owned())
             }
-            _ => return Err(Failure::failed(format!("{:?} is not a cache: expected s3:// or https://", shown(&url)))),
+            _ => return Err(Error::failed(format!("{:?} is not a cache: expected s3:// or https://", shown(&url)))),
         };
         let mut distinct: Vec<String> = Vec::new();
         for key in keys.iter().map(ToString::to_string) {
@@ -110,7 +110,7 @@ impl Client {
     ///
     /// # Errors
     /// Refuses text in which somebody cut the comments apart; fails when it includes a file that is not there.
-    pub fn merge(&self, text: &[u8], path: &Path) -> Outcome<Vec<u8>> {
+    pub fn merge(&self, text: &[u8], path: &Path) -> Result<Vec<u8>> {
         let settings = |text: &[u8]| reading(text, path).map(|reading| reading.settings);
         let rest = self.without(text)?;
         let lines = self.lines_beyond(&settings(&rest)?);
@@ -132,7 +132,7 @@ impl Client {
             merged.push(b'\n');
         }
         if !self.in_effect(&settings(&merged)?) {
-            return Err(Failure::refused("the lines would have no effect there"));
+            return Err(Error::refused("the lines would have no effect there"));
         }
         Ok(merged)
     }
@@ -141,7 +141,7 @@ impl Client {
     ///
     /// # Errors
     /// Refuses text in which somebody cut the comments apart.
-    pub fn without(&self, text: &[u8]) -> Outcome<Vec<u8>> {
+    pub fn without(&self, text: &[u8]) -> Result<Vec<u8>> {
         let Some(block) = self.block(text)? else { return Ok(text.to_vec()) };
         let mut start = block.start;
         if block.end == text.len() && !text.ends_with(b"\n") && start > 0 {
@@ -158,7 +158,7 @@ impl Client {
         format!("# cache-policy end {}", self.name)
     }
 
-    fn block(&self, text: &[u8]) -> Outcome<Option<Block>> {
+    fn block(&self, text: &[u8]) -> Result<Option<Block>> {
         let (begin, end) = (self.begin(), self.end());
         let (mut at, mut block, mut inside) = (0, None, None);
         for line in text.split_inclusive(|&byte| byte == b'\n') {
@@ -166,12 +166,12 @@ impl Client {
             let next = at + line.len();
             if bare == begin.as_bytes() {
                 if inside.is_some() || block.is_some() {
-                    return Err(Failure::refused(format!("the line {begin:?} is there twice")));
+                    return Err(Error::refused(format!("the line {begin:?} is there twice")));
                 }
                 inside = Some((at, next));
             } else if bare == end.as_bytes() {
                 let Some((start, lines)) = inside.take() else {
-                    return Err(Failure::refused(format!("the line {end:?} has no beginning")));
+                    return Err(Error::refused(format!("the line {end:?} has no beginning")));
                 };
                 block = Some(Block { start, lines, lines_end: at, end: next });
             }
@@ -179,7 +179,7 @@ impl Client {
         }
         match inside {
             None => Ok(block),
-            Some(_) => Err(Failure::refused(format!("the line {begin:?} has no end"))),
+            Some(_) => Err(Error::refused(format!("the line {begin:?} has no end"))),
         }
     }
 
@@ -187,7 +187,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::merge`]; fails when the file cannot be read or replaced.
-    pub fn write(&self, path: &Path) -> Outcome<bool> {
+    pub fn write(&self, path: &Path) -> Result<bool> {
         edit(path, |text| self.merge(text, path))
     }
 
@@ -195,7 +195,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::without`]; fails when the file cannot be read or replaced.
-    pub fn remove(&self, path: &Path) -> Outcome<bool> {
+    pub fn remove(&self, path: &Path) -> Result<bool> {
         if real_path(path)?.is_none() {
             return Ok(false);
         }
@@ -206,8 +206,8 @@ impl Client {
     ///
     /// # Errors
     /// Fails when the file cannot be read or includes one that is not there.
-    pub fn look(&self, path: &Path) -> Outcome<Look> {
-        let text = real_path(path)?.map(|real| read(&real)).transpose().doing(|| reads(path))?;
+    pub fn look(&self, path: &Path) -> Result<Look> {
+        let text = real_path(path)?.map(|real| read(&real)).transpose().context(|| reads(path))?;
         let Reading { settings, illegal } = reading(&text.unwrap_or_default(), path)?;
         Ok(Look { names_the_cache: has_cache(&settings, &self.substituter), illegal })
     }
@@ -222,7 +222,7 @@ pub struct Look {
     pub illegal: Vec<String>,
 }
 
-fn reading(text: &[u8], path: &Path) -> Outcome<Reading> {
+fn reading(text: &[u8], path: &Path) -> Result<Reading> {
     Reading::of_text(&String::from_utf8_lossy(text), path)
 }
 
@@ -279,14 +279,14 @@ fn place(url: &str) -> &str {
 }
 
 /// Everybody may read nix.conf, and Nix sends no parameter to the server.
-fn check_plain(url: &str) -> Outcome {
+fn check_plain(url: &str) -> Result {
     let (place, query) = url.split_once('?').unwrap_or((url, ""));
     if place.contains('@') {
-        return Err(Failure::failed("a URL in nix.conf is for everybody to read; put the password into netrc"));
+        return Err(Error::failed("a URL in nix.conf is for everybody to read; put the password into netrc"));
     }
     // Every binary cache has the parameters of a bucket.
     if Location::parse(&format!("s3://bucket?{query}")).is_err() {
-        return Err(Failure::failed(format!(
+        return Err(Error::failed(format!(
             "{place}?…: a parameter that Nix does not know; it sends none, and everybody may read nix.conf: put what is \
              secret into netrc"
         )));
@@ -319,33 +319,33 @@ fn writes(path: &Path) -> String {
 
 /// Where a file really is; none when it is not there. A link is followed: to replace it would cut it off from what it
 /// links to.
-fn real_path(path: &Path) -> Outcome<Option<PathBuf>> {
+fn real_path(path: &Path) -> Result<Option<PathBuf>> {
     match fs::canonicalize(path) {
         Ok(real) => Ok(Some(real)),
         Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => Ok(None),
-        Err(error) => Err(Failure::from(error).doing(reads(path))),
+        Err(error) => Err(Error::from(error).context(reads(path))),
     }
 }
 
-fn read(real: &Path) -> Outcome<Vec<u8>> {
+fn read(real: &Path) -> Result<Vec<u8>> {
     let about = fs::metadata(real)?;
     if !about.is_file() || about.len() > MAX_SIZE {
-        return Err(Failure::refused(format!("not a file of at most {MAX_SIZE} bytes")));
+        return Err(Error::refused(format!("not a file of at most {MAX_SIZE} bytes")));
     }
     Ok(fs::read(real)?)
 }
 
 /// Replaces a file by what `change` makes of it, at once or not at all; says whether that is something else.
-fn edit(path: &Path, change: impl FnOnce(&[u8]) -> Outcome<Vec<u8>>) -> Outcome<bool> {
+fn edit(path: &Path, change: impl FnOnce(&[u8]) -> Result<Vec<u8>>) -> Result<bool> {
     let real = real_path(path)?.unwrap_or_else(|| path.to_owned());
-    let place = Place::lock(&real).map_err(Failure::from).doing(|| writes(path))?;
+    let place = Place::lock(&real).map_err(Error::from).context(|| writes(path))?;
     // Another may have made or changed it while this waited.
-    let text = real_path(path)?.map(|real| read(&real)).transpose().doing(|| reads(path))?.unwrap_or_default();
-    let changed = change(&text).doing(|| path.display())?;
+    let text = real_path(path)?.map(|real| read(&real)).transpose().context(|| reads(path))?.unwrap_or_default();
+    let changed = change(&text).context(|| path.display())?;
     if changed == text {
         return Ok(false);
     }
-    place.replace(&changed).map_err(Failure::from).doing(|| writes(path))?;
+    place.replace(&changed).map_err(Error::from).context(|| writes(path))?;
     Ok(true)
 }
 

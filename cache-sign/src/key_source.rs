@@ -11,7 +11,9 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use nar_pack::stage::{self, Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use zeroize::Zeroizing;
@@ -29,11 +31,11 @@ const SHORTEST_KEY: usize = 40;
 ///
 /// # Errors
 /// A usage failure for what names none, a refusal of what is no key.
-pub fn open_keys(keys: &OpenKeys) -> Outcome<Vec<SecretKey>> {
-    let numbers: Vec<RawFd> = keys.key_fds.iter().map(|number| descriptor(number)).collect::<Outcome<_>>()?;
+pub fn open_keys(keys: &OpenKeys) -> Result<Vec<SecretKey>> {
+    let numbers: Vec<RawFd> = keys.key_fds.iter().map(|number| descriptor(number)).collect::<Result<_>>()?;
     if let Some(twice) = (1..numbers.len()).find(|&n| numbers[..n].contains(&numbers[n])) {
         let number = numbers[twice];
-        return Err(Failure::failed(format!("--key-fd {number} is there twice, but a descriptor is read once")));
+        return Err(Error::failed(format!("--key-fd {number} is there twice, but a descriptor is read once")));
     }
     let descriptors = numbers.into_iter().map(|number| from_descriptor(number, keys.seed));
     descriptors.chain(keys.key_envs.iter().map(|name| from_variable(name, keys.seed))).collect()
@@ -43,41 +45,41 @@ pub fn open_keys(keys: &OpenKeys) -> Outcome<Vec<SecretKey>> {
 ///
 /// # Errors
 /// Fails when the file cannot be read; refuses what is no key.
-pub fn from_file(path: &Path, seed: bool) -> Outcome<SecretKey> {
+pub fn from_file(path: &Path, seed: bool) -> Result<SecretKey> {
     if looks_like_a_key(&path.to_string_lossy()) {
-        return Err(Failure::failed(
+        return Err(Error::failed(
             "a key was given where the name of a file is expected; it has been in the list of processes, so make another",
         ));
     }
     let at = || format!("key file {}", path.display());
-    let file = File::open(path).map_err(Failure::from).doing(at)?;
+    let file = File::open(path).map_err(Error::from).context(at)?;
     warn_if_readable(&file, &at());
-    read(file, seed).doing(at)
+    read(file, seed).context(at)
 }
 
 /// Reads the key from standard input.
 ///
 /// # Errors
 /// As [`from_file`].
-pub fn from_stdin(seed: bool) -> Outcome<SecretKey> {
+pub fn from_stdin(seed: bool) -> Result<SecretKey> {
     // Without the buffer, which nobody would wipe.
-    read(stage::stdin("a secret key")?.into_inner(), seed).doing(|| "standard input")
+    read(stdio::stdin("a secret key")?.into_inner(), seed).context(|| "standard input")
 }
 
-fn descriptor(number: &str) -> Outcome<RawFd> {
+fn descriptor(number: &str) -> Result<RawFd> {
     let parsed = number.parse().ok().filter(|number: &RawFd| *number > 2);
-    parsed.ok_or_else(|| Failure::failed("--key-fd takes the number of an open descriptor, 3 or more"))
+    parsed.ok_or_else(|| Error::failed("--key-fd takes the number of an open descriptor, 3 or more"))
 }
 
-fn from_descriptor(number: RawFd, seed: bool) -> Outcome<SecretKey> {
+fn from_descriptor(number: RawFd, seed: bool) -> Result<SecretKey> {
     let at = || format!("key on descriptor {number}");
     let file = open_descriptor(number).map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::BADF) => Failure::failed("no such descriptor is open"),
-        _ => Failure::from(error),
+        Some(Errno::BADF) => Error::failed("no such descriptor is open"),
+        _ => Error::from(error),
     });
-    let file = file.doing(at)?;
+    let file = file.context(at)?;
     warn_if_readable(&file, &at());
-    read(file, seed).doing(at)
+    read(file, seed).context(at)
 }
 
 /// Our own descriptor, duplicated. `/proc` would open the file again, for which a user who was only given the
@@ -91,15 +93,15 @@ fn open_descriptor(number: RawFd) -> io::Result<File> {
     }
 }
 
-fn from_variable(name: &str, seed: bool) -> Outcome<SecretKey> {
+fn from_variable(name: &str, seed: bool) -> Result<SecretKey> {
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if name.is_empty() || !plain || name.len() > 255 {
-        return Err(Failure::failed("--key-env takes the name of an environment variable, not its value"));
+        return Err(Error::failed("--key-env takes the name of an environment variable, not its value"));
     }
     let at = || format!("key in ${name}");
-    let value = env::var_os(name).ok_or_else(|| Failure::failed("no such variable is set")).doing(at)?;
+    let value = env::var_os(name).ok_or_else(|| Error::failed("no such variable is set")).context(at)?;
     let value = Zeroizing::new(value.into_vec());
-    read(value.as_slice(), seed).doing(at)
+    read(value.as_slice(), seed).context(at)
 }
 
 /// `NAME:BASE64`, be it wrapped as `base64` does, and the digits alone.
@@ -108,31 +110,31 @@ fn looks_like_a_key(text: &str) -> bool {
     let (named, digits) = text.rsplit_once(':').map_or((false, text.as_str()), |(_, digits)| (true, digits));
     let are_digits = digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c));
     // A path of this length without a dot or a dash has no letters of both cases.
-    digits.len() >= SHORTEST_KEY && are_digits && (named || stage::has_both_cases(digits))
+    digits.len() >= SHORTEST_KEY && are_digits && (named || process::has_both_cases(digits))
 }
 
 fn warn_if_readable(file: &File, shown: &str) {
     let Ok(about) = file.metadata() else { return };
     if about.is_file() && about.mode() & 0o044 != 0 {
         let mode = about.permissions().mode() & 0o7777;
-        stage::say(TOOL, format!("warning: {shown}: others may read it (mode {mode:04o}); chmod 600 it"));
+        process::print_message(TOOL, format!("warning: {shown}: others may read it (mode {mode:04o}); chmod 600 it"));
     }
 }
 
 /// Reads a key of at most [`MAX_SIZE`] bytes through a buffer that is wiped.
-fn read(mut from: impl Read, seed: bool) -> Outcome<SecretKey> {
+fn read(mut from: impl Read, seed: bool) -> Result<SecretKey> {
     let mut bytes = Zeroizing::new([0_u8; MAX_SIZE + 1]);
     let mut end = 0;
     loop {
         match from.read(&mut bytes[end..]) {
-            Ok(0) if end > MAX_SIZE => return Err(Failure::refused(format!("larger than {MAX_SIZE} bytes"))),
+            Ok(0) if end > MAX_SIZE => return Err(Error::refused(format!("larger than {MAX_SIZE} bytes"))),
             Ok(0) => break,
             Ok(n) => end += n,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
     }
-    let text = str::from_utf8(&bytes[..end]).map_err(|_| Failure::refused("not text"))?;
+    let text = str::from_utf8(&bytes[..end]).map_err(|_| Error::refused("not text"))?;
     if seed { SecretKey::parse_seed(text) } else { SecretKey::parse(text) }
 }
 

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use ed25519_dalek::{
     KEYPAIR_LENGTH, PUBLIC_KEY_LENGTH, SECRET_KEY_LENGTH, SIGNATURE_LENGTH, Signature, Signer, SigningKey, VerifyingKey,
 };
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::error::{Error, Result};
 use zeroize::Zeroizing;
 
 /// Longest secret key once decoded, with what base 64 rounds up.
@@ -32,10 +32,10 @@ impl SecretKey {
     ///
     /// # Errors
     /// Refuses a name that Nix could not read back; fails when the system gives no random bytes.
-    pub fn generate(name: &str) -> Outcome<Self> {
+    pub fn generate(name: &str) -> Result<Self> {
         check_name(name)?;
         let mut seed = Zeroizing::new([0; 32]);
-        getrandom::fill(seed.as_mut()).map_err(|error| Failure::failed(format!("no random bytes: {error}")))?;
+        getrandom::fill(seed.as_mut()).map_err(|error| Error::failed(format!("no random bytes: {error}")))?;
         Ok(Self { name: name.to_owned(), key: Box::new(SigningKey::from_bytes(&seed)) })
     }
 
@@ -43,7 +43,7 @@ impl SecretKey {
     ///
     /// # Errors
     /// Refuses anything else, and a public half that does not belong to the secret half.
-    pub fn parse(text: &str) -> Outcome<Self> {
+    pub fn parse(text: &str) -> Result<Self> {
         Self::parse_size(text, false)
     }
 
@@ -52,13 +52,13 @@ impl SecretKey {
     ///
     /// # Errors
     /// As [`SecretKey::parse`].
-    pub fn parse_seed(text: &str) -> Outcome<Self> {
+    pub fn parse_seed(text: &str) -> Result<Self> {
         Self::parse_size(text, true)
     }
 
-    fn parse_size(text: &str, seed: bool) -> Outcome<Self> {
+    fn parse_size(text: &str, seed: bool) -> Result<Self> {
         let (name, digits) = split(text, "secret key")?;
-        let wrong = |why: String| Failure::refused(format!("secret key {name:?}: {why}"));
+        let wrong = |why: String| Error::refused(format!("secret key {name:?}: {why}"));
         let wrong_size = |size: &str| wrong(format!("{size} bytes long, expected {KEYPAIR_LENGTH}"));
         if digits.len() > MOST_DECODED.div_ceil(3) * 4 {
             return Err(wrong_size("too many"));
@@ -119,9 +119,9 @@ impl PublicKey {
     ///
     /// # Errors
     /// Refuses anything else, and names the key.
-    pub fn parse(text: &str) -> Outcome<Self> {
+    pub fn parse(text: &str) -> Result<Self> {
         let (name, digits) = split(text, "public key")?;
-        let wrong = |why: String| Failure::refused(format!("public key {name:?}: {why}"));
+        let wrong = |why: String| Error::refused(format!("public key {name:?}: {why}"));
         let bytes = BASE64_STANDARD.decode(digits).map_err(|_| wrong("not base 64".to_owned()))?;
         let bytes: &[u8; PUBLIC_KEY_LENGTH] = bytes
             .as_slice()
@@ -174,16 +174,16 @@ pub fn signer(signature: &str) -> &str {
     signature.split_once(':').map_or(signature, |(name, _)| name)
 }
 
-fn split<'a>(text: &'a str, what: &str) -> Outcome<(&'a str, &'a str)> {
+fn split<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str)> {
     let (name, digits) =
-        text.trim().split_once(':').ok_or_else(|| Failure::refused(format!("not a {what}: expected NAME:BASE64")))?;
+        text.trim().split_once(':').ok_or_else(|| Error::refused(format!("not a {what}: expected NAME:BASE64")))?;
     check_name(name)?;
     Ok((name, digits))
 }
 
-fn check_name(name: &str) -> Outcome {
+fn check_name(name: &str) -> Result {
     if name.is_empty() || name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
-        return Err(Failure::refused("the name of a key must not be empty, nor have colons or white space in it"));
+        return Err(Error::refused("the name of a key must not be empty, nor have colons or white space in it"));
     }
     Ok(())
 }

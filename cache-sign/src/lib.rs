@@ -6,15 +6,15 @@
 //! | [`key_source`] | where a secret key is read from |
 //! | [`nix_conf`] | which caches nix.conf names and which keys it trusts |
 //! | [`trust`] | whether a narinfo is to be trusted |
-//! | [`inspection`] | what passes of an archive |
-//! | [`held`] | NARs of an archive that wait for that |
+//! | [`archive_verifier`] | what passes of an archive |
+//! | [`spool`] | NARs of an archive that wait for that |
 
+pub mod archive_verifier;
 pub mod cli;
-pub mod held;
-pub mod inspection;
 pub mod key_source;
 pub mod keys;
 pub mod nix_conf;
+pub mod spool;
 pub mod trust;
 
 use std::fs::{File, OpenOptions};
@@ -22,10 +22,12 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use archive_verifier::{ArchiveVerifier, Results, Summary};
 use cli::{Cli, Command, Sign, Verify};
-use inspection::{Inspection, Results, Tally};
 use keys::{SecretKey, signer};
-use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::narinfo::{self, NarInfo, TextWriter};
@@ -39,8 +41,8 @@ const WANTED: &str = "narinfo text or a cache archive";
 /// Runs `cache-sign`.
 ///
 /// # Errors
-/// See the exit codes in [`stage`].
-pub fn run(cli: &Cli) -> Outcome {
+/// See the exit codes in [`nar_pack::error`].
+pub fn run(cli: &Cli) -> Result {
     match &cli.command {
         None => sign(&cli.sign),
         Some(Command::Keygen { name, secret_file, public_file }) => keygen(name, secret_file, public_file),
@@ -50,7 +52,7 @@ pub fn run(cli: &Cli) -> Outcome {
 }
 
 /// Both files are made or neither is; Nix writes no line feed after a key, so neither do we.
-fn keygen(name: &str, secret_file: &Path, public_file: &Path) -> Outcome {
+fn keygen(name: &str, secret_file: &Path, public_file: &Path) -> Result {
     let key = SecretKey::generate(name)?;
     let mut secret = create(secret_file, 0o600)?;
     let mut public = create(public_file, 0o644).inspect_err(|_| drop(std::fs::remove_file(secret_file)))?;
@@ -61,42 +63,42 @@ fn keygen(name: &str, secret_file: &Path, public_file: &Path) -> Outcome {
     written.map_err(|error| {
         let _ = std::fs::remove_file(secret_file);
         let _ = std::fs::remove_file(public_file);
-        Failure::failed(format!("writing the key pair {}: {error}", secret_file.display()))
+        Error::failed(format!("writing the key pair {}: {error}", secret_file.display()))
     })
 }
 
-fn create(path: &Path, mode: u32) -> Outcome<File> {
+fn create(path: &Path, mode: u32) -> Result<File> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(path)
-        .map_err(|error| Failure::failed(format!("creating {}: {error}", path.display())))
+        .map_err(|error| Error::failed(format!("creating {}: {error}", path.display())))
 }
 
-fn public_key(args: &cli::PublicKey) -> Outcome {
+fn public_key(args: &cli::PublicKey) -> Result {
     let mut keys = key_source::open_keys(&args.keys)?;
     match args.secret_file.as_deref() {
         Some(file) if file == Path::new("-") => keys.push(key_source::from_stdin(args.keys.seed)?),
         Some(file) => keys.push(key_source::from_file(file, args.keys.seed)?),
         None => {}
     }
-    let mut out = stage::stdout(None)?;
+    let mut out = stdio::stdout(None)?;
     for key in keys {
         writeln!(out, "{}", key.public())?;
     }
     out.finish()
 }
 
-fn sign(args: &Sign) -> Outcome {
+fn sign(args: &Sign) -> Result {
     if args.key_files.iter().any(|file| file == Path::new("-")) {
-        return Err(Failure::failed("-k -: standard input is what is to be signed; use --key-fd"));
+        return Err(Error::failed("-k -: standard input is what is to be signed; use --key-fd"));
     }
     let mut keys: Vec<SecretKey> =
-        args.key_files.iter().map(|file| key_source::from_file(file, args.keys.seed)).collect::<Outcome<_>>()?;
+        args.key_files.iter().map(|file| key_source::from_file(file, args.keys.seed)).collect::<Result<_>>()?;
     keys.extend(key_source::open_keys(&args.keys)?);
     if keys.is_empty() {
-        return Err(Failure::failed("expected -k SECRET-FILE, --key-fd, --key-env, or a command (try --help)"));
+        return Err(Error::failed("expected -k SECRET-FILE, --key-fd, --key-env, or a command (try --help)"));
     }
     let keys: Vec<_> = keys.into_iter().map(|key| (key.public(), key)).collect();
     let mut replaced: Vec<(&str, u64)> = args.replace.iter().map(|name| (name.as_str(), 0)).collect();
@@ -117,13 +119,13 @@ fn sign(args: &Sign) -> Outcome {
     let store_dir = StoreDir::new(&args.store_dir)?;
     match open(WANTED)? {
         (Kind::Narinfo, input) => {
-            let mut text = TextWriter::new(stage::stdout(None)?);
+            let mut text = TextWriter::new(stdio::stdout(None)?);
             let result = narinfo::read_text(input, &store_dir, |narinfo, more| text.write(&each(narinfo), more));
             result.inspect_err(|_| text.cut_off())?;
             text.into_inner().finish()?;
         }
         (_, input) => {
-            let mut out = archive::Writer::new(stage::stdout(Some("the cache archive"))?);
+            let mut out = archive::Writer::new(stdio::stdout(Some("the cache archive"))?);
             archive::read(input, |mut member| match member.object {
                 Object::Narinfo(_) => out.narinfo(&each(parse_narinfo(&mut member, &store_dir)?)),
                 _ => out.member(&member.key, member.size, member.body),
@@ -132,23 +134,23 @@ fn sign(args: &Sign) -> Outcome {
         }
     }
     for (name, _) in replaced.iter().filter(|(_, count)| *count == 0) {
-        stage::say(TOOL, format!("--replace {name}: there was no signature of that name"));
+        process::print_message(TOOL, format!("--replace {name}: there was no signature of that name"));
     }
     Ok(())
 }
 
-fn verify(args: &Verify) -> Outcome {
+fn verify(args: &Verify) -> Result {
     let trusted = TrustedKeys::from_cli(&args.trust)?;
     let store_dir = StoreDir::new(&args.store_dir)?;
-    let mut tally = Tally::default();
+    let mut summary = Summary::default();
     let mut judge = |narinfo: &NarInfo| {
         let verdict = trusted.require(narinfo);
-        tally.count(&verdict);
+        summary.count(&verdict);
         verdict.is_ok()
     };
     match (open(WANTED)?, args.json) {
         ((Kind::Narinfo, input), true) => {
-            let mut out = stage::stdout(None)?;
+            let mut out = stdio::stdout(None)?;
             narinfo::read_text(input, &store_dir, |narinfo, _| {
                 let holds = judge(&narinfo);
                 tell(&mut out, &trusted, &narinfo, holds)
@@ -156,7 +158,7 @@ fn verify(args: &Verify) -> Outcome {
             out.finish()?;
         }
         ((Kind::Narinfo, input), false) => {
-            let mut text = TextWriter::new(stage::stdout(None)?);
+            let mut text = TextWriter::new(stdio::stdout(None)?);
             // What follows may be refused, so nothing promises that it comes.
             let result = narinfo::read_text(input, &store_dir, |narinfo, _| {
                 if judge(&narinfo) { text.write(&narinfo, false) } else { Ok(()) }
@@ -166,20 +168,20 @@ fn verify(args: &Verify) -> Outcome {
         }
         ((_, input), json) => {
             let results = if json {
-                Results::Report(stage::stdout(None)?)
+                Results::Report(stdio::stdout(None)?)
             } else {
-                Results::Archive(archive::Writer::new(stage::stdout(Some("the cache archive"))?))
+                Results::Archive(archive::Writer::new(stdio::stdout(Some("the cache archive"))?))
             };
-            let (out, found) = Inspection::new(&trusted, &store_dir, results).run(input)?;
+            let (out, found) = ArchiveVerifier::new(&trusted, &store_dir, results).run(input)?;
             out.finish()?;
-            tally = found;
+            summary = found;
         }
     }
-    tally.verdict()
+    summary.verdict()
 }
 
 /// A line that says who signed a path, and whether it passes.
-fn tell(out: &mut impl Write, trusted: &TrustedKeys, narinfo: &NarInfo, holds: bool) -> Outcome {
+fn tell(out: &mut impl Write, trusted: &TrustedKeys, narinfo: &NarInfo, holds: bool) -> Result {
     let judgement = trusted.judge(narinfo);
     let signers: Vec<&str> = judgement.signers.iter().map(|key| key.name()).collect();
     let signatures = narinfo
@@ -205,17 +207,17 @@ fn escaped(json: &str) -> String {
 }
 
 /// Standard input, which is narinfo text or a cache archive.
-fn open(wanted: &str) -> Outcome<(Kind, Sniffed)> {
-    match sniff(stage::stdin(wanted)?, wanted)? {
+fn open(wanted: &str) -> Result<(Kind, Sniffed)> {
+    match sniff(stdio::stdin(wanted)?, wanted)? {
         (kind @ (Kind::Narinfo | Kind::Archive), input) => Ok((kind, input)),
-        (other, _) => Err(Failure::refused(format!("standard input is {}; expected {wanted}", other.name()))),
+        (other, _) => Err(Error::refused(format!("standard input is {}; expected {wanted}", other.name()))),
     }
 }
 
-fn parse_narinfo(member: &mut Member<'_>, store_dir: &StoreDir) -> Outcome<NarInfo> {
+fn parse_narinfo(member: &mut Member<'_>, store_dir: &StoreDir) -> Result<NarInfo> {
     let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
     if narinfo.key() != member.key {
-        return Err(Failure::refused(format!("it describes another path, {}", narinfo.path)));
+        return Err(Error::refused(format!("it describes another path, {}", narinfo.path)));
     }
     Ok(narinfo)
 }

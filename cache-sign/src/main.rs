@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    nar_pack::stage::main("cache-sign", cache_sign::run)
+    nar_pack::process::main("cache-sign", cache_sign::run)
 }

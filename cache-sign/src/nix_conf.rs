@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
 
 use crate::keys::PublicKey;
 
@@ -52,11 +52,11 @@ impl Settings {
     ///
     /// # Errors
     /// Fails when `file` cannot be read or one includes a file that is not there; refuses a line that Nix refuses.
-    pub fn read(file: Option<&Path>) -> Outcome<Self> {
+    pub fn read(file: Option<&Path>) -> Result<Self> {
         let mut reading = Reading::default();
         if let Some(file) = file {
             let bytes = std::fs::File::open(file).and_then(read_start);
-            let bytes = bytes.map_err(|error| Failure::failed(format!("reading {}: {error}", file.display())))?;
+            let bytes = bytes.map_err(|error| Error::failed(format!("reading {}: {error}", file.display())))?;
             reading.text(&String::from_utf8_lossy(&bytes), file, 0)?;
         } else {
             for file in default_files() {
@@ -68,7 +68,7 @@ impl Settings {
         }
         match reading.illegal.first() {
             None => Ok(reading.settings),
-            Some(line) => Err(Failure::refused(format!("{line}: not a line of nix.conf"))),
+            Some(line) => Err(Error::refused(format!("{line}: not a line of nix.conf"))),
         }
     }
 
@@ -76,8 +76,8 @@ impl Settings {
     ///
     /// # Errors
     /// Refuses a malformed one.
-    pub fn public_keys(&self) -> Outcome<Vec<PublicKey>> {
-        self.trusted_public_keys.iter().map(|key| PublicKey::parse(key).doing(|| "nix.conf")).collect()
+    pub fn public_keys(&self) -> Result<Vec<PublicKey>> {
+        self.trusted_public_keys.iter().map(|key| PublicKey::parse(key).context(|| "nix.conf")).collect()
     }
 
     fn set<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
@@ -100,16 +100,16 @@ impl Reading {
     ///
     /// # Errors
     /// Fails when a file that it includes is not there.
-    pub fn of_text(text: &str, path: &Path) -> Outcome<Self> {
+    pub fn of_text(text: &str, path: &Path) -> Result<Self> {
         let mut reading = Self::default();
         reading.text(text, path, 0)?;
         Ok(reading)
     }
 
     /// A file that cannot be read says nothing (`AbstractConfig::applyConfigFile`).
-    fn file(&mut self, file: &Path, depth: usize) -> Outcome {
+    fn file(&mut self, file: &Path, depth: usize) -> Result {
         if depth > MAX_INCLUDES {
-            return Err(Failure::refused(format!("{}: included too deeply", file.display())));
+            return Err(Error::refused(format!("{}: included too deeply", file.display())));
         }
         match read_regular(file) {
             Ok(bytes) => self.text(&String::from_utf8_lossy(&bytes), file, depth),
@@ -117,19 +117,19 @@ impl Reading {
         }
     }
 
-    fn text(&mut self, text: &str, file: &Path, depth: usize) -> Outcome {
+    fn text(&mut self, text: &str, file: &Path, depth: usize) -> Result {
         for (number, line) in (1..).zip(text.split('\n')) {
             let plain = line.split('#').next().unwrap_or_default();
             let words: Vec<&str> = plain.split([' ', '\t', '\r']).filter(|word| !word.is_empty()).collect();
             match words.as_slice() {
                 [] => {}
                 [include @ ("include" | "!include"), name] => {
-                    let included = beside(file, name).doing(|| format!("{}, line {number}", file.display()))?;
+                    let included = beside(file, name).context(|| format!("{}, line {number}", file.display()))?;
                     if is_there(&included) {
                         self.file(&included, depth + 1)?;
                     } else if *include == "include" {
                         let (included, file) = (included.display(), file.display());
-                        return Err(Failure::failed(format!("reading {included}, which {file} includes: not found")));
+                        return Err(Error::failed(format!("reading {included}, which {file} includes: not found")));
                     }
                 }
                 ["include" | "!include", ..] => self.illegal.push(shown(file, number)),
@@ -148,8 +148,8 @@ fn shown(file: &Path, number: u32) -> String {
 
 /// Where an included file is: beside the path by which the file was read, links in which are not followed, and without
 /// what `..` takes away (`absPath(name, dirOf(path))`, `canonPath`).
-fn beside(file: &Path, name: &str) -> Outcome<PathBuf> {
-    let file = std::path::absolute(file).map_err(Failure::from)?;
+fn beside(file: &Path, name: &str) -> Result<PathBuf> {
+    let file = std::path::absolute(file).map_err(Error::from)?;
     let mut path = PathBuf::new();
     for component in file.parent().unwrap_or(Path::new("/")).join(name).components() {
         match component {
@@ -214,7 +214,7 @@ mod tests {
 
     const KEY: &str = "a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=";
 
-    fn keys(files: &[(&str, &str)]) -> Outcome<Vec<String>> {
+    fn keys(files: &[(&str, &str)]) -> Result<Vec<String>> {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(dir.path().join(name), text).unwrap();

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use nar_pack::stage::{Doing, Failure, Outcome, read_text};
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::stdio::read_text;
 use narinfo_gen::content_address::proves_itself;
 use narinfo_gen::narinfo::NarInfo;
 
@@ -66,7 +67,7 @@ impl Verdict {
 ///
 /// # Errors
 /// Refuses what is no key; fails when a file cannot be read.
-pub fn named_keys(named: &PublicKeys) -> Outcome<Vec<PublicKey>> {
+pub fn named_keys(named: &PublicKeys) -> Result<Vec<PublicKey>> {
     let mut keys = Vec::new();
     for text in &named.trusted_public_keys {
         // A value may hold several, as in nix.conf.
@@ -77,19 +78,19 @@ pub fn named_keys(named: &PublicKeys) -> Outcome<Vec<PublicKey>> {
     for file in &named.trusted_public_key_files {
         let before = keys.len();
         for key in read_keys(file)?.split_whitespace() {
-            keys.push(PublicKey::parse(key).doing(|| file.display().to_string())?);
+            keys.push(PublicKey::parse(key).context(|| file.display().to_string())?);
         }
         if keys.len() == before {
-            return Err(Failure::refused(format!("{}: there is no public key in it", file.display())));
+            return Err(Error::refused(format!("{}: there is no public key in it", file.display())));
         }
     }
     Ok(keys)
 }
 
-fn read_keys(file: &Path) -> Outcome<String> {
+fn read_keys(file: &Path) -> Result<String> {
     let at = || format!("reading {}", file.display());
-    read_text(&mut std::fs::File::open(file).map_err(Failure::from).doing(at)?, MAX_KEY_FILE, "the file of public keys")
-        .doing(at)
+    read_text(&mut std::fs::File::open(file).map_err(Error::from).context(at)?, MAX_KEY_FILE, "the file of public keys")
+        .context(at)
 }
 
 impl TrustedKeys {
@@ -97,7 +98,7 @@ impl TrustedKeys {
     ///
     /// # Errors
     /// Refuses malformed keys; a usage failure when there are fewer keys than must sign.
-    pub fn from_cli(trust: &Trust) -> Outcome<Self> {
+    pub fn from_cli(trust: &Trust) -> Result<Self> {
         let named = named_keys(&trust.named)?;
         let mut keys = if named.is_empty() || trust.nix_conf.is_some() {
             Settings::read(trust.nix_conf.as_deref())?.public_keys()?
@@ -115,7 +116,7 @@ impl TrustedKeys {
         let count =
             distinct.iter().enumerate().filter(|(i, key)| !distinct[..*i].iter().any(|k| k.same_point(key))).count();
         if count < threshold {
-            return Err(Failure::failed(format!("{threshold} trusted keys must sign, but only {count} are given")));
+            return Err(Error::failed(format!("{threshold} trusted keys must sign, but only {count} are given")));
         }
         Ok(Self { keys: distinct, threshold })
     }
@@ -149,14 +150,14 @@ impl TrustedKeys {
     ///
     /// # Errors
     /// Refuses any other, and says which trusted keys signed it.
-    pub fn require(&self, narinfo: &NarInfo) -> Outcome {
+    pub fn require(&self, narinfo: &NarInfo) -> Result {
         let judgement = self.judge(narinfo);
         if judgement.holds() {
             return Ok(());
         }
         let path = narinfo.full_path();
         let names: Vec<&str> = judgement.signers.iter().map(|key| key.name()).collect();
-        Err(Failure::refused(match (narinfo.signatures.len(), names.as_slice()) {
+        Err(Error::refused(match (narinfo.signatures.len(), names.as_slice()) {
             (0, _) => format!("{path}: it is not signed"),
             (_, []) => format!("{path}: none of its signatures ({}) is by a trusted key", signature_names(narinfo)),
             (_, names) => format!(

@@ -4,18 +4,20 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
 use nar_pack::references::{Candidates, Scanner};
-use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, read_path_list};
 
-fn main() -> Outcome {
+fn main() -> Result {
     let store_dir = StoreDir::new("/nix/store")?;
-    let list = std::env::args_os().nth(1).ok_or_else(|| Failure::failed("expected a path list"))?;
+    let list = std::env::args_os().nth(1).ok_or_else(|| Error::failed("expected a path list"))?;
     let list = std::io::BufReader::new(std::fs::File::open(list)?);
     let candidates: Candidates = read_path_list(list, &store_dir)?.into_iter().collect();
     let mut scanner = Scanner::new(Arc::new(candidates));
-    let mut input = stage::stdin("what to scan")?;
-    let mut buffer = vec![0; stage::BUFFER];
+    let mut input = stdio::stdin("what to scan")?;
+    let mut buffer = vec![0; stdio::BUFFER_SIZE];
     loop {
         match input.read(&mut buffer)? {
             0 => break,
@@ -23,7 +25,7 @@ fn main() -> Outcome {
         }
     }
     for path in scanner.finish() {
-        stage::say("scan", store_dir.join(&path));
+        process::print_message("scan", store_dir.join(&path));
     }
     Ok(())
 }

@@ -43,12 +43,12 @@ pub struct Cli {
 
     /// Where to learn about store paths
     #[command(flatten)]
-    pub knowledge: Knowledge,
+    pub path_info_args: PathInfoArgs,
 }
 
 /// What the tools may ask about a store path besides its NAR; shared by every tool that describes paths.
 #[derive(Debug, Clone, Args)]
-pub struct Knowledge {
+pub struct PathInfoArgs {
     /// The store directory that store paths begin with
     #[arg(long, value_name = "DIR", env = "NIX_STORE_DIR", default_value = "/nix/store", hide_env_values = true)]
     pub store_dir: String,

@@ -5,8 +5,8 @@
 
 use std::io::{BufRead, Read, Write};
 
+use crate::error::{Context, Error, Result};
 use crate::nar::{padding, push_string};
-use crate::stage::{Doing, Failure, Outcome};
 use crate::store_path::{StoreDir, StorePath};
 
 /// The number that begins what follows a NAR.
@@ -43,7 +43,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What `nar` or the output says.
-    pub fn path(&mut self, store_dir: &StoreDir, trailer: &Trailer, nar: impl FnOnce(&mut W) -> Outcome) -> Outcome {
+    pub fn path(&mut self, store_dir: &StoreDir, trailer: &Trailer, nar: impl FnOnce(&mut W) -> Result) -> Result {
         self.out.write_all(&1_u64.to_le_bytes())?;
         nar(&mut self.out)?;
         let mut fields = MAGIC.to_le_bytes().to_vec();
@@ -62,7 +62,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the output says.
-    pub fn finish(mut self) -> Outcome<W> {
+    pub fn finish(mut self) -> Result<W> {
         self.out.write_all(&0_u64.to_le_bytes())?;
         Ok(self.out)
     }
@@ -72,7 +72,7 @@ impl<W: Write> Writer<W> {
 ///
 /// # Errors
 /// Refuses a malformed or truncated stream.
-pub fn read_marker(input: &mut impl BufRead) -> Outcome<bool> {
+pub fn read_marker(input: &mut impl BufRead) -> Result<bool> {
     match read_number(input)? {
         1 => Ok(true),
         0 if input.fill_buf()?.is_empty() => Ok(false),
@@ -85,11 +85,11 @@ pub fn read_marker(input: &mut impl BufRead) -> Outcome<bool> {
 ///
 /// # Errors
 /// Refuses a malformed or truncated stream, and paths that are not below `store_dir`.
-pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Outcome<Trailer> {
+pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Result<Trailer> {
     if read_number(input)? != MAGIC {
         return Err(malformed("no store path follows a NAR"));
     }
-    let path = store_dir.parse(&read_string(input)?).doing(|| "export stream")?;
+    let path = store_dir.parse(&read_string(input)?).context(|| "export stream")?;
     let count = read_number(input)?;
     if count > MAX_REFERENCES {
         return Err(malformed(format_args!("{path} has {count} references; at most {MAX_REFERENCES} are accepted")));
@@ -97,13 +97,13 @@ pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Outcome<T
     let mut references = Vec::new();
     for _ in 0..count {
         references
-            .push(store_dir.parse(&read_string(input)?).doing(|| format!("export stream: references of {path}"))?);
+            .push(store_dir.parse(&read_string(input)?).context(|| format!("export stream: references of {path}"))?);
     }
     references.sort_unstable();
     references.dedup();
     let deriver = match read_string(input)?.as_str() {
         "" => None,
-        deriver => Some(store_dir.parse(deriver).doing(|| format!("export stream: deriver of {path}"))?),
+        deriver => Some(store_dir.parse(deriver).context(|| format!("export stream: deriver of {path}"))?),
     };
     match read_number(input)? {
         0 => {}
@@ -114,24 +114,24 @@ pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Outcome<T
     Ok(Trailer { path, references, deriver })
 }
 
-fn malformed(why: impl std::fmt::Display) -> Failure {
-    Failure::refused(format!("malformed export stream: {why}"))
+fn malformed(why: impl std::fmt::Display) -> Error {
+    Error::refused(format!("malformed export stream: {why}"))
 }
 
-fn read_exact(input: &mut impl BufRead, buf: &mut [u8]) -> Outcome {
-    input.read_exact(buf).map_err(|error| match Failure::from(error) {
-        failure if failure.is_refusal() => Failure::refused("truncated export stream"),
+fn read_exact(input: &mut impl BufRead, buf: &mut [u8]) -> Result {
+    input.read_exact(buf).map_err(|error| match Error::from(error) {
+        failure if failure.is_refusal() => Error::refused("truncated export stream"),
         failure => failure,
     })
 }
 
-fn read_number(input: &mut impl BufRead) -> Outcome<u64> {
+fn read_number(input: &mut impl BufRead) -> Result<u64> {
     let mut bytes = [0; 8];
     read_exact(input, &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn read_string(input: &mut impl BufRead) -> Outcome<String> {
+fn read_string(input: &mut impl BufRead) -> Result<String> {
     let length = read_number(input)?;
     if length > MAX_STRING {
         return Err(malformed(format_args!("a string of {length} bytes")));
@@ -141,7 +141,7 @@ fn read_string(input: &mut impl BufRead) -> Outcome<String> {
     let mut zeros = [0; 8];
     read_exact(input, &mut zeros[..padding(length)])?;
     if bytes.len() as u64 != length {
-        return Err(Failure::refused("truncated export stream"));
+        return Err(Error::refused("truncated export stream"));
     }
     if zeros != [0; 8] {
         return Err(malformed("padding that is not zero"));

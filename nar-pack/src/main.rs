@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    nar_pack::stage::main("nar-pack", nar_pack::run)
+    nar_pack::process::main("nar-pack", nar_pack::run)
 }

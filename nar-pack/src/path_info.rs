@@ -9,8 +9,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::cli::Knowledge;
-use crate::stage::{Doing, Failure, Outcome, utf8};
+use crate::cli::PathInfoArgs;
+use crate::error::{Context, Error, Result};
+use crate::stdio::utf8;
 use crate::store_path::{StoreDir, StorePath, read_path_list};
 
 /// What `nix path-info --json` says of a path.
@@ -36,21 +37,21 @@ pub struct PathInfo {
 ///
 /// # Errors
 /// Refuses what is not such a document, and names the path.
-pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<StorePath, PathInfo>> {
-    let document: Value = serde_json::from_str(json).map_err(|error| Failure::refused(format!("not JSON: {error}")))?;
+pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Result<HashMap<StorePath, PathInfo>> {
+    let document: Value = serde_json::from_str(json).map_err(|error| Error::refused(format!("not JSON: {error}")))?;
     if let Some(other) = document.get("storeDir") {
         let dir = other.as_str().and_then(|dir| StoreDir::new(dir).ok());
         if dir.is_none_or(|dir| dir.as_str() != store_dir.as_str()) {
-            return Err(Failure::refused(format!("it is about the store {other}, not {}", store_dir.as_str())));
+            return Err(Error::refused(format!("it is about the store {other}, not {}", store_dir.as_str())));
         }
     }
     let document = document.get("info").unwrap_or(&document);
     let mut infos = HashMap::new();
-    let mut add = |path: &str, entry: &Value| -> Outcome {
+    let mut add = |path: &str, entry: &Value| -> Result {
         if entry.is_null() || entry.get("valid") == Some(&Value::Bool(false)) || entry.get("narHash").is_none() {
             return Ok(());
         }
-        let info = parse_entry(entry, store_dir).doing(|| path.to_owned())?;
+        let info = parse_entry(entry, store_dir).context(|| path.to_owned())?;
         infos.insert(parse_path_or_base_name(path, store_dir)?, info);
         Ok(())
     };
@@ -58,7 +59,7 @@ pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<Stor
         Value::Array(entries) => {
             for entry in entries {
                 let path = entry.get("path").and_then(Value::as_str);
-                add(path.ok_or_else(|| Failure::refused("an entry without a path"))?, entry)?;
+                add(path.ok_or_else(|| Error::refused("an entry without a path"))?, entry)?;
             }
         }
         Value::Object(entries) => {
@@ -66,7 +67,7 @@ pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<Stor
                 add(path, entry)?;
             }
         }
-        _ => return Err(Failure::refused("expected a list or an object of store paths")),
+        _ => return Err(Error::refused("expected a list or an object of store paths")),
     }
     Ok(infos)
 }
@@ -75,45 +76,45 @@ pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Outcome<HashMap<Stor
 ///
 /// # Errors
 /// Refuses what is neither, and paths of another store.
-pub fn parse_path_or_base_name(text: &str, store_dir: &StoreDir) -> Outcome<StorePath> {
+pub fn parse_path_or_base_name(text: &str, store_dir: &StoreDir) -> Result<StorePath> {
     if text.starts_with('/') { store_dir.parse(text) } else { StorePath::from_base_name(text) }
 }
 
-fn parse_entry(entry: &Value, store_dir: &StoreDir) -> Outcome<PathInfo> {
+fn parse_entry(entry: &Value, store_dir: &StoreDir) -> Result<PathInfo> {
     let text = |key: &str| match entry.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-        Some(_) => Err(Failure::refused(format!("{key} is not a string"))),
+        Some(_) => Err(Error::refused(format!("{key} is not a string"))),
     };
     let items = |key: &str| match entry.get(key) {
         None | Some(Value::Null) => Ok([].as_slice()),
         Some(Value::Array(items)) => Ok(items.as_slice()),
-        Some(_) => Err(Failure::refused(format!("{key} is not a list"))),
+        Some(_) => Err(Error::refused(format!("{key} is not a list"))),
     };
     let reference = |path: &Value| {
-        let path = path.as_str().ok_or_else(|| Failure::refused("references holds what is not a string"))?;
+        let path = path.as_str().ok_or_else(|| Error::refused("references holds what is not a string"))?;
         parse_path_or_base_name(path, store_dir)
     };
-    let mut references = items("references")?.iter().map(reference).collect::<Outcome<Vec<_>>>()?;
+    let mut references = items("references")?.iter().map(reference).collect::<Result<Vec<_>>>()?;
     references.sort_unstable();
     references.dedup();
     Ok(PathInfo {
         references,
         deriver: text("deriver")?.map(|path| parse_path_or_base_name(path, store_dir)).transpose()?,
-        nar_hash: entry.get("narHash").map(parse_hash).transpose().doing(|| "narHash")?.unwrap_or_default(),
+        nar_hash: entry.get("narHash").map(parse_hash).transpose().context(|| "narHash")?.unwrap_or_default(),
         nar_size: entry.get("narSize").and_then(Value::as_u64),
-        ca: entry.get("ca").map(parse_ca).transpose().doing(|| "ca")?.flatten().map(one_line).transpose()?,
-        signatures: items("signatures")?.iter().map(parse_signature).collect::<Outcome<_>>()?,
+        ca: entry.get("ca").map(parse_ca).transpose().context(|| "ca")?.flatten().map(one_line).transpose()?,
+        signatures: items("signatures")?.iter().map(parse_signature).collect::<Result<_>>()?,
     })
 }
 
 /// A signature: text as in a narinfo, or an object with `keyName` and `sig`.
-fn parse_signature(value: &Value) -> Outcome<String> {
+fn parse_signature(value: &Value) -> Result<String> {
     let field = |key: &str| value.get(key).and_then(Value::as_str);
     let signature = match (value, field("keyName"), field("sig")) {
         (Value::String(text), ..) => text.clone(),
         (_, Some(key), Some(signature)) => format!("{key}:{signature}"),
-        _ => return Err(Failure::refused("signatures holds what is no signature")),
+        _ => return Err(Error::refused("signatures holds what is no signature")),
     };
     one_line(signature)
 }
@@ -122,33 +123,33 @@ fn parse_signature(value: &Value) -> Outcome<String> {
 const SHOWN: usize = 60;
 
 /// Refuses what would be more than one line of a narinfo.
-fn one_line(text: String) -> Outcome<String> {
+fn one_line(text: String) -> Result<String> {
     if text.contains(char::is_control) {
         let start: String = text.chars().take(SHOWN).collect();
-        return Err(Failure::refused(format!("{start:?} holds a control character, or what follows it does")));
+        return Err(Error::refused(format!("{start:?} holds a control character, or what follows it does")));
     }
     Ok(text)
 }
 
 /// A hash: text with its algorithm, or an object with `algorithm` and `hash`.
-fn parse_hash(value: &Value) -> Outcome<String> {
+fn parse_hash(value: &Value) -> Result<String> {
     match value {
         Value::Null => Ok(String::new()),
         Value::String(text) => Ok(text.clone()),
         Value::Object(_) => {
             let field = |key: &str| value.get(key).and_then(Value::as_str);
-            let algorithm = field("algorithm").ok_or_else(|| Failure::refused("a hash without an algorithm"))?;
-            let hash = field("hash").ok_or_else(|| Failure::refused("a hash without digits"))?;
+            let algorithm = field("algorithm").ok_or_else(|| Error::refused("a hash without an algorithm"))?;
+            let hash = field("hash").ok_or_else(|| Error::refused("a hash without digits"))?;
             // The digits may have their algorithm with them, as in SRI.
             let named = hash.strip_prefix(algorithm).is_some_and(|rest| rest.starts_with(['-', ':']));
             Ok(if named { hash.to_owned() } else { format!("{algorithm}:{hash}") })
         }
-        _ => Err(Failure::refused("not a hash")),
+        _ => Err(Error::refused("not a hash")),
     }
 }
 
 /// A content address: text as in a narinfo, or an object with `method` and `hash`.
-fn parse_ca(value: &Value) -> Outcome<Option<String>> {
+fn parse_ca(value: &Value) -> Result<Option<String>> {
     match value {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
@@ -158,20 +159,20 @@ fn parse_ca(value: &Value) -> Outcome<Option<String>> {
                 Some("flat") => "fixed:",
                 Some("nar") => "fixed:r:",
                 Some("git") => "fixed:git:",
-                _ => return Err(Failure::refused("a content address of an unknown method")),
+                _ => return Err(Error::refused("a content address of an unknown method")),
             };
             match parse_hash(value.get("hash").unwrap_or(&Value::Null))?.as_str() {
-                "" => Err(Failure::refused("a content address without a hash")),
+                "" => Err(Error::refused("a content address without a hash")),
                 hash => Ok(Some(format!("{prefix}{hash}"))),
             }
         }
-        _ => Err(Failure::refused("not a content address")),
+        _ => Err(Error::refused("not a content address")),
     }
 }
 
 /// Where the tools learn about store paths: a file, else the installed Nix, else nothing but candidates for a scan.
 #[derive(Debug)]
-pub struct Registry {
+pub struct PathInfoSource {
     /// The store directory in force.
     pub store_dir: StoreDir,
     root: Option<PathBuf>,
@@ -180,17 +181,17 @@ pub struct Registry {
     ask_nix: bool,
 }
 
-impl Registry {
+impl PathInfoSource {
     /// Reads `--path-info`, if given. `root` is where the store lies when it is not at its own place.
     ///
     /// # Errors
     /// Fails when a file cannot be read, refuses a malformed one.
-    pub fn open(knowledge: &Knowledge, root: Option<&Path>) -> Outcome<Self> {
-        let store_dir = StoreDir::new(&knowledge.store_dir)?;
-        let given = match &knowledge.path_info {
+    pub fn open(path_info_args: &PathInfoArgs, root: Option<&Path>) -> Result<Self> {
+        let store_dir = StoreDir::new(&path_info_args.store_dir)?;
+        let given = match &path_info_args.path_info {
             Some(file) => read_file(file)
                 .and_then(|json| parse_path_info(&json, &store_dir))
-                .doing(|| format!("path info {}", file.display()))?,
+                .context(|| format!("path info {}", file.display()))?,
             None => HashMap::new(),
         };
         // A store elsewhere is one that Nix knows only if it has a database there.
@@ -199,8 +200,8 @@ impl Registry {
             store_dir,
             root: root.map(Path::to_owned),
             given,
-            candidates: knowledge.candidates.clone(),
-            ask_nix: known && !knowledge.no_nix,
+            candidates: path_info_args.candidates.clone(),
+            ask_nix: known && !path_info_args.no_nix,
         })
     }
 
@@ -208,7 +209,7 @@ impl Registry {
     ///
     /// # Errors
     /// Fails when the installed Nix prints what is not path info.
-    pub fn query(&mut self, paths: &[StorePath]) -> Outcome<HashMap<StorePath, PathInfo>> {
+    pub fn query(&mut self, paths: &[StorePath]) -> Result<HashMap<StorePath, PathInfo>> {
         let mut known: HashMap<_, _> =
             paths.iter().filter_map(|path| Some((path.clone(), self.given.get(path)?.clone()))).collect();
         let unknown: Vec<StorePath> = paths.iter().filter(|path| !known.contains_key(*path)).cloned().collect();
@@ -238,7 +239,7 @@ impl Registry {
     ///
     /// # Errors
     /// Refuses when neither `--path-info` nor the installed Nix knows it.
-    pub fn closure(&mut self, paths: &[StorePath]) -> Outcome<HashMap<StorePath, PathInfo>> {
+    pub fn closure(&mut self, paths: &[StorePath]) -> Result<HashMap<StorePath, PathInfo>> {
         let mut closure = HashMap::new();
         let mut next: Vec<StorePath> = paths.to_vec();
         let mut unknown = Vec::new();
@@ -254,7 +255,7 @@ impl Registry {
         }
         for some in unknown.chunks(256) {
             let Some(infos) = self.ask(some, true)? else {
-                return Err(Failure::refused(format!(
+                return Err(Error::refused(format!(
                     "no Nix here knows the closure of {}; give --path-info, or a path list with --stdin",
                     self.store_dir.join(&some[0])
                 )));
@@ -268,12 +269,12 @@ impl Registry {
     ///
     /// # Errors
     /// Fails when the list cannot be read. A store directory that is not there holds nothing.
-    pub fn candidates(&self) -> Outcome<Vec<StorePath>> {
+    pub fn candidates(&self) -> Result<Vec<StorePath>> {
         if let Some(file) = &self.candidates {
             return std::fs::File::open(file)
-                .map_err(Failure::from)
+                .map_err(Error::from)
                 .and_then(|list| read_path_list(std::io::BufReader::new(list), &self.store_dir))
-                .doing(|| format!("candidates {}", file.display()));
+                .context(|| format!("candidates {}", file.display()));
         }
         let dir = self.store_dir.dir_below(self.root.as_deref());
         let entries = match std::fs::read_dir(&dir) {
@@ -281,7 +282,7 @@ impl Registry {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(Vec::new());
             }
-            Err(error) => return Err(Failure::failed(format!("reading {}: {error}", dir.display()))),
+            Err(error) => return Err(Error::failed(format!("reading {}: {error}", dir.display()))),
         };
         let objects = entries.filter_map(Result::ok).filter(|entry| !is_lock(entry));
         let names = objects.filter_map(|entry| entry.file_name().into_string().ok());
@@ -324,7 +325,7 @@ impl Registry {
     }
 
     /// Asks the installed Nix; none when there is no Nix or it does not know one of the paths.
-    fn ask(&mut self, paths: &[StorePath], recursive: bool) -> Outcome<Option<HashMap<StorePath, PathInfo>>> {
+    fn ask(&mut self, paths: &[StorePath], recursive: bool) -> Result<Option<HashMap<StorePath, PathInfo>>> {
         if !self.ask_nix || paths.is_empty() {
             return Ok(None);
         }
@@ -342,7 +343,7 @@ impl Registry {
             return Ok(None);
         }
         let json = String::from_utf8_lossy(&output.stdout);
-        parse_path_info(&json, &self.store_dir).doing(|| "asking nix path-info").map(Some)
+        parse_path_info(&json, &self.store_dir).context(|| "asking nix path-info").map(Some)
     }
 }
 
@@ -353,7 +354,7 @@ fn is_lock(entry: &DirEntry) -> bool {
     entry.path().extension().is_some_and(|extension| extension == "lock") && entry.metadata().is_ok_and(is_one)
 }
 
-fn read_file(path: &Path) -> Outcome<String> {
+fn read_file(path: &Path) -> Result<String> {
     utf8(std::fs::read(path)?)
 }
 
@@ -364,7 +365,7 @@ mod tests {
     const A: &str = "02dlwc21njky62v7q7ffcb10000n2grx-a";
     const B: &str = "h7jx3wrzn6m9vjl9604id854qx1xyqw6-b";
 
-    fn parse(json: &str) -> Outcome<HashMap<StorePath, PathInfo>> {
+    fn parse(json: &str) -> Result<HashMap<StorePath, PathInfo>> {
         parse_path_info(json, &StoreDir::new("/nix/store").unwrap())
     }
 
@@ -436,9 +437,9 @@ mod tests {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
             std::fs::set_permissions(store.join(name), mode).unwrap();
         }
-        let knowledge =
-            Knowledge { store_dir: "/nix/store".to_owned(), path_info: None, candidates: None, no_nix: true };
-        let candidates = Registry::open(&knowledge, Some(root.path())).unwrap().candidates().unwrap();
+        let path_info_args =
+            PathInfoArgs { store_dir: "/nix/store".to_owned(), path_info: None, candidates: None, no_nix: true };
+        let candidates = PathInfoSource::open(&path_info_args, Some(root.path())).unwrap().candidates().unwrap();
         let mut names: Vec<&str> = candidates.iter().map(StorePath::base_name).collect();
         names.sort_unstable();
         assert_eq!(names, [A, object.as_str()]);

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use crate::stage::{Failure, Outcome};
+use crate::error::{Error, Result};
 use crate::store_path::{HASH_PART, HashPart, StorePath, is_base32};
 
 /// Finds the hash parts of candidate paths in a stream of bytes, however it is cut into pieces (Nix's
@@ -148,7 +148,7 @@ impl Write for Scanner {
 pub fn references_first<'a>(
     paths: &'a [StorePath],
     references: impl Fn(&StorePath) -> &'a [StorePath],
-) -> Outcome<Vec<&'a StorePath>> {
+) -> Result<Vec<&'a StorePath>> {
     #[derive(Clone, Copy, PartialEq)]
     enum Mark {
         New,
@@ -171,7 +171,7 @@ pub fn references_first<'a>(
                 .find_map(|reference| index.get(reference).copied().filter(|&i| i != node && marks[i] != Mark::Done))
             {
                 Some(next) if marks[next] == Mark::Open => {
-                    return Err(Failure::refused(format!("the references of {} lead back to it", paths[next])));
+                    return Err(Error::refused(format!("the references of {} lead back to it", paths[next])));
                 }
                 Some(next) => {
                     marks[next] = Mark::Open;

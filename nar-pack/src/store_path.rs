@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-use crate::stage::{Doing, Failure, Outcome};
+use crate::error::{Context, Error, Result};
 
 /// Digits in the hash part of a store path.
 pub const HASH_PART: usize = 32;
@@ -68,8 +68,8 @@ impl StorePath {
     ///
     /// # Errors
     /// Refuses what Nix would not accept as a store path, and says why.
-    pub fn from_base_name(base: &str) -> Outcome<Self> {
-        let wrong = |why: &str| Err(Failure::refused(format!("{base:?} is not the name of a store path: {why}")));
+    pub fn from_base_name(base: &str) -> Result<Self> {
+        let wrong = |why: &str| Err(Error::refused(format!("{base:?} is not the name of a store path: {why}")));
         let bytes = base.as_bytes();
         if bytes.len() < HASH_PART + 2 || bytes[HASH_PART] != b'-' {
             return wrong("expected 32 digits, a dash and a name");
@@ -126,7 +126,7 @@ impl StoreDir {
     ///
     /// # Errors
     /// A usage failure that names the directory.
-    pub fn new(dir: &str) -> Outcome<Self> {
+    pub fn new(dir: &str) -> Result<Self> {
         let trimmed = dir.trim_end_matches('/');
         let clean = trimmed.starts_with('/')
             && trimmed[1..].split('/').all(|part| !matches!(part, "" | "." | ".."))
@@ -136,7 +136,7 @@ impl StoreDir {
         if clean {
             Ok(Self(trimmed.to_owned()))
         } else {
-            Err(Failure::failed(format!("store directory {dir:?}: expected an absolute path without . or ..")))
+            Err(Error::failed(format!("store directory {dir:?}: expected an absolute path without . or ..")))
         }
     }
 
@@ -156,10 +156,10 @@ impl StoreDir {
     ///
     /// # Errors
     /// Refuses what is not directly below this store directory or has no valid base name.
-    pub fn parse(&self, text: &str) -> Outcome<StorePath> {
+    pub fn parse(&self, text: &str) -> Result<StorePath> {
         match text.strip_prefix(&self.0).and_then(|rest| rest.strip_prefix('/')) {
             Some(base) => StorePath::from_base_name(base),
-            None => Err(Failure::refused(format!("{text:?} is not a store path below {}", self.0))),
+            None => Err(Error::refused(format!("{text:?} is not a store path below {}", self.0))),
         }
     }
 
@@ -167,19 +167,19 @@ impl StoreDir {
     ///
     /// # Errors
     /// Refuses what does not lead into the store.
-    pub fn find(&self, typed: &Path) -> Outcome<StorePath> {
+    pub fn find(&self, typed: &Path) -> Result<StorePath> {
         if let Some(found) = self.containing(typed) {
             return found;
         }
         match std::fs::canonicalize(typed) {
             Ok(real) => self.containing(&real).unwrap_or_else(|| {
-                Err(Failure::refused(format!("{} is not a store path below {}", typed.display(), self.0)))
+                Err(Error::refused(format!("{} is not a store path below {}", typed.display(), self.0)))
             }),
-            Err(error) => Err(Failure::failed(format!("{}: {error}", typed.display()))),
+            Err(error) => Err(Error::failed(format!("{}: {error}", typed.display()))),
         }
     }
 
-    fn containing(&self, path: &Path) -> Option<Outcome<StorePath>> {
+    fn containing(&self, path: &Path) -> Option<Result<StorePath>> {
         let inside = path.strip_prefix(&self.0).ok()?;
         let first = inside.components().next()?;
         Some(StorePath::from_base_name(&first.as_os_str().to_string_lossy()))
@@ -208,23 +208,23 @@ impl fmt::Display for StoreDir {
 ///
 /// # Errors
 /// Refuses a line that is no store path, and a last line that is cut off; names the line's number.
-pub fn read_path_list(mut input: impl BufRead, store_dir: &StoreDir) -> Outcome<Vec<StorePath>> {
+pub fn read_path_list(mut input: impl BufRead, store_dir: &StoreDir) -> Result<Vec<StorePath>> {
     let mut paths = Vec::new();
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
         let at = || format!("path list, line {number}");
-        std::io::Read::take(&mut input, MAX_LINE as u64 + 1).read_until(b'\n', &mut line).doing(at)?;
+        std::io::Read::take(&mut input, MAX_LINE as u64 + 1).read_until(b'\n', &mut line).context(at)?;
         if line.is_empty() {
             break;
         }
         if line.pop() != Some(b'\n') {
             let why = if line.len() >= MAX_LINE { "the line is too long" } else { "the list is cut off" };
-            return Err(Failure::refused(why).doing(at()));
+            return Err(Error::refused(why).context(at()));
         }
-        let text = str::from_utf8(&line).map_err(|_| Failure::refused("not UTF-8 text")).doing(at)?.trim_end();
+        let text = str::from_utf8(&line).map_err(|_| Error::refused("not UTF-8 text")).context(at)?.trim_end();
         if !text.is_empty() {
-            paths.push(store_dir.parse(text).doing(at)?);
+            paths.push(store_dir.parse(text).context(at)?);
         }
     }
     Ok(paths)

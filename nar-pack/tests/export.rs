@@ -4,9 +4,9 @@
 
 use std::io::{BufRead, Write};
 
+use nar_pack::error::Result;
 use nar_pack::export::{Trailer, Writer, read_marker, read_trailer};
 use nar_pack::nar::{Skip, parse, push_string};
-use nar_pack::stage::Outcome;
 use nar_pack::store_path::{StoreDir, StorePath};
 use proptest::prelude::*;
 
@@ -38,7 +38,7 @@ fn sample() -> Vec<u8> {
     writer.finish().unwrap()
 }
 
-fn read(mut input: impl BufRead) -> Outcome<Vec<Trailer>> {
+fn read(mut input: impl BufRead) -> Result<Vec<Trailer>> {
     let mut found = Vec::new();
     while read_marker(&mut input)? {
         parse(&mut input, &mut Skip)?;

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, Read, Write};
 use std::mem::ManuallyDrop;
 
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::HashPart;
 
 use crate::cache_info;
@@ -88,7 +88,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What `body` or the output says; refuses a body of another size, after which the archive is useless.
-    pub fn member(&mut self, key: &str, size: u64, body: impl Read) -> Outcome {
+    pub fn member(&mut self, key: &str, size: u64, body: impl Read) -> Result {
         let mut header = tar::Header::new_ustar();
         header.set_size(size);
         header.set_mode(0o444);
@@ -98,8 +98,8 @@ impl<W: Write> Writer<W> {
         self.tar.append_data(&mut header, key, &mut body)?;
         match (body.left, body.inner.read(&mut [0])?) {
             (0, 0) => Ok(()),
-            (0, _) => Err(Failure::refused(format!("{key} is larger than {size} bytes"))),
-            (left, _) => Err(Failure::refused(format!("{key} is {left} bytes shorter than {size}"))),
+            (0, _) => Err(Error::refused(format!("{key} is larger than {size} bytes"))),
+            (left, _) => Err(Error::refused(format!("{key} is {left} bytes shorter than {size}"))),
         }
     }
 
@@ -107,7 +107,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the output says.
-    pub fn text(&mut self, key: &str, text: &str) -> Outcome {
+    pub fn text(&mut self, key: &str, text: &str) -> Result {
         self.member(key, text.len() as u64, text.as_bytes())
     }
 
@@ -115,7 +115,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the output and [`NarInfo::to_text`] say.
-    pub fn narinfo(&mut self, narinfo: &NarInfo) -> Outcome {
+    pub fn narinfo(&mut self, narinfo: &NarInfo) -> Result {
         self.text(&narinfo.key(), &narinfo.to_text()?)?;
         self.flush()
     }
@@ -124,7 +124,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the output says.
-    pub fn finish(self) -> Outcome<W> {
+    pub fn finish(self) -> Result<W> {
         Ok(ManuallyDrop::into_inner(self.tar).into_inner()?)
     }
 
@@ -132,7 +132,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// What the output says.
-    pub fn flush(&mut self) -> Outcome {
+    pub fn flush(&mut self) -> Result {
         Ok(self.tar.get_mut().flush()?)
     }
 }
@@ -148,7 +148,7 @@ impl<R: Read> Read for Exact<R> {
         let most = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let n = self.inner.read(&mut buf[..most])?;
         if n == 0 && most > 0 {
-            return Err(Failure::refused(format!("it ends {} bytes too early", self.left)).into());
+            return Err(Error::refused(format!("it ends {} bytes too early", self.left)).into());
         }
         self.left -= n as u64;
         Ok(n)
@@ -172,8 +172,8 @@ impl Member<'_> {
     ///
     /// # Errors
     /// Refuses what is larger or not UTF-8.
-    pub fn text(&mut self, limit: u64) -> Outcome<String> {
-        nar_pack::stage::read_text(&mut self.body, limit, &self.key)
+    pub fn text(&mut self, limit: u64) -> Result<String> {
+        nar_pack::stdio::read_text(&mut self.body, limit, &self.key)
     }
 
     /// Largest member of this kind that is text.
@@ -190,7 +190,7 @@ impl Member<'_> {
 ///
 /// # Errors
 /// Refuses what is no tar, is cut off, or has a member that is no object of a binary cache; passes on what `each` says.
-pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Outcome) -> Outcome {
+pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Result) -> Result {
     let mut archive = tar::Archive::new(Counted { inner: input, position: 0 });
     let mut end = 0;
     let mut long_name = None;
@@ -199,7 +199,7 @@ pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Outcome) -
         let mut entry = entry.map_err(malformed)?;
         let size = entry.size();
         let data_end = entry.raw_file_position().checked_add(size).and_then(|end| end.checked_next_multiple_of(512));
-        end = data_end.ok_or_else(|| Failure::refused("cache archive: a member of impossible size"))?;
+        end = data_end.ok_or_else(|| Error::refused("cache archive: a member of impossible size"))?;
         let kind = entry.header().entry_type();
         match extension(&mut entry, kind, size)? {
             Extension::None => {}
@@ -216,19 +216,19 @@ pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Outcome) -
         match kind {
             tar::EntryType::Directory => continue,
             tar::EntryType::Regular | tar::EntryType::Continuous => {}
-            _ => return Err(Failure::refused(format!("cache archive: {key} is not a regular file"))),
+            _ => return Err(Error::refused(format!("cache archive: {key} is not a regular file"))),
         }
         let Some(object) = Object::of_key(&key) else {
-            return Err(Failure::refused(format!("cache archive: {key:?} is not an object of a binary cache")));
+            return Err(Error::refused(format!("cache archive: {key:?} is not an object of a binary cache")));
         };
         let mut body = Exact { inner: &mut entry, left: size };
-        each(Member { key: key.clone(), object, size, body: &mut body }).doing(|| format!("cache archive: {key}"))?;
-        io::copy(&mut body, &mut io::sink()).doing(|| format!("cache archive: {key}"))?;
+        each(Member { key: key.clone(), object, size, body: &mut body }).context(|| format!("cache archive: {key}"))?;
+        io::copy(&mut body, &mut io::sink()).context(|| format!("cache archive: {key}"))?;
     }
     let mut rest = archive.into_inner();
     // An archive ends in a block of zeros; without one it was cut off between two members.
     if rest.position < end + 512 {
-        return Err(Failure::refused("the cache archive is cut off: its end is missing"));
+        return Err(Error::refused("the cache archive is cut off: its end is missing"));
     }
     // What pads the archive is read too, lest the writer be told that nobody listens.
     let mut buffer = [0; 4096];
@@ -236,22 +236,22 @@ pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Outcome) -
         match rest.read(&mut buffer)? {
             0 => return Ok(()),
             n if buffer[..n].iter().all(|&byte| byte == 0) => {}
-            _ => return Err(Failure::refused("something follows the end of the cache archive")),
+            _ => return Err(Error::refused("something follows the end of the cache archive")),
         }
     }
 }
 
-fn malformed(error: io::Error) -> Failure {
+fn malformed(error: io::Error) -> Error {
     if is_of_input(&error) {
         error.into()
     } else {
-        Failure::refused(format!("malformed or cut off cache archive: {error}"))
+        Error::refused(format!("malformed or cut off cache archive: {error}"))
     }
 }
 
 /// Whether a library only passes on what its input said, rather than finding fault with the data.
 pub(crate) fn is_of_input(error: &io::Error) -> bool {
-    let failure = error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Failure>);
+    let failure = error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>);
     failure || error.raw_os_error().is_some() || error.kind() == io::ErrorKind::Interrupted
 }
 
@@ -265,13 +265,13 @@ enum Extension {
     Other,
 }
 
-fn extension<R: Read>(entry: &mut tar::Entry<'_, R>, kind: tar::EntryType, size: u64) -> Outcome<Extension> {
+fn extension<R: Read>(entry: &mut tar::Entry<'_, R>, kind: tar::EntryType, size: u64) -> Result<Extension> {
     let named = kind.is_gnu_longname() || kind.is_pax_local_extensions();
     if !named && !kind.is_gnu_longlink() && !kind.is_pax_global_extensions() {
         return Ok(Extension::None);
     }
     if size > MAX_EXTENSION {
-        return Err(Failure::refused(format!("cache archive: an extended header of {size} bytes")));
+        return Err(Error::refused(format!("cache archive: an extended header of {size} bytes")));
     }
     let mut bytes = Vec::new();
     Exact { inner: entry, left: size }.read_to_end(&mut bytes).map_err(malformed)?;
@@ -287,7 +287,7 @@ fn extension<R: Read>(entry: &mut tar::Entry<'_, R>, kind: tar::EntryType, size:
         match record.key_bytes() {
             b"path" => name = Some(record.value_bytes().to_vec()),
             b"size" => {
-                return Err(Failure::refused("cache archive: a size in an extended header; use tar --format=gnu"));
+                return Err(Error::refused("cache archive: a size in an extended header; use tar --format=gnu"));
             }
             _ => {}
         }
@@ -295,8 +295,8 @@ fn extension<R: Read>(entry: &mut tar::Entry<'_, R>, kind: tar::EntryType, size:
     Ok(name.map_or(Extension::Other, Extension::Name))
 }
 
-fn key_of(bytes: &[u8]) -> Outcome<String> {
-    let wrong = || Failure::refused(format!("cache archive: bad member name \"{}\"", bytes.escape_ascii()));
+fn key_of(bytes: &[u8]) -> Result<String> {
+    let wrong = || Error::refused(format!("cache archive: bad member name \"{}\"", bytes.escape_ascii()));
     let text = str::from_utf8(bytes).map_err(|_| wrong())?;
     let mut key = text;
     while let Some(rest) = key.strip_prefix("./") {
@@ -336,7 +336,7 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    fn keys(bytes: &[u8]) -> Outcome<Vec<(String, u64)>> {
+    fn keys(bytes: &[u8]) -> Result<Vec<(String, u64)>> {
         let mut keys = Vec::new();
         read(bytes, |member| {
             keys.push((member.key, member.size));

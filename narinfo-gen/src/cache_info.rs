@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::error::{Error, Result};
 use nar_pack::store_path::StoreDir;
 
 /// Its key.
@@ -32,14 +32,14 @@ impl CacheInfo {
     ///
     /// # Errors
     /// Refuses text without a store directory.
-    pub fn parse(text: &str) -> Outcome<Self> {
+    pub fn parse(text: &str) -> Result<Self> {
         let value = |key: &str| {
             text.lines().filter_map(|line| line.split_once(':')).find(|(k, _)| *k == key).map(|(_, value)| value.trim())
         };
         let Some(store_dir) = value("StoreDir") else {
-            return Err(Failure::refused("nix-cache-info has no StoreDir"));
+            return Err(Error::refused("nix-cache-info has no StoreDir"));
         };
-        let store_dir = StoreDir::new(store_dir).map_err(|failure| Failure::refused(failure.message()))?;
+        let store_dir = StoreDir::new(store_dir).map_err(|failure| Error::refused(failure.message()))?;
         let want_mass_query = value("WantMassQuery").map(|value| value == "1");
         Ok(Self { store_dir, want_mass_query, priority: value("Priority").and_then(|value| value.parse().ok()) })
     }
@@ -48,11 +48,11 @@ impl CacheInfo {
     ///
     /// # Errors
     /// Names both directories.
-    pub fn require(&self, store_dir: &StoreDir) -> Outcome {
+    pub fn require(&self, store_dir: &StoreDir) -> Result {
         if self.store_dir == *store_dir {
             return Ok(());
         }
-        Err(Failure::refused(format!("the cache is for the store directory {}, not {store_dir}", self.store_dir)))
+        Err(Error::refused(format!("the cache is for the store directory {}, not {store_dir}", self.store_dir)))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, ValueEnum};
-use nar_pack::cli::Knowledge;
+use nar_pack::cli::PathInfoArgs;
 
 use crate::compression::Compression;
 
@@ -48,16 +48,16 @@ pub struct Cli {
 
     /// How to compress
     #[command(flatten)]
-    pub packing: Packing,
+    pub compression_args: CompressionArgs,
 
     /// Where to learn about store paths
     #[command(flatten)]
-    pub knowledge: Knowledge,
+    pub path_info_args: PathInfoArgs,
 }
 
 /// How NARs are compressed; shared with `s3-push`.
 #[derive(Debug, Clone, Args)]
-pub struct Packing {
+pub struct CompressionArgs {
     /// How to compress NARs
     #[arg(short, long, value_enum, default_value_t = Method::Zstd)]
     pub compression: Method,

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
 
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
 use xz2::stream::{Check, MtStreamBuilder, Stream};
 
 use crate::frames::Frames;
@@ -55,7 +55,7 @@ impl Compression {
     ///
     /// # Errors
     /// Refuses a name that is not known.
-    pub fn from_name(name: &str) -> Outcome<Self> {
+    pub fn from_name(name: &str) -> Result<Self> {
         Ok(match name {
             "none" => Self::None,
             "xz" => Self::Xz,
@@ -65,7 +65,7 @@ impl Compression {
             "br" => Self::Brotli,
             "lzip" => Self::Lzip,
             "lz4" => Self::Lz4,
-            _ => return Err(Failure::refused(format!("compression {name:?} is not known"))),
+            _ => return Err(Error::refused(format!("compression {name:?} is not known"))),
         })
     }
 
@@ -155,12 +155,12 @@ impl Settings {
     ///
     /// # Errors
     /// A usage failure for a level that the method does not have.
-    pub fn new(method: Compression, level: Option<u32>, threads: Option<u16>) -> Outcome<Self> {
+    pub fn new(method: Compression, level: Option<u32>, threads: Option<u16>) -> Result<Self> {
         let (levels, default) = method.levels();
         let level = level.unwrap_or(default);
         if !levels.contains(&level) {
             let (least, most) = levels.into_inner();
-            return Err(Failure::failed(format!("{method} has levels {least} to {most}, not {level}")));
+            return Err(Error::failed(format!("{method} has levels {least} to {most}, not {level}")));
         }
         let threads = match threads {
             Some(threads) => usize::from(threads.max(1)),
@@ -210,7 +210,7 @@ impl<W: Write + 'static> Encoder<W> {
     ///
     /// # Errors
     /// Fails where the library refuses the settings, and for methods that can only be read.
-    pub fn new(settings: &Settings, out: W) -> Outcome<Self> {
+    pub fn new(settings: &Settings, out: W) -> Result<Self> {
         Ok(Self(match settings.method {
             Compression::None => Kind::Plain(out),
             Compression::Zstd => Kind::Frames(*settings, out),
@@ -225,7 +225,7 @@ impl<W: Write + 'static> Encoder<W> {
                 Kind::Brotli(Box::new(brotli::CompressorWriter::new(out, 1 << 16, settings.level, 22)))
             }
             method @ (Compression::Lzip | Compression::Lz4) => {
-                return Err(Failure::failed(format!("{method} can be read but not written")));
+                return Err(Error::failed(format!("{method} can be read but not written")));
             }
         }))
     }
@@ -234,7 +234,7 @@ impl<W: Write + 'static> Encoder<W> {
     ///
     /// # Errors
     /// As [`Encoder::new`].
-    pub fn on_one_thread(settings: &Settings, out: W) -> Outcome<Self> {
+    pub fn on_one_thread(settings: &Settings, out: W) -> Result<Self> {
         Self::new(&Settings { threads: 1, ..*settings }, out)
     }
 
@@ -242,7 +242,7 @@ impl<W: Write + 'static> Encoder<W> {
     ///
     /// # Errors
     /// What the library or the output says.
-    pub fn push(&mut self, piece: &[u8]) -> Outcome {
+    pub fn push(&mut self, piece: &[u8]) -> Result {
         match &mut self.0 {
             Kind::Plain(out) => out.write_all(piece)?,
             Kind::Frames(settings, out) => out.write_all(&settings.zstd_frame(piece)?)?,
@@ -258,7 +258,7 @@ impl<W: Write + 'static> Encoder<W> {
     ///
     /// # Errors
     /// What the library or the output says.
-    pub fn finish(self) -> Outcome<W> {
+    pub fn finish(self) -> Result<W> {
         match self.0 {
             Kind::Plain(out) | Kind::Frames(_, out) => Ok(out),
             Kind::Xz(encoder) => Ok(encoder.finish()?),
@@ -269,7 +269,7 @@ impl<W: Write + 'static> Encoder<W> {
     }
 }
 
-fn xz_stream(settings: &Settings) -> Outcome<Stream> {
+fn xz_stream(settings: &Settings) -> Result<Stream> {
     let threads = u32::try_from(settings.threads).unwrap_or(1);
     // The threaded encoder for one thread too: it alone cuts the stream into blocks, which other hosts decode in parallel.
     MtStreamBuilder::new()
@@ -279,7 +279,7 @@ fn xz_stream(settings: &Settings) -> Outcome<Stream> {
         .check(Check::Crc64)
         .encoder()
         .map_err(io::Error::from)
-        .doing(|| "setting up xz")
+        .context(|| "setting up xz")
 }
 
 fn frame_compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
@@ -292,7 +292,7 @@ fn frame_compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
 ///
 /// # Errors
 /// Fails where the library cannot be set up.
-pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Outcome<Box<dyn Read + Send + 'a>> {
+pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
     Ok(match method {
         Compression::None => Box::new(input),
         Compression::Xz => decoder_of_xz(input)?,
@@ -313,10 +313,7 @@ pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Outc
 ///
 /// # Errors
 /// Fails where the library cannot be set up.
-pub fn parallel_decoder<'a>(
-    method: Compression,
-    input: impl BufRead + Send + 'a,
-) -> Outcome<Box<dyn Read + Send + 'a>> {
+pub fn parallel_decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
     match method {
         Compression::Zstd => Ok(Box::new(Frames::new(input))),
         Compression::Xz => Ok(Box::new(XzStreams::new(input)?)),
@@ -425,7 +422,7 @@ impl<R: BufRead> Read for Lz4Frames<R> {
 ///
 /// # Errors
 /// Refuses an encoding that is not known, and what is malformed or larger.
-pub fn decode_content(bytes: Vec<u8>, encoding: Option<&str>, limit: usize) -> Outcome<Vec<u8>> {
+pub fn decode_content(bytes: Vec<u8>, encoding: Option<&str>, limit: usize) -> Result<Vec<u8>> {
     let name = match encoding.map(str::trim) {
         None | Some("" | "identity") => return Ok(bytes),
         Some("x-gzip") => "gzip",
@@ -435,8 +432,8 @@ pub fn decode_content(bytes: Vec<u8>, encoding: Option<&str>, limit: usize) -> O
     decoder(Compression::from_name(name)?, bytes.as_slice())?
         .take(limit as u64 + 1)
         .read_to_end(&mut decoded)
-        .map_err(|error| Failure::refused(format!("does not unpack as {name}: {error}")))?;
-    if decoded.len() > limit { Err(Failure::refused(format!("larger than {limit} bytes"))) } else { Ok(decoded) }
+        .map_err(|error| Error::refused(format!("does not unpack as {name}: {error}")))?;
+    if decoded.len() > limit { Err(Error::refused(format!("larger than {limit} bytes"))) } else { Ok(decoded) }
 }
 
 #[cfg(test)]

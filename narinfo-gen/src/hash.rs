@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::error::{Error, Result};
 use sha2::Digest;
 
 /// Digits of a SHA-256 hash in Nix's base 32.
@@ -27,8 +27,8 @@ impl Sha256 {
     ///
     /// # Errors
     /// Refuses other algorithms and malformed digits.
-    pub fn parse(text: &str) -> Outcome<Self> {
-        let wrong = || Failure::refused(format!("{text:?} is not a SHA-256 hash"));
+    pub fn parse(text: &str) -> Result<Self> {
+        let wrong = || Error::refused(format!("{text:?} is not a SHA-256 hash"));
         if let Some(sri) = text.strip_prefix("sha256-") {
             return decode_base64(sri).ok_or_else(wrong);
         }

@@ -7,36 +7,38 @@
 //! | [`cache_info`] | `nix-cache-info` |
 //! | [`compression`] | the methods that narinfos name |
 //! | [`content_address`] | paths that prove themselves |
-//! | [`packing`] | a NAR in, a compressed NAR with its hashes out |
-//! | [`examine`] | the way back: what a compressed NAR from elsewhere really is |
-//! | [`entry`] | listings, links to debug information, build logs, realisations |
-//! | [`describe`] | narinfos from a NAR or an export stream |
+//! | [`compress_nar`] | a NAR in, a compressed NAR with its hashes out |
+//! | [`verify_nar`] | the way back: what a compressed NAR from elsewhere really is |
+//! | [`extras`] | listings, links to debug information, build logs, realisations |
+//! | [`narinfo_builder`] | narinfos from a NAR or an export stream |
 //! | [`archive`] | the cache archive, and what the keys of a cache mean |
 //! | [`stream`] | telling streams from their first bytes |
 
 pub mod archive;
 pub mod cache_info;
 pub mod cli;
+pub mod compress_nar;
 pub mod compression;
 pub mod content_address;
-pub mod describe;
-pub mod entry;
-pub mod examine;
+pub mod extras;
 mod frames;
 pub mod hash;
 pub mod narinfo;
-pub mod packing;
+pub mod narinfo_builder;
 pub mod stream;
+pub mod verify_nar;
 
 use cache_info::CacheInfo;
-use cli::{Cli, Packing};
+use cli::{Cli, CompressionArgs};
+use compress_nar::CompressedNar;
 use compression::Settings;
-use describe::{Describer, Sink, require_path};
-use entry::{Extras, Object};
-use nar_pack::path_info::Registry;
-use nar_pack::stage::{self, Doing, Failure, Outcome, Output};
+use extras::{Extras, Object};
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::path_info::PathInfoSource;
+use nar_pack::process;
+use nar_pack::stdio::{self, Output};
 use narinfo::{NarInfo, TextWriter};
-use packing::PackedNar;
+use narinfo_builder::{NarInfoBuilder, Sink, require_path};
 use stream::{Kind, sniff};
 
 const TOOL: &str = "narinfo-gen";
@@ -53,12 +55,12 @@ impl Cli {
     }
 }
 
-impl Packing {
+impl CompressionArgs {
     /// The settings that the command line asks for.
     ///
     /// # Errors
     /// A usage failure for a level that the method does not have.
-    pub fn settings(&self) -> Outcome<Settings> {
+    pub fn settings(&self) -> Result<Settings> {
         Settings::new(self.compression.into(), self.level, self.threads)
     }
 }
@@ -66,32 +68,32 @@ impl Packing {
 /// Runs `narinfo-gen`.
 ///
 /// # Errors
-/// See the exit codes in [`stage`].
-pub fn run(cli: &Cli) -> Outcome {
-    let settings = cli.packing.settings()?;
-    let mut registry = Registry::open(&cli.knowledge, None)?;
+/// See the exit codes in [`nar_pack::error`].
+pub fn run(cli: &Cli) -> Result {
+    let settings = cli.compression_args.settings()?;
+    let mut registry = PathInfoSource::open(&cli.path_info_args, None)?;
     let path = cli.store_path.as_deref().map(|path| registry.store_dir.parse(path)).transpose()?;
     let deriver = cli.deriver.as_deref().map(|path| registry.store_dir.parse(path)).transpose()?;
-    let (kind, mut input) = sniff(stage::stdin(WANTED)?, WANTED)?;
+    let (kind, mut input) = sniff(stdio::stdin(WANTED)?, WANTED)?;
     if !matches!(kind, Kind::Nar | Kind::Export) {
-        return Err(Failure::refused(format!("standard input is {}; expected {WANTED}", kind.name())));
+        return Err(Error::refused(format!("standard input is {}; expected {WANTED}", kind.name())));
     }
     let path = require_path(kind, path)?;
     let sink = if cli.archive {
-        let mut archive = archive::Writer::new(stage::stdout(Some("the cache archive"))?);
+        let mut archive = archive::Writer::new(stdio::stdout(Some("the cache archive"))?);
         archive.text(cache_info::KEY, &CacheInfo::new(registry.store_dir.clone()).to_string())?;
         Out::Archive(archive)
     } else {
-        Out::Text(TextWriter::new(stage::stdout(None)?))
+        Out::Text(TextWriter::new(stdio::stdout(None)?))
     };
     let extras = cli.extras();
-    let warn = |warning: &str| stage::say(TOOL, warning);
-    let mut describer = Describer { settings, registry: &mut registry, extras, sink, warn };
+    let warn = |warning: &str| process::print_message(TOOL, warning);
+    let mut builder = NarInfoBuilder { settings, registry: &mut registry, extras, sink, warn };
     let result = match path {
-        Some(path) => describer.nar(&mut input, &path, deriver.as_ref()).doing(|| path.to_string()),
-        None => describer.export(&mut input),
+        Some(path) => builder.nar(&mut input, &path, deriver.as_ref()).context(|| path.to_string()),
+        None => builder.export(&mut input),
     };
-    match describer.sink {
+    match builder.sink {
         Out::Archive(archive) => result.and_then(|()| archive.finish()?.finish()),
         Out::Text(mut text) => {
             result.inspect_err(|_| text.cut_off())?;
@@ -106,21 +108,21 @@ enum Out {
 }
 
 impl Sink for Out {
-    fn nar(&mut self, key: &str, nar: PackedNar) -> Outcome {
+    fn nar(&mut self, key: &str, nar: CompressedNar) -> Result {
         match self {
             Self::Text(_) => Ok(()),
             Self::Archive(archive) => archive.member(key, nar.file_size, nar.body),
         }
     }
 
-    fn object(&mut self, object: Object) -> Outcome {
+    fn object(&mut self, object: Object) -> Result {
         match self {
             Self::Text(_) => Ok(()),
             Self::Archive(archive) => archive.member(&object.key, object.size, object.body),
         }
     }
 
-    fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Outcome {
+    fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Result {
         match self {
             Self::Text(text) => text.write(&narinfo, more),
             Self::Archive(archive) => archive.narinfo(&narinfo),

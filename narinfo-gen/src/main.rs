@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    nar_pack::stage::main("narinfo-gen", narinfo_gen::run)
+    nar_pack::process::main("narinfo-gen", narinfo_gen::run)
 }

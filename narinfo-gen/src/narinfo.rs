@@ -4,7 +4,8 @@ use std::fmt::{self, Write as _};
 use std::io::{BufRead, Write};
 use std::num::NonZeroU64;
 
-use nar_pack::stage::{Doing, Failure, Outcome, utf8};
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::stdio::utf8;
 use nar_pack::store_path::{StoreDir, StorePath};
 
 use crate::hash::Sha256;
@@ -48,10 +49,10 @@ impl NarInfo {
     ///
     /// # Errors
     /// Refuses what is larger than [`NarInfo::parse`] takes.
-    pub fn to_text(&self) -> Outcome<String> {
+    pub fn to_text(&self) -> Result<String> {
         let text = self.to_string();
         if text.len() > MAX_SIZE {
-            return Err(Failure::refused(format!(
+            return Err(Error::refused(format!(
                 "{}: with all that is to be written, the narinfo is larger than {MAX_SIZE} bytes",
                 self.full_path()
             )));
@@ -63,17 +64,17 @@ impl NarInfo {
     ///
     /// # Errors
     /// Refuses what is malformed or of another store directory, with the number of the line.
-    pub fn parse(text: &str, store_dir: &StoreDir) -> Outcome<Self> {
+    pub fn parse(text: &str, store_dir: &StoreDir) -> Result<Self> {
         if text.len() > MAX_SIZE {
-            return Err(Failure::refused(format!("narinfo is larger than {MAX_SIZE} bytes")));
+            return Err(Error::refused(format!("narinfo is larger than {MAX_SIZE} bytes")));
         }
         if !text.is_empty() && !text.ends_with('\n') {
-            return Err(Failure::refused("narinfo is cut off: its last line has no end"));
+            return Err(Error::refused("narinfo is cut off: its last line has no end"));
         }
         let mut fields = Fields::default();
         // Not `lines`: to Nix a carriage return is part of the value, and so it is when the value is written again.
         for (index, line) in text.split_terminator('\n').enumerate() {
-            fields.line(line, store_dir).doing(|| format!("narinfo, line {}", index + 1))?;
+            fields.line(line, store_dir).context(|| format!("narinfo, line {}", index + 1))?;
         }
         fields.finish(store_dir)
     }
@@ -182,30 +183,30 @@ struct Fields {
 }
 
 /// Sets a field that may stand once.
-fn once<T>(field: &mut Option<T>, value: T) -> Outcome {
+fn once<T>(field: &mut Option<T>, value: T) -> Result {
     match field.replace(value) {
         None => Ok(()),
-        Some(_) => Err(Failure::refused("the field is there twice")),
+        Some(_) => Err(Error::refused("the field is there twice")),
     }
 }
 
-fn number(text: &str) -> Outcome<u64> {
+fn number(text: &str) -> Result<u64> {
     let plain = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
-    text.parse().ok().filter(|_| plain).ok_or_else(|| Failure::refused(format!("{text:?} is not a number of bytes")))
+    text.parse().ok().filter(|_| plain).ok_or_else(|| Error::refused(format!("{text:?} is not a number of bytes")))
 }
 
 impl Fields {
-    fn line(&mut self, line: &str, store_dir: &StoreDir) -> Outcome {
-        let (key, value) = line.split_once(':').ok_or_else(|| Failure::refused("expected KEY: VALUE"))?;
+    fn line(&mut self, line: &str, store_dir: &StoreDir) -> Result {
+        let (key, value) = line.split_once(':').ok_or_else(|| Error::refused("expected KEY: VALUE"))?;
         let value = match value.strip_prefix(' ') {
             Some(value) => value,
             None if value.is_empty() => value,
-            None => return Err(Failure::refused(format!("expected a space after {key}:"))),
+            None => return Err(Error::refused(format!("expected a space after {key}:"))),
         };
-        self.field(key, value, store_dir).doing(|| key.to_owned())
+        self.field(key, value, store_dir).context(|| key.to_owned())
     }
 
-    fn field(&mut self, key: &str, value: &str, store_dir: &StoreDir) -> Outcome {
+    fn field(&mut self, key: &str, value: &str, store_dir: &StoreDir) -> Result {
         match key {
             "StorePath" => once(&mut self.path, store_dir.parse(value)?),
             "URL" => once(&mut self.url, parse_url(value)?),
@@ -215,14 +216,14 @@ impl Fields {
             "NarHash" => once(&mut self.nar_hash, Sha256::parse(value)?),
             "NarSize" => once(
                 &mut self.nar_size,
-                NonZeroU64::new(number(value)?).ok_or_else(|| Failure::refused("no NAR has no bytes"))?,
+                NonZeroU64::new(number(value)?).ok_or_else(|| Error::refused("no NAR has no bytes"))?,
             ),
             "References" => {
                 let mut paths = value
                     .split(' ')
                     .filter(|w| !w.is_empty())
                     .map(StorePath::from_base_name)
-                    .collect::<Outcome<Vec<_>>>()?;
+                    .collect::<Result<Vec<_>>>()?;
                 paths.sort_unstable();
                 paths.dedup();
                 once(&mut self.references, paths)
@@ -237,7 +238,7 @@ impl Fields {
             }
             "CA" if value.is_empty() => Ok(()),
             "CA" => once(&mut self.ca, value.to_owned()),
-            _ if key.is_empty() => Err(Failure::refused("a key is missing")),
+            _ if key.is_empty() => Err(Error::refused("a key is missing")),
             _ => {
                 self.unknown.push((key.to_owned(), value.to_owned()));
                 Ok(())
@@ -245,8 +246,8 @@ impl Fields {
         }
     }
 
-    fn finish(self, store_dir: &StoreDir) -> Outcome<NarInfo> {
-        let missing = |key: &str| Failure::refused(format!("narinfo: {key} is missing"));
+    fn finish(self, store_dir: &StoreDir) -> Result<NarInfo> {
+        let missing = |key: &str| Error::refused(format!("narinfo: {key} is missing"));
         let compression = self.compression.filter(|name| !name.is_empty());
         Ok(NarInfo {
             store_dir: store_dir.clone(),
@@ -268,7 +269,7 @@ impl Fields {
 }
 
 /// A URL is a key relative to the cache; one that leaves the cache is refused.
-fn parse_url(value: &str) -> Outcome<String> {
+fn parse_url(value: &str) -> Result<String> {
     let lower = value.to_ascii_lowercase();
     // Servers decode what is percent-encoded.
     let hidden = ["%2e", "%2f", "%5c", "%00"].iter().any(|code| lower.contains(code));
@@ -278,11 +279,7 @@ fn parse_url(value: &str) -> Outcome<String> {
         && !value.contains("://")
         && value.split(['/', '\\']).all(|part| part != ".." && part != ".")
         && !value.contains(|c: char| c.is_control() || c == ' ');
-    if inside {
-        Ok(value.to_owned())
-    } else {
-        Err(Failure::refused(format!("{value:?} does not lie within the cache")))
-    }
+    if inside { Ok(value.to_owned()) } else { Err(Error::refused(format!("{value:?} does not lie within the cache"))) }
 }
 
 /// Reads narinfo text: narinfos with one blank line between two. Each is handed on as soon as it is complete, with
@@ -295,14 +292,14 @@ fn parse_url(value: &str) -> Outcome<String> {
 pub fn read_text(
     mut input: impl BufRead,
     store_dir: &StoreDir,
-    mut each: impl FnMut(NarInfo, bool) -> Outcome,
-) -> Outcome {
+    mut each: impl FnMut(NarInfo, bool) -> Result,
+) -> Result {
     for count in 1_u64.. {
         let mut text = Vec::new();
         let at = || format!("narinfo {count} of the stream");
-        let more = read_block(&mut input, &mut text).doing(at)?;
-        let narinfo = utf8(text).doing(at)?;
-        each(NarInfo::parse(&narinfo, store_dir).doing(at)?, more)?;
+        let more = read_block(&mut input, &mut text).context(at)?;
+        let narinfo = utf8(text).context(at)?;
+        each(NarInfo::parse(&narinfo, store_dir).context(at)?, more)?;
         if !more {
             break;
         }
@@ -311,16 +308,16 @@ pub fn read_text(
 }
 
 /// One narinfo, and whether another follows.
-fn read_block(input: &mut impl BufRead, text: &mut Vec<u8>) -> Outcome<bool> {
+fn read_block(input: &mut impl BufRead, text: &mut Vec<u8>) -> Result<bool> {
     loop {
         let before = text.len();
         let left = (MAX_SIZE + 1 - before) as u64;
         std::io::Read::take(&mut *input, left).read_until(b'\n', text)?;
         if text.len() > MAX_SIZE {
-            return Err(Failure::refused(format!("larger than {MAX_SIZE} bytes")));
+            return Err(Error::refused(format!("larger than {MAX_SIZE} bytes")));
         }
         match &text[before..] {
-            [] if before == 0 => return Err(Failure::refused("the stream ends where a narinfo should begin")),
+            [] if before == 0 => return Err(Error::refused("the stream ends where a narinfo should begin")),
             [] => return Ok(false),
             b"\n" if before > 0 => {
                 text.pop();
@@ -355,7 +352,7 @@ impl<W: Write> TextWriter<W> {
     ///
     /// # Errors
     /// What the output and [`NarInfo::to_text`] say.
-    pub fn write(&mut self, narinfo: &NarInfo, more: bool) -> Outcome {
+    pub fn write(&mut self, narinfo: &NarInfo, more: bool) -> Result {
         let text = narinfo.to_text()?;
         let before = if self.state == Separator::Due { "\n" } else { "" };
         write!(self.out, "{before}{text}{}", if more { "\n" } else { "" })?;

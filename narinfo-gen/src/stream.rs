@@ -2,8 +2,9 @@
 
 use std::io::{BufRead, Chain, Cursor, Read};
 
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar;
-use nar_pack::stage::{Doing, Failure, Input, Outcome};
+use nar_pack::stdio::Input;
 
 /// Bytes that tell every kind of stream: the header of a tar member.
 const HEAD: usize = 512;
@@ -41,14 +42,14 @@ pub type Sniffed = Chain<Cursor<Vec<u8>>, Input>;
 ///
 /// # Errors
 /// Refuses an empty stream, and one that is nothing that the tools know.
-pub fn sniff(mut input: Input, wanted: &str) -> Outcome<(Kind, Sniffed)> {
+pub fn sniff(mut input: Input, wanted: &str) -> Result<(Kind, Sniffed)> {
     let mut head = Vec::with_capacity(HEAD);
-    (&mut input).take(HEAD as u64).read_to_end(&mut head).map_err(Failure::from).doing(|| "reading standard input")?;
+    (&mut input).take(HEAD as u64).read_to_end(&mut head).map_err(Error::from).context(|| "reading standard input")?;
     if head.is_empty() {
-        return Err(Failure::refused(format!("standard input is empty; expected {wanted}")));
+        return Err(Error::refused(format!("standard input is empty; expected {wanted}")));
     }
     let kind = kind_of(&head)
-        .ok_or_else(|| Failure::refused(format!("standard input is not {wanted}, nor anything else that is known")))?;
+        .ok_or_else(|| Error::refused(format!("standard input is not {wanted}, nor anything else that is known")))?;
     Ok((kind, Cursor::new(head).chain(input)))
 }
 
@@ -89,9 +90,9 @@ fn is_field(head: &[u8]) -> bool {
 ///
 /// # Errors
 /// Names the kind of stream.
-pub fn require_end(input: &mut impl BufRead, kind: Kind) -> Outcome {
+pub fn require_end(input: &mut impl BufRead, kind: Kind) -> Result {
     if input.fill_buf()?.is_empty() {
         return Ok(());
     }
-    Err(Failure::refused(format!("something follows the end of {}", kind.name())))
+    Err(Error::refused(format!("something follows the end of {}", kind.name())))
 }

@@ -5,9 +5,9 @@
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::archive;
 use narinfo_gen::compression::{Compression, Encoder, FRAME, Settings};
-use narinfo_gen::examine::examine;
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{NarInfo, read_text};
+use narinfo_gen::verify_nar::digest_nar;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -104,7 +104,7 @@ proptest! {
     #[test]
     fn random_bytes_do_not_unpack(bytes in vec(any::<u8>(), 0..500), method in 1..Compression::ALL.len()) {
         let method = Compression::ALL[method];
-        let failure = examine(bytes.as_slice(), method, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
+        let failure = digest_nar(bytes.as_slice(), method, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
         prop_assert!(failure.is_refusal(), "{}", failure);
     }
 }
@@ -124,6 +124,6 @@ fn a_bomb_stops_at_its_nar_size() {
     }
     let bomb = encoder.finish().unwrap();
     assert!(bomb.len() < 100_000);
-    let failure = examine(bomb.as_slice(), Compression::Zstd, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
+    let failure = digest_nar(bomb.as_slice(), Compression::Zstd, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
     assert!(failure.message().contains("larger than its NarSize"), "{failure}");
 }

@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use nar_pack::stage::{Failure, Outcome};
-use s3_push::chunks::{Chunk, Plain};
-use s3_push::patience::Tries;
+use nar_pack::error::{Error, Result};
+use s3_push::remote::chunks::{Chunk, Plain};
+use s3_push::remote::retry::Backoff;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
@@ -34,7 +34,7 @@ pub struct Body {
     /// Its size in bytes, where known.
     pub size: Option<u64>,
     /// Its chunks.
-    pub chunks: mpsc::Receiver<Outcome<Chunk>>,
+    pub chunks: mpsc::Receiver<Result<Chunk>>,
     /// Set when it could not be read to its end.
     pub broken: Arc<AtomicBool>,
 }
@@ -52,7 +52,7 @@ pub struct Answer {
     /// `Content-Encoding`.
     pub encoding: Option<String>,
     /// The bytes.
-    pub bytes: BoxStream<'static, Outcome<Bytes>>,
+    pub bytes: BoxStream<'static, Result<Bytes>>,
 }
 
 /// What a source says when it is asked for an object or a part of it.
@@ -94,7 +94,7 @@ impl Answer {
 
 /// A range that is fetched before it is needed; given up when nobody needs it any more.
 struct Ahead {
-    task: JoinHandle<Outcome<Bytes>>,
+    task: JoinHandle<Result<Bytes>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -106,7 +106,7 @@ impl Drop for Ahead {
 
 /// Where bytes go.
 enum Sink<'a> {
-    Reader(&'a mpsc::Sender<Outcome<Chunk>>),
+    Reader(&'a mpsc::Sender<Result<Chunk>>),
     Buffer(&'a mut BytesMut),
 }
 
@@ -136,7 +136,7 @@ impl Transfer {
     ///
     /// # Errors
     /// Fails where the source does, and when the object changes meanwhile.
-    pub async fn send(self, answer: Answer, to: &mpsc::Sender<Outcome<Chunk>>) -> Outcome {
+    pub async fn send(self, answer: Answer, to: &mpsc::Sender<Result<Chunk>>) -> Result {
         match (answer.partial, answer.total, answer.pin()) {
             (true, Some(total), Some(pin)) if total > RANGE => Arc::new(self).ranges(answer, total, pin, to).await,
             // A part that cannot be pinned is given up for the whole.
@@ -152,22 +152,22 @@ impl Transfer {
     ///
     /// # Errors
     /// As [`Transfer::send`].
-    pub async fn send_part(&self, answer: Answer, span: Span, to: &mpsc::Sender<Outcome<Chunk>>) -> Outcome {
+    pub async fn send_part(&self, answer: Answer, span: Span, to: &mpsc::Sender<Result<Chunk>>) -> Result {
         let pin = answer.pin();
         self.relay(answer, span, pin.as_deref(), &mut Sink::Reader(to)).await.map(drop)
     }
 
-    async fn whole(&self, answer: Answer, to: &mpsc::Sender<Outcome<Chunk>>) -> Outcome {
+    async fn whole(&self, answer: Answer, to: &mpsc::Sender<Result<Chunk>>) -> Result {
         let span = Span { from: 0, to: answer.total };
         self.send_part(answer, span, to).await
     }
 
-    fn changed(&self) -> Failure {
+    fn changed(&self) -> Error {
         self.failure("it changed while it was read")
     }
 
-    fn failure(&self, why: &str) -> Failure {
-        Failure::failed(format!("reading {}: {why}", self.source.shown(&self.key)))
+    fn failure(&self, why: &str) -> Error {
+        Error::failed(format!("reading {}: {why}", self.source.shown(&self.key)))
     }
 
     /// Passes on an object of which the first range has begun to come; the others are fetched meanwhile.
@@ -176,8 +176,8 @@ impl Transfer {
         first: Answer,
         total: u64,
         pin: String,
-        to: &mpsc::Sender<Outcome<Chunk>>,
-    ) -> Outcome {
+        to: &mpsc::Sender<Result<Chunk>>,
+    ) -> Result {
         let span_at = |from: u64| Span { from, to: Some(total.min(from + RANGE)) };
         let pin: Arc<str> = pin.into();
         let mut ahead: VecDeque<Ahead> = VecDeque::new();
@@ -216,7 +216,7 @@ impl Transfer {
     }
 
     /// A range, whole.
-    async fn collect(&self, span: Span, pin: &str) -> Outcome<Bytes> {
+    async fn collect(&self, span: Span, pin: &str) -> Result<Bytes> {
         let length = span.to.map_or(0, |to| to - span.from);
         let mut bytes = BytesMut::with_capacity(usize::try_from(length).unwrap_or_default());
         let answer = self.pinned(span, pin).await?;
@@ -225,7 +225,7 @@ impl Transfer {
     }
 
     /// The beginning of exactly these bytes of the object with that entity tag.
-    async fn pinned(&self, span: Span, pin: &str) -> Outcome<Answer> {
+    async fn pinned(&self, span: Span, pin: &str) -> Result<Answer> {
         match self.source.ask(&self.key, Some(span), Some(pin)).await? {
             Asked::Answer(answer) if answer.etag.as_deref() != Some(pin) => Err(self.changed()),
             Asked::Answer(answer) if answer.partial && answer.start == span.from => Ok(answer),
@@ -236,9 +236,9 @@ impl Transfer {
 
     /// Passes on the bytes of a span, of which the first answer has come, and goes on where it breaks off. Whether
     /// somebody wants more.
-    async fn relay(&self, answer: Answer, span: Span, pin: Option<&str>, sink: &mut Sink<'_>) -> Outcome<bool> {
+    async fn relay(&self, answer: Answer, span: Span, pin: Option<&str>, sink: &mut Sink<'_>) -> Result<bool> {
         let (mut at, mut bytes) = (span.from, answer.bytes);
-        let (mut begun, mut tries) = (at, Tries::new(self.source.attempts()));
+        let (mut begun, mut tries) = (at, Backoff::new(self.source.attempts()));
         loop {
             let failure = match bytes.next().await {
                 Some(Ok(data)) => {
@@ -260,7 +260,7 @@ impl Transfer {
                 return Ok(true);
             }
             if at - begun >= HEADWAY {
-                (begun, tries) = (at, Tries::new(self.source.attempts()));
+                (begun, tries) = (at, Backoff::new(self.source.attempts()));
             }
             let Some(pin) = pin else { return Err(failure) };
             if !tries.again().await {

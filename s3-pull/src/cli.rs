@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use cache_sign::cli::Trust;
 use clap::Parser;
-use s3_push::cli::ATTEMPTS;
+use s3_push::cli::DEFAULT_MAX_ATTEMPTS;
 
 use crate::staging::Owner;
 
@@ -109,7 +109,7 @@ pub struct Cli {
 
     /// Attempts at one request, with growing random waits between them
     #[arg(
-        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = ATTEMPTS,
+        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
         value_parser = clap::value_parser!(u32).range(1..=100),
     )]
     pub attempts: u32,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cache_sign::trust::TrustedKeys;
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::process;
 use nar_pack::references::references_first;
-use nar_pack::stage::{self, Doing, Failure, Outcome};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::narinfo::{self, NarInfo};
@@ -29,44 +30,44 @@ pub struct Cache {
 
 /// A narinfo that was checked, and the source that has its NAR.
 #[derive(Debug, Clone)]
-pub struct Offer {
+pub struct Candidate {
     /// What it says.
     pub narinfo: NarInfo,
     /// Which of [`Cache::sources`] gave it.
     pub source: usize,
 }
 
-/// The offers for one path, source by source, until one turns out to be good.
+/// The candidates for one path, source by source, until one turns out to be good.
 pub struct Alternatives {
-    /// The offer at hand.
-    pub offer: Arc<Offer>,
+    /// The candidate at hand.
+    pub candidate: Arc<Candidate>,
     tried: Vec<usize>,
-    first: Option<Failure>,
+    first: Option<Error>,
 }
 
 impl Alternatives {
-    /// Begins with this offer.
+    /// Begins with this candidate.
     #[must_use]
-    pub fn new(offer: Arc<Offer>) -> Self {
-        Self { offer, tried: Vec::new(), first: None }
+    pub fn new(candidate: Arc<Candidate>) -> Self {
+        Self { candidate, tried: Vec::new(), first: None }
     }
 
-    /// Goes on to the next source, since this one's offer came to `failure`.
+    /// Goes on to the next source, since this one's candidate came to `failure`.
     ///
     /// # Errors
     /// The first source's failure, when there is no other.
-    pub async fn next(&mut self, cache: &Cache, failure: Failure) -> Outcome {
+    pub async fn next(&mut self, cache: &Cache, failure: Error) -> Result {
         let first = self.first.get_or_insert(failure);
-        self.tried.push(self.offer.source);
-        let other = cache.other_offer(&self.offer, &self.tried).await.ok_or_else(|| first.clone())?;
-        self.offer = Arc::new(other);
+        self.tried.push(self.candidate.source);
+        let other = cache.other_offer(&self.candidate, &self.tried).await.ok_or_else(|| first.clone())?;
+        self.candidate = Arc::new(other);
         Ok(())
     }
 }
 
 /// What is looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub enum RequestedPath {
     /// A path, which must be there under exactly this name.
     Path(StorePath),
     /// Whatever path has this hash part, if any.
@@ -75,11 +76,11 @@ pub enum Wanted {
 
 /// Narinfos that were fetched and checked, and what could not be.
 #[derive(Default)]
-pub struct Found {
+pub struct ResolvedClosure {
     /// What is offered, by path.
-    pub offers: HashMap<StorePath, Arc<Offer>>,
+    pub candidates: HashMap<StorePath, Arc<Candidate>>,
     /// Why others are not among them.
-    pub refusals: Vec<Failure>,
+    pub refusals: Vec<Error>,
 }
 
 impl Cache {
@@ -88,7 +89,7 @@ impl Cache {
     ///
     /// # Errors
     /// The first source's failure, when none is left.
-    pub async fn new(sources: Vec<Source>, trusted: Option<TrustedKeys>, store_dir: StoreDir) -> Outcome<Self> {
+    pub async fn new(sources: Vec<Source>, trusted: Option<TrustedKeys>, store_dir: StoreDir) -> Result<Self> {
         let several = sources.len() > 1;
         let limit = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
         let asked = sources.iter().map(|source| source.text(cache_info::KEY, limit));
@@ -99,13 +100,13 @@ impl Cache {
                 None => Ok(()),
                 Some(text) => CacheInfo::parse(&text)
                     .and_then(|info| info.require(&store_dir))
-                    .doing(|| source.shown(cache_info::KEY)),
+                    .context(|| source.shown(cache_info::KEY)),
             });
             match checked {
                 Ok(()) => kept.push(Arc::new(source)),
                 Err(failure) => {
                     if several {
-                        stage::say(TOOL, format!("a source is left out: {failure}"));
+                        process::print_message(TOOL, format!("a source is left out: {failure}"));
                     }
                     first.get_or_insert(failure);
                 }
@@ -120,25 +121,25 @@ impl Cache {
         }
     }
 
-    /// The source of an offer.
+    /// The source of an candidate.
     #[must_use]
-    pub fn source(&self, offer: &Offer) -> &Arc<Source> {
-        &self.sources[offer.source]
+    pub fn source(&self, candidate: &Candidate) -> &Arc<Source> {
+        &self.sources[candidate.source]
     }
 
     /// Notes that something of a source could not be read: where there are others, it is asked last from now on.
-    pub fn ails(&self, source: usize, failure: &Failure) {
+    pub fn ails(&self, source: usize, failure: &Error) {
         if self.sources.len() > 1 && !self.ailing[source].swap(true, Ordering::Relaxed) {
-            stage::say(TOOL, format!("{failure}; this source is asked last from now on"));
+            process::print_message(TOOL, format!("{failure}; this source is asked last from now on"));
         }
     }
 
-    /// The same offer, or one of another source where this one's fails.
-    pub async fn healthy(&self, offer: Arc<Offer>) -> Arc<Offer> {
-        if !self.ailing[offer.source].load(Ordering::Relaxed) {
-            return offer;
+    /// The same candidate, or one of another source where this one's fails.
+    pub async fn healthy(&self, candidate: Arc<Candidate>) -> Arc<Candidate> {
+        if !self.ailing[candidate.source].load(Ordering::Relaxed) {
+            return candidate;
         }
-        self.other_offer(&offer, &[offer.source]).await.map_or(offer, Arc::new)
+        self.other_offer(&candidate, &[candidate.source]).await.map_or(candidate, Arc::new)
     }
 
     /// Sources that are not among `tried`, in the order in which they are asked.
@@ -149,12 +150,12 @@ impl Cache {
         [first, last].concat()
     }
 
-    /// What another source than those in `tried` offers for the same path, with the same references.
-    async fn other_offer(&self, offer: &Offer, tried: &[usize]) -> Option<Offer> {
-        let wanted = Wanted::Path(offer.narinfo.path.clone());
-        let other = self.offer(&wanted, tried).await.ok()??;
+    /// What another source than those in `tried` candidates for the same path, with the same references.
+    async fn other_offer(&self, candidate: &Candidate, tried: &[usize]) -> Option<Candidate> {
+        let wanted = RequestedPath::Path(candidate.narinfo.path.clone());
+        let other = self.candidate(&wanted, tried).await.ok()??;
         // Other references would have to be waited for anew.
-        (other.narinfo.references == offer.narinfo.references).then_some(other)
+        (other.narinfo.references == candidate.narinfo.references).then_some(other)
     }
 
     /// What the first source that has it, and is not among `tried`, says of a path; its narinfo has been checked: store
@@ -162,11 +163,11 @@ impl Cache {
     ///
     /// # Errors
     /// The first refusal or failure when no source has a good one; a failure goes before a refusal.
-    pub async fn offer(&self, wanted: &Wanted, tried: &[usize]) -> Outcome<Option<Offer>> {
-        let mut why: Option<Failure> = None;
+    pub async fn candidate(&self, wanted: &RequestedPath, tried: &[usize]) -> Result<Option<Candidate>> {
+        let mut why: Option<Error> = None;
         for number in self.to_ask(tried) {
             match self.narinfo(&self.sources[number], wanted).await {
-                Ok(Some(narinfo)) => return Ok(Some(Offer { narinfo, source: number })),
+                Ok(Some(narinfo)) => return Ok(Some(Candidate { narinfo, source: number })),
                 Ok(None) => {}
                 Err(failure) => {
                     if !failure.is_refusal() {
@@ -180,36 +181,36 @@ impl Cache {
         }
         match (why, wanted) {
             (Some(failure), _) => Err(failure),
-            (None, Wanted::Path(path)) => {
+            (None, RequestedPath::Path(path)) => {
                 let who = if self.sources.len() > 1 { "no source has it" } else { "the cache does not have it" };
-                Err(Failure::refused(format!("{}: {who}", self.store_dir.join(path))))
+                Err(Error::refused(format!("{}: {who}", self.store_dir.join(path))))
             }
             // It was in the listing: whom a bucket lets list, it tells what is missing.
-            (None, Wanted::Hash(hash)) if self.sources.iter().any(|source| source.was_forbidden()) => {
-                Err(Failure::failed(format!("{hash}.narinfo: listed, but reading it is forbidden (s3:GetObject)")))
+            (None, RequestedPath::Hash(hash)) if self.sources.iter().any(|source| source.was_forbidden()) => {
+                Err(Error::failed(format!("{hash}.narinfo: listed, but reading it is forbidden (s3:GetObject)")))
             }
             // Removed since it was listed.
-            (None, Wanted::Hash(_)) => Ok(None),
+            (None, RequestedPath::Hash(_)) => Ok(None),
         }
     }
 
-    async fn narinfo(&self, source: &Source, wanted: &Wanted) -> Outcome<Option<NarInfo>> {
+    async fn narinfo(&self, source: &Source, wanted: &RequestedPath) -> Result<Option<NarInfo>> {
         let hash = match wanted {
-            Wanted::Path(path) => path.hash_part(),
-            Wanted::Hash(hash) => *hash,
+            RequestedPath::Path(path) => path.hash_part(),
+            RequestedPath::Hash(hash) => *hash,
         };
         let key = format!("{hash}.narinfo");
         let Some(text) = source.text(&key, narinfo::MAX_SIZE).await? else { return Ok(None) };
-        let narinfo = NarInfo::parse(&text, &self.store_dir).doing(|| source.shown(&key))?;
+        let narinfo = NarInfo::parse(&text, &self.store_dir).context(|| source.shown(&key))?;
         if narinfo.path.hash_part() != hash {
             let why = format!("{}: it describes another path, {}", source.shown(&key), narinfo.path);
-            return Err(Failure::refused(why));
+            return Err(Error::refused(why));
         }
-        if let Wanted::Path(path) = wanted
+        if let RequestedPath::Path(path) = wanted
             && narinfo.path != *path
         {
             let why = format!("{path}: the cache has another name under this hash, {}", narinfo.path);
-            return Err(Failure::refused(why));
+            return Err(Error::refused(why));
         }
         if let Some(trusted) = &self.trusted {
             trusted.require(&narinfo)?;
@@ -217,16 +218,21 @@ impl Cache {
         Ok(Some(narinfo))
     }
 
-    /// Everything that a discovery finds.
+    /// Everything that a walk finds.
     ///
     /// # Errors
-    /// Fails where the sources do; what is missing or refused is in [`Found::refusals`].
-    pub async fn discover(self: &Arc<Self>, goals: Vec<Wanted>, recursive: bool, jobs: usize) -> Outcome<Found> {
-        let mut discovery = Discovery::new(Arc::clone(self), goals, recursive, jobs);
-        let mut found = Found::default();
-        while let Some(answer) = discovery.next().await {
+    /// Fails where the sources do; what is missing or refused is in [`ResolvedClosure::refusals`].
+    pub async fn discover(
+        self: &Arc<Self>,
+        goals: Vec<RequestedPath>,
+        recursive: bool,
+        jobs: usize,
+    ) -> Result<ResolvedClosure> {
+        let mut walk = ClosureWalk::new(Arc::clone(self), goals, recursive, jobs);
+        let mut found = ResolvedClosure::default();
+        while let Some(answer) = walk.next().await {
             match answer?.1 {
-                Ok(Some(offer)) => drop(found.offers.insert(offer.narinfo.path.clone(), offer)),
+                Ok(Some(candidate)) => drop(found.candidates.insert(candidate.narinfo.path.clone(), candidate)),
                 Ok(None) => {}
                 Err(failure) if failure.is_refusal() => found.refusals.push(failure),
                 Err(failure) => return Err(failure),
@@ -236,27 +242,29 @@ impl Cache {
     }
 }
 
-impl Found {
+impl ResolvedClosure {
     /// What is offered, references first. In a closure, a path of which a reference is missing is refused too, and so on.
     ///
     /// # Errors
     /// Refuses references in a circle.
-    pub fn in_order(&mut self, closed: bool) -> Outcome<Vec<Arc<Offer>>> {
-        let mut paths: Vec<StorePath> = self.offers.keys().cloned().collect();
+    pub fn in_order(&mut self, closed: bool) -> Result<Vec<Arc<Candidate>>> {
+        let mut paths: Vec<StorePath> = self.candidates.keys().cloned().collect();
         paths.sort_unstable();
-        let offers: &HashMap<StorePath, Arc<Offer>> = &self.offers;
-        let order = references_first(&paths, |path| offers.get(path).map_or(&[], |offer| &offer.narinfo.references))?;
+        let candidates: &HashMap<StorePath, Arc<Candidate>> = &self.candidates;
+        let order = references_first(&paths, |path| {
+            candidates.get(path).map_or(&[], |candidate| &candidate.narinfo.references)
+        })?;
         let mut kept = HashSet::new();
         let mut result = Vec::with_capacity(order.len());
         for path in order {
-            let narinfo = &offers[path].narinfo;
+            let narinfo = &candidates[path].narinfo;
             let missing = narinfo.references.iter().find(|reference| *reference != path && !kept.contains(*reference));
             match missing.filter(|_| closed) {
                 None => {
                     kept.insert(path.clone());
-                    result.push(Arc::clone(&offers[path]));
+                    result.push(Arc::clone(&candidates[path]));
                 }
-                Some(reference) => self.refusals.push(Failure::refused(format!(
+                Some(reference) => self.refusals.push(Error::refused(format!(
                     "{}: it references {reference}, which could not be fetched",
                     narinfo.full_path()
                 ))),
@@ -267,23 +275,24 @@ impl Found {
 }
 
 /// What was asked, and what is known of it.
-pub type Answer = (Wanted, Outcome<Option<Arc<Offer>>>);
+pub type Answer = (RequestedPath, Result<Option<Arc<Candidate>>>);
 
 /// A walk through a closure, breadth first, with many narinfos asked for at once.
-pub struct Discovery {
+pub struct ClosureWalk {
     cache: Arc<Cache>,
     recursive: bool,
     jobs: usize,
     seen: HashSet<StorePath>,
-    waiting: VecDeque<Wanted>,
+    waiting: VecDeque<RequestedPath>,
     asked: JoinSet<Answer>,
 }
 
-impl Discovery {
+impl ClosureWalk {
     /// Begins at `goals`, each of which is there once.
     #[must_use]
-    pub fn new(cache: Arc<Cache>, goals: Vec<Wanted>, recursive: bool, jobs: usize) -> Self {
-        let path = |wanted: &Wanted| if let Wanted::Path(path) = wanted { Some(path.clone()) } else { None };
+    pub fn new(cache: Arc<Cache>, goals: Vec<RequestedPath>, recursive: bool, jobs: usize) -> Self {
+        let path =
+            |wanted: &RequestedPath| if let RequestedPath::Path(path) = wanted { Some(path.clone()) } else { None };
         let seen = goals.iter().filter_map(path).collect();
         Self { cache, recursive, jobs, seen, waiting: goals.into(), asked: JoinSet::new() }
     }
@@ -298,25 +307,25 @@ impl Discovery {
     ///
     /// # Errors
     /// Fails when a task died.
-    pub async fn next(&mut self) -> Option<Outcome<Answer>> {
+    pub async fn next(&mut self) -> Option<Result<Answer>> {
         while self.asked.len() < self.jobs
             && let Some(wanted) = self.waiting.pop_front()
         {
             let cache = Arc::clone(&self.cache);
             self.asked.spawn(async move {
-                let offer = cache.offer(&wanted, &[]).await;
-                (wanted, offer.map(|offer| offer.map(Arc::new)))
+                let candidate = cache.candidate(&wanted, &[]).await;
+                (wanted, candidate.map(|candidate| candidate.map(Arc::new)))
             });
         }
         let Ok(answer) = self.asked.join_next().await? else {
-            return Some(Err(Failure::failed("a fetching task died")));
+            return Some(Err(Error::failed("a fetching task died")));
         };
         if self.recursive
-            && let Ok(Some(offer)) = &answer.1
+            && let Ok(Some(candidate)) = &answer.1
         {
             let seen = &mut self.seen;
-            let new = offer.narinfo.references.iter().filter(|path| seen.insert((*path).clone())).cloned();
-            self.waiting.extend(new.map(Wanted::Path));
+            let new = candidate.narinfo.references.iter().filter(|path| seen.insert((*path).clone())).cloned();
+            self.waiting.extend(new.map(RequestedPath::Path));
         }
         Some(Ok(answer))
     }

@@ -8,22 +8,20 @@
 //! | [`fetch`] | fetching and checking a NAR |
 //! | [`staging`] | temporaries, and the rename that makes a path visible |
 //! | [`unpack`] | paths below a root |
-//! | [`case_hack`] | names that a file system takes for one |
 //! | [`report`] | what a pull tells |
-//! | [`emit`] | streams on standard output |
+//! | [`streams`] | streams on standard output |
 
 pub mod body;
-pub mod case_hack;
 pub mod cli;
 pub mod closure;
-pub mod emit;
 pub mod fetch;
-mod pull;
 pub mod report;
+mod run;
 pub mod source;
 pub mod staging;
+pub mod streams;
 pub mod unpack;
 
-pub use pull::run;
+pub use run::run;
 
 const TOOL: &str = "s3-pull";

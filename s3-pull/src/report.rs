@@ -3,12 +3,14 @@
 use std::io::Write;
 
 use indicatif::{HumanBytes, ProgressBar};
-use nar_pack::stage::{self, Failure, Outcome, Output};
-use s3_push::report::Talk;
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio::Output;
+use s3_push::report::Verbosity;
 use serde_json::json;
 
 use crate::TOOL;
-use crate::closure::{Cache, Offer};
+use crate::closure::{Cache, Candidate};
 
 /// What became of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl Status {
 /// Gathers and tells.
 pub struct Report {
     json: Option<Output>,
-    talk: Talk,
+    talk: Verbosity,
     found: u64,
     fetched: u64,
     present: u64,
@@ -43,14 +45,14 @@ pub struct Report {
     nar_bytes: u64,
     /// Bytes of the same, compressed, as the narinfos say.
     file_bytes: u64,
-    refusals: Vec<Failure>,
+    refusals: Vec<Error>,
     bar: ProgressBar,
 }
 
 impl Report {
     /// A report; on `json` too, if that is given.
     #[must_use]
-    pub fn new(json: Option<Output>, talk: Talk) -> Self {
+    pub fn new(json: Option<Output>, talk: Verbosity) -> Self {
         let bar = talk.bar();
         let refusals = Vec::new();
         Self {
@@ -79,15 +81,15 @@ impl Report {
     }
 
     fn say(&self, message: impl std::fmt::Display) {
-        self.bar.suspend(|| stage::say(TOOL, message));
+        self.bar.suspend(|| process::print_message(TOOL, message));
     }
 
     /// Tells of a path.
     ///
     /// # Errors
     /// What standard output says.
-    pub fn path(&mut self, cache: &Cache, offer: &Offer, status: Status) -> Outcome {
-        let narinfo = &offer.narinfo;
+    pub fn path(&mut self, cache: &Cache, candidate: &Candidate, status: Status) -> Result {
+        let narinfo = &candidate.narinfo;
         match status {
             Status::Fetched => self.fetched += 1,
             Status::WouldFetch => self.would_fetch += 1,
@@ -97,8 +99,8 @@ impl Report {
             self.nar_bytes += narinfo.nar_size;
             self.file_bytes += narinfo.file_size.unwrap_or(0);
         }
-        let source = cache.source(offer).shown("");
-        if self.talk == Talk::Verbose {
+        let source = cache.source(candidate).shown("");
+        if self.talk == Verbosity::Verbose {
             let from = if status == Status::Present { String::new() } else { format!(", {source}") };
             self.say(format!("{}: {}{from}", narinfo.full_path(), status.word()));
         }
@@ -117,7 +119,7 @@ impl Report {
     ///
     /// # Errors
     /// What standard output says.
-    pub fn refused(&mut self, path: Option<&str>, failure: Failure) -> Outcome {
+    pub fn refused(&mut self, path: Option<&str>, failure: Error) -> Result {
         if let Some(out) = &mut self.json {
             let status = if failure.is_refusal() { "refused" } else { "failed" };
             writeln!(out, "{}", json!({ "path": path, "status": status, "why": failure.message() }))?;
@@ -130,14 +132,14 @@ impl Report {
     /// Tells what was refused before the pull itself failed.
     pub fn abandon(self) {
         self.bar.finish_and_clear();
-        self.refusals.iter().for_each(|refusal| stage::say(TOOL, refusal));
+        self.refusals.iter().for_each(|refusal| process::print_message(TOOL, refusal));
     }
 
     /// Ends the report; `moved` bytes have come.
     ///
     /// # Errors
     /// The refusal, when there was one; when there were several each is told, and how many there were.
-    pub fn finish(mut self, moved: u64) -> Outcome {
+    pub fn finish(mut self, moved: u64) -> Result {
         self.bar.finish_and_clear();
         if let Some(mut out) = self.json.take() {
             let summary = json!({ "summary": {
@@ -148,9 +150,9 @@ impl Report {
             writeln!(out, "{summary}")?;
             out.finish()?;
         }
-        if self.talk != Talk::Quiet && self.refusals.is_empty() {
+        if self.talk != Verbosity::Quiet && self.refusals.is_empty() {
             let unpacked = HumanBytes(self.nar_bytes);
-            stage::say(
+            process::print_message(
                 TOOL,
                 match self.would_fetch {
                     0 => format!("{} fetched ({unpacked} unpacked), {} there already", self.fetched, self.present),
@@ -162,7 +164,7 @@ impl Report {
                 },
             );
         }
-        told(&self.refusals)
+        summarize(&self.refusals)
     }
 }
 
@@ -170,20 +172,20 @@ impl Report {
 ///
 /// # Errors
 /// When there is any.
-pub fn told(refusals: &[Failure]) -> Outcome {
+pub fn summarize(refusals: &[Error]) -> Result {
     match refusals {
         [] => Ok(()),
         [refusal] => Err(refusal.clone()),
         several => {
             for refusal in several {
-                stage::say(TOOL, refusal);
+                process::print_message(TOOL, refusal);
             }
             let failed = several.iter().filter(|failure| !failure.is_refusal()).count();
             match (failed, several.len() - failed) {
-                (0, refused) => Err(Failure::refused(format!("{refused} paths were refused"))),
-                (failed, 0) => Err(Failure::failed(format!("{failed} paths could not be read"))),
+                (0, refused) => Err(Error::refused(format!("{refused} paths were refused"))),
+                (failed, 0) => Err(Error::failed(format!("{failed} paths could not be read"))),
                 (failed, refused) => {
-                    Err(Failure::failed(format!("{failed} paths could not be read, and {refused} were refused")))
+                    Err(Error::failed(format!("{failed} paths could not be read, and {refused} were refused")))
                 }
             }
         }

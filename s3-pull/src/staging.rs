@@ -11,8 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::remove_tree;
-use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
 use rustix::fs::{
     AtFlags, CWD, Dir, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid, chownat, flock, openat, renameat_with,
@@ -57,10 +57,10 @@ impl Owner {
     ///
     /// # Errors
     /// Fails where the file system does, as where one is not allowed to give files away.
-    pub fn take(self, tree: &Path) -> Outcome {
+    pub fn take(self, tree: &Path) -> Result {
         self.give(CWD, tree.as_os_str().as_bytes()).map_err(|error| {
             let error = io::Error::from(error);
-            Failure::failed(format!("giving {} to {}: {error}", tree.display(), self.user.as_raw()))
+            Error::failed(format!("giving {} to {}: {error}", tree.display(), self.user.as_raw()))
         })
     }
 
@@ -98,25 +98,25 @@ impl Staging {
     ///
     /// # Errors
     /// Fails where the file system does.
-    pub fn begin(store: &Path) -> Outcome<Self> {
+    pub fn begin(store: &Path) -> Result<Self> {
         let at = || format!("preparing {}", store.display());
-        std::fs::create_dir_all(store).map_err(Failure::from).doing(at)?;
-        remove_stale(store).doing(at)?;
+        std::fs::create_dir_all(store).map_err(Error::from).context(at)?;
+        remove_stale(store).context(at)?;
         loop {
             let lock = tempfile::Builder::new()
                 .prefix(PREFIX)
                 .suffix(LOCK)
                 .rand_bytes(12)
                 .tempfile_in(store)
-                .map_err(Failure::from)
-                .doing(at)?;
-            let (file, path) = lock.keep().map_err(|error| Failure::from(error.error)).doing(at)?;
+                .map_err(Error::from)
+                .context(at)?;
+            let (file, path) = lock.keep().map_err(|error| Error::from(error.error)).context(at)?;
             let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => true,
                 Err(Errno::WOULDBLOCK | Errno::INTR) => false,
                 Err(error) => {
                     let _ = std::fs::remove_file(&path);
-                    return Err(Failure::from(io::Error::from(error)).doing(at()));
+                    return Err(Error::from(io::Error::from(error)).context(at()));
                 }
             };
             // Another run may have taken the file for a dead one's before it was locked.
@@ -144,15 +144,15 @@ impl Staging {
     ///
     /// # Errors
     /// Fails where the file system does.
-    pub fn publish(&self, path: &StorePath) -> Outcome<Placed> {
+    pub fn publish(&self, path: &StorePath) -> Result<Placed> {
         let (from, to) = (self.temporary(path), self.place(path));
-        let failed = |error: Errno| Failure::failed(format!("moving to {}: {}", to.display(), io::Error::from(error)));
+        let failed = |error: Errno| Error::failed(format!("moving to {}: {}", to.display(), io::Error::from(error)));
         match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Placed::New),
             Err(Errno::EXIST | Errno::NOTEMPTY) => remove_tree(&from).map(|()| Placed::Existed),
             // A file system without this flag: the gap between the look and the rename is as small as can be.
             Err(Errno::INVAL | Errno::NOSYS) if !exists(&to) => {
-                std::fs::rename(&from, &to).map_err(Failure::from).doing(|| format!("moving to {}", to.display()))?;
+                std::fs::rename(&from, &to).map_err(Error::from).context(|| format!("moving to {}", to.display()))?;
                 Ok(Placed::New)
             }
             Err(Errno::INVAL | Errno::NOSYS) => remove_tree(&from).map(|()| Placed::Existed),
@@ -174,7 +174,7 @@ pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-fn remove_stale(store: &Path) -> Outcome {
+fn remove_stale(store: &Path) -> Result {
     for name in names(store)? {
         let Some(run) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(LOCK)) else { continue };
         let Ok(lock) = OpenOptions::new().read(true).open(store.join(&name)) else { continue };
@@ -186,7 +186,7 @@ fn remove_stale(store: &Path) -> Outcome {
 }
 
 /// Removes the temporaries of a run, and last its lock.
-fn remove_run(store: &Path, run: &str) -> Outcome {
+fn remove_run(store: &Path, run: &str) -> Result {
     let own = format!("{PREFIX}{run}-");
     for name in names(store)?.iter().filter(|name| name.starts_with(&own)) {
         remove_tree(&store.join(name))?;
@@ -197,7 +197,7 @@ fn remove_run(store: &Path, run: &str) -> Outcome {
     }
 }
 
-fn names(store: &Path) -> Outcome<Vec<String>> {
+fn names(store: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(store)? {
         if let Ok(name) = entry?.file_name().into_string()

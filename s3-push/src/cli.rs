@@ -1,10 +1,10 @@
 //! The command line of `s3-push`.
 
 use clap::{Args, Parser, ValueEnum};
-use nar_pack::cli::Knowledge;
-use narinfo_gen::cli::Packing;
+use nar_pack::cli::PathInfoArgs;
+use narinfo_gen::cli::CompressionArgs;
 
-pub use crate::patience::ATTEMPTS;
+pub use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache.
 ///
@@ -71,7 +71,7 @@ pub struct Cli {
 
     /// Attempts at one request, with growing random waits between them
     #[arg(
-        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = ATTEMPTS,
+        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
         value_parser = clap::value_parser!(u32).range(1..=100),
     )]
     pub attempts: u32,
@@ -94,22 +94,22 @@ pub struct Cli {
 
     /// What is asked of the objects that are written
     #[command(flatten)]
-    pub stored: Stored,
+    pub stored: ObjectOptionArgs,
 
     /// How to compress a NAR or an export stream
     #[command(flatten)]
-    pub packing: Packing,
+    pub compression_args: CompressionArgs,
 
     /// Where to learn about store paths
     #[command(flatten)]
-    pub knowledge: Knowledge,
+    pub path_info_args: PathInfoArgs,
 }
 
 /// What is asked of the objects that are written.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Objects that are written")]
-pub struct Stored {
-    /// Storage class, such as STANDARD_IA or INTELLIGENT_TIERING
+pub struct ObjectOptionArgs {
+    /// ObjectOptions class, such as STANDARD_IA or INTELLIGENT_TIERING
     #[arg(long, value_name = "CLASS")]
     pub storage_class: Option<String>,
 

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    nar_pack::stage::main("s3-push", s3_push::run)
+    nar_pack::process::main("s3-push", s3_push::run)
 }

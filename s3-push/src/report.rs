@@ -3,11 +3,13 @@
 use std::io::Write;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use nar_pack::stage::{self, Failure, Outcome, Output};
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio::Output;
 use serde_json::json;
 
 use crate::TOOL;
-use crate::upload::Uploader;
+use crate::publish::upload::Uploader;
 
 /// What became of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl Status {
 
 /// How much is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Talk {
+pub enum Verbosity {
     /// Errors only.
     Quiet,
     /// What a person wants to know.
@@ -52,7 +54,7 @@ pub enum Talk {
     Verbose,
 }
 
-impl Talk {
+impl Verbosity {
     /// As the flags ask for.
     #[must_use]
     pub fn new(quiet: bool, verbose: bool) -> Self {
@@ -77,20 +79,20 @@ impl Talk {
 pub struct Report {
     out: Output,
     json: bool,
-    talk: Talk,
+    talk: Verbosity,
     sent: u64,
     present: u64,
     signed: u64,
     upstream: u64,
     bytes: u64,
-    refusals: Vec<Failure>,
+    refusals: Vec<Error>,
     bar: ProgressBar,
 }
 
 impl Report {
     /// A report on `out`.
     #[must_use]
-    pub fn new(out: Output, json: bool, talk: Talk) -> Self {
+    pub fn new(out: Output, json: bool, talk: Verbosity) -> Self {
         let bar = talk.bar();
         Self { out, json, talk, sent: 0, present: 0, signed: 0, upstream: 0, bytes: 0, refusals: Vec::new(), bar }
     }
@@ -107,20 +109,20 @@ impl Report {
 
     /// A line on standard error, above the bar if there is one.
     fn say(&self, message: impl std::fmt::Display) {
-        self.bar.suspend(|| stage::say(TOOL, message));
+        self.bar.suspend(|| process::print_message(TOOL, message));
     }
 
     /// Tells of a path.
     ///
     /// # Errors
     /// What standard output says.
-    pub fn path(&mut self, path: &str, status: Status) -> Outcome {
+    pub fn path(&mut self, path: &str, status: Status) -> Result {
         match status {
             Status::Sent { bytes, signed } => {
                 self.sent += 1;
                 self.bytes += bytes;
-                if !signed && self.talk != Talk::Quiet {
-                    stage::say(
+                if !signed && self.talk != Verbosity::Quiet {
+                    process::print_message(
                         TOOL,
                         format!("{path}: published unsigned; clients that check signatures will not take it"),
                     );
@@ -131,12 +133,12 @@ impl Report {
             Status::Upstream => self.upstream += 1,
             Status::Other => {
                 self.present += 1;
-                if self.talk != Talk::Quiet {
+                if self.talk != Verbosity::Quiet {
                     self.say(format!("{path}: the cache has other contents under this path; they were kept"));
                 }
             }
         }
-        if self.talk == Talk::Verbose {
+        if self.talk == Verbosity::Verbose {
             self.say(format!("{path}: {}", status.word()));
         }
         if self.json {
@@ -152,15 +154,15 @@ impl Report {
     ///
     /// # Errors
     /// The failure itself, if it is no refusal.
-    pub fn refused(&mut self, what: &str, failure: Failure) -> Outcome {
+    pub fn refused(&mut self, what: &str, failure: Error) -> Result {
         if !failure.is_refusal() {
-            return Err(failure.doing(what));
+            return Err(failure.context(what));
         }
         if self.json {
             writeln!(self.out, "{}", json!({ "path": what, "status": "refused", "why": failure.message() }))?;
         }
         let named = failure.message().contains(what);
-        self.refusals.push(if named { failure } else { failure.doing(what) });
+        self.refusals.push(if named { failure } else { failure.context(what) });
         Ok(())
     }
 
@@ -176,7 +178,7 @@ impl Report {
     ///
     /// # Errors
     /// The refusal, when there was one; when there were several each is told, and how many there were.
-    pub fn finish(mut self, uploader: &Uploader) -> Outcome {
+    pub fn finish(mut self, uploader: &Uploader) -> Result {
         let (requests, retries) = (uploader.bucket.requests(), uploader.bucket.retries());
         let total: u64 = requests.iter().map(|(_, count)| count).sum();
         if self.json {
@@ -195,15 +197,15 @@ impl Report {
             [refusal] => return Err(refusal.clone()),
             several => {
                 for refusal in several {
-                    stage::say(TOOL, refusal);
+                    process::print_message(TOOL, refusal);
                 }
-                return Err(Failure::refused(format!("{} paths were refused", several.len())));
+                return Err(Error::refused(format!("{} paths were refused", several.len())));
             }
         }
-        if self.talk != Talk::Quiet {
+        if self.talk != Verbosity::Quiet {
             let again = if retries > 0 { format!(", {retries} repeated") } else { String::new() };
             let signed = if self.signed > 0 { format!(", {} signed anew", self.signed) } else { String::new() };
-            stage::say(
+            process::print_message(
                 TOOL,
                 format!(
                     "{} sent ({}), {} there already{signed}, {total} requests{again}",

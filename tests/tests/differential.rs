@@ -23,8 +23,8 @@ use std::thread;
 use cache_tests::{Random, Scratch, mutate, nix, remove_tree, repository};
 use corpus::entries;
 use forgery::{directory, file, link, nar_of, store_dir};
+use nar_pack::error::{Error, Result};
 use nar_pack::nar::{Skip, dump, parse, restore};
-use nar_pack::stage::{Failure, Outcome};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
 
@@ -123,15 +123,15 @@ fn nars(count: usize, random: &mut Random) -> Vec<Vec<u8>> {
 }
 
 /// What `nar-pack --unpack` does.
-fn unpack(nar: &[u8], place: &Path) -> Outcome {
+fn unpack(nar: &[u8], place: &Path) -> Result {
     let mut input = Cursor::new(nar);
     restore(&mut input, place)?;
     nothing_follows(&input)
 }
 
-fn nothing_follows(input: &Cursor<&[u8]>) -> Outcome {
+fn nothing_follows(input: &Cursor<&[u8]>) -> Result {
     let size = input.get_ref().len() as u64;
-    if input.position() == size { Ok(()) } else { Err(Failure::refused("something follows the end of the NAR")) }
+    if input.position() == size { Ok(()) } else { Err(Error::refused("something follows the end of the NAR")) }
 }
 
 fn packed(place: &Path) -> Vec<u8> {
@@ -210,7 +210,7 @@ fn we_alone(said: &str) -> Result<Verdict, String> {
 }
 
 /// Why Nix 2.8 accepts what we do not.
-fn nix_alone(nar: &[u8], failure: &Failure, theirs: &Path) -> Result<Verdict, String> {
+fn nix_alone(nar: &[u8], failure: &Error, theirs: &Path) -> Result<Verdict, String> {
     let message = failure.message();
     if message.starts_with("something follows") {
         return Ok(Verdict::Known("Nix 2.8 does not look at what follows a NAR"));
@@ -310,7 +310,7 @@ fn narinfos_as_nix_narinfo_reads_them() {
     let store = nix_derivation::StoreDir::default();
     for (index, text) in narinfos(100 * number("DIFFERENTIAL", INPUTS), &mut Random::new(seed)).iter().enumerate() {
         let ours = str::from_utf8(text)
-            .map_err(|_| Failure::refused("not UTF-8"))
+            .map_err(|_| Error::refused("not UTF-8"))
             .and_then(|text| NarInfo::parse(text, &store_dir()));
         let theirs = nix_narinfo::NarInfo::parse_in(&store, text);
         let shown = || String::from_utf8_lossy(text).into_owned();

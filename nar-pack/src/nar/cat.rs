@@ -3,14 +3,14 @@
 use std::io::{BufRead, Write};
 
 use super::{Visitor, names, parse};
-use crate::stage::{Failure, Outcome};
+use crate::error::{Error, Result};
 
 /// Writes the contents of the file `path` of a NAR, which is read to its end. Names are separated by slashes; empty
 /// ones and `.` do not count, so that `/` is the NAR itself.
 ///
 /// # Errors
 /// Refuses a malformed NAR, and one that has no file of that name; what it has instead is said.
-pub fn cat(input: &mut impl BufRead, path: &[u8], out: &mut impl Write) -> Outcome<u64> {
+pub fn cat(input: &mut impl BufRead, path: &[u8], out: &mut impl Write) -> Result<u64> {
     let mut visitor = Cat::new(path, out);
     let size = parse(input, &mut visitor)?;
     visitor.finish().map(|()| size)
@@ -45,16 +45,16 @@ impl<'a, W> Cat<'a, W> {
     ///
     /// # Errors
     /// Refuses a NAR without it; what it has instead is said.
-    pub fn finish(self) -> Outcome {
+    pub fn finish(self) -> Result {
         let shown = self.path.escape_ascii();
         match self.found {
             Some(Node::File) => Ok(()),
-            Some(Node::Directory) => Err(Failure::refused(format!("{shown} is a directory in the NAR, not a file"))),
-            Some(Node::Symlink(target)) => Err(Failure::refused(format!(
+            Some(Node::Directory) => Err(Error::refused(format!("{shown} is a directory in the NAR, not a file"))),
+            Some(Node::Symlink(target)) => Err(Error::refused(format!(
                 "{shown} is a symbolic link in the NAR, not a file; its target is {}",
                 target.escape_ascii()
             ))),
-            None => Err(Failure::refused(format!("there is no {shown} in the NAR"))),
+            None => Err(Error::refused(format!("there is no {shown} in the NAR"))),
         }
     }
 
@@ -70,16 +70,16 @@ impl<'a, W> Cat<'a, W> {
 }
 
 impl<W: Write> Visitor for Cat<'_, W> {
-    fn directory(&mut self) -> Outcome {
+    fn directory(&mut self) -> Result {
         self.find(|| Node::Directory);
         Ok(())
     }
 
-    fn directory_end(&mut self) -> Outcome {
+    fn directory_end(&mut self) -> Result {
         Ok(())
     }
 
-    fn enter(&mut self, name: &[u8]) -> Outcome {
+    fn enter(&mut self, name: &[u8]) -> Result {
         if self.matched == self.depth && self.names.get(self.depth) == Some(&name) {
             self.matched += 1;
         }
@@ -87,26 +87,26 @@ impl<W: Write> Visitor for Cat<'_, W> {
         Ok(())
     }
 
-    fn leave(&mut self) -> Outcome {
+    fn leave(&mut self) -> Result {
         self.depth -= 1;
         self.matched = self.matched.min(self.depth);
         Ok(())
     }
 
-    fn file(&mut self, _: bool, _: u64, _: u64) -> Outcome {
+    fn file(&mut self, _: bool, _: u64, _: u64) -> Result {
         self.find(|| Node::File);
         Ok(())
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Outcome {
+    fn data(&mut self, bytes: &[u8]) -> Result {
         if self.is_here() { Ok(self.out.write_all(bytes)?) } else { Ok(()) }
     }
 
-    fn file_end(&mut self) -> Outcome {
+    fn file_end(&mut self) -> Result {
         Ok(())
     }
 
-    fn symlink(&mut self, target: &[u8]) -> Outcome {
+    fn symlink(&mut self, target: &[u8]) -> Result {
         self.find(|| Node::Symlink(target.to_vec()));
         Ok(())
     }

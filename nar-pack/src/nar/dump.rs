@@ -21,7 +21,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::dir::{Dir, Parent, fd_of, locked, path_of};
 use super::{CASE_HACK, MAX_DEPTH, MAX_TARGET, padding, push_string};
-use crate::stage::{Failure, Outcome};
+use crate::error::{Error, Result};
 
 /// Bytes of NAR that are handed on at once; a larger file is read in pieces of this size.
 const CHUNK: usize = 512 * 1024;
@@ -49,7 +49,7 @@ const DIRECTORY: usize = 32 * 1024;
 /// # Errors
 /// Fails with the path of what cannot be read, of what is neither file, directory nor symbolic link, and of a file
 /// that is seen to change while it is read. Then the NAR is cut off.
-pub fn dump(path: &Path, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Outcome {
+pub fn dump(path: &Path, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Result {
     let mut walk = Walk::new(path)?;
     let mut buf = Vec::with_capacity(CHUNK);
     // The root alone first: a file has no directory to be read beside it.
@@ -74,10 +74,10 @@ enum Sent {
     Chunk(Vec<u8>),
 }
 
-type Batches = SyncSender<Receiver<Outcome<Sent>>>;
+type Batches = SyncSender<Receiver<Result<Sent>>>;
 
 /// Writes the rest of the walk, which several threads read.
-fn read_ahead(walk: Walk, buf: Vec<u8>, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Outcome {
+fn read_ahead(walk: Walk, buf: Vec<u8>, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Result {
     let walk = Mutex::new(walk);
     let free = Mutex::new(vec![buf]);
     let (batches, in_order) = sync_channel(BATCHES_AHEAD);
@@ -92,7 +92,7 @@ fn read_ahead(walk: Walk, buf: Vec<u8>, out: &mut impl Write, warn: &mut impl Fn
         let written = write_batches(in_order, &free, out, warn);
         // A thread that died has left its batch short.
         let died = readers.into_iter().filter_map(|reader| reader.join().err()).count() > 0;
-        written.and(if died { Err(Failure::failed("a reading thread died")) } else { Ok(()) })
+        written.and(if died { Err(Error::failed("a reading thread died")) } else { Ok(()) })
     })
 }
 
@@ -102,11 +102,11 @@ fn readers() -> usize {
 }
 
 fn write_batches(
-    batches: Receiver<Receiver<Outcome<Sent>>>,
+    batches: Receiver<Receiver<Result<Sent>>>,
     free: &Mutex<Vec<Vec<u8>>>,
     out: &mut impl Write,
     warn: &mut impl FnMut(&str),
-) -> Outcome {
+) -> Result {
     for batch in batches {
         for sent in batch {
             match sent? {
@@ -137,7 +137,7 @@ fn read_batches(walk: &Mutex<Walk>, free: &Mutex<Vec<Vec<u8>>>, batches: &Batche
             }
             batch
         };
-        let gone = |_| Failure::failed("nobody writes the NAR any more");
+        let gone = |_| Error::failed("nobody writes the NAR any more");
         let read = batch.and_then(|batch| {
             let batch = batch.unwrap_or_default();
             for warning in &batch.warnings {
@@ -153,8 +153,8 @@ fn read_batches(walk: &Mutex<Walk>, free: &Mutex<Vec<Vec<u8>>>, batches: &Batche
     }
 }
 
-fn failed(path: &Path, why: impl std::fmt::Display) -> Failure {
-    Failure::failed(format!("packing {}: {why}", path.display()))
+fn failed(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::failed(format!("packing {}: {why}", path.display()))
 }
 
 struct Entry {
@@ -187,7 +187,7 @@ struct Leaf {
 }
 
 impl Walk {
-    fn new(path: &Path) -> Outcome<Self> {
+    fn new(path: &Path) -> Result<Self> {
         let root = CString::new(path.as_os_str().as_bytes()).map_err(|_| failed(path, "the path has a NUL byte"))?;
         Ok(Self { root: Some(root), stack: Vec::new(), buffer: Vec::with_capacity(DIRECTORY) })
     }
@@ -198,7 +198,7 @@ impl Walk {
     }
 
     /// The next stretch of the NAR; none at its end.
-    fn next(&mut self) -> Outcome<Option<Batch>> {
+    fn next(&mut self) -> Result<Option<Batch>> {
         let mut batch = Batch::default();
         if let Some(root) = self.root.take() {
             push_string(&mut batch.fields, super::MAGIC);
@@ -220,7 +220,7 @@ impl Walk {
         Ok((!batch.fields.is_empty()).then_some(batch))
     }
 
-    fn entry(&mut self, batch: &mut Batch, dir: Arc<Dir>, entry: Entry) -> Outcome {
+    fn entry(&mut self, batch: &mut Batch, dir: Arc<Dir>, entry: Entry) -> Result {
         let name = entry.name.as_bytes();
         if name.windows(CASE_HACK.len()).any(|window| window == CASE_HACK) {
             let path = dir.path.join(OsStr::from_bytes(name));
@@ -232,7 +232,7 @@ impl Walk {
         self.node(batch, Some(dir), entry)
     }
 
-    fn node(&mut self, batch: &mut Batch, parent: Parent, entry: Entry) -> Outcome {
+    fn node(&mut self, batch: &mut Batch, parent: Parent, entry: Entry) -> Result {
         let Entry { name, kind } = entry;
         if self.stack.len() == MAX_DEPTH {
             let why = format_args!("nested deeper than {MAX_DEPTH} levels of directories");
@@ -288,7 +288,7 @@ impl Batch {
     }
 
     /// Reads what is to be read. `put` is given the bytes whenever the buffer is full, and leaves an empty one.
-    fn read(&self, buf: &mut Vec<u8>, mut put: impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+    fn read(&self, buf: &mut Vec<u8>, mut put: impl FnMut(&mut Vec<u8>) -> Result) -> Result {
         let mut done = 0;
         for leaf in &self.leaves {
             make_room(buf, leaf.at - done, &mut put)?;
@@ -303,20 +303,20 @@ impl Batch {
 }
 
 /// Sees to it that `bytes` can be added to what is in `buf` without making it larger.
-fn make_room(buf: &mut Vec<u8>, bytes: usize, put: &mut impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+fn make_room(buf: &mut Vec<u8>, bytes: usize, put: &mut impl FnMut(&mut Vec<u8>) -> Result) -> Result {
     if buf.is_empty() || buf.capacity() - buf.len() >= bytes { Ok(()) } else { put(buf) }
 }
 
 impl Leaf {
-    fn failed(&self, why: impl std::fmt::Display) -> Failure {
+    fn failed(&self, why: impl std::fmt::Display) -> Error {
         failed(&path_of(&self.parent, self.name.as_bytes()), why)
     }
 
-    fn errno(&self, error: Errno) -> Failure {
+    fn errno(&self, error: Errno) -> Error {
         self.failed(std::io::Error::from(error))
     }
 
-    fn read(&self, buf: &mut Vec<u8>, put: &mut impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+    fn read(&self, buf: &mut Vec<u8>, put: &mut impl FnMut(&mut Vec<u8>) -> Result) -> Result {
         make_room(buf, ROOM, put)?;
         match self.kind {
             FileType::RegularFile => self.regular(buf, put)?,
@@ -334,7 +334,7 @@ impl Leaf {
 
     /// Reads first and looks afterwards: that tells all of a file that fits and was not changed lately, as nearly all are.
     /// Any other is looked at twice, and read between.
-    fn regular(&self, buf: &mut Vec<u8>, put: &mut impl FnMut(&mut Vec<u8>) -> Outcome) -> Outcome {
+    fn regular(&self, buf: &mut Vec<u8>, put: &mut impl FnMut(&mut Vec<u8>) -> Result) -> Result {
         // NONBLOCK: should a fifo have taken the file's place, opening it must not wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = rustix::fs::openat(fd_of(&self.parent), &self.name, flags, Mode::empty())
@@ -385,8 +385,8 @@ impl Leaf {
         stat: &Stat,
         mut left: u64,
         buf: &mut Vec<u8>,
-        put: &mut impl FnMut(&mut Vec<u8>) -> Outcome,
-    ) -> Outcome {
+        put: &mut impl FnMut(&mut Vec<u8>) -> Result,
+    ) -> Result {
         while left > 0 {
             make_room(buf, ROOM, put)?;
             let got = self.read_some(fd, buf)? as u64;
@@ -402,7 +402,7 @@ impl Leaf {
     }
 
     /// One read, of as much as there is room for; 0 at the end of the file.
-    fn read_some(&self, fd: &OwnedFd, buf: &mut Vec<u8>) -> Outcome<usize> {
+    fn read_some(&self, fd: &OwnedFd, buf: &mut Vec<u8>) -> Result<usize> {
         loop {
             match rustix::io::read(fd, spare_capacity(buf)) {
                 Ok(got) => return Ok(got),
@@ -412,7 +412,7 @@ impl Leaf {
         }
     }
 
-    fn symlink(&self, buf: &mut Vec<u8>) -> Outcome {
+    fn symlink(&self, buf: &mut Vec<u8>) -> Result {
         let target =
             rustix::fs::readlinkat(fd_of(&self.parent), &self.name, Vec::new()).map_err(|error| self.errno(error))?;
         if target.as_bytes().len() > MAX_TARGET {

@@ -3,13 +3,13 @@
 use std::io::{BufRead, Write};
 
 use super::{Visitor, parse};
-use crate::stage::{Failure, Outcome};
+use crate::error::{Error, Result};
 
 /// Reads a NAR and writes its listing as one line of JSON, while it reads: memory does not grow with the tree.
 ///
 /// # Errors
 /// Refuses a malformed NAR, and a name or target that is not UTF-8, which JSON cannot hold.
-pub fn list(input: &mut impl BufRead, out: &mut impl Write) -> Outcome<u64> {
+pub fn list(input: &mut impl BufRead, out: &mut impl Write) -> Result<u64> {
     let mut lister = Lister::new(out);
     let size = parse(input, &mut lister)?;
     lister.finish()?.write_all(b"\n")?;
@@ -36,40 +36,40 @@ impl<W: Write> Lister<W> {
     ///
     /// # Errors
     /// What the output says.
-    pub fn finish(mut self) -> Outcome<W> {
+    pub fn finish(mut self) -> Result<W> {
         self.out.write_all(b",\"version\":1}")?;
         Ok(self.out)
     }
 
     /// Nothing is written before the input is known to be a NAR.
-    fn begin(&mut self) -> Outcome {
+    fn begin(&mut self) -> Result {
         if !std::mem::replace(&mut self.begun, true) {
             self.out.write_all(b"{\"root\":")?;
         }
         Ok(())
     }
 
-    fn quoted(&mut self, bytes: &[u8]) -> Outcome {
+    fn quoted(&mut self, bytes: &[u8]) -> Result {
         let text = str::from_utf8(bytes).map_err(|_| {
-            Failure::refused(format!("a listing cannot hold the name \"{}\": it is not UTF-8", bytes.escape_ascii()))
+            Error::refused(format!("a listing cannot hold the name \"{}\": it is not UTF-8", bytes.escape_ascii()))
         })?;
         serde_json::to_writer(&mut self.out, text).map_err(|error| std::io::Error::from(error).into())
     }
 }
 
 impl<W: Write> Visitor for Lister<W> {
-    fn directory(&mut self) -> Outcome {
+    fn directory(&mut self) -> Result {
         self.begin()?;
         self.first = true;
         Ok(self.out.write_all(b"{\"entries\":{")?)
     }
 
-    fn directory_end(&mut self) -> Outcome {
+    fn directory_end(&mut self) -> Result {
         self.first = false;
         Ok(self.out.write_all(b"},\"type\":\"directory\"}")?)
     }
 
-    fn enter(&mut self, name: &[u8]) -> Outcome {
+    fn enter(&mut self, name: &[u8]) -> Result {
         if !std::mem::take(&mut self.first) {
             self.out.write_all(b",")?;
         }
@@ -77,26 +77,26 @@ impl<W: Write> Visitor for Lister<W> {
         Ok(self.out.write_all(b":")?)
     }
 
-    fn leave(&mut self) -> Outcome {
+    fn leave(&mut self) -> Result {
         self.first = false;
         Ok(())
     }
 
-    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome {
+    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Result {
         self.begin()?;
         let executable = if executable { "\"executable\":true," } else { "" };
         Ok(write!(self.out, "{{{executable}\"narOffset\":{offset},\"size\":{size},\"type\":\"regular\"}}")?)
     }
 
-    fn data(&mut self, _: &[u8]) -> Outcome {
+    fn data(&mut self, _: &[u8]) -> Result {
         Ok(())
     }
 
-    fn file_end(&mut self) -> Outcome {
+    fn file_end(&mut self) -> Result {
         Ok(())
     }
 
-    fn symlink(&mut self, target: &[u8]) -> Outcome {
+    fn symlink(&mut self, target: &[u8]) -> Result {
         self.begin()?;
         self.out.write_all(b"{\"target\":")?;
         self.quoted(target)?;

@@ -5,6 +5,7 @@
 //! bytes, and zeros up to a multiple of 8. This reader accepts exactly the canonical form, so that a NAR which it
 //! accepts, written again, is the same bytes.
 
+mod case_hack;
 mod cat;
 mod dir;
 mod dump;
@@ -14,6 +15,7 @@ mod read_listing;
 mod restore;
 mod writers;
 
+pub use case_hack::CaseHack;
 pub use cat::{Cat, cat};
 pub use dump::dump;
 pub use listing::{Lister, list};

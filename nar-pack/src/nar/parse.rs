@@ -3,28 +3,28 @@
 use std::io::{self, BufRead};
 
 use super::{MAX_DEPTH, MAX_NAME, MAX_TARGET, padding};
-use crate::stage::{Failure, Outcome};
+use crate::error::{Error, Result};
 
 /// What a NAR is read into. Calls come in the archive's order; `enter` and `leave` enclose an entry of a directory.
 ///
 /// Names have been checked: not empty, `.` or `..`, no slash, no NUL byte, in strictly ascending order.
 pub trait Visitor {
     /// The node at hand is a directory.
-    fn directory(&mut self) -> Outcome;
+    fn directory(&mut self) -> Result;
     /// All entries of the directory have been seen.
-    fn directory_end(&mut self) -> Outcome;
+    fn directory_end(&mut self) -> Result;
     /// What follows until `leave` is the entry `name` of the directory at hand.
-    fn enter(&mut self, name: &[u8]) -> Outcome;
+    fn enter(&mut self, name: &[u8]) -> Result;
     /// The entry ends.
-    fn leave(&mut self) -> Outcome;
+    fn leave(&mut self) -> Result;
     /// The node at hand is a file of `size` bytes, which begin `offset` bytes into the NAR.
-    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome;
+    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Result;
     /// The next bytes of the file.
-    fn data(&mut self, bytes: &[u8]) -> Outcome;
+    fn data(&mut self, bytes: &[u8]) -> Result;
     /// The file is complete.
-    fn file_end(&mut self) -> Outcome;
+    fn file_end(&mut self) -> Result;
     /// The node at hand is a symbolic link.
-    fn symlink(&mut self, target: &[u8]) -> Outcome;
+    fn symlink(&mut self, target: &[u8]) -> Result;
 }
 
 /// A visitor that looks at nothing: parsing checks the NAR and finds its end.
@@ -32,28 +32,28 @@ pub trait Visitor {
 pub struct Skip;
 
 impl Visitor for Skip {
-    fn directory(&mut self) -> Outcome {
+    fn directory(&mut self) -> Result {
         Ok(())
     }
-    fn directory_end(&mut self) -> Outcome {
+    fn directory_end(&mut self) -> Result {
         Ok(())
     }
-    fn enter(&mut self, _: &[u8]) -> Outcome {
+    fn enter(&mut self, _: &[u8]) -> Result {
         Ok(())
     }
-    fn leave(&mut self) -> Outcome {
+    fn leave(&mut self) -> Result {
         Ok(())
     }
-    fn file(&mut self, _: bool, _: u64, _: u64) -> Outcome {
+    fn file(&mut self, _: bool, _: u64, _: u64) -> Result {
         Ok(())
     }
-    fn data(&mut self, _: &[u8]) -> Outcome {
+    fn data(&mut self, _: &[u8]) -> Result {
         Ok(())
     }
-    fn file_end(&mut self) -> Outcome {
+    fn file_end(&mut self) -> Result {
         Ok(())
     }
-    fn symlink(&mut self, _: &[u8]) -> Outcome {
+    fn symlink(&mut self, _: &[u8]) -> Result {
         Ok(())
     }
 }
@@ -63,17 +63,17 @@ impl Visitor for Skip {
 pub struct Tee<R, F> {
     inner: R,
     sink: F,
-    failed: Option<Failure>,
+    failed: Option<Error>,
 }
 
-impl<R: BufRead, F: FnMut(&[u8]) -> Outcome> Tee<R, F> {
+impl<R: BufRead, F: FnMut(&[u8]) -> Result> Tee<R, F> {
     /// A reader of `inner` that gives `sink` what is consumed.
     pub fn new(inner: R, sink: F) -> Self {
         Self { inner, sink, failed: None }
     }
 }
 
-impl<R: BufRead, F: FnMut(&[u8]) -> Outcome> io::Read for Tee<R, F> {
+impl<R: BufRead, F: FnMut(&[u8]) -> Result> io::Read for Tee<R, F> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let n = available.len().min(buf.len());
@@ -83,7 +83,7 @@ impl<R: BufRead, F: FnMut(&[u8]) -> Outcome> io::Read for Tee<R, F> {
     }
 }
 
-impl<R: BufRead, F: FnMut(&[u8]) -> Outcome> BufRead for Tee<R, F> {
+impl<R: BufRead, F: FnMut(&[u8]) -> Result> BufRead for Tee<R, F> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         match self.failed.take() {
             Some(failure) => Err(failure.into()),
@@ -107,15 +107,11 @@ impl<R: BufRead, F: FnMut(&[u8]) -> Outcome> BufRead for Tee<R, F> {
 /// # Errors
 /// Refuses whatever Nix's reader refuses, and anything that is not canonical: `malformed NAR at byte N: …`. What the
 /// visitor returns is passed on.
-pub fn parse(input: &mut impl BufRead, visitor: &mut impl Visitor) -> Outcome<u64> {
+pub fn parse(input: &mut impl BufRead, visitor: &mut impl Visitor) -> Result<u64> {
     let mut parser = Parser { input, visitor, offset: 0 };
     if let Err(failure) = parser.expect(super::MAGIC) {
         let not_one = failure.is_refusal() && parser.offset <= super::FIRST_BYTES.len() as u64;
-        return Err(if not_one {
-            Failure::refused("not a NAR: it does not begin with nix-archive-1")
-        } else {
-            failure
-        });
+        return Err(if not_one { Error::refused("not a NAR: it does not begin with nix-archive-1") } else { failure });
     }
     parser.node(0)?;
     Ok(parser.offset)
@@ -132,20 +128,20 @@ struct Parser<'a, R, V> {
 const MAX_TAG: usize = 16;
 
 impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
-    fn malformed(&self, why: impl std::fmt::Display) -> Failure {
-        Failure::refused(format!("malformed NAR at byte {}: {why}", self.offset))
+    fn malformed(&self, why: impl std::fmt::Display) -> Error {
+        Error::refused(format!("malformed NAR at byte {}: {why}", self.offset))
     }
 
     /// An error of the stream itself; its end in the middle is a truncated NAR.
-    fn stream_error(&self, error: io::Error) -> Failure {
-        if error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none_or(|e| !e.is::<Failure>()) {
-            Failure::refused(format!("truncated NAR: it ends after {} bytes", self.offset))
+    fn stream_error(&self, error: io::Error) -> Error {
+        if error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none_or(|e| !e.is::<Error>()) {
+            Error::refused(format!("truncated NAR: it ends after {} bytes", self.offset))
         } else {
             error.into()
         }
     }
 
-    fn exact(&mut self, buf: &mut [u8]) -> Outcome {
+    fn exact(&mut self, buf: &mut [u8]) -> Result {
         let mut filled = 0;
         while filled < buf.len() {
             match self.input.read(&mut buf[filled..]) {
@@ -161,20 +157,20 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
         Ok(())
     }
 
-    fn number(&mut self) -> Outcome<u64> {
+    fn number(&mut self) -> Result<u64> {
         let mut bytes = [0; 8];
         self.exact(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
-    fn zeros(&mut self, count: usize) -> Outcome {
+    fn zeros(&mut self, count: usize) -> Result {
         let mut bytes = [0; 8];
         self.exact(&mut bytes[..count])?;
         if bytes == [0; 8] { Ok(()) } else { Err(self.malformed("padding that is not zero")) }
     }
 
     /// A string of at most `limit` bytes into `buf`, which `what` names in errors.
-    fn string<'b>(&mut self, buf: &'b mut [u8], what: &str) -> Outcome<&'b [u8]> {
+    fn string<'b>(&mut self, buf: &'b mut [u8], what: &str) -> Result<&'b [u8]> {
         let length = self.number()?;
         let Some(buf) = usize::try_from(length).ok().and_then(|n| buf.get_mut(..n)) else {
             return Err(self.malformed(format_args!("a {what} of {length} bytes")));
@@ -184,18 +180,18 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
         Ok(buf)
     }
 
-    fn expect(&mut self, tag: &[u8]) -> Outcome {
+    fn expect(&mut self, tag: &[u8]) -> Result {
         let mut buf = [0; MAX_TAG];
         let found = self.string(&mut buf, "tag")?;
         if found == tag { Ok(()) } else { Err(self.unexpected(found, &tag.escape_ascii().to_string())) }
     }
 
-    fn unexpected(&self, found: &[u8], wanted: &str) -> Failure {
+    fn unexpected(&self, found: &[u8], wanted: &str) -> Error {
         self.malformed(format_args!("expected {wanted}, found \"{}\"", found.escape_ascii()))
     }
 
     /// `depth` counts the directories around the node. As in Nix, the innermost of 64 has no entries, not even files.
-    fn node(&mut self, depth: usize) -> Outcome {
+    fn node(&mut self, depth: usize) -> Result {
         if depth == MAX_DEPTH {
             return Err(self.malformed(format_args!("nested deeper than {MAX_DEPTH} levels of directories")));
         }
@@ -210,7 +206,7 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
         }
     }
 
-    fn regular(&mut self) -> Outcome {
+    fn regular(&mut self) -> Result {
         let mut buf = [0; MAX_TAG];
         let executable = match self.string(&mut buf, "tag")? {
             b"contents" => false,
@@ -229,7 +225,7 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
         self.expect(b")")
     }
 
-    fn contents(&mut self, size: u64) -> Outcome {
+    fn contents(&mut self, size: u64) -> Result {
         let mut left = size;
         while left > 0 {
             let available = match self.input.fill_buf() {
@@ -247,7 +243,7 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
         Ok(())
     }
 
-    fn symlink(&mut self) -> Outcome {
+    fn symlink(&mut self) -> Result {
         self.expect(b"target")?;
         let mut buf = [0; MAX_TARGET];
         let target = self.string(&mut buf, "link target")?;
@@ -258,7 +254,7 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
         self.expect(b")")
     }
 
-    fn directory(&mut self, depth: usize) -> Outcome {
+    fn directory(&mut self, depth: usize) -> Result {
         self.visitor.directory()?;
         let mut previous: Vec<u8> = Vec::new();
         loop {
@@ -280,7 +276,7 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
     }
 
     /// Reads an entry's name in place of the previous one.
-    fn name(&mut self, previous: &mut Vec<u8>) -> Outcome {
+    fn name(&mut self, previous: &mut Vec<u8>) -> Result {
         let mut buf = [0; MAX_NAME];
         let name = self.string(&mut buf, "file name")?;
         let shown = name.escape_ascii();

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::{MAX_DEPTH, MAX_NAME, MAX_TARGET, names};
-use crate::stage::{Failure, Outcome};
+use crate::error::{Error, Result};
 
 /// Bytes before the contents of the first file that a NAR can have.
 const FIRST_OFFSET: u64 = 96;
@@ -45,9 +45,9 @@ impl<'a> Listing<'a> {
     ///
     /// # Errors
     /// Refuses what is larger, what is no listing, and one of another version.
-    pub fn parse(json: &'a [u8], limit: usize) -> Outcome<Self> {
+    pub fn parse(json: &'a [u8], limit: usize) -> Result<Self> {
         if json.len() > limit {
-            return Err(Failure::refused(format!("a listing of {} bytes, more than {limit}", json.len())));
+            return Err(Error::refused(format!("a listing of {} bytes, more than {limit}", json.len())));
         }
         read(json, &[], false)?;
         Ok(Self(json))
@@ -58,24 +58,24 @@ impl<'a> Listing<'a> {
     ///
     /// # Errors
     /// Refuses a listing that has the path twice.
-    pub fn find(&self, path: &[u8]) -> Outcome<Option<Listed>> {
+    pub fn find(&self, path: &[u8]) -> Result<Option<Listed>> {
         read(self.0, &names(path), true)
     }
 }
 
-fn read(json: &[u8], path: &[&[u8]], wanted: bool) -> Outcome<Option<Listed>> {
+fn read(json: &[u8], path: &[&[u8]], wanted: bool) -> Result<Option<Listed>> {
     let mut json = serde_json::Deserializer::from_slice(json);
     // What is read here nests no deeper than a NAR may, which is a little more than the default allows.
     json.disable_recursion_limit();
     let found = Document(Node { path, wanted, depth: 0 }).deserialize(&mut json);
     found.and_then(|found| json.end().map(|()| found)).map_err(|error| {
         let why: String = error.to_string().chars().take(MOST_SAID).collect();
-        Failure::refused(format!("not the listing of a NAR: {why}"))
+        Error::refused(format!("not the listing of a NAR: {why}"))
     })
 }
 
 /// Puts a value into its place, which has to be empty.
-fn once<T, E: Error>(place: &mut Option<T>, value: T, key: &'static str) -> Result<(), E> {
+fn once<T, E: serde::de::Error>(place: &mut Option<T>, value: T, key: &'static str) -> Result<(), E> {
     if place.replace(value).is_some() { Err(E::duplicate_field(key)) } else { Ok(()) }
 }
 

@@ -12,18 +12,18 @@ use rustix::io::Errno;
 use super::dir::{Dir, Parent, fd_of, path_of};
 use super::writers::{BATCH, MTIME, Maker, Writers, failed, release, write_all};
 use super::{Visitor, parse};
-use crate::stage::{Failure, Outcome};
+use crate::error::{Error, Result};
 
 /// Restores a NAR as `path`, which must not exist, with the modes 0444 and 0555 and the times of a store object;
 /// returns the NAR's size in bytes. When it fails, what it had made is removed.
 ///
 /// # Errors
 /// Refuses a malformed NAR; fails where the file system does, and where `path` exists.
-pub fn restore(input: &mut impl BufRead, path: &Path) -> Outcome<u64> {
+pub fn restore(input: &mut impl BufRead, path: &Path) -> Result<u64> {
     let mut restorer = Restorer::new(path);
     let result = parse(input, &mut restorer);
     if let Err(failure) = &result {
-        restorer.undo().map_err(|left| left.doing(failure))?;
+        restorer.undo().map_err(|left| left.context(failure))?;
     }
     result
 }
@@ -67,7 +67,7 @@ impl Restorer {
     ///
     /// # Errors
     /// Fails where the file system does.
-    pub fn undo(&mut self) -> Outcome {
+    pub fn undo(&mut self) -> Result {
         self.writers.give_up();
         if self.made_root { remove_tree(&self.root) } else { Ok(()) }
     }
@@ -80,7 +80,7 @@ impl Restorer {
         self.name.as_deref().unwrap_or_else(|| self.root.as_os_str().as_bytes())
     }
 
-    fn failed(&self, error: Errno) -> Failure {
+    fn failed(&self, error: Errno) -> Error {
         failed(&self.parent(), self.target(), error)
     }
 
@@ -91,7 +91,7 @@ impl Restorer {
 }
 
 impl Visitor for Restorer {
-    fn directory(&mut self) -> Outcome {
+    fn directory(&mut self) -> Result {
         let parent = self.parent();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::mkdirat(fd_of(&parent), self.target(), Mode::from_raw_mode(0o700)).map_err(|e| self.failed(e))?;
@@ -103,23 +103,23 @@ impl Visitor for Restorer {
         Ok(())
     }
 
-    fn directory_end(&mut self) -> Outcome {
+    fn directory_end(&mut self) -> Result {
         // It is left as it shall be when its last file is made, which may be later.
         release(self.stack.pop())?;
         if self.stack.is_empty() { self.writers.finish() } else { Ok(()) }
     }
 
-    fn enter(&mut self, name: &[u8]) -> Outcome {
+    fn enter(&mut self, name: &[u8]) -> Result {
         self.name = Some(name.to_vec());
         Ok(())
     }
 
-    fn leave(&mut self) -> Outcome {
+    fn leave(&mut self) -> Result {
         self.name = None;
         Ok(())
     }
 
-    fn file(&mut self, executable: bool, size: u64, _: u64) -> Outcome {
+    fn file(&mut self, executable: bool, size: u64, _: u64) -> Result {
         let parent = self.parent();
         let name = self.name.as_deref().unwrap_or_else(|| self.root.as_os_str().as_bytes());
         let fd = self.maker.create(fd_of(&parent), name, executable).map_err(|error| failed(&parent, name, error))?;
@@ -134,7 +134,7 @@ impl Visitor for Restorer {
         Ok(())
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Outcome {
+    fn data(&mut self, bytes: &[u8]) -> Result {
         match &self.file {
             Some(Contents::Written(fd)) => write_all(fd, bytes).map_err(|error| self.failed(error)),
             Some(Contents::Gathered) => {
@@ -145,14 +145,14 @@ impl Visitor for Restorer {
         }
     }
 
-    fn file_end(&mut self) -> Outcome {
+    fn file_end(&mut self) -> Result {
         match self.file.take() {
             Some(Contents::Written(fd)) => rustix::fs::futimens(&fd, &MTIME).map_err(|error| self.failed(error)),
             Some(Contents::Gathered) | None => Ok(()),
         }
     }
 
-    fn symlink(&mut self, target: &[u8]) -> Outcome {
+    fn symlink(&mut self, target: &[u8]) -> Result {
         let parent = self.parent();
         rustix::fs::symlinkat(target, fd_of(&parent), self.target()).map_err(|error| self.failed(error))?;
         self.made();
@@ -165,9 +165,8 @@ impl Visitor for Restorer {
 ///
 /// # Errors
 /// Fails with the path where the file system refuses; a tree that is not there is no error.
-pub fn remove_tree(path: &Path) -> Outcome {
-    let failed =
-        |error: Errno| Failure::failed(format!("removing {}: {}", path.display(), std::io::Error::from(error)));
+pub fn remove_tree(path: &Path) -> Result {
+    let failed = |error: Errno| Error::failed(format!("removing {}: {}", path.display(), std::io::Error::from(error)));
     match remove_at(CWD, path.as_os_str().as_bytes()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(failed(error)),

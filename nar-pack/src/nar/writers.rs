@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::dir::{Dir, Parent, locked, path_of};
-use crate::stage::{Failure, Outcome};
+use crate::error::{Error, Result};
 
 /// Bytes of files that are handed on at once; a file that is larger is written by the thread that reads.
 pub(super) const BATCH: usize = 256 * 1024;
@@ -72,20 +72,20 @@ pub(super) fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-pub(super) fn failed(parent: &Parent, name: &[u8], error: Errno) -> Failure {
+pub(super) fn failed(parent: &Parent, name: &[u8], error: Errno) -> Error {
     let path = path_of(parent, name);
     // The parser lets no name come twice, and the directory is new.
     if error == Errno::EXIST && parent.is_some() {
-        return Failure::refused(format!(
+        return Error::refused(format!(
             "unpacking {}: the file system takes this name and another one of the NAR for the same",
             path.display()
         ));
     }
-    Failure::failed(format!("unpacking {}: {}", path.display(), std::io::Error::from(error)))
+    Error::failed(format!("unpacking {}: {}", path.display(), std::io::Error::from(error)))
 }
 
 /// Gives up a hold on a directory. The last to do so leaves it as a store object is.
-pub(super) fn release(parent: Parent) -> Outcome {
+pub(super) fn release(parent: Parent) -> Result {
     let Some(dir) = parent.and_then(Arc::into_inner) else { return Ok(()) };
     let done = rustix::fs::fchmod(&dir.fd, Mode::from_raw_mode(0o555));
     let done = done.and_then(|()| rustix::fs::futimens(&dir.fd, &MTIME));
@@ -109,7 +109,7 @@ struct Batch {
 
 impl Batch {
     /// Fills the files, and leaves an empty batch. After a failure the other files stay empty.
-    fn fill(&mut self) -> Outcome {
+    fn fill(&mut self) -> Result {
         let mut begin = 0;
         for file in self.files.drain(..) {
             let filled = write_all(&file.fd, &self.bytes[begin..file.end]);
@@ -133,7 +133,7 @@ pub(super) struct Writers {
 
 impl Writers {
     /// The next file, new and empty, to which `data` then adds its bytes, fewer than [`BATCH`].
-    pub(super) fn file(&mut self, dir: Arc<Dir>, name: Vec<u8>, fd: OwnedFd, size: usize) -> Outcome {
+    pub(super) fn file(&mut self, dir: Arc<Dir>, name: Vec<u8>, fd: OwnedFd, size: usize) -> Result {
         let batch = &self.batch;
         let is_new =
             batch.files.last().and_then(|file| file.parent.as_ref()).is_none_or(|last| !Arc::ptr_eq(last, &dir));
@@ -157,13 +157,13 @@ impl Writers {
     }
 
     /// Hands a batch on to the threads, which are begun with the first one.
-    fn hand_on(&mut self) -> Outcome {
+    fn hand_on(&mut self) -> Result {
         let threads = self.threads.get_or_insert_with(Threads::begin);
         threads.fill(&mut self.batch)
     }
 
     /// Fills what is left, and waits until everything is done.
-    pub(super) fn finish(&mut self) -> Outcome {
+    pub(super) fn finish(&mut self) -> Result {
         match self.threads.take() {
             Some(mut threads) => {
                 let handed_on = threads.fill(&mut self.batch);
@@ -187,7 +187,7 @@ struct Threads {
     emptied: Receiver<Batch>,
     running: Vec<JoinHandle<()>>,
     /// The first failure; whoever sees one does nothing any more.
-    failure: Arc<Mutex<Option<Failure>>>,
+    failure: Arc<Mutex<Option<Error>>>,
 }
 
 impl Threads {
@@ -209,14 +209,14 @@ impl Threads {
     }
 
     /// Has the files of a batch filled, and leaves an empty one.
-    fn fill(&mut self, batch: &mut Batch) -> Outcome {
+    fn fill(&mut self, batch: &mut Batch) -> Result {
         if let Some(failure) = locked(&self.failure).clone() {
             return Err(failure);
         }
         match &self.batches {
             Some(batches) if !self.running.is_empty() => {
                 let empty = self.emptied.try_recv().unwrap_or_default();
-                let died = |_| Failure::failed("a writing thread died");
+                let died = |_| Error::failed("a writing thread died");
                 batches.send(std::mem::replace(batch, empty)).map_err(died)
             }
             _ => batch.fill(),
@@ -224,12 +224,12 @@ impl Threads {
     }
 
     /// Waits until the threads have filled what they were handed.
-    fn join(&mut self) -> Outcome {
+    fn join(&mut self) -> Result {
         self.batches = None;
         let died = take(&mut self.running).into_iter().filter_map(|thread| thread.join().err()).count() > 0;
         match locked(&self.failure).take() {
             Some(failure) => Err(failure),
-            None if died => Err(Failure::failed("a writing thread died")),
+            None if died => Err(Error::failed("a writing thread died")),
             None => Ok(()),
         }
     }
@@ -238,14 +238,14 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if !self.running.is_empty() {
-            locked(&self.failure).get_or_insert_with(|| Failure::failed("given up"));
+            locked(&self.failure).get_or_insert_with(|| Error::failed("given up"));
             // Why they are given up is known already.
             let _ = self.join();
         }
     }
 }
 
-fn fill_batches(waiting: &Mutex<Receiver<Batch>>, emptied: &SyncSender<Batch>, failure: &Mutex<Option<Failure>>) {
+fn fill_batches(waiting: &Mutex<Receiver<Batch>>, emptied: &SyncSender<Batch>, failure: &Mutex<Option<Error>>) {
     loop {
         let Ok(mut batch) = locked(waiting).recv() else { return };
         // What was handed on before a failure is thrown away.

@@ -13,16 +13,16 @@ use std::path::Path;
 
 use cache_policy::nix_conf::Client;
 use cache_sign::keys::{PublicKey, SecretKey};
+use nar_pack::error::{Error, Result};
 use nar_pack::export::{self, Trailer};
 use nar_pack::nar::{Listed, Listing, MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
-use nar_pack::stage::{Failure, Outcome};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
 use narinfo_gen::archive;
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compression::{Compression, decode_content};
-use narinfo_gen::examine::examine;
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{NarInfo, TextWriter, read_text};
+use narinfo_gen::verify_nar::digest_nar;
 use serde_json::Value;
 
 /// A property.
@@ -49,7 +49,7 @@ const MOST: usize = 1 << 20;
 
 /// What a reader in memory says of bytes that it does not take: that they are refused, and why. Anything else would be
 /// an operation that failed, of which there is none.
-fn refused(failure: &Failure) {
+fn refused(failure: &Error) {
     assert!(failure.is_refusal() && !failure.message().is_empty(), "not a refusal: {failure}");
     assert!(!failure.to_string().contains('\n'), "more than one line: {failure}");
 }
@@ -85,17 +85,17 @@ impl Rewriter {
 }
 
 impl Visitor for Rewriter {
-    fn directory(&mut self) -> Outcome {
+    fn directory(&mut self) -> Result {
         self.strings(&[b"(", b"type", b"directory"]);
         Ok(())
     }
 
-    fn directory_end(&mut self) -> Outcome {
+    fn directory_end(&mut self) -> Result {
         self.strings(&[b")"]);
         Ok(())
     }
 
-    fn enter(&mut self, name: &[u8]) -> Outcome {
+    fn enter(&mut self, name: &[u8]) -> Result {
         assert!(!name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0));
         self.strings(&[b"entry", b"(", b"name", name, b"node"]);
         self.not_text |= str::from_utf8(name).is_err();
@@ -105,13 +105,13 @@ impl Visitor for Rewriter {
         Ok(())
     }
 
-    fn leave(&mut self) -> Outcome {
+    fn leave(&mut self) -> Result {
         self.strings(&[b")"]);
         self.names.pop().unwrap();
         Ok(())
     }
 
-    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome {
+    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Result {
         self.strings(&[b"(", b"type", b"regular"]);
         if executable {
             self.strings(&[b"executable", b""]);
@@ -124,21 +124,21 @@ impl Visitor for Rewriter {
         Ok(())
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Outcome {
+    fn data(&mut self, bytes: &[u8]) -> Result {
         assert!(!bytes.is_empty());
         self.nar.extend(bytes);
         assert!(self.nar.len() as u64 <= self.expected, "more than the file has");
         Ok(())
     }
 
-    fn file_end(&mut self) -> Outcome {
+    fn file_end(&mut self) -> Result {
         assert_eq!(self.nar.len() as u64, self.expected, "less than the file has");
         self.nar.resize(self.nar.len() + padding(self.expected), 0);
         self.strings(&[b")"]);
         Ok(())
     }
 
-    fn symlink(&mut self, target: &[u8]) -> Outcome {
+    fn symlink(&mut self, target: &[u8]) -> Result {
         assert!(!target.is_empty() && !target.contains(&0));
         self.not_text |= str::from_utf8(target).is_err();
         self.strings(&[b"(", b"type", b"symlink", b"target", target, b")"]);
@@ -247,7 +247,7 @@ pub fn export_stream(bytes: &[u8]) {
     }
 }
 
-fn read_export(mut input: &[u8]) -> Outcome<Vec<Exported>> {
+fn read_export(mut input: &[u8]) -> Result<Vec<Exported>> {
     let mut paths = Vec::new();
     while export::read_marker(&mut input)? {
         let before = input;
@@ -286,7 +286,7 @@ pub fn archive(bytes: &[u8]) {
     }
 }
 
-fn read_archive(bytes: &[u8]) -> Outcome<Vec<(String, Vec<u8>)>> {
+fn read_archive(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut members = Vec::new();
     archive::read(bytes, |member| {
         let mut body = Vec::new();
@@ -324,7 +324,7 @@ pub fn narinfo(bytes: &[u8]) {
     }
 }
 
-fn read_narinfos(bytes: &[u8]) -> Outcome<Vec<NarInfo>> {
+fn read_narinfos(bytes: &[u8]) -> Result<Vec<NarInfo>> {
     let mut narinfos = Vec::new();
     read_text(bytes, &store_dir(), |narinfo, _| {
         narinfos.push(narinfo);
@@ -418,7 +418,7 @@ pub fn compressed(bytes: &[u8]) {
     let Some((&first, file)) = bytes.split_first() else { return };
     let method = Compression::ALL[usize::from(first) % Compression::ALL.len()];
     let mut rewriter = Rewriter::default();
-    match examine(Cursor::new(file), method, Some(most), &mut rewriter) {
+    match digest_nar(Cursor::new(file), method, Some(most), &mut rewriter) {
         Ok(facts) => {
             assert!(facts.nar_size <= most);
             assert_eq!((facts.file_hash, facts.file_size), (Sha256::of(file), file.len() as u64));

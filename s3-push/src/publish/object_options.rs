@@ -6,10 +6,10 @@ use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUpl
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{ObjectLockMode, ServerSideEncryption, StorageClass};
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::error::{Error, Result};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::cli::Stored;
+use crate::cli::ObjectOptionArgs;
 
 /// Seconds in a day.
 const DAY: u64 = 24 * 60 * 60;
@@ -18,7 +18,7 @@ const MAX_TAGS: usize = 10;
 
 /// Headers that every object written gets.
 #[derive(Debug, Clone, Default)]
-pub struct Storage {
+pub struct ObjectOptions {
     class: Option<StorageClass>,
     encryption: Option<ServerSideEncryption>,
     kms_key: Option<String>,
@@ -27,15 +27,15 @@ pub struct Storage {
     cache_control: Option<String>,
 }
 
-impl Storage {
+impl ObjectOptions {
     /// What the command line asks for.
     ///
     /// # Errors
     /// A usage failure for malformed tags.
-    pub fn from_cli(cli: &Stored) -> Outcome<Self> {
-        let tags = cli.tag.iter().map(|tag| encode_tag(tag)).collect::<Outcome<Vec<_>>>()?;
+    pub fn from_cli(cli: &ObjectOptionArgs) -> Result<Self> {
+        let tags = cli.tag.iter().map(|tag| encode_tag(tag)).collect::<Result<Vec<_>>>()?;
         if tags.len() > MAX_TAGS {
-            return Err(Failure::failed(format!("{} tags; an object has at most {MAX_TAGS}", tags.len())));
+            return Err(Error::failed(format!("{} tags; an object has at most {MAX_TAGS}", tags.len())));
         }
         let lock = cli.object_lock_days.map(|days| {
             let until = SystemTime::now() + Duration::from_secs(u64::from(days) * DAY);
@@ -103,11 +103,11 @@ impl Storage {
     }
 }
 
-fn encode_tag(tag: &str) -> Outcome<String> {
+fn encode_tag(tag: &str) -> Result<String> {
     let (key, value) = tag
         .split_once('=')
         .filter(|(key, value)| !key.is_empty() && key.len() <= 128 && value.len() <= 256)
-        .ok_or_else(|| Failure::failed(format!("--tag {tag}: expected KEY=VALUE")))?;
+        .ok_or_else(|| Error::failed(format!("--tag {tag}: expected KEY=VALUE")))?;
     let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     Ok(format!("{}={}", encode(key), encode(value)))
 }

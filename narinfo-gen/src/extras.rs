@@ -15,9 +15,9 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::{Lister, Visitor};
 use nar_pack::path_info::parse_path_or_base_name;
-use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::{StoreDir, StorePath};
 use serde_json::{Value, json};
 use tempfile::SpooledTempFile;
@@ -63,13 +63,13 @@ impl Object {
     ///
     /// # Errors
     /// Fails where the temporary file does.
-    pub fn new(key: String, bytes: &[u8]) -> Outcome<Self> {
+    pub fn new(key: String, bytes: &[u8]) -> Result<Self> {
         let mut body = SpooledTempFile::new(IN_MEMORY.max(bytes.len()));
         body.write_all(bytes)?;
         Self::written(key, body)
     }
 
-    fn written(key: String, mut body: SpooledTempFile) -> Outcome<Self> {
+    fn written(key: String, mut body: SpooledTempFile) -> Result<Self> {
         let size = body.stream_position()?;
         body.rewind()?;
         Ok(Self { key, size, body })
@@ -79,7 +79,7 @@ impl Object {
 /// Learns from a NAR what a cache may say of its contents.
 #[derive(Debug, Default)]
 pub struct Contents {
-    listing: Option<Result<Lister<SpooledTempFile>, Failure>>,
+    listing: Option<Result<Lister<SpooledTempFile>, Error>>,
     build_ids: Option<BuildIds>,
 }
 
@@ -97,7 +97,7 @@ impl Contents {
     ///
     /// # Errors
     /// Fails where the temporary file does.
-    pub fn into_objects(self, path: &StorePath, url: &str) -> Outcome<(Vec<Object>, Option<Failure>)> {
+    pub fn into_objects(self, path: &StorePath, url: &str) -> Result<(Vec<Object>, Option<Error>)> {
         let mut objects = Vec::new();
         let mut missing = None;
         match self.listing {
@@ -116,12 +116,12 @@ impl Contents {
     }
 
     /// A name that JSON cannot hold is no fault of the NAR: then there is no listing.
-    fn list(&mut self, look: impl FnOnce(&mut Lister<SpooledTempFile>) -> Outcome) -> Outcome {
+    fn list(&mut self, look: impl FnOnce(&mut Lister<SpooledTempFile>) -> Result) -> Result {
         if let Some(Ok(lister)) = &mut self.listing
             && let Err(failure) = look(lister)
         {
             if !failure.is_refusal() {
-                return Err(failure.doing("keeping a listing"));
+                return Err(failure.context("keeping a listing"));
             }
             self.listing = Some(Err(failure));
         }
@@ -130,44 +130,44 @@ impl Contents {
 }
 
 impl Visitor for Contents {
-    fn directory(&mut self) -> Outcome {
+    fn directory(&mut self) -> Result {
         self.list(Lister::directory)
     }
 
-    fn directory_end(&mut self) -> Outcome {
+    fn directory_end(&mut self) -> Result {
         self.list(Lister::directory_end)
     }
 
-    fn enter(&mut self, name: &[u8]) -> Outcome {
+    fn enter(&mut self, name: &[u8]) -> Result {
         if let Some(ids) = &mut self.build_ids {
             ids.enter(name);
         }
         self.list(|lister| lister.enter(name))
     }
 
-    fn leave(&mut self) -> Outcome {
+    fn leave(&mut self) -> Result {
         if let Some(ids) = &mut self.build_ids {
             ids.leave();
         }
         self.list(Lister::leave)
     }
 
-    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome {
+    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Result {
         if let Some(ids) = &mut self.build_ids {
             ids.file()?;
         }
         self.list(|lister| lister.file(executable, size, offset))
     }
 
-    fn data(&mut self, _: &[u8]) -> Outcome {
+    fn data(&mut self, _: &[u8]) -> Result {
         Ok(())
     }
 
-    fn file_end(&mut self) -> Outcome {
+    fn file_end(&mut self) -> Result {
         Ok(())
     }
 
-    fn symlink(&mut self, target: &[u8]) -> Outcome {
+    fn symlink(&mut self, target: &[u8]) -> Result {
         self.list(|lister| lister.symlink(target))
     }
 }
@@ -205,10 +205,10 @@ impl BuildIds {
         self.matched = self.matched.min(self.depth);
     }
 
-    fn file(&mut self) -> Outcome {
+    fn file(&mut self) -> Result {
         if (self.depth, self.matched) == (5, 5) {
             if self.found.len() == MOST_BUILD_IDS {
-                return Err(Failure::refused(format!("more than {MOST_BUILD_IDS} build ids in one path")));
+                return Err(Error::refused(format!("more than {MOST_BUILD_IDS} build ids in one path")));
             }
             self.found.push(format!("{}{}.debug", self.directory, self.name));
         }
@@ -244,7 +244,7 @@ impl Logs {
     ///
     /// # Errors
     /// Fails when a log that is there cannot be read; refuses one that does not unpack or is larger than 64 MiB.
-    pub fn take(&mut self, derivation: &StorePath) -> Outcome<Option<Object>> {
+    pub fn take(&mut self, derivation: &StorePath) -> Result<Option<Object>> {
         if !self.taken.insert(derivation.clone()) {
             return Ok(None);
         }
@@ -255,9 +255,9 @@ impl Logs {
         for (file, method) in [(plain, Compression::None), (packed, Compression::Bzip2)] {
             let doing = || format!("reading the build log {}", file.display());
             match open_log(&file) {
-                Ok(log) => return read_log(derivation, log, method).doing(doing).map(Some),
+                Ok(log) => return read_log(derivation, log, method).context(doing).map(Some),
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
-                Err(error) => return Err(error).doing(doing),
+                Err(error) => return Err(error).context(doing),
             }
         }
         Ok(None)
@@ -266,29 +266,29 @@ impl Logs {
 
 /// Opens a log; neither waits for whoever may write one.
 fn open_log(file: &Path) -> io::Result<File> {
-    if fs::metadata(file)?.is_file() { File::open(file) } else { Err(Failure::refused("not a file").into()) }
+    if fs::metadata(file)?.is_file() { File::open(file) } else { Err(Error::refused("not a file").into()) }
 }
 
-fn read_log(derivation: &StorePath, log: File, method: Compression) -> Outcome<Object> {
+fn read_log(derivation: &StorePath, log: File, method: Compression) -> Result<Object> {
     let mut body = SpooledTempFile::new(IN_MEMORY);
     let mut log = io::Read::take(decoder(method, BufReader::new(log))?, MAX_LOG + 1);
     let size = io::copy(&mut log, &mut body).map_err(|error| match error.raw_os_error() {
         Some(_) => error.into(),
-        None => Failure::refused(format!("it does not unpack as {method}: {error}")),
+        None => Error::refused(format!("it does not unpack as {method}: {error}")),
     })?;
     if size > MAX_LOG {
-        return Err(Failure::refused(format!("it is larger than {MAX_LOG} bytes")));
+        return Err(Error::refused(format!("it is larger than {MAX_LOG} bytes")));
     }
     Object::written(format!("log/{derivation}"), body)
 }
 
-/// The realisations of `path` in what Nix prints (`Registry::realisations`), each under the key that the same Nix would
+/// The realisations of `path` in what Nix prints (`PathInfoSource::realisations`), each under the key that the same Nix would
 /// give it.
 ///
 /// # Errors
 /// Refuses what is not such a document.
-pub fn realisations(json: &str, path: &StorePath, store_dir: &StoreDir) -> Outcome<Vec<Object>> {
-    let malformed = || Failure::refused("Nix printed realisations that are not understood");
+pub fn realisations(json: &str, path: &StorePath, store_dir: &StoreDir) -> Result<Vec<Object>> {
+    let malformed = || Error::refused("Nix printed realisations that are not understood");
     let document: Value = serde_json::from_str(json).map_err(|_| malformed())?;
     let mut objects = Vec::new();
     for entry in document.as_array().ok_or_else(malformed)? {

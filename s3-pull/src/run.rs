@@ -7,33 +7,34 @@ use std::time::Duration;
 
 use cache_sign::trust::TrustedKeys;
 use futures_util::StreamExt;
-use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::error::{Error, Result};
+use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use narinfo_gen::narinfo::TextWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use s3_push::client::Access;
-use s3_push::location::VARIABLE;
-use s3_push::patience::Patience;
-use s3_push::report::Talk;
+use s3_push::remote::location::VARIABLE;
+use s3_push::remote::retry::RequestLimits;
+use s3_push::remote::s3::Access;
+use s3_push::report::Verbosity;
 use tokio::runtime::Runtime;
 
 use crate::cli::Cli;
-use crate::closure::{Cache, Discovery, Found, Wanted};
-use crate::emit;
-use crate::report::{Report, told};
-use crate::source::{Manners, Source};
-use crate::unpack::{Manner, unpack};
+use crate::closure::{Cache, ClosureWalk, RequestedPath, ResolvedClosure};
+use crate::report::{Report, summarize};
+use crate::source::{RemoteOptions, Source};
+use crate::streams;
+use crate::unpack::{UnpackOptions, unpack};
 
 /// Runs `s3-pull`.
 ///
 /// # Errors
-/// See the exit codes in [`stage`].
-pub fn run(cli: &Cli) -> Outcome {
+/// See the exit codes in [`nar_pack::error`].
+pub fn run(cli: &Cli) -> Result {
     allow_open_files();
     let store_dir = StoreDir::new(&cli.store_dir)?;
     let targets = split_targets(cli, &store_dir)?;
     let trusted = if cli.no_verify_signatures { None } else { Some(TrustedKeys::from_cli(&cli.trust)?) };
-    let runtime = Runtime::new().map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
+    let runtime = Runtime::new().map_err(|error| Error::failed(format!("starting threads: {error}")))?;
     let result = (|| {
         let cache = Arc::new(runtime.block_on(open(cli, &targets.urls, trusted, store_dir))?);
         if cli.all && (cli.narinfo || cli.list) {
@@ -52,14 +53,14 @@ fn allow_open_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-async fn open(cli: &Cli, urls: &[String], trusted: Option<TrustedKeys>, store_dir: StoreDir) -> Outcome<Cache> {
+async fn open(cli: &Cli, urls: &[String], trusted: Option<TrustedKeys>, store_dir: StoreDir) -> Result<Cache> {
     let access = if cli.no_sign_request { Access::Anonymous } else { Access::SignedIfPossible };
     let mut sources = Vec::with_capacity(urls.len());
     let idle = Duration::from_secs(cli.idle_timeout.into());
-    let patience = Patience { idle, attempts: cli.attempts, in_flight: cli.jobs };
+    let limits = RequestLimits { idle, attempts: cli.attempts, in_flight: cli.jobs };
     let netrc =
         cli.netrc_file.clone().or_else(|| std::env::var_os("NETRC").filter(|file| !file.is_empty()).map(Into::into));
-    let manners = Manners { access, patience, netrc: netrc.as_deref() };
+    let manners = RemoteOptions { access, limits, netrc: netrc.as_deref() };
     for url in urls {
         sources.push(Source::open(url, manners).await?);
     }
@@ -77,17 +78,17 @@ struct Targets {
 }
 
 /// The caches, which may be left out, and the store paths.
-fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<Targets> {
+fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Result<Targets> {
     if cli.root.is_none() && !(cli.nar || cli.cat || cli.export || cli.narinfo || cli.archive || cli.list) {
         let made = "--root DIR, or --nar, --cat, --export, --narinfo, --archive, --list";
-        return Err(Failure::failed(format!("say what to make: {made}")));
+        return Err(Error::failed(format!("say what to make: {made}")));
     }
     let is_url =
         |(number, target): &(usize, &String)| !target.starts_with('/') && (*number == 0 || target.contains("://"));
     let urls = cli.targets.iter().enumerate().take_while(is_url).count();
     let (urls, rest) = cli.targets.split_at(urls);
     if rest.iter().any(|target| target.contains("://")) {
-        return Err(Failure::failed("caches come before store paths (try --help)"));
+        return Err(Error::failed("caches come before store paths (try --help)"));
     }
     let mut urls = urls.to_vec();
     if urls.is_empty() {
@@ -95,7 +96,7 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<Targets> {
         urls.extend(variable.split_whitespace().map(str::to_owned));
     }
     if urls.is_empty() {
-        return Err(Failure::failed(format!("say which cache: a URL, or set ${VARIABLE} (try --help)")));
+        return Err(Error::failed(format!("say which cache: a URL, or set ${VARIABLE} (try --help)")));
     }
     let mut inside = String::new();
     let mut paths = Vec::with_capacity(rest.len());
@@ -105,15 +106,15 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Outcome<Targets> {
         file.clone_into(&mut inside);
     }
     if cli.stdin {
-        paths.extend(read_path_list(stage::stdin("a path list")?, store_dir)?);
+        paths.extend(read_path_list(stdio::stdin("a path list")?, store_dir)?);
     } else if paths.is_empty() != cli.all {
-        return Err(Failure::failed("expected store paths, or --all, or --stdin (try --help)"));
+        return Err(Error::failed("expected store paths, or --all, or --stdin (try --help)"));
     }
     if cli.nar && paths.len() != 1 {
-        return Err(Failure::failed("--nar takes one store path; --export takes several"));
+        return Err(Error::failed("--nar takes one store path; --export takes several"));
     }
     if cli.cat && paths.len() != 1 {
-        return Err(Failure::failed("--cat takes one file of one store path"));
+        return Err(Error::failed("--cat takes one file of one store path"));
     }
     let mut seen = std::collections::HashSet::new();
     paths.retain(|path| seen.insert(path.clone()));
@@ -130,18 +131,18 @@ fn split_inside<'a>(path: &'a str, store_dir: &StoreDir) -> (&'a str, &'a str) {
 }
 
 /// Narinfos or store paths of the whole cache, in no order; none of them is kept.
-async fn emit_all(cli: &Cli, cache: &Cache) -> Outcome {
+async fn emit_all(cli: &Cli, cache: &Cache) -> Result {
     let hashes = list(cache).await?;
     let mut refusals = Vec::new();
-    let mut text = TextWriter::new(stage::stdout(None)?);
-    let mut list = stage::stdout(None)?;
+    let mut text = TextWriter::new(stdio::stdout(None)?);
+    let mut list = stdio::stdout(None)?;
     let asked =
-        futures_util::stream::iter(hashes.into_iter().map(|wanted| async move { cache.offer(&wanted, &[]).await }));
+        futures_util::stream::iter(hashes.into_iter().map(|wanted| async move { cache.candidate(&wanted, &[]).await }));
     let mut answers = asked.buffered(usize::from(cli.jobs));
     while let Some(answer) = answers.next().await {
         match answer {
-            Ok(Some(offer)) if cli.narinfo => text.write(&offer.narinfo, false)?,
-            Ok(Some(offer)) => writeln!(list, "{}", offer.narinfo.full_path())?,
+            Ok(Some(candidate)) if cli.narinfo => text.write(&candidate.narinfo, false)?,
+            Ok(Some(candidate)) => writeln!(list, "{}", candidate.narinfo.full_path())?,
             // Removed since it was listed.
             Ok(None) => {}
             Err(failure) if failure.is_refusal() => refusals.push(failure),
@@ -156,23 +157,24 @@ async fn emit_all(cli: &Cli, cache: &Cache) -> Outcome {
     }
     text.into_inner().finish()?;
     list.finish()?;
-    told(&refusals)
+    summarize(&refusals)
 }
 
 /// The paths of all sources, each once.
-async fn list(cache: &Cache) -> Outcome<Vec<Wanted>> {
+async fn list(cache: &Cache) -> Result<Vec<RequestedPath>> {
     let mut hashes = Vec::new();
     for source in &cache.sources {
         hashes.extend(source.list().await?);
     }
     hashes.sort_unstable();
     hashes.dedup();
-    Ok(hashes.into_iter().map(Wanted::Hash).collect())
+    Ok(hashes.into_iter().map(RequestedPath::Hash).collect())
 }
 
-fn pull(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, targets: Targets) -> Outcome {
+fn pull(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, targets: Targets) -> Result {
     let Targets { paths, inside, .. } = targets;
-    let goals = if cli.all { runtime.block_on(list(cache))? } else { paths.into_iter().map(Wanted::Path).collect() };
+    let goals =
+        if cli.all { runtime.block_on(list(cache))? } else { paths.into_iter().map(RequestedPath::Path).collect() };
     if cli.root.is_some() {
         return runtime.block_on(fill_root(cli, cache, goals));
     }
@@ -180,11 +182,11 @@ fn pull(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, targets: Targets) -> O
     produce(runtime, cli, cache, found, &inside)
 }
 
-async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome {
-    let out = if cli.json { Some(stage::stdout(None)?) } else { None };
-    let mut report = Report::new(out, Talk::new(cli.quiet, cli.verbose));
+async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<RequestedPath>) -> Result {
+    let out = if cli.json { Some(stdio::stdout(None)?) } else { None };
+    let mut report = Report::new(out, Verbosity::new(cli.quiet, cli.verbose));
     let jobs = cli.jobs.into();
-    let manner = Manner {
+    let options = UnpackOptions {
         jobs,
         closed: cli.recursive || cli.all,
         verify_existing: cli.verify_existing,
@@ -192,9 +194,9 @@ async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome
         owner: cli.owner,
         dry_run: cli.dry_run,
     };
-    let discovery = Discovery::new(Arc::clone(cache), goals, cli.recursive, jobs);
+    let walk = ClosureWalk::new(Arc::clone(cache), goals, cli.recursive, jobs);
     let root = cli.root.as_deref().unwrap_or_else(|| Path::new("."));
-    match unpack(discovery, cache, root, manner, &mut report).await {
+    match unpack(walk, cache, root, options, &mut report).await {
         Ok(()) => report.finish(cache.sources.iter().map(|source| source.moved()).sum()),
         Err(failure) => {
             report.abandon();
@@ -203,40 +205,40 @@ async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<Wanted>) -> Outcome
     }
 }
 
-fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: Found, inside: &str) -> Outcome {
-    let offers = found.in_order(cli.recursive || cli.all)?;
+fn produce(runtime: &Runtime, cli: &Cli, cache: &Arc<Cache>, mut found: ResolvedClosure, inside: &str) -> Result {
+    let candidates = found.in_order(cli.recursive || cli.all)?;
     let handle = runtime.handle();
     // A stream is whole or cut off: with a path missing it must not begin.
-    told(&found.refusals)?;
+    summarize(&found.refusals)?;
     if cli.narinfo {
-        let mut text = TextWriter::new(stage::stdout(None)?);
-        for (index, offer) in offers.iter().enumerate() {
-            text.write(&offer.narinfo, index + 1 < offers.len())?;
+        let mut text = TextWriter::new(stdio::stdout(None)?);
+        for (index, candidate) in candidates.iter().enumerate() {
+            text.write(&candidate.narinfo, index + 1 < candidates.len())?;
         }
         return text.into_inner().finish();
     }
     if cli.list {
-        let mut out = stage::stdout(None)?;
-        for offer in &offers {
-            writeln!(out, "{}", offer.narinfo.full_path())?;
+        let mut out = stdio::stdout(None)?;
+        for candidate in &candidates {
+            writeln!(out, "{}", candidate.narinfo.full_path())?;
         }
         return out.finish();
     }
     if cli.export {
-        return emit::export(handle, cache, &offers, stage::stdout(Some("the export stream"))?);
+        return streams::export(handle, cache, &candidates, stdio::stdout(Some("the export stream"))?);
     }
     if cli.archive {
-        return emit::archive(handle, cache, &offers, stage::stdout(Some("the cache archive"))?);
+        return streams::archive(handle, cache, &candidates, stdio::stdout(Some("the cache archive"))?);
     }
-    let Some(offer) = offers.first() else { return Ok(()) };
+    let Some(candidate) = candidates.first() else { return Ok(()) };
     if cli.cat {
-        let mut out = stage::stdout(None)?;
-        if cli.unverified && emit::cat_unverified(handle, cache, offer, inside.as_bytes(), &mut out)? {
+        let mut out = stdio::stdout(None)?;
+        if cli.unverified && streams::cat_unverified(handle, cache, candidate, inside.as_bytes(), &mut out)? {
             return out.finish();
         }
-        return emit::cat(handle, cache, offer, inside.as_bytes(), out);
+        return streams::cat(handle, cache, candidate, inside.as_bytes(), out);
     }
-    let mut out = stage::stdout(Some("the NAR"))?;
-    emit::nar(handle, cache, offer, &mut out)?;
+    let mut out = stdio::stdout(Some("the NAR"))?;
+    streams::nar(handle, cache, candidate, &mut out)?;
     out.finish()
 }

@@ -4,18 +4,18 @@ use std::collections::HashMap;
 use std::io::BufRead;
 use std::sync::Arc;
 
+use nar_pack::error::{Error, Result};
 use nar_pack::export::{Trailer, read_marker, read_trailer};
-use nar_pack::path_info::{PathInfo, Registry};
+use nar_pack::path_info::{PathInfo, PathInfoSource};
 use nar_pack::references::{Candidates, Scanner};
-use nar_pack::stage::{Failure, Outcome};
 use nar_pack::store_path::StorePath;
 
+use crate::compress_nar::{CompressedNar, NarCompressor, compress_each};
 use crate::compression::Settings;
 use crate::content_address::in_base32;
-use crate::entry::{Contents, Extras, Logs, Object, realisations};
+use crate::extras::{Contents, Extras, Logs, Object, realisations};
 use crate::hash::Sha256;
 use crate::narinfo::NarInfo;
-use crate::packing::{PackedNar, Packer, pack_each};
 use crate::stream::{Kind, require_end};
 
 /// Narinfos that wait for one question to the installed Nix about their content addresses and signatures. Where there is
@@ -25,21 +25,21 @@ const BATCH: usize = 32;
 /// What happens to what was found out. NARs come before their narinfos, narinfos in the order of the stream.
 pub trait Sink: Send {
     /// A compressed NAR, under its key.
-    fn nar(&mut self, key: &str, nar: PackedNar) -> Outcome;
+    fn nar(&mut self, key: &str, nar: CompressedNar) -> Result;
     /// A narinfo; `more` when another follows.
-    fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Outcome;
+    fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Result;
     /// Another object of the path at hand, if any were asked for; after its NAR, before its narinfo.
-    fn object(&mut self, _: Object) -> Outcome {
+    fn object(&mut self, _: Object) -> Result {
         Ok(())
     }
 }
 
 /// Turns NARs into narinfos.
-pub struct Describer<'a, S> {
+pub struct NarInfoBuilder<'a, S> {
     /// How NARs are compressed.
     pub settings: Settings,
     /// Who knows about paths.
-    pub registry: &'a mut Registry,
+    pub registry: &'a mut PathInfoSource,
     /// What is made beside NARs and narinfos.
     pub extras: Extras,
     /// Where the result goes.
@@ -48,12 +48,12 @@ pub struct Describer<'a, S> {
     pub warn: fn(&str),
 }
 
-impl<S: Sink> Describer<'_, S> {
+impl<S: Sink> NarInfoBuilder<'_, S> {
     /// Describes the NAR of one path; nothing may follow it.
     ///
     /// # Errors
     /// Refuses a malformed NAR, and one that `--path-info` describes otherwise.
-    pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<&StorePath>) -> Outcome {
+    pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<&StorePath>) -> Result {
         let known = self.registry.query(std::slice::from_ref(path))?.remove(path);
         // Scanned even when the references are known: only its hash will tell whether this is the NAR that Nix knows.
         let mut candidates = self.registry.candidates()?;
@@ -61,13 +61,13 @@ impl<S: Sink> Describer<'_, S> {
         let candidates: Candidates = candidates.into_iter().chain([path.clone()]).collect();
         let scanner = Scanner::new(Arc::new(candidates));
         let (settings, contents) = (self.settings, Contents::new(&self.extras));
-        let read = |packer: &mut Packer<Contents>| {
+        let read = |compressor: &mut NarCompressor<Contents>| {
             let mut contents = contents;
-            packer.nar(input, Some(scanner), &mut contents)?;
+            compressor.nar(input, Some(scanner), &mut contents)?;
             require_end(input, Kind::Nar)?;
-            packer.described(contents)
+            compressor.described(contents)
         };
-        pack_each(&settings, read, |nar, contents| {
+        compress_each(&settings, read, |nar, contents| {
             let known = known.clone().filter(|info| self.is_of(info, path, nar.nar_hash));
             let trailer = Trailer {
                 path: path.clone(),
@@ -91,23 +91,23 @@ impl<S: Sink> Describer<'_, S> {
     ///
     /// # Errors
     /// Refuses a malformed or truncated stream.
-    pub fn export(&mut self, input: &mut impl BufRead) -> Outcome {
+    pub fn export(&mut self, input: &mut impl BufRead) -> Result {
         let (settings, store_dir, extras) = (self.settings, self.registry.store_dir.clone(), self.extras.clone());
-        let read = |packer: &mut Packer<(Contents, Trailer, bool)>| {
+        let read = |compressor: &mut NarCompressor<(Contents, Trailer, bool)>| {
             let mut more = read_marker(input)?;
             while more {
                 let mut contents = Contents::new(&extras);
-                packer.nar(input, None, &mut contents)?;
+                compressor.nar(input, None, &mut contents)?;
                 let trailer = read_trailer(input, &store_dir)?;
                 more = read_marker(input)?;
-                packer.described((contents, trailer, more))?;
+                compressor.described((contents, trailer, more))?;
             }
             Ok(())
         };
         let mut waiting: Vec<NarInfo> = Vec::new();
         let logs = self.extras.logs.clone();
         let mut logs = logs.as_deref().map(Logs::new);
-        pack_each(&settings, read, |nar, (contents, trailer, more)| {
+        compress_each(&settings, read, |nar, (contents, trailer, more)| {
             let narinfo = self.narinfo_of(&trailer, &nar);
             self.sink.nar(&narinfo.url, nar)?;
             self.objects(contents, &narinfo, logs.as_mut())?;
@@ -119,7 +119,7 @@ impl<S: Sink> Describer<'_, S> {
         })
     }
 
-    fn hand_on(&mut self, narinfos: Vec<NarInfo>, more: bool) -> Outcome {
+    fn hand_on(&mut self, narinfos: Vec<NarInfo>, more: bool) -> Result {
         let paths: Vec<StorePath> = narinfos.iter().map(|narinfo| narinfo.path.clone()).collect();
         let mut known: HashMap<StorePath, PathInfo> = self.registry.query(&paths)?;
         let last = narinfos.len();
@@ -134,7 +134,7 @@ impl<S: Sink> Describer<'_, S> {
     }
 
     /// What follows from the contents of a path and from its deriver.
-    fn objects(&mut self, contents: Contents, narinfo: &NarInfo, logs: Option<&mut Logs>) -> Outcome {
+    fn objects(&mut self, contents: Contents, narinfo: &NarInfo, logs: Option<&mut Logs>) -> Result {
         let (mut objects, missing) = contents.into_objects(&narinfo.path, &narinfo.url)?;
         if let Some(failure) = missing {
             (self.warn)(&format!("{}: no listing is written: {failure}", narinfo.path));
@@ -147,7 +147,7 @@ impl<S: Sink> Describer<'_, S> {
     }
 
     /// Only the outputs of content-addressed derivations have a content address and a deriver.
-    fn realisations(&mut self, narinfo: &NarInfo) -> Outcome {
+    fn realisations(&mut self, narinfo: &NarInfo) -> Result {
         let (true, Some(_), Some(deriver)) = (self.extras.realisations, &narinfo.ca, &narinfo.deriver) else {
             return Ok(());
         };
@@ -161,7 +161,7 @@ impl<S: Sink> Describer<'_, S> {
     }
 
     /// What an entry is good without: a refusal only warns.
-    fn or_warn<T>(&self, made: Outcome<T>, path: &StorePath, what: &str) -> Outcome<Option<T>> {
+    fn or_warn<T>(&self, made: Result<T>, path: &StorePath, what: &str) -> Result<Option<T>> {
         match made {
             Err(failure) if failure.is_refusal() => {
                 (self.warn)(&format!("{path}: no {what} is written: {failure}"));
@@ -184,7 +184,7 @@ impl<S: Sink> Describer<'_, S> {
         same
     }
 
-    fn narinfo_of(&self, trailer: &Trailer, nar: &PackedNar) -> NarInfo {
+    fn narinfo_of(&self, trailer: &Trailer, nar: &CompressedNar) -> NarInfo {
         NarInfo {
             store_dir: self.registry.store_dir.clone(),
             path: trailer.path.clone(),
@@ -216,11 +216,11 @@ fn add_known(narinfo: &mut NarInfo, known: Option<PathInfo>) {
 ///
 /// # Errors
 /// A usage failure when it is not as it must be.
-pub fn require_path(kind: Kind, path: Option<StorePath>) -> Outcome<Option<StorePath>> {
+pub fn require_path(kind: Kind, path: Option<StorePath>) -> Result<Option<StorePath>> {
     match (kind, path) {
-        (Kind::Nar, None) => Err(Failure::failed("standard input is a NAR; say which STORE-PATH it is of")),
+        (Kind::Nar, None) => Err(Error::failed("standard input is a NAR; say which STORE-PATH it is of")),
         (Kind::Nar, path) => Ok(path),
-        (_, Some(path)) => Err(Failure::failed(format!(
+        (_, Some(path)) => Err(Error::failed(format!(
             "standard input is {}, which names its paths; {path} is one too many",
             kind.name()
         ))),

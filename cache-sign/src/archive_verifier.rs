@@ -7,15 +7,16 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, Write};
 
+use nar_pack::error::{Error, Result};
 use nar_pack::nar::Skip;
-use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::process;
 use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Member, Object};
-use narinfo_gen::examine::{Facts, examine_named};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
+use narinfo_gen::verify_nar::{NarDigests, digest_named_nar};
 
-use crate::held::{Held, Kept};
+use crate::spool::{NarSpool, SpooledNar};
 use crate::trust::TrustedKeys;
 use crate::{TOOL, parse_narinfo, tell};
 
@@ -29,7 +30,7 @@ pub enum Results<W: Write> {
 
 /// How many paths held, and what did not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct Summary {
     /// Paths that hold.
     pub passed: u64,
     /// Paths that do not.
@@ -38,20 +39,20 @@ pub struct Tally {
     pub members: u64,
 }
 
-impl Tally {
+impl Summary {
     /// Counts a path and says why it is refused, if it is.
-    pub fn count(&mut self, verdict: &Outcome) {
+    pub fn count(&mut self, verdict: &Result) {
         match verdict {
             Ok(()) => self.passed += 1,
             Err(failure) => {
-                stage::say(TOOL, failure);
+                process::print_message(TOOL, failure);
                 self.refused += 1;
             }
         }
     }
 
-    fn refuse_member(&mut self, key: &str, failure: Failure) {
-        stage::say(TOOL, failure.doing(key));
+    fn refuse_member(&mut self, key: &str, failure: Error) {
+        process::print_message(TOOL, failure.context(key));
         self.members += 1;
     }
 
@@ -59,14 +60,14 @@ impl Tally {
     ///
     /// # Errors
     /// A refusal if anything was refused.
-    pub fn verdict(self) -> Outcome {
+    pub fn verdict(self) -> Result {
         let paths = format!("{} of {} paths are not trusted", self.refused, self.passed + self.refused);
         let members = format!("{} other members of the archive are refused", self.members);
         match (self.refused, self.members) {
             (0, 0) => Ok(()),
-            (_, 0) => Err(Failure::refused(paths)),
-            (0, _) => Err(Failure::refused(members)),
-            (_, _) => Err(Failure::refused(format!("{paths}, and {members}"))),
+            (_, 0) => Err(Error::refused(paths)),
+            (0, _) => Err(Error::refused(members)),
+            (_, _) => Err(Error::refused(format!("{paths}, and {members}"))),
         }
     }
 }
@@ -75,22 +76,22 @@ impl Tally {
 enum NarState {
     /// It is well-formed, and no narinfo that holds has named it.
     Waits {
-        kept: Kept,
-        facts: Facts,
+        kept: SpooledNar,
+        digests: NarDigests,
         /// Whether one that does not hold has.
         named: bool,
     },
-    Passed(Facts),
+    Passed(NarDigests),
     Refused,
 }
 
 /// An archive that is being read.
-pub struct Inspection<'a, W: Write> {
+pub struct ArchiveVerifier<'a, W: Write> {
     trusted: &'a TrustedKeys,
     store_dir: &'a StoreDir,
     results: Results<W>,
-    tally: Tally,
-    held: Held,
+    summary: Summary,
+    held: NarSpool,
     nars: HashMap<String, NarState>,
     /// Narinfos that have passed before their NAR came, by its key; without what the NAR does not tell.
     expected: HashMap<String, Vec<NarInfo>>,
@@ -100,15 +101,15 @@ pub struct Inspection<'a, W: Write> {
     seen: HashSet<Sha256>,
 }
 
-impl<'a, W: Write> Inspection<'a, W> {
+impl<'a, W: Write> ArchiveVerifier<'a, W> {
     /// One of which nothing has been read.
     pub fn new(trusted: &'a TrustedKeys, store_dir: &'a StoreDir, results: Results<W>) -> Self {
         Self {
             trusted,
             store_dir,
             results,
-            tally: Tally::default(),
-            held: Held::default(),
+            summary: Summary::default(),
+            held: NarSpool::default(),
             nars: HashMap::new(),
             expected: HashMap::new(),
             unwelcome: HashSet::new(),
@@ -120,7 +121,7 @@ impl<'a, W: Write> Inspection<'a, W> {
     ///
     /// # Errors
     /// Refuses a malformed or truncated archive; passes on what the output says. What does not hold is no error here.
-    pub fn run(mut self, input: impl BufRead) -> Outcome<(W, Tally)> {
+    pub fn run(mut self, input: impl BufRead) -> Result<(W, Summary)> {
         archive::read(input, |member| self.member(member))?;
         let mut unnamed: Vec<&String> = Vec::new();
         for (key, state) in &self.nars {
@@ -130,21 +131,21 @@ impl<'a, W: Write> Inspection<'a, W> {
         }
         unnamed.sort_unstable();
         for key in unnamed {
-            self.tally.refuse_member(key, Failure::refused("no narinfo in the archive names it"));
+            self.summary.refuse_member(key, Error::refused("no narinfo in the archive names it"));
         }
         let out = match self.results {
             Results::Archive(out) => out.finish()?,
             Results::Report(out) => out,
         };
-        Ok((out, self.tally))
+        Ok((out, self.summary))
     }
 
-    fn member(&mut self, mut member: Member<'_>) -> Outcome {
+    fn member(&mut self, mut member: Member<'_>) -> Result {
         if matches!(member.object, Object::Nar(_)) {
             return self.nar(&mut member);
         }
         if !self.seen.insert(Sha256::of(member.key.as_bytes())) {
-            self.tally.refuse_member(&member.key, Failure::refused("it is in the archive twice"));
+            self.summary.refuse_member(&member.key, Error::refused("it is in the archive twice"));
             return Ok(());
         }
         match (&mut self.results, member.object) {
@@ -157,13 +158,13 @@ impl<'a, W: Write> Inspection<'a, W> {
         }
     }
 
-    fn nar(&mut self, member: &mut Member<'_>) -> Outcome {
+    fn nar(&mut self, member: &mut Member<'_>) -> Result {
         let key = member.key.clone();
         let kept = self.held.keep(member.size, member.body)?;
-        let facts = match self.examine(&key, &kept) {
-            Ok(facts) => facts,
+        let digests = match self.digest_nar(&key, &kept) {
+            Ok(digests) => digests,
             Err(failure) if failure.is_refusal() => {
-                self.tally.refuse_member(&key, failure);
+                self.summary.refuse_member(&key, failure);
                 self.nars.entry(key).or_insert(NarState::Refused);
                 return self.held.release(kept);
             }
@@ -172,29 +173,29 @@ impl<'a, W: Write> Inspection<'a, W> {
         match self.nars.get(&key) {
             None => {}
             // Paths of the same contents have the same NAR, and narinfo-gen sends it with each.
-            Some(NarState::Waits { facts: first, .. } | NarState::Passed(first)) if *first == facts => {
+            Some(NarState::Waits { digests: first, .. } | NarState::Passed(first)) if *first == digests => {
                 return self.held.release(kept);
             }
             Some(_) => {
-                self.tally.refuse_member(&key, Failure::refused("it is in the archive twice, with other bytes"));
+                self.summary.refuse_member(&key, Error::refused("it is in the archive twice, with other bytes"));
                 return self.held.release(kept);
             }
         }
         let state = match self.expected.remove(&key) {
-            None => NarState::Waits { kept, facts, named: self.unwelcome.remove(&key) },
+            None => NarState::Waits { kept, digests, named: self.unwelcome.remove(&key) },
             Some(narinfos) => {
                 let mut is_expected = false;
                 for narinfo in &narinfos {
-                    let verdict = facts.require(narinfo);
+                    let verdict = digests.require(narinfo);
                     is_expected |= verdict.is_ok();
                     if verdict.is_err() {
-                        self.tally.passed -= 1;
-                        self.tally.count(&verdict);
+                        self.summary.passed -= 1;
+                        self.summary.count(&verdict);
                     }
                 }
                 if is_expected {
                     self.pass(&key, kept)?;
-                    NarState::Passed(facts)
+                    NarState::Passed(digests)
                 } else {
                     self.held.release(kept)?;
                     NarState::Refused
@@ -205,29 +206,27 @@ impl<'a, W: Write> Inspection<'a, W> {
         Ok(())
     }
 
-    fn examine(&self, key: &str, kept: &Kept) -> Outcome<Facts> {
-        examine_named(self.held.read(kept)?, key, &mut Skip)
+    fn digest_nar(&self, key: &str, kept: &SpooledNar) -> Result<NarDigests> {
+        digest_named_nar(self.held.read(kept)?, key, &mut Skip)
     }
 
-    fn pass(&mut self, key: &str, kept: Kept) -> Outcome {
+    fn pass(&mut self, key: &str, kept: SpooledNar) -> Result {
         if let Results::Archive(out) = &mut self.results {
             out.member(key, kept.size, self.held.read(&kept)?)?;
         }
         self.held.release(kept)
     }
 
-    fn narinfo(&mut self, narinfo: &NarInfo) -> Outcome {
+    fn narinfo(&mut self, narinfo: &NarInfo) -> Result {
         let named = require_nar(narinfo);
         let verdict = named.clone().and_then(|()| self.trusted.require(narinfo)).and_then(|()| {
             match self.nars.get(&narinfo.url) {
                 None => Ok(()),
-                Some(NarState::Waits { facts, .. } | NarState::Passed(facts)) => facts.require(narinfo),
-                Some(NarState::Refused) => {
-                    Err(Failure::refused(format!("{}: its NAR is refused", narinfo.full_path())))
-                }
+                Some(NarState::Waits { digests, .. } | NarState::Passed(digests)) => digests.require(narinfo),
+                Some(NarState::Refused) => Err(Error::refused(format!("{}: its NAR is refused", narinfo.full_path()))),
             }
         });
-        self.tally.count(&verdict);
+        self.summary.count(&verdict);
         if let Results::Report(out) = &mut self.results {
             tell(out, self.trusted, narinfo, verdict.is_ok())?;
         }
@@ -244,9 +243,9 @@ impl<'a, W: Write> Inspection<'a, W> {
             return Ok(());
         }
         match self.nars.remove(&url) {
-            Some(NarState::Waits { kept, facts, .. }) => {
+            Some(NarState::Waits { kept, digests, .. }) => {
                 self.pass(&url, kept)?;
-                self.nars.insert(url, NarState::Passed(facts));
+                self.nars.insert(url, NarState::Passed(digests));
             }
             Some(state) => drop(self.nars.insert(url, state)),
             None => self.expected.entry(url).or_default().push(outline(narinfo)),
@@ -262,11 +261,11 @@ impl<'a, W: Write> Inspection<'a, W> {
 const MAX_COMPRESSION: usize = 32;
 
 /// Refuses a narinfo whose URL is not the key of a NAR: what lies there would pass without being looked at.
-fn require_nar(narinfo: &NarInfo) -> Outcome {
+fn require_nar(narinfo: &NarInfo) -> Result {
     if matches!(Object::of_key(&narinfo.url), Some(Object::Nar(_))) && narinfo.compression.len() <= MAX_COMPRESSION {
         return Ok(());
     }
-    Err(Failure::refused(format!("{}: its URL or Compression is not that of a NAR", narinfo.full_path())))
+    Err(Error::refused(format!("{}: its URL or Compression is not that of a NAR", narinfo.full_path())))
 }
 
 /// What a NAR can be compared with, and the path for messages.

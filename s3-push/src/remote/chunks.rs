@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::error::{Error, Result};
 use tokio::sync::mpsc;
 
 /// The next piece of a body.
@@ -19,7 +19,7 @@ pub enum Chunk<T = Plain> {
 /// Reads a body from a channel; for threads that may block.
 #[derive(Debug)]
 pub struct ChunkReader<T = Plain> {
-    chunks: mpsc::Receiver<Outcome<Chunk<T>>>,
+    chunks: mpsc::Receiver<Result<Chunk<T>>>,
     current: Bytes,
     /// Keeps alive what the current bytes belong to.
     held: Option<T>,
@@ -29,7 +29,7 @@ pub struct ChunkReader<T = Plain> {
 impl<T: AsRef<Bytes>> ChunkReader<T> {
     /// A reader of what is sent into `chunks`.
     #[must_use]
-    pub fn new(chunks: mpsc::Receiver<Outcome<Chunk<T>>>) -> Self {
+    pub fn new(chunks: mpsc::Receiver<Result<Chunk<T>>>) -> Self {
         Self { chunks, current: Bytes::new(), held: None, ended: false }
     }
 }
@@ -45,7 +45,7 @@ impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
                 }
                 Some(Ok(Chunk::End)) => self.ended = true,
                 Some(Err(failure)) => return Err(failure.into()),
-                None => return Err(Failure::refused("the NAR is cut off").into()),
+                None => return Err(Error::refused("the NAR is cut off").into()),
             }
         }
         let n = self.current.len().min(buf.len());
@@ -55,7 +55,7 @@ impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
 }
 
 /// Sends the chunks of a body, and its end or its error; stops when nobody reads any more.
-pub async fn forward(to: mpsc::Sender<Outcome<Chunk>>, body: impl Stream<Item = Outcome<Bytes>> + Send) {
+pub async fn forward(to: mpsc::Sender<Result<Chunk>>, body: impl Stream<Item = Result<Bytes>> + Send) {
     let mut body = std::pin::pin!(body);
     loop {
         let chunk = match body.next().await {

@@ -1,7 +1,6 @@
 //! A bucket that can be asked and written: the AWS SDK behind the few calls that a binary cache needs.
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,14 +28,16 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use nar_pack::stage::{self, Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
 use narinfo_gen::compression::decode_content;
 
-use crate::location::{DEFAULT_REGION, Location};
-use crate::pace::{Pace, Slot};
-use crate::patience::{Attempts, BACKOFF, Patience, PleaForPatience, Tries};
-use crate::permission::{Takes, is_news};
-use crate::storage::Storage;
+use crate::publish::object_options::ObjectOptions;
+use crate::remote::concurrency::{AdaptiveLimit, Permit};
+use crate::remote::location::{DEFAULT_REGION, Location};
+use crate::remote::permission::{RequiredPermission, is_news};
+use crate::remote::retry::{AttemptObserver, Backoff, INITIAL_BACKOFF, RequestLimits, ThrottleClassifier};
 
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -65,7 +66,7 @@ pub struct Bucket {
     client: Client,
     location: Location,
     tool: &'static str,
-    storage: Storage,
+    storage: ObjectOptions,
     /// Nothing is written; writes say that they succeeded.
     dry_run: bool,
     hinted: AtomicBool,
@@ -76,8 +77,8 @@ pub struct Bucket {
     /// Cleared when the service turns out not to have conditional writes.
     conditional: AtomicBool,
     requests: Requests,
-    pace: Arc<Pace>,
-    patience: Patience,
+    limit: Arc<AdaptiveLimit>,
+    limits: RequestLimits,
     credentials: Option<SharedCredentialsProvider>,
 }
 
@@ -120,7 +121,7 @@ impl Kind {
 
 /// What became of a conditional write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
+pub enum PutOutcome {
     /// The object is new.
     Created,
     /// An object with that key was there; it is unchanged.
@@ -153,7 +154,7 @@ pub enum Reply {
 
 /// A short object that was read.
 #[derive(Debug, Clone)]
-pub struct Small {
+pub struct TextObject {
     /// What it says.
     pub text: String,
     /// The entity tag as the service wrote it.
@@ -162,7 +163,7 @@ pub struct Small {
 
 /// When an object may be written.
 #[derive(Debug, Clone, Copy)]
-enum If<'a> {
+enum Precondition<'a> {
     Always,
     New,
     Unchanged(&'a str),
@@ -176,9 +177,9 @@ async fn has_credentials(config: &aws_config::SdkConfig) -> bool {
 
 impl Object {
     /// Its bytes as they arrive; `shown` names the object in errors.
-    pub fn into_stream(self, shown: String) -> impl Stream<Item = Outcome<Bytes>> + Send {
+    pub fn into_stream(self, shown: String) -> impl Stream<Item = Result<Bytes>> + Send {
         stream::unfold(self.body, |mut body| async { body.next().await.map(|bytes| (bytes, body)) })
-            .map(move |bytes| bytes.map_err(|error| Failure::failed(format!("reading {shown}: {}", chain(&error)))))
+            .map(move |bytes| bytes.map_err(|error| Error::failed(format!("reading {shown}: {}", chain(&error)))))
     }
 }
 
@@ -193,7 +194,7 @@ pub struct Listed {
 
 /// Where a page of a listing begins.
 #[derive(Debug, Clone)]
-pub enum Start {
+pub enum ListFrom {
     /// With the first key.
     Beginning,
     /// With the first key after this one.
@@ -234,15 +235,15 @@ type Sdk<E> = SdkError<E, HttpResponse>;
 impl Bucket {
     /// Sets up a client; nothing is sent yet. `tool` begins the hints that it prints.
     ///
-    /// An answer must begin within the idle time of `patience`, and a transfer must not stall for longer; it may take as
+    /// An answer must begin within the idle time of `limits`, and a transfer must not stall for longer; it may take as
     /// long as it likes.
     pub async fn connect(
         location: Location,
         access: Access,
-        patience: impl Into<Patience>,
+        limits: impl Into<RequestLimits>,
         tool: &'static str,
     ) -> Self {
-        let patience @ Patience { idle, attempts, in_flight } = patience.into();
+        let limits @ RequestLimits { idle, attempts, in_flight } = limits.into();
         // Proxies come from the environment, as everywhere; of itself the SDK asks nobody.
         let http = aws_smithy_http_client::Builder::new().build_with_connector_fn(|settings, _| {
             let tls = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring));
@@ -262,7 +263,7 @@ impl Bucket {
         let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
             .http_client(http)
             .region(region)
-            .retry_config(RetryConfig::standard().with_max_attempts(attempts).with_initial_backoff(BACKOFF))
+            .retry_config(RetryConfig::standard().with_max_attempts(attempts).with_initial_backoff(INITIAL_BACKOFF))
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(idle).build())
             .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(idle).build());
         if let Some(profile) = &location.profile {
@@ -289,9 +290,9 @@ impl Bucket {
                     .token_bucket(TokenBucket::builder().capacity(RETRY_TOKENS).success_reward(RETRY_REWARD).build())
                     .build(),
             );
-        let (requests, pace) = (Requests::default(), Pace::new(in_flight));
-        let attempts = Attempts { count: Arc::clone(&requests.attempts), pace: Arc::clone(&pace) };
-        config = config.interceptor(attempts).retry_classifier(PleaForPatience);
+        let (requests, limit) = (Requests::default(), AdaptiveLimit::new(in_flight));
+        let attempts = AttemptObserver { count: Arc::clone(&requests.attempts), limit: Arc::clone(&limit) };
+        config = config.interceptor(attempts).retry_classifier(ThrottleClassifier);
         if let Some(url) = location.endpoint_url() {
             config = config.endpoint_url(url);
         }
@@ -302,22 +303,22 @@ impl Bucket {
             client: Client::from_conf(config.build()),
             location,
             tool,
-            storage: Storage::default(),
+            storage: ObjectOptions::default(),
             dry_run: false,
             hinted: AtomicBool::new(false),
             lacks_credentials,
             readable: AtomicBool::new(false),
             conditional: AtomicBool::new(true),
             requests,
-            pace,
-            patience,
+            limit,
+            limits,
             credentials: sdk_config.credentials_provider().filter(|_| access != Access::Anonymous),
         }
     }
 
     /// The same bucket, in which objects are written with these headers.
     #[must_use]
-    pub fn with_storage(mut self, storage: Storage) -> Self {
+    pub fn with_storage(mut self, storage: ObjectOptions) -> Self {
         self.storage = storage;
         self
     }
@@ -333,8 +334,8 @@ impl Bucket {
     ///
     /// # Errors
     /// Fails when the work is given up.
-    pub async fn slot(&self) -> Outcome<Slot> {
-        self.pace.slot().await
+    pub async fn slot(&self) -> Result<Permit> {
+        self.limit.slot().await
     }
 
     /// Which provider gave the credentials that requests are signed with; never the credentials themselves.
@@ -383,7 +384,7 @@ impl Bucket {
     ///
     /// # Errors
     /// Fails with the service's word, and when the bucket itself is not there.
-    pub async fn get(&self, object: &str) -> Outcome<Option<Object>> {
+    pub async fn get(&self, object: &str) -> Result<Option<Object>> {
         match self.get_part(object, None, None).await? {
             Reply::Object(object) => Ok(Some(*object)),
             Reply::Missing | Reply::Changed => Ok(None),
@@ -394,7 +395,7 @@ impl Bucket {
     ///
     /// # Errors
     /// As [`Bucket::get`].
-    pub async fn get_part(&self, object: &str, range: Option<String>, etag: Option<&str>) -> Outcome<Reply> {
+    pub async fn get_part(&self, object: &str, range: Option<String>, etag: Option<&str>) -> Result<Reply> {
         self.count(Kind::Get);
         let ranged = range.is_some();
         let request = self
@@ -425,7 +426,7 @@ impl Bucket {
     ///
     /// # Errors
     /// As [`Bucket::get`]; refuses a larger object.
-    pub async fn get_small(&self, object: &str, limit: usize) -> Outcome<Option<Small>> {
+    pub async fn get_small(&self, object: &str, limit: usize) -> Result<Option<TextObject>> {
         let mut tries = self.tries();
         let (etag, encoding, bytes) = loop {
             let Some(mut found) = self.get(object).await? else { return Ok(None) };
@@ -434,34 +435,34 @@ impl Bucket {
                 Ok(Some(bytes)) => break (etag, encoding, bytes),
                 Ok(None) => {
                     let shown = self.location.shown(object);
-                    return Err(Failure::refused(format!("{shown} is larger than {limit} bytes")));
+                    return Err(Error::refused(format!("{shown} is larger than {limit} bytes")));
                 }
                 Err(_) if tries.again().await => {}
                 Err(failure) => return Err(failure),
             }
         };
-        let bytes = decode_content(bytes, encoding.as_deref(), limit).doing(|| self.location.shown(object))?;
-        let text = stage::utf8(bytes).doing(|| self.location.shown(object))?;
-        Ok(Some(Small { text, etag }))
+        let bytes = decode_content(bytes, encoding.as_deref(), limit).context(|| self.location.shown(object))?;
+        let text = stdio::utf8(bytes).context(|| self.location.shown(object))?;
+        Ok(Some(TextObject { text, etag }))
     }
 
     /// Attempts at one request, the first included.
     #[must_use]
     pub fn attempts(&self) -> u32 {
-        self.patience.attempts
+        self.limits.attempts
     }
 
-    /// Attempts at what the SDK does not repeat by itself.
+    /// AttemptObserver at what the SDK does not repeat by itself.
     #[must_use]
-    pub fn tries(&self) -> Tries {
-        Tries::new(self.patience.attempts)
+    pub fn tries(&self) -> Backoff {
+        Backoff::new(self.limits.attempts)
     }
 
     /// Size of an object in bytes; none when it is not there.
     ///
     /// # Errors
     /// Fails with the service's word.
-    pub async fn size(&self, object: &str) -> Outcome<Option<u64>> {
+    pub async fn size(&self, object: &str) -> Result<Option<u64>> {
         self.count(Kind::Head);
         let request = self.client.head_object().bucket(&self.location.bucket).key(self.location.key(object));
         match request.send().await {
@@ -471,18 +472,18 @@ impl Bucket {
     }
 
     /// Passes when the error says that the object is not there.
-    fn absent<E: ProvideErrorMetadata + Takes + Error + 'static>(
+    fn absent<E: ProvideErrorMetadata + RequiredPermission + std::error::Error + 'static>(
         &self,
         error: &Sdk<E>,
         doing: &str,
         object: &str,
-    ) -> Outcome {
+    ) -> Result {
         let code = error.code().unwrap_or_default();
         match status(error) {
             Some(404) if code != "NoSuchBucket" => Ok(()),
             // A public bucket would have given its nix-cache-info.
             Some(403) if self.lacks_credentials && !self.readable.load(Ordering::Relaxed) => {
-                Err(Failure::failed(format!(
+                Err(Error::failed(format!(
                     "{doing} {}: {NO_CREDENTIALS}, and without them the bucket refuses (403)",
                     self.location.shown(object)
                 )))
@@ -490,7 +491,7 @@ impl Bucket {
             // Without permission to list, a key that is not there is forbidden, not absent.
             Some(403) if matches!(code, "" | "AccessDenied" | "Forbidden") => {
                 if !self.hinted.swap(true, Ordering::Relaxed) {
-                    stage::say(
+                    process::print_message(
                         self.tool,
                         format!(
                             "{}: forbidden (403), taken for missing; if it is there, s3:GetObject is not allowed, and without s3:ListBucket nobody can tell",
@@ -511,18 +512,18 @@ impl Bucket {
         format!("; it takes {permission}{unsigned}")
     }
 
-    fn failure<E: ProvideErrorMetadata + Takes + Error + 'static>(
+    fn failure<E: ProvideErrorMetadata + RequiredPermission + std::error::Error + 'static>(
         &self,
         error: &Sdk<E>,
         doing: &str,
         object: &str,
-    ) -> Failure {
+    ) -> Error {
         let takes = if is_forbidden(error) { self.takes(E::PERMISSION) } else { String::new() };
-        Failure::failed(format!("{doing} {}: {}{takes}", self.location.shown(object), self.cause(error)))
+        Error::failed(format!("{doing} {}: {}{takes}", self.location.shown(object), self.cause(error)))
     }
 
     /// What came of a request that a push can do without. That it is forbidden is said once.
-    fn optional<T, E: ProvideErrorMetadata + Takes + Error + 'static>(
+    fn optional<T, E: ProvideErrorMetadata + RequiredPermission + std::error::Error + 'static>(
         &self,
         result: Result<T, Sdk<E>>,
         doing: &str,
@@ -530,14 +531,14 @@ impl Bucket {
     ) -> Option<T> {
         let tell = |error: &Sdk<E>| {
             if is_forbidden(error) && is_news(E::PERMISSION) {
-                stage::say(self.tool, self.failure(error, doing, object));
+                process::print_message(self.tool, self.failure(error, doing, object));
             }
         };
         result.inspect_err(tell).ok()
     }
 
     /// The service's word where it said one, else what happened on the way.
-    fn cause<E: ProvideErrorMetadata + Error + 'static>(&self, error: &Sdk<E>) -> String {
+    fn cause<E: ProvideErrorMetadata + std::error::Error + 'static>(&self, error: &Sdk<E>) -> String {
         let said = match (error.code(), error.message(), status(error)) {
             (Some(code), Some(message), Some(status)) => Some(format!("{message} ({code}, HTTP {status})")),
             (Some(code), None, Some(status)) => Some(format!("{code} (HTTP {status})")),
@@ -582,19 +583,19 @@ impl Bucket {
     ///
     /// # Errors
     /// Fails with the service's word; that a write is forbidden is fatal too.
-    pub async fn put(&self, object: &str, content_type: &str, body: Bytes) -> Outcome {
-        self.put_inner(object, content_type, body, If::Always).await.map(|_| ())
+    pub async fn put(&self, object: &str, content_type: &str, body: Bytes) -> Result {
+        self.put_inner(object, content_type, body, Precondition::Always).await.map(|_| ())
     }
 
     /// Writes an object unless there is one with that key, where the service can do that, else writes it.
     ///
     /// # Errors
     /// As [`Bucket::put`].
-    pub async fn put_new(&self, object: &str, content_type: &str, body: Bytes) -> Outcome<Written> {
-        self.put_inner(object, content_type, body, If::New).await
+    pub async fn put_new(&self, object: &str, content_type: &str, body: Bytes) -> Result<PutOutcome> {
+        self.put_inner(object, content_type, body, Precondition::New).await
     }
 
-    /// Writes an object in the place of the one with that entity tag; [`Written::Existed`] when there is another by now.
+    /// Writes an object in the place of the one with that entity tag; [`PutOutcome::Existed`] when there is another by now.
     ///
     /// # Errors
     /// As [`Bucket::put`].
@@ -604,18 +605,24 @@ impl Bucket {
         content_type: &str,
         body: Bytes,
         etag: Option<&str>,
-    ) -> Outcome<Written> {
-        self.put_inner(object, content_type, body, etag.map_or(If::Always, If::Unchanged)).await
+    ) -> Result<PutOutcome> {
+        self.put_inner(object, content_type, body, etag.map_or(Precondition::Always, Precondition::Unchanged)).await
     }
 
-    async fn put_inner(&self, object: &str, content_type: &str, body: Bytes, when: If<'_>) -> Outcome<Written> {
+    async fn put_inner(
+        &self,
+        object: &str,
+        content_type: &str,
+        body: Bytes,
+        when: Precondition<'_>,
+    ) -> Result<PutOutcome> {
         if self.dry_run {
-            return Ok(Written::Created);
+            return Ok(PutOutcome::Created);
         }
         let mut conflicts = self.tries();
         loop {
             self.count(Kind::Put);
-            let conditional = !matches!(when, If::Always) && self.conditional.load(Ordering::Relaxed);
+            let conditional = !matches!(when, Precondition::Always) && self.conditional.load(Ordering::Relaxed);
             let request = self
                 .storage
                 .on_put(self.client.put_object())
@@ -623,15 +630,15 @@ impl Bucket {
                 .key(self.location.key(object))
                 .content_type(content_type)
                 .set_checksum_crc32(self.checksum(&body))
-                .set_if_none_match((conditional && matches!(when, If::New)).then(|| "*".to_owned()))
+                .set_if_none_match((conditional && matches!(when, Precondition::New)).then(|| "*".to_owned()))
                 .set_if_match(match when {
-                    If::Unchanged(etag) if conditional => Some(etag.to_owned()),
+                    Precondition::Unchanged(etag) if conditional => Some(etag.to_owned()),
                     _ => None,
                 })
                 .body(ByteStream::from(body.clone()));
             match request.send().await {
-                Ok(_) => return Ok(Written::Created),
-                Err(error) if conditional && status(&error) == Some(412) => return Ok(Written::Existed),
+                Ok(_) => return Ok(PutOutcome::Created),
+                Err(error) if conditional && status(&error) == Some(412) => return Ok(PutOutcome::Existed),
                 Err(error) if conditional && self.lacks_conditions(&error) => {}
                 Err(error) if conditional && conflicting(&error) && conflicts.again().await => {}
                 Err(error) => return Err(self.failure(&error, "writing", object)),
@@ -652,7 +659,7 @@ impl Bucket {
     ///
     /// # Errors
     /// As [`Bucket::put`].
-    pub async fn begin(&self, object: &str, content_type: &str) -> Outcome<Multipart> {
+    pub async fn begin(&self, object: &str, content_type: &str) -> Result<Multipart> {
         if self.dry_run {
             return Ok(Multipart { key: object.to_owned(), id: String::new() });
         }
@@ -667,7 +674,7 @@ impl Bucket {
         let output = request.send().await.map_err(|error| self.failure(&error, "beginning an upload of", object))?;
         let id = output
             .upload_id
-            .ok_or_else(|| Failure::failed(format!("beginning an upload of {object}: no id came back")))?;
+            .ok_or_else(|| Error::failed(format!("beginning an upload of {object}: no id came back")))?;
         Ok(Multipart { key: object.to_owned(), id })
     }
 
@@ -675,7 +682,7 @@ impl Bucket {
     ///
     /// # Errors
     /// As [`Bucket::put`].
-    pub async fn part(&self, upload: &Multipart, number: i32, body: Bytes) -> Outcome<CompletedPart> {
+    pub async fn part(&self, upload: &Multipart, number: i32, body: Bytes) -> Result<CompletedPart> {
         if self.dry_run {
             return Ok(CompletedPart::builder().part_number(number).build());
         }
@@ -701,9 +708,9 @@ impl Bucket {
     ///
     /// # Errors
     /// As [`Bucket::put`].
-    pub async fn complete(&self, upload: &Multipart, parts: Vec<CompletedPart>, only_new: bool) -> Outcome<Written> {
+    pub async fn complete(&self, upload: &Multipart, parts: Vec<CompletedPart>, only_new: bool) -> Result<PutOutcome> {
         if self.dry_run {
-            return Ok(Written::Created);
+            return Ok(PutOutcome::Created);
         }
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         let mut conflicts = self.tries();
@@ -719,16 +726,16 @@ impl Bucket {
                 .multipart_upload(parts.clone())
                 .set_if_none_match(conditional.then(|| "*".to_owned()));
             match request.send().await {
-                Ok(output) if output.e_tag.is_some() => return Ok(Written::Created),
+                Ok(output) if output.e_tag.is_some() => return Ok(PutOutcome::Created),
                 Ok(_) => {
-                    return Err(Failure::failed(format!(
+                    return Err(Error::failed(format!(
                         "completing {}: the answer names no object",
                         self.location.shown(&upload.key)
                     )));
                 }
                 Err(error) if conditional && status(&error) == Some(412) => {
                     self.abort(upload).await;
-                    return Ok(Written::Existed);
+                    return Ok(PutOutcome::Existed);
                 }
                 Err(error) if conditional && self.lacks_conditions(&error) => {}
                 Err(error) if conditional && conflicting(&error) && conflicts.again().await => {}
@@ -802,12 +809,12 @@ impl Bucket {
     ///
     /// # Errors
     /// Fails with the service's word.
-    pub async fn list(&self, prefix: &str, start: Start) -> Outcome<Option<Page>> {
+    pub async fn list(&self, prefix: &str, start: ListFrom) -> Result<Option<Page>> {
         self.count(Kind::List);
         let (after, token) = match start {
-            Start::Beginning => (None, None),
-            Start::After(key) => (Some(self.location.key(&key)), None),
-            Start::Page(token) => (None, Some(token)),
+            ListFrom::Beginning => (None, None),
+            ListFrom::After(key) => (Some(self.location.key(&key)), None),
+            ListFrom::Page(token) => (None, Some(token)),
         };
         let request = self
             .client
@@ -824,7 +831,7 @@ impl Bucket {
         };
         let next = output.next_continuation_token.filter(|_| output.is_truncated == Some(true));
         if output.is_truncated == Some(true) && next.is_none() {
-            return Err(Failure::failed(format!(
+            return Err(Error::failed(format!(
                 "listing {}: the service has more, and does not say how to ask for it",
                 self.location.shown(prefix)
             )));
@@ -843,7 +850,7 @@ fn conflicting<E: ProvideErrorMetadata>(error: &Sdk<E>) -> bool {
 }
 
 /// All bytes of a body; none when there are more than `limit`.
-async fn collect(body: impl Stream<Item = Outcome<Bytes>>, limit: usize) -> Outcome<Option<Vec<u8>>> {
+async fn collect(body: impl Stream<Item = Result<Bytes>>, limit: usize) -> Result<Option<Vec<u8>>> {
     let (mut bytes, mut body) = (Vec::new(), std::pin::pin!(body));
     while let Some(chunk) = body.next().await {
         let chunk = chunk?;
@@ -887,7 +894,7 @@ fn status<E>(error: &Sdk<E>) -> Option<u16> {
 
 /// An error and what it stems from, on one line, without saying anything twice.
 #[must_use]
-pub fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -902,7 +909,7 @@ pub fn chain(error: &dyn Error) -> String {
 
 /// What an error stems from in the end.
 #[must_use]
-pub fn root_cause(error: &dyn Error) -> String {
+pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
         last = source;

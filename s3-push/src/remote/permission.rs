@@ -15,20 +15,20 @@ use aws_sdk_s3::operation::upload_part::UploadPartError;
 
 /// An operation's error, and the permission that the operation takes (Amazon S3 user guide, "Required permissions for
 /// Amazon S3 API operations").
-pub trait Takes {
+pub trait RequiredPermission {
     /// As policies name it.
     const PERMISSION: &'static str;
 }
 
-macro_rules! takes {
+macro_rules! required_permissions {
     ($($error:ty: $permission:literal),* $(,)?) => {
-        $(impl Takes for $error {
+        $(impl RequiredPermission for $error {
             const PERMISSION: &'static str = $permission;
         })*
     };
 }
 
-takes! {
+required_permissions! {
     GetObjectError: "s3:GetObject",
     HeadObjectError: "s3:GetObject",
     PutObjectError: "s3:PutObject",

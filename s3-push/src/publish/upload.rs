@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_sdk_s3::types::CompletedPart;
 use bytes::Bytes;
 use md5::{Digest, Md5};
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::error::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::client::{Bucket, Multipart, RemotePart, Written};
-use crate::pace::Slot;
+use crate::remote::concurrency::Permit;
+use crate::remote::s3::{Bucket, Multipart, PutOutcome, RemotePart};
 
 /// Least size of a part that S3 takes, in bytes.
-pub const LEAST_PART: u64 = 5 << 20;
+pub const MIN_PART_SIZE: u64 = 5 << 20;
 /// Most parts of an upload; S3 takes 10,000, the rest is reserve.
-const MOST_PARTS: u64 = 9000;
+const MAX_PARTS: u64 = 9000;
 /// Parts of one size before it doubles, where the size of the body is not known: 9,000 parts hold 4 TiB.
 const PARTS_OF_A_SIZE: u64 = 1000;
 /// The unit in which memory is counted; a semaphore has no more than 2^29 of them here.
@@ -37,12 +37,12 @@ pub struct Body {
     /// The parts.
     pub parts: mpsc::Receiver<Part>,
     /// How many there will be.
-    pub form: Form,
+    pub form: BodyLength,
 }
 
 /// How many parts a body has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum BodyLength {
     /// One, or none when it is empty.
     Whole,
     /// Several, of `part` bytes each but the last, and of `size` together.
@@ -58,18 +58,18 @@ pub enum Form {
 
 /// Where a body goes.
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
+pub struct ObjectTarget<'a> {
     /// The key.
     pub key: &'a str,
     /// The content type.
     pub content_type: &'a str,
     /// Whether an object with that key may be replaced.
-    pub replace: Replace,
+    pub replace: Overwrite,
 }
 
 /// Whether an object may take the place of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replace {
+pub enum Overwrite {
     /// As NARs: what is there stays.
     Never,
     /// As logs.
@@ -78,12 +78,12 @@ pub enum Replace {
 
 /// Proof that an object is complete in the bucket: made here and nowhere else.
 #[derive(Debug, Clone, Copy)]
-pub struct Complete {
+pub struct UploadedObject {
     /// It was there before; only its size has been looked at.
     existed: bool,
 }
 
-impl Complete {
+impl UploadedObject {
     /// Whether somebody else wrote it.
     #[must_use]
     pub fn existed(self) -> bool {
@@ -93,12 +93,12 @@ impl Complete {
 
 /// The memory that bodies may take up together.
 #[derive(Debug, Clone)]
-pub struct Memory {
+pub struct ByteBudget {
     budget: Arc<Semaphore>,
     units: u64,
 }
 
-impl Memory {
+impl ByteBudget {
     /// A budget of so many bytes.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
@@ -110,7 +110,7 @@ impl Memory {
         u32::try_from((size as u64).div_ceil(UNIT).clamp(1, self.units)).unwrap_or(u32::MAX)
     }
 
-    /// Takes a share now, if there is one.
+    /// RequiredPermission a share now, if there is one.
     #[must_use]
     pub fn try_take(&self, size: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.budget).try_acquire_many_owned(self.units_of(size)).ok()
@@ -120,9 +120,9 @@ impl Memory {
     ///
     /// # Errors
     /// Fails when the push is given up.
-    pub async fn take(&self, size: usize) -> Outcome<OwnedSemaphorePermit> {
+    pub async fn take(&self, size: usize) -> Result<OwnedSemaphorePermit> {
         let share = Arc::clone(&self.budget).acquire_many_owned(self.units_of(size)).await;
-        share.map_err(|_| Failure::failed("the push was given up"))
+        share.map_err(|_| Error::failed("the push was given up"))
     }
 }
 
@@ -151,14 +151,14 @@ impl PartSizes {
     /// For a body of `size` bytes, if known, with parts of at least `least` bytes.
     #[must_use]
     pub fn new(least: u64, size: Option<u64>) -> Self {
-        Self { least: least.max(LEAST_PART), size }
+        Self { least: least.max(MIN_PART_SIZE), size }
     }
 
     /// Size in bytes of the part with that index, from 0; the last one is what is left.
     #[must_use]
     pub fn of(&self, index: u64) -> usize {
         let size = match self.size {
-            Some(size) => size.div_ceil(MOST_PARTS).max(self.least).min(size.max(1)),
+            Some(size) => size.div_ceil(MAX_PARTS).max(self.least).min(size.max(1)),
             None => self.least << (index / PARTS_OF_A_SIZE).min(10),
         };
         usize::try_from(size).unwrap_or(usize::MAX)
@@ -166,11 +166,11 @@ impl PartSizes {
 
     /// How many parts the body has.
     #[must_use]
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> BodyLength {
         match self.size {
-            None => Form::Unknown,
-            Some(size) if size <= self.of(0) as u64 => Form::Whole,
-            Some(size) => Form::Large { size, part: self.of(0) as u64 },
+            None => BodyLength::Unknown,
+            Some(size) if size <= self.of(0) as u64 => BodyLength::Whole,
+            Some(size) => BodyLength::Large { size, part: self.of(0) as u64 },
         }
     }
 }
@@ -199,8 +199,8 @@ struct Open {
 /// A multipart upload while its parts are sent.
 struct Sending<'a> {
     upload: &'a Multipart,
-    replace: Replace,
-    form: Form,
+    replace: Overwrite,
+    form: BodyLength,
     /// Parts that an earlier run sent.
     there: HashMap<i32, RemotePart>,
     /// Bytes that came in.
@@ -240,39 +240,39 @@ impl Uploader {
     ///
     /// # Errors
     /// Fails when the push is given up.
-    pub async fn slot(&self) -> Outcome<Slot> {
+    pub async fn slot(&self) -> Result<Permit> {
         self.bucket.slot().await
     }
 
-    /// Sends a body under `key`. It becomes visible only after `verdict` has passed. With [`Replace::Never`] it never
+    /// Sends a body under `key`. It becomes visible only after `verdict` has passed. With [`Overwrite::Never`] it never
     /// takes the place of another object, unless the service has no conditional writes.
     ///
     /// # Errors
     /// What `verdict` says, or the service; then nothing is visible.
     pub async fn send<V>(
         self: &Arc<Self>,
-        target: &Target<'_>,
+        target: &ObjectTarget<'_>,
         mut body: Body,
-        verdict: impl Future<Output = Outcome<V>>,
-    ) -> Outcome<(V, Complete)> {
-        let Target { key, content_type, replace } = *target;
+        verdict: impl Future<Output = Result<V>>,
+    ) -> Result<(V, UploadedObject)> {
+        let ObjectTarget { key, content_type, replace } = *target;
         // Only a body of unknown size needs a look ahead; a large part must not wait for memory that the first one has.
         let mut early = Vec::new();
-        if !matches!(body.form, Form::Large { .. }) {
+        if !matches!(body.form, BodyLength::Large { .. }) {
             early.extend(body.parts.recv().await);
-            if matches!(body.form, Form::Unknown) && !early.is_empty() {
+            if matches!(body.form, BodyLength::Unknown) && !early.is_empty() {
                 early.extend(body.parts.recv().await);
             }
         }
-        if early.len() < 2 && !matches!(body.form, Form::Large { .. }) {
+        if early.len() < 2 && !matches!(body.form, BodyLength::Large { .. }) {
             // The verdict first: a body that was cut off has no parts either.
             let value = verdict.await?;
             let bytes = early.first().map(|part| part.bytes.clone()).unwrap_or_default();
             let _slot = self.slot().await?;
             let written = match replace {
-                Replace::Never => self.bucket.put_new(key, content_type, bytes.clone()).await?,
-                Replace::Allowed => {
-                    self.bucket.put(key, content_type, bytes.clone()).await.map(|()| Written::Created)?
+                Overwrite::Never => self.bucket.put_new(key, content_type, bytes.clone()).await?,
+                Overwrite::Allowed => {
+                    self.bucket.put(key, content_type, bytes.clone()).await.map(|()| PutOutcome::Created)?
                 }
             };
             self.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -282,8 +282,8 @@ impl Uploader {
         let mut sending = Sending { upload: &upload, replace, form: body.form, there, received: 0 };
         let result = self.send_large(&mut sending, early, &mut body.parts, verdict).await;
         // Parts that are good are left for the next run to continue; what was refused as a whole is not.
-        let refused_whole = result.as_ref().is_err_and(Failure::is_refusal)
-            && matches!(body.form, Form::Large { size, .. } if size == sending.received);
+        let refused_whole = result.as_ref().is_err_and(Error::is_refusal)
+            && matches!(body.form, BodyLength::Large { size, .. } if size == sending.received);
         if refused_whole || (result.is_err() && !continues(replace, body.form)) {
             self.bucket.abort(&upload).await;
         }
@@ -293,14 +293,14 @@ impl Uploader {
 
     async fn begin(
         self: &Arc<Self>,
-        target: &Target<'_>,
-        form: Form,
-    ) -> Outcome<(Multipart, HashMap<i32, RemotePart>)> {
+        target: &ObjectTarget<'_>,
+        form: BodyLength,
+    ) -> Result<(Multipart, HashMap<i32, RemotePart>)> {
         let _slot = self.slot().await?;
-        let Target { key, content_type, replace } = *target;
+        let ObjectTarget { key, content_type, replace } = *target;
         // Only under a NAR's key is it certain that somebody else's parts are parts of the same bytes.
-        if replace == Replace::Never
-            && let Form::Large { part, .. } = form
+        if replace == Overwrite::Never
+            && let BodyLength::Large { part, .. } = form
             && let Some(found) = self.bucket.unfinished(key).await
             && agree(&found.1, part)
         {
@@ -316,7 +316,7 @@ impl Uploader {
             drop(beginning);
             Ok((upload, HashMap::new()))
         });
-        begun.await.map_err(|_| Failure::failed("an upload task died"))?
+        begun.await.map_err(|_| Error::failed("an upload task died"))?
     }
 
     async fn send_large<V>(
@@ -324,18 +324,18 @@ impl Uploader {
         sending: &mut Sending<'_>,
         early: Vec<Part>,
         parts: &mut mpsc::Receiver<Part>,
-        verdict: impl Future<Output = Outcome<V>>,
-    ) -> Outcome<(V, Complete)> {
+        verdict: impl Future<Output = Result<V>>,
+    ) -> Result<(V, UploadedObject)> {
         let sent = self.send_parts(sending, early, parts).await;
         if let Err(failure) = &sent {
-            // Another pusher that continued the same upload may have completed it; then the rest is only to be judged.
+            // Another pusher that continued the same upload may have completed it; then the rest is only to be verified.
             if self.find_sent(sending).await.is_none() {
                 return Err(failure.clone());
             }
             while parts.recv().await.is_some() {}
         }
         let value = verdict.await?;
-        let only_new = sending.replace == Replace::Never;
+        let only_new = sending.replace == Overwrite::Never;
         let written = match sent {
             Ok(completed) => {
                 let _slot = self.slot().await?;
@@ -350,9 +350,9 @@ impl Uploader {
     }
 
     /// Whether the object that is being sent is there after all.
-    async fn find_sent(&self, sending: &Sending<'_>) -> Option<Complete> {
+    async fn find_sent(&self, sending: &Sending<'_>) -> Option<UploadedObject> {
         match (sending.replace, sending.form) {
-            (Replace::Never, Form::Large { size, .. }) => {
+            (Overwrite::Never, BodyLength::Large { size, .. }) => {
                 self.find(&sending.upload.key, Some(size)).await.ok().flatten()
             }
             _ => None,
@@ -364,7 +364,7 @@ impl Uploader {
         sending: &mut Sending<'_>,
         early: Vec<Part>,
         parts: &mut mpsc::Receiver<Part>,
-    ) -> Outcome<Vec<CompletedPart>> {
+    ) -> Result<Vec<CompletedPart>> {
         let mut tasks = JoinSet::new();
         let mut completed = Vec::new();
         let mut early = early.into_iter();
@@ -394,25 +394,25 @@ impl Uploader {
                 done
             });
             while let Some(done) = tasks.try_join_next() {
-                completed.push(done.map_err(|_| Failure::failed("an upload task died"))??);
+                completed.push(done.map_err(|_| Error::failed("an upload task died"))??);
             }
         }
         while let Some(done) = tasks.join_next().await {
-            completed.push(done.map_err(|_| Failure::failed("an upload task died"))??);
+            completed.push(done.map_err(|_| Error::failed("an upload task died"))??);
         }
         completed.sort_by_key(|part| part.part_number);
         Ok(completed)
     }
 
     /// What was there already must at least have the right size: an object that somebody cut off is not complete.
-    async fn settle(&self, key: &str, written: Written, size: u64) -> Outcome<Complete> {
-        if written == Written::Created {
+    async fn settle(&self, key: &str, written: PutOutcome, size: u64) -> Result<UploadedObject> {
+        if written == PutOutcome::Created {
             self.sent.fetch_add(size, Ordering::Relaxed);
-            return Ok(Complete { existed: false });
+            return Ok(UploadedObject { existed: false });
         }
         match self.bucket.size(key).await? {
-            Some(there) if there == size => Ok(Complete { existed: true }),
-            there => Err(Failure::refused(format!(
+            Some(there) if there == size => Ok(UploadedObject { existed: true }),
+            there => Err(Error::refused(format!(
                 "{}: the bucket has an object of {} bytes under this key, not of {size}; remove it, it is damaged",
                 self.bucket.location().shown(key),
                 there.unwrap_or(0)
@@ -424,10 +424,10 @@ impl Uploader {
     ///
     /// # Errors
     /// Fails when it cannot be told.
-    pub async fn find(&self, key: &str, size: Option<u64>) -> Outcome<Option<Complete>> {
+    pub async fn find(&self, key: &str, size: Option<u64>) -> Result<Option<UploadedObject>> {
         let _slot = self.slot().await?;
         let found = self.bucket.size(key).await?;
-        Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| Complete { existed: true }))
+        Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| UploadedObject { existed: true }))
     }
 
     fn note(&self, key: &str, upload: Option<Open>) {
@@ -451,8 +451,8 @@ impl Uploader {
 
 /// Whether the next run finds the parts of such an upload again: it must know where they begin and end, and that what
 /// has the key has these bytes.
-fn continues(replace: Replace, form: Form) -> bool {
-    replace == Replace::Never && matches!(form, Form::Large { .. })
+fn continues(replace: Overwrite, form: BodyLength) -> bool {
+    replace == Overwrite::Never && matches!(form, BodyLength::Large { .. })
 }
 
 /// Whether parts were cut as ours are; otherwise two pushers at work would spoil each other's upload.
@@ -484,12 +484,12 @@ mod tests {
         {
             let sizes = PartSizes::new(8 << 20, Some(size));
             assert_eq!(sizes.of(0), part);
-            assert!(size.div_ceil(sizes.of(0) as u64) <= MOST_PARTS);
+            assert!(size.div_ceil(sizes.of(0) as u64) <= MAX_PARTS);
         }
-        assert_eq!(PartSizes::new(8 << 20, Some(8 << 20)).form(), Form::Whole);
+        assert_eq!(PartSizes::new(8 << 20, Some(8 << 20)).form(), BodyLength::Whole);
         assert_eq!(
             PartSizes::new(8 << 20, Some((8 << 20) + 1)).form(),
-            Form::Large { size: (8 << 20) + 1, part: 8 << 20 }
+            BodyLength::Large { size: (8 << 20) + 1, part: 8 << 20 }
         );
     }
 

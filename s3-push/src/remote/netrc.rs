@@ -4,7 +4,8 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use nar_pack::stage::{self, Failure, Outcome};
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
 use netrc::Netrc;
 
 /// Where Nix looks when nothing else is said (`netrc-file` in the manual of `nix.conf`).
@@ -30,9 +31,9 @@ impl fmt::Debug for Login {
 ///
 /// # Errors
 /// Fails when the file that is given cannot be read or understood; of the others that is only told.
-pub fn login(host: &str, given: Option<&Path>, tool: &str) -> Outcome<Option<Login>> {
+pub fn login(host: &str, given: Option<&Path>, tool: &str) -> Result<Option<Login>> {
     if let Some(path) = given {
-        let denied = || Failure::failed(format!("reading {}: permission denied", path.display()));
+        let denied = || Error::failed(format!("reading {}: permission denied", path.display()));
         return read(path)?.ok_or_else(denied).map(|file| of_host(file, host));
     }
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".netrc"));
@@ -40,20 +41,20 @@ pub fn login(host: &str, given: Option<&Path>, tool: &str) -> Outcome<Option<Log
         match read(&path) {
             Ok(Some(file)) => return Ok(of_host(file, host)),
             Ok(None) => {}
-            Err(failure) => stage::say(tool, failure),
+            Err(failure) => process::print_message(tool, failure),
         }
     }
     Ok(None)
 }
 
 /// None for a file that is somebody else's. What the parser says of a malformed one is not told: it may be a password.
-fn read(path: &Path) -> Outcome<Option<Netrc>> {
+fn read(path: &Path) -> Result<Option<Netrc>> {
     let shown = path.display();
     match Netrc::from_file(path) {
         Ok(file) => Ok(Some(file)),
         Err(netrc::Error::Io(error)) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
-        Err(netrc::Error::Io(error)) => Err(Failure::failed(format!("reading {shown}: {error}"))),
-        Err(netrc::Error::Parsing { .. }) => Err(Failure::failed(format!("reading {shown}: it is no netrc file"))),
+        Err(netrc::Error::Io(error)) => Err(Error::failed(format!("reading {shown}: {error}"))),
+        Err(netrc::Error::Parsing { .. }) => Err(Error::failed(format!("reading {shown}: it is no netrc file"))),
     }
 }
 
@@ -71,7 +72,7 @@ mod tests {
         macdef init\nmachine c.example login mallory password x\n\n\
         machine B.example\n  login bob\n  password builder\ndefault login anon password any\n";
 
-    fn in_file(text: &str, host: &str) -> Outcome<Option<Login>> {
+    fn in_file(text: &str, host: &str) -> Result<Option<Login>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("netrc");
         std::fs::write(&path, text).unwrap();

@@ -4,24 +4,25 @@ use std::io::{BufRead, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nar_pack::path_info::Registry;
-use nar_pack::stage::{self, Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::path_info::PathInfoSource;
+use nar_pack::process;
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::cache_info::CacheInfo;
+use narinfo_gen::compress_nar::CompressedNar;
 use narinfo_gen::compression::{Compression, Settings};
-use narinfo_gen::describe::{Describer, Sink};
-use narinfo_gen::entry::Extras;
-use narinfo_gen::examine::{Facts, examine_named};
+use narinfo_gen::extras::Extras;
 use narinfo_gen::narinfo::{self, NarInfo};
-use narinfo_gen::packing::PackedNar;
+use narinfo_gen::narinfo_builder::{NarInfoBuilder, Sink};
 use narinfo_gen::stream::Kind;
+use narinfo_gen::verify_nar::{NarDigests, digest_named_nar};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::TOOL;
-use crate::chunks::{Chunk, ChunkReader};
-use crate::upload::{Body, Form, Memory, Part, PartSizes};
+use crate::publish::upload::{Body, BodyLength, ByteBudget, Part, PartSizes};
+use crate::remote::chunks::{Chunk, ChunkReader};
 
 /// Largest object beside NARs and narinfos (a build log, a listing), in bytes.
 const MAX_OBJECT: u64 = 64 << 20;
@@ -29,7 +30,7 @@ const MAX_OBJECT: u64 = 64 << 20;
 /// Largest object that S3 takes, in bytes: 5 TiB.
 const MAX_NAR: u64 = 5 << 40;
 /// Bytes that are set aside for a part before any of it is there.
-const MOST_RESERVED: usize = 16 << 20;
+const MAX_PREALLOCATION: usize = 16 << 20;
 
 /// What comes in.
 pub enum Event {
@@ -61,15 +62,15 @@ pub struct Nar {
     /// Its bytes.
     pub body: Body,
     /// What it turned out to be, once all of it has been read.
-    pub verdict: oneshot::Receiver<Outcome<Facts>>,
+    pub verdict: oneshot::Receiver<Result<NarDigests>>,
 }
 
 /// What a NAR of that key turned out to be; one whose reading ended before its verdict is cut off.
 ///
 /// # Errors
 /// What the verdict says.
-pub async fn judged(key: &str, verdict: oneshot::Receiver<Outcome<Facts>>) -> Outcome<Facts> {
-    verdict.await.unwrap_or_else(|_| Err(Failure::refused("the NAR is cut off"))).doing(|| key.to_owned())
+pub async fn verified(key: &str, verdict: oneshot::Receiver<Result<NarDigests>>) -> Result<NarDigests> {
+    verdict.await.unwrap_or_else(|_| Err(Error::refused("the NAR is cut off"))).context(|| key.to_owned())
 }
 
 /// The reading side.
@@ -77,7 +78,7 @@ pub struct Intake {
     /// Where events go.
     pub events: mpsc::Sender<Event>,
     /// What bodies share.
-    pub memory: Memory,
+    pub memory: ByteBudget,
     /// Least size of a part.
     pub part_size: u64,
     /// NARs that may be examined at once.
@@ -87,13 +88,13 @@ pub struct Intake {
 }
 
 impl Intake {
-    fn send(&self, event: Event) -> Outcome {
+    fn send(&self, event: Event) -> Result {
         // Closed only when the push has failed, and that failure is the one to report.
-        self.events.blocking_send(event).map_err(|_| Failure::failed("the push was given up"))
+        self.events.blocking_send(event).map_err(|_| Error::failed("the push was given up"))
     }
 
     /// Reads `size` bytes into memory that the budget allows.
-    fn part(&self, body: &mut dyn Read, size: usize) -> Outcome<Part> {
+    fn part(&self, body: &mut dyn Read, size: usize) -> Result<Part> {
         let share = if let Some(share) = self.memory.try_take(size) {
             share
         } else {
@@ -101,17 +102,17 @@ impl Intake {
             self.runtime.block_on(self.memory.take(size))?
         };
         // Not more at once than is sure to come: sizes are what somebody claims.
-        let mut bytes = Vec::with_capacity(size.min(MOST_RESERVED));
+        let mut bytes = Vec::with_capacity(size.min(MAX_PREALLOCATION));
         body.take(size as u64).read_to_end(&mut bytes)?;
         Ok(Part::new(Bytes::from(bytes), share))
     }
 
     /// Reads a cache archive.
-    pub fn archive(&self, input: impl BufRead, store_dir: &StoreDir) -> Outcome {
+    pub fn archive(&self, input: impl BufRead, store_dir: &StoreDir) -> Result {
         archive::read(input, |member| self.member(member, store_dir))
     }
 
-    fn member(&self, mut member: Member<'_>, store_dir: &StoreDir) -> Outcome {
+    fn member(&self, mut member: Member<'_>, store_dir: &StoreDir) -> Result {
         match member.object {
             Object::CacheInfo => {
                 let info = CacheInfo::parse(&member.text(member.text_limit())?)?;
@@ -120,14 +121,14 @@ impl Intake {
             Object::Narinfo(hash) => {
                 let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
                 if narinfo.path.hash_part() != hash {
-                    return Err(Failure::refused(format!("it describes another path, {}", narinfo.path)));
+                    return Err(Error::refused(format!("it describes another path, {}", narinfo.path)));
                 }
                 self.send(Event::Narinfo(Box::new(narinfo)))
             }
             Object::Nar(hash) => self.received_nar(&mut member, hash),
             object => {
                 if member.size > MAX_OBJECT {
-                    return Err(Failure::refused(format!("larger than {MAX_OBJECT} bytes")));
+                    return Err(Error::refused(format!("larger than {MAX_OBJECT} bytes")));
                 }
                 let size = usize::try_from(member.size).unwrap_or(usize::MAX);
                 let body = self.part(member.body, size)?;
@@ -137,29 +138,28 @@ impl Intake {
     }
 
     /// A NAR that somebody else packed is examined while it is sent.
-    fn received_nar(&self, member: &mut Member<'_>, hash: Option<narinfo_gen::hash::Sha256>) -> Outcome {
+    fn received_nar(&self, member: &mut Member<'_>, hash: Option<narinfo_gen::hash::Sha256>) -> Result {
         if member.size > MAX_NAR {
-            return Err(Failure::refused(format!("{} bytes; S3 takes no object above 5 TiB", member.size)));
+            return Err(Error::refused(format!("{} bytes; S3 takes no object above 5 TiB", member.size)));
         }
         let place = Arc::clone(&self.examiners);
-        let place =
-            self.runtime.block_on(place.acquire_owned()).map_err(|_| Failure::failed("the push was given up"))?;
+        let place = self.runtime.block_on(place.acquire_owned()).map_err(|_| Error::failed("the push was given up"))?;
         let (chunks, to_examine) = mpsc::channel(2);
-        let (verdict, judged) = oneshot::channel();
+        let (verdict, verified) = oneshot::channel();
         let key = member.key.clone();
         self.runtime.spawn_blocking(move || {
-            let facts = examine_named(ChunkReader::new(to_examine), &key, &mut nar_pack::nar::Skip);
-            let facts = facts.and_then(|facts| match hash {
-                Some(hash) if hash != facts.file_hash => {
-                    Err(Failure::refused(format!("its FileHash is {}, not what its name says", facts.file_hash)))
+            let digests = digest_named_nar(ChunkReader::new(to_examine), &key, &mut nar_pack::nar::Skip);
+            let digests = digests.and_then(|digests| match hash {
+                Some(hash) if hash != digests.file_hash => {
+                    Err(Error::refused(format!("its FileHash is {}, not what its name says", digests.file_hash)))
                 }
-                _ => Ok(facts),
+                _ => Ok(digests),
             });
             drop(place);
             // Nobody listens any more when the push has failed.
-            let _ = verdict.send(facts);
+            let _ = verdict.send(digests);
         });
-        self.nar(&member.key, member.size, member.body, judged, |part| {
+        self.nar(&member.key, member.size, member.body, verified, |part| {
             // An examiner that has seen enough has given its verdict.
             let _ = chunks.blocking_send(Ok(part.map_or(Chunk::End, Chunk::Data)));
         })
@@ -171,14 +171,14 @@ impl Intake {
         key: &str,
         size: u64,
         body: &mut dyn Read,
-        verdict: oneshot::Receiver<Outcome<Facts>>,
+        verdict: oneshot::Receiver<Result<NarDigests>>,
         mut each: impl FnMut(Option<Part>),
-    ) -> Outcome {
+    ) -> Result {
         let sizes = PartSizes::new(self.part_size, Some(size));
         let (parts, arriving) = mpsc::channel(2);
         let nar = Nar { key: key.to_owned(), size, body: Body { parts: arriving, form: sizes.form() }, verdict };
         let mut nar = Some(nar);
-        if matches!(sizes.form(), Form::Large { .. }) {
+        if matches!(sizes.form(), BodyLength::Large { .. }) {
             self.announce(&mut nar)?;
         }
         let mut left = size;
@@ -189,23 +189,23 @@ impl Intake {
             let want = sizes.of(index).min(usize::try_from(left).unwrap_or(usize::MAX));
             let part = self.part(body, want)?;
             if part.bytes.len() < want {
-                return Err(Failure::refused("the NAR is cut off"));
+                return Err(Error::refused("the NAR is cut off"));
             }
             left -= want as u64;
             each(Some(part.clone()));
-            // Closed when the bucket has this NAR already; it is read to its end all the same, to be judged.
+            // Closed when the bucket has this NAR already; it is read to its end all the same, to be verified.
             let _ = parts.blocking_send(part);
         }
         each(None);
         self.announce(&mut nar)
     }
 
-    fn announce(&self, nar: &mut Option<Nar>) -> Outcome {
+    fn announce(&self, nar: &mut Option<Nar>) -> Result {
         nar.take().map_or(Ok(()), |nar| self.send(Event::Nar(nar)))
     }
 
     /// Reads narinfo text.
-    pub fn text(&self, input: impl BufRead, store_dir: &StoreDir) -> Outcome {
+    pub fn text(&self, input: impl BufRead, store_dir: &StoreDir) -> Result {
         narinfo::read_text(input, store_dir, |narinfo, _| self.send(Event::Narinfo(Box::new(narinfo))))
     }
 
@@ -216,14 +216,14 @@ impl Intake {
         mut input: impl BufRead,
         path: Option<StorePath>,
         settings: Settings,
-        registry: &mut Registry,
-    ) -> Outcome {
+        registry: &mut PathInfoSource,
+    ) -> Result {
         let sink = Packed { intake: self, method: settings.method };
-        let (extras, warn) = (Extras::default(), |warning: &str| stage::say(TOOL, warning));
-        let mut describer = Describer { settings, registry, extras, sink, warn };
+        let (extras, warn) = (Extras::default(), |warning: &str| process::print_message(TOOL, warning));
+        let mut builder = NarInfoBuilder { settings, registry, extras, sink, warn };
         match path {
-            Some(path) if kind == Kind::Nar => describer.nar(&mut input, &path, None).doing(|| path.to_string()),
-            _ => describer.export(&mut input),
+            Some(path) if kind == Kind::Nar => builder.nar(&mut input, &path, None).context(|| path.to_string()),
+            _ => builder.export(&mut input),
         }
     }
 }
@@ -235,20 +235,20 @@ struct Packed<'a> {
 }
 
 impl Sink for Packed<'_> {
-    fn nar(&mut self, key: &str, mut nar: PackedNar) -> Outcome {
-        let facts = Facts {
+    fn nar(&mut self, key: &str, mut nar: CompressedNar) -> Result {
+        let digests = NarDigests {
             method: self.method,
             file_hash: nar.file_hash,
             file_size: nar.file_size,
             nar_hash: nar.nar_hash,
             nar_size: nar.nar_size,
         };
-        let (verdict, judged) = oneshot::channel();
-        let _ = verdict.send(Ok(facts));
-        self.intake.nar(key, nar.file_size, &mut nar.body, judged, |_| {})
+        let (verdict, verified) = oneshot::channel();
+        let _ = verdict.send(Ok(digests));
+        self.intake.nar(key, nar.file_size, &mut nar.body, verified, |_| {})
     }
 
-    fn narinfo(&mut self, narinfo: NarInfo, _: bool) -> Outcome {
+    fn narinfo(&mut self, narinfo: NarInfo, _: bool) -> Result {
         self.intake.send(Event::Narinfo(Box::new(narinfo)))
     }
 }

@@ -8,21 +8,22 @@ use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::export::{self, Trailer};
 use nar_pack::nar::{Cat, Listed, Listing, Skip};
-use nar_pack::stage::{Doing, Failure, Outcome, Output};
+use nar_pack::stdio::Output;
 use narinfo_gen::archive::{self, Object};
 use narinfo_gen::cache_info;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::narinfo::NarInfo;
-use s3_push::chunks::{Chunk, ChunkReader, Plain};
+use s3_push::remote::chunks::{Chunk, ChunkReader, Plain};
 use tempfile::SpooledTempFile;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::body::{Body, Span};
-use crate::closure::{Alternatives, Cache, Offer};
+use crate::closure::{Alternatives, Cache, Candidate};
 use crate::fetch;
 
 /// Bytes at the end of a NAR that are written only when it is good.
@@ -32,12 +33,12 @@ const HELD_BACK: usize = 64;
 ///
 /// # Errors
 /// Refuses a bad NAR, of which the end is then missing.
-pub fn nar(runtime: &Handle, cache: &Cache, offer: &Arc<Offer>, out: &mut impl Write) -> Outcome {
-    let (body, offer) = runtime.block_on(fetch::begin_anywhere(cache, offer))?;
-    pass(body, &offer.narinfo, out)
+pub fn nar(runtime: &Handle, cache: &Cache, candidate: &Arc<Candidate>, out: &mut impl Write) -> Result {
+    let (body, candidate) = runtime.block_on(fetch::begin_anywhere(cache, candidate))?;
+    pass(body, &candidate.narinfo, out)
 }
 
-fn pass(body: Body, narinfo: &NarInfo, out: &mut impl Write) -> Outcome {
+fn pass(body: Body, narinfo: &NarInfo, out: &mut impl Write) -> Result {
     let mut tail = Vec::with_capacity(2 * HELD_BACK);
     fetch::check(fetch::reader(body), narinfo, &mut Skip, |bytes| {
         tail.extend_from_slice(bytes);
@@ -58,10 +59,10 @@ const HELD: usize = 8 << 20;
 ///
 /// # Errors
 /// Refuses a bad NAR, and one without that file; nothing is written then.
-pub fn cat(runtime: &Handle, cache: &Cache, offer: &Arc<Offer>, inside: &[u8], mut out: Output) -> Outcome {
-    let mut from = Alternatives::new(Arc::clone(offer));
+pub fn cat(runtime: &Handle, cache: &Cache, candidate: &Arc<Candidate>, inside: &[u8], mut out: Output) -> Result {
+    let mut from = Alternatives::new(Arc::clone(candidate));
     let mut held = loop {
-        match read_file(runtime, cache, &from.offer, inside) {
+        match read_file(runtime, cache, &from.candidate, inside) {
             Ok(held) => break held,
             Err(failure) => runtime.block_on(from.next(cache, failure))?,
         }
@@ -72,12 +73,12 @@ pub fn cat(runtime: &Handle, cache: &Cache, offer: &Arc<Offer>, inside: &[u8], m
 }
 
 /// A file of a path, read to its end and good.
-fn read_file(runtime: &Handle, cache: &Cache, offer: &Offer, inside: &[u8]) -> Outcome<SpooledTempFile> {
-    let body = runtime.block_on(fetch::begin(cache, offer))?;
+fn read_file(runtime: &Handle, cache: &Cache, candidate: &Candidate, inside: &[u8]) -> Result<SpooledTempFile> {
+    let body = runtime.block_on(fetch::begin(cache, candidate))?;
     let mut held = tempfile::spooled_tempfile(HELD);
     let mut visitor = Cat::new(inside, &mut held);
-    fetch::check(fetch::reader(body), &offer.narinfo, &mut visitor, |_| Ok(()))?;
-    visitor.finish().doing(|| offer.narinfo.full_path())?;
+    fetch::check(fetch::reader(body), &candidate.narinfo, &mut visitor, |_| Ok(()))?;
+    visitor.finish().context(|| candidate.narinfo.full_path())?;
     Ok(held)
 }
 
@@ -92,11 +93,11 @@ const LENGTH: usize = 8;
 pub fn cat_unverified(
     runtime: &Handle,
     cache: &Cache,
-    offer: &Offer,
+    candidate: &Candidate,
     inside: &[u8],
     out: &mut Output,
-) -> Outcome<bool> {
-    let (narinfo, source) = (&offer.narinfo, cache.source(offer));
+) -> Result<bool> {
+    let (narinfo, source) = (&candidate.narinfo, cache.source(candidate));
     if Compression::from_name(&narinfo.compression)? != Compression::None {
         return Ok(false);
     }
@@ -104,9 +105,9 @@ pub fn cat_unverified(
     let Some(listing) = runtime.block_on(source.text(&key, MAX_LISTING))? else { return Ok(false) };
     let listed = Listing::parse(listing.as_bytes(), MAX_LISTING).and_then(|listing| listing.find(inside));
     let refused = |why: &str| {
-        Err(Failure::refused(format!("{}: {}/{} {why}", source.shown(&key), narinfo.path, inside.escape_ascii())))
+        Err(Error::refused(format!("{}: {}/{} {why}", source.shown(&key), narinfo.path, inside.escape_ascii())))
     };
-    let (size, offset) = match listed.doing(|| source.shown(&key))? {
+    let (size, offset) = match listed.context(|| source.shown(&key))? {
         Some(Listed::File { size, nar_offset: Some(offset), .. }) => (size, offset),
         Some(Listed::File { .. }) => return Ok(false),
         Some(Listed::Directory) => return refused("is a directory, not a file"),
@@ -134,12 +135,12 @@ pub fn cat_unverified(
 ///
 /// # Errors
 /// As [`nar`]; the stream is then cut off.
-pub fn export(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out: Output) -> Outcome {
+pub fn export(runtime: &Handle, cache: &Arc<Cache>, candidates: &[Arc<Candidate>], out: Output) -> Result {
     let mut writer = export::Writer::new(out);
-    let mut bodies = Bodies::new(runtime, cache, offers);
-    for _ in offers {
-        let (body, offer) = bodies.next()?;
-        let narinfo = &offer.narinfo;
+    let mut bodies = Bodies::new(runtime, cache, candidates);
+    for _ in candidates {
+        let (body, candidate) = bodies.next()?;
+        let narinfo = &candidate.narinfo;
         let trailer = Trailer {
             path: narinfo.path.clone(),
             references: narinfo.references.clone(),
@@ -155,17 +156,17 @@ pub fn export(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out: 
 ///
 /// # Errors
 /// As [`nar`]; the archive is then cut off.
-pub fn archive(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out: Output) -> Outcome {
+pub fn archive(runtime: &Handle, cache: &Arc<Cache>, candidates: &[Arc<Candidate>], out: Output) -> Result {
     let mut writer = archive::Writer::new(out);
     let info = cache_info::CacheInfo::new(cache.store_dir.clone());
     writer.text(cache_info::KEY, &info.to_string())?;
-    let mut bodies = Bodies::new(runtime, cache, offers);
-    for _ in offers {
-        let (body, offer) = bodies.next()?;
-        let mut narinfo = offer.narinfo.clone();
+    let mut bodies = Bodies::new(runtime, cache, candidates);
+    for _ in candidates {
+        let (body, candidate) = bodies.next()?;
+        let mut narinfo = candidate.narinfo.clone();
         let size = narinfo.file_size.or(body.size);
         let size =
-            size.ok_or_else(|| Failure::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
+            size.ok_or_else(|| Error::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
         let (chunks, examined) = mpsc::channel(8);
         let checking = {
             let narinfo = narinfo.clone();
@@ -182,8 +183,8 @@ pub fn archive(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out:
             }
             written
         };
-        let checked = checking.join().map_err(|_| Failure::failed("a checking thread died"))?;
-        written.doing(|| narinfo.full_path())?;
+        let checked = checking.join().map_err(|_| Error::failed("a checking thread died"))?;
+        written.context(|| narinfo.full_path())?;
         checked?;
         writer.narinfo(&narinfo)?;
     }
@@ -194,36 +195,36 @@ pub fn archive(runtime: &Handle, cache: &Arc<Cache>, offers: &[Arc<Offer>], out:
 const BEGUN: usize = 4;
 
 /// A body, and what its source says of it.
-type Begun = (Body, Arc<Offer>);
+type Begun = (Body, Arc<Candidate>);
 
-/// Bodies in the order of their offers, the next few begun already.
+/// Bodies in the order of their candidates, the next few begun already.
 struct Bodies<'a> {
     runtime: &'a Handle,
     cache: &'a Arc<Cache>,
-    waiting: std::slice::Iter<'a, Arc<Offer>>,
-    begun: VecDeque<JoinHandle<Outcome<Begun>>>,
+    waiting: std::slice::Iter<'a, Arc<Candidate>>,
+    begun: VecDeque<JoinHandle<Result<Begun>>>,
 }
 
 impl<'a> Bodies<'a> {
-    fn new(runtime: &'a Handle, cache: &'a Arc<Cache>, offers: &'a [Arc<Offer>]) -> Self {
-        Self { runtime, cache, waiting: offers.iter(), begun: VecDeque::new() }
+    fn new(runtime: &'a Handle, cache: &'a Arc<Cache>, candidates: &'a [Arc<Candidate>]) -> Self {
+        Self { runtime, cache, waiting: candidates.iter(), begun: VecDeque::new() }
     }
 
-    fn next(&mut self) -> Outcome<Begun> {
+    fn next(&mut self) -> Result<Begun> {
         while self.begun.len() < BEGUN
-            && let Some(offer) = self.waiting.next()
+            && let Some(candidate) = self.waiting.next()
         {
-            let (cache, offer) = (Arc::clone(self.cache), Arc::clone(offer));
-            self.begun.push_back(self.runtime.spawn(async move { fetch::begin_anywhere(&cache, &offer).await }));
+            let (cache, candidate) = (Arc::clone(self.cache), Arc::clone(candidate));
+            self.begun.push_back(self.runtime.spawn(async move { fetch::begin_anywhere(&cache, &candidate).await }));
         }
-        let died = || Failure::failed("a fetching task died");
+        let died = || Error::failed("a fetching task died");
         let begun = self.begun.pop_front().ok_or_else(died)?;
         self.runtime.block_on(begun).map_err(|_| died())?
     }
 }
 
 /// The key under which a NAR goes into an archive: its own where that says what it is, else the one that Nix would give.
-fn key_of(narinfo: &NarInfo) -> Outcome<String> {
+fn key_of(narinfo: &NarInfo) -> Result<String> {
     let named =
         matches!(Object::of_key(&narinfo.url), Some(Object::Nar(Some(hash))) if Some(hash) == narinfo.file_hash);
     let method = Compression::from_name(&narinfo.compression)?;
@@ -232,14 +233,14 @@ fn key_of(narinfo: &NarInfo) -> Outcome<String> {
     }
     match narinfo.file_hash {
         Some(hash) => Ok(method.key_of_nar(hash)),
-        None => Err(Failure::refused(format!("{}: its NAR has no FileHash to name it by", narinfo.full_path()))),
+        None => Err(Error::refused(format!("{}: its NAR has no FileHash to name it by", narinfo.full_path()))),
     }
 }
 
 /// Passes what is read to the examiner too.
 struct Tee {
     inner: ChunkReader,
-    chunks: mpsc::Sender<Outcome<Chunk>>,
+    chunks: mpsc::Sender<Result<Chunk>>,
 }
 
 impl Read for Tee {

@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::{Tee, Visitor, parse};
 use nar_pack::references::Scanner;
-use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::StorePath;
 use rayon::ThreadPool;
 use tempfile::SpooledTempFile;
@@ -28,7 +28,7 @@ const UNDER_WAY: usize = 256;
 const PIECES_BESIDE: usize = 3;
 
 /// A compressed NAR, kept until it is sent: its key is its own hash, which is known only at its end.
-pub struct PackedNar {
+pub struct CompressedNar {
     /// The compressed bytes, at their beginning.
     pub body: SpooledTempFile,
     /// Hash of the compressed bytes.
@@ -43,7 +43,7 @@ pub struct PackedNar {
     pub references: Option<Vec<StorePath>>,
 }
 
-impl PackedNar {
+impl CompressedNar {
     /// Key of the NAR in its cache.
     #[must_use]
     pub fn key(&self, settings: &Settings) -> String {
@@ -51,18 +51,18 @@ impl PackedNar {
     }
 }
 
-/// Packs NARs: `read` takes them from a stream and says something of each ([`Packer::nar`], [`Packer::described`]);
+/// Packs NARs: `read` takes them from a stream and says something of each ([`NarCompressor::nar`], [`NarCompressor::described`]);
 /// `done` gets each in their order, with what was said. The bytes do not depend on the number of threads.
 ///
 /// # Errors
 /// What `done` says, which ends reading too; else what `read` says.
-pub fn pack_each<D: Send>(
+pub fn compress_each<D: Send>(
     settings: &Settings,
-    read: impl FnOnce(&mut Packer<D>) -> Outcome,
-    done: impl FnMut(PackedNar, D) -> Outcome + Send,
-) -> Outcome {
+    read: impl FnOnce(&mut NarCompressor<D>) -> Result,
+    done: impl FnMut(CompressedNar, D) -> Result + Send,
+) -> Result {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(settings.threads()).build();
-    let pool = pool.map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
+    let pool = pool.map_err(|error| Error::failed(format!("starting threads: {error}")))?;
     let room = Arc::new(Room::new((settings.threads() + PIECES_BESIDE) * FRAME));
     let (steps, queue) = sync_channel(UNDER_WAY);
     std::thread::scope(|scope| {
@@ -75,16 +75,16 @@ pub fn pack_each<D: Send>(
                 taken
             })
         };
-        let mut packer = Packer { settings, pool, room, steps };
-        let read = read(&mut packer);
-        drop(packer);
-        let taken = taking.join().unwrap_or_else(|_| Err(Failure::failed("the packing thread died")));
+        let mut compressor = NarCompressor { settings, pool, room, steps };
+        let read = read(&mut compressor);
+        drop(compressor);
+        let taken = taking.join().unwrap_or_else(|_| Err(Error::failed("the packing thread died")));
         taken.and(read)
     })
 }
 
 /// Takes NARs from a stream.
-pub struct Packer<'a, D> {
+pub struct NarCompressor<'a, D> {
     settings: &'a Settings,
     pool: ThreadPool,
     room: Arc<Room>,
@@ -98,7 +98,7 @@ enum Step<D> {
 
 /// A NAR on its way through the pool.
 enum Pending {
-    Small(Receiver<Outcome<Packed>>),
+    Small(Receiver<Result<Packed>>),
     Large { pieces: Receiver<Piece>, reading: JoinHandle<Reading> },
 }
 
@@ -118,15 +118,15 @@ struct Packed {
     room: usize,
 }
 
-impl<D> Packer<'_, D> {
+impl<D> NarCompressor<'_, D> {
     /// Reads one NAR from `input`, and no further; hashes it and, with a scanner, looks for references. Its tree goes to
     /// `visitor`.
     ///
     /// # Errors
     /// Refuses a malformed or truncated NAR.
-    pub fn nar(&mut self, input: &mut impl BufRead, scanner: Option<Scanner>, visitor: &mut impl Visitor) -> Outcome {
+    pub fn nar(&mut self, input: &mut impl BufRead, scanner: Option<Scanner>, visitor: &mut impl Visitor) -> Result {
         let reading = Reading { hasher: Hasher::default(), scanner };
-        let mut pieces = Pieces { packer: self, state: State::First(reading), piece: Vec::new() };
+        let mut pieces = Pieces { compressor: self, state: State::First(reading), piece: Vec::new() };
         parse(&mut Tee::new(&mut *input, |bytes| pieces.add(bytes)), visitor)?;
         pieces.finish()
     }
@@ -135,23 +135,23 @@ impl<D> Packer<'_, D> {
     ///
     /// # Errors
     /// Fails when nobody takes the results any more.
-    pub fn described(&mut self, description: D) -> Outcome {
+    pub fn described(&mut self, description: D) -> Result {
         self.send(Step::Described(description))
     }
 
-    fn send(&self, step: Step<D>) -> Outcome {
+    fn send(&self, step: Step<D>) -> Result {
         self.steps.send(step).map_err(|_| given_up())
     }
 }
 
 /// Of no interest: who takes the results has failed before, and says why.
-fn given_up() -> Failure {
-    Failure::failed("packing was given up")
+fn given_up() -> Error {
+    Error::failed("packing was given up")
 }
 
 /// Gathers a NAR into pieces of [`FRAME`] bytes, and hands each to the pool.
 struct Pieces<'p, 'a, D> {
-    packer: &'p mut Packer<'a, D>,
+    compressor: &'p mut NarCompressor<'a, D>,
     state: State,
     piece: Vec<u8>,
 }
@@ -164,7 +164,7 @@ enum State {
 }
 
 impl<D> Pieces<'_, '_, D> {
-    fn add(&mut self, mut bytes: &[u8]) -> Outcome {
+    fn add(&mut self, mut bytes: &[u8]) -> Result {
         while !bytes.is_empty() {
             if self.piece.len() == FRAME {
                 self.hand_on()?;
@@ -177,10 +177,10 @@ impl<D> Pieces<'_, '_, D> {
     }
 
     /// Hands on a piece of a NAR that has more than one.
-    fn hand_on(&mut self) -> Outcome {
+    fn hand_on(&mut self) -> Result {
         let piece = Arc::new(std::mem::take(&mut self.piece));
         self.piece.reserve_exact(FRAME);
-        self.packer.room.take(piece.len())?;
+        self.compressor.room.take(piece.len())?;
         if let State::First(reading) = &mut self.state {
             let (to_read, queue) = sync_channel::<Arc<Vec<u8>>>(1);
             let mut reading = std::mem::replace(reading, Reading::nothing());
@@ -191,27 +191,27 @@ impl<D> Pieces<'_, '_, D> {
                 reading
             });
             // As many as there is room for.
-            let (pieces, queue) = sync_channel(self.packer.settings.threads() + PIECES_BESIDE);
-            self.packer.send(Step::Nar(Pending::Large { pieces: queue, reading }))?;
+            let (pieces, queue) = sync_channel(self.compressor.settings.threads() + PIECES_BESIDE);
+            self.compressor.send(Step::Nar(Pending::Large { pieces: queue, reading }))?;
             self.state = State::Large { pieces, to_read };
         }
         if let State::Large { pieces, to_read } = &self.state {
             to_read.send(Arc::clone(&piece)).map_err(|_| given_up())?;
-            pieces.send(self.packer.compress(piece)).map_err(|_| given_up())?;
+            pieces.send(self.compressor.compress(piece)).map_err(|_| given_up())?;
         }
         Ok(())
     }
 
-    fn finish(mut self) -> Outcome {
+    fn finish(mut self) -> Result {
         if matches!(self.state, State::Large { .. }) {
             return self.hand_on();
         }
         let State::First(mut reading) = self.state else { return Ok(()) };
-        let (piece, settings) = (self.piece, *self.packer.settings);
+        let (piece, settings) = (self.piece, *self.compressor.settings);
         let room = piece.len();
-        self.packer.room.take(room)?;
+        self.compressor.room.take(room)?;
         let (done, result) = sync_channel(1);
-        self.packer.pool.spawn(move || {
+        self.compressor.pool.spawn(move || {
             reading.add(&piece);
             let compressed = Encoder::on_one_thread(&settings, Vec::new()).and_then(|mut encoder| {
                 encoder.push(&piece)?;
@@ -219,13 +219,13 @@ impl<D> Pieces<'_, '_, D> {
             });
             // Nobody waits for it when packing was given up.
             let _ =
-                done.send(compressed.doing(|| "compressing").map(|compressed| Packed { compressed, reading, room }));
+                done.send(compressed.context(|| "compressing").map(|compressed| Packed { compressed, reading, room }));
         });
-        self.packer.send(Step::Nar(Pending::Small(result)))
+        self.compressor.send(Step::Nar(Pending::Small(result)))
     }
 }
 
-impl<D> Packer<'_, D> {
+impl<D> NarCompressor<'_, D> {
     fn compress(&self, piece: Arc<Vec<u8>>) -> Piece {
         if self.settings.method != Compression::Zstd {
             return Piece::Raw(piece);
@@ -244,8 +244,8 @@ fn take_each<D>(
     settings: &Settings,
     queue: &Receiver<Step<D>>,
     room: &Room,
-    mut done: impl FnMut(PackedNar, D) -> Outcome,
-) -> Outcome {
+    mut done: impl FnMut(CompressedNar, D) -> Result,
+) -> Result {
     let mut ready = None;
     // Ends when reading does; of a NAR that was cut off nothing is said, and so it goes nowhere.
     for step in queue {
@@ -262,10 +262,10 @@ fn take_each<D>(
 }
 
 impl Pending {
-    fn finish(self, settings: &Settings, room: &Room) -> Outcome<PackedNar> {
+    fn finish(self, settings: &Settings, room: &Room) -> Result<CompressedNar> {
         match self {
             Self::Small(result) => {
-                let packed = result.recv().map_err(|_| Failure::failed("a compression thread died"))??;
+                let packed = result.recv().map_err(|_| Error::failed("a compression thread died"))??;
                 let mut file = FileSink::default();
                 file.write_all(&packed.compressed)?;
                 room.give_back(packed.room);
@@ -276,34 +276,34 @@ impl Pending {
                     Compression::Zstd => write_frames(&pieces, room)?,
                     _ => encode(&pieces, settings, room)?,
                 };
-                let reading = reading.join().map_err(|_| Failure::failed("the hashing thread died"))?;
+                let reading = reading.join().map_err(|_| Error::failed("the hashing thread died"))?;
                 file.finish(reading)
             }
         }
     }
 }
 
-fn write_frames(pieces: &Receiver<Piece>, room: &Room) -> Outcome<FileSink> {
+fn write_frames(pieces: &Receiver<Piece>, room: &Room) -> Result<FileSink> {
     let mut file = FileSink::default();
     for piece in pieces {
         if let Piece::Frame(result, size) = piece {
-            let frame = result.recv().map_err(|_| Failure::failed("a compression thread died"))?;
-            file.write_all(&frame.map_err(Failure::from).doing(|| "compressing with zstd")?)?;
+            let frame = result.recv().map_err(|_| Error::failed("a compression thread died"))?;
+            file.write_all(&frame.map_err(Error::from).context(|| "compressing with zstd")?)?;
             room.give_back(size);
         }
     }
     Ok(file)
 }
 
-fn encode(pieces: &Receiver<Piece>, settings: &Settings, room: &Room) -> Outcome<FileSink> {
+fn encode(pieces: &Receiver<Piece>, settings: &Settings, room: &Room) -> Result<FileSink> {
     let mut encoder = Encoder::new(settings, FileSink::default())?;
     for piece in pieces {
         if let Piece::Raw(piece) = piece {
-            encoder.push(&piece).doing(|| "compressing")?;
+            encoder.push(&piece).context(|| "compressing")?;
             room.give_back(piece.len());
         }
     }
-    encoder.finish().doing(|| "compressing")
+    encoder.finish().context(|| "compressing")
 }
 
 /// Where compressed bytes go: hashed and kept.
@@ -311,7 +311,7 @@ struct FileSink {
     body: SpooledTempFile,
     hasher: Hasher,
     /// The first failure; not every encoder passes on what happens while it writes its end.
-    failed: Option<Failure>,
+    failed: Option<Error>,
 }
 
 impl Default for FileSink {
@@ -321,13 +321,13 @@ impl Default for FileSink {
 }
 
 impl FileSink {
-    fn finish(mut self, reading: Reading) -> Outcome<PackedNar> {
+    fn finish(mut self, reading: Reading) -> Result<CompressedNar> {
         self.failed.map_or(Ok(()), Err)?;
-        self.body.rewind().map_err(Failure::from).doing(|| "reading back a compressed NAR")?;
+        self.body.rewind().map_err(Error::from).context(|| "reading back a compressed NAR")?;
         let (file_hash, file_size) = self.hasher.finish();
         let (nar_hash, nar_size) = reading.hasher.finish();
         let references = reading.scanner.map(Scanner::finish);
-        Ok(PackedNar { body: self.body, file_hash, file_size, nar_hash, nar_size, references })
+        Ok(CompressedNar { body: self.body, file_hash, file_size, nar_hash, nar_size, references })
     }
 }
 
@@ -340,7 +340,7 @@ impl Write for FileSink {
     fn write_all(&mut self, buf: &[u8]) -> io::Result<()> {
         self.hasher.update(buf);
         self.body.write_all(buf).map_err(|error| {
-            let failure = Failure::failed(format!("keeping a compressed NAR: {error}"));
+            let failure = Error::failed(format!("keeping a compressed NAR: {error}"));
             self.failed.get_or_insert(failure).clone().into()
         })
     }
@@ -381,7 +381,7 @@ impl Room {
         Self { left: Mutex::new(Some(bytes)), freed: Condvar::new() }
     }
 
-    fn take(&self, bytes: usize) -> Outcome {
+    fn take(&self, bytes: usize) -> Result {
         let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let enough = |left: &mut Option<usize>| left.is_some_and(|left| left < bytes);
         let mut left = self.freed.wait_while(left, enough).unwrap_or_else(PoisonError::into_inner);
@@ -423,14 +423,14 @@ mod tests {
     fn packed(nars: &[Vec<u8>], method: Compression, threads: u16) -> Vec<(usize, Vec<u8>, Sha256)> {
         let settings = Settings::new(method, None, Some(threads)).unwrap();
         let mut all = Vec::new();
-        let read = |packer: &mut Packer<usize>| {
+        let read = |compressor: &mut NarCompressor<usize>| {
             for (number, nar) in nars.iter().enumerate() {
-                packer.nar(&mut nar.as_slice(), None, &mut Skip)?;
-                packer.described(number)?;
+                compressor.nar(&mut nar.as_slice(), None, &mut Skip)?;
+                compressor.described(number)?;
             }
             Ok(())
         };
-        pack_each(&settings, read, |mut nar, number| {
+        compress_each(&settings, read, |mut nar, number| {
             let mut body = Vec::new();
             nar.body.read_to_end(&mut body).unwrap();
             assert_eq!((Sha256::of(&body), body.len() as u64), (nar.file_hash, nar.file_size));
@@ -469,13 +469,13 @@ mod tests {
         let settings = Settings::new(Compression::Zstd, None, Some(2)).unwrap();
         for whole in [nar(1000), nar(3 * FRAME)] {
             let mut taken = 0;
-            let read = |packer: &mut Packer<()>| {
-                packer.nar(&mut whole.as_slice(), None, &mut Skip)?;
-                packer.described(())?;
-                packer.nar(&mut &whole[..whole.len() - 20], None, &mut Skip)?;
-                packer.described(())
+            let read = |compressor: &mut NarCompressor<()>| {
+                compressor.nar(&mut whole.as_slice(), None, &mut Skip)?;
+                compressor.described(())?;
+                compressor.nar(&mut &whole[..whole.len() - 20], None, &mut Skip)?;
+                compressor.described(())
             };
-            let failure = pack_each(&settings, read, |_, ()| {
+            let failure = compress_each(&settings, read, |_, ()| {
                 taken += 1;
                 Ok(())
             });
@@ -488,13 +488,13 @@ mod tests {
     fn a_failure_of_the_taker_ends_reading_and_is_the_one_that_is_told() {
         let settings = Settings::new(Compression::None, None, Some(2)).unwrap();
         let whole = nar(3 * FRAME);
-        let read = |packer: &mut Packer<()>| {
+        let read = |compressor: &mut NarCompressor<()>| {
             loop {
-                packer.nar(&mut whole.as_slice(), None, &mut Skip)?;
-                packer.described(())?;
+                compressor.nar(&mut whole.as_slice(), None, &mut Skip)?;
+                compressor.described(())?;
             }
         };
-        let failure = pack_each(&settings, read, |_, ()| Err(Failure::refused("enough")));
+        let failure = compress_each(&settings, read, |_, ()| Err(Error::refused("enough")));
         assert_eq!(failure.unwrap_err().message(), "enough");
     }
 }

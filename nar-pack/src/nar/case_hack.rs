@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use nar_pack::nar::{CASE_HACK, MAX_NAME, Visitor};
-use nar_pack::stage::{Failure, Outcome};
+use super::{CASE_HACK, MAX_NAME, Visitor};
+use crate::error::{Error, Result};
 
 /// Gives a tree to another visitor, with names that collide renamed.
 pub struct CaseHack<'a, V> {
@@ -20,7 +20,7 @@ impl<'a, V> CaseHack<'a, V> {
     }
 
     /// The name under which an entry of the innermost directory is to be made.
-    fn renamed(&mut self, name: &[u8]) -> Outcome<Vec<u8>> {
+    fn renamed(&mut self, name: &[u8]) -> Result<Vec<u8>> {
         let mut renamed = name.to_vec();
         let Some(names) = self.levels.last_mut() else { return Ok(renamed) };
         if let Some(collisions) = names.get_mut(&name.to_ascii_lowercase()) {
@@ -30,12 +30,12 @@ impl<'a, V> CaseHack<'a, V> {
         }
         if renamed.len() > MAX_NAME {
             let shown = name.escape_ascii();
-            return Err(Failure::refused(format!(
+            return Err(Error::refused(format!(
                 "{shown} differs from another name in case only, and is too long to be told apart"
             )));
         }
         if names.insert(renamed.to_ascii_lowercase(), 0).is_some() && renamed.len() > name.len() {
-            return Err(Failure::refused(format!(
+            return Err(Error::refused(format!(
                 "the name {} is there already, and needed for one that differs in case only",
                 renamed.escape_ascii()
             )));
@@ -45,38 +45,38 @@ impl<'a, V> CaseHack<'a, V> {
 }
 
 impl<V: Visitor> Visitor for CaseHack<'_, V> {
-    fn directory(&mut self) -> Outcome {
+    fn directory(&mut self) -> Result {
         self.levels.push(HashMap::new());
         self.inner.directory()
     }
 
-    fn directory_end(&mut self) -> Outcome {
+    fn directory_end(&mut self) -> Result {
         self.levels.pop();
         self.inner.directory_end()
     }
 
-    fn enter(&mut self, name: &[u8]) -> Outcome {
+    fn enter(&mut self, name: &[u8]) -> Result {
         let renamed = self.renamed(name)?;
         self.inner.enter(&renamed)
     }
 
-    fn leave(&mut self) -> Outcome {
+    fn leave(&mut self) -> Result {
         self.inner.leave()
     }
 
-    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Outcome {
+    fn file(&mut self, executable: bool, size: u64, offset: u64) -> Result {
         self.inner.file(executable, size, offset)
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Outcome {
+    fn data(&mut self, bytes: &[u8]) -> Result {
         self.inner.data(bytes)
     }
 
-    fn file_end(&mut self) -> Outcome {
+    fn file_end(&mut self) -> Result {
         self.inner.file_end()
     }
 
-    fn symlink(&mut self, target: &[u8]) -> Outcome {
+    fn symlink(&mut self, target: &[u8]) -> Result {
         self.inner.symlink(target)
     }
 }
@@ -86,8 +86,8 @@ mod tests {
     use super::*;
 
     /// The names that come out of these in one directory.
-    fn renamed(names: &[&str]) -> Outcome<Vec<String>> {
-        let mut skip = nar_pack::nar::Skip;
+    fn renamed(names: &[&str]) -> Result<Vec<String>> {
+        let mut skip = crate::nar::Skip;
         let mut hack = CaseHack::new(&mut skip);
         hack.directory().unwrap();
         let name = |name: &&str| hack.renamed(name.as_bytes()).map(|name| String::from_utf8(name).unwrap());
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn directories_do_not_know_each_other() {
-        let mut skip = nar_pack::nar::Skip;
+        let mut skip = crate::nar::Skip;
         let mut hack = CaseHack::new(&mut skip);
         hack.directory().unwrap();
         assert_eq!(hack.renamed(b"A").unwrap(), b"A");

@@ -3,12 +3,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::error::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The places among the requests in flight.
 #[derive(Debug)]
-pub struct Pace {
+pub struct AdaptiveLimit {
     places: Arc<Semaphore>,
     state: Mutex<State>,
 }
@@ -27,12 +27,12 @@ struct State {
 
 /// A place among the requests in flight, left when this is dropped.
 #[derive(Debug)]
-pub struct Slot {
-    pace: Arc<Pace>,
+pub struct Permit {
+    limit: Arc<AdaptiveLimit>,
     place: Option<OwnedSemaphorePermit>,
 }
 
-impl Pace {
+impl AdaptiveLimit {
     /// At most `most` requests in flight.
     #[must_use]
     pub fn new(most: u16) -> Arc<Self> {
@@ -45,10 +45,10 @@ impl Pace {
     ///
     /// # Errors
     /// Fails when the work is given up.
-    pub async fn slot(self: &Arc<Self>) -> Outcome<Slot> {
+    pub async fn slot(self: &Arc<Self>) -> Result<Permit> {
         let place = Arc::clone(&self.places).acquire_owned().await;
-        let place = place.map_err(|_| Failure::failed("the work was given up"))?;
-        Ok(Slot { pace: Arc::clone(self), place: Some(place) })
+        let place = place.map_err(|_| Error::failed("the work was given up"))?;
+        Ok(Permit { limit: Arc::clone(self), place: Some(place) })
     }
 
     /// How many may be in flight now.
@@ -99,9 +99,9 @@ impl Pace {
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut state = self.pace.state();
+        let mut state = self.limit.state();
         if let (Some(owed), Some(place)) = (state.owed.checked_sub(1), self.place.take()) {
             state.owed = owed;
             place.forget();
@@ -114,65 +114,65 @@ mod tests {
     use super::*;
 
     /// Places that can be had now.
-    fn free(pace: &Pace) -> usize {
-        pace.places.available_permits()
+    fn free(limit: &AdaptiveLimit) -> usize {
+        limit.places.available_permits()
     }
 
     #[tokio::test]
     async fn a_burst_of_refusals_halves_once() {
-        let pace = Pace::new(16);
+        let limit = AdaptiveLimit::new(16);
         let mut held = Vec::new();
         for _ in 0..16 {
-            held.push(pace.slot().await.unwrap());
+            held.push(limit.slot().await.unwrap());
         }
         for _ in 0..16 {
-            pace.refused();
+            limit.refused();
         }
-        assert_eq!(pace.limit(), 8);
+        assert_eq!(limit.limit(), 8);
         drop(held);
-        assert_eq!(free(&pace), 8);
-        pace.refused();
-        assert_eq!((pace.limit(), free(&pace)), (4, 4));
+        assert_eq!(free(&limit), 8);
+        limit.refused();
+        assert_eq!((limit.limit(), free(&limit)), (4, 4));
     }
 
     #[test]
     fn one_is_always_allowed() {
-        let pace = Pace::new(4);
+        let limit = AdaptiveLimit::new(4);
         for _ in 0..100 {
-            pace.refused();
+            limit.refused();
         }
-        assert_eq!((pace.limit(), free(&pace)), (1, 1));
+        assert_eq!((limit.limit(), free(&limit)), (1, 1));
     }
 
     #[test]
     fn good_answers_bring_all_places_back() {
-        let pace = Pace::new(8);
+        let limit = AdaptiveLimit::new(8);
         for _ in 0..20 {
-            pace.refused();
+            limit.refused();
         }
         let answers = (1..).take_while(|_| {
-            pace.answered();
-            pace.limit() < 8
+            limit.answered();
+            limit.limit() < 8
         });
         assert!(answers.count() < 40);
         for _ in 0..100 {
-            pace.answered();
+            limit.answered();
         }
-        assert_eq!((pace.limit(), free(&pace)), (8, 8));
+        assert_eq!((limit.limit(), free(&limit)), (8, 8));
     }
 
     #[tokio::test]
     async fn places_that_are_held_vanish_when_they_are_left() {
-        let pace = Pace::new(8);
+        let limit = AdaptiveLimit::new(8);
         let mut held = Vec::new();
         for _ in 0..8 {
-            held.push(pace.slot().await.unwrap());
+            held.push(limit.slot().await.unwrap());
         }
-        pace.refused();
-        assert_eq!((pace.limit(), free(&pace)), (4, 0));
+        limit.refused();
+        assert_eq!((limit.limit(), free(&limit)), (4, 0));
         held.truncate(4);
-        assert_eq!(free(&pace), 0);
+        assert_eq!(free(&limit), 0);
         held.clear();
-        assert_eq!(free(&pace), 4);
+        assert_eq!(free(&limit), 4);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::io::{self, BufReader, Cursor, Read};
 
+use nar_pack::error::{Error, Result};
 use nar_pack::nar::{Tee, Visitor, parse};
-use nar_pack::stage::{Failure, Outcome};
 
 use crate::archive::is_of_input;
 use crate::compression::{Compression, GZIP_MAGIC, decoder, parallel_decoder};
@@ -14,7 +14,7 @@ const BUFFER: usize = 128 * 1024;
 
 /// What a compressed NAR turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub struct NarDigests {
     /// How it is compressed.
     pub method: Compression,
     /// Hash of the compressed bytes.
@@ -27,17 +27,14 @@ pub struct Facts {
     pub nar_size: u64,
 }
 
-impl Facts {
+impl NarDigests {
     /// Refuses a narinfo that says something else of its NAR.
     ///
     /// # Errors
     /// Names the field, what it says and what is true.
-    pub fn require(&self, narinfo: &NarInfo) -> Outcome {
+    pub fn require(&self, narinfo: &NarInfo) -> Result {
         let differs = |field: &str, says: String, is: String| {
-            Err(Failure::refused(format!(
-                "{}: {field} is {says} in the narinfo, but {is} in truth",
-                narinfo.full_path()
-            )))
+            Err(Error::refused(format!("{}: {field} is {says} in the narinfo, but {is} in truth", narinfo.full_path())))
         };
         if narinfo.compression != self.method.name() {
             return differs("Compression", narinfo.compression.clone(), self.method.to_string());
@@ -72,39 +69,39 @@ pub enum Threads {
 ///
 /// # Errors
 /// Refuses what cannot be decompressed, is no NAR, has something after it, or is too large.
-pub fn examine(
+pub fn digest_nar(
     input: impl Read + Send,
     method: Compression,
     max_size: Option<u64>,
     visitor: &mut impl Visitor,
-) -> Outcome<Facts> {
-    examine_and(input, method, Threads::One, max_size, visitor, |_| Ok(()))
+) -> Result<NarDigests> {
+    digest_nar_with(input, method, Threads::One, max_size, visitor, |_| Ok(()))
 }
 
 /// As [`examine`], of a NAR whose method is told by its key and its first bytes.
 ///
 /// # Errors
 /// As [`examine`]; refuses a key that does not tell the method.
-pub fn examine_named(mut input: impl Read + Send, key: &str, visitor: &mut impl Visitor) -> Outcome<Facts> {
+pub fn digest_named_nar(mut input: impl Read + Send, key: &str, visitor: &mut impl Visitor) -> Result<NarDigests> {
     let mut start = Vec::new();
     input.by_ref().take(GZIP_MAGIC.len() as u64).read_to_end(&mut start)?;
     let method = Compression::of_nar(key, &start)
-        .ok_or_else(|| Failure::refused("its name does not tell how it is compressed"))?;
-    examine(Cursor::new(start).chain(input), method, None, visitor)
+        .ok_or_else(|| Error::refused("its name does not tell how it is compressed"))?;
+    digest_nar(Cursor::new(start).chain(input), method, None, visitor)
 }
 
 /// As [`examine`], and gives `tap` the bytes of the NAR. They are not yet checked, nor is it certain that they end.
 ///
 /// # Errors
 /// As [`examine`]; passes on what `tap` says.
-pub fn examine_and(
+pub fn digest_nar_with(
     input: impl Read + Send,
     method: Compression,
     threads: Threads,
     max_size: Option<u64>,
     visitor: &mut impl Visitor,
-    mut tap: impl FnMut(&[u8]) -> Outcome,
-) -> Outcome<Facts> {
+    mut tap: impl FnMut(&[u8]) -> Result,
+) -> Result<NarDigests> {
     let mut file = Counted { inner: input, hasher: Hasher::default() };
     let (nar_hash, nar_size) = {
         let packed = BufReader::with_capacity(BUFFER, &mut file);
@@ -119,7 +116,7 @@ pub fn examine_and(
                 nar.update(bytes);
                 match max_size {
                     Some(max) if nar.size() > max => {
-                        Err(Failure::refused(format!("the NAR is larger than its NarSize, {max} bytes")))
+                        Err(Error::refused(format!("the NAR is larger than its NarSize, {max} bytes")))
                     }
                     _ => tap(bytes),
                 }
@@ -129,14 +126,14 @@ pub fn examine_and(
         // Only at its end does a decoder check the file's own checksum.
         let mut rest = [0; 1];
         if stream.read(&mut rest)? != 0 {
-            return Err(Failure::refused("something follows the end of the NAR"));
+            return Err(Error::refused("something follows the end of the NAR"));
         }
         nar.finish()
     };
     // Nix's writers put nothing after the compressed stream, but what is there belongs to the file's hash.
     io::copy(&mut file, &mut io::sink())?;
     let (file_hash, file_size) = file.hasher.finish();
-    Ok(Facts { method, file_hash, file_size, nar_hash, nar_size })
+    Ok(NarDigests { method, file_hash, file_size, nar_hash, nar_size })
 }
 
 struct Counted<R> {
@@ -164,7 +161,7 @@ impl<R: Read> Read for Decompressed<R> {
             if is_of_input(&error) {
                 return error;
             }
-            Failure::refused(format!("the file does not unpack as {}: {error}", self.method)).into()
+            Error::refused(format!("the file does not unpack as {}: {error}", self.method)).into()
         })
     }
 }

@@ -6,25 +6,25 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Shared};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future, stream};
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::references::references_first;
-use nar_pack::stage::{Doing, Failure, Outcome};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::archive::Object;
 use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::proves_itself;
-use narinfo_gen::examine::{Facts, examine};
 use narinfo_gen::narinfo::{self, NarInfo};
+use narinfo_gen::verify_nar::{NarDigests, digest_nar};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::chunks::{ChunkReader, Plain, forward};
-use crate::client::{Bucket, Written};
-use crate::existing::Existing;
-use crate::intake::{Event, Nar, judged};
+use crate::publish::existing::Existing;
+use crate::publish::intake::{Event, Nar, verified};
+use crate::publish::upload::{Body, BodyLength, ObjectTarget, Overwrite, UploadedObject, Uploader};
+use crate::publish::upstream::Upstreams;
+use crate::remote::chunks::{ChunkReader, Plain, forward};
+use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::{Report, Status};
-use crate::upload::{Body, Complete, Form, Replace, Target, Uploader};
-use crate::upstream::Upstreams;
 
 /// What the command line says about publishing.
 #[derive(Debug, Clone)]
@@ -44,59 +44,59 @@ pub struct Options {
 }
 
 /// NARs and narinfos under way at once; beyond that, reading waits.
-const MOST_TASKS: usize = 256;
+const MAX_TASKS: usize = 256;
 /// Paths that are asked about at once.
-const ASKED_AT_ONCE: usize = 16;
-/// Attempts at changing a narinfo that others change too.
-const TRIES: u32 = 20;
+const MAX_CONCURRENT_LOOKUPS: usize = 16;
+/// AttemptObserver at changing a narinfo that others change too.
+const MAX_MERGE_ATTEMPTS: u32 = 20;
 /// How often progress is shown.
-const TICK: Duration = Duration::from_millis(200);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-type Promise<T> = Shared<BoxFuture<'static, Outcome<T>>>;
+type SharedResult<T> = Shared<BoxFuture<'static, Result<T>>>;
 
 /// How a path ends. A channel and not a shared future: a long chain of references would be polled as deep as it is long.
-type Visible = watch::Receiver<Option<Outcome>>;
+type PublishedSignal = watch::Receiver<Option<Result>>;
 
 /// What became of a NAR.
 #[derive(Clone)]
 enum NarState {
     /// It is in the bucket.
-    There(Facts, Complete),
+    There(NarDigests, UploadedObject),
     /// It is what it should be, but was not needed: the path it came for is in the cache. Another path may need it.
-    NotNeeded(Facts, Arc<AsyncMutex<Option<Body>>>),
+    NotNeeded(NarDigests, Arc<AsyncMutex<Option<Body>>>),
 }
 
 /// Bodies of NARs that were not needed, kept as long as memory is not short: two paths may have the same contents, of
 /// which the cache has one under another compression.
 #[derive(Default)]
-struct Spares {
-    /// Memory was short once; since then none is kept.
+struct UnclaimedNars {
+    /// ByteBudget was short once; since then none is kept.
     closed: bool,
-    bodies: Vec<Spare>,
+    bodies: Vec<UnclaimedNar>,
 }
 
 /// A body that was not needed, and what it is.
-struct Spare {
+struct UnclaimedNar {
     key: String,
-    facts: Facts,
+    digests: NarDigests,
     body: Arc<AsyncMutex<Option<Body>>>,
 }
 
-enum KnownNar {
-    /// Small, in memory, until the narinfo tells whether it is needed.
+enum PendingNar {
+    /// TextObject, in memory, until the narinfo tells whether it is needed.
     Held(Nar),
-    Promised(Promise<NarState>),
+    Promised(SharedResult<NarState>),
 }
 
-enum Done {
-    Nar(String, Outcome),
-    Path(StorePath, Outcome<Status>),
-    Object(String, Outcome),
+enum TaskOutcome {
+    Nar(String, Result),
+    Path(StorePath, Result<Status>),
+    Object(String, Result),
 }
 
 /// Everything that a task needs.
-struct Shop {
-    spares: Mutex<Spares>,
+struct PublishContext {
+    unclaimed_nars: Mutex<UnclaimedNars>,
     uploader: Arc<Uploader>,
     existing: Existing,
     upstreams: Upstreams,
@@ -105,17 +105,17 @@ struct Shop {
 
 /// The publishing side.
 pub struct Publisher {
-    shop: Arc<Shop>,
+    shop: Arc<PublishContext>,
     report: Report,
-    nars: HashMap<String, KnownNar>,
-    paths: HashMap<HashPart, Visible>,
+    nars: HashMap<String, PendingNar>,
+    paths: HashMap<HashPart, PublishedSignal>,
     /// Narinfos of which the NAR or a reference has not come yet, and may still come.
     deferred: Vec<NarInfo>,
     /// NARs that were refused and that no path has claimed.
-    refused_nars: HashMap<String, Failure>,
+    refused_nars: HashMap<String, Error>,
     /// Keys of NARs that a path tells about.
     claimed: HashSet<String>,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<TaskOutcome>,
     cache_info: CacheInfoState,
 }
 
@@ -133,19 +133,15 @@ impl Publisher {
     ///
     /// # Errors
     /// Fails when the bucket cannot be read, refuses one of another store directory.
-    pub async fn open(
-        uploader: Arc<Uploader>,
-        options: Options,
-        upstreams: Upstreams,
-        report: Report,
-    ) -> Outcome<Self> {
+    pub async fn open(uploader: Arc<Uploader>, options: Options, upstreams: Upstreams, report: Report) -> Result<Self> {
         let bucket = &uploader.bucket;
         let found = bucket.get_small(cache_info::KEY, cache_limit()).await?;
         if let Some(found) = &found {
-            require_store_dir(&found.text, &options.store_dir).doing(|| bucket.location().shown(cache_info::KEY))?;
+            require_store_dir(&found.text, &options.store_dir).context(|| bucket.location().shown(cache_info::KEY))?;
         }
         let existing = Existing::look(bucket).await?;
-        let shop = Arc::new(Shop { spares: Mutex::default(), uploader, existing, upstreams, options });
+        let shop =
+            Arc::new(PublishContext { unclaimed_nars: Mutex::default(), uploader, existing, upstreams, options });
         Ok(Self {
             shop,
             report,
@@ -166,20 +162,20 @@ impl Publisher {
     pub async fn run(
         mut self,
         mut events: mpsc::Receiver<Event>,
-        intake: impl Future<Output = Outcome>,
-    ) -> Outcome<Report> {
+        intake: impl Future<Output = Result>,
+    ) -> Result<Report> {
         let mut open = true;
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         while open || !self.tasks.is_empty() {
             tokio::select! {
                 // What is under way never waits for what is not yet read, so this does not block it.
-                event = events.recv(), if open && self.tasks.len() < MOST_TASKS => match event {
+                event = events.recv(), if open && self.tasks.len() < MAX_TASKS => match event {
                     Some(event) => self.event(event).await?,
                     None => open = false,
                 },
                 _ = tick.tick() => self.report.progress(self.shop.uploader.moved()),
                 Some(done) = self.tasks.join_next() => {
-                    self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
+                    self.done(done.map_err(|_| Error::failed("a publishing task died"))?)?;
                 }
             }
         }
@@ -188,7 +184,7 @@ impl Publisher {
             self.publish_deferred().await?;
             self.start_held();
             while let Some(done) = self.tasks.join_next().await {
-                self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
+                self.done(done.map_err(|_| Error::failed("a publishing task died"))?)?;
             }
         }
         for (key, failure) in std::mem::take(&mut self.refused_nars) {
@@ -206,7 +202,7 @@ impl Publisher {
         }
     }
 
-    async fn event(&mut self, event: Event) -> Outcome {
+    async fn event(&mut self, event: Event) -> Result {
         match event {
             Event::CacheInfo(info) => {
                 info.require(&self.shop.options.store_dir)?;
@@ -226,26 +222,28 @@ impl Publisher {
         Ok(())
     }
 
-    fn done(&mut self, done: Done) -> Outcome {
+    fn done(&mut self, done: TaskOutcome) -> Result {
         match done {
-            Done::Nar(_, Ok(())) | Done::Object(_, Ok(())) => Ok(()),
+            TaskOutcome::Nar(_, Ok(())) | TaskOutcome::Object(_, Ok(())) => Ok(()),
             // The path that it belongs to tells of a NAR that was refused; one that belongs to none is told of last.
-            Done::Nar(key, Err(failure)) if failure.is_refusal() => {
+            TaskOutcome::Nar(key, Err(failure)) if failure.is_refusal() => {
                 if !self.claimed.contains(&key) {
                     self.refused_nars.insert(key, failure);
                 }
                 Ok(())
             }
-            Done::Nar(_, Err(failure)) => Err(failure),
-            Done::Object(key, Err(failure)) => self.report.refused(&key, failure),
-            Done::Path(path, Ok(status)) => self.report.path(&self.shop.options.store_dir.join(&path), status),
-            Done::Path(path, Err(failure)) => self.report.refused(&self.shop.options.store_dir.join(&path), failure),
+            TaskOutcome::Nar(_, Err(failure)) => Err(failure),
+            TaskOutcome::Object(key, Err(failure)) => self.report.refused(&key, failure),
+            TaskOutcome::Path(path, Ok(status)) => self.report.path(&self.shop.options.store_dir.join(&path), status),
+            TaskOutcome::Path(path, Err(failure)) => {
+                self.report.refused(&self.shop.options.store_dir.join(&path), failure)
+            }
         }
     }
 
     /// Sees to it that there is a `nix-cache-info` before the first narinfo. One that comes later than that, as in a tar
     /// of any order, takes the place of what this push had to make up.
-    async fn need_cache_info(&mut self, given: Option<CacheInfo>) -> Outcome {
+    async fn need_cache_info(&mut self, given: Option<CacheInfo>) -> Result {
         match (self.cache_info, &given) {
             (CacheInfoState::Missing, _) | (CacheInfoState::MadeUp, Some(_)) => {}
             _ => return Ok(()),
@@ -267,11 +265,11 @@ impl Publisher {
         // The same NAR once more, for another path: the first one serves, unless its body is gone.
         let serves = match self.nars.get(&nar.key) {
             None => false,
-            Some(KnownNar::Held(_)) => true,
-            Some(KnownNar::Promised(promise)) => match promise.peek() {
+            Some(PendingNar::Held(_)) => true,
+            Some(PendingNar::Promised(promise)) => match promise.peek() {
                 Some(Ok(NarState::There(..))) => true,
                 Some(Err(_)) => false,
-                None | Some(Ok(NarState::NotNeeded(..))) => !self.shop.spares().closed,
+                None | Some(Ok(NarState::NotNeeded(..))) => !self.shop.unclaimed_nars().closed,
             },
         };
         if serves {
@@ -279,16 +277,16 @@ impl Publisher {
         }
         let key = nar.key.clone();
         let known = match nar.body.form {
-            Form::Whole => KnownNar::Held(nar),
-            _ => KnownNar::Promised(self.start(key.clone(), Arc::clone(&self.shop).send_large(nar).boxed())),
+            BodyLength::Whole => PendingNar::Held(nar),
+            _ => PendingNar::Promised(self.start(key.clone(), Arc::clone(&self.shop).send_large(nar).boxed())),
         };
         self.nars.insert(key, known);
     }
 
     /// Drives a NAR.
-    fn start(&mut self, key: String, work: BoxFuture<'static, Outcome<NarState>>) -> Promise<NarState> {
+    fn start(&mut self, key: String, work: BoxFuture<'static, Result<NarState>>) -> SharedResult<NarState> {
         let promise = work.shared();
-        self.tasks.spawn(promise.clone().map(|done| Done::Nar(key, done.map(drop))));
+        self.tasks.spawn(promise.clone().map(|done| TaskOutcome::Nar(key, done.map(drop))));
         promise
     }
 
@@ -297,26 +295,26 @@ impl Publisher {
         let keys: Vec<String> = self
             .nars
             .iter()
-            .filter(|(_, known)| matches!(known, KnownNar::Held(_)))
+            .filter(|(_, known)| matches!(known, PendingNar::Held(_)))
             .map(|(key, _)| key.clone())
             .collect();
         for key in keys {
-            if let Some(KnownNar::Held(nar)) = self.nars.remove(&key) {
+            if let Some(PendingNar::Held(nar)) = self.nars.remove(&key) {
                 let promise = self.start(key.clone(), Arc::clone(&self.shop).send(nar).boxed());
-                self.nars.insert(key, KnownNar::Promised(promise));
+                self.nars.insert(key, PendingNar::Promised(promise));
             }
         }
     }
 
     /// Lets go of bodies that nobody has needed yet: a path that comes later may need one, so it goes to the bucket.
     fn send_spares(&mut self) {
-        for spare in self.shop.close_spares() {
-            let (shop, key) = (Arc::clone(&self.shop), spare.key.clone());
-            self.tasks.spawn(async move { Done::Nar(key, shop.let_go(spare).await) });
+        for unclaimed in self.shop.close_spares() {
+            let (shop, key) = (Arc::clone(&self.shop), unclaimed.key.clone());
+            self.tasks.spawn(async move { TaskOutcome::Nar(key, shop.let_go(unclaimed).await) });
         }
     }
 
-    fn object(&mut self, key: String, object: Object, body: crate::upload::Part) {
+    fn object(&mut self, key: String, object: Object, body: crate::publish::upload::Part) {
         let shop = Arc::clone(&self.shop);
         self.tasks.spawn(async move {
             let sent = async {
@@ -324,11 +322,11 @@ impl Publisher {
                 shop.uploader.bucket.put(&key, object.content_type(), body.bytes.clone()).await
             };
             let sent = sent.await;
-            Done::Object(key, sent)
+            TaskOutcome::Object(key, sent)
         });
     }
 
-    async fn narinfo(&mut self, narinfo: NarInfo) -> Outcome {
+    async fn narinfo(&mut self, narinfo: NarInfo) -> Result {
         if !self.shop.options.narinfos_alone {
             self.shop.existing.expect(&self.shop.uploader.bucket, 1).await?;
         }
@@ -342,17 +340,17 @@ impl Publisher {
     }
 
     /// The references that neither came in nor are in the cache.
-    async fn missing_references(&mut self, narinfo: &NarInfo) -> Outcome<Vec<StorePath>> {
+    async fn missing_references(&mut self, narinfo: &NarInfo) -> Result<Vec<StorePath>> {
         let others = narinfo.references.iter().filter(|path| **path != narinfo.path);
         let unknown: Vec<StorePath> =
             others.filter(|path| !self.paths.contains_key(&path.hash_part())).cloned().collect();
         let asked = stream::iter(unknown.iter().map(|path| self.shop.serves(path)));
-        let answers: Vec<bool> = asked.buffered(ASKED_AT_ONCE).try_collect().await?;
+        let answers: Vec<bool> = asked.buffered(MAX_CONCURRENT_LOOKUPS).try_collect().await?;
         Ok(unknown.into_iter().zip(answers).filter(|(_, there)| !there).map(|(path, _)| path).collect())
     }
 
     /// Everything that can come has come: what is still missing is missing.
-    async fn publish_deferred(&mut self) -> Outcome {
+    async fn publish_deferred(&mut self) -> Result {
         let mut deferred: HashMap<StorePath, NarInfo> = HashMap::new();
         for narinfo in self.deferred.drain(..) {
             let narinfo = match deferred.remove(&narinfo.path) {
@@ -369,15 +367,15 @@ impl Publisher {
             Err(cycle) => return self.report.refused("narinfos", cycle),
         };
         for path in order {
-            while self.tasks.len() >= MOST_TASKS
+            while self.tasks.len() >= MAX_TASKS
                 && let Some(done) = self.tasks.join_next().await
             {
-                self.done(done.map_err(|_| Failure::failed("a publishing task died"))?)?;
+                self.done(done.map_err(|_| Error::failed("a publishing task died"))?)?;
             }
             let narinfo = &deferred[path];
             let missing = self.missing_references(narinfo).await?;
             if let (Some(first), false) = (missing.first(), self.shop.options.allow_missing_references) {
-                let failure = Failure::refused(format!(
+                let failure = Error::refused(format!(
                     "it references {}, which is neither in the cache nor in this push",
                     self.shop.options.store_dir.join(first)
                 ));
@@ -401,14 +399,14 @@ impl Publisher {
         let shop = Arc::clone(&self.shop);
         let nar = match self.nars.remove(&narinfo.url) {
             None => None,
-            Some(KnownNar::Promised(promise)) => Some(promise),
-            Some(KnownNar::Held(nar)) => {
+            Some(PendingNar::Promised(promise)) => Some(promise),
+            Some(PendingNar::Held(nar)) => {
                 let work = Arc::clone(&self.shop).send_if_needed(nar, narinfo.clone());
                 Some(self.start(narinfo.url.clone(), work.boxed()))
             }
         };
         if let Some(promise) = &nar {
-            self.nars.insert(narinfo.url.clone(), KnownNar::Promised(promise.clone()));
+            self.nars.insert(narinfo.url.clone(), PendingNar::Promised(promise.clone()));
         }
         let (ended, visible) = watch::channel(None);
         self.paths.insert(hash, visible);
@@ -416,24 +414,24 @@ impl Publisher {
             let status = shop.publish(narinfo, nar, references).await;
             // Nobody may wait for it.
             let _ = ended.send(Some(status.clone().map(drop)));
-            Done::Path(path, status)
+            TaskOutcome::Path(path, status)
         });
     }
 }
 
-impl Shop {
+impl PublishContext {
     fn bucket(&self) -> &Bucket {
         &self.uploader.bucket
     }
 
     /// Whether clients get the path already, from this cache or another one.
-    async fn serves(&self, path: &StorePath) -> Outcome<bool> {
+    async fn serves(&self, path: &StorePath) -> Result<bool> {
         Ok(self.existing.has(self.bucket(), path.hash_part()).await? || self.upstreams.serve(path).await?)
     }
 
-    async fn send(self: Arc<Self>, nar: Nar) -> Outcome<NarState> {
-        let (facts, complete) = self.send_body(&nar.key, nar.body, judged(&nar.key, nar.verdict)).await?;
-        Ok(NarState::There(facts, complete))
+    async fn send(self: Arc<Self>, nar: Nar) -> Result<NarState> {
+        let (digests, complete) = self.send_body(&nar.key, nar.body, verified(&nar.key, nar.verdict)).await?;
+        Ok(NarState::There(digests, complete))
     }
 
     /// Sends a NAR, never in the place of another object.
@@ -441,81 +439,81 @@ impl Shop {
         &self,
         key: &str,
         body: Body,
-        verdict: impl Future<Output = Outcome<Facts>>,
-    ) -> Outcome<(Facts, Complete)> {
-        let target = Target { key, content_type: Object::Nar(None).content_type(), replace: Replace::Never };
+        verdict: impl Future<Output = Result<NarDigests>>,
+    ) -> Result<(NarDigests, UploadedObject)> {
+        let target = ObjectTarget { key, content_type: Object::Nar(None).content_type(), replace: Overwrite::Never };
         self.uploader.send(&target, body, verdict).await
     }
 
     /// A large NAR is asked for first.
-    async fn send_large(self: Arc<Self>, nar: Nar) -> Outcome<NarState> {
+    async fn send_large(self: Arc<Self>, nar: Nar) -> Result<NarState> {
         match self.uploader.find(&nar.key, Some(nar.size)).await? {
             None => self.send(nar).await,
             Some(complete) => {
                 drop(nar.body);
-                Ok(NarState::There(judged(&nar.key, nar.verdict).await?, complete))
+                Ok(NarState::There(verified(&nar.key, nar.verdict).await?, complete))
             }
         }
     }
 
     /// A small NAR is not sent when the cache has its path.
-    async fn send_if_needed(self: Arc<Self>, nar: Nar, narinfo: NarInfo) -> Outcome<NarState> {
+    async fn send_if_needed(self: Arc<Self>, nar: Nar, narinfo: NarInfo) -> Result<NarState> {
         if !self.serves(&narinfo.path).await? {
             return self.send(nar).await;
         }
-        let facts = judged(&nar.key, nar.verdict).await?;
+        let digests = verified(&nar.key, nar.verdict).await?;
         // A cache that has this very narinfo has its NAR.
         if self.existing.is(narinfo.path.hash_part(), &narinfo.to_string()).await {
-            return Ok(NarState::NotNeeded(facts, Arc::default()));
+            return Ok(NarState::NotNeeded(digests, Arc::default()));
         }
         let body = Arc::new(AsyncMutex::new(Some(nar.body)));
-        let spare = Spare { key: nar.key, facts, body: Arc::clone(&body) };
-        if let Some(spare) = self.keep_spare(spare) {
-            self.let_go(spare).await?;
+        let unclaimed = UnclaimedNar { key: nar.key, digests, body: Arc::clone(&body) };
+        if let Some(unclaimed) = self.keep_spare(unclaimed) {
+            self.let_go(unclaimed).await?;
         }
-        Ok(NarState::NotNeeded(facts, body))
+        Ok(NarState::NotNeeded(digests, body))
     }
 
     /// Keeps a body, or gives it back when memory is short.
-    fn keep_spare(&self, spare: Spare) -> Option<Spare> {
-        let mut spares = self.spares();
-        if spares.closed {
-            return Some(spare);
+    fn keep_spare(&self, unclaimed: UnclaimedNar) -> Option<UnclaimedNar> {
+        let mut unclaimed_nars = self.unclaimed_nars();
+        if unclaimed_nars.closed {
+            return Some(unclaimed);
         }
-        spares.bodies.push(spare);
+        unclaimed_nars.bodies.push(unclaimed);
         None
     }
 
-    fn spares(&self) -> MutexGuard<'_, Spares> {
-        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unclaimed_nars(&self) -> MutexGuard<'_, UnclaimedNars> {
+        self.unclaimed_nars.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn close_spares(&self) -> Vec<Spare> {
-        let mut spares = self.spares();
-        spares.closed = true;
-        std::mem::take(&mut spares.bodies)
+    fn close_spares(&self) -> Vec<UnclaimedNar> {
+        let mut unclaimed_nars = self.unclaimed_nars();
+        unclaimed_nars.closed = true;
+        std::mem::take(&mut unclaimed_nars.bodies)
     }
 
     /// Sees to it that the bucket has a body, unless another path has sent it already.
-    async fn let_go(&self, spare: Spare) -> Outcome {
-        let mut body = spare.body.lock().await;
+    async fn let_go(&self, unclaimed: UnclaimedNar) -> Result {
+        let mut body = unclaimed.body.lock().await;
         let Some(body) = body.take() else { return Ok(()) };
-        if self.uploader.find(&spare.key, Some(spare.facts.file_size)).await?.is_some() {
+        if self.uploader.find(&unclaimed.key, Some(unclaimed.digests.file_size)).await?.is_some() {
             return Ok(());
         }
-        self.send_body(&spare.key, body, future::ready(Ok(spare.facts))).await.map(drop)
+        self.send_body(&unclaimed.key, body, future::ready(Ok(unclaimed.digests))).await.map(drop)
     }
 
     /// Sends the body that another path did not need, unless it was sent or given up.
     async fn send_spare(
         &self,
         narinfo: &NarInfo,
-        facts: Facts,
-        spare: &AsyncMutex<Option<Body>>,
-    ) -> Outcome<Option<Complete>> {
-        let mut spare = spare.lock().await;
-        let Some(body) = spare.take() else { return Ok(None) };
-        let (_, complete) = self.send_body(&narinfo.url, body, future::ready(Ok(facts))).await?;
+        digests: NarDigests,
+        unclaimed: &AsyncMutex<Option<Body>>,
+    ) -> Result<Option<UploadedObject>> {
+        let mut unclaimed = unclaimed.lock().await;
+        let Some(body) = unclaimed.take() else { return Ok(None) };
+        let (_, complete) = self.send_body(&narinfo.url, body, future::ready(Ok(digests))).await?;
         Ok(Some(complete))
     }
 
@@ -523,9 +521,9 @@ impl Shop {
     async fn publish(
         &self,
         narinfo: NarInfo,
-        nar: Option<Promise<NarState>>,
-        references: Vec<(StorePath, Visible)>,
-    ) -> Outcome<Status> {
+        nar: Option<SharedResult<NarState>>,
+        references: Vec<(StorePath, PublishedSignal)>,
+    ) -> Result<Status> {
         if self.options.narinfos_alone {
             return self.replace(&narinfo, references).await;
         }
@@ -533,8 +531,8 @@ impl Shop {
             Some(promise) => Some(promise.await?),
             None => None,
         };
-        if let Some(NarState::There(facts, _) | NarState::NotNeeded(facts, _)) = &state {
-            facts.require(&narinfo)?;
+        if let Some(NarState::There(digests, _) | NarState::NotNeeded(digests, _)) = &state {
+            digests.require(&narinfo)?;
         }
         if let Some(status) = self.present(&narinfo).await? {
             return Ok(status);
@@ -548,10 +546,12 @@ impl Shop {
                 self.examine_remote(&narinfo).await?
             }
             Some(NarState::There(_, complete)) => complete,
-            Some(NarState::NotNeeded(facts, spare)) => match self.send_spare(&narinfo, facts, &spare).await? {
-                Some(complete) => complete,
-                None => self.examine_remote(&narinfo).await?,
-            },
+            Some(NarState::NotNeeded(digests, unclaimed)) => {
+                match self.send_spare(&narinfo, digests, &unclaimed).await? {
+                    Some(complete) => complete,
+                    None => self.examine_remote(&narinfo).await?,
+                }
+            }
             // An earlier push brought it.
             None => self.examine_remote(&narinfo).await?,
         };
@@ -559,13 +559,18 @@ impl Shop {
     }
 
     /// Makes a narinfo visible. The proof that its NAR is complete cannot be had otherwise.
-    async fn put(&self, narinfo: &NarInfo, _: Complete, references: Vec<(StorePath, Visible)>) -> Outcome<Status> {
+    async fn put(
+        &self,
+        narinfo: &NarInfo,
+        _: UploadedObject,
+        references: Vec<(StorePath, PublishedSignal)>,
+    ) -> Result<Status> {
         self.await_references(narinfo, references).await?;
         let written = {
             let _slot = self.uploader.slot().await?;
             self.bucket().put_new(&narinfo.key(), content_type(), narinfo.to_text()?.into()).await?
         };
-        if written == Written::Existed
+        if written == PutOutcome::Existed
             && let Some(status) = self.complete_present(narinfo).await?
         {
             self.existing.add(narinfo.path.hash_part()).await;
@@ -575,23 +580,23 @@ impl Shop {
         Ok(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) })
     }
 
-    async fn await_references(&self, narinfo: &NarInfo, references: Vec<(StorePath, Visible)>) -> Outcome {
+    async fn await_references(&self, narinfo: &NarInfo, references: Vec<(StorePath, PublishedSignal)>) -> Result {
         for (path, mut visible) in references {
             let ended = match visible.wait_for(Option::is_some).await {
                 Ok(ended) => ended.clone().unwrap_or(Ok(())),
-                Err(_) => Err(Failure::failed("the push was given up")),
+                Err(_) => Err(Error::failed("the push was given up")),
             };
             if let (Err(failure), false) = (ended, self.options.allow_missing_references) {
                 let path = self.options.store_dir.join(&path);
                 let why = format!("{}: it references {path}, which was not published", narinfo.full_path());
-                return Err(if failure.is_refusal() { Failure::refused(why) } else { failure });
+                return Err(if failure.is_refusal() { Error::refused(why) } else { failure });
             }
         }
         Ok(())
     }
 
     /// What is to be done about a path that the cache has: nothing, unless there are signatures to add.
-    async fn present(&self, narinfo: &NarInfo) -> Outcome<Option<Status>> {
+    async fn present(&self, narinfo: &NarInfo) -> Result<Option<Status>> {
         let hash = narinfo.path.hash_part();
         if !self.existing.has(self.bucket(), hash).await? {
             return Ok(None);
@@ -603,8 +608,8 @@ impl Shop {
     }
 
     /// Adds to the narinfo in the cache what it lacks; none when there is no narinfo.
-    async fn complete_present(&self, narinfo: &NarInfo) -> Outcome<Option<Status>> {
-        for _ in 0..TRIES {
+    async fn complete_present(&self, narinfo: &NarInfo) -> Result<Option<Status>> {
+        for _ in 0..MAX_MERGE_ATTEMPTS {
             let Some((there, etag)) = self.fetch(narinfo).await? else { return Ok(None) };
             if !there.same_contents(narinfo) {
                 return Ok(Some(Status::Other));
@@ -621,31 +626,31 @@ impl Shop {
     }
 
     /// The narinfo that the cache has of this path now, with its entity tag.
-    async fn fetch(&self, narinfo: &NarInfo) -> Outcome<Option<(NarInfo, Option<String>)>> {
+    async fn fetch(&self, narinfo: &NarInfo) -> Result<Option<(NarInfo, Option<String>)>> {
         let _slot = self.uploader.slot().await?;
         let Some(found) = self.bucket().get_small(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
         let at = || self.bucket().location().shown(&narinfo.key());
-        let there = NarInfo::parse(&found.text, &self.options.store_dir).doing(at)?;
+        let there = NarInfo::parse(&found.text, &self.options.store_dir).context(at)?;
         Ok(Some((there, found.etag)))
     }
 
     /// Puts a narinfo in the place of the one with that entity tag; false when somebody else was faster.
-    async fn put_over(&self, narinfo: &NarInfo, etag: Option<&str>) -> Outcome<bool> {
+    async fn put_over(&self, narinfo: &NarInfo, etag: Option<&str>) -> Result<bool> {
         let _slot = self.uploader.slot().await?;
         let body = narinfo.to_text()?.into();
         let written = self.bucket().put_over(&narinfo.key(), content_type(), body, etag).await?;
         self.existing.add(narinfo.path.hash_part()).await;
-        Ok(written == Written::Created)
+        Ok(written == PutOutcome::Created)
     }
 
     /// A narinfo that comes alone takes the place of the one in the cache, of which it keeps what it lacks itself, unless
     /// it is to be exact. If it says something else about its NAR, the NAR is read back and checked.
-    async fn replace(&self, narinfo: &NarInfo, references: Vec<(StorePath, Visible)>) -> Outcome<Status> {
+    async fn replace(&self, narinfo: &NarInfo, references: Vec<(StorePath, PublishedSignal)>) -> Result<Status> {
         if self.options.exact && narinfo.signatures.is_empty() {
-            return Err(Failure::refused(format!("{}: --exact would drop every signature", narinfo.full_path())));
+            return Err(Error::refused(format!("{}: --exact would drop every signature", narinfo.full_path())));
         }
         self.await_references(narinfo, references).await?;
-        for _ in 0..TRIES {
+        for _ in 0..MAX_MERGE_ATTEMPTS {
             let there = self.fetch(narinfo).await?;
             let (there, etag) = there.map_or((None, None), |(there, etag)| (Some(there), etag));
             let kept = there.as_ref().filter(|there| !self.options.exact && there.same_contents(narinfo));
@@ -669,9 +674,9 @@ impl Shop {
     }
 
     /// Reads the NAR of a narinfo back from the bucket, to see that it is there and what the narinfo says.
-    async fn examine_remote(&self, narinfo: &NarInfo) -> Outcome<Complete> {
+    async fn examine_remote(&self, narinfo: &NarInfo) -> Result<UploadedObject> {
         let missing =
-            || Failure::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
+            || Error::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
         let method = Compression::from_name(&narinfo.compression)?;
         let complete = self.uploader.find(&narinfo.url, None).await?.ok_or_else(missing)?;
         let _slot = self.uploader.slot().await?;
@@ -681,14 +686,14 @@ impl Shop {
             let (chunks, reader) = mpsc::channel(4);
             let nar_size = narinfo.nar_size;
             let examined = tokio::task::spawn_blocking(move || {
-                examine(ChunkReader::<Plain>::new(reader), method, Some(nar_size), &mut nar_pack::nar::Skip)
+                digest_nar(ChunkReader::<Plain>::new(reader), method, Some(nar_size), &mut nar_pack::nar::Skip)
             });
             forward(chunks, object.into_stream(self.bucket().location().shown(&narinfo.url))).await;
-            match examined.await.map_err(|_| Failure::failed("an examining thread died"))? {
+            match examined.await.map_err(|_| Error::failed("an examining thread died"))? {
                 // The connection broke while the body came.
                 Err(failure) if !failure.is_refusal() && tries.again().await => {}
-                facts => {
-                    facts.doing(|| self.bucket().location().shown(&narinfo.url))?.require(narinfo)?;
+                digests => {
+                    digests.context(|| self.bucket().location().shown(&narinfo.url))?.require(narinfo)?;
                     return Ok(complete);
                 }
             }
@@ -705,8 +710,8 @@ fn same_file(a: &NarInfo, b: &NarInfo) -> bool {
     (&a.url, &a.compression, a.file_hash, a.file_size) == (&b.url, &b.compression, b.file_hash, b.file_size)
 }
 
-fn busy(narinfo: &NarInfo) -> Failure {
-    Failure::failed(format!("{}: others kept changing its narinfo {TRIES} times", narinfo.full_path()))
+fn busy(narinfo: &NarInfo) -> Error {
+    Error::failed(format!("{}: others kept changing its narinfo {MAX_MERGE_ATTEMPTS} times", narinfo.full_path()))
 }
 
 fn content_type() -> &'static str {
@@ -717,7 +722,7 @@ fn cache_limit() -> usize {
     usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX)
 }
 
-fn require_store_dir(text: &str, store_dir: &StoreDir) -> Outcome {
+fn require_store_dir(text: &str, store_dir: &StoreDir) -> Result {
     CacheInfo::parse(text)?.require(store_dir)
 }
 

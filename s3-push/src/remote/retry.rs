@@ -12,20 +12,20 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction, RetryClassifierPriority};
 use aws_smithy_types::retry::ErrorKind;
 
-use crate::pace::Pace;
+use crate::remote::concurrency::AdaptiveLimit;
 
 /// Attempts at one request, the first included, unless the user says otherwise.
-pub const ATTEMPTS: u32 = 8;
+pub const DEFAULT_MAX_ATTEMPTS: u32 = 8;
 /// Requests in flight at once, unless the user says otherwise.
 const IN_FLIGHT: u16 = 16;
 /// Wait before the first repetition; it doubles with each, and a random part of it is waited.
-pub const BACKOFF: Duration = Duration::from_millis(200);
+pub const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 /// Longest wait before a repetition, also where the service asks for more.
-pub const LONGEST: Duration = Duration::from_secs(20);
+pub const MAX_BACKOFF: Duration = Duration::from_secs(20);
 
 /// How much is asked of a service at once, and how long is waited for one that does not do as it is asked.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct RequestLimits {
     /// An answer must begin, and something must move, within this time.
     pub idle: Duration,
     /// Attempts at one request, the first included.
@@ -34,21 +34,21 @@ pub struct Patience {
     pub in_flight: u16,
 }
 
-impl From<Duration> for Patience {
+impl From<Duration> for RequestLimits {
     /// The defaults of all but the idle time.
     fn from(idle: Duration) -> Self {
-        Self { idle, attempts: ATTEMPTS, in_flight: IN_FLIGHT }
+        Self { idle, attempts: DEFAULT_MAX_ATTEMPTS, in_flight: IN_FLIGHT }
     }
 }
 
 /// Repetitions of what the SDK cannot repeat, such as to read a body that was cut off.
 #[derive(Debug)]
-pub struct Tries {
+pub struct Backoff {
     done: u32,
     most: u32,
 }
 
-impl Tries {
+impl Backoff {
     /// So many attempts, the first included.
     #[must_use]
     pub fn new(attempts: u32) -> Self {
@@ -60,14 +60,14 @@ impl Tries {
         self.after(None).await
     }
 
-    /// As [`Tries::again`], but waits at least as long as the service asked for, within reason.
+    /// As [`Backoff::again`], but waits at least as long as the service asked for, within reason.
     pub async fn after(&mut self, asked: Option<Duration>) -> bool {
         if self.done >= self.most {
             return false;
         }
-        let longest = (BACKOFF * 2_u32.saturating_pow(self.done - 1)).min(LONGEST);
+        let longest = (INITIAL_BACKOFF * 2_u32.saturating_pow(self.done - 1)).min(MAX_BACKOFF);
         self.done += 1;
-        let asked = asked.unwrap_or_default().min(LONGEST);
+        let asked = asked.unwrap_or_default().min(MAX_BACKOFF);
         tokio::time::sleep(asked + longest.mul_f64(fastrand::f64())).await;
         true
     }
@@ -80,9 +80,9 @@ fn pleads(status: u16) -> bool {
 
 /// Repeats after 429, which the SDK takes for final, and after as long as `Retry-After` asks for.
 #[derive(Debug)]
-pub struct PleaForPatience;
+pub struct ThrottleClassifier;
 
-impl ClassifyRetry for PleaForPatience {
+impl ClassifyRetry for ThrottleClassifier {
     fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
         let Some(response) = context.response().filter(|response| pleads(response.status().as_u16())) else {
             return RetryAction::NoActionIndicated;
@@ -90,7 +90,7 @@ impl ClassifyRetry for PleaForPatience {
         match (retry_after(response), response.status().as_u16()) {
             // A little more, or all who were refused come back at the same time.
             (Some(delay), _) if !delay.is_zero() => {
-                let delay = delay.min(LONGEST).mul_f64(1.0 + fastrand::f64() / 4.0);
+                let delay = delay.min(MAX_BACKOFF).mul_f64(1.0 + fastrand::f64() / 4.0);
                 RetryAction::retryable_error_with_explicit_delay(ErrorKind::ThrottlingError, delay)
             }
             (_, 429) => RetryAction::throttling_error(),
@@ -99,7 +99,7 @@ impl ClassifyRetry for PleaForPatience {
     }
 
     fn name(&self) -> &'static str {
-        "PleaForPatience"
+        "ThrottleClassifier"
     }
 
     fn priority(&self) -> RetryClassifierPriority {
@@ -118,18 +118,18 @@ pub fn asked_for(retry_after: &str) -> Option<Duration> {
     retry_after.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Counts attempts, the SDK's repetitions included, and tells the pace of what came back.
+/// Counts attempts, the SDK's repetitions included, and tells the limit of what came back.
 #[derive(Debug)]
-pub struct Attempts {
+pub struct AttemptObserver {
     /// How many there were.
     pub count: Arc<AtomicU64>,
-    /// The pace of the bucket.
-    pub pace: Arc<Pace>,
+    /// The limit of the bucket.
+    pub limit: Arc<AdaptiveLimit>,
 }
 
-impl Intercept for Attempts {
+impl Intercept for AttemptObserver {
     fn name(&self) -> &'static str {
-        "Attempts"
+        "AttemptObserver"
     }
 
     fn read_before_attempt(
@@ -149,9 +149,9 @@ impl Intercept for Attempts {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         match context.response().map(|response| response.status().as_u16()) {
-            Some(status) if pleads(status) => self.pace.refused(),
-            Some(_) => self.pace.answered(),
-            None => self.pace.lost(),
+            Some(status) if pleads(status) => self.limit.refused(),
+            Some(_) => self.limit.answered(),
+            None => self.limit.lost(),
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! Parameters are those of Nix's S3 binary cache store (manual, "S3 Binary Cache Store"). Those that matter to a client
 //! only are accepted and not looked at.
 
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
 use percent_encoding::percent_decode_str;
 
 /// The environment variable that names the bucket when the command line does not.
@@ -76,18 +76,18 @@ impl Location {
     ///
     /// # Errors
     /// A usage failure for anything else; a parameter that nobody knows is named, with the nearest one that is known.
-    pub fn parse(url: &str) -> Outcome<Self> {
+    pub fn parse(url: &str) -> Result<Self> {
         // Neither the parameters nor what stands before an @ is shown: people put passwords there.
         let place = url.split('?').next().unwrap_or_default();
         let shown = match place.rsplit_once('@') {
             Some((_, after)) => format!("s3://…@{after}"),
             None => place.to_owned(),
         };
-        Self::parse_inner(url).doing(|| format!("bucket {shown:?}"))
+        Self::parse_inner(url).context(|| format!("bucket {shown:?}"))
     }
 
-    fn parse_inner(url: &str) -> Outcome<Self> {
-        let usage = |why: &str| Failure::failed(why);
+    fn parse_inner(url: &str) -> Result<Self> {
+        let usage = |why: &str| Error::failed(why);
         let rest = url.strip_prefix("s3://").ok_or_else(|| usage("expected s3://BUCKET[/PREFIX][?PARAMETERS]"))?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
@@ -112,8 +112,8 @@ impl Location {
         Ok(location)
     }
 
-    fn parameter(&mut self, key: &str, value: String) -> Outcome {
-        let one_of = |words: &str| Err(Failure::failed(format!("{key}={value}: expected one of {words}")));
+    fn parameter(&mut self, key: &str, value: String) -> Result {
+        let one_of = |words: &str| Err(Error::failed(format!("{key}={value}: expected one of {words}")));
         match key {
             _ if value.is_empty() => {}
             "region" => self.region = Some(value),
@@ -134,24 +134,24 @@ impl Location {
             _ => {
                 let known = USED.iter().chain(&IGNORED);
                 let nearest = known.min_by_key(|name| distance(key, name)).unwrap_or(&"region");
-                return Err(Failure::failed(format!("unknown parameter {key:?}; did you mean {nearest:?}?")));
+                return Err(Error::failed(format!("unknown parameter {key:?}; did you mean {nearest:?}?")));
             }
         }
         Ok(())
     }
 
     /// Nix wants a host; a whole URL, as other tools want it, says the scheme too.
-    fn set_endpoint(&mut self, value: &str) -> Outcome {
+    fn set_endpoint(&mut self, value: &str) -> Result {
         let (scheme, host) = value.split_once("://").map_or((None, value), |(scheme, host)| (Some(scheme), host));
         match scheme {
             None => {}
             Some("https") => self.plain_http = false,
             Some("http") => self.plain_http = true,
-            Some(_) => return Err(Failure::failed("endpoint: expected HOST or HOST:PORT, and nothing else")),
+            Some(_) => return Err(Error::failed("endpoint: expected HOST or HOST:PORT, and nothing else")),
         }
         let host = host.trim_end_matches('/');
         if host.is_empty() || host.contains(['/', '?', '#', '@', ' ']) {
-            return Err(Failure::failed("endpoint: expected HOST or HOST:PORT, and nothing else"));
+            return Err(Error::failed("endpoint: expected HOST or HOST:PORT, and nothing else"));
         }
         self.endpoint = Some(host.to_owned());
         Ok(())
@@ -208,7 +208,7 @@ impl Location {
 ///
 /// # Errors
 /// A usage failure.
-pub fn check_bucket_name(bucket: &str) -> Outcome {
+pub fn check_bucket_name(bucket: &str) -> Result {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     let outer = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let good = (3..=63).contains(&bucket.len())
@@ -217,14 +217,14 @@ pub fn check_bucket_name(bucket: &str) -> Outcome {
         && outer(bucket.chars().last())
         && !bucket.contains("..");
     let shown = bucket.rsplit('@').next().unwrap_or_default();
-    if good { Ok(()) } else { Err(Failure::failed(format!("{shown:?} is not the name of a bucket"))) }
+    if good { Ok(()) } else { Err(Error::failed(format!("{shown:?} is not the name of a bucket"))) }
 }
 
-fn decode(text: &str) -> Outcome<String> {
+fn decode(text: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    let decoded = decoded.map_err(|_| Failure::failed(format!("{text:?} is not UTF-8 when decoded")))?;
+    let decoded = decoded.map_err(|_| Error::failed(format!("{text:?} is not UTF-8 when decoded")))?;
     if decoded.contains(|c: char| c.is_control()) {
-        return Err(Failure::failed(format!("{text:?} has control characters in it")));
+        return Err(Error::failed(format!("{text:?} has control characters in it")));
     }
     Ok(decoded.into_owned())
 }

@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nar_pack::stage::{self, Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
 use reqwest::{Client, Method, Response, Url};
 
-use crate::client::{chain, root_cause};
-use crate::netrc::{self, Login};
-use crate::patience::{Patience, Tries, asked_for};
+use crate::remote::netrc::{self, Login};
+use crate::remote::retry::{Backoff, RequestLimits, asked_for};
+use crate::remote::s3::{chain, root_cause};
 
 /// Time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -52,10 +54,10 @@ impl HttpCache {
     ///
     /// # Errors
     /// A usage failure for a malformed URL or netrc.
-    pub fn new(url: &str, patience: Patience, netrc: Option<&Path>, tool: &'static str) -> Outcome<Self> {
+    pub fn new(url: &str, limits: RequestLimits, netrc: Option<&Path>, tool: &'static str) -> Result<Self> {
         // Installing it twice is the only way in which this fails.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut base = Url::parse(url).map_err(|error| Failure::failed(format!("the cache's URL: {error}")))?;
+        let mut base = Url::parse(url).map_err(|error| Error::failed(format!("the cache's URL: {error}")))?;
         // Parameters of the store, as Nix takes them, concern a Nix client only.
         base.set_query(None);
         base.set_fragment(None);
@@ -72,15 +74,15 @@ impl HttpCache {
         let client = Client::builder()
             .user_agent(format!("{tool}/{}", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
-            .read_timeout(patience.idle)
+            .read_timeout(limits.idle)
             .build()
-            .map_err(|error| Failure::failed(format!("setting up HTTP: {}", chain(&error))))?;
+            .map_err(|error| Error::failed(format!("setting up HTTP: {}", chain(&error))))?;
         Ok(Self {
             client,
             base: trimmed(&base),
             shown: trimmed(&shown),
             login,
-            attempts: patience.attempts,
+            attempts: limits.attempts,
             tool,
             hinted: AtomicBool::new(false),
         })
@@ -102,7 +104,7 @@ impl HttpCache {
     ///
     /// # Errors
     /// Fails where the network or the server does.
-    pub async fn get(&self, key: &str, part: Part<'_>) -> Outcome<Reply> {
+    pub async fn get(&self, key: &str, part: Part<'_>) -> Result<Reply> {
         self.ask(Method::GET, key, part).await
     }
 
@@ -110,7 +112,7 @@ impl HttpCache {
     ///
     /// # Errors
     /// As [`HttpCache::get`].
-    pub async fn has(&self, key: &str) -> Outcome<bool> {
+    pub async fn has(&self, key: &str) -> Result<bool> {
         Ok(matches!(self.ask(Method::HEAD, key, Part::default()).await?, Reply::Response(_)))
     }
 
@@ -118,20 +120,20 @@ impl HttpCache {
     ///
     /// # Errors
     /// As [`HttpCache::get`]; refuses what is larger or no text.
-    pub async fn text(&self, key: &str, limit: usize) -> Outcome<Option<String>> {
+    pub async fn text(&self, key: &str, limit: usize) -> Result<Option<String>> {
         let Reply::Response(mut response) = self.get(key, Part::default()).await? else { return Ok(None) };
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.failure(key, &plain(error)))? {
             if bytes.len() + chunk.len() > limit {
-                return Err(Failure::refused(format!("{}: larger than {limit} bytes", self.shown(key))));
+                return Err(Error::refused(format!("{}: larger than {limit} bytes", self.shown(key))));
             }
             bytes.extend_from_slice(&chunk);
         }
-        stage::utf8(bytes).map(Some).doing(|| self.shown(key))
+        stdio::utf8(bytes).map(Some).context(|| self.shown(key))
     }
 
-    async fn ask(&self, method: Method, key: &str, part: Part<'_>) -> Outcome<Reply> {
-        let mut tries = Tries::new(self.attempts);
+    async fn ask(&self, method: Method, key: &str, part: Part<'_>) -> Result<Reply> {
+        let mut tries = Backoff::new(self.attempts);
         loop {
             let (why, again) = match self.request(method.clone(), key, part).send().await {
                 Ok(response) => match response.status().as_u16() {
@@ -180,14 +182,14 @@ impl HttpCache {
         request
     }
 
-    fn failure(&self, key: &str, why: &str) -> Failure {
-        Failure::failed(format!("reading {}: {why}", self.shown(key)))
+    fn failure(&self, key: &str, why: &str) -> Error {
+        Error::failed(format!("reading {}: {why}", self.shown(key)))
     }
 
     fn hint(&self, key: &str) {
         if !self.hinted.swap(true, Ordering::Relaxed) {
             let shown = self.shown(key);
-            stage::say(
+            process::print_message(
                 self.tool,
                 format!(
                     "{shown}: forbidden (403), taken for missing; check the URL, and that everybody may read it \

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use nar_pack::path_info::Registry;
-use nar_pack::stage::{self, Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::path_info::PathInfoSource;
+use nar_pack::process;
+use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use narinfo_gen::archive::Object;
-use narinfo_gen::describe::require_path;
 use narinfo_gen::hash::{Hasher, Sha256};
+use narinfo_gen::narinfo_builder::require_path;
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,16 +21,16 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::TOOL;
 use crate::cli::Cli;
-use crate::client::{Access, Bucket};
-use crate::existing::Existing;
-use crate::intake::Intake;
-use crate::location::{Location, VARIABLE};
-use crate::patience::Patience;
-use crate::publish::{Options, Publisher};
-use crate::report::{Report, Talk};
-use crate::storage::Storage;
-use crate::upload::{Body, Form, Memory, Part, PartSizes, Replace, Target, Uploader};
-use crate::upstream::Upstreams;
+use crate::publish::existing::Existing;
+use crate::publish::intake::Intake;
+use crate::publish::object_options::ObjectOptions;
+use crate::publish::publisher::{Options, Publisher};
+use crate::publish::upload::{Body, BodyLength, ByteBudget, ObjectTarget, Overwrite, Part, PartSizes, Uploader};
+use crate::publish::upstream::Upstreams;
+use crate::remote::location::{Location, VARIABLE};
+use crate::remote::retry::RequestLimits;
+use crate::remote::s3::{Access, Bucket};
+use crate::report::{Report, Verbosity};
 
 const WANTED: &str = "a cache archive, an export stream, a NAR or narinfo text";
 /// Events that may wait to be handled.
@@ -36,24 +38,24 @@ const EVENTS: usize = 64;
 /// Time for giving up what cannot be continued.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Paths that are asked about at once.
-const ASKED_AT_ONCE: usize = 64;
+const MAX_CONCURRENT_LOOKUPS: usize = 64;
 
 /// Runs `s3-push`.
 ///
 /// # Errors
-/// See the exit codes in [`stage`].
-pub fn run(cli: &Cli) -> Outcome {
-    let store_dir = StoreDir::new(&cli.knowledge.store_dir)?;
+/// See the exit codes in [`nar_pack::error`].
+pub fn run(cli: &Cli) -> Result {
+    let store_dir = StoreDir::new(&cli.path_info_args.store_dir)?;
     let (url, path) = split_targets(&cli.targets)?;
     let location = Location::parse(&url)?;
     if cli.memory < 2 * cli.part_size {
-        return Err(Failure::failed("--memory must be at least twice --part-size"));
+        return Err(Error::failed("--memory must be at least twice --part-size"));
     }
     let path = path.map(|path| store_dir.parse(&path)).transpose()?;
-    let runtime = Runtime::new().map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
+    let runtime = Runtime::new().map_err(|error| Error::failed(format!("starting threads: {error}")))?;
     let result = if cli.missing {
         no_path(path.as_ref())?;
-        let paths = read_path_list(stage::stdin("a path list")?, &store_dir)?;
+        let paths = read_path_list(stdio::stdin("a path list")?, &store_dir)?;
         runtime.block_on(missing(location, cli, &store_dir, &paths))
     } else if let Some(key) = &cli.key {
         no_path(path.as_ref())?;
@@ -67,68 +69,71 @@ pub fn run(cli: &Cli) -> Outcome {
 }
 
 /// The bucket and a store path, in this order, each of which may be left out.
-fn split_targets(targets: &[String]) -> Outcome<(String, Option<String>)> {
+fn split_targets(targets: &[String]) -> Result<(String, Option<String>)> {
     let bucket = || {
         std::env::var(VARIABLE)
             .ok()
             .filter(|url| !url.is_empty())
-            .ok_or_else(|| Failure::failed(format!("say which bucket: s3://BUCKET, or set ${VARIABLE} (try --help)")))
+            .ok_or_else(|| Error::failed(format!("say which bucket: s3://BUCKET, or set ${VARIABLE} (try --help)")))
     };
     match targets {
         [] => Ok((bucket()?, None)),
         [path] if path.starts_with('/') => Ok((bucket()?, Some(path.clone()))),
         [url] => Ok((url.clone(), None)),
         [url, path] => Ok((url.clone(), Some(path.clone()))),
-        _ => Err(Failure::failed("expected a bucket and at most one store path (try --help)")),
+        _ => Err(Error::failed("expected a bucket and at most one store path (try --help)")),
     }
 }
 
-fn no_path(path: Option<&StorePath>) -> Outcome {
-    path.map_or(Ok(()), |path| Err(Failure::failed(format!("{path}: no store path is expected here"))))
+fn no_path(path: Option<&StorePath>) -> Result {
+    path.map_or(Ok(()), |path| Err(Error::failed(format!("{path}: no store path is expected here"))))
 }
 
 /// Prints what the cache lacks, all of it or, after a failure, nothing.
-async fn missing(location: Location, cli: &Cli, store_dir: &StoreDir, paths: &[StorePath]) -> Outcome {
+async fn missing(location: Location, cli: &Cli, store_dir: &StoreDir, paths: &[StorePath]) -> Result {
     let bucket = connect(location, cli).await;
-    let upstreams = Upstreams::open(&cli.upstream, store_dir, patience(cli), TOOL).await?;
+    let upstreams = Upstreams::open(&cli.upstream, store_dir, limits(cli), TOOL).await?;
     let existing = Existing::look(&bucket).await?;
     existing.expect(&bucket, paths.len() as u64).await?;
     let asked = stream::iter(paths.iter().map(async |path| {
-        Ok::<_, Failure>(existing.has(&bucket, path.hash_part()).await? || upstreams.serve(path).await?)
+        Ok::<_, Error>(existing.has(&bucket, path.hash_part()).await? || upstreams.serve(path).await?)
     }));
-    let there: Vec<bool> = asked.buffered(ASKED_AT_ONCE).try_collect().await?;
-    let mut out = stage::stdout(None)?;
+    let there: Vec<bool> = asked.buffered(MAX_CONCURRENT_LOOKUPS).try_collect().await?;
+    let mut out = stdio::stdout(None)?;
     for (path, _) in paths.iter().zip(there).filter(|(_, there)| !there) {
         writeln!(out, "{}", store_dir.join(path))?;
     }
     out.finish()
 }
 
-fn patience(cli: &Cli) -> Patience {
+fn limits(cli: &Cli) -> RequestLimits {
     let idle = Duration::from_secs(cli.idle_timeout.into());
-    Patience { idle, attempts: cli.attempts, in_flight: cli.jobs }
+    RequestLimits { idle, attempts: cli.attempts, in_flight: cli.jobs }
 }
 
 async fn connect(location: Location, cli: &Cli) -> Bucket {
-    let bucket = Bucket::connect(location, Access::Signed, patience(cli), TOOL).await;
+    let bucket = Bucket::connect(location, Access::Signed, limits(cli), TOOL).await;
     if cli.verbose {
-        stage::say(TOOL, format!("{}: credentials from {}", bucket.location().shown(""), bucket.provider().await));
+        process::print_message(
+            TOOL,
+            format!("{}: credentials from {}", bucket.location().shown(""), bucket.provider().await),
+        );
     }
     bucket
 }
 
-fn uploader(cli: &Cli, location: Location, runtime: &Runtime) -> Outcome<Arc<Uploader>> {
-    let storage = Storage::from_cli(&cli.stored)?;
+fn uploader(cli: &Cli, location: Location, runtime: &Runtime) -> Result<Arc<Uploader>> {
+    let storage = ObjectOptions::from_cli(&cli.stored)?;
     let bucket = runtime.block_on(connect(location, cli));
     Ok(Arc::new(Uploader::new(Arc::new(bucket.with_storage(storage).dry(cli.dry_run)))))
 }
 
-fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, path: Option<StorePath>) -> Outcome {
-    let settings = cli.packing.settings()?;
-    let mut registry = Registry::open(&cli.knowledge, None)?;
-    let (kind, input) = sniff(stage::stdin(WANTED)?, WANTED)?;
+fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, path: Option<StorePath>) -> Result {
+    let settings = cli.compression_args.settings()?;
+    let mut registry = PathInfoSource::open(&cli.path_info_args, None)?;
+    let (kind, input) = sniff(stdio::stdin(WANTED)?, WANTED)?;
     let path = require_path(kind, path)?;
-    let report = Report::new(stage::stdout(None)?, cli.json, Talk::new(cli.quiet, cli.verbose));
+    let report = Report::new(stdio::stdout(None)?, cli.json, Verbosity::new(cli.quiet, cli.verbose));
     let options = Options {
         store_dir: store_dir.clone(),
         allow_missing_references: cli.allow_missing_references,
@@ -141,20 +146,20 @@ fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, p
     let (events, arriving) = mpsc::channel(EVENTS);
     let intake = Intake {
         events,
-        memory: Memory::new(cli.memory),
+        memory: ByteBudget::new(cli.memory),
         part_size: cli.part_size,
         examiners: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from) + 1)),
         runtime: runtime.handle().clone(),
     };
     let pushing = async {
-        let upstreams = Upstreams::open(&cli.upstream, &options.store_dir, patience(cli), TOOL).await?;
+        let upstreams = Upstreams::open(&cli.upstream, &options.store_dir, limits(cli), TOOL).await?;
         let publisher = Publisher::open(Arc::clone(&uploader), options, upstreams, report).await?;
         let reading = tokio::task::spawn_blocking(move || {
             read(&intake, kind, input, &store_dir, |intake, input| {
                 intake.describe(kind, input, path, settings, &mut registry)
             })
         });
-        let read = async { reading.await.unwrap_or_else(|_| Err(Failure::failed("the reading thread died"))) };
+        let read = async { reading.await.unwrap_or_else(|_| Err(Error::failed("the reading thread died"))) };
         publisher.run(arriving, read).await
     };
     let report = runtime.block_on(until_interrupted(&uploader, pushing))?;
@@ -166,8 +171,8 @@ fn read(
     kind: Kind,
     input: Sniffed,
     store_dir: &StoreDir,
-    describe: impl FnOnce(&Intake, Sniffed) -> Outcome,
-) -> Outcome {
+    describe: impl FnOnce(&Intake, Sniffed) -> Result,
+) -> Result {
     match kind {
         Kind::Archive => intake.archive(input, store_dir),
         Kind::Narinfo => intake.text(input, store_dir),
@@ -176,10 +181,10 @@ fn read(
 }
 
 /// Runs a push; when it fails, or a signal ends it, uploads under way are given up.
-async fn until_interrupted<T>(uploader: &Uploader, pushing: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+async fn until_interrupted<T>(uploader: &Uploader, pushing: impl Future<Output = Result<T>>) -> Result<T> {
     let interrupted =
-        |what| Failure::failed(format!("{what}; what was complete is published, run the same command again"));
-    let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("listening for signals: {error}")));
+        |what| Error::failed(format!("{what}; what was complete is published, run the same command again"));
+    let listen = |kind| signal(kind).map_err(|error| Error::failed(format!("listening for signals: {error}")));
     let (mut int, mut term) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let result = tokio::select! {
         result = pushing => result,
@@ -199,51 +204,51 @@ async fn until_interrupted<T>(uploader: &Uploader, pushing: impl Future<Output =
 }
 
 /// Uploads standard input under one key.
-fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Outcome {
+fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Result {
     let object = Object::of_key(key);
     let last = key.rsplit('/').next().unwrap_or_default();
     if let Some(Object::Narinfo(_) | Object::CacheInfo) = Object::of_key(last) {
-        return Err(Failure::failed(format!("{key}: is made by a push without --key, which checks it")));
+        return Err(Error::failed(format!("{key}: is made by a push without --key, which checks it")));
     }
     let wanted = match object {
         Some(Object::Nar(Some(hash))) => Some(hash),
         Some(Object::Nar(None)) => {
-            return Err(Failure::failed(format!("{key}: the name of a NAR is its hash, nar/<FileHash>.nar…")));
+            return Err(Error::failed(format!("{key}: the name of a NAR is its hash, nar/<FileHash>.nar…")));
         }
         _ => None,
     };
     let plain =
         !key.is_empty() && key.len() <= 1024 && !key.starts_with('/') && !key.contains(|c: char| c.is_control());
     if !plain || key.split('/').any(|part| matches!(part, "." | "..")) {
-        return Err(Failure::failed(format!("{key:?} is not a key")));
+        return Err(Error::failed(format!("{key:?} is not a key")));
     }
     let content_type = cli.content_type.as_deref();
     let content_type = content_type.or(object.map(Object::content_type)).unwrap_or("application/octet-stream");
-    let replace = if matches!(object, Some(Object::Nar(_))) { Replace::Never } else { Replace::Allowed };
-    let mut input = stage::stdin("what to upload")?;
+    let replace = if matches!(object, Some(Object::Nar(_))) { Overwrite::Never } else { Overwrite::Allowed };
+    let mut input = stdio::stdin("what to upload")?;
     let uploader = uploader(cli, location, runtime)?;
-    let memory = Memory::new(cli.memory);
+    let memory = ByteBudget::new(cli.memory);
     let sizes = PartSizes::new(cli.part_size, None);
     let handle = runtime.handle().clone();
     let sending = async {
         let (parts, arriving) = mpsc::channel(2);
         let reading = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, sizes, &parts, &handle));
         let read = async {
-            let (hash, size) = reading.await.unwrap_or_else(|_| Err(Failure::failed("the reading thread died")))?;
+            let (hash, size) = reading.await.unwrap_or_else(|_| Err(Error::failed("the reading thread died")))?;
             match wanted.filter(|wanted| *wanted != hash) {
                 Some(_) => {
-                    Err(Failure::refused(format!("{key}: the hash of the bytes is {hash}, not what the key says")))
+                    Err(Error::refused(format!("{key}: the hash of the bytes is {hash}, not what the key says")))
                 }
                 None => Ok(size),
             }
         };
-        let target = Target { key, content_type, replace };
-        uploader.send(&target, Body { parts: arriving, form: Form::Unknown }, read).await
+        let target = ObjectTarget { key, content_type, replace };
+        uploader.send(&target, Body { parts: arriving, form: BodyLength::Unknown }, read).await
     };
     let (bytes, _) = runtime.block_on(until_interrupted(&uploader, sending))?;
     if !cli.quiet {
         let shown = uploader.bucket.location().shown(key);
-        stage::say(TOOL, format!("{shown}: {}", indicatif::HumanBytes(bytes)));
+        process::print_message(TOOL, format!("{shown}: {}", indicatif::HumanBytes(bytes)));
     }
     Ok(())
 }
@@ -251,11 +256,11 @@ fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Ou
 /// Cuts standard input into parts; returns the hash of all bytes, and how many there were.
 fn read_parts(
     input: &mut impl Read,
-    memory: &Memory,
+    memory: &ByteBudget,
     sizes: PartSizes,
     parts: &mpsc::Sender<Part>,
     runtime: &Handle,
-) -> Outcome<(Sha256, u64)> {
+) -> Result<(Sha256, u64)> {
     let mut hasher = Hasher::default();
     for index in 0.. {
         let want = sizes.of(index);
@@ -265,12 +270,12 @@ fn read_parts(
             .by_ref()
             .take(want as u64)
             .read_to_end(&mut bytes)
-            .map_err(Failure::from)
-            .doing(|| "reading standard input")?;
+            .map_err(Error::from)
+            .context(|| "reading standard input")?;
         hasher.update(&bytes);
         let last = bytes.len() < want;
         if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), share)).is_err() {
-            return Err(Failure::failed("the upload was given up"));
+            return Err(Error::failed("the upload was given up"));
         }
         if last {
             break;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
 
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
 use rustix::fs::{FallocateFlags, fallocate};
 
 /// Where bodies begin: no block of a file system, of which only whole ones can be given back, has a part of two.
@@ -11,36 +11,36 @@ const ALIGNMENT: u64 = 64 << 10;
 
 /// The file, and where it ends. It takes no more room than what waits.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct NarSpool {
     file: Option<File>,
     end: u64,
     /// How many bodies wait.
     waiting: usize,
 }
 
-/// Where a body is. Whoever has it gives it back to [`Held::release`].
+/// Where a body is. Whoever has it gives it back to [`NarSpool::release`].
 #[derive(Debug)]
-pub struct Kept {
+pub struct SpooledNar {
     start: u64,
     /// Its size in bytes.
     pub size: u64,
 }
 
-impl Held {
+impl NarSpool {
     /// Keeps a body of `size` bytes.
     ///
     /// # Errors
     /// What the body or the temporary directory says.
-    pub fn keep(&mut self, size: u64, body: &mut dyn Read) -> Outcome<Kept> {
+    pub fn keep(&mut self, size: u64, body: &mut dyn Read) -> Result<SpooledNar> {
         let at = || "keeping a NAR in the temporary directory";
         if self.file.is_none() {
-            self.file = Some(tempfile::tempfile().map_err(Failure::from).doing(at)?);
+            self.file = Some(tempfile::tempfile().map_err(Error::from).context(at)?);
         }
         if let Some(file) = &mut self.file {
-            file.seek(SeekFrom::Start(self.end)).map_err(Failure::from).doing(at)?;
-            io::copy(body, file).doing(at)?;
+            file.seek(SeekFrom::Start(self.end)).map_err(Error::from).context(at)?;
+            io::copy(body, file).context(at)?;
         }
-        let kept = Kept { start: self.end, size };
+        let kept = SpooledNar { start: self.end, size };
         self.end += size.next_multiple_of(ALIGNMENT);
         self.waiting += 1;
         Ok(kept)
@@ -50,10 +50,10 @@ impl Held {
     ///
     /// # Errors
     /// What the temporary directory says.
-    pub fn read(&self, kept: &Kept) -> Outcome<impl Read + Send + '_> {
-        let mut file = self.file.as_ref().ok_or_else(|| Failure::failed("nothing is kept"))?;
+    pub fn read(&self, kept: &SpooledNar) -> Result<impl Read + Send + '_> {
+        let mut file = self.file.as_ref().ok_or_else(|| Error::failed("nothing is kept"))?;
         let at = || "reading a NAR back from the temporary directory";
-        file.seek(SeekFrom::Start(kept.start)).map_err(Failure::from).doing(at)?;
+        file.seek(SeekFrom::Start(kept.start)).map_err(Error::from).context(at)?;
         Ok(file.take(kept.size))
     }
 
@@ -62,14 +62,14 @@ impl Held {
     /// # Errors
     /// What the temporary directory says.
     #[allow(clippy::needless_pass_by_value)] // whoever released it has it no more
-    pub fn release(&mut self, kept: Kept) -> Outcome {
+    pub fn release(&mut self, kept: SpooledNar) -> Result {
         let Some(file) = &self.file else { return Ok(()) };
         self.waiting -= 1;
-        let Kept { start, size } = kept;
+        let SpooledNar { start, size } = kept;
         let size = size.next_multiple_of(ALIGNMENT);
         if self.waiting == 0 || start + size == self.end {
             self.end = if self.waiting == 0 { 0 } else { start };
-            file.set_len(self.end).map_err(Failure::from).doing(|| "shrinking a file in the temporary directory")?;
+            file.set_len(self.end).map_err(Error::from).context(|| "shrinking a file in the temporary directory")?;
         } else if size > 0 {
             // Where the file system cannot, the room comes back when nothing waits any more.
             let _ = fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, size);
@@ -86,25 +86,25 @@ mod tests {
 
     const SIZE: u64 = 100_000;
 
-    fn keep(held: &mut Held, byte: u8) -> Kept {
+    fn keep(held: &mut NarSpool, byte: u8) -> SpooledNar {
         held.keep(SIZE, &mut io::repeat(byte).take(SIZE)).unwrap()
     }
 
-    fn assert_is(held: &Held, kept: &Kept, byte: u8) {
+    fn assert_is(held: &NarSpool, kept: &SpooledNar, byte: u8) {
         let mut bytes = Vec::new();
         held.read(kept).unwrap().read_to_end(&mut bytes).unwrap();
         assert!(bytes.len() as u64 == SIZE && bytes.iter().all(|&found| found == byte), "{byte}");
     }
 
     /// Bytes that the file takes, and where it ends.
-    fn room(held: &Held) -> (u64, u64) {
+    fn room(held: &NarSpool) -> (u64, u64) {
         let about = held.file.as_ref().unwrap().metadata().unwrap();
         (about.blocks() * 512, about.len())
     }
 
     #[test]
     fn one_after_the_other_they_take_the_room_of_one() {
-        let mut held = Held::default();
+        let mut held = NarSpool::default();
         for byte in 0..100 {
             let kept = keep(&mut held, byte);
             assert_is(&held, &kept, byte);
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn interleaved_they_take_the_room_of_what_waits() {
-        let mut held = Held::default();
+        let mut held = NarSpool::default();
         // One that nobody comes for, and each other that is released after the next has come.
         let first = keep(&mut held, 255);
         let mut before = keep(&mut held, 0);

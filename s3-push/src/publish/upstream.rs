@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use nar_pack::stage::{Doing, Failure, Outcome};
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::cache_info::{self, CacheInfo};
 use percent_encoding::percent_decode_str;
 
-use crate::client::{Access, Bucket};
-use crate::http::HttpCache;
-use crate::location::Location;
-use crate::patience::Patience;
+use crate::remote::http::HttpCache;
+use crate::remote::location::Location;
+use crate::remote::retry::RequestLimits;
+use crate::remote::s3::{Access, Bucket};
 
 /// The caches that are asked, and what they answered.
 pub struct Upstreams {
@@ -32,11 +32,16 @@ impl Upstreams {
     /// # Errors
     /// A usage failure for a URL of another kind; fails when a cache cannot be read, refuses one of another store
     /// directory.
-    pub async fn open(urls: &[String], store_dir: &StoreDir, patience: Patience, tool: &'static str) -> Outcome<Self> {
+    pub async fn open(
+        urls: &[String],
+        store_dir: &StoreDir,
+        limits: RequestLimits,
+        tool: &'static str,
+    ) -> Result<Self> {
         let mut caches = Vec::new();
         for url in urls {
-            let cache = Cache::open(url, patience, tool).await?;
-            cache.require(store_dir).await.doing(|| format!("--upstream {}", cache.shown()))?;
+            let cache = Cache::open(url, limits, tool).await?;
+            cache.require(store_dir).await.context(|| format!("--upstream {}", cache.shown()))?;
             caches.push(cache);
         }
         Ok(Self { caches, answers: Mutex::default() })
@@ -46,7 +51,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// Fails when it cannot be told; a failed check is neither "there" nor "missing".
-    pub async fn serve(&self, path: &StorePath) -> Outcome<bool> {
+    pub async fn serve(&self, path: &StorePath) -> Result<bool> {
         let hash = path.hash_part();
         if self.caches.is_empty() {
             return Ok(false);
@@ -67,21 +72,21 @@ impl Upstreams {
 }
 
 impl Cache {
-    async fn open(url: &str, patience: Patience, tool: &'static str) -> Outcome<Self> {
+    async fn open(url: &str, limits: RequestLimits, tool: &'static str) -> Result<Self> {
         match url.split_once("://") {
             Some(("s3", _)) => {
-                let bucket = Bucket::connect(Location::parse(url)?, Access::Signed, patience, tool).await;
+                let bucket = Bucket::connect(Location::parse(url)?, Access::Signed, limits, tool).await;
                 Ok(Self::S3(Box::new(bucket)))
             }
             Some(("http" | "https", rest)) if !rest.is_empty() => {
-                Ok(Self::Http(HttpCache::new(url, patience, None, tool)?))
+                Ok(Self::Http(HttpCache::new(url, limits, None, tool)?))
             }
             Some(("file", path)) => {
                 // Parameters of the store, as Nix takes them, concern a Nix client only.
                 let path = path.split('?').next().unwrap_or_default();
                 Ok(Self::File(PathBuf::from(percent_decode_str(path).decode_utf8_lossy().into_owned())))
             }
-            _ => Err(Failure::failed("--upstream: expected s3://, https://, http:// or file://")),
+            _ => Err(Error::failed("--upstream: expected s3://, https://, http:// or file://")),
         }
     }
 
@@ -94,18 +99,18 @@ impl Cache {
     }
 
     /// Whether this is a cache at all: one that is mistyped has no path, and everything would be pushed.
-    async fn require(&self, store_dir: &StoreDir) -> Outcome {
+    async fn require(&self, store_dir: &StoreDir) -> Result {
         let limit = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
         let text = match self {
             Self::S3(bucket) => bucket.get_small(cache_info::KEY, limit).await?.map(|small| small.text),
             Self::Http(http) => http.text(cache_info::KEY, limit).await?,
             Self::File(dir) => std::fs::read_to_string(dir.join(cache_info::KEY)).ok(),
         };
-        let text = text.ok_or_else(|| Failure::failed("it has no nix-cache-info, so it is no binary cache"))?;
+        let text = text.ok_or_else(|| Error::failed("it has no nix-cache-info, so it is no binary cache"))?;
         CacheInfo::parse(&text)?.require(store_dir)
     }
 
-    async fn has(&self, key: &str) -> Outcome<bool> {
+    async fn has(&self, key: &str) -> Result<bool> {
         match self {
             Self::S3(bucket) => {
                 let _slot = bucket.slot().await?;
@@ -114,7 +119,7 @@ impl Cache {
             Self::Http(http) => http.has(key).await,
             Self::File(dir) => {
                 let path = dir.join(key);
-                path.try_exists().map_err(|error| Failure::failed(format!("looking for {}: {error}", path.display())))
+                path.try_exists().map_err(|error| Error::failed(format!("looking for {}: {error}", path.display())))
             }
         }
     }

@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use md5::{Digest, Md5};
-use nar_pack::stage::{Failure, Outcome};
+use nar_pack::error::{Error, Result};
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 use tokio::sync::Mutex;
 
-use crate::client::{Bucket, Listed, Start};
+use crate::remote::s3::{Bucket, ListFrom, Listed};
 
 /// Digits of Nix's base 32, in the order of their bytes.
 const DIGITS: &str = "0123456789abcdfghijklmnpqrsvwxyz";
@@ -55,9 +55,9 @@ impl Existing {
     ///
     /// # Errors
     /// Fails when the service does.
-    pub async fn look(bucket: &Bucket) -> Outcome<Self> {
+    pub async fn look(bucket: &Bucket) -> Result<Self> {
         let mut found = HashMap::new();
-        let listed = match bucket.list("", Start::Beginning).await? {
+        let listed = match bucket.list("", ListFrom::Beginning).await? {
             Some(page) if page.entries.is_sorted_by(|a, b| a.key < b.key) => {
                 let last = page.entries.last().map(|entry| entry.key.clone()).unwrap_or_default();
                 note(&mut found, page.entries);
@@ -72,7 +72,7 @@ impl Existing {
     ///
     /// # Errors
     /// Fails when the listing does; a failed check is never "missing".
-    pub async fn expect(&self, bucket: &Bucket, count: u64) -> Outcome {
+    pub async fn expect(&self, bucket: &Bucket, count: u64) -> Result {
         let mut state = self.state.lock().await;
         state.asked += count;
         let Listing::UpTo(last) = &state.listed else { return Ok(()) };
@@ -93,7 +93,7 @@ impl Existing {
     ///
     /// # Errors
     /// Fails when it cannot be told.
-    pub async fn has(&self, bucket: &Bucket, hash: HashPart) -> Outcome<bool> {
+    pub async fn has(&self, bucket: &Bucket, hash: HashPart) -> Result<bool> {
         let key = format!("{hash}.narinfo");
         {
             let state = self.state.lock().await;
@@ -159,7 +159,7 @@ fn note(found: &mut HashMap<HashPart, Option<Md5Tag>>, entries: Vec<Listed>) {
 ///
 /// # Errors
 /// Fails when listing does or is forbidden.
-pub async fn list_hash_parts(bucket: &Bucket) -> Outcome<Vec<HashPart>> {
+pub async fn list_hash_parts(bucket: &Bucket) -> Result<Vec<HashPart>> {
     let mut found = HashMap::new();
     note(&mut found, list_range(bucket, String::new(), None).await?);
     let mut hashes: Vec<HashPart> = found.into_keys().collect();
@@ -171,14 +171,14 @@ pub async fn list_hash_parts(bucket: &Bucket) -> Outcome<Vec<HashPart>> {
 ///
 /// # Errors
 /// Fails when the service does; refuses a listing that goes in circles.
-async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Outcome<Vec<Listed>> {
+async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Result<Vec<Listed>> {
     let mut entries: Vec<Listed> = Vec::new();
     let mut begin: Option<String> = None;
     let mut token: Option<String> = None;
-    let mut start = if after.is_empty() { Start::Beginning } else { Start::After(after) };
+    let mut start = if after.is_empty() { ListFrom::Beginning } else { ListFrom::After(after) };
     loop {
         let Some(page) = bucket.list("", start).await? else {
-            return Err(Failure::failed(format!(
+            return Err(Error::failed(format!(
                 "listing {}: access denied (HTTP 403){}",
                 bucket.location().shown(""),
                 bucket.takes("s3:ListBucket")
@@ -186,7 +186,7 @@ async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Ou
         };
         let begins = page.entries.first().map(|entry| entry.key.clone());
         if (begins.is_some() && begins == begin) || (page.next.is_some() && page.next == token) {
-            return Err(Failure::refused(format!(
+            return Err(Error::refused(format!(
                 "listing {}: the service gives the same page again and again",
                 bucket.location().shown("")
             )));
@@ -196,7 +196,7 @@ async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Ou
         entries.extend(page.entries);
         let beyond = || until.as_ref().is_some_and(|until| entries.last().is_some_and(|last| last.key >= *until));
         start = match page.next {
-            Some(token) if !beyond() => Start::Page(token),
+            Some(token) if !beyond() => ListFrom::Page(token),
             _ => return Ok(entries),
         };
     }
