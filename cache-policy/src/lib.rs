@@ -80,7 +80,7 @@ fn check_flags(cli: &Cli) -> Result {
         (cli.bucket.is_some() && (cli.cors || cli.oidc_trust.is_some()), "this document is about no bucket"),
     ];
     match misplaced.iter().find(|(wrong, _)| *wrong) {
-        Some((_, why)) => Err(Error::failed(format!("{why} (try --help)"))),
+        Some((_, why)) => Err(Error::failed(format!("{why}"))),
         None => Ok(()),
     }
 }
@@ -128,7 +128,7 @@ fn configure_client(cli: &Cli) -> Result {
     let url = if named.contains("://") { named } else { format!("s3://{named}") };
     let keys = named_keys(&cli.keys)?;
     if keys.is_empty() && cli.remove.is_none() {
-        return Err(Error::failed("expected --trusted-public-key or --trusted-public-key-file (try --help)"));
+        return Err(Error::failed("expected --trusted-public-key or --trusted-public-key-file"));
     }
     let client = Client::new(&url, cli.https, &keys, cli.only)?;
     if [&cli.write, &cli.remove].into_iter().flatten().any(|file| file == Path::new("-")) {
@@ -187,9 +187,9 @@ fn named(argument: Option<&str>) -> Result<Option<String>> {
 }
 
 fn required(argument: Option<&str>) -> Result<String> {
-    named(argument)?.filter(|text| !text.is_empty()).ok_or_else(|| {
-        Error::failed(format!("say which bucket: s3://BUCKET, its bare name, or set ${VARIABLE} (try --help)"))
-    })
+    named(argument)?
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| Error::failed(format!("say which bucket: s3://BUCKET, its bare name, or set ${VARIABLE}")))
 }
 
 fn bucket(text: &str) -> Result<Bucket> {

@@ -98,7 +98,7 @@ fn sign(args: &Sign) -> Result {
         args.key_files.iter().map(|file| key_source::from_file(file, args.keys.seed)).collect::<Result<_>>()?;
     keys.extend(key_source::open_keys(&args.keys)?);
     if keys.is_empty() {
-        return Err(Error::failed("expected -k SECRET-FILE, --key-fd, --key-env, or a command (try --help)"));
+        return Err(Error::failed("expected -k SECRET-FILE, --key-fd, --key-env, or a command"));
     }
     let keys: Vec<_> = keys.into_iter().map(|key| (key.public(), key)).collect();
     let mut replaced: Vec<(&str, u64)> = args.replace.iter().map(|name| (name.as_str(), 0)).collect();

@@ -1,24 +1,26 @@
-//! The error of every tool: one line, and the exit code that goes with it.
+//! The error of every tool: one line, an optional hint, and an exit code.
 //!
-//! 1 means that the answer is no or that data was refused, 2 that an operation failed or the usage was wrong, 141 that the
-//! reader of standard output went away.
+//! The exit code is 1 when the answer is no or data was refused, 2 when an operation failed or the usage was wrong, and
+//! 141 when the reader of standard output went away.
 
 use std::fmt::Display;
 use std::io;
 
 use crate::process::one_line;
 
-/// Why a tool stops: an exit code and one line.
+/// Why a tool or one of its steps failed: a message of one line, an optional hint, and an exit code.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
     message: String,
+    hint: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Refused,
     Failed,
+    Usage,
     BrokenPipe,
 }
 
@@ -28,17 +30,54 @@ pub type Result<T = (), E = Error> = std::result::Result<T, E>;
 impl Error {
     /// The answer is no, or data was refused: exit code 1.
     pub fn refused(message: impl Display) -> Self {
-        Self { kind: Kind::Refused, message: message.to_string() }
+        Self::new(Kind::Refused, message)
     }
 
-    /// Wrong usage, or an operation that failed: exit code 2.
+    /// An operation failed: exit code 2.
     pub fn failed(message: impl Display) -> Self {
-        Self { kind: Kind::Failed, message: message.to_string() }
+        Self::new(Kind::Failed, message)
+    }
+
+    /// The command line or an environment variable is wrong: exit code 2. Unless there is another hint, `main` adds one
+    /// that names `--help`.
+    pub fn usage(message: impl Display) -> Self {
+        Self::new(Kind::Usage, message)
     }
 
     /// The reader of standard output went away: exit code 141, without a message.
     pub(crate) fn broken_pipe() -> Self {
-        Self { kind: Kind::BrokenPipe, message: "the reader of standard output went away".into() }
+        Self::new(Kind::BrokenPipe, "the reader of standard output went away")
+    }
+
+    fn new(kind: Kind, message: impl Display) -> Self {
+        Self { kind, message: message.to_string(), hint: None }
+    }
+
+    /// The same error with `context` before the message: what was being done, or to which path or key.
+    #[must_use]
+    pub fn context(mut self, context: impl Display) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+
+    /// The same error with a hint: what the user can do next. It is printed on a line of its own after the message. An
+    /// error has at most one hint; the first one stays.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Display) -> Self {
+        self.hint.get_or_insert_with(|| hint.to_string());
+        self
+    }
+
+    /// Whether data was refused, or the answer is no; otherwise an operation failed.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.kind == Kind::Refused
+    }
+
+    /// Whether the command line or an environment variable is wrong.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        self.kind == Kind::Usage
     }
 
     /// Whether the reader of standard output went away.
@@ -47,36 +86,30 @@ impl Error {
         self.kind == Kind::BrokenPipe
     }
 
-    /// The same failure, with what the tool was doing put before it.
-    #[must_use]
-    pub fn context(mut self, what: impl Display) -> Self {
-        self.message = format!("{what}: {}", self.message);
-        self
-    }
-
-    /// Whether this is the refusal of data rather than a failed operation.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        self.kind == Kind::Refused
-    }
-
     /// Exit code of the process.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Refused => 1,
-            Kind::Failed => 2,
+            Kind::Failed | Kind::Usage => 2,
             Kind::BrokenPipe => 141,
         }
     }
 
-    /// The line without the tool's name.
+    /// The message, without the name of the tool and without the hint.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
+
+    /// The hint, if there is one.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
 }
 
+/// The message on one line, with control characters and keys replaced; without the hint.
 impl Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&one_line(&self.message))
@@ -85,12 +118,12 @@ impl Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Malformed and truncated data is refused; any other I/O error is a failed operation. A [`Error`] that travelled
-/// inside an `io::Error` (through a `Read` or `Write` of a library) comes out as itself.
+/// Malformed and truncated data is refused; any other I/O error is a failed operation. An [`Error`] that was passed
+/// through an `io::Error` (by a `Read` or `Write` of a library) is returned as it was.
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
-        if let Some(failure) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            return failure.clone();
+        if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()) {
+            return inner.clone();
         }
         match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Self::refused(error),
@@ -100,20 +133,33 @@ impl From<io::Error> for Error {
 }
 
 impl From<Error> for io::Error {
-    fn from(failure: Error) -> Self {
-        Self::other(failure)
+    fn from(error: Error) -> Self {
+        Self::other(error)
     }
 }
 
-/// Puts what was being done before the cause of an error.
+/// Adds context to the error of a `Result`.
 pub trait Context<T> {
-    /// See [`Error::doing`]; the text is only made when there is an error.
-    fn context<D: Display>(self, what: impl FnOnce() -> D) -> Result<T>;
+    /// As [`Error::context`]; the text is only made when there is an error.
+    ///
+    /// # Errors
+    /// The error of `self`, with context.
+    fn context<D: Display>(self, context: impl FnOnce() -> D) -> Result<T>;
+
+    /// As [`Error::with_hint`].
+    ///
+    /// # Errors
+    /// The error of `self`, with a hint.
+    fn with_hint<D: Display>(self, hint: impl FnOnce() -> D) -> Result<T>;
 }
 
 impl<T, E: Into<Error>> Context<T> for Result<T, E> {
-    fn context<D: Display>(self, what: impl FnOnce() -> D) -> Result<T> {
-        self.map_err(|error| error.into().context(what()))
+    fn context<D: Display>(self, context: impl FnOnce() -> D) -> Result<T> {
+        self.map_err(|error| error.into().context(context()))
+    }
+
+    fn with_hint<D: Display>(self, hint: impl FnOnce() -> D) -> Result<T> {
+        self.map_err(|error| error.into().with_hint(hint()))
     }
 }
 
@@ -126,6 +172,15 @@ mod tests {
         let failure = Error::refused("bad hash").context("reading x");
         let back = Error::from(io::Error::from(failure));
         assert_eq!((back.exit_code(), back.message()), (1, "reading x: bad hash"));
+    }
+
+    #[test]
+    fn an_error_keeps_its_first_hint() {
+        let error = Error::usage("no bucket").with_hint("set NIX_S3_CACHE").context("s3-push").with_hint("other");
+        assert_eq!(
+            (error.hint(), error.exit_code(), error.message()),
+            (Some("set NIX_S3_CACHE"), 2, "s3-push: no bucket")
+        );
     }
 
     #[test]

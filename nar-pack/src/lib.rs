@@ -65,7 +65,7 @@ pub fn run(cli: &Cli) -> Result {
         return out.finish();
     }
     let [path] = cli.paths.as_slice() else {
-        return Err(Error::failed("expected one PATH to pack (try --help)"));
+        return Err(Error::failed("expected one PATH to pack"));
     };
     let mut out = stdio::stdout(Some("the NAR"))?;
     nar::dump(&below_root(cli, path)?, &mut out, &mut |warning| process::print_message(TOOL, warning))?;
@@ -96,7 +96,7 @@ fn nar_input(paths: &[PathBuf]) -> Result<Input> {
             }
             Ok(BufReader::with_capacity(BUFFER_SIZE, file))
         }
-        _ => Err(Error::failed("expected one NAR to read (try --help)")),
+        _ => Err(Error::failed("expected one NAR to read")),
     }
 }
 
@@ -137,7 +137,7 @@ fn requested_paths(cli: &Cli, registry: &PathInfoSource) -> Result<Vec<StorePath
     if cli.stdin {
         paths.extend(read_path_list(stdio::stdin("a path list")?, &registry.store_dir)?);
     } else if paths.is_empty() {
-        return Err(Error::failed("expected store paths to export, or --stdin (try --help)"));
+        return Err(Error::failed("expected store paths to export, or --stdin"));
     }
     let mut seen = std::collections::HashSet::new();
     paths.retain(|path| seen.insert(path.clone()));

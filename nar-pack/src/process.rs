@@ -12,27 +12,40 @@ const PAIR_DIGITS: usize = 86;
 /// Digits on a line of the same, as `base64` and `openssl` wrap them.
 const WRAPPED_DIGITS: [usize; 2] = [76, 64];
 
-/// Runs a tool: parses its command line, runs it, and turns the result into one line and an exit code.
+/// Runs a tool: parses its command line, calls `run`, prints the error if there is one, and returns the exit code.
 pub fn main<C: clap::Parser>(tool: &str, run: impl FnOnce(&C) -> Result) -> ExitCode {
-    let failure = match C::try_parse() {
+    let error = match C::try_parse() {
         Ok(cli) => match run(&cli) {
             Ok(()) => return ExitCode::SUCCESS,
-            Err(failure) => failure,
+            Err(error) => error,
         },
         Err(error) if !error.use_stderr() => return print_help(&error),
-        Err(error) => Error::failed(format!("{} (try --help)", usage_error(&error))),
+        Err(error) => Error::usage(usage_error(&error)),
     };
-    if !failure.is_broken_pipe() {
-        print_message(tool, &failure);
+    if !error.is_broken_pipe() {
+        print_error(tool, &error);
     }
-    ExitCode::from(failure.exit_code())
+    ExitCode::from(error.exit_code())
 }
 
-/// One line on standard error, after the tool's name; it does not matter whether anyone reads it.
+/// Prints a message of one line on standard error, after the tool's name. A failure to write it is ignored.
 pub fn print_message(tool: &str, message: impl Display) {
-    // Made first and written at once, so that the lines of two stages do not mix.
-    let line = format!("{tool}: {}\n", one_line(&message.to_string()));
-    let _ = io::stderr().write_all(line.as_bytes());
+    write_stderr(&format!("{tool}: {}\n", one_line(&message.to_string())));
+}
+
+/// Prints an error on standard error: its message, and on a second line its hint.
+pub fn print_error(tool: &str, error: &Error) {
+    let hint = match error.hint() {
+        Some(hint) => format!("hint: {}\n", one_line(hint)),
+        None if error.is_usage() => format!("hint: run '{tool} --help' for usage\n"),
+        None => String::new(),
+    };
+    write_stderr(&format!("{tool}: {error}\n{hint}"));
+}
+
+/// Writes the whole text in one call, so that the lines of two processes on one terminal do not mix.
+fn write_stderr(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn print_help(error: &clap::Error) -> ExitCode {

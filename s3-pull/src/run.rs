@@ -88,7 +88,7 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Result<Targets> {
     let urls = cli.targets.iter().enumerate().take_while(is_url).count();
     let (urls, rest) = cli.targets.split_at(urls);
     if rest.iter().any(|target| target.contains("://")) {
-        return Err(Error::failed("caches come before store paths (try --help)"));
+        return Err(Error::failed("caches come before store paths"));
     }
     let mut urls = urls.to_vec();
     if urls.is_empty() {
@@ -96,7 +96,7 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Result<Targets> {
         urls.extend(variable.split_whitespace().map(str::to_owned));
     }
     if urls.is_empty() {
-        return Err(Error::failed(format!("say which cache: a URL, or set ${VARIABLE} (try --help)")));
+        return Err(Error::failed(format!("say which cache: a URL, or set ${VARIABLE}")));
     }
     let mut inside = String::new();
     let mut paths = Vec::with_capacity(rest.len());
@@ -108,7 +108,7 @@ fn split_targets(cli: &Cli, store_dir: &StoreDir) -> Result<Targets> {
     if cli.stdin {
         paths.extend(read_path_list(stdio::stdin("a path list")?, store_dir)?);
     } else if paths.is_empty() != cli.all {
-        return Err(Error::failed("expected store paths, or --all, or --stdin (try --help)"));
+        return Err(Error::failed("expected store paths, or --all, or --stdin"));
     }
     if cli.nar && paths.len() != 1 {
         return Err(Error::failed("--nar takes one store path; --export takes several"));

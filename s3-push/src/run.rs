@@ -74,14 +74,14 @@ fn split_targets(targets: &[String]) -> Result<(String, Option<String>)> {
         std::env::var(VARIABLE)
             .ok()
             .filter(|url| !url.is_empty())
-            .ok_or_else(|| Error::failed(format!("say which bucket: s3://BUCKET, or set ${VARIABLE} (try --help)")))
+            .ok_or_else(|| Error::failed(format!("say which bucket: s3://BUCKET, or set ${VARIABLE}")))
     };
     match targets {
         [] => Ok((bucket()?, None)),
         [path] if path.starts_with('/') => Ok((bucket()?, Some(path.clone()))),
         [url] => Ok((url.clone(), None)),
         [url, path] => Ok((url.clone(), Some(path.clone()))),
-        _ => Err(Error::failed("expected a bucket and at most one store path (try --help)")),
+        _ => Err(Error::failed("expected a bucket and at most one store path")),
     }
 }
 
