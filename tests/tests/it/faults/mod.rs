@@ -4,7 +4,7 @@
 use crate::fixtures::bucket::{Objects, Service, assert_closed, snapshot};
 use crate::fixtures::site::{ARCHIVE, Site, below};
 use cache_tests::fault_proxy::{Fault, FaultProxy, INTERNAL_ERROR, Request, SLOW_DOWN, TOO_MANY_REQUESTS};
-use cache_tests::{EmbeddedS3, Node, Outcome, Random, Scratch, store_path, tree};
+use cache_tests::{CommandOutput, EmbeddedS3, Node, Random, Scratch, store_path, tree};
 use std::fs;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -101,12 +101,12 @@ impl<'a, S: Service> User<'a, S> {
         FaultProxy::start(&self.service.address(), plan)
     }
 
-    fn push(&self, url: &str, flags: &str) -> Outcome {
+    fn push(&self, url: &str, flags: &str) -> CommandOutput {
         let push = format!("timeout 100 s3-push -q --no-nix --part-size 5MiB {flags} '{url}' < archive");
         self.scratch.sh(&push)
     }
 
-    fn push_through(&self, proxy: &FaultProxy, fault: Fault) -> Outcome {
+    fn push_through(&self, proxy: &FaultProxy, fault: Fault) -> CommandOutput {
         self.push(&self.through(proxy), idle_flag(fault))
     }
 
@@ -141,7 +141,7 @@ fn idle_flag(fault: Fault) -> &'static str {
 
 /// Asserts that a run completed, or failed with one line that names the cause; says whether it completed.
 #[track_caller]
-fn assert_clear(what: &str, outcome: &Outcome, causes: &[&str]) -> bool {
+fn assert_clear(what: &str, outcome: &CommandOutput, causes: &[&str]) -> bool {
     let said = outcome.stderr.trim();
     if outcome.status == 0 {
         assert_eq!(said, "", "{what}: it completed and says");

@@ -3,11 +3,11 @@
 use super::{CASES, GOODS, User, assert_clear, each, idle_flag, stocked};
 use crate::fixtures::site::below;
 use cache_tests::fault_proxy::{ACCESS_DENIED, Fault, Kind, Request, What, always, every, once_per_kind, only};
-use cache_tests::{EmbeddedS3, Outcome, tree};
+use cache_tests::{CommandOutput, EmbeddedS3, tree};
 use std::fs;
 
 /// Pulls the last path's closure and the three small ones into `out`.
-fn pull(user: &User<EmbeddedS3>, url: &str, flags: &str) -> Outcome {
+fn pull(user: &User<EmbeddedS3>, url: &str, flags: &str) -> CommandOutput {
     user.scratch.sh(&format!("timeout 100 s3-pull -q -r --root out {flags} '{url}' {}", GOODS.paths.join(" ")))
 }
 

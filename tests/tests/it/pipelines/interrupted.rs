@@ -1,7 +1,8 @@
 //! Truncated streams, killed processes and dropped connections: the cache stays closed, and the next run completes.
 
 use crate::fixtures::bucket::{Fields, assert_closed, narinfo_keys, snapshot};
-use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, below, make_key, random_seed};
+use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, below, make_key};
+use cache_tests::random_seed;
 use cache_tests::{EmbeddedS3, Random};
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};

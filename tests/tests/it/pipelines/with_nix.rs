@@ -5,7 +5,7 @@ use crate::fixtures::bucket::{policy, uploader};
 use crate::fixtures::nix_builder::{Builder, COMPRESSIONS, described_paths};
 use crate::fixtures::site::make_key;
 use cache_tests::nix::{self};
-use cache_tests::{Minio, Outcome, Scratch, tree};
+use cache_tests::{CommandOutput, Minio, Scratch, tree};
 use std::fs;
 
 /// The first pipeline of the design page, word for word.
@@ -15,7 +15,7 @@ const PUBLISH: &str = "nix-store -qR $TOP | s3-push --missing \"$C\" | nar-pack 
 /// Somebody else, who has nothing but a URL and a public key: copies `path` with Nix into an empty store.
 ///
 /// Returns also the directory that holds the store.
-fn fetch(url: &str, path: &str, key: &str) -> (Scratch, String, Outcome) {
+fn fetch(url: &str, path: &str, key: &str) -> (Scratch, String, CommandOutput) {
     let mut scratch = Scratch::new();
     scratch.env("NIX_CONFIG", format!("require-sigs = true\ntrusted-public-keys = {key}\n"));
     let store = nix::fresh_store(&scratch);

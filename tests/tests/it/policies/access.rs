@@ -15,8 +15,8 @@ fn an_uploader_needs_no_more_than_the_upload_policy() {
     site.scratch.sh(site::PUBLISH).ok();
     assert_closed(&snapshot(minio, &bucket));
     // In several parts too, of known and of unknown length.
-    let noise = Random::new(site::random_seed()).bytes(12 << 20);
-    let big = cache_tests::store_path("big", site::random_seed());
+    let noise = Random::new(cache_tests::random_seed()).bytes(12 << 20);
+    let big = cache_tests::store_path("big", cache_tests::random_seed());
     fs::write(site::below(&site.path("root"), &big), &noise).unwrap();
     site.scratch
         .sh(&format!(
@@ -72,7 +72,7 @@ fn a_reader_cannot_write() {
     reader.apply(&mut site.scratch);
     site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     site.assert_trees("out");
-    let absent = cache_tests::store_path("absent", site::random_seed());
+    let absent = cache_tests::store_path("absent", cache_tests::random_seed());
     let said = site.scratch.sh(&format!("s3-pull --root out \"$C\" {absent}")).fails(1);
     assert!(said.contains(&absent), "{said}");
     let before = snapshot(minio, &bucket);

@@ -4,7 +4,7 @@ use super::document;
 use crate::fixtures::site;
 use cache_sign::nix_conf::Settings;
 use cache_tests::nix;
-use cache_tests::{Minio, Outcome, Scratch};
+use cache_tests::{CommandOutput, Minio, Scratch};
 use serde_json::Value;
 use std::fs;
 
@@ -111,7 +111,7 @@ fn nix_conf_names_a_bucket_and_a_real_nix_reads_it() {
 fn nix_conf_respects_what_is_there() {
     let scratch = Scratch::new();
     let key = site::make_key(&scratch, "key");
-    let run = |arguments: &str| -> Outcome {
+    let run = |arguments: &str| -> CommandOutput {
         scratch
             .sh(&format!("cache-policy --nix-conf --trusted-public-key '{key}' {arguments} https://cache.example.org"))
     };

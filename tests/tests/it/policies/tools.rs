@@ -33,8 +33,9 @@ fn pusher_without(minio: &Minio, action: Option<&str>) -> (Site, String) {
     let user = minio.add_user(&action.map_or(upload.clone(), |action| without(&upload, action)));
     user.apply(&mut site.scratch);
     site.scratch.env("C", minio.cache_url(&bucket));
-    let large = cache_tests::store_path("large", site::random_seed());
-    fs::write(site::below(&site.path("root"), &large), Random::new(site::random_seed()).bytes(11 << 20)).unwrap();
+    let large = cache_tests::store_path("large", cache_tests::random_seed());
+    fs::write(site::below(&site.path("root"), &large), Random::new(cache_tests::random_seed()).bytes(11 << 20))
+        .unwrap();
     site.scratch.env("LARGE", &large);
     site.scratch
         .sh("nar-pack --root root --no-nix --export $LARGE | narinfo-gen --no-nix --archive \

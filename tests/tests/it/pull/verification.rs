@@ -1,7 +1,8 @@
 //! What a pull refuses: bad signatures, damaged objects, missing paths.
 
 use crate::fixtures::bucket::Fields;
-use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, make_key, random_seed};
+use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, make_key};
+use cache_tests::random_seed;
 use cache_tests::store_path;
 
 #[test]

@@ -1,7 +1,8 @@
 //! What a push writes: objects, their metadata and order, and its report.
 
 use crate::fixtures::bucket::{assert_closed, head, nar_keys, snapshot};
-use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, below, random_seed};
+use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, below};
+use cache_tests::random_seed;
 use cache_tests::{EmbeddedS3, Random, Scratch, store_path};
 use std::fs;
 

@@ -2,7 +2,6 @@
 
 use super::contributors;
 use crate::fixtures::bucket::{Fields, assert_closed, snapshot};
-use crate::fixtures::site;
 use crate::fixtures::site::Site;
 use std::fs;
 
@@ -175,7 +174,7 @@ fn verify_of_an_archive_refuses_members_that_are_there_twice_or_that_nobody_name
 fn verify_passes_a_nar_that_a_path_which_holds_shares_with_one_that_does_not() {
     let (site, [alice, ..]) = contributors();
     let sh = |script: &str| site.scratch.sh(script);
-    let twin = cache_tests::store_path("twin", site::random_seed());
+    let twin = cache_tests::store_path("twin", cache_tests::random_seed());
     let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
     sh(&format!("cp -a root$LIB root{twin}; nar-pack --root root --no-nix --export $LIB {twin} | narinfo-gen --no-nix --archive | cache-sign -k alice.sec > twins")).ok();
     sh(&format!("{verify} < twins > passed; test $(tar t < passed | grep -c ^nar/) = 1; mkdir d; tar x -C d < twins; chmod -R u+w d")).ok();

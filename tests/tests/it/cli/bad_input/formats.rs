@@ -1,7 +1,7 @@
 //! Bad input to nar-pack, narinfo-gen and cache-sign.
 
 use super::{BAD_PATH, Bench, GONE, case, on_terminal};
-use crate::fixtures::site::random_seed;
+use cache_tests::random_seed;
 use cache_tests::{EmbeddedS3, store_path};
 use std::fs;
 

@@ -2,8 +2,9 @@
 //! standard output, and nothing published. Each test prints its part of the table.
 
 use crate::fixtures::bucket::Service;
-use crate::fixtures::site::{ARCHIVE, Site, random_seed};
+use crate::fixtures::site::{ARCHIVE, Site};
 use cache_tests::Random;
+use cache_tests::random_seed;
 use std::fs;
 
 mod formats;

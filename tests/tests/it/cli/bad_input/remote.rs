@@ -2,7 +2,8 @@
 
 use super::{BAD_PATH, Bench, Case, GONE, case, on_terminal};
 use crate::fixtures::bucket::{Service, assert_closed, narinfo_keys, snapshot};
-use crate::fixtures::site::{PUBLISH, Site, random_seed};
+use crate::fixtures::site::{PUBLISH, Site};
+use cache_tests::random_seed;
 use cache_tests::{Credentials, EmbeddedS3, Minio, store_path};
 use std::net::TcpListener;
 

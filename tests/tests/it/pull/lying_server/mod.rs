@@ -4,7 +4,7 @@
 
 use crate::fixtures::forgery::{Forged, Forger, objects, small_nar, visible};
 use cache_tests::lying_server::{Answer, LyingServer, Objects, Plan};
-use cache_tests::{Credentials, Scratch, TIME_LIMIT, unique};
+use cache_tests::{Credentials, Scratch, TIMEOUT_SECONDS, unique};
 use narinfo_gen::compression::Compression;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -90,7 +90,7 @@ impl Scene {
     /// Runs `s3-pull` on these paths; one that hangs is ended.
     fn pull(&self, url: &str, args: &[&str], paths: &[String]) -> Said {
         let mut command = self.scratch.command("timeout");
-        command.args(["--kill-after=5", TIME_LIMIT, "s3-pull", "--stdin", "--idle-timeout", "1"]);
+        command.args(["--kill-after=5", TIMEOUT_SECONDS, "s3-pull", "--stdin", "--idle-timeout", "1"]);
         command.args(["--trusted-public-key", &self.forger.public()]).args(args).arg(url);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
