@@ -7,6 +7,8 @@ mod cli;
 mod faults;
 mod fixtures;
 mod formats;
+mod layers;
+mod names;
 mod pipelines;
 mod policies;
 /// What the fuzz targets check, replayed here without a fuzzer.

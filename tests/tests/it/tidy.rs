@@ -168,13 +168,13 @@ fn top_level() -> BTreeSet<String> {
 }
 
 /// All Rust files of the repository.
-fn sources() -> Vec<std::path::PathBuf> {
+pub(crate) fn sources() -> Vec<std::path::PathBuf> {
     let files = CODE.iter().flat_map(|dir| WalkDir::new(repository().join(dir)));
     let files = files.map(|entry| entry.unwrap().into_path());
     files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }
 
-fn read(path: &Path) -> String {
+pub(crate) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
