@@ -112,7 +112,7 @@ impl Forged {
     /// Whether exactly this path lies below `root`; panics where something else has its name.
     #[track_caller]
     pub fn lies_below(&self, root: &Path) -> bool {
-        let place = store_dir().below(Some(root), &self.narinfo.path);
+        let place = store_dir().real_path(Some(root), &self.narinfo.path);
         if place.symlink_metadata().is_err() {
             return false;
         }
@@ -139,7 +139,7 @@ pub fn objects<'a>(paths: impl IntoIterator<Item = &'a Forged>) -> Objects {
 
 /// The names of everything in the store below `root`.
 pub fn visible(root: &Path) -> Vec<String> {
-    let entries = fs::read_dir(store_dir().dir_below(Some(root))).into_iter().flatten();
+    let entries = fs::read_dir(store_dir().real_dir(Some(root))).into_iter().flatten();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
     names.sort_unstable();
