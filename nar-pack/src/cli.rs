@@ -4,29 +4,32 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser};
+use clap::{ArgAction, Args, Parser};
 
-/// Pack a file tree as a NAR, exactly as `nix-store --dump` does.
+/// Pack a file tree as a NAR, exactly as `nix-store --dump` does
 ///
-/// Also writes export streams of several store paths, and unpacks, lists and reads NARs.
+/// Also writes export streams of store paths, and unpacks, lists and reads NARs.
 #[derive(Debug, Parser)]
-#[command(name = "nar-pack", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP)]
+#[command(
+    name = "nar-pack", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,
+    disable_help_flag = true, disable_version_flag = true
+)]
 pub struct Cli {
-    /// File tree to pack; with --export, store paths; otherwise the NAR to read [default: standard input]
+    /// File tree to pack; with --export: store paths; with --unpack, --list or --cat: NAR to read (default: standard input)
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
 
-    /// Read the store paths to export from standard input, one per line
+    /// With --export: read store paths from standard input, one per line
     #[arg(long, requires = "export", help_heading = "Input")]
     pub stdin: bool,
 
-    /// Export the closure of the store paths
+    /// With --export: export the closure of the store paths
     ///
-    /// The closure is taken from --path-info, or from the installed Nix. Requires --export.
+    /// The closure is taken from --path-info or from the installed Nix.
     #[arg(short, long, requires = "export", help_heading = "Input")]
     pub recursive: bool,
 
-    /// Read store paths from below DIR
+    /// Read store paths below the file system root DIR
     ///
     /// The store path /nix/store/x is read from DIR/nix/store/x.
     #[arg(long, value_name = "DIR", help_heading = "Input")]
@@ -34,7 +37,7 @@ pub struct Cli {
 
     /// Write an export stream, as `nix-store --export` does
     ///
-    /// The stream contains the NAR of each store path, followed by its name, references and deriver. A path is written after its references.
+    /// The stream contains the NAR of each store path, followed by the path, its references and its deriver. Each path is written after its references.
     #[arg(short, long, conflicts_with_all = ["unpack", "list", "cat"], help_heading = "Output")]
     pub export: bool,
 
@@ -42,9 +45,9 @@ pub struct Cli {
     #[arg(short, long, value_name = "DIR", conflicts_with_all = ["list", "cat"], help_heading = "Output")]
     pub unpack: Option<PathBuf>,
 
-    /// Append ~nix~case~hack~N to names that differ only in case
+    /// With --unpack: rename files whose names differ only in case, as Nix does on macOS
     ///
-    /// Needed to unpack such names on a case-insensitive file system. The names are those that Nix uses on macOS. Requires --unpack.
+    /// Appends ~nix~case~hack~N to the second and each further name.
     #[arg(long, requires = "unpack", help_heading = "Output")]
     pub case_hack: bool,
 
@@ -63,6 +66,14 @@ pub struct Cli {
     /// The sources of path info and the store directory.
     #[command(flatten)]
     pub path_info_args: PathInfoArgs,
+
+    /// Print help: a summary with -h, all of it with --help
+    #[arg(short, long, action = ArgAction::Help, help_heading = "Common")]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Common")]
+    version: Option<bool>,
 }
 
 /// The sources of path info and the store directory, shared by every tool that describes store paths.
@@ -74,13 +85,13 @@ pub struct PathInfoArgs {
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub path_info: Option<PathBuf>,
 
-    /// Scan for references to the store paths listed in FILE [default: all in the store directory]
+    /// Scan for references to the store paths listed in FILE (default: those in the store directory)
     ///
-    /// Only paths without path info are scanned. FILE has one store path per line.
+    /// Only paths whose references are not known otherwise are scanned. FILE contains one store path per line.
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub candidates: Option<PathBuf>,
 
-    /// Do not query the installed Nix about store paths
+    /// Do not query the installed Nix
     #[arg(long, help_heading = "Input")]
     pub no_nix: bool,
 
@@ -100,7 +111,9 @@ const AFTER_HELP: &str = "\
 Examples:
   nar-pack ./result > hello.nar
   nar-pack --unpack ./tree < hello.nar
-  nar-pack --export -r ./result | ssh host nix-store --import";
+  nar-pack --export -r ./result | ssh host nix-store --import
+
+Run 'nar-pack --help' for more examples and the exit status.";
 
 const AFTER_LONG_HELP: &str = "\
 With --export, references are taken from --path-info, else from the installed Nix, else from a scan of the contents for the hash parts of candidate paths, as Nix does after a build.
@@ -118,6 +131,6 @@ Memory: 12 MiB plus the names of the largest directory, for a tree of any size; 
 
 Exit status:
   0    success
-  1    data was refused: a malformed NAR, or not a store path
+  1    refused: a malformed NAR, or not a store path
   2    wrong usage, or an operation failed
-  141  standard output was closed by its reader";
+  141  the reader of standard output closed it";

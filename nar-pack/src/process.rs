@@ -6,17 +6,12 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::{Arg, ArgAction, Command};
-
 use crate::error::{Error, Result};
 use crate::redact::{one_line, usage_message};
 
-/// Heading of the flags that every tool has.
-const COMMON_HEADING: &str = "Common";
-
 /// Runs a tool: parses its command line, calls `run`, prints the error if there is one, and returns the exit code.
 pub fn main<C: clap::Parser>(tool: &str, run: impl FnOnce(&C) -> Result) -> ExitCode {
-    let error = match parse_command_line::<C>() {
+    let error = match C::try_parse() {
         Ok(cli) => match run(&cli) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => error,
@@ -49,33 +44,6 @@ pub fn print_error(tool: &str, error: &Error) {
 /// Writes the text with one call, so that the lines of processes that share a terminal are not interleaved.
 fn write_stderr(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
-}
-
-fn parse_command_line<C: clap::Parser>() -> Result<C, clap::Error> {
-    let mut command = group_common_flags(C::command());
-    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
-    C::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
-}
-
-/// Lists `--help` and `--version` under [`COMMON_HEADING`]; clap gives the flags that it adds itself no heading.
-fn group_common_flags(command: Command) -> Command {
-    let has_long_help = command.get_long_about().is_some()
-        || command.get_after_long_help().is_some()
-        || command.get_arguments().any(|arg| arg.get_long_help().is_some() || arg.is_hide_short_help_set());
-    let mut command = command.mut_subcommands(group_common_flags);
-    if !command.is_disable_help_flag_set() {
-        let help = Arg::new("help").short('h').long("help").action(ArgAction::Help).help_heading(COMMON_HEADING);
-        command = command.disable_help_flag(true).arg(if has_long_help {
-            help.help("Print help (see more with '--help')").long_help("Print help (see a summary with '-h')")
-        } else {
-            help.help("Print help")
-        });
-    }
-    if !command.is_disable_version_flag_set() {
-        let version = Arg::new("version").short('V').long("version").action(ArgAction::Version);
-        command = command.disable_version_flag(true).arg(version.help("Print version").help_heading(COMMON_HEADING));
-    }
-    command
 }
 
 fn print_help(error: &clap::Error) -> ExitCode {
