@@ -12,8 +12,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::process;
 use nar_pack::stdio;
+use nar_pack::{process, redact};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use zeroize::Zeroizing;
@@ -110,7 +110,7 @@ fn looks_like_a_key(text: &str) -> bool {
     let (named, digits) = text.rsplit_once(':').map_or((false, text.as_str()), |(_, digits)| (true, digits));
     let are_digits = digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c));
     // A path of this length without a dot or a dash has no letters of both cases.
-    digits.len() >= SHORTEST_KEY && are_digits && (named || process::has_both_cases(digits))
+    digits.len() >= SHORTEST_KEY && are_digits && (named || redact::has_both_cases(digits))
 }
 
 fn warn_if_readable(file: &File, shown: &str) {

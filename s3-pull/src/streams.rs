@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::export::{self, Trailer};
-use nar_pack::nar::{Cat, Listed, Listing, Skip};
+use nar_pack::nar::{Cat, Listing, ListingEntry, Skip};
 use nar_pack::stdio::Output;
 use narinfo_gen::archive::{self, Object};
 use narinfo_gen::cache_info;
@@ -108,10 +108,10 @@ pub fn cat_unverified(
         Err(Error::refused(format!("{}: {}/{} {why}", source.display_url(&key), narinfo.path, inside.escape_ascii())))
     };
     let (size, offset) = match listed.context(|| source.display_url(&key))? {
-        Some(Listed::File { size, nar_offset: Some(offset), .. }) => (size, offset),
-        Some(Listed::File { .. }) => return Ok(false),
-        Some(Listed::Directory) => return refused("is a directory, not a file"),
-        Some(Listed::Symlink { target }) => {
+        Some(ListingEntry::File { size, nar_offset: Some(offset), .. }) => (size, offset),
+        Some(ListingEntry::File { .. }) => return Ok(false),
+        Some(ListingEntry::Directory) => return refused("is a directory, not a file"),
+        Some(ListingEntry::Symlink { target }) => {
             return refused(&format!("is a symbolic link, not a file; its target is {}", target.escape_debug()));
         }
         None => return refused("is not in the listing"),
@@ -146,7 +146,7 @@ pub fn export(runtime: &Handle, cache: &Arc<Cache>, candidates: &[Arc<Candidate>
             references: narinfo.references.clone(),
             deriver: narinfo.deriver.clone(),
         };
-        writer.path(&cache.store_dir, &trailer, |out| pass(body, narinfo, out))?;
+        writer.write_path(&cache.store_dir, &trailer, |out| pass(body, narinfo, out))?;
     }
     writer.finish()?.finish()
 }

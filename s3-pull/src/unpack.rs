@@ -60,7 +60,7 @@ pub async fn unpack(
     options: UnpackOptions,
     report: &mut Report,
 ) -> Result {
-    let store = cache.store_dir.dir_below(Some(root));
+    let store = cache.store_dir.real_dir(Some(root));
     if options.dry_run {
         return tell(walk, cache, &store, options.closed, report).await;
     }
@@ -409,7 +409,7 @@ async fn unpack_body(body: Body, candidate: &Arc<Candidate>, work: &Arc<Work>) -
         };
         let result = result.and_then(|()| options.owner.map_or(Ok(()), |owner| owner.take(&temporary)));
         if result.is_err() {
-            restorer.undo().context(|| narinfo.full_path())?;
+            restorer.abort().context(|| narinfo.full_path())?;
         }
         result
     });

@@ -15,7 +15,7 @@ use cache_policy::nix_conf::Client;
 use cache_sign::keys::{PublicKey, SecretKey};
 use nar_pack::error::{Error, Result};
 use nar_pack::export::{self, Trailer};
-use nar_pack::nar::{Listed, Listing, MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
+use nar_pack::nar::{Listing, ListingEntry, MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
 use narinfo_gen::archive;
 use narinfo_gen::cache_info::CacheInfo;
@@ -180,8 +180,7 @@ pub fn listing(bytes: &[u8]) {
     let read = Listing::parse(&out, out.len()).unwrap();
     for (names, offset, size) in &rewriter.files {
         let found = read.find(&names.join(&b'/')).unwrap();
-        let same =
-            matches!(found, Some(Listed::File { size: s, nar_offset: Some(o), .. }) if (s, o) == (*size, *offset));
+        let same = matches!(found, Some(ListingEntry::File { size: s, nar_offset: Some(o), .. }) if (s, o) == (*size, *offset));
         assert!(same, "{names:?}: {found:?}");
     }
     // Each directory is two levels of JSON, and serde_json reads no deeper than 128.
@@ -213,9 +212,9 @@ pub fn read_listing(bytes: &[u8]) {
     for _ in 0..100 {
         let Some((path, node)) = nodes.pop() else { return };
         let wanted = match node["type"].as_str().unwrap() {
-            "directory" => Listed::Directory,
-            "symlink" => Listed::Symlink { target: node["target"].as_str().unwrap().to_owned() },
-            _ => Listed::File {
+            "directory" => ListingEntry::Directory,
+            "symlink" => ListingEntry::Symlink { target: node["target"].as_str().unwrap().to_owned() },
+            _ => ListingEntry::File {
                 executable: node["executable"].as_bool().unwrap_or(false),
                 size: node["size"].as_u64().unwrap(),
                 nar_offset: node["narOffset"].as_u64(),
@@ -262,7 +261,7 @@ fn write_export(paths: &[Exported]) -> Vec<u8> {
     let mut writer = export::Writer::new(Vec::new());
     for (nar, trailer) in paths {
         writer
-            .path(&store_dir(), trailer, |out| {
+            .write_path(&store_dir(), trailer, |out| {
                 out.extend_from_slice(nar);
                 Ok(())
             })

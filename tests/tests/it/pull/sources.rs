@@ -161,7 +161,7 @@ fn names_that_a_file_system_takes_for_one_are_refused() {
         .scratch
         .sh("s3-pull --case-hack --root out \"file://$PWD/cache\" \"$APP\"; ls out$APP | grep -i a-file | tr A-Z a-z");
     site.scratch.sh("umount out").ok();
-    assert!(pulled.fails(1).contains("takes this name and another one"));
+    assert!(pulled.fails(1).contains("does not distinguish this name"));
     assert_eq!(left.ok(), "");
     assert_eq!(hacked.ok(), "a-file\na-file~nix~case~hack~1");
 }

@@ -1,4 +1,5 @@
-//! The open directories of a tree that is packed or restored; several threads work in them.
+//! The open directories of a tree that is packed or restored. Files are opened relative to them, so that no symbolic link
+//! is followed and no path is resolved twice; the threads at work in a directory share it.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,14 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::CWD;
 
-/// A directory, open until nothing is left to be done in it.
-pub(super) struct Dir {
+/// An open directory, closed when the last thread has finished its work there.
+pub(super) struct OpenDir {
     pub(super) fd: OwnedFd,
     pub(super) path: PathBuf,
 }
 
-/// What a name is relative to: a directory of the tree; none for the tree itself.
-pub(super) type Parent = Option<Arc<Dir>>;
+/// The directory that a name is relative to; none for the root of the tree.
+pub(super) type Parent = Option<Arc<OpenDir>>;
 
 pub(super) fn fd_of(parent: &Parent) -> BorrowedFd<'_> {
     parent.as_ref().map_or(CWD, |dir| dir.fd.as_fd())
@@ -26,7 +27,7 @@ pub(super) fn path_of(parent: &Parent, name: &[u8]) -> PathBuf {
     parent.as_ref().map_or_else(|| PathBuf::from(name), |dir| dir.path.join(name))
 }
 
-/// What a thread that died held is as it left it, and its death is told otherwise.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks a mutex that a panicked thread may have poisoned: the panic is reported when the thread is joined.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
