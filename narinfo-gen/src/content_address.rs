@@ -27,9 +27,11 @@ fn source_hash_part(narinfo: &NarInfo) -> String {
         text.push(':');
         text.push_str(&narinfo.store_dir.join(reference));
     }
-    text.push_str(":sha256:");
-    text.push_str(&hex::encode(narinfo.nar_hash.as_bytes()));
-    text.push_str(&format!(":{}:{}", narinfo.store_dir, name_of(&narinfo.path)));
+    let nar_hash = hex::encode(narinfo.nar_hash.as_bytes());
+    for field in ["sha256", &nar_hash, narinfo.store_dir.as_str(), name_of(&narinfo.path)] {
+        text.push(':');
+        text.push_str(field);
+    }
     let mut folded = [0; 20];
     for (index, byte) in Sha256::of(text.as_bytes()).as_bytes().iter().enumerate() {
         folded[index % 20] ^= byte;

@@ -85,6 +85,7 @@ pub fn create_spool_file() -> Result<File> {
 
 /// Returns the error of a write to a file of [`create_spool_file`].
 #[must_use]
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
 pub fn spool_write_error(error: io::Error) -> Error {
     let error = Error::failed(format!("cannot write to the spool file in {}: {error}", env::temp_dir().display()));
     error.with_hint("set TMPDIR to a writable directory with enough free space")
@@ -95,6 +96,7 @@ fn unless_interrupted(error: io::Error, describe: impl FnOnce(io::Error) -> Erro
     if error.kind() == io::ErrorKind::Interrupted { error } else { describe(error).into() }
 }
 
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
 fn read_error(error: io::Error) -> Error {
     Error::failed(format!("cannot read the spool file in {}: {error}", env::temp_dir().display()))
 }
