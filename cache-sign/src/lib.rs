@@ -121,7 +121,7 @@ fn sign(args: &Sign) -> Result {
         (Kind::Narinfo, input) => {
             let mut text = TextWriter::new(stdio::stdout(None)?);
             let result = narinfo::read_text(input, &store_dir, |narinfo, more| text.write(&each(narinfo), more));
-            result.inspect_err(|_| text.cut_off())?;
+            result.inspect_err(|_| text.mark_truncated())?;
             text.into_inner().finish()?;
         }
         (_, input) => {
@@ -163,7 +163,7 @@ fn verify(args: &Verify) -> Result {
             let result = narinfo::read_text(input, &store_dir, |narinfo, _| {
                 if judge(&narinfo) { text.write(&narinfo, false) } else { Ok(()) }
             });
-            result.inspect_err(|_| text.cut_off())?;
+            result.inspect_err(|_| text.mark_truncated())?;
             text.into_inner().finish()?;
         }
         ((_, input), json) => {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::stdio::read_text;
-use narinfo_gen::content_address::proves_itself;
+use narinfo_gen::content_address::is_content_addressed;
 use narinfo_gen::narinfo::NarInfo;
 
 use crate::cli::{PublicKeys, Trust};
@@ -132,7 +132,7 @@ impl TrustedKeys {
                 signers.push(key);
             }
         }
-        Judgement { signers, proves_itself: proves_itself(narinfo), threshold: self.threshold }
+        Judgement { signers, proves_itself: is_content_addressed(narinfo), threshold: self.threshold }
     }
 
     /// What `signature`, one of the narinfo's, is worth.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::Visitor;
-use narinfo_gen::compression::{Compression, XZ_THREADS_MEMORY};
+use narinfo_gen::compression::{Compression, MAX_XZ_THREADING_MEMORY};
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{Threads, digest_nar_with};
 use s3_push::remote::chunks::ChunkReader;
@@ -76,7 +76,8 @@ pub fn check(
         tap(bytes)
     };
     let alone = if narinfo.nar_size >= LARGE { ALONE.try_lock().ok() } else { None };
-    let (threads, ahead) = if alone.is_some() { (Threads::All, XZ_THREADS_MEMORY) } else { (Threads::One, AHEAD) };
+    let (threads, ahead) =
+        if alone.is_some() { (Threads::All, MAX_XZ_THREADING_MEMORY) } else { (Threads::One, AHEAD) };
     let left = narinfo.file_size.unwrap_or(most).min(most);
     let input = Limited { inner: input, read: 0, left, unpacked: &unpacked, ahead };
     let digests = digest_nar_with(input, method, threads, Some(narinfo.nar_size), visitor, tap)

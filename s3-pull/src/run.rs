@@ -152,13 +152,13 @@ async fn emit_all(cli: &Cli, cache: &Cache) -> Result {
             Ok(None) => {}
             Err(failure) if failure.is_refusal() => refusals.push(failure),
             Err(failure) => {
-                text.cut_off();
+                text.mark_truncated();
                 return Err(failure);
             }
         }
     }
     if !refusals.is_empty() {
-        text.cut_off();
+        text.mark_truncated();
     }
     text.into_inner().finish()?;
     list.finish()?;

@@ -228,7 +228,7 @@ fn key_of(narinfo: &NarInfo) -> Result<String> {
     let named =
         matches!(Object::of_key(&narinfo.url), Some(Object::Nar(Some(hash))) if Some(hash) == narinfo.file_hash);
     let method = Compression::from_name(&narinfo.compression)?;
-    if named && method.is_told_by(&narinfo.url) {
+    if named && method.matches_key(&narinfo.url) {
         return Ok(narinfo.url.clone());
     }
     match narinfo.file_hash {
