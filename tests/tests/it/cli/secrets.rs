@@ -9,7 +9,7 @@ use std::thread;
 
 use crate::fixtures::bucket::Service;
 use crate::fixtures::site::{ARCHIVE, PUBLISH, Site};
-use cache_tests::{Credentials, EmbeddedS3, Minio, Outcome};
+use cache_tests::{CommandOutput, Credentials, EmbeddedS3, Minio};
 
 /// A site whose every secret is known.
 struct Watched {
@@ -37,7 +37,7 @@ impl Watched {
 
     /// Runs a script and looks at every word that it wrote.
     #[track_caller]
-    fn run(&self, script: &str) -> Outcome {
+    fn run(&self, script: &str) -> CommandOutput {
         let outcome = self.site.scratch.sh(script);
         let stdout = String::from_utf8_lossy(&outcome.stdout);
         for secret in &self.secrets {

@@ -9,7 +9,7 @@ use crate::fixtures::forgery::{Forged, Forger, file_nar, objects, small_nar};
 use crate::fixtures::site::{PUBLISH, Site};
 use cache_tests::lying_server::{Answer, Asked, LyingServer, Objects, etag};
 use cache_tests::tls_front::TlsFront;
-use cache_tests::{Credentials, Minio, Outcome, Random, Scratch};
+use cache_tests::{CommandOutput, Credentials, Minio, Random, Scratch};
 use narinfo_gen::compression::Compression;
 
 const MIB: usize = 1 << 20;
@@ -35,7 +35,7 @@ impl Scene {
         self.forger.path("large", file_nar(&contents), Compression::None, &[])
     }
 
-    fn pull(&self, url: &str, args: &str, path: &Forged) -> Outcome {
+    fn pull(&self, url: &str, args: &str, path: &Forged) -> CommandOutput {
         self.scratch.sh(&format!("s3-pull --root out {args} '{url}' {}", path.full_path()))
     }
 

@@ -1,34 +1,34 @@
-//! A server of a test: a loopback port, and a thread for each connection to it.
+//! A TCP listener on a free loopback port with a thread for each connection.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{io, thread};
 
-/// A listener on a loopback port of its own. It ends when this is dropped.
+/// A listener on a free loopback port. It stops when dropped.
 #[derive(Debug)]
-pub(crate) struct Listener {
+pub(crate) struct LoopbackListener {
     endpoint: String,
-    ended: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
 }
 
-impl Listener {
-    /// Gives each connection to `serve`. What that says of a client that goes away is the client's business.
+impl LoopbackListener {
+    /// Calls `serve` with each connection, in a thread of its own. Its errors are ignored: clients may disconnect.
     pub(crate) fn start(serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
-        let endpoint = listener.local_addr().expect("its number").to_string();
-        let ended = Arc::new(AtomicBool::new(false));
-        let (serve, has_ended) = (Arc::new(serve), Arc::clone(&ended));
+        let endpoint = listener.local_addr().expect("the address of the listener").to_string();
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (serve, is_stopped) = (Arc::new(serve), Arc::clone(&stopped));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                if has_ended.load(Ordering::Relaxed) {
+                if is_stopped.load(Ordering::Relaxed) {
                     return;
                 }
                 let serve = Arc::clone(&serve);
                 thread::spawn(move || drop(serve(client)));
             }
         });
-        Self { endpoint, ended }
+        Self { endpoint, stopped }
     }
 
     /// `127.0.0.1:PORT`.
@@ -37,10 +37,10 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for LoopbackListener {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        // The listener wakes up, and sees it.
+        self.stopped.store(true, Ordering::Relaxed);
+        // Wakes the listener up, so that it sees the flag.
         drop(TcpStream::connect(&self.endpoint));
     }
 }
