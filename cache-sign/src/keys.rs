@@ -75,14 +75,14 @@ impl SecretKey {
                 .map_err(|_| invalid("its public half does not match its secret half".to_owned()))?
         } else if let Ok(secret) = <&[u8; SECRET_KEY_LENGTH]>::try_from(decoded) {
             if !allow_seed {
-                let error = wrong_size(&size.to_string());
+                let error = wrong_size(&format!("{size} bytes"));
                 return Err(
                     error.with_hint("pass --seed if this is the secret half alone; a public key also has 32 bytes")
                 );
             }
             SigningKey::from_bytes(secret)
         } else {
-            return Err(wrong_size(&size.to_string()));
+            return Err(wrong_size(&format!("{size} bytes")));
         };
         Ok(Self { name: name.to_owned(), key: Box::new(key) })
     }
@@ -131,7 +131,7 @@ impl PublicKey {
         let bytes: &[u8; PUBLIC_KEY_LENGTH] = bytes
             .as_slice()
             .try_into()
-            .map_err(|_| invalid(format!("expected {PUBLIC_KEY_LENGTH} bytes, found {}", bytes.len())))?;
+            .map_err(|_| invalid(format!("expected {PUBLIC_KEY_LENGTH} bytes, found {} bytes", bytes.len())))?;
         let key = VerifyingKey::from_bytes(bytes).map_err(|_| invalid("not a point on the curve".to_owned()))?;
         Ok(Self { name: name.to_owned(), key })
     }

@@ -120,7 +120,9 @@ impl TrustedKeys {
         let count = distinct.iter().enumerate().filter(|(i, key)| is_first(*i, key)).count();
         let threshold = args.threshold as usize;
         if count < threshold {
-            let error = Error::usage(format!("--threshold {threshold}: only {count} different trusted keys are given"));
+            let error = Error::usage(format!(
+                "the threshold is {threshold}, but the number of different trusted keys is {count}"
+            ));
             return Err(error.with_hint("lower --threshold, or give more keys with --trusted-public-key"));
         }
         Ok(Self { keys: distinct, threshold })
