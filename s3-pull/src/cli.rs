@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cache_sign::cli::Trust;
+use cache_sign::cli::TrustArgs;
 use clap::Parser;
 use s3_push::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
@@ -65,7 +65,7 @@ pub struct Cli {
 
     /// Which keys to trust
     #[command(flatten)]
-    pub trust: Trust,
+    pub trust: TrustArgs,
 
     /// Do not check signatures; hashes are checked all the same
     #[arg(long)]

@@ -235,7 +235,7 @@ fn a_key_in_the_place_of_any_other_argument_is_not_quoted() {
         }
         let said = watched.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
         said.ok();
-        assert!(said.stderr.contains("there was no signature of that name"), "{}", said.stderr);
+        assert!(said.stderr.contains("no signature by a key of this name"), "{}", said.stderr);
     }
 }
 

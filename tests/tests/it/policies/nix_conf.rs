@@ -128,7 +128,7 @@ fn nix_conf_respects_what_is_there() {
     run("--write nix.conf").ok();
     let said = run("--remove nix.conf");
     said.ok();
-    assert!(said.stderr.contains("still names the cache"), "{}", said.stderr);
+    assert!(said.stderr.contains("still configured"), "{}", said.stderr);
     assert_eq!(now(), "substituters = https://cache.example.org/\n");
     // Nothing is written where it cannot be: not half of it either.
     conf("include absent.conf\n");
@@ -148,7 +148,7 @@ fn nix_conf_respects_what_is_there() {
     conf("no setting at all\n\u{b} = 1\n");
     let said = run("--write nix.conf");
     said.ok();
-    assert!(said.stderr.contains("nix.conf, line 1: not a line of nix.conf"), "{}", said.stderr);
+    assert!(said.stderr.contains("nix.conf, line 1: invalid line"), "{}", said.stderr);
     assert!(now().starts_with("no setting at all\n\u{b} = 1\n# cache-policy begin"), "{}", now());
     run("--write no/such/directory/nix.conf").fails(2);
     run("--write new.conf").ok();
@@ -162,7 +162,7 @@ fn nix_conf_respects_what_is_there() {
         run(arguments).fails(2);
     }
     let said = run("--write /proc/self/nix.conf").fails(2);
-    assert!(said.contains("writing /proc/self/nix.conf") && !said.contains(".cache-policy."), "{said}");
+    assert!(said.contains("cannot write /proc/self/nix.conf") && !said.contains(".cache-policy."), "{said}");
     let only = run("--only").ok();
     assert_eq!(only, format!("substituters = https://cache.example.org\ntrusted-public-keys = {key}"));
 }
@@ -267,7 +267,7 @@ fn a_linked_nix_conf_includes_what_lies_beside_the_link() {
     assert_eq!(scratch.sh("readlink etc/nix.conf").ok(), "../static/nix.conf");
     fs::write(scratch.path().join("etc/keys.conf"), "substituters = https://c.example.org/?priority=3\n").unwrap();
     let said = run("--remove etc/nix.conf");
-    assert!(said.stderr.contains("still names the cache"), "{}", said.stderr);
+    assert!(said.stderr.contains("still configured"), "{}", said.stderr);
     assert_eq!(scratch.sh("cat static/nix.conf").ok(), "include keys.conf");
 }
 

@@ -73,7 +73,7 @@ fn keys_come_from_files_descriptors_and_variables() {
     assert_eq!(sh("cache-sign public-key --seed --key-fd 3 3< half.sec").ok(), alice);
     let said = sh("chmod 644 alice.sec; cache-sign -k alice.sec < narinfos > out; chmod 600 alice.sec");
     said.ok();
-    assert!(said.stderr.contains("others may read it (mode 0644)"), "{}", said.stderr);
+    assert!(said.stderr.contains("readable by other users (mode 0644)"), "{}", said.stderr);
     site.scratch.env("SECRET", &secret);
     for (script, status) in [
         ("cache-sign --key-fd 9 < narinfos", 2),

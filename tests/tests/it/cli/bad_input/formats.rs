@@ -113,7 +113,7 @@ fn cache_sign() {
         case("empty key file", "cache-sign -k empty < narinfos", 1, "empty"),
         case("key of a bad length", "cache-sign -k short.sec < narinfos", 1, "short.sec|short-1|64|3 bytes"),
         case("key without a name", "cache-sign -k noname.sec < narinfos", 1, "noname.sec|name"),
-        case("key that is not base 64", "cache-sign -k text.sec < narinfos", 1, "text.sec|base 64"),
+        case("key that is not base 64", "cache-sign -k text.sec < narinfos", 1, "text.sec|base64"),
         case("random bytes as key", "cache-sign -k random < narinfos", 1, "random"),
         case(
             "public key where a secret one should be",
