@@ -11,9 +11,9 @@ use narinfo_gen::compression::Compression;
 use tempfile::SpooledTempFile;
 use tokio::runtime::Handle;
 
-use crate::body::Span;
 use crate::fetch;
 use crate::sources::{Alternatives, Candidate, Sources};
+use s3_push::remote::transfer::ByteRange;
 
 /// The maximum size of a listing, in bytes.
 const MAX_LISTING_SIZE: usize = 64 << 20;
@@ -45,7 +45,7 @@ fn read_file(runtime: &Handle, sources: &Sources, candidate: &Candidate, file: &
     let body = runtime.block_on(fetch::open_nar(sources, candidate))?;
     let mut contents = tempfile::spooled_tempfile(MAX_FILE_IN_MEMORY);
     let mut visitor = Cat::new(file, &mut contents);
-    fetch::verify_nar(fetch::reader(body), &candidate.narinfo, &mut visitor, |_| Ok(()))?;
+    fetch::verify_nar(body.into_reader(), &candidate.narinfo, &mut visitor, |_| Ok(()))?;
     visitor.finish().context(|| candidate.narinfo.full_path())?;
     Ok(contents)
 }
@@ -69,9 +69,9 @@ pub fn cat_unverified(
     let key = format!("{}.ls", narinfo.path.hash_part());
     let Some(listing) = runtime.block_on(remote.text(&key, MAX_LISTING_SIZE))? else { return Ok(false) };
     let listing = Listing::parse(listing.as_bytes(), MAX_LISTING_SIZE);
-    let entry = listing.and_then(|listing| listing.find(file)).context(|| remote.shown(&key))?;
+    let entry = listing.and_then(|listing| listing.find(file)).context(|| remote.display_url(&key))?;
     let refused = |message: &str| {
-        let (listing, file) = (remote.shown(&key), file.escape_ascii());
+        let (listing, file) = (remote.display_url(&key), file.escape_ascii());
         Err(Error::refused(format!("{listing}: {}/{file} {message}", narinfo.path)))
     };
     let (size, offset) = match entry {
@@ -87,9 +87,9 @@ pub fn cat_unverified(
     else {
         return refused("is not within the NAR according to the listing");
     };
-    let span = Span { from: offset - LENGTH_FIELD as u64, to: Some(end) };
-    let Some(body) = runtime.block_on(remote.part(&narinfo.url, span))? else { return Ok(false) };
-    let mut body = fetch::reader(body);
+    let range = ByteRange { start: offset - LENGTH_FIELD as u64, end: Some(end) };
+    let Some(body) = runtime.block_on(remote.get_range(&narinfo.url, range))? else { return Ok(false) };
+    let mut body = body.into_reader();
     let mut length = [0; LENGTH_FIELD];
     body.read_exact(&mut length)?;
     if u64::from_le_bytes(length) != size {

@@ -10,10 +10,9 @@ use nar_pack::nar::Visitor;
 use narinfo_gen::compression::{Compression, XZ_THREADS_MEMORY};
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{Threads, digest_nar_with};
-use s3_push::remote::chunks::ChunkReader;
 
-use crate::body::Body;
 use crate::sources::{Alternatives, Candidate, Sources};
+use s3_push::remote::transfer::Body;
 
 /// The minimum size in bytes of a NAR that is decompressed on several threads.
 const MIN_PARALLEL_NAR_SIZE: u64 = 32 << 20;
@@ -32,7 +31,7 @@ pub async fn open_nar(sources: &Sources, candidate: &Candidate) -> Result<Body> 
     let (narinfo, remote) = (&candidate.narinfo, sources.remote(candidate));
     Compression::from_name(&narinfo.compression).context(|| narinfo.full_path())?;
     let missing = || {
-        let url = remote.shown(&narinfo.url);
+        let url = remote.display_url(&narinfo.url);
         Error::refused(format!("{}: its NAR {url} is not in the cache", narinfo.full_path()))
     };
     let body = remote.get(&narinfo.url, narinfo.file_size).await?.ok_or_else(missing)?;
@@ -85,12 +84,6 @@ pub fn verify_nar(
     let digests = digest_nar_with(input, method, threads, Some(narinfo.nar_size), visitor, tap)
         .context(|| narinfo.full_path())?;
     digests.require(narinfo)
-}
-
-/// Returns a blocking reader of a body.
-#[must_use]
-pub fn reader(body: Body) -> ChunkReader {
-    ChunkReader::new(body.chunks)
 }
 
 /// Returns the maximum size of so many bytes after compression, without constant overhead.

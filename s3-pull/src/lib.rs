@@ -17,7 +17,6 @@
 //! | [`refusals`] | errors of paths, counted by their cause |
 //! | [`report`] | the result of each path, and the summary |
 
-pub mod body;
 pub mod cat;
 pub mod cli;
 pub mod closure;
@@ -26,7 +25,6 @@ pub mod mode;
 pub mod refusals;
 pub mod report;
 mod run;
-pub mod source;
 pub mod sources;
 pub mod staging;
 pub mod streams;

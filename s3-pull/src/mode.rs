@@ -10,9 +10,9 @@ use nar_pack::error::{Error, Result};
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use s3_push::remote::location::VARIABLE;
+use s3_push::remote::progress::Verbosity;
 use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::Access;
-use s3_push::report::Verbosity;
 
 use crate::cli::Cli;
 use crate::unpack::UnpackOptions;
@@ -167,9 +167,10 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
     RemoteSettings {
         access: if cli.no_sign_request { Access::Anonymous } else { Access::SignedIfPossible },
         limits: RequestLimits {
-            idle: Duration::from_secs(cli.idle_timeout.into()),
-            attempts: cli.attempts,
-            in_flight: cli.jobs,
+            idle_timeout: Duration::from_secs(cli.idle_timeout.into()),
+            max_attempts: cli.attempts,
+            // Lookups and downloads run at the same time.
+            max_in_flight: 2 * cli.jobs,
         },
         netrc: cli.netrc_file.clone().or_else(netrc),
     }

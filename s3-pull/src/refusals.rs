@@ -7,7 +7,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StorePath};
 use narinfo_gen::narinfo::NarInfo;
-use s3_push::report::Verbosity;
+use s3_push::remote::progress::Verbosity;
 
 use crate::TOOL;
 

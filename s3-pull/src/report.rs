@@ -8,7 +8,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio::Output;
 use nar_pack::store_path::StorePath;
-use s3_push::report::Verbosity;
+use s3_push::remote::progress::Verbosity;
 use serde_json::json;
 
 use crate::TOOL;
@@ -61,7 +61,13 @@ impl Report {
     /// Creates a report that also writes JSON to `json`, if given.
     #[must_use]
     pub fn new(json: Option<Output>, verbosity: Verbosity) -> Self {
-        Self { json, verbosity, counts: Counts::default(), refusals: Refusals::default(), bar: verbosity.bar() }
+        Self {
+            json,
+            verbosity,
+            counts: Counts::default(),
+            refusals: Refusals::default(),
+            bar: verbosity.progress_bar(),
+        }
     }
 
     /// Counts a path that is to be fetched.
@@ -91,7 +97,7 @@ impl Report {
             self.counts.nar_bytes += narinfo.nar_size;
             self.counts.file_bytes += narinfo.file_size.unwrap_or(0);
         }
-        let source = sources.remote(candidate).shown("");
+        let source = sources.remote(candidate).display_url("");
         if self.verbosity == Verbosity::Verbose {
             let from = if status == Status::Present { String::new() } else { format!(", {source}") };
             let message = format!("{}: {}{from}", narinfo.full_path(), status.name());

@@ -9,19 +9,20 @@ use nar_pack::error::{Error, Result};
 use nar_pack::stdio;
 use narinfo_gen::narinfo::TextWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use s3_push::report::Verbosity;
+use s3_push::remote::progress::Verbosity;
 use tokio::runtime::{Handle, Runtime};
 
+use crate::TOOL;
 use crate::cat;
 use crate::cli::Cli;
 use crate::closure::{ClosureWalk, ResolvedClosure};
 use crate::mode::{Format, Mode, Request, Selection};
 use crate::refusals::Refusals;
 use crate::report::Report;
-use crate::source::RemoteOptions;
 use crate::sources::{Candidate, RequestedPath, Sources};
 use crate::streams;
 use crate::unpack::{UnpackOptions, unpack};
+use s3_push::remote::RemoteOptions;
 
 /// Runs `s3-pull`.
 ///
@@ -45,7 +46,8 @@ fn raise_open_file_limit() {
 
 fn execute(runtime: &Handle, request: Request) -> Result {
     let Request { mode, selection, urls, remote, trusted, store_dir, jobs, verbosity } = request;
-    let options = RemoteOptions { access: remote.access, limits: remote.limits, netrc: remote.netrc.as_deref() };
+    let options =
+        RemoteOptions { access: remote.access, limits: remote.limits, netrc: remote.netrc.as_deref(), tool: TOOL };
     let sources = Arc::new(runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?);
     if let (Selection::All, Mode::Write(format @ (Format::Narinfo | Format::List))) = (&selection, &mode) {
         return runtime.block_on(write_all(&sources, format, jobs, verbosity));

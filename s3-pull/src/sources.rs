@@ -13,7 +13,7 @@ use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::TOOL;
-use crate::source::{RemoteOptions, Source as Remote};
+use s3_push::remote::{Remote, RemoteOptions};
 
 /// The caches in the order in which they are tried, and the checks that a narinfo must pass.
 pub struct Sources {
@@ -104,7 +104,7 @@ impl Sources {
     /// Returns the number of bytes received from all caches.
     #[must_use]
     pub fn received(&self) -> u64 {
-        self.remotes.iter().map(|remote| remote.moved()).sum()
+        self.remotes.iter().map(|remote| remote.bytes_received()).sum()
     }
 
     /// Lists the paths of all caches, each once.
@@ -114,7 +114,7 @@ impl Sources {
     pub async fn list(&self) -> Result<Vec<RequestedPath>> {
         let mut hashes = Vec::new();
         for remote in &self.remotes {
-            hashes.extend(remote.list().await?);
+            hashes.extend(remote.list_hash_parts().await?);
         }
         hashes.sort_unstable();
         hashes.dedup();
@@ -206,9 +206,9 @@ impl Sources {
         let hash = requested.hash_part();
         let key = format!("{hash}.narinfo");
         let Some(text) = remote.text(&key, narinfo::MAX_SIZE).await? else { return Ok(None) };
-        let narinfo = NarInfo::parse(&text, &self.store_dir).context(|| remote.shown(&key))?;
+        let narinfo = NarInfo::parse(&text, &self.store_dir).context(|| remote.display_url(&key))?;
         if narinfo.path.hash_part() != hash {
-            let message = format!("{}: describes another path: {}", remote.shown(&key), narinfo.path);
+            let message = format!("{}: describes another path: {}", remote.display_url(&key), narinfo.path);
             return Err(Error::refused(message));
         }
         if let RequestedPath::Path(path) = requested
@@ -228,7 +228,7 @@ async fn check_store_dir(remote: &Remote, store_dir: &StoreDir) -> Result {
     let limit = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
     let Some(text) = remote.text(cache_info::KEY, limit).await? else { return Ok(()) };
     let info = CacheInfo::parse(&text).and_then(|info| info.require(store_dir));
-    info.context(|| remote.shown(cache_info::KEY))
+    info.context(|| remote.display_url(cache_info::KEY))
 }
 
 /// The candidates for one path, cache by cache, until one of them can be fetched and verified.

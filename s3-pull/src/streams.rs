@@ -21,9 +21,9 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::body::Body;
 use crate::fetch;
 use crate::sources::{Candidate, Sources};
+use s3_push::remote::transfer::Body;
 
 /// The number of bytes at the end of a NAR that are written only after it has been verified.
 const WITHHELD_BYTES: usize = 64;
@@ -43,7 +43,7 @@ pub fn nar(runtime: &Handle, sources: &Sources, candidate: &Arc<Candidate>, out:
 
 fn write_nar(body: Body, narinfo: &NarInfo, out: &mut impl Write) -> Result {
     let mut tail = Vec::with_capacity(2 * WITHHELD_BYTES);
-    fetch::verify_nar(fetch::reader(body), narinfo, &mut Skip, |bytes| {
+    fetch::verify_nar(body.into_reader(), narinfo, &mut Skip, |bytes| {
         tail.extend_from_slice(bytes);
         let writable = tail.len().saturating_sub(WITHHELD_BYTES);
         out.write_all(&tail[..writable])?;
@@ -104,7 +104,7 @@ fn write_archive_entry(writer: &mut archive::Writer<Output>, body: Body, mut nar
     };
     narinfo.url = archive_key(&narinfo)?;
     let written = {
-        let mut tee = Tee { inner: fetch::reader(body), chunks };
+        let mut tee = Tee { inner: body.into_reader(), chunks };
         let written = writer.member(&narinfo.url, size, &mut tee);
         if written.is_ok() {
             let _ = tee.chunks.blocking_send(Ok(Chunk::End));

@@ -149,17 +149,6 @@ pub enum Sse {
     Kms,
 }
 
-impl Sse {
-    /// Its name in a request.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Aes256 => "AES256",
-            Self::Kms => "aws:kms",
-        }
-    }
-}
-
 /// Object lock modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LockMode {
@@ -167,17 +156,6 @@ pub enum LockMode {
     Governance,
     /// Nobody can shorten it
     Compliance,
-}
-
-impl LockMode {
-    /// Its name in a request.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Governance => "GOVERNANCE",
-            Self::Compliance => "COMPLIANCE",
-        }
-    }
 }
 
 /// A number of bytes: `10`, `64KiB`, `8MiB`, `1GiB`.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio::Output;
@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::TOOL;
 use crate::publish::upload::Uploader;
+use crate::remote::progress::Verbosity;
 
 /// What became of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,38 +44,6 @@ impl Status {
     }
 }
 
-/// How much is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verbosity {
-    /// Errors only.
-    Quiet,
-    /// What a person wants to know.
-    Normal,
-    /// Every path.
-    Verbose,
-}
-
-impl Verbosity {
-    /// As the flags ask for.
-    #[must_use]
-    pub fn new(quiet: bool, verbose: bool) -> Self {
-        match (quiet, verbose) {
-            (true, _) => Self::Quiet,
-            (_, true) => Self::Verbose,
-            _ => Self::Normal,
-        }
-    }
-
-    /// A bar that counts bytes: on a terminal, nothing elsewhere.
-    #[must_use]
-    pub fn bar(self) -> ProgressBar {
-        let target = if self == Self::Quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({binary_bytes_per_sec}) {elapsed}");
-        if let Ok(style) = style { bar.with_style(style) } else { bar }
-    }
-}
-
 /// Gathers and tells.
 pub struct Report {
     out: Output,
@@ -93,7 +62,7 @@ impl Report {
     /// A report on `out`.
     #[must_use]
     pub fn new(out: Output, json: bool, talk: Verbosity) -> Self {
-        let bar = talk.bar();
+        let bar = talk.progress_bar();
         Self { out, json, talk, sent: 0, present: 0, signed: 0, upstream: 0, bytes: 0, refusals: Vec::new(), bar }
     }
 
@@ -179,7 +148,7 @@ impl Report {
     /// # Errors
     /// The refusal, when there was one; when there were several each is told, and how many there were.
     pub fn finish(mut self, uploader: &Uploader) -> Result {
-        let (requests, retries) = (uploader.bucket.requests(), uploader.bucket.retries());
+        let (requests, retries) = (uploader.bucket.request_counts(), uploader.bucket.retries());
         let total: u64 = requests.iter().map(|(_, count)| count).sum();
         if self.json {
             let summary = json!({ "summary": {

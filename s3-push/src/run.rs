@@ -23,14 +23,15 @@ use crate::TOOL;
 use crate::cli::Cli;
 use crate::publish::existing::Existing;
 use crate::publish::intake::Intake;
-use crate::publish::object_options::ObjectOptions;
+use crate::publish::object_options::object_options;
 use crate::publish::publisher::{Options, Publisher};
 use crate::publish::upload::{Body, BodyLength, ByteBudget, ObjectTarget, Overwrite, Part, PartSizes, Uploader};
 use crate::publish::upstream::Upstreams;
 use crate::remote::location::{Location, VARIABLE};
+use crate::remote::progress::Verbosity;
 use crate::remote::retry::RequestLimits;
 use crate::remote::s3::{Access, Bucket};
-use crate::report::{Report, Verbosity};
+use crate::report::Report;
 
 const WANTED: &str = "a cache archive, an export stream, a NAR or narinfo text";
 /// Events that may wait to be handled.
@@ -108,7 +109,7 @@ async fn missing(location: Location, cli: &Cli, store_dir: &StoreDir, paths: &[S
 
 fn limits(cli: &Cli) -> RequestLimits {
     let idle = Duration::from_secs(cli.idle_timeout.into());
-    RequestLimits { idle, attempts: cli.attempts, in_flight: cli.jobs }
+    RequestLimits { idle_timeout: idle, max_attempts: cli.attempts, max_in_flight: cli.jobs }
 }
 
 async fn connect(location: Location, cli: &Cli) -> Bucket {
@@ -116,16 +117,16 @@ async fn connect(location: Location, cli: &Cli) -> Bucket {
     if cli.verbose {
         process::print_message(
             TOOL,
-            format!("{}: credentials from {}", bucket.location().shown(""), bucket.provider().await),
+            format!("{}: credentials from {}", bucket.display_url(""), bucket.credential_source().await),
         );
     }
     bucket
 }
 
 fn uploader(cli: &Cli, location: Location, runtime: &Runtime) -> Result<Arc<Uploader>> {
-    let storage = ObjectOptions::from_cli(&cli.stored)?;
+    let options = object_options(&cli.stored)?;
     let bucket = runtime.block_on(connect(location, cli));
-    Ok(Arc::new(Uploader::new(Arc::new(bucket.with_storage(storage).dry(cli.dry_run)))))
+    Ok(Arc::new(Uploader::new(Arc::new(bucket.with_object_options(options).with_dry_run(cli.dry_run)))))
 }
 
 fn push(runtime: &Runtime, cli: &Cli, location: Location, store_dir: StoreDir, path: Option<StorePath>) -> Result {
@@ -247,7 +248,7 @@ fn push_bytes(runtime: &Runtime, cli: &Cli, location: Location, key: &str) -> Re
     };
     let (bytes, _) = runtime.block_on(until_interrupted(&uploader, sending))?;
     if !cli.quiet {
-        let shown = uploader.bucket.location().shown(key);
+        let shown = uploader.bucket.display_url(key);
         process::print_message(TOOL, format!("{shown}: {}", indicatif::HumanBytes(bytes)));
     }
     Ok(())

@@ -13,10 +13,10 @@ use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::retry::Backoff;
 
 use super::UnpackContext;
-use crate::body::Body;
 use crate::fetch;
 use crate::sources::{Alternatives, Candidate};
 use crate::staging::exists;
+use s3_push::remote::transfer::Body;
 
 /// Size of the buffer in front of the hash function, in bytes.
 const HASH_BUFFER_SIZE: usize = 256 * 1024;
@@ -85,13 +85,13 @@ fn verify_existing(place: &Path, narinfo: &NarInfo) -> Result {
 
 /// Unpacks a path from one cache. A download that breaks is retried.
 async fn download(context: &Arc<UnpackContext>, candidate: &Arc<Candidate>) -> Result<(), UnpackError> {
-    let mut backoff = Backoff::new(context.sources.remote(candidate).attempts());
+    let mut backoff = Backoff::new(context.sources.remote(candidate).max_attempts());
     loop {
         let body = fetch::open_nar(&context.sources, candidate).await.map_err(UnpackError::OfPath)?;
         let broken = Arc::clone(&body.broken);
         let Err(error) = unpack_body(body, candidate, context).await else { return Ok(()) };
         let broken = broken.load(Ordering::Acquire);
-        if broken && backoff.again().await {
+        if broken && backoff.next_attempt().await {
             continue;
         }
         return Err(if broken || error.is_refusal() { UnpackError::OfPath(error) } else { UnpackError::OfRoot(error) });
@@ -107,7 +107,7 @@ async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<Unpac
         let (narinfo, options) = (&candidate.narinfo, context.options);
         let temporary = context.staging.temporary(&narinfo.path);
         let mut restorer = Restorer::new(&temporary);
-        let body = Cancellable { inner: fetch::reader(body), cancelled: &context.cancelled };
+        let body = Cancellable { inner: body.into_reader(), cancelled: &context.cancelled };
         let result = if options.case_hack {
             fetch::verify_nar(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
         } else {

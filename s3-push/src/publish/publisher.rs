@@ -22,7 +22,7 @@ use crate::publish::existing::Existing;
 use crate::publish::intake::{Event, Nar, verified};
 use crate::publish::upload::{Body, BodyLength, ObjectTarget, Overwrite, UploadedObject, Uploader};
 use crate::publish::upstream::Upstreams;
-use crate::remote::chunks::{ChunkReader, Plain, forward};
+use crate::remote::Remote;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::{Report, Status};
 
@@ -98,6 +98,8 @@ enum TaskOutcome {
 struct PublishContext {
     unclaimed_nars: Mutex<UnclaimedNars>,
     uploader: Arc<Uploader>,
+    /// Reads NARs back from the bucket.
+    reader: Arc<Remote>,
     existing: Existing,
     upstreams: Upstreams,
     options: Options,
@@ -135,13 +137,14 @@ impl Publisher {
     /// Fails when the bucket cannot be read, refuses one of another store directory.
     pub async fn open(uploader: Arc<Uploader>, options: Options, upstreams: Upstreams, report: Report) -> Result<Self> {
         let bucket = &uploader.bucket;
-        let found = bucket.get_small(cache_info::KEY, cache_limit()).await?;
+        let found = bucket.get_text(cache_info::KEY, cache_limit()).await?;
         if let Some(found) = &found {
-            require_store_dir(&found.text, &options.store_dir).context(|| bucket.location().shown(cache_info::KEY))?;
+            require_store_dir(&found.text, &options.store_dir).context(|| bucket.display_url(cache_info::KEY))?;
         }
         let existing = Existing::look(bucket).await?;
-        let shop =
-            Arc::new(PublishContext { unclaimed_nars: Mutex::default(), uploader, existing, upstreams, options });
+        let reader = Arc::new(Remote::of_bucket(Arc::clone(bucket)));
+        let unclaimed_nars = Mutex::default();
+        let shop = Arc::new(PublishContext { unclaimed_nars, uploader, reader, existing, upstreams, options });
         Ok(Self {
             shop,
             report,
@@ -317,11 +320,7 @@ impl Publisher {
     fn object(&mut self, key: String, object: Object, body: crate::publish::upload::Part) {
         let shop = Arc::clone(&self.shop);
         self.tasks.spawn(async move {
-            let sent = async {
-                let _slot = shop.uploader.slot().await?;
-                shop.uploader.bucket.put(&key, object.content_type(), body.bytes.clone()).await
-            };
-            let sent = sent.await;
+            let sent = shop.uploader.bucket.put(&key, object.content_type(), body.bytes.clone()).await;
             TaskOutcome::Object(key, sent)
         });
     }
@@ -566,10 +565,7 @@ impl PublishContext {
         references: Vec<(StorePath, PublishedSignal)>,
     ) -> Result<Status> {
         self.await_references(narinfo, references).await?;
-        let written = {
-            let _slot = self.uploader.slot().await?;
-            self.bucket().put_new(&narinfo.key(), content_type(), narinfo.to_text()?.into()).await?
-        };
+        let written = self.bucket().put_new(&narinfo.key(), content_type(), narinfo.to_text()?.into()).await?;
         if written == PutOutcome::Existed
             && let Some(status) = self.complete_present(narinfo).await?
         {
@@ -627,18 +623,16 @@ impl PublishContext {
 
     /// The narinfo that the cache has of this path now, with its entity tag.
     async fn fetch(&self, narinfo: &NarInfo) -> Result<Option<(NarInfo, Option<String>)>> {
-        let _slot = self.uploader.slot().await?;
-        let Some(found) = self.bucket().get_small(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
-        let at = || self.bucket().location().shown(&narinfo.key());
+        let Some(found) = self.bucket().get_text(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
+        let at = || self.bucket().display_url(&narinfo.key());
         let there = NarInfo::parse(&found.text, &self.options.store_dir).context(at)?;
         Ok(Some((there, found.etag)))
     }
 
     /// Puts a narinfo in the place of the one with that entity tag; false when somebody else was faster.
     async fn put_over(&self, narinfo: &NarInfo, etag: Option<&str>) -> Result<bool> {
-        let _slot = self.uploader.slot().await?;
         let body = narinfo.to_text()?.into();
-        let written = self.bucket().put_over(&narinfo.key(), content_type(), body, etag).await?;
+        let written = self.bucket().put_if_unchanged(&narinfo.key(), content_type(), body, etag).await?;
         self.existing.add(narinfo.path.hash_part()).await;
         Ok(written == PutOutcome::Created)
     }
@@ -679,25 +673,14 @@ impl PublishContext {
             || Error::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
         let method = Compression::from_name(&narinfo.compression)?;
         let complete = self.uploader.find(&narinfo.url, None).await?.ok_or_else(missing)?;
-        let _slot = self.uploader.slot().await?;
-        let mut tries = self.bucket().tries();
-        loop {
-            let object = self.bucket().get(&narinfo.url).await?.ok_or_else(missing)?;
-            let (chunks, reader) = mpsc::channel(4);
-            let nar_size = narinfo.nar_size;
-            let examined = tokio::task::spawn_blocking(move || {
-                digest_nar(ChunkReader::<Plain>::new(reader), method, Some(nar_size), &mut nar_pack::nar::Skip)
-            });
-            forward(chunks, object.into_stream(self.bucket().location().shown(&narinfo.url))).await;
-            match examined.await.map_err(|_| Error::failed("an examining thread died"))? {
-                // The connection broke while the body came.
-                Err(failure) if !failure.is_refusal() && tries.again().await => {}
-                digests => {
-                    digests.context(|| self.bucket().location().shown(&narinfo.url))?.require(narinfo)?;
-                    return Ok(complete);
-                }
-            }
-        }
+        let body = self.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
+        let nar_size = narinfo.nar_size;
+        let examined = tokio::task::spawn_blocking(move || {
+            digest_nar(body.into_reader(), method, Some(nar_size), &mut nar_pack::nar::Skip)
+        });
+        let digests = examined.await.map_err(|_| Error::failed("an examining thread died"))?;
+        digests.context(|| self.bucket().display_url(&narinfo.url))?.require(narinfo)?;
+        Ok(complete)
     }
 }
 

@@ -4,15 +4,13 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aws_sdk_s3::types::CompletedPart;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 use nar_pack::error::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::remote::concurrency::Permit;
-use crate::remote::s3::{Bucket, Multipart, PutOutcome, RemotePart};
+use crate::remote::s3::{Bucket, MultipartUpload, PutOutcome, RemotePart, UploadedPart};
 
 /// Least size of a part that S3 takes, in bytes.
 pub const MIN_PART_SIZE: u64 = 5 << 20;
@@ -179,7 +177,7 @@ impl PartSizes {
 pub struct Uploader {
     /// The bucket.
     pub bucket: Arc<Bucket>,
-    /// Multipart uploads under way, to be given up when the push is.
+    /// MultipartUpload uploads under way, to be given up when the push is.
     open: Mutex<HashMap<String, Open>>,
     /// Held by each request that begins one, until it is noted.
     beginning: Arc<RwLock<()>>,
@@ -191,14 +189,14 @@ pub struct Uploader {
 /// A multipart upload under way.
 #[derive(Debug, Clone)]
 struct Open {
-    upload: Multipart,
+    upload: MultipartUpload,
     /// Whether a later run continues it, so that its parts stay.
     continues: bool,
 }
 
 /// A multipart upload while its parts are sent.
 struct Sending<'a> {
-    upload: &'a Multipart,
+    upload: &'a MultipartUpload,
     replace: Overwrite,
     form: BodyLength,
     /// Parts that an earlier run sent.
@@ -236,14 +234,6 @@ impl Uploader {
         self.continued.load(Ordering::Relaxed)
     }
 
-    /// A place among the requests in flight.
-    ///
-    /// # Errors
-    /// Fails when the push is given up.
-    pub async fn slot(&self) -> Result<Permit> {
-        self.bucket.slot().await
-    }
-
     /// Sends a body under `key`. It becomes visible only after `verdict` has passed. With [`Overwrite::Never`] it never
     /// takes the place of another object, unless the service has no conditional writes.
     ///
@@ -268,7 +258,6 @@ impl Uploader {
             // The verdict first: a body that was cut off has no parts either.
             let value = verdict.await?;
             let bytes = early.first().map(|part| part.bytes.clone()).unwrap_or_default();
-            let _slot = self.slot().await?;
             let written = match replace {
                 Overwrite::Never => self.bucket.put_new(key, content_type, bytes.clone()).await?,
                 Overwrite::Allowed => {
@@ -285,7 +274,7 @@ impl Uploader {
         let refused_whole = result.as_ref().is_err_and(Error::is_refusal)
             && matches!(body.form, BodyLength::Large { size, .. } if size == sending.received);
         if refused_whole || (result.is_err() && !continues(replace, body.form)) {
-            self.bucket.abort(&upload).await;
+            self.bucket.abort_multipart_upload(&upload).await;
         }
         self.note(key, None);
         result
@@ -295,13 +284,12 @@ impl Uploader {
         self: &Arc<Self>,
         target: &ObjectTarget<'_>,
         form: BodyLength,
-    ) -> Result<(Multipart, HashMap<i32, RemotePart>)> {
-        let _slot = self.slot().await?;
+    ) -> Result<(MultipartUpload, HashMap<i32, RemotePart>)> {
         let ObjectTarget { key, content_type, replace } = *target;
         // Only under a NAR's key is it certain that somebody else's parts are parts of the same bytes.
         if replace == Overwrite::Never
             && let BodyLength::Large { part, .. } = form
-            && let Some(found) = self.bucket.unfinished(key).await
+            && let Some(found) = self.bucket.find_resumable_upload(key).await
             && agree(&found.1, part)
         {
             self.note(key, Some(Open { upload: found.0.clone(), continues: true }));
@@ -311,7 +299,7 @@ impl Uploader {
         let (uploader, key, content_type) = (Arc::clone(self), key.to_owned(), content_type.to_owned());
         let beginning = Arc::clone(&self.beginning).read_owned().await;
         let begun = tokio::spawn(async move {
-            let upload = uploader.bucket.begin(&key, &content_type).await?;
+            let upload = uploader.bucket.create_multipart_upload(&key, &content_type).await?;
             uploader.note(&key, Some(Open { upload: upload.clone(), continues: continues(replace, form) }));
             drop(beginning);
             Ok((upload, HashMap::new()))
@@ -337,10 +325,7 @@ impl Uploader {
         let value = verdict.await?;
         let only_new = sending.replace == Overwrite::Never;
         let written = match sent {
-            Ok(completed) => {
-                let _slot = self.slot().await?;
-                self.bucket.complete(sending.upload, completed, only_new).await
-            }
+            Ok(completed) => self.bucket.complete_multipart_upload(sending.upload, completed, only_new).await,
             Err(failure) => Err(failure),
         };
         match written {
@@ -364,7 +349,7 @@ impl Uploader {
         sending: &mut Sending<'_>,
         early: Vec<Part>,
         parts: &mut mpsc::Receiver<Part>,
-    ) -> Result<Vec<CompletedPart>> {
+    ) -> Result<Vec<UploadedPart>> {
         let mut tasks = JoinSet::new();
         let mut completed = Vec::new();
         let mut early = early.into_iter();
@@ -380,17 +365,16 @@ impl Uploader {
             sending.received += size;
             let there = sending.there.remove(&number).filter(|there| there.size == size);
             let (uploader, upload) = (Arc::clone(self), sending.upload.clone());
-            let slot = self.slot().await?;
             tasks.spawn(async move {
                 let done = match there.filter(|there| there.etag == md5_hex(&part.bytes)) {
                     Some(there) => {
                         uploader.continued.fetch_add(1, Ordering::Relaxed);
-                        Ok(there.completed)
+                        Ok(there.uploaded)
                     }
-                    None => uploader.bucket.part(&upload, number, part.bytes.clone()).await,
+                    None => uploader.bucket.upload_part(&upload, number, part.bytes.clone()).await,
                 };
                 uploader.moved.fetch_add(size, Ordering::Relaxed);
-                drop((part, slot));
+                drop(part);
                 done
             });
             while let Some(done) = tasks.try_join_next() {
@@ -400,7 +384,6 @@ impl Uploader {
         while let Some(done) = tasks.join_next().await {
             completed.push(done.map_err(|_| Error::failed("an upload task died"))??);
         }
-        completed.sort_by_key(|part| part.part_number);
         Ok(completed)
     }
 
@@ -414,7 +397,7 @@ impl Uploader {
             Some(there) if there == size => Ok(UploadedObject { existed: true }),
             there => Err(Error::refused(format!(
                 "{}: the bucket has an object of {} bytes under this key, not of {size}; remove it, it is damaged",
-                self.bucket.location().shown(key),
+                self.bucket.display_url(key),
                 there.unwrap_or(0)
             ))),
         }
@@ -425,7 +408,6 @@ impl Uploader {
     /// # Errors
     /// Fails when it cannot be told.
     pub async fn find(&self, key: &str, size: Option<u64>) -> Result<Option<UploadedObject>> {
-        let _slot = self.slot().await?;
         let found = self.bucket.size(key).await?;
         Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| UploadedObject { existed: true }))
     }
@@ -444,7 +426,7 @@ impl Uploader {
         let open: Vec<Open> =
             self.open.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, open)| open).collect();
         for open in open.iter().filter(|open| !open.continues) {
-            self.bucket.abort(&open.upload).await;
+            self.bucket.abort_multipart_upload(&open.upload).await;
         }
     }
 }
@@ -464,12 +446,7 @@ fn agree(parts: &HashMap<i32, RemotePart>, size: u64) -> bool {
 /// The entity tag that S3 gives bytes sent in one request.
 #[must_use]
 pub fn md5_hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    Md5::digest(bytes).iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hex::encode(Md5::digest(bytes))
 }
 
 #[cfg(test)]
