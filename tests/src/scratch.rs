@@ -147,6 +147,12 @@ impl Outcome {
         String::from_utf8_lossy(&self.stdout).trim().to_owned()
     }
 
+    /// The lines of standard output; panics unless the status is 0.
+    #[track_caller]
+    pub fn lines(&self) -> Vec<String> {
+        self.ok().lines().map(str::to_owned).collect()
+    }
+
     #[track_caller]
     fn expect_status(&self, code: i32) {
         assert!(
