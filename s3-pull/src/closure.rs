@@ -128,12 +128,11 @@ impl ResolvedClosure {
             let candidate = &self.candidates[path];
             let references = &candidate.narinfo.references;
             let missing = references.iter().find(|reference| *reference != path && !complete.contains(*reference));
-            match missing.filter(|_| require_references) {
-                Some(reference) => refuse(candidate, reference)?,
-                None => {
-                    complete.insert(path.clone());
-                    result.push(Arc::clone(candidate));
-                }
+            if let Some(reference) = missing.filter(|_| require_references) {
+                refuse(candidate, reference)?;
+            } else {
+                complete.insert(path.clone());
+                result.push(Arc::clone(candidate));
             }
         }
         Ok(result)

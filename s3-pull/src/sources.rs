@@ -114,7 +114,7 @@ impl Sources {
     pub async fn list(&self) -> Result<Vec<RequestedPath>> {
         let mut hashes = Vec::new();
         for remote in &self.remotes {
-            hashes.extend(remote.list_hash_parts().await?);
+            hashes.extend(Box::pin(remote.list_hash_parts()).await?);
         }
         hashes.sort_unstable();
         hashes.dedup();

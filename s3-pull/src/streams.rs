@@ -96,7 +96,7 @@ fn write_archive_entry(writer: &mut archive::Writer<Output>, body: Body, mut nar
     let size =
         size.ok_or_else(|| Error::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
     let (chunks, received) = mpsc::channel(MAX_PENDING_CHUNKS);
-    let verifier = {
+    let verification = {
         let narinfo = narinfo.clone();
         std::thread::spawn(move || {
             fetch::verify_nar(ChunkReader::<Plain>::new(received), &narinfo, &mut Skip, |_| Ok(()))
@@ -111,9 +111,9 @@ fn write_archive_entry(writer: &mut archive::Writer<Output>, body: Body, mut nar
         }
         written
     };
-    let verified = verifier.join().map_err(|_| Error::failed("internal error: verification thread panicked"))?;
+    let result = verification.join().map_err(|_| Error::failed("internal error: verification thread panicked"))?;
     written.context(|| narinfo.full_path())?;
-    verified?;
+    result?;
     writer.narinfo(&narinfo)
 }
 

@@ -103,7 +103,7 @@ impl<'a> Scheduler<'a> {
     fn handle_lookup(&mut self, Lookup { requested, result }: Lookup, walk: &ClosureWalk) -> Result {
         match (result, requested) {
             (Ok(Some(candidate)), _) if self.states.contains_key(&candidate.narinfo.path) => Ok(()),
-            (Ok(Some(candidate)), _) => self.add(candidate, walk),
+            (Ok(Some(candidate)), _) => self.add(&candidate, walk),
             (Ok(None), _) => Ok(()),
             (Err(error), RequestedPath::Path(path)) => self.refuse(&path, error),
             (Err(error), requested @ RequestedPath::Hash(_)) => {
@@ -114,7 +114,7 @@ impl<'a> Scheduler<'a> {
     }
 
     /// Queues a path for download, unless one of its references has been refused.
-    fn add(&mut self, candidate: Arc<Candidate>, walk: &ClosureWalk) -> Result {
+    fn add(&mut self, candidate: &Arc<Candidate>, walk: &ClosureWalk) -> Result {
         let path = candidate.narinfo.path.clone();
         self.report.found();
         self.consecutive_failures = 0;
@@ -136,15 +136,13 @@ impl<'a> Scheduler<'a> {
                 }
             }
         }
-        let pending = State::Pending { candidate: Arc::clone(&candidate), missing, unpacked: false };
+        let pending = State::Pending { candidate: Arc::clone(candidate), missing, unpacked: false };
         self.states.insert(path.clone(), pending);
-        match refused {
-            Some(reference) => self.refuse_with(&candidate, reference),
-            None => {
-                self.queue.push_back(path);
-                Ok(())
-            }
+        if let Some(reference) = refused {
+            return self.refuse_with(candidate, reference);
         }
+        self.queue.push_back(path);
+        Ok(())
     }
 
     fn handle_download(&mut self, (path, result): Download) -> Result {
