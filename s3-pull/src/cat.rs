@@ -1,5 +1,5 @@
-//! One file of a path on standard output: verified, which needs the whole NAR, or unverified, which needs only the range
-//! of the file in an uncompressed NAR.
+//! One file of a path on standard output. A verified file needs the whole NAR; an unverified one needs only its range
+//! in an uncompressed NAR.
 
 use std::io::{self, Read, Seek};
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use s3_push::remote::transfer::ByteRange;
 
 /// The maximum size of a listing, in bytes.
 const MAX_LISTING_SIZE: usize = 64 << 20;
-/// The maximum number of bytes of a file that are kept in memory until it has been verified. The rest goes to a temporary
-/// file.
+/// The maximum number of bytes of a file that are kept in memory until it has been verified. A larger file is kept in a
+/// temporary file.
 const MAX_FILE_IN_MEMORY: usize = 8 << 20;
 /// Size of the length field before the contents of a file in a NAR, in bytes.
 const LENGTH_FIELD: usize = 8;
@@ -50,8 +50,8 @@ fn read_file(runtime: &Handle, sources: &Sources, candidate: &Candidate, file: &
     Ok(contents)
 }
 
-/// Writes one file of a path without verification: the range of an uncompressed NAR in which the file is according to the
-/// cache's listing. Returns whether the cache supports that. If not, nothing was written.
+/// Writes one file of a path without verification: the range of an uncompressed NAR that the cache's listing gives for
+/// the file. Returns whether the cache supports that. If not, nothing was written.
 ///
 /// # Errors
 /// Refuses a listing that does not contain the file, or does not match the NAR. Fails when the cache cannot be read.

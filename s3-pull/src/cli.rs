@@ -10,8 +10,8 @@ use crate::staging::Owner;
 
 /// Fetch store paths from a Nix binary cache, verify them, and unpack them
 ///
-/// A cache is an s3://, http://, https:// or file:// URL. Each narinfo must be signed by a trusted key, and each NAR must
-/// match the hashes in its narinfo. A path becomes visible only after all checks have passed.
+/// A cache is an s3://, http://, https:// or file:// URL. Each narinfo must be signed by a trusted key, and each NAR
+/// must match the hashes in its narinfo. A path becomes visible only after all checks have passed.
 #[derive(Debug, Parser)]
 #[command(
     name = "s3-pull",
@@ -23,7 +23,7 @@ use crate::staging::Owner;
     after_long_help = AFTER_LONG_HELP
 )]
 pub struct Cli {
-    /// Cache URLs in order of priority (default: $NIX_S3_CACHE), then store paths
+    /// Cache URLs, highest priority first (default: $NIX_S3_CACHE); store paths
     #[arg(value_name = "URL]... [STORE-PATH")]
     pub targets: Vec<String>,
 
@@ -135,6 +135,8 @@ pub struct Cli {
     pub attempts: u32,
 
     /// Maximum concurrent narinfo lookups, and maximum concurrent NAR downloads
+    ///
+    /// Both are reduced automatically while the server throttles (429, 503).
     #[arg(
         short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024),
         help_heading = "Performance", hide_short_help = true
@@ -174,33 +176,34 @@ const AFTER_HELP: &str = "\
 Example: s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello";
 
 const AFTER_LONG_HELP: &str = "\
-Trusted keys come from --trusted-public-key and --trusted-public-key-file, otherwise from nix.conf (trusted-public-keys \
-and extra-trusted-public-keys). A path that is addressed by the SHA-256 of its NAR (CA: fixed:r:sha256) needs no signature.
+Trusted keys come from --trusted-public-key, --trusted-public-key-file and --nix-conf. Without these options they come \
+from the nix.conf files of the system and the user (trusted-public-keys and extra-trusted-public-keys). A path that is \
+addressed by the SHA-256 of its NAR (CA: fixed:r:sha256) needs no signature.
 
-Several caches are tried in the given order. The next one is tried when a cache does not have a path, does not respond, \
-or has a damaged or unsigned copy. -v prints which cache each path came from.
+Several caches are tried in the given order. The next one is tried when a cache does not have a path, does not \
+respond, or has a damaged or unsigned copy. -v prints which cache each path came from.
 
-Requests to s3:// are unsigned when no AWS credentials are found, which public buckets accept. User names and passwords \
-of http:// and https:// caches come from the URL, otherwise from --netrc-file. They are not sent to another host after a \
-redirect. Proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+Requests to s3:// are unsigned when no AWS credentials are found, which public buckets accept. User names and \
+passwords of http:// and https:// caches come from the URL, otherwise from --netrc-file. They are not sent to another \
+host after a redirect. Proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
-NARs of 16 MiB or more are downloaded in ranges of 4 MiB: up to 4 concurrent ranges per NAR, and up to 8 buffered ranges \
-per cache. All ranges must have the same ETag, otherwise the download starts again. An interrupted download continues \
-where it stopped.
+NARs of 16 MiB or more are downloaded in ranges of 4 MiB: up to 4 concurrent ranges per NAR, and up to 8 buffered \
+ranges per cache. All ranges must have the same ETag, otherwise the download starts again. An interrupted download \
+continues where it stopped.
 
 Limits: 1 MiB per narinfo. In a NAR: 255 bytes per name, 4095 bytes per symbolic link target, 64 directory levels, and \
 NarSize bytes in total. Two names that the file system cannot distinguish are an error.
 
 Examples:
-  s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello      # on a host without Nix
+  s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello  # without Nix
   s3-pull -r --export https://cache.example.org /nix/store/…-hello | nix-store --import
   s3-pull -r --archive s3://a /nix/store/…-hello | s3-push s3://b                 # mirror
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
 
-Memory: 64 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each concurrent download (--jobs) \
-takes 1 MiB and the memory of its decoder: 10 MiB for NARs compressed by narinfo-gen, at most 128 MiB (zstd) or 256 MiB \
-(xz) for others. One NAR of 32 MiB or more at a time is decompressed on all cores, which takes 128 MiB.
+Memory: 64 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each concurrent download \
+(--jobs) takes 1 MiB and the memory of its decoder: 10 MiB for NARs compressed by narinfo-gen, at most 128 MiB (zstd) \
+or 256 MiB (xz) for others. One NAR of 32 MiB or more at a time is decompressed on all cores, which takes 128 MiB.
 
-Exit status: 0 success; 1 refused (missing path, bad signature, hash mismatch, malformed narinfo or NAR); 2 wrong usage, \
-or an operation failed; 141 the reader of standard output closed it.";
+Exit status: 0 success; 1 refused (missing path, bad signature, hash mismatch, malformed narinfo or NAR); 2 usage \
+error or failed operation; 141 the reader of standard output closed it.";

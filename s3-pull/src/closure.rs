@@ -1,5 +1,5 @@
-//! The walk through a closure: breadth first along the references, with many narinfo lookups at the same time. What the
-//! lookups find is verified by [`Sources`]; what happens to it is decided by the caller.
+//! The walk through a closure: breadth first along the references, with many concurrent narinfo lookups. [`Sources`]
+//! verifies each narinfo; the caller decides what to do with it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;

@@ -58,8 +58,8 @@ pub async fn open_nar_anywhere(sources: &Sources, candidate: &Arc<Candidate>) ->
     }
 }
 
-/// Reads a compressed NAR to its end and verifies it; blocks. `visitor` receives its tree and `tap` its bytes while they
-/// are still unverified.
+/// Reads a compressed NAR to its end and verifies it; blocks. `visitor` receives its tree and `tap` its bytes while
+/// they are still unverified.
 ///
 /// # Errors
 /// Refuses a NAR that does not match its narinfo.

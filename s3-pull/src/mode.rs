@@ -1,5 +1,5 @@
-//! What one invocation does, decided once: the command line and the environment become a typed [`Request`], and nothing
-//! else reads a flag.
+//! One invocation as a typed [`Request`]: its mode, its paths and its caches. It is made once from the command line and
+//! the environment, and no other module reads a flag.
 
 use std::collections::HashSet;
 use std::path::PathBuf;

@@ -60,8 +60,8 @@ impl Refusals {
         self.count
     }
 
-    /// Prints the errors; for a pull that was aborted by another error. `done` is what did not happen to the paths, such
-    /// as `unpacked`.
+    /// Prints the errors, for a pull that was aborted by another error. `done` completes the sentence "N paths depend
+    /// on it and were not", for example with `unpacked`.
     pub fn print(&self, verbosity: Verbosity, done: &str) {
         for cause in &self.causes {
             process::print_message(TOOL, cause.error(done).message());

@@ -62,7 +62,8 @@ fn execute(runtime: &Handle, request: Request) -> Result {
     }
 }
 
-/// Writes the paths of a walk to standard output. A stream must be complete, so it does not start when a path is missing.
+/// Writes the paths of a walk to standard output. A stream must be complete, so it does not start when a path is
+/// missing.
 fn write(
     runtime: &Handle,
     sources: &Arc<Sources>,

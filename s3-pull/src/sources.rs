@@ -1,6 +1,6 @@
-//! The caches of one pull: the order in which they are tried, and the lookup of a narinfo in them. A narinfo leaves this
-//! module only after its store directory, hash part, name and signatures have been checked. A cache from which something
-//! could not be read is tried last from then on.
+//! The caches of one pull: the order in which they are tried, and the lookup of a narinfo in them. A narinfo leaves
+//! this module only after its store directory, hash part, name and signatures have been checked. A cache from which
+//! something could not be read is tried last from then on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,8 +56,8 @@ impl RequestedPath {
 }
 
 impl Sources {
-    /// Opens the caches and keeps those that respond and have the right store directory. A cache without `nix-cache-info`
-    /// is kept.
+    /// Opens the caches and keeps those that respond and have the right store directory. A cache without
+    /// `nix-cache-info` is kept.
     ///
     /// # Errors
     /// Returns a usage error for a malformed URL, and the error of the first cache when none is left.
@@ -121,8 +121,8 @@ impl Sources {
         Ok(hashes.into_iter().map(RequestedPath::Hash).collect())
     }
 
-    /// Looks up a path in the caches in their order, and returns the first verified narinfo. Returns none if a path that
-    /// was requested by its hash part is in no cache: it was removed after the cache was listed.
+    /// Looks up a path in the caches in their order, and returns the first verified narinfo. Returns none if a path
+    /// that was requested by its hash part is in no cache: it was removed after the cache was listed.
     ///
     /// # Errors
     /// Returns the first error when no cache has a good narinfo; a failed operation is preferred to a refusal.
@@ -193,7 +193,8 @@ impl Sources {
                 let place = if self.remotes.len() > 1 { "any of the caches" } else { "the cache" };
                 Err(Error::refused(format!("{}: not found in {place}", self.store_dir.join(path))))
             }
-            // The narinfo was listed, and a client that may list a bucket is told when an object is missing.
+            // The narinfo was listed. A client that may list a bucket gets 404 for a missing object, so 403 means
+            // forbidden.
             RequestedPath::Hash(hash) if self.remotes.iter().any(|remote| remote.was_forbidden()) => {
                 Err(Error::failed(format!("{hash}.narinfo: listed, but reading it is forbidden"))
                     .with_hint("reading requires s3:GetObject"))

@@ -73,8 +73,8 @@ pub fn export(runtime: &Handle, sources: &Arc<Sources>, candidates: &[Arc<Candid
     writer.finish()?.finish()
 }
 
-/// Writes a cache archive of paths that are ordered references first. NARs stay compressed as they are; each is verified
-/// before its narinfo is written.
+/// Writes a cache archive of paths that are ordered references first. NARs stay compressed as they are; each is
+/// verified before its narinfo is written.
 ///
 /// # Errors
 /// As [`nar`]. The archive is then truncated.

@@ -40,7 +40,7 @@ pub struct UnpackOptions {
     pub dry_run: bool,
 }
 
-/// What all downloads share. The temporary directories are removed when the last download has dropped it.
+/// The state shared by all downloads. The temporary directories are removed when the last download has dropped it.
 struct UnpackContext {
     sources: Arc<Sources>,
     staging: Staging,

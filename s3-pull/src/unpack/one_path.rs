@@ -119,7 +119,8 @@ async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<Unpac
         }
         result
     });
-    // A decoder that panics on malicious bytes must not end the pull. Its files are removed with the other temporary ones.
+    // A decoder that panics on malicious bytes must not end the pull. Its files are removed with the other temporary
+    // ones.
     unpacked
         .await
         .map_err(|_| Error::refused(format!("{path}: cannot decompress its NAR: internal error in the decoder")))?

@@ -1,5 +1,5 @@
-//! The order of the work: starts a download for each path as soon as it has been looked up, publishes it when it has been
-//! unpacked and all of its references are published, and refuses it when one of them is refused.
+//! The order of the work: starts a download for each path as soon as it has been looked up, publishes it when it has
+//! been unpacked and all of its references are published, and refuses it when one of them is refused.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -199,8 +199,8 @@ impl<'a> Scheduler<'a> {
         Ok(())
     }
 
-    /// Counts consecutive failed operations, and fails when there are too many: the others would fail too, each after its
-    /// timeout.
+    /// Counts consecutive failed operations, and fails when there are too many: the others would fail too, each after
+    /// its timeout.
     fn count_failure(&mut self, error: &Error) -> Result {
         self.consecutive_failures = if error.is_refusal() { 0 } else { self.consecutive_failures + 1 };
         let max = MAX_CONSECUTIVE_FAILURES.max(2 * self.context.options.jobs);
@@ -251,8 +251,8 @@ impl<'a> Scheduler<'a> {
         Ok(!matches!(before, Some(State::Refused)))
     }
 
-    /// Refuses the paths that still wait when all downloads have ended: they wait for a path that was never found, or for
-    /// themselves.
+    /// Refuses the paths that still wait when all downloads have ended: they wait for a path that was never found, or
+    /// for themselves.
     fn refuse_remaining(&mut self) -> Result {
         let mut remaining: Vec<Arc<Candidate>> = Vec::new();
         for state in self.states.values() {
