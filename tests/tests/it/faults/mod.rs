@@ -143,6 +143,7 @@ fn idle_flag(fault: Fault) -> &'static str {
 #[track_caller]
 fn assert_clear(what: &str, outcome: &CommandOutput, causes: &[&str]) -> bool {
     let said = outcome.stderr.trim();
+    let said = said.rsplit_once("\nhint: ").map_or(said, |(messages, _)| messages);
     if outcome.status == 0 {
         assert_eq!(said, "", "{what}: it completed and says");
         println!("{what}: completed");

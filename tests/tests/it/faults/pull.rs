@@ -84,7 +84,7 @@ fn a_narinfo_that_is_forbidden_is_missing_and_a_hint_says_so() {
         let said = user.scratch.sh(&script).fails(1);
         assert_eq!(said.matches("forbidden (403)").count(), 1, "one hint: {said}");
         for path in &GOODS.paths[..2] {
-            assert!(said.contains(&format!("{path}: the cache does not have it")), "{said}");
+            assert!(said.contains(&format!("{path}: not found in the cache")), "{said}");
         }
         let store = below(&user.scratch.path().join("out"), "/nix/store");
         assert_eq!(fs::read_dir(store).map_or(0, Iterator::count), 0, "nothing is left");

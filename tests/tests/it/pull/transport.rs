@@ -197,7 +197,7 @@ fn a_cache_that_fails_is_asked_last() {
     ));
     assert_eq!(said.status, 0, "{}", said.stderr);
     assert!(paths.iter().all(|path| path.lies_below(&scene.scratch.path().join("out"))));
-    assert_eq!(said.stderr.matches("asked last from now on").count(), 1, "{}", said.stderr);
+    assert_eq!(said.stderr.matches("tried last from now on").count(), 1, "{}", said.stderr);
     let failed = bad.asked().iter().filter(|asked| asked.key.starts_with("nar/")).count();
     assert!(failed < paths.len(), "{failed} requests to a cache that fails");
 }

@@ -72,15 +72,19 @@ impl Bench {
         println!("| {tool} | {} | {} | {} |", case.name, outcome.status, said.replace('\n', " ⏎ "));
         let lower = said.to_lowercase();
         let missing: Vec<&String> = case.words.iter().filter(|word| !lower.contains(word.as_str())).collect();
-        let rest: Vec<&str> = said.lines().skip(1).collect();
-        let is_only_hint = rest.is_empty() || (rest.len() == 1 && rest[0].starts_with("hint: "));
-        let one_line = is_only_hint && said.starts_with(&format!("{tool}: "));
+        let mut lines = said.lines();
+        let one_line = lines.next().is_some_and(|line| line.starts_with(&format!("{tool}: ")))
+            && lines.next().is_none_or(|line| line.starts_with("hint: "))
+            && lines.next().is_none();
         let jargon = JARGON.iter().find(|word| lower.contains(**word));
         let published = service.keys(&bucket).into_iter().filter(|key| !may_be_left(case, key)).collect::<Vec<_>>();
         let wrong = [
             (outcome.status != case.code, format!("status {} instead of {}", outcome.status, case.code)),
             (case.code == 141 && !said.is_empty(), "it complains about the reader".to_owned()),
-            (case.code != 141 && !one_line, "expected one line that begins with the tool's name".to_owned()),
+            (
+                case.code != 141 && !one_line,
+                "expected one line that begins with the tool's name, and perhaps a hint".to_owned(),
+            ),
             (jargon.is_some() || said.len() > 500, format!("not a clear line: {jargon:?}, {} bytes", said.len())),
             (!missing.is_empty(), format!("does not say {missing:?}")),
             (!outcome.stdout.is_empty(), format!("standard output: {:?}", outcome.text())),
