@@ -1,3 +1,4 @@
 //! Networks and services that fail.
 
 mod requests;
+mod throttling;
