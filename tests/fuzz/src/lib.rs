@@ -1,5 +1,5 @@
 //! What has to hold for each reader, whatever bytes it is given. Two callers: the fuzz targets beside this, and
-//! `tests/tests/fuzz.rs`, which replays the corpus and mutations of it where there is no fuzzer.
+//! `tests/tests/it/formats/fuzz.rs`, which replays the corpus and mutations of it where there is no fuzzer.
 //!
 //! A property is a function of bytes that panics when it does not hold. For most readers it is: what is refused is
 //! refused in a line, and what is accepted, written again and read again, is the same.

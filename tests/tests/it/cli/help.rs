@@ -1,0 +1,49 @@
+//! The command line as data: `--help` and `--version` of every tool are pinned, so that a change to the interface shows.
+//!
+//! After a wanted change: `PIN_HELP=1 cargo test -p tests --test it cli::help`, and look at the difference.
+
+use std::fs;
+
+use cache_tests::{Scratch, repository};
+
+const COMMANDS: [&str; 9] = [
+    "nar-pack",
+    "narinfo-gen",
+    "cache-sign",
+    "cache-sign keygen",
+    "cache-sign public-key",
+    "cache-sign verify",
+    "s3-push",
+    "s3-pull",
+    "cache-policy",
+];
+
+#[test]
+fn help_is_what_is_pinned() {
+    let scratch = Scratch::new();
+    for command in COMMANDS {
+        let outcome = scratch.sh(&format!("{command} --help"));
+        let help = outcome.ok() + "\n";
+        assert_eq!(outcome.stderr, "", "{command} --help");
+        let pinned = repository().join("tests/tests/it/cli/help").join(format!("{}.txt", command.replace(' ', "-")));
+        if std::env::var_os("PIN_HELP").is_some() {
+            fs::create_dir_all(pinned.parent().unwrap()).unwrap();
+            fs::write(&pinned, &help).unwrap();
+        }
+        let wanted = fs::read_to_string(&pinned).unwrap_or_default();
+        assert!(help == wanted, "{command} --help is not what {} says:\n{help}", pinned.display());
+    }
+}
+
+#[test]
+fn help_says_what_the_contract_wants() {
+    let scratch = Scratch::new();
+    for tool in COMMANDS.iter().filter(|command| !command.contains(' ')) {
+        let help = scratch.sh(&format!("{tool} --help")).ok();
+        assert!(help.contains("Examples:") && help.contains("Exit status:"), "{tool}");
+        // A document of a few hundred bytes needs no word on memory.
+        assert!(help.contains("Memory:") || *tool == "cache-policy", "{tool}");
+        assert!(help.lines().all(|line| line.len() <= 160), "{tool}: a line is too long");
+        assert_eq!(scratch.sh(&format!("{tool} --version")).ok(), format!("{tool} {}", env!("CARGO_PKG_VERSION")));
+    }
+}

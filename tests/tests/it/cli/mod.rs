@@ -1,0 +1,5 @@
+//! The command lines.
+
+mod bad_input;
+mod help;
+mod secrets;

@@ -1,0 +1,328 @@
+//! No secret is ever printed: neither the secret half of a signing key nor an AWS secret key or session token, in
+//! success and in failure, however much a tool is asked to say.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::process::Stdio;
+use std::thread;
+
+use crate::fixtures::bucket::Service;
+use crate::fixtures::site::{ARCHIVE, PUBLISH, Site};
+use cache_tests::{Credentials, EmbeddedS3, Minio, Outcome};
+
+/// A site whose every secret is known.
+struct Watched {
+    site: Site,
+    secrets: Vec<String>,
+}
+
+impl Watched {
+    /// A site with a bucket `$C` of `service`, and with the environment that makes libraries talk.
+    fn new(service: &impl Service) -> Self {
+        let mut site = Site::new();
+        let owner = service.owner();
+        owner.apply(&mut site.scratch);
+        site.scratch.env("C", service.url(&service.fresh()));
+        site.scratch.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
+        let file = fs::read_to_string(site.path("key.sec")).unwrap();
+        let mut secrets = pieces(file.split_once(':').unwrap().1.trim());
+        secrets.push(owner.secret_key);
+        Self { site, secrets }
+    }
+
+    fn also(&mut self, secret: &str) {
+        self.secrets.push(secret.to_owned());
+    }
+
+    /// Runs a script and looks at every word that it wrote.
+    #[track_caller]
+    fn run(&self, script: &str) -> Outcome {
+        let outcome = self.site.scratch.sh(script);
+        let stdout = String::from_utf8_lossy(&outcome.stdout);
+        for secret in &self.secrets {
+            assert!(!stdout.contains(secret), "a secret on standard output of {script}");
+            assert!(!outcome.stderr.contains(secret), "a secret on standard error of {script}");
+        }
+        outcome
+    }
+}
+
+/// The secret half of a key, in base 64, and parts of it that give it away as well. The last third is the public key.
+fn pieces(base64: &str) -> Vec<String> {
+    let seed = &base64[..42];
+    vec![base64.to_owned(), seed.to_owned(), seed[..20].to_owned(), seed[20..].to_owned()]
+}
+
+fn succeed(watched: &Watched) {
+    let verbose = PUBLISH.replace("s3-push", "s3-push -v");
+    let said = watched.run(&verbose);
+    said.ok();
+    assert!(said.stderr.contains("credentials from the environment"), "{}", said.stderr);
+    watched.run(&verbose).ok();
+    watched.run("cache-sign public-key key.sec").ok();
+    watched.run("cache-sign public-key - < key.sec").ok();
+    watched.run("cache-sign keygen more-1 more.sec more.pub").ok();
+    watched.run("s3-pull -v -r --root out \"$C\" \"$TOP\"").ok();
+    for output in ["--narinfo", "--export", "--archive", "--list"] {
+        watched.run(&format!("s3-pull -v -r {output} \"$C\" \"$TOP\"")).ok();
+    }
+    watched.run("s3-pull -v --narinfo --all \"$C\" | cache-sign -k key.sec | s3-push -v --json \"$C\"").ok();
+    watched.run("head -c 12000000 /dev/zero | s3-push -v --part-size 5MiB \"$C\" --key log/x").ok();
+    watched.run("cache-policy --read-only \"$C\"; cache-policy --upload \"$C\"").ok();
+}
+
+#[test]
+fn success_prints_no_secret() {
+    succeed(&Watched::new(EmbeddedS3::shared()));
+    if let Some(minio) = Minio::shared() {
+        succeed(&Watched::new(minio));
+    }
+}
+
+fn fail_at_the_server(watched: &mut Watched, endpoint: &str) {
+    let stranger = Credentials::random();
+    watched.also(&stranger.secret_key);
+    let Credentials { access_key, secret_key } = &stranger;
+    watched.site.scratch.sh(&format!("{ARCHIVE} > archive")).ok();
+    let wrong = [
+        format!("export AWS_SECRET_ACCESS_KEY={secret_key}"),
+        format!("export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}"),
+        format!("export AWS_SESSION_TOKEN={secret_key}"),
+        format!("export C='s3://no-such-bucket-here?scheme=http&endpoint={endpoint}'"),
+        "export AWS_MAX_ATTEMPTS=2 C='s3://bucket?scheme=http&endpoint=127.0.0.1:1'".to_owned(),
+    ];
+    let commands = [
+        "s3-push -v --no-nix \"$C\" < archive",
+        "s3-push -v --missing \"$C\" < paths",
+        "s3-push -v \"$C\" --key log/x < paths",
+        "s3-pull -v --root out \"$C\" \"$LIB\"",
+        "s3-pull -v --all --list \"$C\"",
+    ];
+    // All at once: what fails at a server fails after some more attempts.
+    let watched = &*watched;
+    thread::scope(|scope| {
+        for script in wrong.iter().flat_map(|wrong| commands.map(|command| format!("{wrong}; {command}"))) {
+            scope.spawn(move || watched.run(&script));
+        }
+    });
+}
+
+#[test]
+fn failure_at_the_server_prints_no_secret() {
+    let s3 = EmbeddedS3::shared();
+    fail_at_the_server(&mut Watched::new(s3), &s3.endpoint());
+    if let Some(minio) = Minio::shared() {
+        fail_at_the_server(&mut Watched::new(minio), &minio.endpoint());
+    }
+}
+
+#[test]
+fn credentials_from_a_profile_stay_secret() {
+    let s3 = EmbeddedS3::shared();
+    let mut watched = Watched::new(s3);
+    let owner = s3.credentials();
+    let dir = watched.site.path("home/.aws");
+    fs::create_dir(&dir).unwrap();
+    let profile = |name: &str, owner: &Credentials| {
+        format!("[{name}]\naws_access_key_id = {}\naws_secret_access_key = {}\n", owner.access_key, owner.secret_key)
+    };
+    let stranger = Credentials::random();
+    watched.also(&stranger.secret_key);
+    fs::write(dir.join("credentials"), profile("good", &owner) + &profile("bad", &stranger)).unwrap();
+    let unset = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY";
+    let said = watched.run(&format!("{unset}; C=\"$C&profile=good\"; {}", PUBLISH.replace("s3-push", "s3-push -v")));
+    said.ok();
+    assert!(said.stderr.contains("credentials from a profile"), "{}", said.stderr);
+    watched.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
+    // A file that is no such file.
+    fs::write(dir.join("credentials"), format!("[bad\naws_secret_access_key = {}\n", stranger.secret_key)).unwrap();
+    watched.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
+    watched.run(&format!("{unset}; s3-pull -v --all --list \"$C&profile=bad\"")).fails(2);
+}
+
+#[test]
+fn bad_key_files_are_not_quoted() {
+    let watched = Watched::new(EmbeddedS3::shared());
+    let secret = fs::read_to_string(watched.site.path("key.sec")).unwrap();
+    let (name, base64) = secret.split_once(':').unwrap();
+    let base64 = base64.trim();
+    let bad = [
+        base64.to_owned(),
+        format!(":{base64}"),
+        format!("{name} {base64}"),
+        format!("{name}:{}", &base64[..80]),
+        format!("{name}:{base64}{base64}"),
+        format!("{name}:!{base64}"),
+        format!("{name}:{base64}\nmore"),
+    ];
+    watched
+        .site
+        .scratch
+        .sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix > narinfos")
+        .ok();
+    for text in bad {
+        fs::write(watched.site.path("bad.sec"), text).unwrap();
+        watched.run("cache-sign -k bad.sec < narinfos").fails(1);
+        watched.run("cache-sign public-key bad.sec").fails(1);
+        watched.run("cache-sign public-key - < bad.sec").fails(1);
+    }
+}
+
+#[test]
+fn a_secret_key_in_the_place_of_a_public_one_is_not_quoted() {
+    let watched = Watched::new(EmbeddedS3::shared());
+    watched.run(PUBLISH).ok();
+    watched.run("s3-pull --narinfo --all \"$C\" > narinfos").ok();
+    watched.run("cache-sign verify --trusted-public-key \"$(cat key.sec)\" < narinfos").fails(1);
+    watched.run("cache-sign verify --trusted-public-key \"$(cut -d: -f2 key.sec)\" < narinfos").fails(1);
+    watched.run("s3-pull --root out --trusted-public-key \"$(cat key.sec)\" \"$C\" \"$LIB\"").fails(1);
+    watched.run("echo \"trusted-public-keys = $(cat key.sec)\" > nix.conf; s3-pull --root out --nix-conf nix.conf \"$C\" \"$LIB\"").fails(1);
+    // A key file where a stream should be.
+    watched.run("cache-sign -k key.sec < key.sec").fails(1);
+    watched.run("s3-push \"$C\" < key.sec").fails(1);
+    watched.run("narinfo-gen < key.sec").fails(1);
+    watched.run("nar-pack --list < key.sec").fails(1);
+    watched.run("s3-push --missing \"$C\" < key.sec").fails(1);
+}
+
+/// Wherever a key is pasted, and in whichever form: no message shows it, of clap's neither.
+#[test]
+fn a_key_in_the_place_of_any_other_argument_is_not_quoted() {
+    let watched = Watched::new(EmbeddedS3::shared());
+    watched
+        .site
+        .scratch
+        .sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix > narinfos
+             cut -d: -f2 key.sec > bare; (cut -d: -f1 key.sec; base64 -d bare | head -c 32 | base64 -w0) | paste -sd: > seed")
+        .ok();
+    let misplaced = [
+        "cache-sign \"$K\" < narinfos",
+        "cache-sign verify \"$K\" < narinfos",
+        "cache-sign \"$K\" verify < narinfos",
+        "cache-sign -k key.sec \"$K\" < narinfos",
+        "cache-sign -k \"$K\" < narinfos",
+        "cache-sign -k\"$K\" < narinfos",
+        "cache-sign --key-file=\"$K\" < narinfos",
+        "cache-sign --key-fd \"$K\" < narinfos",
+        "cache-sign --key-env \"$K\" < narinfos",
+        "cache-sign --seed=\"$K\" < narinfos",
+        "cache-sign --seed\"$K\" < narinfos",
+        "cache-sign --\"$K\" < narinfos",
+        "cache-sign -k key.sec --store-dir \"$K\" < narinfos",
+        "NIX_STORE_DIR=\"$K\" cache-sign -k key.sec < narinfos",
+        "cache-sign public-key \"$K\"",
+        "cache-sign public-key key.sec \"$K\"",
+        "cache-sign keygen name \"$K/x\" key.pub",
+        "cache-sign verify --nix-conf \"$K\" < narinfos",
+        "cache-sign verify --threshold \"$K\" < narinfos",
+        "cache-sign verify --trusted-public-key-file \"$K\" < narinfos",
+        "cache-policy --read-only \"$K\"",
+        "cache-policy --read-only --principal \"$K\" my-cache",
+        "cache-policy --nix-conf --trusted-public-key-file \"$K\" my-cache",
+        "cache-policy --nix-conf --trusted-public-key-file key.pub \"https://$K\"/x#",
+        "s3-pull --root out --nix-conf \"$K\" \"$C\" \"$LIB\"",
+        "s3-pull --root out \"$C\" \"$K\"",
+        "s3-push \"$K\" < narinfos",
+        "nar-pack \"$K\"",
+        "narinfo-gen \"$K\" < narinfos",
+    ];
+    for form in ["key.sec", "bare", "seed"] {
+        for script in misplaced {
+            let said = watched.run(&format!("K=$(cat {form}); {script}"));
+            assert!(matches!(said.status, 1 | 2), "{script} with {form}: {}", said.stderr);
+            assert_eq!(said.stderr.lines().count(), 1, "{script} with {form}: {}", said.stderr);
+        }
+        let said = watched.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
+        said.ok();
+        assert!(said.stderr.contains("there was no signature of that name"), "{}", said.stderr);
+    }
+}
+
+/// How often `needle` is in the memory of a process that we may look at.
+fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut count = 0;
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [from, to] = [from, to].map(|digits| u64::from_str_radix(digits, 16).unwrap());
+        let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
+        // Some regions cannot be read.
+        if memory.read_exact_at(&mut bytes, from).is_ok() {
+            count += bytes.windows(needle.len()).filter(|window| *window == needle).count();
+        }
+    }
+    count
+}
+
+/// What read the key has been wiped while the tool still signs: the text of the key is nowhere in its memory, and the key
+/// itself is there once.
+#[test]
+fn the_text_of_a_key_is_wiped_from_memory() {
+    let mut site = Site::new();
+    let s3 = EmbeddedS3::shared();
+    site.fresh_bucket(s3);
+    site.scratch.sh(&format!("{ARCHIVE} > archive; cut -d: -f2 key.sec | base64 -d > raw")).ok();
+    let archive = fs::read(site.path("archive")).unwrap();
+    let secret = fs::read_to_string(site.path("key.sec")).unwrap();
+    let digits = &secret.split_once(':').unwrap().1.as_bytes()[..42];
+    let seed = &fs::read(site.path("raw")).unwrap()[..32];
+    let mut command = site.scratch.command("cache-sign");
+    command.args(["-k", "key.sec"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    // All but its end, so that the tool has signed and waits for more.
+    let (begin, end) = archive.split_at(archive.len() - 1024);
+    let (mut signed, mut piece) = (Vec::new(), [0; 4096]);
+    thread::scope(|scope| {
+        scope.spawn(|| stdin.write_all(begin).unwrap());
+        while !signed.windows(5).any(|window| window == b"Sig: ") {
+            let n = stdout.read(&mut piece).unwrap();
+            assert_ne!(n, 0, "the tool ended");
+            signed.extend_from_slice(&piece[..n]);
+        }
+    });
+    let (text, raw) = (count_in_memory(child.id(), digits), count_in_memory(child.id(), seed));
+    println!("the key's text {text} times, the key {raw} times");
+    assert_eq!(text, 0, "the text of the key is still in memory");
+    assert_eq!(raw, 1, "what signs, and no copy of it");
+    stdin.write_all(end).unwrap();
+    drop(stdin);
+    stdout.read_to_end(&mut signed).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_password_in_a_url_is_not_quoted() {
+    let mut watched = Watched::new(EmbeddedS3::shared());
+    let stranger = Credentials::random();
+    watched.also(&stranger.secret_key);
+    let user = format!("{}:{}@127.0.0.1:1", stranger.access_key, stranger.secret_key);
+    watched.run(&format!("s3-pull --root out http://{user}/x \"$LIB\"")).fails(2);
+    watched.run(&format!("s3-pull --root out 's3://bucket?scheme=http&endpoint={user}' \"$LIB\"")).fails(2);
+    watched.run(&format!("s3-push 's3://bucket?scheme=http&endpoint={user}' --key log/x < paths")).fails(2);
+}
+
+/// `base64` wraps what is longer than 76 digits, and so a key, which somebody may paste in the place of a file.
+#[test]
+fn a_key_that_was_wrapped_is_not_shown() {
+    let site = Site::new();
+    for wrapped in [
+        "\"$(cut -d: -f1 key.sec):$(cut -d: -f2 key.sec | fold -w 76)\"",
+        "\"$(cut -d: -f2 key.sec | fold -w 76)\"",
+        "\"$(cut -d: -f2 key.sec | sed 's/^.\\{40\\}/& /')\"",
+    ] {
+        for command in ["cache-sign -k KEY", "cache-sign public-key KEY", "cache-sign -k key.sec --store-dir KEY"] {
+            // Torn where nobody wraps, it is known only where a key file is expected.
+            if wrapped.contains("sed") && command.contains("--store-dir") {
+                continue;
+            }
+            let said = site.scratch.sh(&format!("{} < paths", command.replace("KEY", wrapped)));
+            assert_ne!(said.status, 0);
+            let secret = fs::read_to_string(site.path("key.sec")).unwrap();
+            let digits = &secret.split_once(':').unwrap().1[..30];
+            assert!(!said.stderr.contains(digits), "{command} {wrapped}: {}", said.stderr);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Networks and services that fail.
+
+mod requests;

@@ -1,0 +1,382 @@
+//! Our readers beside others': Nix's own (`nix-store --restore`), and the crates `nix-archive` and `nix-narinfo`, on
+//! generated and mutated input. Where the verdicts differ the reason must be in the list below, and it is counted.
+//!
+//! `$DIFFERENTIAL` says how many inputs Nix is asked about (250 if it does not), `$DIFFERENTIAL_SEED` which; the crates
+//! get a hundred times as many.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Cursor;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::thread;
+
+use crate::fixtures::forgery::{directory, file, link, nar_of, store_dir};
+use crate::properties::corpus::entries;
+use cache_tests::{Random, Scratch, mutate, nix, remove_tree, repository};
+use nar_pack::error::{Error, Result};
+use nar_pack::nar::{Skip, dump, parse, restore};
+use narinfo_gen::hash::Sha256;
+use narinfo_gen::narinfo::NarInfo;
+
+/// Inputs that Nix is asked about.
+const INPUTS: usize = 250;
+
+/// What two readers make of the same input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    BothAccept,
+    BothRefuse,
+    /// They differ, for this reason.
+    Known(&'static str),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BothAccept => f.write_str("both accept, and agree on what it is"),
+            Self::BothRefuse => f.write_str("both refuse"),
+            Self::Known(reason) => write!(f, "known difference: {reason}"),
+        }
+    }
+}
+
+/// How often each verdict was.
+type Counts = BTreeMap<Verdict, usize>;
+
+fn print(what: &str, seed: u64, counts: &Counts) {
+    println!("{what}, {} inputs of seed {seed}:", counts.values().sum::<usize>());
+    for (verdict, count) in counts {
+        println!("  {count:7} {verdict}");
+    }
+}
+
+fn number(name: &str, default: usize) -> usize {
+    env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+fn seed() -> u64 {
+    number("DIFFERENTIAL_SEED", 1) as u64
+}
+
+/// The strings of a random tree.
+fn tree(random: &mut Random, depth: usize) -> Vec<Vec<u8>> {
+    let owned = |strings: Vec<&[u8]>| strings.into_iter().map(<[u8]>::to_vec).collect();
+    match random.below(if depth == 0 { 3 } else { 6 }) {
+        0 => {
+            let size = [0, 1, 7, 8, 9, 40, 5000][random.below(7)];
+            owned(file(&random.bytes(size)))
+        }
+        1 => {
+            let text = [b"executable".as_slice(), b"", b"contents", b"#!/bin/sh\n"];
+            owned([&[b"(".as_slice(), b"type", b"regular"], &text[..], &[b")"]].concat())
+        }
+        2 => {
+            let targets = [b"x".as_slice(), b"/nix/store/x", b"..", b"\xff", b"a b", b"0123456789abcdef"];
+            owned(link(targets[random.below(targets.len())]))
+        }
+        _ => {
+            let mut names: Vec<Vec<u8>> = (0..random.below(5)).map(|_| name(random)).collect();
+            names.sort();
+            names.dedup();
+            let nodes: Vec<_> = names.into_iter().map(|name| (name, tree(random, depth - 1))).collect();
+            let entries: Vec<(&[u8], Vec<&[u8]>)> =
+                nodes.iter().map(|(name, node)| (name.as_slice(), node.iter().map(Vec::as_slice).collect())).collect();
+            owned(directory(&entries))
+        }
+    }
+}
+
+fn name(random: &mut Random) -> Vec<u8> {
+    const LETTERS: &[u8] = b"aAbB.-_~0 \n\x01\x7f\xc3\xa4\xff";
+    let name: Vec<u8> = (0..=random.below(9)).map(|_| LETTERS[random.below(LETTERS.len())]).collect();
+    if matches!(name.as_slice(), b"." | b"..") { b"dots".to_vec() } else { name }
+}
+
+/// NARs: every third one as it is, the others not quite; the corpus of the fuzz target first.
+fn nars(count: usize, random: &mut Random) -> Vec<Vec<u8>> {
+    let corpus = entries(&repository().join("tests/fuzz/corpus/nar")).unwrap();
+    let mut nars: Vec<Vec<u8>> = corpus.into_iter().map(|(_, nar)| nar).collect();
+    let seeds = nars.len();
+    let generate = |random: &mut Random| {
+        let strings = tree(random, 4);
+        nar_of(&strings.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    };
+    while nars.len() < count {
+        let nar = generate(random);
+        nars.push(match random.below(3) {
+            0 => nar,
+            1 => mutate(&nar, &generate(random), random),
+            _ => mutate(&nars[random.below(seeds)], &nar, random),
+        });
+    }
+    nars
+}
+
+/// What `nar-pack --unpack` does.
+fn unpack(nar: &[u8], place: &Path) -> Result {
+    let mut input = Cursor::new(nar);
+    restore(&mut input, place)?;
+    nothing_follows(&input)
+}
+
+fn nothing_follows(input: &Cursor<&[u8]>) -> Result {
+    let size = input.get_ref().len() as u64;
+    if input.position() == size { Ok(()) } else { Err(Error::refused("something follows the end of the NAR")) }
+}
+
+fn packed(place: &Path) -> Vec<u8> {
+    let mut nar = Vec::new();
+    dump(place, &mut nar, &mut |_| {}).unwrap();
+    nar
+}
+
+#[test]
+fn nars_as_nix_reads_them() {
+    if !nix::available() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    // Else a size that lies would have the disk filled.
+    scratch.env("NIX_CONFIG", "preallocate-contents = false\n");
+    let seed = seed();
+    let nars = nars(number("DIFFERENTIAL", INPUTS), &mut Random::new(seed));
+    let counts = Mutex::new(Counts::new());
+    let workers = thread::available_parallelism().map_or(2, usize::from);
+    thread::scope(|scope| {
+        for worker in 0..workers {
+            let (scratch, nars, counts) = (&scratch, &nars, &counts);
+            scope.spawn(move || {
+                for (index, nar) in nars.iter().enumerate().skip(worker).step_by(workers) {
+                    let verdict = beside_nix(scratch, index, nar).unwrap_or_else(|why| {
+                        panic!("input {index} of seed {seed}: {why}: b\"{}\"", nar.escape_ascii())
+                    });
+                    *counts.lock().unwrap().entry(verdict).or_default() += 1;
+                }
+            });
+        }
+    });
+    let counts = counts.into_inner().unwrap();
+    print("NARs, ours beside nix-store --restore", seed, &counts);
+    assert!(counts[&Verdict::BothAccept] * 4 > nars.len() && counts[&Verdict::BothRefuse] * 5 > nars.len());
+}
+
+/// Restores a NAR with our reader and with Nix's.
+fn beside_nix(scratch: &Scratch, index: usize, nar: &[u8]) -> Result<Verdict, String> {
+    let at = |name: &str| scratch.path().join(format!("{name}-{index}"));
+    let (ours, theirs, input) = (at("ours"), at("theirs"), at("nar"));
+    fs::write(&input, nar).unwrap();
+    let unpacked = unpack(nar, &ours);
+    let mut command = scratch.command("bash");
+    // Nix 2.8 makes room for a string of 4 GiB because its length says so.
+    command.args(["-c", "ulimit -v 1000000; exec nix-store --restore \"$1\"", "restore"]).arg(&theirs);
+    command.stdin(File::open(&input).unwrap());
+    let output = command.stdout(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let verdict = match (unpacked, output.status.success()) {
+        (Ok(()), true) if packed(&ours) == nar && packed(&theirs) == nar => Ok(Verdict::BothAccept),
+        (Ok(()), true) => Err("both accept it, but one made another tree of it".to_owned()),
+        (Err(failure), false) if failure.is_refusal() => Ok(Verdict::BothRefuse),
+        (Ok(()), false) => we_alone(&said),
+        (Err(failure), true) if failure.is_refusal() => nix_alone(nar, &failure, &theirs),
+        (Err(failure), _) => Err(format!("not a refusal: {failure}")),
+    };
+    for place in [ours, theirs, input] {
+        if place.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            remove_tree(&place).unwrap();
+        } else {
+            drop(fs::remove_file(&place));
+        }
+    }
+    verdict
+}
+
+/// Why we accept what Nix 2.8 does not.
+fn we_alone(said: &str) -> Result<Verdict, String> {
+    // It restores by whole paths, we by names below open directories.
+    if said.contains("File name too long") {
+        return Ok(Verdict::Known("Nix 2.8 cannot restore paths of more than 4095 bytes"));
+    }
+    Err(format!("we accept it, and Nix says: {}", said.trim()))
+}
+
+/// Why Nix 2.8 accepts what we do not.
+fn nix_alone(nar: &[u8], failure: &Error, theirs: &Path) -> Result<Verdict, String> {
+    let message = failure.message();
+    if message.starts_with("something follows") {
+        return Ok(Verdict::Known("Nix 2.8 does not look at what follows a NAR"));
+    }
+    if message.contains("nested deeper than") {
+        return Ok(Verdict::Known("Nix 2.8 has no limit of depth; 2.36 has ours, 64"));
+    }
+    // A reader that accepts what it would not write hashes one thing and makes another.
+    if theirs.symlink_metadata().is_err() {
+        return Ok(Verdict::Known("Nix 2.8 accepts a NAR of nothing; 2.36 does not"));
+    }
+    if packed(theirs) != nar {
+        return Ok(Verdict::Known(
+            "Nix 2.8 accepts what is not canonical, and would write it otherwise; 2.36 does not",
+        ));
+    }
+    Err(format!("Nix accepts it, and we say: {message}"))
+}
+
+#[test]
+fn nars_as_nix_archive_reads_them() {
+    let seed = seed();
+    let mut counts = Counts::new();
+    for (index, nar) in nars(100 * number("DIFFERENTIAL", INPUTS), &mut Random::new(seed)).iter().enumerate() {
+        let mut input = Cursor::new(nar.as_slice());
+        let ours = parse(&mut input, &mut Skip).and_then(|_| nothing_follows(&input));
+        let theirs = nix_archive::nar::decode_events(nar, |_| Ok(()));
+        let verdict = match (&ours, &theirs) {
+            (Ok(()), Ok(())) => Verdict::BothAccept,
+            (Err(_), Err(_)) => Verdict::BothRefuse,
+            (Err(failure), Ok(())) if failure.message().contains("a file name of") => {
+                Verdict::Known("nix-archive has no limit for names in memory; Nix 2.36 has ours, 255")
+            }
+            (Err(failure), Ok(())) if failure.message().contains("a link target of") => {
+                Verdict::Known("nix-archive has no limit for targets in memory; Nix 2.36 has ours, 4095")
+            }
+            (Err(failure), Ok(())) if failure.message().contains("a link target that is empty") => {
+                Verdict::Known("nix-archive takes targets that are empty or have a NUL byte; Nix 2.36 does not")
+            }
+            _ => panic!(
+                "input {index} of seed {seed}: we say {ours:?}, nix-archive says {theirs:?}: b\"{}\"",
+                nar.escape_ascii()
+            ),
+        };
+        *counts.entry(verdict).or_default() += 1;
+    }
+    print("NARs, ours beside nix-archive", seed, &counts);
+    assert!(counts.len() >= 2);
+}
+
+/// Narinfos: some as our writer writes them, others not quite.
+fn narinfos(count: usize, random: &mut Random) -> Vec<Vec<u8>> {
+    let corpus = entries(&repository().join("tests/fuzz/corpus/narinfo")).unwrap();
+    let mut texts: Vec<Vec<u8>> = corpus.into_iter().map(|(_, text)| text).collect();
+    let path = |random: &mut Random| {
+        let name = ["a", "hello-2.12", "x.drv", "?=+"][random.below(4)];
+        store_dir().parse(&cache_tests::store_path(name, random.next())).unwrap()
+    };
+    let generate = |random: &mut Random| {
+        let hash = |random: &mut Random| Sha256::of(&random.bytes(4));
+        let mut references: Vec<_> = (0..random.below(4)).map(|_| path(random)).collect();
+        references.sort_unstable();
+        references.dedup();
+        let narinfo = NarInfo {
+            store_dir: store_dir(),
+            path: path(random),
+            url: format!("nar/{}.nar", hash(random).base32()),
+            compression: ["none", "xz", "zstd", "bzip2", "br"][random.below(5)].to_owned(),
+            file_hash: Some(hash(random)).filter(|_| random.below(2) == 0),
+            file_size: Some(random.next()).filter(|_| random.below(2) == 0),
+            nar_hash: hash(random),
+            nar_size: random.next().max(1),
+            references,
+            deriver: Some(path(random)).filter(|_| random.below(2) == 0),
+            signatures: (0..random.below(3)).map(|i| format!("key-{i}:AAAA")).collect(),
+            ca: Some(format!("fixed:r:{}", hash(random))).filter(|_| random.below(3) == 0),
+            unknown: Vec::new(),
+        };
+        narinfo.to_string().into_bytes()
+    };
+    let seeds = texts.len();
+    while texts.len() < count {
+        let text = generate(random);
+        texts.push(match random.below(4) {
+            0 => text,
+            1 => mutate(&texts[random.below(seeds)], &text, random),
+            _ => mutate(&text, &generate(random), random),
+        });
+    }
+    texts
+}
+
+#[test]
+fn narinfos_as_nix_narinfo_reads_them() {
+    let seed = seed();
+    let mut counts = Counts::new();
+    let store = nix_derivation::StoreDir::default();
+    for (index, text) in narinfos(100 * number("DIFFERENTIAL", INPUTS), &mut Random::new(seed)).iter().enumerate() {
+        let ours = str::from_utf8(text)
+            .map_err(|_| Error::refused("not UTF-8"))
+            .and_then(|text| NarInfo::parse(text, &store_dir()));
+        let theirs = nix_narinfo::NarInfo::parse_in(&store, text);
+        let shown = || String::from_utf8_lossy(text).into_owned();
+        let verdict = match (&ours, &theirs) {
+            (Ok(ours), Ok(theirs)) => {
+                let signatures: Vec<String> =
+                    theirs.signatures().iter().map(nix_narinfo::NixSignature::to_nix_string).collect();
+                let same = ours.fingerprint() == theirs.fingerprint(&store)
+                    && (ours.url.as_str(), ours.compression.as_str(), ours.file_size, ours.nar_size)
+                        == (theirs.url(), theirs.compression().as_str(), theirs.file_size(), theirs.nar_size())
+                    && ours.file_hash.is_some() == theirs.file_hash().is_some()
+                    && ours.deriver.is_some() == theirs.deriver().is_some();
+                let differ = |what: &str| panic!("input {index} of seed {seed}: {what}:\n{}", shown());
+                if !same {
+                    match agreed(ours, theirs) {
+                        Some(reason) => Verdict::Known(reason),
+                        None => differ("they agree that it is one, and differ on what it says"),
+                    }
+                } else if !ours.signatures.iter().all(|ours| signatures.contains(ours)) {
+                    Verdict::Known("nix-narinfo strips the white space before a value, we one space as Nix does")
+                } else {
+                    Verdict::BothAccept
+                }
+            }
+            (Err(_), Err(_)) => Verdict::BothRefuse,
+            (Err(failure), Ok(_)) => Verdict::Known(we_refuse(failure.message()).unwrap_or_else(|| {
+                panic!("input {index} of seed {seed}: nix-narinfo accepts it; we say {failure}:\n{}", shown())
+            })),
+            (Ok(_), Err(error)) => Verdict::Known(they_refuse(&error.to_string()).unwrap_or_else(|| {
+                panic!("input {index} of seed {seed}: we accept it; nix-narinfo says {error}:\n{}", shown())
+            })),
+        };
+        *counts.entry(verdict).or_default() += 1;
+    }
+    print("narinfos, ours beside nix-narinfo", seed, &counts);
+    assert!(counts[&Verdict::BothAccept] > 1000 && counts[&Verdict::BothRefuse] > 1000);
+}
+
+/// Why both accept a narinfo and differ on what it says.
+fn agreed(ours: &NarInfo, theirs: &nix_narinfo::NarInfo) -> Option<&'static str> {
+    if ours.compression.trim() == theirs.compression().as_str() || ours.url.trim() == theirs.url() {
+        return Some("nix-narinfo strips the white space before a value, we one space as Nix does");
+    }
+    None
+}
+
+/// Why we refuse what nix-narinfo accepts.
+fn we_refuse(message: &str) -> Option<&'static str> {
+    let reasons = [
+        ("expected KEY: VALUE", "nix-narinfo skips blank lines; to us they stand between two narinfos"),
+        (
+            "expected a space after",
+            "nix-narinfo needs no space after the colon; Nix takes two characters after the key",
+        ),
+        ("its last line has no end", "nix-narinfo takes a last line without an end; Nix and we do not"),
+        ("References is missing", "we want References, which every writer writes: without it the narinfo was cut off"),
+        ("does not lie within the cache", "we want URLs within the cache"),
+        ("is not a SHA-256 hash", "we want SHA-256, which every cache has"),
+        ("is not the name of a store path", "we want base names as references, as Nix writes and reads them"),
+        ("is not a number of bytes", "nix-narinfo takes a sign or white space before a number"),
+        ("is not a store path below", "nix-narinfo strips the white space before a value, we one space as Nix does"),
+        ("a key is missing", "we want a key before the colon"),
+    ];
+    reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)
+}
+
+/// Why nix-narinfo refuses what we accept.
+fn they_refuse(message: &str) -> Option<&'static str> {
+    let reasons = [
+        ("`CA`", "we keep a CA that we do not understand; nothing is trusted for it"),
+        ("CA", "we keep a CA that we do not understand; nothing is trusted for it"),
+        ("Deriver", "an empty Deriver is none to us"),
+    ];
+    reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)
+}

@@ -1,0 +1,113 @@
+//! A larger closure from what is installed here: what we write of it is, byte for byte, what Nix writes.
+
+use std::fs;
+use std::path::Path;
+
+use cache_tests::{Scratch, nix, unique};
+
+/// Trees that most systems have: programs, libraries, scripts, links of all kinds.
+const INSTALLED: [&str; 9] = [
+    "/usr/share/perl5",
+    "/usr/share/zoneinfo",
+    "/usr/lib/python3",
+    "/usr/share/bash-completion",
+    "/usr/lib/git-core",
+    "/usr/share/man/man1",
+    "/usr/lib/gcc",
+    "/usr/share/nix",
+    "/etc/ssl",
+];
+/// Files of each that are taken.
+const FILES: usize = 1000;
+/// Larger files are left out: the closure shall be read in seconds.
+const LARGEST: &str = "1024k";
+
+/// A derivation for each tree, and an expression for the last.
+fn expression(trees: &[&str], seed: &str) -> String {
+    let paths: Vec<String> = trees.iter().enumerate().map(|(index, tree)| derivation(index, tree, seed)).collect();
+    format!(
+        "let\n  text = builtins.toFile \"text-{seed}\" \"text of {seed}\";
+  source = builtins.path {{ path = ./source; name = \"source-{seed}\"; }};\n{}in p{}\n",
+        paths.concat(),
+        trees.len() - 1
+    )
+}
+
+/// Mentions itself, the one before it, the one in the middle before it, a text and a tree that are addressed by their
+/// contents, across the end of a buffer; the first one has two outputs.
+fn derivation(index: usize, tree: &str, seed: &str) -> String {
+    let references = match index {
+        0 => "$dev".to_owned(),
+        _ => format!("${{p{}}} ${{p{}}}", index - 1, index / 2),
+    };
+    let outputs = if index == 0 { "\"out\" \"dev\"" } else { "\"out\"" };
+    format!(
+        r#"  p{index} = derivation {{
+    name = "tree-{index}-{seed}";
+    system = builtins.currentSystem;
+    outputs = [ {outputs} ];
+    builder = "/bin/sh";
+    PATH = "/usr/bin:/bin";
+    args = [ "-euc" ''
+      mkdir -p $out/tree
+      cd {tree}
+      find . -size -{LARGEST} \( -type f -o -type l \) | sort | head -{FILES} | tar c --no-recursion -T - | tar x -C $out/tree
+      if [ -n "''${{dev-}}" ]; then echo dev > $dev; fi
+      head -c 65530 /dev/zero > $out/mentions
+      echo "$out x{references} ${{text}}${{source}}" >> $out/mentions
+    '' ];
+  }};
+"#
+    )
+}
+
+#[test]
+fn a_closure_of_installed_trees_is_described_as_nix_describes_it() {
+    if !nix::available() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let seed = unique("");
+    let trees: Vec<&str> = INSTALLED.into_iter().filter(|tree| Path::new(tree).is_dir()).collect();
+    assert!(trees.len() > 2, "too little is installed: {trees:?}");
+    fs::create_dir(scratch.path().join("source")).unwrap();
+    fs::write(scratch.path().join("source/file"), &seed).unwrap();
+    fs::write(scratch.path().join("closure.nix"), expression(&trees, &seed)).unwrap();
+    scratch
+        .sh("nix-build --no-out-link closure.nix > top 2> build.log || { cat build.log >&2; exit 1; }
+             nix-store -qR $(cat top) > paths
+             nix-store --generate-binary-cache-key test-1 key.sec key.pub
+             nix store sign --key-file key.sec $(head -3 paths)
+             nix copy --no-check-sigs --to \"file://$PWD/nix?compression=none\" $(cat top)")
+        .ok();
+    // Every field of every narinfo, and every NAR; nix-cache-info has a priority of ours, and Nix makes empty folders.
+    let same = "diff -r -x nix-cache-info -x log -x realisations nix ours && rm -r ours && mkdir ours";
+    scratch
+        .sh(&format!(
+            "mkdir ours
+             nar-pack --export --stdin < paths | narinfo-gen --archive -c none | tar x -C ours; {same}
+             nix-store --export $(cat paths) | narinfo-gen --archive -c none | tar x -C ours; {same}
+             nix path-info --json -r $(cat top) > info
+             nar-pack --export --stdin --no-nix --path-info info < paths \\
+               | narinfo-gen --archive -c none --no-nix --path-info info | tar x -C ours; {same}"
+        ))
+        .ok();
+    // Where nothing but the contents tells, a scan finds what Nix has found after the build.
+    let scanned = scratch.sh("while read path; do
+             nar-pack $path | narinfo-gen --no-nix --candidates paths -c none $path | grep '^References:' > scanned
+             grep '^References:' nix/$(basename $path | cut -c-32).narinfo | diff - scanned; echo .
+           done < paths");
+    let paths = fs::read_to_string(scratch.path().join("paths")).unwrap();
+    assert_eq!(scanned.ok().lines().count(), paths.lines().count());
+    assert!(paths.lines().count() >= trees.len() + 3);
+    // The cases are there, and there is enough of each.
+    let size = scratch.sh("cat nix/nar/* | wc -c").ok().parse::<u64>().unwrap();
+    println!("{} paths, {} MB", paths.lines().count(), size / 1_000_000);
+    assert!(size > 5_000_000);
+    let text = scratch.sh("cat nix/*.narinfo").ok();
+    for case in ["\nSig: test-1:", "\nCA: text:", "\nCA: fixed:r:", "\nReferences: \n", "\nDeriver: "] {
+        assert!(text.contains(case), "no {case:?}");
+    }
+    // Nix keeps some while their derivations are there; what is large goes.
+    drop(scratch.sh("nix-store --delete $(cat paths)"));
+}

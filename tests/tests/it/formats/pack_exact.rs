@@ -1,0 +1,330 @@
+//! What `nar-pack` and `narinfo-gen` do with trees, streams and narinfos that are not as they should be, and what of
+//! them has to stay exactly as it was.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+
+use cache_tests::{Random, Scratch, make_tree, store_path};
+
+/// Large beside the pipe and what is read ahead.
+const LARGE: usize = 12 << 20;
+
+/// Packs `tree`; once the first bytes are there, runs `change`; then reads the rest. Returns what was said.
+fn pack_while(scratch: &Scratch, change: &str) -> String {
+    let outcome = scratch.sh(&format!(
+        "rm -f pipe; mkfifo pipe
+         nar-pack tree > pipe & packer=$!
+         {{ head -c 65536; {change}; cat; }} < pipe > nar
+         wait $packer"
+    ));
+    let said = outcome.fails(2);
+    // What there is of the NAR is seen to be cut off.
+    let refused = scratch.sh("nar-pack --list < nar > /dev/null").fails(1);
+    assert!(refused.contains("truncated"), "{refused}");
+    said
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_packed_leaves_no_whole_nar() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path().join("tree")).unwrap();
+    let make = || fs::write(scratch.path().join("tree/large"), vec![7; LARGE]).unwrap();
+    for (change, why) in [
+        ("truncate -s 10M tree/large", "shorter"),
+        ("truncate -s 13M tree/large", "grew"),
+        ("printf x | dd of=tree/large bs=1 seek=12000000 conv=notrunc status=none", "changed"),
+    ] {
+        make();
+        let said = pack_while(&scratch, change);
+        assert!(said.contains("tree/large") && said.contains(why), "{change}: {said}");
+    }
+    make();
+    fs::write(scratch.path().join("tree/z"), "").unwrap();
+    // It has been seen in the directory, but not been read.
+    for index in 0..200 {
+        fs::write(scratch.path().join(format!("tree/m{index}")), "x").unwrap();
+    }
+    let said = pack_while(&scratch, "rm tree/z; mkdir tree/z");
+    assert!(said.contains("tree/z") && said.contains("changed its type"), "{said}");
+}
+
+#[test]
+fn what_is_no_file_is_named_and_no_nar_is_whole() {
+    let scratch = Scratch::new();
+    let is_root = scratch.sh("id -u").ok() == "0";
+    let dir = scratch.path().join("tree");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("a"), "first").unwrap();
+    let mut cases = vec![("mkfifo tree/b", "a fifo")];
+    if is_root {
+        cases.push(("mknod tree/b c 1 3", "a device"));
+        cases.push(("mknod tree/b b 7 200", "a device"));
+    }
+    let expect = |kind: &str| {
+        let outcome = scratch.sh("nar-pack tree > nar");
+        let said = outcome.fails(2);
+        assert!(said.trim_end() == format!("nar-pack: packing tree/b: {kind} cannot be in a NAR"), "{said}");
+        scratch.sh("nar-pack --list < nar").fails(1);
+    };
+    for (make, kind) in cases {
+        scratch.sh(make).ok();
+        expect(kind);
+        fs::remove_file(dir.join("b")).unwrap();
+    }
+    let _socket = UnixListener::bind(dir.join("b")).unwrap();
+    expect("a socket");
+}
+
+#[test]
+fn what_may_not_be_read_is_named() {
+    let scratch = Scratch::new();
+    // Root may read everything, so it is somebody else who packs, with a tool that he can reach.
+    let is_root = scratch.sh("id -u").ok() == "0";
+    let drop = if is_root { "setpriv --reuid=65534 --regid=65534 --clear-groups" } else { "" };
+    scratch
+        .sh("chmod 755 .; cp $(command -v nar-pack) tool; chmod 755 tool
+             mkdir -p tree/sub tree/open; echo x > tree/sub/file; echo y > tree/open/secret; chmod 0 tree/sub")
+        .ok();
+    let pack = format!("{drop} ./tool tree > nar");
+    let said = scratch.sh(&pack).fails(2);
+    scratch.sh("chmod 755 tree/sub; chmod 0 tree/open/secret").ok();
+    let file = scratch.sh(&pack).fails(2);
+    for (said, path) in [(said, "tree/sub"), (file, "tree/open/secret")] {
+        assert!(said.contains(&format!("packing {path}: Permission denied")), "{said}");
+        scratch.sh("nar-pack --list < nar").fails(1);
+    }
+}
+
+#[test]
+fn what_is_unpacked_has_the_modes_of_a_store_whatever_the_umask() {
+    let scratch = Scratch::new();
+    make_tree(scratch.path().join("tree"), 6);
+    scratch.sh("nar-pack tree > nar").ok();
+    for umask in ["000", "022", "077", "333", "111"] {
+        let wrong = scratch.sh(&format!(
+            "(umask {umask}; nar-pack --unpack out-{umask} < nar)
+             find out-{umask} -type d ! -perm 555 -o -type f ! -perm 444 ! -perm 555
+             cmp nar <(nar-pack out-{umask}); find out-{umask} -printf '%T@\\n' | sort -u"
+        ));
+        assert_eq!(wrong.ok(), "1.0000000000", "umask {umask}");
+    }
+}
+
+#[test]
+fn what_follows_a_nar_is_told() {
+    let scratch = Scratch::new();
+    scratch.sh("echo x > file; nar-pack file > nar; { cat nar; printf '\\0'; } > longer; cat nar nar > twice").ok();
+    for input in ["longer", "twice"] {
+        for read in ["--list", "--cat /", "--unpack out"] {
+            let said = scratch.sh(&format!("nar-pack {read} < {input}")).fails(1);
+            assert!(said.contains("something follows the end of the NAR"), "{read}: {said}");
+            assert!(!fs::exists(scratch.path().join("out")).unwrap());
+        }
+        let path = store_path("x", 1);
+        let said = scratch.sh(&format!("narinfo-gen --no-nix {path} < {input}")).fails(1);
+        assert!(said.contains("follows the end of a NAR"), "{said}");
+    }
+}
+
+#[test]
+fn one_file_is_read_out_of_any_nar() {
+    let scratch = Scratch::new();
+    make_tree(scratch.path().join("tree"), 5);
+    scratch
+        .sh("nar-pack tree > nar
+             cmp <(nar-pack --cat share/doc/deep/deeper/text < nar) tree/share/doc/deep/deeper/text
+             cmp <(nar-pack --cat /noise nar) tree/noise
+             cmp <(nar-pack tree | nar-pack --cat ./bin//hello) tree/bin/hello
+             cmp <(nar-pack --cat $'share/not-utf8-\\xff\\xfe' nar) $'tree/share/not-utf8-\\xff\\xfe'
+             [ $(nar-pack --cat empty nar | wc -c) = 0 ]
+             nar-pack tree/noise | nar-pack --cat / | cmp - tree/noise")
+        .ok();
+    for (file, why) in [
+        ("link", "a symbolic link in the NAR, not a file; its target is bin/hello"),
+        ("share", "a directory"),
+        ("/", "a directory"),
+        ("nowhere", "there is no nowhere in the NAR"),
+        ("bin/hello/x", "there is no bin/hello/x in the NAR"),
+        ("share/doc/hello", "there is no"),
+        ("doc/deep", "there is no"),
+    ] {
+        let said = scratch.sh(&format!("nar-pack --cat {file} nar")).fails(1);
+        assert!(said.contains(why), "{file}: {said}");
+    }
+    // The listing tells where each file lies.
+    scratch
+        .sh("mkdir one; cp tree/noise tree/Zebra one; nar-pack one > one.nar
+             offset=$(nar-pack --list one.nar | grep -o '\"noise\":{\"narOffset\":[0-9]*' | grep -o '[0-9]*$')
+             tail -c +$((offset + 1)) one.nar | head -c 1048576 | cmp - tree/noise")
+        .ok();
+    let said = scratch.sh("head -c 5000 nar | nar-pack --cat noise").fails(1);
+    assert!(said.contains("truncated"), "{said}");
+    scratch.sh("nar-pack --cat x --list nar").fails(2);
+}
+
+#[test]
+fn a_tree_of_many_files_is_packed_as_nix_does() {
+    if !cache_tests::nix::available() {
+        return;
+    }
+    let scratch = Scratch::new();
+    // More than one batch of files, more than one chunk, nested and empty directories in between.
+    let mut random = Random::new(11);
+    for index in 0..700 {
+        let dir = scratch.path().join(format!("tree/d{}/e{}", index % 7, index % 29));
+        fs::create_dir_all(&dir).unwrap();
+        let size = [0, 1, 7, 8, 9, 4096, 70_000, 300_000][random.below(8)] / (1 + index % 3);
+        fs::write(dir.join(format!("f{index}")), random.bytes(size)).unwrap();
+    }
+    scratch
+        .sh("mkdir -p tree/empty tree/d0/empty; ln -s x tree/d3/link; chmod +x tree/d1/e1/*
+             nar-pack tree > nar; cmp nar <(nix-store --dump tree)
+             nar-pack --unpack out < nar; cmp nar <(nix-store --dump out)")
+        .ok();
+    // A reader that goes away ends it at once and quietly.
+    let gone =
+        scratch.sh("set +o pipefail; nar-pack tree 2> said | head -c 100 | wc -c; echo ${PIPESTATUS[0]}; cat said");
+    assert_eq!(gone.ok().split_whitespace().collect::<Vec<_>>(), ["100", "141"]);
+}
+
+#[test]
+fn the_archive_is_the_same_for_any_number_of_threads() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path().join("tree")).unwrap();
+    let mut random = Random::new(4);
+    // Half of it compresses: frames of different sizes are ready in another order.
+    let data: Vec<u8> =
+        (0..11).flat_map(|part| if part % 2 == 0 { vec![b'a'; 1 << 20] } else { random.bytes(1 << 20) }).collect();
+    fs::write(scratch.path().join("tree/data"), data).unwrap();
+    let path = store_path("threads", 1);
+    for method in ["zstd", "zstd --level 1"] {
+        let digests = scratch.sh(&format!(
+            "nar-pack tree > nar; for n in 1 2 3 8; do narinfo-gen --no-nix --archive -c {method} --threads $n {path} < nar \
+             | sha256sum; done | sort -u | wc -l"
+        ));
+        assert_eq!(digests.ok(), "1", "{method}");
+    }
+}
+
+#[test]
+fn what_a_filter_does_not_know_it_passes_on() {
+    let scratch = Scratch::new();
+    let path = store_path("x", 2);
+    scratch
+        .sh(&format!(
+            "cache-sign keygen k-1 key.sec key.pub
+             echo x > file; nar-pack file | narinfo-gen --no-nix -c none {path} > narinfo
+             printf 'Provenance: {{\"a\": [1, \"x: y\"]}}\\nX-Empty: \\nFoo: 1\\nFoo: 2\\n' >> narinfo
+             cache-sign -k key.sec < narinfo > signed"
+        ))
+        .ok();
+    let signed = fs::read_to_string(scratch.path().join("signed")).unwrap();
+    let unsigned: String = signed.split_inclusive('\n').filter(|line| !line.starts_with("Sig: ")).collect();
+    assert_eq!(unsigned, fs::read_to_string(scratch.path().join("narinfo")).unwrap());
+    assert!(signed.contains("\nReferences: \n"), "{signed}");
+    // Sizes are 64 bits, not 63 or 53.
+    scratch
+        .sh("sed 's/^NarSize: .*/NarSize: 18446744073709551615/; s/^FileSize: .*/FileSize: 9007199254740993/' narinfo > big
+             cache-sign -k key.sec < big | grep -qx 'NarSize: 18446744073709551615'
+             cache-sign -k key.sec < big | grep -qx 'FileSize: 9007199254740993'")
+        .ok();
+    let said =
+        scratch.sh("sed 's/^NarSize: .*/NarSize: 18446744073709551616/' narinfo | cache-sign -k key.sec").fails(1);
+    assert!(said.contains("line 7: NarSize"), "{said}");
+    // A mebibyte is written and taken, one byte more neither written nor taken.
+    scratch
+        .sh("size=$(stat -c %s signed); { cat narinfo; printf 'X: '; head -c $((1048576 - size - 4)) /dev/zero | tr '\\0' x; echo; } > most
+             cache-sign -k key.sec < most > full; [ $(stat -c %s full) = 1048576 ]
+             cache-sign -k key.sec < full | cmp - full")
+        .ok();
+    for file in ["most", "full"] {
+        let said = scratch.sh(&format!("sed 's/^X: /X: y/' {file} | cache-sign -k key.sec")).fails(1);
+        assert!(said.contains("larger than 1048576 bytes"), "{said}");
+    }
+}
+
+#[test]
+fn every_version_of_path_info_gives_the_same_narinfo() {
+    let scratch = Scratch::new();
+    let (path, other, deriver) = (store_path("x", 3), store_path("y", 3), store_path("x.drv", 3));
+    scratch.sh(&format!("echo x > file; nar-pack file > nar; narinfo-gen --no-nix -c none {path} < nar > bare")).ok();
+    let bare = fs::read_to_string(scratch.path().join("bare")).unwrap();
+    let nix32 = bare.lines().find_map(|line| line.strip_prefix("NarHash: sha256:")).unwrap().to_owned();
+    // The same digits in the other bases.
+    let hex = scratch.sh("sha256sum < nar | cut -c1-64").ok();
+    let base64 = scratch.sh("printf \"$(sha256sum < nar | cut -c1-64 | sed 's/../\\\\x&/g')\" | base64 -w0").ok();
+    let name_of = |path: &str| path["/nix/store/".len()..].to_owned();
+    let old = |hash: &str, ca: &str| {
+        format!(
+            r#""narHash":{hash},"narSize":120,"references":["{other}"],"deriver":"{deriver}","signatures":["k-1:abc"],"ca":{ca}"#
+        )
+    };
+    let new = |fields: String| fields.replace("/nix/store/", "");
+    let text = |prefix: &str, digits: &str| format!("\"{prefix}{digits}\"");
+    let object =
+        |digits: &str, format: &str| format!(r#"{{"algorithm":"sha256","format":"{format}","hash":"{digits}"}}"#);
+    let nar = |hash: &str| format!(r#"{{"hash":{hash},"method":"nar"}}"#);
+    let ca32 = text("fixed:r:sha256:", &nix32);
+    let documents = [
+        // Nix 2.3 to 2.18, with each base that it has used; the map that came after; and base names.
+        format!(r#"[{{"path":"{path}",{}}}]"#, old(&text("sha256:", &nix32), &ca32)),
+        format!(r#"[{{"path":"{path}",{}}}]"#, old(&text("sha256:", &hex), &text("fixed:r:sha256:", &hex))),
+        format!(r#"[{{"path":"{path}",{}}}]"#, old(&text("sha256:", &base64), &ca32)),
+        format!(r#"{{"{path}":{{{}}}}}"#, old(&text("sha256-", &base64), &text("fixed:r:sha256-", &base64))),
+        format!(r#"{{"{}":{{{}}}}}"#, name_of(&path), new(old(&text("sha256-", &base64), &ca32))),
+        // Version 2 with objects for hashes.
+        format!(
+            r#"{{"version":2,"storeDir":"/nix/store","info":{{"{}":{{"version":2,{}}}}}}}"#,
+            name_of(&path),
+            new(old(&object(&base64, "base64"), &nar(&object(&base64, "base64"))))
+        ),
+        format!(
+            r#"{{"version":3,"storeDir":"/nix/store","info":{{"{}":{{{}}}}}}}"#,
+            name_of(&path),
+            new(old(&text("sha256-", &base64), &nar(&text("sha256-", &base64))))
+        ),
+        format!(
+            r#"{{"{}":{{{}}}}}"#,
+            name_of(&path),
+            new(old(&object(&nix32, "nix32"), &nar(&object(&hex, "base16"))))
+        ),
+    ];
+    for document in documents {
+        fs::write(scratch.path().join("info.json"), &document).unwrap();
+        let ours = scratch.sh(&format!("narinfo-gen --path-info info.json -c none {path} < nar"));
+        ours.ok();
+        let wanted = bare.replace("References: \n", &format!("References: {}\n", name_of(&other)))
+            + &format!("Deriver: {}\nSig: k-1:abc\nCA: fixed:r:sha256:{nix32}\n", name_of(&deriver));
+        assert_eq!(String::from_utf8_lossy(&ours.stdout), wanted, "{document}");
+        assert_eq!(ours.stderr, "", "{document}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_named_and_nothing_is_left() {
+    let scratch = Scratch::new();
+    // Small enough to be made beside the thread that reads, and then too large for the limit.
+    for (size, count) in [(200_000, 40), (900_000, 3)] {
+        let tree = scratch.path().join("tree");
+        for index in 0..count {
+            let dir = tree.join(format!("d{index}"));
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("small"), "x").unwrap();
+            fs::write(dir.join("zlarge"), vec![7; if index == count - 2 { size } else { 50_000 }]).unwrap();
+        }
+        let said = scratch.sh("nar-pack tree > nar; trap '' XFSZ; ulimit -f 100; nar-pack --unpack out < nar").fails(2);
+        let wanted = format!("nar-pack: unpacking out/d{}/zlarge: File too large", count - 2);
+        assert!(said.starts_with(&wanted), "{said}");
+        assert!(!fs::exists(scratch.path().join("out")).unwrap());
+        fs::remove_dir_all(tree).unwrap();
+    }
+}
+
+#[test]
+fn a_tree_of_many_directories_takes_few_descriptors() {
+    let scratch = Scratch::new();
+    scratch
+        .sh("mkdir tree; for i in $(seq 2000); do mkdir tree/$i; echo $i > tree/$i/f; done
+             nar-pack tree > nar; (ulimit -n 128; nar-pack --unpack out < nar); nar-pack out | cmp - nar")
+        .ok();
+}

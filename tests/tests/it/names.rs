@@ -1,0 +1,137 @@
+//! Rules about names and sizes: identifiers are the standard terms, files and functions have a limit.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::tidy::{read, sources};
+
+/// Most lines of a source file.
+const MAX_LINES: usize = 600;
+
+/// Words that must not be part of an identifier, with the term to use instead.
+const BANNED_WORDS: [(&str, &str); 28] = [
+    ("Patience", "RequestLimits"),
+    ("patience", "limits"),
+    ("Plea", "Throttle"),
+    ("Pace", "AdaptiveLimit"),
+    ("pace", "limit"),
+    ("Slot", "Permit"),
+    ("Takes", "RequiredPermission"),
+    ("Shop", "Context"),
+    ("Spare", "Unclaimed"),
+    ("Promise", "SharedResult"),
+    ("Manner", "Options"),
+    ("Manners", "Options"),
+    ("Trouble", "Error"),
+    ("Offer", "Candidate"),
+    ("Discovery", "ClosureWalk"),
+    ("Wanted", "Requested"),
+    ("Stoppable", "Cancellable"),
+    ("Knowledge", "PathInfoArgs"),
+    ("Registry", "PathInfoSource"),
+    ("Describer", "NarInfoBuilder"),
+    ("Failure", "Error"),
+    ("Outcome", "Result"),
+    ("Doing", "Context"),
+    ("Talk", "Verbosity"),
+    ("told", "summarize"),
+    ("Tries", "Backoff"),
+    ("Judgement", "Evaluation"),
+    ("Goods", "Fixture"),
+];
+
+/// Beginnings of constants that must be MAX_ or MIN_, and names without a meaning.
+const BANNED_CONSTANTS: [&str; 7] = ["MOST_", "LEAST_", "TRIES", "TICK", "HEADWAY", "ASKED_", "LONGEST"];
+
+#[test]
+fn no_source_file_is_longer_than_the_limit() {
+    let long: Vec<_> = sources()
+        .into_iter()
+        .map(|path| (read(&path).lines().count(), path))
+        .filter(|(lines, _)| *lines > MAX_LINES)
+        .collect();
+    assert!(long.is_empty(), "files of more than {MAX_LINES} lines: {long:?}");
+}
+
+#[test]
+fn identifiers_use_the_standard_terms() {
+    let mut found = BTreeSet::new();
+    for path in sources() {
+        for identifier in identifiers(&read(&path)) {
+            let constant = BANNED_CONSTANTS.iter().find(|&&prefix| identifier.starts_with(prefix));
+            let words = words(&identifier);
+            let word = BANNED_WORDS.iter().find(|(banned, _)| words.iter().any(|word| word == banned));
+            if let Some((_, term)) = word {
+                found.insert(format!("{}: {identifier} (use {term})", shorten(&path)));
+            } else if constant.is_some() {
+                found.insert(format!("{}: {identifier} (use MAX_, MIN_ or DEFAULT_)", shorten(&path)));
+            }
+        }
+    }
+    assert!(found.is_empty(), "private words in identifiers:\n{}", found.into_iter().collect::<Vec<_>>().join("\n"));
+}
+
+fn shorten(path: &Path) -> String {
+    path.strip_prefix(cache_tests::repository()).unwrap_or(path).display().to_string()
+}
+
+/// The identifiers of Rust source text: comments and string literals are skipped line by line, which is close enough for
+/// text that rustfmt has laid out.
+fn identifiers(source: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut in_string = false;
+    for line in source.lines() {
+        let mut chars = line.chars().peekable();
+        let mut identifier = String::new();
+        while let Some(c) = chars.next() {
+            if in_string {
+                match c {
+                    '\\' => drop(chars.next()),
+                    '"' => in_string = false,
+                    _ => {}
+                }
+                continue;
+            }
+            if c.is_ascii_alphanumeric() || c == '_' {
+                identifier.push(c);
+                continue;
+            }
+            found.insert(std::mem::take(&mut identifier));
+            match c {
+                '/' if chars.peek() == Some(&'/') => break,
+                '\'' if chars.clone().nth(1) == Some('\'') => drop(chars.nth(1)),
+                '\'' if chars.peek() == Some(&'\\') => drop(chars.nth(2)),
+                '"' => in_string = true,
+                _ => {}
+            }
+        }
+        found.insert(identifier);
+    }
+    found
+}
+
+/// The words of an identifier: `SharedResult` and `shared_result` have two each.
+fn words(identifier: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    for part in identifier.split('_') {
+        let mut word = String::new();
+        for c in part.chars() {
+            if c.is_ascii_uppercase() && word.chars().last().is_some_and(|last| last.is_ascii_lowercase()) {
+                words.push(std::mem::take(&mut word));
+            }
+            word.push(c);
+        }
+        words.push(word);
+    }
+    words
+}
+
+#[test]
+fn identifiers_are_found_outside_comments_and_strings() {
+    let source = "let told = \"not this\"; // nor that\nstruct PleaForPatience('\\n', '\"', ok);\n";
+    let found = identifiers(source);
+    assert!(["told", "PleaForPatience", "ok"].iter().all(|name| found.contains(*name)), "{found:?}");
+    assert!(["this", "that", "not"].iter().all(|name| !found.contains(*name)), "{found:?}");
+    assert_eq!(words("PleaForPatience"), ["Plea", "For", "Patience"]);
+    assert_eq!(words("put_new"), ["put", "new"]);
+}

@@ -1,0 +1,284 @@
+//! The examples in `docs/examples`, run as their readers would.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use crate::fixtures::bucket::{assert_closed, narinfo_keys, snapshot};
+use crate::fixtures::site::make_key;
+use cache_tests::{EmbeddedS3, Outcome, Scratch, nix, repository, tree, unique};
+
+/// A project with a `default.nix` that builds a program and a library, a key pair `cache.sec` and `cache.pub`, and a
+/// bucket `$NIX_S3_CACHE`.
+struct Project {
+    scratch: Scratch,
+    bucket: String,
+    key: String,
+    name: String,
+}
+
+impl Project {
+    /// None where there is no Nix.
+    fn new() -> Option<Self> {
+        if !nix::available() {
+            return None;
+        }
+        let mut scratch = Scratch::new();
+        let name = unique("example-");
+        fs::write(scratch.path().join("default.nix"), expression(&name)).unwrap();
+        let s3 = EmbeddedS3::shared();
+        let bucket = s3.make_bucket();
+        s3.credentials().apply(&mut scratch);
+        scratch.env("NIX_S3_CACHE", s3.cache_url(&bucket));
+        let key = make_key(&scratch, "cache");
+        scratch.env("CACHE_KEY_FILE", scratch.path().join("cache.sec"));
+        Some(Self { scratch, bucket, key, name })
+    }
+
+    fn sh(&self, script: &str) -> Outcome {
+        self.scratch.sh(script)
+    }
+
+    /// The narinfos that are in the bucket, which must be closed.
+    fn published(&self) -> usize {
+        let objects = snapshot(EmbeddedS3::shared(), &self.bucket);
+        assert_closed(&objects);
+        narinfo_keys(&objects).len()
+    }
+
+    /// Asserts that a Nix that trusts only the project's key gets `path`, and what it refers to, from the bucket.
+    #[track_caller]
+    fn assert_published(&self, path: &str) {
+        let url = EmbeddedS3::shared().http_url(&self.bucket);
+        let mut scratch = Scratch::new();
+        scratch.env("NIX_CONFIG", format!("require-sigs = true\ntrusted-public-keys = {}\n", self.key));
+        let store = nix::fresh_store(&scratch);
+        scratch.sh(&format!("nix copy --from '{url}' --to '{store}' {path}")).ok();
+        for path in self.sh(&format!("nix-store -qR {path}")).ok().lines() {
+            assert_eq!(tree(format!("{store}{path}")), tree(path), "{path}");
+        }
+    }
+}
+
+fn expression(name: &str) -> String {
+    let derivation = |name: &str, script: &str| {
+        format!(
+            "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+             PATH = \"/usr/bin:/bin\"; args = [ \"-euc\" \"{script}\" ]; }}"
+        )
+    };
+    let library = derivation(&format!("{name}-lib"), "echo library of {name} > $out");
+    format!("let lib = {library}; in {}\n", derivation(name, "mkdir $out; echo ${lib} > $out/uses"))
+}
+
+fn example(file: &str) -> PathBuf {
+    repository().join("docs/examples").join(file)
+}
+
+// ---- The Makefile ----
+
+fn make(project: &Project, arguments: &str) -> Outcome {
+    project.sh(&format!("make --no-print-directory -f '{}' {arguments}", example("Makefile").display()))
+}
+
+#[test]
+fn the_makefile_builds_signs_and_pushes() {
+    let Some(project) = Project::new() else { return };
+    make(&project, "push").ok();
+    let result = project.sh("readlink -f result").ok();
+    assert!(result.ends_with(&project.name), "{result}");
+    assert_eq!(project.published(), 2);
+    project.assert_published(&result);
+    assert!(project.sh("tar tf signed.tar").ok().contains("nix-cache-info"));
+    let listed = make(&project, "--silent check").ok();
+    assert_eq!(listed.lines().count(), 2);
+    assert!(listed.contains(&result), "{listed}");
+    make(&project, "push-missing").ok();
+    make(&project, "clean").ok();
+    assert_eq!(project.sh("ls").ok(), "cache.pub\ncache.sec\ndefault.nix\nhome\ntmp");
+}
+
+#[test]
+fn the_makefile_pushes_what_is_missing() {
+    let Some(project) = Project::new() else { return };
+    make(&project, "push-missing").ok();
+    assert_eq!(project.published(), 2);
+    project.assert_published(&project.sh("readlink -f result").ok());
+}
+
+#[test]
+fn the_makefile_makes_a_key_once_and_policies() {
+    let Some(project) = Project::new() else { return };
+    make(&project, "key KEY=mine.sec NAME=mine-1").ok();
+    assert!(project.sh("cat mine.pub").ok().starts_with("mine-1:"));
+    let secret = fs::read(project.scratch.path().join("mine.sec")).unwrap();
+    assert_ne!(make(&project, "key KEY=mine.sec NAME=mine-1").status, 0);
+    assert_eq!(fs::read(project.scratch.path().join("mine.sec")).unwrap(), secret);
+    make(&project, "policy CACHE=s3://my-cache").ok();
+    for file in ["read-only.json", "upload.json"] {
+        let policy: serde_json::Value =
+            serde_json::from_slice(&fs::read(project.scratch.path().join(file)).unwrap()).unwrap();
+        assert_eq!(policy["Version"], "2012-10-17", "{file}");
+    }
+}
+
+#[test]
+fn the_makefile_fails_when_a_stage_does() {
+    let Some(project) = Project::new() else { return };
+    assert_ne!(make(&project, "push KEY=no-such-key").status, 0);
+    assert!(!fs::exists(project.scratch.path().join("signed.tar")).unwrap(), "half an archive was left");
+    assert_ne!(make(&project, "push-missing KEY=no-such-key").status, 0);
+    assert_ne!(make(&project, "push CACHE=").status, 0);
+    assert_eq!(project.published(), 0);
+}
+
+// ---- The hook ----
+
+fn build_with_hook(project: &Project, flags: &str) -> Outcome {
+    let hook = example("post-build-hook.sh");
+    project.sh(&format!("nix-build --no-out-link --option post-build-hook '{}' {flags}", hook.display()))
+}
+
+#[test]
+fn the_hook_publishes_what_nix_builds() {
+    let Some(project) = Project::new() else { return };
+    let built = build_with_hook(&project, "default.nix").ok();
+    let built = built.lines().last().unwrap();
+    assert!(built.ends_with(&project.name), "{built}");
+    assert_eq!(project.published(), 2);
+    project.assert_published(built);
+}
+
+#[test]
+fn the_hook_runs_by_hand() {
+    let Some(project) = Project::new() else { return };
+    let hook = example("post-build-hook.sh");
+    let built = project.sh("nix-build --no-out-link default.nix").ok();
+    let lib = project.sh(&format!("nix-store -q --references {built}")).ok();
+    // As recent versions of Nix run it, and as those do that leave OUT_PATHS empty.
+    project.sh(&format!("OUT_PATHS={lib} DRV_PATH=/nowhere '{}'", hook.display())).ok();
+    assert_eq!(project.published(), 1);
+    project.sh(&format!("OUT_PATHS= DRV_PATH=$(nix-store -q --deriver {built}) '{}'", hook.display())).ok();
+    assert_eq!(project.published(), 2);
+    project.assert_published(&built);
+    let again = project.sh(&format!("OUT_PATHS='{lib} {built}' DRV_PATH=/nowhere '{}'", hook.display()));
+    assert_eq!(again.ok(), "", "nothing is missing");
+}
+
+#[test]
+fn a_hook_that_fails_stops_the_build() {
+    let Some(mut project) = Project::new() else { return };
+    project.scratch.env("CACHE_KEY_FILE", "/no/such/key");
+    let built = build_with_hook(&project, "default.nix");
+    assert_ne!(built.status, 0);
+    assert!(built.stderr.contains("/no/such/key"), "{}", built.stderr);
+    assert_eq!(project.published(), 0);
+    // What README.md says: the library was built and stays, the program was not.
+    let outputs = "$(nix-store -q --outputs $(nix-instantiate default.nix 2>/dev/null))";
+    assert_ne!(project.sh(&format!("ls {outputs}")).status, 0);
+    let kept =
+        project.sh("nix-store -q --outputs $(nix-store -q --references $(nix-instantiate default.nix 2>/dev/null))");
+    project.sh(&format!("nix-store --check-validity {}", kept.ok())).ok();
+}
+
+// ---- The CI job ----
+
+/// A step of the job: its name and its script.
+struct Step {
+    name: String,
+    script: String,
+}
+
+/// The steps that run a script, by the indentation of the lines: enough YAML for a file of our own.
+fn steps(workflow: &str) -> Vec<Step> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let lines: Vec<&str> = workflow.lines().collect();
+    let mut steps = Vec::new();
+    let mut name = "";
+    for (at, line) in lines.iter().enumerate() {
+        let text = line.trim_start().trim_start_matches("- ");
+        if let Some(found) = text.strip_prefix("name: ") {
+            name = found;
+        }
+        match text.strip_prefix("run: ") {
+            None => {}
+            Some("|") => {
+                let block = lines[at + 1..].iter().take_while(|next| next.is_empty() || indent(next) > indent(line));
+                let script: Vec<&str> = block.map(|next| next.trim()).collect();
+                steps.push(Step { name: name.to_owned(), script: script.join("\n") });
+            }
+            Some(script) => steps.push(Step { name: name.to_owned(), script: script.to_owned() }),
+        }
+    }
+    steps
+}
+
+/// The environment variables that the workflow takes from secrets and variables.
+fn variables(workflow: &str) -> Vec<&str> {
+    let assigned = workflow.lines().filter_map(|line| line.trim().split_once(": ${{ "));
+    assigned.map(|(name, _)| name).collect()
+}
+
+/// Runs the steps as GitHub's runner does for `shell: bash`, until one fails; says which.
+fn run_job(project: &mut Project, values: &BTreeMap<&str, String>) -> Result<(), (String, Outcome)> {
+    let workflow = fs::read_to_string(example("github-actions.yml")).unwrap();
+    assert!(workflow.contains("shell: bash"), "without it a pipeline fails with its last stage only");
+    for name in variables(&workflow) {
+        project.scratch.env(name, values.get(name).unwrap_or_else(|| panic!("{name} has no value")));
+    }
+    let steps = steps(&workflow);
+    assert_eq!(steps.len(), 4);
+    for Step { name, script } in steps {
+        fs::write(project.scratch.path().join("step.sh"), script).unwrap();
+        let outcome = project.sh("exec bash --noprofile --norc -eo pipefail step.sh");
+        if outcome.status != 0 {
+            return Err((name, outcome));
+        }
+    }
+    Ok(())
+}
+
+/// What a reader puts into the settings of the repository.
+fn settings(project: &Project) -> BTreeMap<&'static str, String> {
+    let s3 = EmbeddedS3::shared();
+    let credentials = s3.credentials();
+    BTreeMap::from([
+        ("NIX_S3_CACHE", s3.cache_url(&project.bucket)),
+        ("CACHE_PUBLIC_KEY", project.key.clone()),
+        ("AWS_ACCESS_KEY_ID", credentials.access_key),
+        ("AWS_SECRET_ACCESS_KEY", credentials.secret_key),
+        ("CACHE_SECRET_KEY", fs::read_to_string(project.scratch.path().join("cache.sec")).unwrap()),
+    ])
+}
+
+#[test]
+fn the_ci_job_publishes_a_closure() {
+    let Some(mut project) = Project::new() else { return };
+    let settings = settings(&project);
+    for _ in 0..2 {
+        if let Err((step, outcome)) = run_job(&mut project, &settings) {
+            panic!("{step}: {}", outcome.stderr);
+        }
+        assert_eq!(project.published(), 2);
+    }
+    project.assert_published(&project.sh("readlink -f result").ok());
+}
+
+#[test]
+fn the_ci_job_fails_without_its_key() {
+    let Some(mut project) = Project::new() else { return };
+    let mut settings = settings(&project);
+    settings.insert("CACHE_SECRET_KEY", String::new());
+    let (step, outcome) = run_job(&mut project, &settings).unwrap_err();
+    assert!(step.starts_with("Sign and push") && outcome.stderr.contains("cache-sign: "), "{step}: {}", outcome.stderr);
+    assert_eq!(project.published(), 0);
+}
+
+#[test]
+fn the_ci_job_fails_when_no_client_would_trust_the_paths() {
+    let Some(mut project) = Project::new() else { return };
+    let mut settings = settings(&project);
+    settings.insert("CACHE_PUBLIC_KEY", make_key(&project.scratch, "other"));
+    let (step, outcome) = run_job(&mut project, &settings).unwrap_err();
+    assert!(step.starts_with("Check"), "{step}: {}", outcome.stderr);
+}

@@ -1,0 +1,115 @@
+//! What `--help` says of memory holds: the largest resident size of each tool while a large NAR passes through it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Child, Stdio};
+
+use cache_tests::{EmbeddedS3, Random, Scratch, store_path};
+
+const MIB: u64 = 1 << 20;
+/// Large beside every bound below.
+const LARGE: usize = 256 << 20;
+/// What a tool still waits for when it is measured.
+const TAIL: usize = 4096;
+
+/// A root with one path of a large file, its NAR, and a signed cache archive of it.
+struct Large {
+    scratch: Scratch,
+    path: String,
+}
+
+impl Large {
+    fn make() -> Self {
+        let mut scratch = Scratch::new();
+        let path = store_path("large", 1);
+        let dir = scratch.path().join("root").join(path.trim_start_matches('/'));
+        fs::create_dir_all(&dir).unwrap();
+        let mut random = Random::new(7);
+        let mut file = fs::File::create(dir.join("data")).unwrap();
+        for _ in 0..LARGE / (1 << 20) {
+            file.write_all(&random.bytes(1 << 20)).unwrap();
+        }
+        scratch.env("P", &path);
+        scratch
+            .sh("cache-sign keygen k-1 key.sec key.pub
+                 nar-pack --root root \"$P\" > nar
+                 nar-pack --root root --no-nix --export \"$P\" > export
+                 narinfo-gen --no-nix --archive < export | cache-sign -k key.sec > archive
+                 mkdir -p members/log; tar x -C members < archive; head -c 4194304 /dev/zero > members/log/last
+                 cd members; tar c nix-cache-info nar *.narinfo log > ../logged; tar c *.narinfo nix-cache-info nar log > ../late")
+            .ok();
+        Self { scratch, path }
+    }
+
+    /// Runs a tool on a file, and reads how large it had become when nearly all of it had passed.
+    fn peak(&self, tool: &str, args: &[&str], input: &str) -> u64 {
+        let mut command = self.scratch.command(tool);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let bytes = fs::read(self.scratch.path().join(input)).unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&bytes[..bytes.len() - TAIL]).unwrap();
+        let peak = high_water_mark(&child);
+        stdin.write_all(&bytes[bytes.len() - TAIL..]).unwrap();
+        drop(stdin);
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(child.wait().unwrap().success(), "{tool} {args:?}: {said}");
+        peak
+    }
+}
+
+/// The largest resident size of a process so far, in bytes.
+fn high_water_mark(child: &Child) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn no_tool_grows_with_the_nar() {
+    let s3 = EmbeddedS3::shared();
+    let mut large = Large::make();
+    s3.credentials().apply(&mut large.scratch);
+    let url = |bucket: &str| s3.cache_url(bucket);
+    let (one, two) = (url(&s3.make_bucket()), url(&s3.make_bucket()));
+    let threads = std::thread::available_parallelism().unwrap().get() as u64;
+    let path = large.path.clone();
+    let cases: [(&str, Vec<&str>, &str, u64); 9] = [
+        ("nar-pack", vec!["--list"], "nar", 6 * MIB),
+        ("nar-pack", vec!["--unpack", "unpacked"], "nar", 6 * MIB),
+        ("narinfo-gen", vec!["--no-nix", "--archive"], "export", (16 + 40 * threads) * MIB),
+        ("cache-sign", vec!["-k", "key.sec"], "archive", 6 * MIB),
+        ("cache-sign", vec!["verify", "--trusted-public-key-file", "key.pub"], "logged", 16 * MIB),
+        ("cache-sign", vec!["verify", "--trusted-public-key-file", "key.pub"], "late", 16 * MIB),
+        ("cache-sign", vec!["verify", "--json", "--trusted-public-key-file", "key.pub"], "logged", 16 * MIB),
+        ("s3-push", vec!["--quiet", &one], "archive", (96 + 32 + 10 * (threads + 1)) * MIB),
+        ("s3-push", vec!["--quiet", "--no-nix", &two, &path], "nar", (96 + 32 + 16 + 40 * threads) * MIB),
+    ];
+    for (tool, args, input, bound) in cases {
+        let peak = large.peak(tool, &args, input);
+        println!("{tool} {}: {} KiB of {} KiB", args[0], peak / 1024, bound / 1024);
+        assert!(peak <= bound, "{tool} {args:?} took {peak} bytes; its help says {bound}");
+    }
+}
+
+#[test]
+fn s3_pull_does_not_grow_with_the_nar() {
+    let s3 = EmbeddedS3::shared();
+    let mut large = Large::make();
+    s3.credentials().apply(&mut large.scratch);
+    let url = s3.cache_url(&s3.make_bucket());
+    large.scratch.env("C", &url);
+    large.scratch.sh("s3-push --quiet \"$C\" < archive").ok();
+    // The reader takes all but the end, then looks at the writer's largest size.
+    let measured = large.scratch.sh("mkfifo pipe
+         s3-pull --nar --trusted-public-key \"$(cat key.pub)\" \"$C\" \"$P\" > pipe & puller=$!
+         { head -c $(( $(stat -c %s nar) - 2000000 )) > /dev/null
+           grep VmHWM /proc/$puller/status; cat > /dev/null; } < pipe
+         wait $puller");
+    let kib: u64 = measured.ok().split_whitespace().nth(1).unwrap().parse().unwrap();
+    println!("s3-pull --nar: {kib} KiB");
+    // The NAR is decoded on every core: for each a frame of 4 MiB, compressed and not, twice with what malloc keeps.
+    let threads = std::thread::available_parallelism().unwrap().get() as u64;
+    assert!(kib <= (64 + 11 + 16 * (threads + 1)) * 1024, "s3-pull took {kib} KiB");
+}

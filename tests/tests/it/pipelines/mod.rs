@@ -1,0 +1,6 @@
+//! The tools together, as a user types them.
+
+mod examples;
+mod memory;
+mod publish;
+mod with_nix;

@@ -1,0 +1,5 @@
+//! What s3-pull reads from a cache.
+
+mod lying_server;
+mod sources;
+mod transport;

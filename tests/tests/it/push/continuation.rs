@@ -1,0 +1,119 @@
+//! A multipart upload that died is continued: what is in the bucket is not sent again, and is not trusted either.
+
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+
+use cache_tests::{Minio, Random, Scratch, store_path};
+
+const PART: usize = 5 << 20;
+
+/// An archive of one path of 40 MiB that does not compress.
+fn archive(scratch: &mut Scratch, seed: u64) -> Vec<u8> {
+    let path = store_path("large", seed);
+    let dir = scratch.path().join("root").join(path.trim_start_matches('/'));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("data"), Random::new(seed).bytes(8 * PART)).unwrap();
+    scratch.env("P", &path);
+    scratch.sh("nar-pack --root root --no-nix --export \"$P\" | narinfo-gen --no-nix --archive > archive").ok();
+    fs::read(scratch.path().join("archive")).unwrap()
+}
+
+/// Pushes the beginning of an archive and kills the push. Its memory holds two parts, so of six that it has read at
+/// least three are in the bucket.
+fn push_and_kill(scratch: &Scratch, url: &str, bytes: &[u8]) {
+    let mut command = scratch.command("s3-push");
+    command.args(["--no-nix", "--quiet", "--part-size", "5MiB", "--memory", "10MiB", url]).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(&bytes[..6 * PART + (1 << 20)]).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn push_again(scratch: &Scratch, url: &str) -> serde_json::Value {
+    let report = scratch.sh(&format!("s3-push --no-nix --json --part-size 5MiB '{url}' < archive")).ok();
+    let summary: serde_json::Value = serde_json::from_str(report.lines().last().unwrap()).unwrap();
+    summary["summary"].clone()
+}
+
+#[test]
+fn parts_that_are_there_are_not_sent_again() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let url = minio.cache_url(&minio.make_bucket());
+    let bytes = archive(&mut scratch, 1);
+    push_and_kill(&scratch, &url, &bytes);
+    let summary = push_again(&scratch, &url);
+    assert!(summary["partsContinued"].as_u64().unwrap() >= 3, "{summary}");
+    assert_eq!(summary["requests"].get("createMultipartUpload"), None, "{summary}");
+    assert_eq!(summary["sent"], 1);
+    scratch.env("C", &url);
+    scratch.sh("s3-pull --nar --no-verify-signatures \"$C\" \"$P\" | cmp - <(nar-pack --root root \"$P\")").ok();
+}
+
+/// Somebody began an upload under the key of our NAR with other bytes: each part is compared, and sent where it differs.
+#[test]
+fn parts_of_other_bytes_are_replaced() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let url = minio.cache_url(&minio.make_bucket());
+    let bytes = archive(&mut scratch, 2);
+    let mut forged = bytes.clone();
+    // Within the first part: after the headers of the members before the NAR.
+    for byte in &mut forged[1 << 20..(1 << 20) + 100] {
+        *byte ^= 0xff;
+    }
+    push_and_kill(&scratch, &url, &forged);
+    let summary = push_again(&scratch, &url);
+    assert_eq!(summary["sent"], 1, "{summary}");
+    assert!(summary["requests"]["uploadPart"].as_u64().unwrap() >= 1, "{summary}");
+    scratch.env("C", &url);
+    scratch.sh("s3-pull --nar --no-verify-signatures \"$C\" \"$P\" | cmp - <(nar-pack --root root \"$P\")").ok();
+}
+
+#[test]
+fn an_interrupted_upload_of_other_bytes_is_given_up() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let bucket = minio.make_bucket();
+    let mut command = scratch.command("s3-push");
+    command.args(["--quiet", "--part-size", "5MiB", "--memory", "10MiB", "--key", "log/x", &minio.cache_url(&bucket)]);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(&Random::new(3).bytes(6 * PART)).unwrap();
+    scratch.sh(&format!("kill -TERM {}", child.id())).ok();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    assert_eq!(minio.mc(&["ls", "--recursive", "--incomplete", &format!("cache/{bucket}")]), b"");
+    assert_eq!(minio.objects(&bucket), Vec::<String>::new());
+}
+
+/// What an upload was begun with stays with it, and nobody tells what that was.
+#[test]
+fn an_upload_is_not_continued_where_something_is_asked_of_the_object() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let bucket = minio.make_bucket();
+    let url = minio.cache_url(&bucket);
+    let bytes = archive(&mut scratch, 4);
+    push_and_kill(&scratch, &url, &bytes);
+    scratch.sh(&format!("s3-push -q --no-nix --part-size 5MiB --cache-control immutable '{url}' < archive")).ok();
+    let nar = minio.objects(&bucket).into_iter().find(|key| key.starts_with("nar/")).unwrap();
+    let stat = String::from_utf8(minio.mc(&["stat", "--json", &format!("cache/{bucket}/{nar}")])).unwrap();
+    assert!(stat.contains("immutable"), "{stat}");
+}
+
+#[test]
+fn an_upload_that_nobody_can_continue_is_given_up() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let bucket = minio.make_bucket();
+    let key = format!("nar/{}.nar", "0".repeat(52));
+    let url = minio.cache_url(&bucket);
+    scratch.sh(&format!("head -c 20000000 /dev/urandom | s3-push -q --part-size 5MiB '{url}' --key {key}")).fails(1);
+    assert_eq!(minio.mc(&["ls", "--recursive", "--incomplete", &format!("cache/{bucket}")]), b"");
+    assert_eq!(minio.objects(&bucket), Vec::<String>::new());
+}

@@ -1,0 +1,233 @@
+//! What once broke a push: each was found by somebody who tried to, and stays shut.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::process::Stdio;
+
+use crate::fixtures::bucket::{assert_closed, snapshot};
+use crate::fixtures::site;
+use crate::fixtures::site::Site;
+use cache_tests::{EmbeddedS3, Minio, Scratch, store_path};
+
+/// A directory with an empty bucket `$C` of the embedded server, two keys, and the archive of one path `$P`.
+fn site(seed: u64) -> (Scratch, &'static EmbeddedS3, String) {
+    let s3 = EmbeddedS3::shared();
+    let mut scratch = Scratch::new();
+    s3.credentials().apply(&mut scratch);
+    let bucket = s3.make_bucket();
+    scratch.env("C", s3.cache_url(&bucket));
+    lay_out(&mut scratch, seed);
+    (scratch, s3, bucket)
+}
+
+fn lay_out(scratch: &mut Scratch, seed: u64) {
+    let path = store_path("one", seed);
+    let file = scratch.path().join("root").join(path.trim_start_matches('/'));
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, format!("contents {seed}\n")).unwrap();
+    scratch.env("P", &path).env("H", &path["/nix/store/".len()..][..32]);
+    scratch
+        .sh("cache-sign keygen k-1 k1.sec k1.pub; cache-sign keygen k-2 k2.sec k2.pub
+             nar-pack --root root --no-nix --export \"$P\" | narinfo-gen --no-nix --archive > unsigned
+             cache-sign -k k1.sec < unsigned > one; cache-sign -k k2.sec < unsigned > two")
+        .ok();
+}
+
+/// A push that began before another one and ends after it adds its signature to the other's.
+#[test]
+fn two_pushers_with_different_keys_both_sign() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let url = minio.cache_url(&minio.make_bucket());
+    scratch.env("C", &url);
+    lay_out(&mut scratch, 1);
+    let archive = fs::read(scratch.path().join("one")).unwrap();
+    let mut command = scratch.command("s3-push");
+    command.args(["--json", &url]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut slow = command.spawn().unwrap();
+    let mut stdin = slow.stdin.take().unwrap();
+    stdin.write_all(&archive[..1024]).unwrap();
+    scratch.sh("s3-push -q \"$C\" < two").ok();
+    stdin.write_all(&archive[1024..]).unwrap();
+    drop(stdin);
+    let mut report = String::new();
+    slow.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+    assert!(slow.wait().unwrap().success(), "{report}");
+    let narinfo = scratch.sh("s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\"").ok();
+    assert!(narinfo.contains("Sig: k-1:") && narinfo.contains("Sig: k-2:"), "{narinfo}\n{report}");
+}
+
+/// Several people sign the same path at the same time; no signature is lost.
+#[test]
+fn signatures_that_are_added_at_the_same_time_all_stay() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    scratch.env("C", minio.cache_url(&minio.make_bucket()));
+    lay_out(&mut scratch, 2);
+    let narinfo = scratch
+        .sh("s3-push -q \"$C\" < one
+             s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\" > text
+             for i in 3 4 5 6 7 8; do cache-sign keygen \"k-$i\" \"k$i.sec\" \"k$i.pub\"; done
+             for i in 3 4 5 6 7 8; do { cache-sign -k \"k$i.sec\" < text | s3-push -q \"$C\" > /dev/null; } & pids+=($!); done
+             for pid in \"${pids[@]}\"; do wait \"$pid\"; done
+             s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\"")
+        .ok();
+    for key in [1, 3, 4, 5, 6, 7, 8] {
+        assert!(narinfo.contains(&format!("Sig: k-{key}:")), "k-{key} is lost:\n{narinfo}");
+    }
+}
+
+/// The compression is not signed, so it must be checked.
+#[test]
+fn a_narinfo_that_lies_about_its_compression_is_refused() {
+    let (scratch, s3, bucket) = site(3);
+    scratch
+        .sh("mkdir c; tar x -C c -f one; chmod u+w c/*; sed -i 's/^Compression: zstd/Compression: xz/' c/*.narinfo
+             tar c -C c nix-cache-info nar \"$H.narinfo\" > lie")
+        .ok();
+    let said = scratch.sh("s3-push \"$C\" < lie").fails(1);
+    assert!(said.contains("Compression is xz in the narinfo, but zstd in truth"), "{said}");
+    assert!(!s3.objects(&bucket).iter().any(|key| key.contains("narinfo")));
+}
+
+/// `--key` writes nothing under a name that promises something else.
+#[test]
+fn keys_that_promise_something_are_kept_to_it() {
+    let (scratch, s3, bucket) = site(4);
+    let hash = "0".repeat(52);
+    scratch.sh(&format!("echo x | s3-push \"$C\" --key nar/{hash}.nar")).fails(1);
+    for key in ["nar/x.nar", "nix-cache-info", "sub/00000000000000000000000000000000.narinfo"] {
+        scratch.sh(&format!("echo x | s3-push \"$C\" --key {key}")).fails(2);
+    }
+    assert_eq!(s3.objects(&bucket), Vec::<String>::new());
+    scratch.sh("mkdir c; tar x -C c -f one; cd c; s3-push -q \"$C\" --key nar/* < nar/*").ok();
+    scratch.sh("s3-push -q \"$C\" < one; s3-pull --nar --no-verify-signatures \"$C\" \"$P\" | nar-pack --list").ok();
+}
+
+/// An object under the NAR's key that somebody cut off is not taken for the NAR.
+#[test]
+fn a_damaged_object_under_the_key_of_a_nar_is_refused() {
+    let (scratch, s3, bucket) = site(5);
+    let key = scratch.sh("tar tf one | grep '^nar/'").ok();
+    s3.put(&bucket, &key, b"xx");
+    let said = scratch.sh("s3-push \"$C\" < one").fails(1);
+    assert!(said.contains("2 bytes under this key"), "{said}");
+    assert!(!s3.objects(&bucket).iter().any(|key| key.contains("narinfo")));
+}
+
+/// Narinfos in the wrong order, in a chain, before every NAR.
+#[test]
+fn a_long_chain_in_the_wrong_order_is_published() {
+    const LENGTH: u64 = 1500;
+    let (scratch, s3, bucket) = site(6);
+    let nar = scratch.sh("tar tf one | grep '^nar/'").ok();
+    let narinfo = scratch.sh("tar xOf unsigned \"$H.narinfo\"").ok();
+    fs::create_dir(scratch.path().join("chain")).unwrap();
+    let base = |i: u64| store_path("link", 1000 + i)["/nix/store/".len()..].to_owned();
+    let mut order = String::new();
+    for i in 0..LENGTH {
+        let references = if i + 1 < LENGTH { base(i + 1) } else { String::new() };
+        let text: String = narinfo.lines().fold(String::new(), |mut text, line| {
+            let line = match line.split(':').next().unwrap() {
+                "StorePath" => format!("StorePath: /nix/store/{}", base(i)),
+                "References" => format!("References: {references}"),
+                _ => line.to_owned(),
+            };
+            writeln!(text, "{line}").unwrap();
+            text
+        });
+        let key = format!("{}.narinfo", &base(i)[..32]);
+        fs::write(scratch.path().join("chain").join(&key), text).unwrap();
+        writeln!(order, "{key}").unwrap();
+    }
+    fs::write(scratch.path().join("order"), order + &nar + "\n").unwrap();
+    scratch.sh("tar x -C chain -f one; tar c -C chain -T order | s3-push -q \"$C\" > /dev/null").ok();
+    let published = s3.objects(&bucket).iter().filter(|key| key.contains("narinfo")).count();
+    assert_eq!(published as u64, LENGTH);
+}
+
+/// Sizes are what a header claims: nothing is set aside for them.
+#[test]
+fn headers_that_claim_too_much_are_refused() {
+    let (scratch, _, _) = site(7);
+    for (name, kind, size) in [
+        (format!("nar/{}.nar.zst", "0".repeat(52)), b'0', 1_u64 << 50),
+        (format!("nar/{}.nar.zst", "0".repeat(52)), b'0', u64::MAX - 1100),
+        ("././@LongLink".to_owned(), b'L', 3 << 30),
+        ("pax".to_owned(), b'x', 3 << 30),
+    ] {
+        let mut header = [0_u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..107].copy_from_slice(b"0000444");
+        // The binary form of large sizes (GNU).
+        header[124] = 0x80;
+        header[128..136].copy_from_slice(&size.to_be_bytes());
+        header[136..147].copy_from_slice(b"00000000001");
+        header[148..156].fill(b' ');
+        header[156] = kind;
+        header[257..265].copy_from_slice(b"ustar  \0");
+        let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let input = [header.to_vec(), vec![0; 4096]].concat();
+        for tool in ["s3-push \"$C\"", "cache-sign -k k1.sec"] {
+            let outcome = scratch.sh_with_input(&format!("{tool} > /dev/null"), &input);
+            let said = outcome.fails(1);
+            assert_eq!(said.lines().count(), 1, "{tool}, {size}: {said}");
+        }
+    }
+}
+
+/// `nix-cache-info` last, as a plain tar of a directory may have it.
+#[test]
+fn a_late_nix_cache_info_counts() {
+    let (scratch, s3, bucket) = site(8);
+    scratch
+        .sh("mkdir c; tar x -C c -f one; chmod u+w c/*; echo 'Priority: 7' >> c/nix-cache-info
+             tar c -C c nar \"$H.narinfo\" nix-cache-info | s3-push -q \"$C\"")
+        .ok();
+    let info = String::from_utf8(s3.get(&bucket, "nix-cache-info")).unwrap();
+    assert!(info.contains("Priority: 7"), "{info}");
+}
+
+#[test]
+fn exact_does_not_drop_every_signature() {
+    let (scratch, _, _) = site(9);
+    scratch.sh("s3-push -q \"$C\" < one").ok();
+    let said = scratch
+        .sh("s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\" | grep -v ^Sig | s3-push --exact \"$C\"")
+        .fails(1);
+    assert!(said.contains("--exact would drop every signature"), "{said}");
+    scratch.sh("s3-pull --narinfo \"$C\" \"$P\" --trusted-public-key \"$(cat k1.pub)\"").ok();
+}
+
+/// One path is in the cache under another compression, and a path of the same contents comes after more than fits into
+/// memory: the NAR that the first did not need is there for the second.
+#[test]
+fn a_nar_that_a_later_path_needs_outlives_short_memory() {
+    let (site, s3, bucket) = Site::embedded();
+    let paths: Vec<String> = (0..6).map(|seed| store_path("same", seed)).collect();
+    for (index, path) in paths.iter().enumerate() {
+        // The first and the last are alike.
+        let seed = if index == 5 { 0 } else { index as u64 };
+        fs::write(site::below(&site.path("root"), path), cache_tests::Random::new(seed).bytes(4 << 20)).unwrap();
+    }
+    let pack = "nar-pack --root root --no-nix --export";
+    site.scratch.sh(&format!("{pack} {} | narinfo-gen --no-nix -c xz -a | s3-push -q --no-nix \"$C\"", paths[0])).ok();
+    site.scratch.sh(&format!("mkdir d; {pack} {} | narinfo-gen --no-nix -a | tar x -C d", paths.join(" "))).ok();
+    let narinfo = |path: &String| Site::narinfo_key(path);
+    let nar = |path: &String| {
+        let text = fs::read_to_string(site.path("d").join(narinfo(path))).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap().to_owned()
+    };
+    let mut members = vec!["nix-cache-info".to_owned(), nar(&paths[0]), narinfo(&paths[0])];
+    members.extend(paths[1..5].iter().flat_map(|path| [nar(path), narinfo(path)]));
+    members.push(narinfo(&paths[5]));
+    let push = "s3-push -q --no-nix --memory 10MiB --part-size 5MiB \"$C\"";
+    site.scratch.sh(&format!("tar c -C d {} | {push}", members.join(" "))).ok();
+    let objects = snapshot(s3, &bucket);
+    assert_closed(&objects);
+    assert!(objects.contains_key(&narinfo(&paths[5])));
+}

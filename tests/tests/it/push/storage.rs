@@ -1,0 +1,111 @@
+//! What operators ask of the objects that are written reaches the service, for bodies in one request and in parts.
+
+use std::fs;
+
+use crate::fixtures::site::{ARCHIVE, Site, below};
+use cache_tests::{Minio, Random, store_path};
+use serde_json::Value;
+
+/// A site with one more path, whose NAR goes up in parts, and a bucket that the site may write.
+fn site(minio: &Minio, bucket: &str) -> Site {
+    let mut site = Site::new();
+    let large = store_path("large", 7);
+    fs::write(below(&site.path("root"), &large), Random::new(7).bytes(12 << 20)).unwrap();
+    site.scratch.sh(&format!("echo {large} >> paths; {ARCHIVE} > archive")).ok();
+    minio.root().apply(&mut site.scratch);
+    site.scratch.env("C", minio.cache_url(bucket));
+    site
+}
+
+/// Pushes with these flags, and returns what the service tells of each object.
+fn pushed(minio: &Minio, bucket: &str, flags: &str) -> Vec<(String, Value)> {
+    let site = site(minio, bucket);
+    site.scratch.sh(&format!("s3-push -q --part-size 5MiB {flags} \"$C\" < archive")).ok();
+    let keys = minio.objects(bucket);
+    assert_eq!(keys.len(), 9, "{keys:?}");
+    let told = |key: &String| {
+        let stat = minio.mc(&["stat", "--json", &format!("cache/{bucket}/{key}")]);
+        let stat = serde_json::from_slice(&stat).unwrap();
+        (key.clone(), stat)
+    };
+    keys.iter().map(told).collect()
+}
+
+/// The metadata `name` of an object, whatever its case.
+fn metadata<'a>(stat: &'a Value, name: &str) -> &'a str {
+    let all = stat["metadata"].as_object().unwrap();
+    let found = all.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+    found.map_or("", |(_, value)| value.as_str().unwrap())
+}
+
+#[test]
+fn content_types_and_cache_control() {
+    let Some(minio) = Minio::shared() else { return };
+    let bucket = minio.make_bucket();
+    for (key, stat) in pushed(minio, &bucket, "--cache-control 'public, max-age=31536000'") {
+        let expected = match key.as_str() {
+            "nix-cache-info" => "text/x-nix-cache-info",
+            key if key.starts_with("nar/") => "application/x-nix-nar",
+            _ => "text/x-nix-narinfo",
+        };
+        assert_eq!(metadata(&stat, "content-type"), expected, "{key}");
+        assert_eq!(metadata(&stat, "content-encoding"), "", "{key}");
+        assert_eq!(metadata(&stat, "cache-control"), "public, max-age=31536000", "{key}");
+    }
+}
+
+#[test]
+fn encryption_at_rest() {
+    let Some(minio) = Minio::shared() else { return };
+    let header = "x-amz-server-side-encryption";
+    let cases = [
+        ("--sse AES256", "AES256"),
+        ("--sse aws:kms", "aws:kms"),
+        ("--sse aws:kms --sse-kms-key-id cache-key", "aws:kms"),
+        ("--sse-kms-key-id cache-key", "aws:kms"),
+    ];
+    for (flags, expected) in cases {
+        let bucket = minio.make_bucket();
+        for (key, stat) in pushed(minio, &bucket, flags) {
+            assert_eq!(metadata(&stat, header), expected, "{flags}: {key}");
+        }
+        // What is encrypted comes back as it was, and is recognised.
+        let site = site(minio, &bucket);
+        let large = minio.objects(&bucket).into_iter().filter(|key| key.ends_with(".narinfo"));
+        assert_eq!(large.count(), 4);
+        site.scratch.sh("s3-pull --all --archive --no-verify-signatures \"$C\" | tar t > members").ok();
+        assert_eq!(site.scratch.sh("sort members | uniq | wc -l").ok(), "9", "{flags}");
+    }
+}
+
+#[test]
+fn storage_class_and_tags() {
+    let Some(minio) = Minio::shared() else { return };
+    let bucket = minio.make_bucket();
+    let flags = "--storage-class REDUCED_REDUNDANCY --tag team=build --tag 'note=a b+c'";
+    for (key, stat) in pushed(minio, &bucket, flags) {
+        assert_eq!(metadata(&stat, "x-amz-storage-class"), "REDUCED_REDUNDANCY", "{key}");
+        let tags = minio.mc(&["tag", "list", "--json", &format!("cache/{bucket}/{key}")]);
+        let tags: Value = serde_json::from_slice(&tags).unwrap();
+        assert_eq!(tags["tagset"]["team"], "build", "{key}: {tags}");
+        assert_eq!(tags["tagset"]["note"], "a b+c", "{key}: {tags}");
+    }
+}
+
+#[test]
+fn object_lock() {
+    let Some(minio) = Minio::shared() else { return };
+    let bucket = cache_tests::unique("locked-");
+    minio.mc(&["mb", "--with-lock", &format!("cache/{bucket}")]);
+    for (key, _) in pushed(minio, &bucket, "--object-lock-days 2 --object-lock-mode compliance") {
+        let held = minio.mc(&["retention", "info", "--json", &format!("cache/{bucket}/{key}")]);
+        let held: Value = serde_json::from_slice(&held).unwrap();
+        assert_eq!(held["mode"], "COMPLIANCE", "{key}: {held}");
+    }
+    // A bucket without it refuses, in words.
+    let bucket = minio.make_bucket();
+    let site = site(minio, &bucket);
+    let said = site.scratch.sh("s3-push -q --object-lock-days 2 \"$C\" < archive").fails(2);
+    assert!(said.contains("ObjectLock") || said.to_lowercase().contains("object lock"), "{said}");
+    assert_eq!(minio.objects(&bucket), Vec::<String>::new());
+}
