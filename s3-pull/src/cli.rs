@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use cache_sign::cli::Trust;
 use clap::Parser;
-use s3_push::cli::DEFAULT_MAX_ATTEMPTS;
+use s3_push::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 use crate::staging::Owner;
 

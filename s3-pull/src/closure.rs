@@ -11,15 +11,15 @@ use nar_pack::references::references_first;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::narinfo::{self, NarInfo};
+use s3_push::remote::Remote;
 use tokio::task::JoinSet;
 
 use crate::TOOL;
-use crate::source::Source;
 
 /// Caches in the order in which they are asked, and what makes their word good.
 pub struct Cache {
     /// Where it is read from; the first has priority.
-    pub sources: Vec<Arc<Source>>,
+    pub sources: Vec<Arc<Remote>>,
     /// Who must have signed; none when signatures are not checked.
     pub trusted: Option<TrustedKeys>,
     /// The store directory of its paths.
@@ -89,7 +89,7 @@ impl Cache {
     ///
     /// # Errors
     /// The first source's failure, when none is left.
-    pub async fn new(sources: Vec<Source>, trusted: Option<TrustedKeys>, store_dir: StoreDir) -> Result<Self> {
+    pub async fn new(sources: Vec<Remote>, trusted: Option<TrustedKeys>, store_dir: StoreDir) -> Result<Self> {
         let several = sources.len() > 1;
         let limit = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
         let asked = sources.iter().map(|source| source.text(cache_info::KEY, limit));
@@ -100,7 +100,7 @@ impl Cache {
                 None => Ok(()),
                 Some(text) => CacheInfo::parse(&text)
                     .and_then(|info| info.require(&store_dir))
-                    .context(|| source.shown(cache_info::KEY)),
+                    .context(|| source.display_url(cache_info::KEY)),
             });
             match checked {
                 Ok(()) => kept.push(Arc::new(source)),
@@ -123,7 +123,7 @@ impl Cache {
 
     /// The source of an candidate.
     #[must_use]
-    pub fn source(&self, candidate: &Candidate) -> &Arc<Source> {
+    pub fn source(&self, candidate: &Candidate) -> &Arc<Remote> {
         &self.sources[candidate.source]
     }
 
@@ -194,16 +194,16 @@ impl Cache {
         }
     }
 
-    async fn narinfo(&self, source: &Source, wanted: &RequestedPath) -> Result<Option<NarInfo>> {
+    async fn narinfo(&self, source: &Remote, wanted: &RequestedPath) -> Result<Option<NarInfo>> {
         let hash = match wanted {
             RequestedPath::Path(path) => path.hash_part(),
             RequestedPath::Hash(hash) => *hash,
         };
         let key = format!("{hash}.narinfo");
         let Some(text) = source.text(&key, narinfo::MAX_SIZE).await? else { return Ok(None) };
-        let narinfo = NarInfo::parse(&text, &self.store_dir).context(|| source.shown(&key))?;
+        let narinfo = NarInfo::parse(&text, &self.store_dir).context(|| source.display_url(&key))?;
         if narinfo.path.hash_part() != hash {
-            let why = format!("{}: it describes another path, {}", source.shown(&key), narinfo.path);
+            let why = format!("{}: it describes another path, {}", source.display_url(&key), narinfo.path);
             return Err(Error::refused(why));
         }
         if let RequestedPath::Path(path) = wanted

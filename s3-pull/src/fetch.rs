@@ -10,8 +10,8 @@ use narinfo_gen::compression::{Compression, XZ_THREADS_MEMORY};
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{Threads, digest_nar_with};
 use s3_push::remote::chunks::ChunkReader;
+use s3_push::remote::transfer::Body;
 
-use crate::body::Body;
 use crate::closure::{Alternatives, Cache, Candidate};
 
 /// NARs of at least so many bytes are worth several threads.
@@ -29,7 +29,7 @@ pub async fn begin(cache: &Cache, candidate: &Candidate) -> Result<Body> {
     let (narinfo, source) = (&candidate.narinfo, cache.source(candidate));
     Compression::from_name(&narinfo.compression).context(|| narinfo.full_path())?;
     let missing = || {
-        let key = source.shown(&narinfo.url);
+        let key = source.display_url(&narinfo.url);
         Error::refused(format!("{}: its NAR, {key}, is not in the cache", narinfo.full_path()))
     };
     let body = source.get(&narinfo.url, narinfo.file_size).await?.ok_or_else(missing)?;
@@ -87,7 +87,7 @@ pub fn check(
 /// A reader of a body.
 #[must_use]
 pub fn reader(body: Body) -> ChunkReader {
-    ChunkReader::new(body.chunks)
+    body.into_reader()
 }
 
 /// Stops a body that does not end, and one of which nothing comes out: a decoder may take a second for a MiB of empty

@@ -2,8 +2,6 @@
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`source`] | `s3://`, `http(s)://` and `file://` caches |
-//! | [`body`] | objects as they arrive: ranges, and going on where a body broke off |
 //! | [`closure`] | fetching and checking narinfos |
 //! | [`fetch`] | fetching and checking a NAR |
 //! | [`staging`] | temporaries, and the rename that makes a path visible |
@@ -11,13 +9,11 @@
 //! | [`report`] | what a pull tells |
 //! | [`streams`] | streams on standard output |
 
-pub mod body;
 pub mod cli;
 pub mod closure;
 pub mod fetch;
 pub mod report;
 mod run;
-pub mod source;
 pub mod staging;
 pub mod streams;
 pub mod unpack;

@@ -6,7 +6,7 @@ use indicatif::{HumanBytes, ProgressBar};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio::Output;
-use s3_push::report::Verbosity;
+use s3_push::remote::progress::Verbosity;
 use serde_json::json;
 
 use crate::TOOL;
@@ -53,7 +53,7 @@ impl Report {
     /// A report; on `json` too, if that is given.
     #[must_use]
     pub fn new(json: Option<Output>, talk: Verbosity) -> Self {
-        let bar = talk.bar();
+        let bar = talk.progress_bar();
         let refusals = Vec::new();
         Self {
             json,
@@ -99,7 +99,7 @@ impl Report {
             self.nar_bytes += narinfo.nar_size;
             self.file_bytes += narinfo.file_size.unwrap_or(0);
         }
-        let source = cache.source(candidate).shown("");
+        let source = cache.source(candidate).display_url("");
         if self.talk == Verbosity::Verbose {
             let from = if status == Status::Present { String::new() } else { format!(", {source}") };
             self.say(format!("{}: {}{from}", narinfo.full_path(), status.word()));

@@ -13,15 +13,16 @@ use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use narinfo_gen::narinfo::TextWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use s3_push::remote::location::VARIABLE;
+use s3_push::remote::progress::Verbosity;
 use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::Access;
-use s3_push::report::Verbosity;
+use s3_push::remote::{Remote, RemoteOptions};
 use tokio::runtime::Runtime;
 
+use crate::TOOL;
 use crate::cli::Cli;
 use crate::closure::{Cache, ClosureWalk, RequestedPath, ResolvedClosure};
 use crate::report::{Report, summarize};
-use crate::source::{RemoteOptions, Source};
 use crate::streams;
 use crate::unpack::{UnpackOptions, unpack};
 
@@ -56,13 +57,17 @@ fn allow_open_files() {
 async fn open(cli: &Cli, urls: &[String], trusted: Option<TrustedKeys>, store_dir: StoreDir) -> Result<Cache> {
     let access = if cli.no_sign_request { Access::Anonymous } else { Access::SignedIfPossible };
     let mut sources = Vec::with_capacity(urls.len());
-    let idle = Duration::from_secs(cli.idle_timeout.into());
-    let limits = RequestLimits { idle, attempts: cli.attempts, in_flight: cli.jobs };
+    let limits = RequestLimits {
+        idle_timeout: Duration::from_secs(cli.idle_timeout.into()),
+        max_attempts: cli.attempts,
+        // As many narinfos and, at the same time, as many NARs.
+        max_in_flight: 2 * cli.jobs,
+    };
     let netrc =
         cli.netrc_file.clone().or_else(|| std::env::var_os("NETRC").filter(|file| !file.is_empty()).map(Into::into));
-    let manners = RemoteOptions { access, limits, netrc: netrc.as_deref() };
+    let options = RemoteOptions { access, limits, netrc: netrc.as_deref(), tool: TOOL };
     for url in urls {
-        sources.push(Source::open(url, manners).await?);
+        sources.push(Remote::open(url, options).await?);
     }
     Cache::new(sources, trusted, store_dir).await
 }
@@ -164,7 +169,7 @@ async fn emit_all(cli: &Cli, cache: &Cache) -> Result {
 async fn list(cache: &Cache) -> Result<Vec<RequestedPath>> {
     let mut hashes = Vec::new();
     for source in &cache.sources {
-        hashes.extend(source.list().await?);
+        hashes.extend(source.list_hash_parts().await?);
     }
     hashes.sort_unstable();
     hashes.dedup();
@@ -197,7 +202,7 @@ async fn fill_root(cli: &Cli, cache: &Arc<Cache>, goals: Vec<RequestedPath>) -> 
     let walk = ClosureWalk::new(Arc::clone(cache), goals, cli.recursive, jobs);
     let root = cli.root.as_deref().unwrap_or_else(|| Path::new("."));
     match unpack(walk, cache, root, options, &mut report).await {
-        Ok(()) => report.finish(cache.sources.iter().map(|source| source.moved()).sum()),
+        Ok(()) => report.finish(cache.sources.iter().map(|source| source.bytes_received()).sum()),
         Err(failure) => {
             report.abandon();
             Err(failure)

@@ -17,12 +17,12 @@ use narinfo_gen::cache_info;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::chunks::{Chunk, ChunkReader, Plain};
+use s3_push::remote::transfer::{Body, ByteRange};
 use tempfile::SpooledTempFile;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::body::{Body, Span};
 use crate::closure::{Alternatives, Cache, Candidate};
 use crate::fetch;
 
@@ -105,9 +105,9 @@ pub fn cat_unverified(
     let Some(listing) = runtime.block_on(source.text(&key, MAX_LISTING))? else { return Ok(false) };
     let listed = Listing::parse(listing.as_bytes(), MAX_LISTING).and_then(|listing| listing.find(inside));
     let refused = |why: &str| {
-        Err(Error::refused(format!("{}: {}/{} {why}", source.shown(&key), narinfo.path, inside.escape_ascii())))
+        Err(Error::refused(format!("{}: {}/{} {why}", source.display_url(&key), narinfo.path, inside.escape_ascii())))
     };
-    let (size, offset) = match listed.context(|| source.shown(&key))? {
+    let (size, offset) = match listed.context(|| source.display_url(&key))? {
         Some(Listed::File { size, nar_offset: Some(offset), .. }) => (size, offset),
         Some(Listed::File { .. }) => return Ok(false),
         Some(Listed::Directory) => return refused("is a directory, not a file"),
@@ -119,8 +119,8 @@ pub fn cat_unverified(
     let Some(end) = offset.checked_add(size).filter(|end| *end <= narinfo.nar_size && offset >= LENGTH as u64) else {
         return refused("is not within the NAR, says the listing");
     };
-    let span = Span { from: offset - LENGTH as u64, to: Some(end) };
-    let Some(body) = runtime.block_on(source.part(&narinfo.url, span))? else { return Ok(false) };
+    let range = ByteRange { start: offset - LENGTH as u64, end: Some(end) };
+    let Some(body) = runtime.block_on(source.get_range(&narinfo.url, range))? else { return Ok(false) };
     let mut body = fetch::reader(body);
     let mut length = [0; LENGTH];
     body.read_exact(&mut length)?;

@@ -14,10 +14,10 @@ use nar_pack::store_path::StorePath;
 use narinfo_gen::hash::Hasher;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::retry::Backoff;
+use s3_push::remote::transfer::Body;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::body::Body;
 use crate::closure::{Alternatives, Answer, Cache, Candidate, ClosureWalk, RequestedPath, ResolvedClosure};
 use crate::fetch;
 use crate::report::{Report, Status};
@@ -174,7 +174,7 @@ impl Unpacking<'_> {
                     self.got(&path, got)?;
                 }
                 _ = tick.tick(), if discovering || !downloads.is_empty() => {
-                    self.report.progress(self.work.cache.sources.iter().map(|source| source.moved()).sum());
+                    self.report.progress(self.work.cache.sources.iter().map(|source| source.bytes_received()).sum());
                 }
                 else => break,
             }
@@ -377,13 +377,13 @@ fn require_same(place: &Path, narinfo: &NarInfo) -> Result {
 }
 
 async fn download(work: &Arc<Work>, candidate: &Arc<Candidate>) -> Result<(), UnpackError> {
-    let mut tries = Backoff::new(work.cache.source(candidate).attempts());
+    let mut tries = Backoff::new(work.cache.source(candidate).max_attempts());
     loop {
         let body = fetch::begin(&work.cache, candidate).await.map_err(UnpackError::OfPath)?;
         let broken = Arc::clone(&body.broken);
         let Err(failure) = unpack_body(body, candidate, work).await else { return Ok(()) };
         let broke = broken.load(Ordering::Acquire);
-        if broke && tries.again().await {
+        if broke && tries.next_attempt().await {
             continue;
         }
         return Err(if broke || failure.is_refusal() {

@@ -7,7 +7,7 @@ use nar_pack::cli::PathInfoArgs;
 use narinfo_gen::cli::CompressionArgs;
 
 use crate::option_values::{parse_byte_size, parse_idle_timeout};
-pub use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
+use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache
 ///
@@ -191,17 +191,6 @@ pub enum Sse {
     Kms,
 }
 
-impl Sse {
-    /// Returns its name in a request.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Aes256 => "AES256",
-            Self::Kms => "aws:kms",
-        }
-    }
-}
-
 /// Object lock modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LockMode {
@@ -209,17 +198,6 @@ pub enum LockMode {
     Governance,
     /// Nobody can shorten the retention
     Compliance,
-}
-
-impl LockMode {
-    /// Returns its name in a request.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Governance => "GOVERNANCE",
-            Self::Compliance => "COMPLIANCE",
-        }
-    }
 }
 
 const AFTER_HELP: &str = "\

@@ -7,11 +7,12 @@ use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::compression::Settings;
 
 use crate::cli::Cli;
-use crate::publish::object_options::ObjectOptions;
+use crate::publish::object_options::object_options;
 use crate::publish::put_key::KeyTarget;
 use crate::remote::location::{Location, VARIABLE};
+use crate::remote::progress::Verbosity;
 use crate::remote::retry::RequestLimits;
-use crate::report::Verbosity;
+use crate::remote::s3::ObjectOptions;
 
 /// What an invocation does.
 pub enum Mode {
@@ -103,7 +104,11 @@ impl Mode {
         let (url, path) = split_targets(&cli.targets)?;
         let bucket = BucketOptions {
             location: Location::parse(&url)?,
-            limits: RequestLimits { idle: cli.idle_timeout, attempts: cli.attempts, in_flight: cli.jobs },
+            limits: RequestLimits {
+                idle_timeout: cli.idle_timeout,
+                max_attempts: cli.attempts,
+                max_in_flight: cli.jobs,
+            },
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
         };
         if cli.memory < 2 * cli.part_size {
@@ -139,7 +144,7 @@ impl Mode {
 impl UploadOptions {
     fn from_cli(cli: &Cli) -> Result<Self> {
         Ok(Self {
-            object_options: ObjectOptions::from_cli(&cli.object_options)?,
+            object_options: object_options(&cli.object_options)?,
             is_dry_run: cli.dry_run,
             memory: cli.memory,
             part_size: cli.part_size,

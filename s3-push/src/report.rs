@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::Write;
 
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use nar_pack::error::Result;
 use nar_pack::process;
 use nar_pack::stdio::Output;
@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::TOOL;
 use crate::publish::upload::Uploader;
 use crate::refusals::{PathError, Refusals};
+use crate::remote::progress::Verbosity;
 
 /// The result of publishing a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,38 +48,6 @@ impl Status {
     }
 }
 
-/// How much is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verbosity {
-    /// Errors only.
-    Quiet,
-    /// What a person wants to know.
-    Normal,
-    /// Every path.
-    Verbose,
-}
-
-impl Verbosity {
-    /// As the flags ask for.
-    #[must_use]
-    pub fn new(quiet: bool, verbose: bool) -> Self {
-        match (quiet, verbose) {
-            (true, _) => Self::Quiet,
-            (_, true) => Self::Verbose,
-            _ => Self::Normal,
-        }
-    }
-
-    /// A bar that counts bytes: on a terminal, nothing elsewhere.
-    #[must_use]
-    pub fn bar(self) -> ProgressBar {
-        let target = if self == Self::Quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({binary_bytes_per_sec}) {elapsed}");
-        if let Ok(style) = style { bar.with_style(style) } else { bar }
-    }
-}
-
 /// Collects the results of all paths, and prints them.
 pub struct Report {
     out: Output,
@@ -107,7 +76,7 @@ impl Report {
             upstream: 0,
             nar_bytes: 0,
             refusals: Refusals::default(),
-            bar: verbosity.bar(),
+            bar: verbosity.progress_bar(),
         }
     }
 
@@ -221,7 +190,7 @@ impl Report {
     }
 
     fn print_json_summary(&mut self, uploader: &Uploader) -> Result {
-        let requests: BTreeMap<_, _> = uploader.bucket.requests().into_iter().collect();
+        let requests: BTreeMap<_, _> = uploader.bucket.request_counts().into_iter().collect();
         let summary = json!({ "summary": {
             "sent": self.sent, "present": self.present, "signed": self.signed, "upstream": self.upstream,
             "skipped": self.present + self.upstream, "refused": self.refusals.count(),
@@ -232,7 +201,7 @@ impl Report {
     }
 
     fn summary(&self, uploader: &Uploader) -> String {
-        let requests: u64 = uploader.bucket.requests().iter().map(|(_, count)| count).sum();
+        let requests: u64 = uploader.bucket.request_counts().iter().map(|(_, count)| count).sum();
         let retries = match uploader.bucket.retries() {
             0 => String::new(),
             1 => ", 1 retry".to_owned(),

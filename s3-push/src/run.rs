@@ -27,8 +27,9 @@ use crate::publish::publisher::{PublishOptions, Publisher};
 use crate::publish::put_key::put_key;
 use crate::publish::upload::Uploader;
 use crate::publish::upstream::Upstreams;
+use crate::remote::progress::Verbosity;
 use crate::remote::s3::{Access, Bucket};
-use crate::report::{Report, Verbosity};
+use crate::report::Report;
 
 /// The accepted formats of standard input, for messages.
 const INPUT_FORMATS: &str = "a cache archive, an export stream, a NAR or narinfo text";
@@ -57,14 +58,14 @@ pub fn run(cli: &Cli) -> Result {
 async fn connect(options: BucketOptions) -> Bucket {
     let bucket = Bucket::connect(options.location, Access::Signed, options.limits, TOOL).await;
     if options.verbosity == Verbosity::Verbose {
-        let (url, provider) = (bucket.location().shown(""), bucket.provider().await);
+        let (url, provider) = (bucket.display_url(""), bucket.credential_source().await);
         process::print_message(TOOL, format!("{url}: credentials from {provider}"));
     }
     bucket
 }
 
 async fn connect_uploader(bucket: BucketOptions, options: UploadOptions) -> Arc<Uploader> {
-    let bucket = connect(bucket).await.with_storage(options.object_options).dry(options.is_dry_run);
+    let bucket = connect(bucket).await.with_object_options(options.object_options).with_dry_run(options.is_dry_run);
     Arc::new(Uploader::new(Arc::new(bucket)))
 }
 
@@ -94,7 +95,7 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let uploading = put_key(&uploader, &target, input, memory, part_size);
     let bytes = runtime.block_on(abort_uploads_on_error(&uploader, uploading))?;
     if verbosity != Verbosity::Quiet {
-        let url = uploader.bucket.location().shown(target.key());
+        let url = uploader.bucket.display_url(target.key());
         process::print_message(TOOL, format!("{url}: {}", HumanBytes(bytes)));
     }
     Ok(())

@@ -25,11 +25,11 @@ impl CacheInfoState {
     /// # Errors
     /// Fails when it cannot be read. Refuses one of another store directory.
     pub async fn read(bucket: &Bucket, store_dir: &StoreDir) -> Result<Self> {
-        match bucket.get_small(KEY, max_size()).await? {
+        match bucket.get_text(KEY, max_size()).await? {
             None => Ok(Self::Missing),
             Some(object) => {
                 let info = CacheInfo::parse(&object.text).and_then(|info| info.require(store_dir));
-                info.context(|| bucket.location().shown(KEY))?;
+                info.context(|| bucket.display_url(KEY))?;
                 Ok(Self::Present)
             }
         }

@@ -2,29 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
 use md5::{Digest, Md5};
-use nar_pack::error::{Error, Result};
+use nar_pack::error::Result;
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 use tokio::sync::Mutex;
 
-use crate::remote::s3::{Bucket, ListFrom, Listed};
+use crate::remote::listing::{estimate_pages_after, list_after};
+use crate::remote::s3::{Bucket, ListFrom, ListedObject};
 
-/// Digits of Nix's base 32, in the order of their bytes.
-const DIGITS: &str = "0123456789abcdfghijklmnpqrsvwxyz";
-/// Listings under way at once.
-const PARALLEL: usize = 8;
-/// Pages that one of several listings is to have: each ends with a page of which a part is for nothing.
-const PAGES_OF_A_RANGE: u64 = 4;
-/// Most listings that a cache is split into.
-const MOST_RANGES: u64 = 32;
-/// Pages above which a cache is not listed: what is known of its paths, 50 bytes each, must fit into memory.
-const MOST_PAGES: u64 = 500;
-/// In how many digits of a hash part positions are told.
-const POSITION_DIGITS: u32 = 4;
-/// How many positions there are.
-const POSITIONS: u64 = 32_u64.pow(POSITION_DIGITS);
+/// Maximum number of pages that are listed: the narinfos found, 50 bytes each, must fit into memory.
+const MAX_LISTED_PAGES: u64 = 500;
 
 /// The narinfos in the bucket, as far as they are known. Nothing is cached between runs.
 pub struct Existing {
@@ -60,7 +48,7 @@ impl Existing {
         let listing = match bucket.list("", ListFrom::Beginning).await? {
             Some(page) if page.entries.is_sorted_by(|a, b| a.key < b.key) => {
                 let last = page.entries.last().map(|entry| entry.key.clone()).unwrap_or_default();
-                note(&mut found, page.entries);
+                add_narinfos(&mut found, page.entries);
                 if page.next.is_none() { Listing::Complete } else { Listing::UpTo(last) }
             }
             Some(_) | None => Listing::Unusable,
@@ -76,15 +64,12 @@ impl Existing {
         let mut state = self.state.lock().await;
         state.expected_lookups += count;
         let Listing::UpTo(last) = &state.listing else { return Ok(()) };
-        let pages = pages_after(last);
-        if state.expected_lookups < pages || pages > MOST_PAGES {
+        let pages = estimate_pages_after(last);
+        if state.expected_lookups < pages || pages > MAX_LISTED_PAGES {
             return Ok(());
         }
-        let ranges = ranges_after(last).into_iter().map(|(after, until)| list_range(bucket, after, until));
-        let pages: Vec<Vec<Listed>> = stream::iter(ranges).buffer_unordered(PARALLEL).try_collect().await?;
-        for entries in pages {
-            note(&mut state.found, entries);
-        }
+        let entries = list_after(bucket, last).await?;
+        add_narinfos(&mut state.found, entries);
         state.listing = Listing::Complete;
         Ok(())
     }
@@ -106,10 +91,7 @@ impl Existing {
                 return Ok(state.found.contains_key(&hash));
             }
         }
-        let is_present = {
-            let _slot = bucket.slot().await?;
-            bucket.size(&key).await?.is_some()
-        };
+        let is_present = bucket.size(&key).await?.is_some();
         let mut state = self.state.lock().await;
         if is_present {
             state.found.entry(hash).or_default();
@@ -142,7 +124,7 @@ fn md5_tag(etag: &str) -> Option<Md5Tag> {
     Some(tag)
 }
 
-fn note(found: &mut HashMap<HashPart, Option<Md5Tag>>, entries: Vec<Listed>) {
+fn add_narinfos(found: &mut HashMap<HashPart, Option<Md5Tag>>, entries: Vec<ListedObject>) {
     for entry in entries {
         if let Some(Object::Narinfo(hash)) = Object::of_key(&entry.key) {
             found.insert(hash, md5_tag(&entry.etag));
@@ -150,117 +132,12 @@ fn note(found: &mut HashMap<HashPart, Option<Md5Tag>>, entries: Vec<Listed>) {
     }
 }
 
-/// The hash parts of all narinfos in the cache, in their order.
-///
-/// # Errors
-/// Fails when listing does or is forbidden.
-pub async fn list_hash_parts(bucket: &Bucket) -> Result<Vec<HashPart>> {
-    let mut found = HashMap::new();
-    note(&mut found, list_range(bucket, String::new(), None).await?);
-    let mut hashes: Vec<HashPart> = found.into_keys().collect();
-    hashes.sort_unstable();
-    Ok(hashes)
-}
-
-/// Every object whose key comes after `after`, and before `until` if there is such a bound.
-///
-/// # Errors
-/// Fails when the service does; refuses a listing that goes in circles.
-async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Result<Vec<Listed>> {
-    let mut entries: Vec<Listed> = Vec::new();
-    let mut begin: Option<String> = None;
-    let mut token: Option<String> = None;
-    let mut start = if after.is_empty() { ListFrom::Beginning } else { ListFrom::After(after) };
-    loop {
-        let Some(page) = bucket.list("", start).await? else {
-            return Err(Error::failed(format!(
-                "listing {}: access denied (HTTP 403){}",
-                bucket.location().shown(""),
-                bucket.takes("s3:ListBucket")
-            )));
-        };
-        let begins = page.entries.first().map(|entry| entry.key.clone());
-        if (begins.is_some() && begins == begin) || (page.next.is_some() && page.next == token) {
-            return Err(Error::refused(format!(
-                "listing {}: the service gives the same page again and again",
-                bucket.location().shown("")
-            )));
-        }
-        begin = begins.or(begin);
-        token.clone_from(&page.next);
-        entries.extend(page.entries);
-        let beyond = || until.as_ref().is_some_and(|until| entries.last().is_some_and(|last| last.key >= *until));
-        start = match page.next {
-            Some(token) if !beyond() => ListFrom::Page(token),
-            _ => return Ok(entries),
-        };
-    }
-}
-
-/// Where in the space of hash parts a key lies.
-fn position(key: &str) -> u64 {
-    let digits = key.bytes().chain(std::iter::repeat(0)).take(POSITION_DIGITS as usize);
-    digits.fold(0, |sum, digit| sum * 32 + DIGITS.bytes().take_while(|&smaller| smaller < digit).count() as u64)
-}
-
-/// The least key at a position.
-fn key_at(position: u64) -> String {
-    let digit = |place: u32| (position / 32_u64.pow(place) % 32) as usize;
-    (0..POSITION_DIGITS).rev().map(|place| &DIGITS[digit(place)..=digit(place)]).collect()
-}
-
-/// How many pages follow on the first one, which ends at `last`: hash parts are evenly spread.
-fn pages_after(last: &str) -> u64 {
-    let position = position(last) + 1;
-    POSITIONS.saturating_sub(position).div_ceil(position).max(1)
-}
-
-/// Ranges of about the same size, each as the key after which it begins and the one at which it ends.
-fn ranges_after(last: &str) -> Vec<(String, Option<String>)> {
-    let count = pages_after(last).div_ceil(PAGES_OF_A_RANGE).min(MOST_RANGES);
-    let (first, width) = (position(last), POSITIONS.saturating_sub(position(last)) / count);
-    let bounds: Vec<String> = (1..count).map(|index| key_at(first + index * width)).collect();
-    let starts = std::iter::once(last.to_owned()).chain(bounds.iter().cloned());
-    starts.zip(bounds.iter().cloned().map(Some).chain([None])).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_first_page_tells_how_large_the_cache_is() {
-        assert_eq!(pages_after("zzzz"), 1);
-        assert_eq!(pages_after("gzzz"), 1);
-        assert_eq!(pages_after("7zzz"), 3);
-        assert_eq!(pages_after("00zz"), 1023);
-        assert_eq!(pages_after(""), POSITIONS - 1);
-    }
-
-    #[test]
-    fn ranges_cover_everything_after_the_first_page() {
-        assert_eq!(ranges_after("fzzzxx.narinfo"), [("fzzzxx.narinfo".to_owned(), None)]);
-        for last in ["00zz", "0abc", "3", "nix-cache-info", "zzzz", "", "~"] {
-            let ranges = ranges_after(last);
-            assert_eq!(ranges[0].0, last);
-            assert_eq!(ranges[ranges.len() - 1].1, None);
-            for pair in ranges.windows(2) {
-                assert_eq!(pair[0].1.as_ref(), Some(&pair[1].0));
-                assert!(pair[0].0 < pair[1].0, "{ranges:?}");
-            }
-        }
-        assert_eq!(ranges_after("00zz").len(), 32);
-    }
-
-    #[test]
-    fn positions_and_keys_agree() {
-        for at in [0, 1, 31, 32, 12345, POSITIONS - 1] {
-            assert_eq!(position(&key_at(at)), at);
-        }
-    }
-
-    #[test]
-    fn tags_that_are_no_md5_are_none() {
+    fn entity_tags_that_are_not_md5_hashes_are_ignored() {
         assert_eq!(
             md5_tag("000102030405060708090a0b0c0d0e0f"),
             Some([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])

@@ -78,18 +78,16 @@ impl PublishContext {
 
     /// Reads the narinfo of the same path from the cache.
     async fn fetch_narinfo(&self, narinfo: &NarInfo) -> Result<Option<RemoteNarInfo>> {
-        let _slot = self.uploader.slot().await?;
-        let Some(found) = self.bucket().get_small(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
-        let url = || self.bucket().location().shown(&narinfo.key());
+        let Some(found) = self.bucket().get_text(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
+        let url = || self.bucket().display_url(&narinfo.key());
         let narinfo = NarInfo::parse(&found.text, &self.options.store_dir).context(url)?;
         Ok(Some(RemoteNarInfo { narinfo, etag: found.etag }))
     }
 
     /// Replaces the narinfo that has `etag`. Returns false if another process has changed it.
     async fn replace_narinfo(&self, narinfo: &NarInfo, etag: Option<&str>) -> Result<bool> {
-        let _slot = self.uploader.slot().await?;
         let body = narinfo.to_text()?.into();
-        let outcome = self.bucket().put_over(&narinfo.key(), narinfo_content_type(narinfo), body, etag).await?;
+        let outcome = self.bucket().put_if_unchanged(&narinfo.key(), narinfo_content_type(narinfo), body, etag).await?;
         self.existing.add(narinfo.path.hash_part()).await;
         Ok(outcome == PutOutcome::Created)
     }

@@ -6,14 +6,13 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aws_sdk_s3::types::CompletedPart;
 use nar_pack::error::{Error, Result};
 use tokio::sync::{RwLock, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::publish::body::{Body, BodyLength, Part};
 use crate::publish::upload::{ObjectTarget, Overwrite, UploadedObject, Uploader, md5_hex};
-use crate::remote::s3::{Multipart, RemotePart};
+use crate::remote::s3::{MultipartUpload, RemotePart, UploadedPart};
 
 /// The multipart uploads in progress, which are aborted when the push fails.
 #[derive(Debug, Default)]
@@ -26,7 +25,7 @@ pub struct OpenUploads {
 /// A multipart upload in progress.
 #[derive(Debug, Clone)]
 struct OpenUpload {
-    upload: Multipart,
+    upload: MultipartUpload,
     /// Whether a later run can continue it, in which case its parts are kept.
     is_resumable: bool,
 }
@@ -36,7 +35,7 @@ impl OpenUploads {
         self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, upload: &Multipart, is_resumable: bool) {
+    fn add(&self, upload: &MultipartUpload, is_resumable: bool) {
         self.lock().insert(upload.key.clone(), OpenUpload { upload: upload.clone(), is_resumable });
     }
 
@@ -47,7 +46,7 @@ impl OpenUploads {
 
 /// The state of one multipart upload while its parts are sent.
 struct MultipartState<'a> {
-    upload: &'a Multipart,
+    upload: &'a MultipartUpload,
     overwrite: Overwrite,
     length: BodyLength,
     /// Parts that an earlier run uploaded, by number.
@@ -79,7 +78,7 @@ impl Uploader {
         // Good parts are kept for the next run. A body that arrived whole and was refused is not worth keeping.
         let is_refused_whole = result.as_ref().is_err_and(Error::is_refusal) && state.is_fully_received();
         if is_refused_whole || (result.is_err() && !is_resumable(overwrite, body.length)) {
-            self.bucket.abort(&upload).await;
+            self.bucket.abort_multipart_upload(&upload).await;
         }
         self.open_uploads.remove(target.key);
         result
@@ -90,12 +89,11 @@ impl Uploader {
         self: &Arc<Self>,
         target: &ObjectTarget<'_>,
         length: BodyLength,
-    ) -> Result<(Multipart, HashMap<i32, RemotePart>)> {
-        let _slot = self.slot().await?;
+    ) -> Result<(MultipartUpload, HashMap<i32, RemotePart>)> {
         let is_resumable = is_resumable(target.overwrite, length);
         if is_resumable
             && let BodyLength::Multipart { part_size, .. } = length
-            && let Some((upload, parts)) = self.bucket.unfinished(target.key).await
+            && let Some((upload, parts)) = self.bucket.find_resumable_upload(target.key).await
             && have_part_size(&parts, part_size)
         {
             self.open_uploads.add(&upload, is_resumable);
@@ -105,7 +103,7 @@ impl Uploader {
         let (uploader, key, content_type) = (Arc::clone(self), target.key.to_owned(), target.content_type.to_owned());
         let creating = Arc::clone(&self.open_uploads.creating).read_owned().await;
         let created = tokio::spawn(async move {
-            let upload = uploader.bucket.begin(&key, &content_type).await?;
+            let upload = uploader.bucket.create_multipart_upload(&key, &content_type).await?;
             uploader.open_uploads.add(&upload, is_resumable);
             drop(creating);
             Ok((upload, HashMap::new()))
@@ -132,10 +130,7 @@ impl Uploader {
         let value = verification.await?;
         let is_new_only = state.overwrite == Overwrite::Never;
         let outcome = match sent {
-            Ok(completed) => {
-                let _slot = self.slot().await?;
-                self.bucket.complete(state.upload, completed, is_new_only).await
-            }
+            Ok(parts) => self.bucket.complete_multipart_upload(state.upload, parts, is_new_only).await,
             Err(error) => Err(error),
         };
         let object = match outcome {
@@ -160,7 +155,7 @@ impl Uploader {
         state: &mut MultipartState<'_>,
         first_parts: Vec<Part>,
         parts: &mut mpsc::Receiver<Part>,
-    ) -> Result<Vec<CompletedPart>> {
+    ) -> Result<Vec<UploadedPart>> {
         let mut tasks = JoinSet::new();
         let mut completed = Vec::new();
         let mut first_parts = first_parts.into_iter();
@@ -174,12 +169,7 @@ impl Uploader {
             state.received_bytes += size;
             let existing = state.existing_parts.remove(&number).filter(|existing| existing.size == size);
             let (uploader, upload) = (Arc::clone(self), state.upload.clone());
-            let slot = self.slot().await?;
-            tasks.spawn(async move {
-                let sent = uploader.send_part(&upload, number, &part, existing).await;
-                drop((part, slot));
-                sent
-            });
+            tasks.spawn(async move { uploader.send_part(&upload, number, part, existing).await });
             while let Some(sent) = tasks.try_join_next() {
                 completed.push(sent.map_err(task_panicked)??);
             }
@@ -187,24 +177,23 @@ impl Uploader {
         while let Some(sent) = tasks.join_next().await {
             completed.push(sent.map_err(task_panicked)??);
         }
-        completed.sort_by_key(|part| part.part_number);
         Ok(completed)
     }
 
     /// Sends a part, unless an earlier run uploaded the same bytes.
     async fn send_part(
         &self,
-        upload: &Multipart,
+        upload: &MultipartUpload,
         number: i32,
-        part: &Part,
+        part: Part,
         existing: Option<RemotePart>,
-    ) -> Result<CompletedPart> {
+    ) -> Result<UploadedPart> {
         let sent = match existing.filter(|existing| existing.etag == md5_hex(&part.bytes)) {
             Some(existing) => {
                 self.reused_parts.fetch_add(1, Ordering::Relaxed);
-                Ok(existing.completed)
+                Ok(existing.uploaded)
             }
-            None => self.bucket.part(upload, number, part.bytes.clone()).await,
+            None => self.bucket.upload_part(upload, number, part.bytes.clone()).await,
         };
         self.processed_bytes.fetch_add(part.bytes.len() as u64, Ordering::Relaxed);
         sent
@@ -215,7 +204,7 @@ impl Uploader {
         let _all_recorded = self.open_uploads.creating.write().await;
         let open: Vec<OpenUpload> = self.open_uploads.lock().drain().map(|(_, open)| open).collect();
         for open in open.iter().filter(|open| !open.is_resumable) {
-            self.bucket.abort(&open.upload).await;
+            self.bucket.abort_multipart_upload(&open.upload).await;
         }
     }
 }

@@ -10,7 +10,7 @@ use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::proves_itself;
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::digest_nar;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::publish::existing::Existing;
 use crate::publish::nar_state::{NarState, SharedResult};
@@ -19,7 +19,7 @@ use crate::publish::unclaimed::UnclaimedNars;
 use crate::publish::upload::{UploadedObject, Uploader};
 use crate::publish::upstream::Upstreams;
 use crate::refusals::{PathError, RootCause};
-use crate::remote::chunks::{ChunkReader, Plain, forward};
+use crate::remote::Remote;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
 
@@ -41,6 +41,8 @@ pub struct PublishContext {
     pub unclaimed_nars: UnclaimedNars,
     /// The uploader to the bucket.
     pub uploader: Arc<Uploader>,
+    /// The bucket, for reading NARs.
+    pub reader: Arc<Remote>,
     /// The narinfos in the bucket.
     pub existing: Existing,
     /// Other caches, whose paths are not published.
@@ -126,11 +128,8 @@ impl PublishContext {
 
     /// Writes a narinfo, which makes the path visible. `UploadedObject` is the proof that its NAR is complete.
     async fn put_narinfo(&self, narinfo: &NarInfo, _: UploadedObject) -> Result<Status> {
-        let outcome = {
-            let _slot = self.uploader.slot().await?;
-            let text = narinfo.to_text()?.into();
-            self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), text).await?
-        };
+        let text = narinfo.to_text()?.into();
+        let outcome = self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), text).await?;
         let merged = match outcome {
             PutOutcome::Existed => self.merge_into_remote(narinfo).await?,
             PutOutcome::Created => None,
@@ -146,25 +145,14 @@ impl PublishContext {
             || Error::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
         let compression = Compression::from_name(&narinfo.compression)?;
         let uploaded = self.uploader.find_object(&narinfo.url, None).await?.ok_or_else(missing)?;
-        let _slot = self.uploader.slot().await?;
-        let mut tries = self.bucket().tries();
-        loop {
-            let object = self.bucket().get(&narinfo.url).await?.ok_or_else(missing)?;
-            let (chunks, reader) = mpsc::channel(4);
-            let nar_size = narinfo.nar_size;
-            let digests = tokio::task::spawn_blocking(move || {
-                digest_nar(ChunkReader::<Plain>::new(reader), compression, Some(nar_size), &mut nar_pack::nar::Skip)
-            });
-            forward(chunks, object.into_stream(self.bucket().location().shown(&narinfo.url))).await;
-            match digests.await.map_err(|_| Error::failed("internal error: verification task panicked"))? {
-                // The connection broke during the transfer.
-                Err(error) if !error.is_refusal() && tries.again().await => {}
-                digests => {
-                    digests.context(|| self.bucket().location().shown(&narinfo.url))?.require(narinfo)?;
-                    return Ok(uploaded);
-                }
-            }
-        }
+        let body = self.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
+        let nar_size = narinfo.nar_size;
+        let verification = tokio::task::spawn_blocking(move || {
+            digest_nar(body.into_reader(), compression, Some(nar_size), &mut nar_pack::nar::Skip)
+        });
+        let digests = verification.await.map_err(|_| Error::failed("internal error: verification task panicked"))?;
+        digests.context(|| self.bucket().display_url(&narinfo.url))?.require(narinfo)?;
+        Ok(uploaded)
     }
 }
 

@@ -26,6 +26,7 @@ use crate::publish::unclaimed::UnclaimedNars;
 use crate::publish::upload::Uploader;
 use crate::publish::upstream::Upstreams;
 use crate::refusals::PathError;
+use crate::remote::Remote;
 use crate::report::{Report, Status};
 
 /// The options of publishing.
@@ -88,8 +89,9 @@ impl Publisher {
     ) -> Result<Self> {
         let cache_info = CacheInfoState::read(&uploader.bucket, &options.store_dir).await?;
         let existing = Existing::open(&uploader.bucket).await?;
-        let context =
-            PublishContext { unclaimed_nars: UnclaimedNars::default(), uploader, existing, upstreams, options };
+        let reader = Arc::new(Remote::of_bucket(Arc::clone(&uploader.bucket)));
+        let unclaimed_nars = UnclaimedNars::default();
+        let context = PublishContext { unclaimed_nars, uploader, reader, existing, upstreams, options };
         Ok(Self {
             context: Arc::new(context),
             report,
@@ -248,11 +250,7 @@ impl Publisher {
     fn upload_object(&mut self, key: String, object: Object, body: Part) {
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {
-            let upload = async {
-                let _slot = context.uploader.slot().await?;
-                context.bucket().put(&key, object.content_type(), body.bytes.clone()).await
-            };
-            let result = upload.await;
+            let result = context.bucket().put(&key, object.content_type(), body.bytes.clone()).await;
             TaskOutcome::Object(key, result)
         });
     }

@@ -8,7 +8,6 @@ use nar_pack::error::{Error, Result};
 
 use crate::publish::body::{Body, BodyLength, Part};
 use crate::publish::multipart::OpenUploads;
-use crate::remote::concurrency::Permit;
 use crate::remote::s3::{Bucket, PutOutcome};
 
 /// The object that a body becomes.
@@ -83,14 +82,6 @@ impl Uploader {
         self.reused_parts.load(Ordering::Relaxed)
     }
 
-    /// Waits for a request permit.
-    ///
-    /// # Errors
-    /// Fails when the push is cancelled.
-    pub async fn slot(&self) -> Result<Permit> {
-        self.bucket.slot().await
-    }
-
     /// Uploads a body. It becomes visible only after `verification` has succeeded. With [`Overwrite::Never`] an existing
     /// object is never replaced, unless the service does not support conditional writes.
     ///
@@ -124,7 +115,6 @@ impl Uploader {
         let ObjectTarget { key, content_type, overwrite } = *target;
         let bytes = part.as_ref().map(|part| part.bytes.clone()).unwrap_or_default();
         let size = bytes.len() as u64;
-        let _slot = self.slot().await?;
         let outcome = match overwrite {
             Overwrite::Never => self.bucket.put_new(key, content_type, bytes).await?,
             Overwrite::Allowed => self.bucket.put(key, content_type, bytes).await.map(|()| PutOutcome::Created)?,
@@ -143,7 +133,7 @@ impl Uploader {
             Some(found) if found == size => Ok(UploadedObject { existed: true }),
             found => Err(Error::refused(format!(
                 "{}: expected an object of {size} bytes, found {} bytes under this key",
-                self.bucket.location().shown(key),
+                self.bucket.display_url(key),
                 found.unwrap_or(0)
             ))
             .with_hint("the object is damaged: delete it and run the same command again")),
@@ -155,7 +145,6 @@ impl Uploader {
     /// # Errors
     /// Fails when the service does.
     pub async fn find_object(&self, key: &str, size: Option<u64>) -> Result<Option<UploadedObject>> {
-        let _slot = self.slot().await?;
         let found = self.bucket.size(key).await?;
         Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| UploadedObject { existed: true }))
     }

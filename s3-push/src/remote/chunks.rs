@@ -1,9 +1,8 @@
-//! A body that arrives on one thread, read on another.
+//! A body that arrives in chunks on an async task and is read by a thread that may block.
 
 use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
-use futures_util::{Stream, StreamExt};
 use nar_pack::error::{Error, Result};
 use tokio::sync::mpsc;
 
@@ -12,61 +11,8 @@ use tokio::sync::mpsc;
 pub enum Chunk<T = Plain> {
     /// Some bytes.
     Data(T),
-    /// The body is complete. A channel that closes without this was cut off.
+    /// The end: the body is complete. A channel that closes without it carried a truncated body.
     End,
-}
-
-/// Reads a body from a channel; for threads that may block.
-#[derive(Debug)]
-pub struct ChunkReader<T = Plain> {
-    chunks: mpsc::Receiver<Result<Chunk<T>>>,
-    current: Bytes,
-    /// Keeps alive what the current bytes belong to.
-    held: Option<T>,
-    ended: bool,
-}
-
-impl<T: AsRef<Bytes>> ChunkReader<T> {
-    /// A reader of what is sent into `chunks`.
-    #[must_use]
-    pub fn new(chunks: mpsc::Receiver<Result<Chunk<T>>>) -> Self {
-        Self { chunks, current: Bytes::new(), held: None, ended: false }
-    }
-}
-
-impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.ended {
-            self.held = None;
-            match self.chunks.blocking_recv() {
-                Some(Ok(Chunk::Data(data))) => {
-                    self.current = data.as_ref().clone();
-                    self.held = Some(data);
-                }
-                Some(Ok(Chunk::End)) => self.ended = true,
-                Some(Err(failure)) => return Err(failure.into()),
-                None => return Err(Error::refused("the NAR is cut off").into()),
-            }
-        }
-        let n = self.current.len().min(buf.len());
-        self.current.copy_to_slice(&mut buf[..n]);
-        Ok(n)
-    }
-}
-
-/// Sends the chunks of a body, and its end or its error; stops when nobody reads any more.
-pub async fn forward(to: mpsc::Sender<Result<Chunk>>, body: impl Stream<Item = Result<Bytes>> + Send) {
-    let mut body = std::pin::pin!(body);
-    loop {
-        let chunk = match body.next().await {
-            Some(bytes) => bytes.map(|bytes| Chunk::Data(Plain(bytes))),
-            None => Ok(Chunk::End),
-        };
-        let last = !matches!(chunk, Ok(Chunk::Data(_)));
-        if to.send(chunk).await.is_err() || last {
-            return;
-        }
-    }
 }
 
 /// Plain bytes as a chunk.
@@ -76,5 +22,43 @@ pub struct Plain(pub Bytes);
 impl AsRef<Bytes> for Plain {
     fn as_ref(&self) -> &Bytes {
         &self.0
+    }
+}
+
+/// Reads a body from a channel; for threads that may block.
+#[derive(Debug)]
+pub struct ChunkReader<T = Plain> {
+    chunks: mpsc::Receiver<Result<Chunk<T>>>,
+    unread: Bytes,
+    /// The chunk that `unread` belongs to, kept for what it holds beside the bytes, such as a share of a memory budget.
+    current: Option<T>,
+    ended: bool,
+}
+
+impl<T: AsRef<Bytes>> ChunkReader<T> {
+    /// Creates a reader of the chunks that are sent into the channel.
+    #[must_use]
+    pub fn new(chunks: mpsc::Receiver<Result<Chunk<T>>>) -> Self {
+        Self { chunks, unread: Bytes::new(), current: None, ended: false }
+    }
+}
+
+impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.unread.is_empty() && !self.ended {
+            self.current = None;
+            match self.chunks.blocking_recv() {
+                Some(Ok(Chunk::Data(data))) => {
+                    self.unread = data.as_ref().clone();
+                    self.current = Some(data);
+                }
+                Some(Ok(Chunk::End)) => self.ended = true,
+                Some(Err(error)) => return Err(error.into()),
+                None => return Err(Error::refused("the NAR is cut off").into()),
+            }
+        }
+        let n = self.unread.len().min(buf.len());
+        self.unread.copy_to_slice(&mut buf[..n]);
+        Ok(n)
     }
 }

@@ -1,97 +1,93 @@
-//! How many requests are in flight: at most as many as are allowed, fewer while the service says that it is asked too
-//! much. Halved at the first such answer, then one more for each round of answers without another, as TCP does.
+//! The limit on the requests in flight to one remote cache. It follows AIMD, as TCP's congestion window does: it halves
+//! once per burst of throttling responses and grows by one after each round of successful ones.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nar_pack::error::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The places among the requests in flight.
+/// A concurrency limit that adapts to throttling.
 #[derive(Debug)]
 pub struct AdaptiveLimit {
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    most: usize,
+    max: usize,
     limit: usize,
-    /// Places that are to vanish when their holders leave them.
-    owed: usize,
-    /// Answers to requests that were under way when the limit was halved: they tell nothing new.
+    /// Permits to remove from the semaphore when their holders return them.
+    excess: usize,
+    /// Requests that were already in flight when the limit was halved, whose responses say nothing new.
     stale: usize,
-    /// Good answers since the limit was changed.
-    good: usize,
+    /// Successful responses since the limit last changed.
+    successes: usize,
 }
 
-/// A place among the requests in flight, left when this is dropped.
+/// Permission for one request to be in flight; returned on drop.
 #[derive(Debug)]
 pub struct Permit {
     limit: Arc<AdaptiveLimit>,
-    place: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl AdaptiveLimit {
-    /// At most `most` requests in flight.
+    /// Creates a limit of `max` requests in flight, at least one.
     #[must_use]
-    pub fn new(most: u16) -> Arc<Self> {
-        let most = usize::from(most).max(1);
-        let state = State { most, limit: most, owed: 0, stale: 0, good: 0 };
-        Arc::new(Self { places: Arc::new(Semaphore::new(most)), state: Mutex::new(state) })
+    pub fn new(max: u16) -> Arc<Self> {
+        let max = usize::from(max).max(1);
+        let state = State { max, limit: max, excess: 0, stale: 0, successes: 0 };
+        Arc::new(Self { permits: Arc::new(Semaphore::new(max)), state: Mutex::new(state) })
     }
 
-    /// Waits for a place.
-    ///
-    /// # Errors
-    /// Fails when the work is given up.
-    pub async fn slot(self: &Arc<Self>) -> Result<Permit> {
-        let place = Arc::clone(&self.places).acquire_owned().await;
-        let place = place.map_err(|_| Error::failed("the work was given up"))?;
-        Ok(Permit { limit: Arc::clone(self), place: Some(place) })
+    /// Waits for a permit. Waiting requests are served in order.
+    pub async fn acquire(self: &Arc<Self>) -> Permit {
+        // Acquiring fails only for a closed semaphore, and this one is never closed.
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        Permit { limit: Arc::clone(self), permit }
     }
 
-    /// How many may be in flight now.
+    /// Returns how many requests may be in flight now.
     #[must_use]
-    pub fn limit(&self) -> usize {
+    pub fn current(&self) -> usize {
         self.state().limit
     }
 
-    /// Notes an answer that is not a plea for patience.
-    pub fn answered(&self) {
+    /// Records a response by which the server does not throttle.
+    pub fn record_success(&self) {
         let mut state = self.state();
         if state.stale > 0 {
             state.stale -= 1;
-        } else if state.limit < state.most {
-            state.good += 1;
-            if state.good >= state.limit {
-                (state.limit, state.good) = (state.limit + 1, 0);
-                match state.owed.checked_sub(1) {
-                    Some(owed) => state.owed = owed,
-                    None => self.places.add_permits(1),
+        } else if state.limit < state.max {
+            state.successes += 1;
+            if state.successes >= state.limit {
+                (state.limit, state.successes) = (state.limit + 1, 0);
+                match state.excess.checked_sub(1) {
+                    Some(excess) => state.excess = excess,
+                    None => self.permits.add_permits(1),
                 }
             }
         }
     }
 
-    /// Notes that a request ended without an answer.
-    pub fn lost(&self) {
+    /// Records a request that ended without a response.
+    pub fn record_lost(&self) {
         let mut state = self.state();
         state.stale = state.stale.saturating_sub(1);
     }
 
-    /// Notes that the service asks for patience.
-    pub fn refused(&self) {
+    /// Records a response by which the server throttles.
+    pub fn record_throttled(&self) {
         let mut state = self.state();
         if state.stale > 0 {
             state.stale -= 1;
             return;
         }
-        let fewer = state.limit - state.limit.div_ceil(2);
-        let in_flight = (state.limit + state.owed).saturating_sub(self.places.available_permits());
-        (state.stale, state.good) = (in_flight.saturating_sub(1), 0);
-        state.limit -= fewer;
-        state.owed += fewer - self.places.forget_permits(fewer);
+        let reduction = state.limit - state.limit.div_ceil(2);
+        let in_flight = (state.limit + state.excess).saturating_sub(self.permits.available_permits());
+        (state.stale, state.successes) = (in_flight.saturating_sub(1), 0);
+        state.limit -= reduction;
+        state.excess += reduction - self.permits.forget_permits(reduction);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -102,9 +98,9 @@ impl AdaptiveLimit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.limit.state();
-        if let (Some(owed), Some(place)) = (state.owed.checked_sub(1), self.place.take()) {
-            state.owed = owed;
-            place.forget();
+        if let (Some(excess), Some(permit)) = (state.excess.checked_sub(1), self.permit.take()) {
+            state.excess = excess;
+            permit.forget();
         }
     }
 }
@@ -113,66 +109,65 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
-    /// Places that can be had now.
-    fn free(limit: &AdaptiveLimit) -> usize {
-        limit.places.available_permits()
+    fn available(limit: &AdaptiveLimit) -> usize {
+        limit.permits.available_permits()
     }
 
     #[tokio::test]
-    async fn a_burst_of_refusals_halves_once() {
+    async fn a_burst_of_throttling_responses_halves_the_limit_once() {
         let limit = AdaptiveLimit::new(16);
         let mut held = Vec::new();
         for _ in 0..16 {
-            held.push(limit.slot().await.unwrap());
+            held.push(limit.acquire().await);
         }
         for _ in 0..16 {
-            limit.refused();
+            limit.record_throttled();
         }
-        assert_eq!(limit.limit(), 8);
+        assert_eq!(limit.current(), 8);
         drop(held);
-        assert_eq!(free(&limit), 8);
-        limit.refused();
-        assert_eq!((limit.limit(), free(&limit)), (4, 4));
+        assert_eq!(available(&limit), 8);
+        limit.record_throttled();
+        assert_eq!((limit.current(), available(&limit)), (4, 4));
     }
 
     #[test]
-    fn one_is_always_allowed() {
+    fn one_request_is_always_allowed() {
         let limit = AdaptiveLimit::new(4);
         for _ in 0..100 {
-            limit.refused();
+            limit.record_throttled();
         }
-        assert_eq!((limit.limit(), free(&limit)), (1, 1));
+        assert_eq!((limit.current(), available(&limit)), (1, 1));
     }
 
     #[test]
-    fn good_answers_bring_all_places_back() {
+    fn successes_restore_the_whole_limit() {
         let limit = AdaptiveLimit::new(8);
         for _ in 0..20 {
-            limit.refused();
+            limit.record_throttled();
         }
-        let answers = (1..).take_while(|_| {
-            limit.answered();
-            limit.limit() < 8
+        let responses = (1..).take_while(|_| {
+            limit.record_success();
+            limit.current() < 8
         });
-        assert!(answers.count() < 40);
+        assert!(responses.count() < 40);
         for _ in 0..100 {
-            limit.answered();
+            limit.record_success();
         }
-        assert_eq!((limit.limit(), free(&limit)), (8, 8));
+        assert_eq!((limit.current(), available(&limit)), (8, 8));
     }
 
     #[tokio::test]
-    async fn places_that_are_held_vanish_when_they_are_left() {
+    async fn held_permits_in_excess_are_removed_when_returned() {
         let limit = AdaptiveLimit::new(8);
         let mut held = Vec::new();
         for _ in 0..8 {
-            held.push(limit.slot().await.unwrap());
+            held.push(limit.acquire().await);
         }
-        limit.refused();
-        assert_eq!((limit.limit(), free(&limit)), (4, 0));
+        limit.record_throttled();
+        assert_eq!((limit.current(), available(&limit)), (4, 0));
         held.truncate(4);
-        assert_eq!(free(&limit), 0);
+        assert_eq!(available(&limit), 0);
         held.clear();
-        assert_eq!(free(&limit), 4);
+        assert_eq!(available(&limit), 4);
     }
 }

@@ -1,212 +1,267 @@
-//! Caches behind `http://` and `https://` URLs, for reading.
+//! Caches on web servers (`http://`, `https://`), for reading. Proxies are taken from the environment and trusted roots
+//! from the system. Redirects are followed, and a password is not sent to another host than its own.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nar_pack::error::{Context, Error, Result};
+use futures_util::{FutureExt, StreamExt};
+use nar_pack::error::{Error, Result};
 use nar_pack::process;
-use nar_pack::stdio;
-use reqwest::{Client, Method, Response, Url};
+use reqwest::{Client, Method, Url};
 
+use crate::remote::client::{TextObject, read_text};
+use crate::remote::concurrency::{AdaptiveLimit, Permit};
+use crate::remote::error_chain::{chain, root_cause};
 use crate::remote::netrc::{self, Login};
-use crate::remote::retry::{Backoff, RequestLimits, asked_for};
-use crate::remote::s3::{chain, root_cause};
+use crate::remote::retry::{Backoff, CONNECT_TIMEOUT, RequestLimits, is_throttling, parse_retry_after};
+use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
 
-/// Time in which a connection must be made.
-const CONNECT: Duration = Duration::from_secs(10);
-
-/// A cache behind a URL. Proxies come from the environment, TLS roots from the system; redirects are followed, and a
-/// password is not sent on to another host.
+/// A cache on a web server.
 pub struct HttpCache {
     client: Client,
     base: String,
-    /// The base without user name and password, for messages.
-    shown: String,
+    /// `base` without user name and password.
+    display_base: String,
     login: Option<Login>,
-    attempts: u32,
+    limit: Arc<AdaptiveLimit>,
+    max_attempts: u32,
     tool: &'static str,
-    hinted: AtomicBool,
+    /// Set once a forbidden read was reported.
+    was_forbidden: AtomicBool,
 }
 
-/// What a server says when it is asked for an object or a part of it.
-pub enum Reply {
-    /// The object, or the part where the status is 206.
-    Response(Response),
-    /// The object is not there.
+/// A response without an error status, or what such a status means.
+enum Answer {
+    Success(reqwest::Response),
     Missing,
-    /// The object is another one than that of the entity tag, or too short for the range.
     Changed,
 }
 
-/// What is asked of an object.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Part<'a> {
-    /// The range as HTTP writes it, such as `bytes=0-99`; the whole object without.
-    pub range: Option<&'a str>,
-    /// The entity tag that it must have.
-    pub etag: Option<&'a str>,
+/// Why an attempt failed.
+struct AttemptError {
+    error: Error,
+    is_transient: bool,
+    retry_after: Option<Duration>,
 }
 
 impl HttpCache {
-    /// The cache at `url`. User name and password come from the URL, else from a netrc, which may be given. `tool`
-    /// begins the hints that it prints.
+    /// Opens the cache at `url`; nothing is requested yet. User name and password come from the URL, else from the file
+    /// `netrc`, else from the netrc files in the usual places. `tool` begins the messages that are printed.
     ///
     /// # Errors
-    /// A usage failure for a malformed URL or netrc.
+    /// A usage error for an invalid URL. Fails for an invalid netrc file.
     pub fn new(url: &str, limits: RequestLimits, netrc: Option<&Path>, tool: &'static str) -> Result<Self> {
-        // Installing it twice is the only way in which this fails.
+        // This fails only if a provider is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut base = Url::parse(url).map_err(|error| Error::failed(format!("the cache's URL: {error}")))?;
-        // Parameters of the store, as Nix takes them, concern a Nix client only.
+        let mut base = Url::parse(url).map_err(|error| Error::usage(format!("invalid cache URL: {error}")))?;
+        // Parameters of a store URL concern Nix only.
         base.set_query(None);
         base.set_fragment(None);
-        let mut shown = base.clone();
-        // Only a URL without a host has no place for these.
-        let _ = shown.set_username("").and_then(|()| shown.set_password(None));
+        let mut display_base = base.clone();
+        // This fails only for a URL without a host.
+        let _ = display_base.set_username("").and_then(|()| display_base.set_password(None));
         let login = match base.host_str() {
-            Some(host) if base.password().is_none() => netrc::login(host, netrc, tool)?,
+            Some(host) if base.password().is_none() => netrc::find_login(host, netrc, tool)?,
             _ => None,
         };
-        // A name in the URL without a password: the password of that name, as curl has it.
+        // As curl does: with a user name but no password in the URL, only the password of that user is taken.
         let login = login.filter(|login| [login.name.as_str(), ""].contains(&base.username()));
-        let trimmed = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
         let client = Client::builder()
             .user_agent(format!("{tool}/{}", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .read_timeout(limits.idle)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(limits.idle_timeout)
             .build()
-            .map_err(|error| Error::failed(format!("setting up HTTP: {}", chain(&error))))?;
+            .map_err(|error| Error::failed(format!("cannot set up the HTTP client: {}", chain(&error))))?;
+        let without_slash = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
         Ok(Self {
             client,
-            base: trimmed(&base),
-            shown: trimmed(&shown),
+            base: without_slash(&base),
+            display_base: without_slash(&display_base),
             login,
-            attempts: limits.attempts,
+            limit: AdaptiveLimit::new(limits.max_in_flight),
+            max_attempts: limits.max_attempts,
             tool,
-            hinted: AtomicBool::new(false),
+            was_forbidden: AtomicBool::new(false),
         })
     }
 
-    /// An object's place without user name and password, for messages; that of the cache itself for an empty key.
+    /// Returns the URL of an object without user name and password, for messages; that of the cache for an empty key.
     #[must_use]
-    pub fn shown(&self, key: &str) -> String {
-        format!("{}/{key}", self.shown)
+    pub fn display_url(&self, key: &str) -> String {
+        format!("{}/{key}", self.display_base)
     }
 
-    /// Attempts at one request, the first included.
+    /// Returns the number of attempts at one request, including the first.
     #[must_use]
-    pub fn attempts(&self) -> u32 {
-        self.attempts
+    pub fn max_attempts(&self) -> u32 {
+        self.max_attempts
     }
 
-    /// Begins to read an object or a part of it.
-    ///
-    /// # Errors
-    /// Fails where the network or the server does.
-    pub async fn get(&self, key: &str, part: Part<'_>) -> Result<Reply> {
-        self.ask(Method::GET, key, part).await
-    }
-
-    /// Whether an object is there.
-    ///
-    /// # Errors
-    /// As [`HttpCache::get`].
-    pub async fn has(&self, key: &str) -> Result<bool> {
-        Ok(matches!(self.ask(Method::HEAD, key, Part::default()).await?, Reply::Response(_)))
-    }
-
-    /// Reads an object of at most `limit` bytes of text; none when it is not there.
-    ///
-    /// # Errors
-    /// As [`HttpCache::get`]; refuses what is larger or no text.
-    pub async fn text(&self, key: &str, limit: usize) -> Result<Option<String>> {
-        let Reply::Response(mut response) = self.get(key, Part::default()).await? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.failure(key, &plain(error)))? {
-            if bytes.len() + chunk.len() > limit {
-                return Err(Error::refused(format!("{}: larger than {limit} bytes", self.shown(key))));
-            }
-            bytes.extend_from_slice(&chunk);
+    /// Requests an object or a range of it, optionally on condition that its entity tag is still `etag`.
+    pub(super) async fn get(&self, key: &str, range: Option<ByteRange>, etag: Option<&str>) -> Result<Response> {
+        let (answer, permit) = self.send(Method::GET, key, range, etag).await?;
+        match answer {
+            Answer::Success(response) => self.object(key, response, permit).map(Response::Object),
+            Answer::Missing => Ok(Response::Missing),
+            Answer::Changed => Ok(Response::Changed),
         }
-        stdio::utf8(bytes).map(Some).context(|| self.shown(key))
     }
 
-    async fn ask(&self, method: Method, key: &str, part: Part<'_>) -> Result<Reply> {
-        let mut tries = Backoff::new(self.attempts);
+    /// Reads an object of UTF-8 text of at most `max_size` bytes, decoding its `Content-Encoding`. Returns none if it
+    /// does not exist.
+    ///
+    /// # Errors
+    /// Fails if the network or the server does; refuses a larger object and one that is not text.
+    pub async fn get_text(&self, key: &str, max_size: usize) -> Result<Option<TextObject>> {
+        read_text(|| self.get(key, None, None).boxed(), &self.display_url(key), self.max_attempts, max_size).await
+    }
+
+    /// Returns whether an object exists.
+    ///
+    /// # Errors
+    /// Fails if the network or the server does.
+    pub async fn exists(&self, key: &str) -> Result<bool> {
+        Ok(matches!(self.send(Method::HEAD, key, None, None).await?.0, Answer::Success(_)))
+    }
+
+    fn object(&self, key: &str, response: reqwest::Response, permit: Permit) -> Result<ObjectStream> {
+        let header = |name: &str| {
+            let value: Option<&reqwest::header::HeaderValue> = response.headers().get(name);
+            value.and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
+        let partial = response.status().as_u16() == 206;
+        let part = if partial {
+            let part = header("content-range").as_deref().and_then(parse_content_range);
+            Some(part.ok_or_else(|| self.error(key, "the server sent a range without a valid Content-Range"))?)
+        } else {
+            None
+        };
+        let url = self.display_url(key);
+        let failed = move |error| Error::failed(format!("reading {url}: {}", describe(error)));
+        Ok(ObjectStream {
+            start: part.map_or(0, |(start, _)| start),
+            partial,
+            size: part.map_or(response.content_length(), |(_, size)| Some(size)),
+            etag: header("etag"),
+            content_encoding: header("content-encoding"),
+            bytes: response.bytes_stream().map(move |bytes| bytes.map_err(&failed)).boxed(),
+            permit,
+        })
+    }
+
+    /// Sends a request, and again after transient errors. Returns the answer with the permit of the request, which was
+    /// held through all attempts and the delays between them: so a server that throttles gets fewer requests.
+    async fn send(
+        &self,
+        method: Method,
+        key: &str,
+        range: Option<ByteRange>,
+        etag: Option<&str>,
+    ) -> Result<(Answer, Permit)> {
+        let permit = self.limit.acquire().await;
+        let mut backoff = Backoff::new(self.max_attempts);
         loop {
-            let (why, again) = match self.request(method.clone(), key, part).send().await {
-                Ok(response) => match response.status().as_u16() {
-                    200 => return Ok(Reply::Response(response)),
-                    206 if part.range.is_some() => return Ok(Reply::Response(response)),
-                    404 | 410 => return Ok(Reply::Missing),
-                    412 if part.etag.is_some() => return Ok(Reply::Changed),
-                    416 if part.range.is_some() => return Ok(Reply::Changed),
-                    // What a bucket says of a key that is not there when listing is not allowed.
-                    403 => {
-                        if method == Method::GET {
-                            self.hint(key);
-                        }
-                        return Ok(Reply::Missing);
+            let result = self.request(method.clone(), key, range, etag).send().await;
+            match &result {
+                Ok(response) if is_throttling(response.status().as_u16()) => self.limit.record_throttled(),
+                Ok(_) => self.limit.record_success(),
+                Err(_) => self.limit.record_lost(),
+            }
+            match self.classify(&method, key, range.is_some(), etag.is_some(), result) {
+                Ok(answer) => return Ok((answer, permit)),
+                Err(AttemptError { error, is_transient, retry_after }) => {
+                    if !is_transient || !backoff.next_attempt_after(retry_after).await {
+                        return Err(error);
                     }
-                    code @ (401 | 407) => {
-                        let why = format!("HTTP {code}, a user name and password are wanted; see netrc in --help");
-                        return Err(self.failure(key, &why));
-                    }
-                    code @ (408 | 429 | 500 | 502..=504) => {
-                        (format!("HTTP {code}"), tries.after(retry_after(&response)).await)
-                    }
-                    code => return Err(self.failure(key, &format!("HTTP {code}"))),
-                },
-                Err(error) => {
-                    let passing = error.is_connect() || error.is_timeout() || error.is_request();
-                    (plain(error), passing && tries.again().await)
                 }
-            };
-            if !again {
-                return Err(self.failure(key, &why));
             }
         }
     }
 
-    fn request(&self, method: Method, key: &str, part: Part<'_>) -> reqwest::RequestBuilder {
+    fn classify(
+        &self,
+        method: &Method,
+        key: &str,
+        has_range: bool,
+        has_etag: bool,
+        result: reqwest::Result<reqwest::Response>,
+    ) -> Result<Answer, AttemptError> {
+        let failed = |error, is_transient| Err(AttemptError { error, is_transient, retry_after: None });
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => {
+                let is_transient = error.is_connect() || error.is_timeout() || error.is_request();
+                return failed(self.error(key, &describe(error)), is_transient);
+            }
+        };
+        match response.status().as_u16() {
+            200 => Ok(Answer::Success(response)),
+            206 if has_range => Ok(Answer::Success(response)),
+            404 | 410 => Ok(Answer::Missing),
+            412 if has_etag => Ok(Answer::Changed),
+            416 if has_range => Ok(Answer::Changed),
+            // How a bucket answers for a missing key to a client that may not list it.
+            403 => {
+                if *method == Method::GET {
+                    self.warn_forbidden(key);
+                }
+                Ok(Answer::Missing)
+            }
+            status @ (401 | 407) => {
+                let error = self.error(key, &format!("HTTP {status}: a user name and a password are required"));
+                failed(error.with_hint("add them to a netrc file, such as ~/.netrc"), false)
+            }
+            status @ (408 | 429 | 500 | 502..=504) => {
+                let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+                let retry_after = retry_after.and_then(parse_retry_after);
+                Err(AttemptError { error: self.error(key, &format!("HTTP {status}")), is_transient: true, retry_after })
+            }
+            status => failed(self.error(key, &format!("HTTP {status}")), false),
+        }
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        key: &str,
+        range: Option<ByteRange>,
+        etag: Option<&str>,
+    ) -> reqwest::RequestBuilder {
         let mut request = self.client.request(method, format!("{}/{key}", self.base));
         if let Some(login) = &self.login {
             request = request.basic_auth(&login.name, Some(&login.password));
         }
-        for (name, value) in [("range", part.range), ("if-match", part.etag)] {
-            if let Some(value) = value {
-                request = request.header(name, value);
-            }
+        if let Some(range) = range {
+            request = request.header("range", range.header());
+        }
+        if let Some(etag) = etag {
+            request = request.header("if-match", etag);
         }
         request
     }
 
-    fn failure(&self, key: &str, why: &str) -> Error {
-        Error::failed(format!("reading {}: {why}", self.shown(key)))
+    fn error(&self, key: &str, cause: &str) -> Error {
+        Error::failed(format!("reading {}: {cause}", self.display_url(key)))
     }
 
-    fn hint(&self, key: &str) {
-        if !self.hinted.swap(true, Ordering::Relaxed) {
-            let shown = self.shown(key);
+    fn warn_forbidden(&self, key: &str) {
+        if !self.was_forbidden.swap(true, Ordering::Relaxed) {
+            let url = self.display_url(key);
             process::print_message(
                 self.tool,
                 format!(
-                    "{shown}: forbidden (403), taken for missing; check the URL, and that everybody may read it \
-                     (s3:GetObject)"
+                    "warning: {url}: forbidden (HTTP 403), treated as missing; check the URL, and that anonymous users \
+                     are allowed s3:GetObject"
                 ),
             );
         }
     }
 }
 
-fn retry_after(response: &Response) -> Option<Duration> {
-    response.headers().get("retry-after")?.to_str().ok().and_then(asked_for)
-}
-
-/// The message without the URL, in which there may be a password, and which is said before it.
-#[must_use]
-pub fn plain(error: reqwest::Error) -> String {
+/// Returns the message of an error without its URL, which may contain a password and is printed before the message.
+fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     match () {
         () if error.is_connect() => format!("cannot connect: {}", root_cause(&error)),

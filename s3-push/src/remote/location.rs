@@ -1,18 +1,18 @@
-//! Where a bucket is: `s3://BUCKET[/PREFIX][?PARAMETERS]`, as Nix and Lix write it.
+//! The location of a bucket: `s3://BUCKET[/PREFIX][?PARAMETERS]`, as in Nix and Lix.
 //!
-//! Parameters are those of Nix's S3 binary cache store (manual, "S3 Binary Cache Store"). Those that matter to a client
-//! only are accepted and not looked at.
+//! The parameters are those of Nix's S3 binary cache store (manual, "S3 Binary Cache Store"). Parameters that concern
+//! only Nix itself are accepted and ignored.
 
 use nar_pack::error::{Context, Error, Result};
 use percent_encoding::percent_decode_str;
 
-/// The environment variable that names the bucket when the command line does not.
+/// The environment variable with the URL of the bucket, for command lines without one.
 pub const VARIABLE: &str = "NIX_S3_CACHE";
-/// The region that Nix takes when none is given.
+/// Nix's default region.
 pub const DEFAULT_REGION: &str = "us-east-1";
 
-/// Parameters that Nix or Lix knows and that do not change what these tools do.
-const IGNORED: [&str; 24] = [
+/// Parameters of Nix or Lix that these tools ignore.
+const IGNORED_PARAMETERS: [&str; 24] = [
     "compression",
     "compression-level",
     "parallel-compression",
@@ -38,12 +38,12 @@ const IGNORED: [&str; 24] = [
     "parallel",
     "require-sigs",
 ];
-const USED: [&str; 5] = ["region", "profile", "endpoint", "scheme", "addressing-style"];
+const PARAMETERS: [&str; 5] = ["region", "profile", "endpoint", "scheme", "addressing-style"];
 
-/// How the bucket's name goes into a request.
+/// Where requests name the bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Addressing {
-    /// Path style when an endpoint is given or the bucket has a dot, else virtual-host style.
+    /// Path style if an endpoint is given or the bucket's name contains a dot, otherwise virtual-host style.
     #[default]
     Auto,
     /// `https://endpoint/bucket/key`.
@@ -52,22 +52,22 @@ pub enum Addressing {
     Virtual,
 }
 
-/// A bucket, a prefix in it, and how to reach it.
+/// A bucket, a prefix of its keys, and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     /// The bucket's name.
     pub bucket: String,
-    /// What every key begins with: empty, or ending in a slash.
+    /// The prefix of every key: empty, or ending in a slash.
     pub prefix: String,
-    /// `region`, if given.
+    /// The region, if given.
     pub region: Option<String>,
-    /// `profile`, if given.
+    /// The AWS profile, if given.
     pub profile: Option<String>,
-    /// Host and port of a service that is not AWS, if given.
+    /// Host and optional port of the service, if given; AWS by default.
     pub endpoint: Option<String>,
-    /// Whether requests go over plain HTTP.
+    /// Whether requests use plain HTTP.
     pub plain_http: bool,
-    /// How the bucket's name goes into a request.
+    /// Where requests name the bucket.
     pub addressing: Addressing,
 }
 
@@ -75,26 +75,26 @@ impl Location {
     /// Parses an `s3://` URL.
     ///
     /// # Errors
-    /// A usage failure for anything else; a parameter that nobody knows is named, with the nearest one that is known.
+    /// A usage error for an invalid URL. For an unknown parameter its hint names the most similar one.
     pub fn parse(url: &str) -> Result<Self> {
-        // Neither the parameters nor what stands before an @ is shown: people put passwords there.
-        let place = url.split('?').next().unwrap_or_default();
-        let shown = match place.rsplit_once('@') {
+        // Some users put passwords into the parameters or before an @.
+        let without_query = url.split('?').next().unwrap_or_default();
+        let display_url = match without_query.rsplit_once('@') {
             Some((_, after)) => format!("s3://…@{after}"),
-            None => place.to_owned(),
+            None => without_query.to_owned(),
         };
-        Self::parse_inner(url).context(|| format!("bucket {shown:?}"))
+        Self::parse_url(url).context(|| format!("invalid bucket URL {display_url:?}"))
     }
 
-    fn parse_inner(url: &str) -> Result<Self> {
-        let usage = |why: &str| Error::failed(why);
-        let rest = url.strip_prefix("s3://").ok_or_else(|| usage("expected s3://BUCKET[/PREFIX][?PARAMETERS]"))?;
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    fn parse_url(url: &str) -> Result<Self> {
+        let rest = url.strip_prefix("s3://");
+        let rest = rest.ok_or_else(|| Error::usage("expected s3://BUCKET[/PREFIX][?PARAMETERS]"))?;
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
         check_bucket_name(bucket)?;
         let prefix = decode(prefix.trim_matches('/'))?;
         if prefix.split('/').any(|part| matches!(part, "." | "..")) {
-            return Err(usage("the prefix must not have . or .. in it"));
+            return Err(Error::usage("the prefix must not contain '.' or '..' as a component"));
         }
         let mut location = Self {
             bucket: bucket.to_owned(),
@@ -106,15 +106,19 @@ impl Location {
             addressing: Addressing::Auto,
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').ok_or_else(|| usage("expected PARAMETER=VALUE after the ?"))?;
-            location.parameter(key, decode(value)?)?;
+            let parameter = pair.split_once('=');
+            let (name, value) = parameter.ok_or_else(|| Error::usage("expected NAME=VALUE after the '?'"))?;
+            location.set_parameter(name, decode(value)?)?;
         }
         Ok(location)
     }
 
-    fn parameter(&mut self, key: &str, value: String) -> Result {
-        let one_of = |words: &str| Err(Error::failed(format!("{key}={value}: expected one of {words}")));
-        match key {
+    fn set_parameter(&mut self, name: &str, value: String) -> Result {
+        let invalid = |values: &str| {
+            let error = format!("invalid value {value:?} of parameter {name:?}: expected one of {values}");
+            Err(Error::usage(error))
+        };
+        match name {
             _ if value.is_empty() => {}
             "region" => self.region = Some(value),
             "profile" => self.profile = Some(value),
@@ -122,48 +126,50 @@ impl Location {
             "scheme" => match value.to_ascii_lowercase().as_str() {
                 "https" => self.plain_http = false,
                 "http" => self.plain_http = true,
-                _ => return one_of("https, http"),
+                _ => return invalid("https, http"),
             },
             "addressing-style" => match value.as_str() {
                 "auto" => self.addressing = Addressing::Auto,
                 "path" => self.addressing = Addressing::Path,
                 "virtual" => self.addressing = Addressing::Virtual,
-                _ => return one_of("auto, path, virtual"),
+                _ => return invalid("auto, path, virtual"),
             },
-            _ if IGNORED.contains(&key) => {}
+            _ if IGNORED_PARAMETERS.contains(&name) => {}
             _ => {
-                let known = USED.iter().chain(&IGNORED);
-                let nearest = known.min_by_key(|name| distance(key, name)).unwrap_or(&"region");
-                return Err(Error::failed(format!("unknown parameter {key:?}; did you mean {nearest:?}?")));
+                let known = PARAMETERS.iter().chain(&IGNORED_PARAMETERS);
+                let nearest = known.min_by_key(|known| strsim::levenshtein(name, known)).unwrap_or(&"region");
+                let error = Error::usage(format!("unknown parameter {name:?}"));
+                return Err(error.with_hint(format!("a similar parameter is {nearest:?}")));
             }
         }
         Ok(())
     }
 
-    /// Nix wants a host; a whole URL, as other tools want it, says the scheme too.
+    /// Nix expects a host; other tools expect a URL, whose scheme is then used.
     fn set_endpoint(&mut self, value: &str) -> Result {
+        let invalid = || Error::usage("invalid endpoint: expected HOST, HOST:PORT or a URL of these");
         let (scheme, host) = value.split_once("://").map_or((None, value), |(scheme, host)| (Some(scheme), host));
         match scheme {
             None => {}
             Some("https") => self.plain_http = false,
             Some("http") => self.plain_http = true,
-            Some(_) => return Err(Error::failed("endpoint: expected HOST or HOST:PORT, and nothing else")),
+            Some(_) => return Err(invalid()),
         }
         let host = host.trim_end_matches('/');
         if host.is_empty() || host.contains(['/', '?', '#', '@', ' ']) {
-            return Err(Error::failed("endpoint: expected HOST or HOST:PORT, and nothing else"));
+            return Err(invalid());
         }
         self.endpoint = Some(host.to_owned());
         Ok(())
     }
 
-    /// The URL of the endpoint, when one is given.
+    /// Returns the URL of the endpoint, or none for the default endpoint of AWS.
     #[must_use]
     pub fn endpoint_url(&self) -> Option<String> {
         let scheme = if self.plain_http { "http" } else { "https" };
         match &self.endpoint {
             Some(host) => Some(format!("{scheme}://{host}")),
-            // AWS over plain HTTP must be said in full.
+            // The SDK has no setting for the default endpoint over plain HTTP.
             None if self.plain_http => {
                 Some(format!("http://s3.{}.amazonaws.com", self.region.as_deref().unwrap_or(DEFAULT_REGION)))
             }
@@ -171,7 +177,7 @@ impl Location {
         }
     }
 
-    /// Whether requests are in path style.
+    /// Returns whether requests are in path style.
     #[must_use]
     pub fn path_style(&self) -> bool {
         match self.addressing {
@@ -181,7 +187,7 @@ impl Location {
         }
     }
 
-    /// Whether the service is AWS itself.
+    /// Returns whether the service is AWS.
     #[must_use]
     pub fn is_aws(&self) -> bool {
         self.endpoint.as_deref().is_none_or(|host| {
@@ -190,57 +196,50 @@ impl Location {
         })
     }
 
-    /// The key of an object in the bucket.
+    /// Returns the key of an object in the bucket, with the prefix.
     #[must_use]
     pub fn key(&self, object: &str) -> String {
         format!("{}{object}", self.prefix)
     }
 
-    /// Bucket and key, for messages.
+    /// Returns the URL of an object without parameters, for messages; that of the cache for an empty key.
     #[must_use]
-    pub fn shown(&self, object: &str) -> String {
+    pub fn display_url(&self, object: &str) -> String {
         format!("s3://{}/{}{object}", self.bucket, self.prefix)
     }
 }
 
-/// Checks the name of a bucket, as AWS restricts it: 3 to 63 lower-case letters, digits, dots and dashes, beginning and
-/// ending with a letter or digit. Older services allow underscores and capitals too.
+/// Checks the name of a bucket against the rules of AWS ("Bucket naming rules"), except that capitals and underscores,
+/// which older services allow, are valid.
 ///
 /// # Errors
-/// A usage failure.
+/// A usage error that names the broken rule.
 pub fn check_bucket_name(bucket: &str) -> Result {
-    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    let outer = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let good = (3..=63).contains(&bucket.len())
-        && bucket.chars().all(inner)
-        && outer(bucket.chars().next())
-        && outer(bucket.chars().last())
-        && !bucket.contains("..");
+    let broken_rule = if !(3..=63).contains(&bucket.len()) {
+        "it must be 3 to 63 characters long"
+    } else if !bucket.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')) {
+        "only letters, digits, '-', '.' and '_' are allowed"
+    } else if !(bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && bucket.ends_with(|c: char| c.is_ascii_alphanumeric()))
+    {
+        "it must begin and end with a letter or digit"
+    } else if bucket.contains("..") {
+        "it must not contain '..'"
+    } else {
+        return Ok(());
+    };
+    // Some users put passwords before an @.
     let shown = bucket.rsplit('@').next().unwrap_or_default();
-    if good { Ok(()) } else { Err(Error::failed(format!("{shown:?} is not the name of a bucket"))) }
+    Err(Error::usage(format!("invalid bucket name {shown:?}: {broken_rule}")))
 }
 
 fn decode(text: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    let decoded = decoded.map_err(|_| Error::failed(format!("{text:?} is not UTF-8 when decoded")))?;
+    let decoded = decoded.map_err(|_| Error::usage(format!("{text:?} is not UTF-8 after percent-decoding")))?;
     if decoded.contains(|c: char| c.is_control()) {
-        return Err(Error::failed(format!("{text:?} has control characters in it")));
+        return Err(Error::usage(format!("{text:?} contains control characters")));
     }
     Ok(decoded.into_owned())
-}
-
-/// Edit distance, for the nearest name.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -248,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_urls_of_the_manuals() {
+    fn urls_of_the_manuals_are_accepted() {
         let aws = Location::parse("s3://example-nix-cache?profile=cache-upload&region=eu-west-2").unwrap();
         assert_eq!((aws.profile.as_deref(), aws.region.as_deref()), (Some("cache-upload"), Some("eu-west-2")));
         assert_eq!((aws.endpoint_url(), aws.path_style(), aws.is_aws()), (None, false, true));
@@ -264,13 +263,29 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_that_nobody_knows_gets_the_nearest_name() {
-        let failure = Location::parse("s3://cache?regoin=x").unwrap_err();
-        assert!(failure.message().contains("\"region\"") && failure.exit_code() == 2, "{failure}");
+    fn an_unknown_parameter_gets_the_most_similar_name_as_a_hint() {
+        let error = Location::parse("s3://cache?regoin=x").unwrap_err();
+        assert_eq!(error.message(), "invalid bucket URL \"s3://cache\": unknown parameter \"regoin\"");
+        assert_eq!((error.hint(), error.exit_code()), (Some("a similar parameter is \"region\""), 2));
     }
 
     #[test]
-    fn what_is_no_bucket_is_a_usage_error() {
+    fn the_error_of_a_bucket_name_names_the_broken_rule() {
+        for (name, rule) in [
+            ("ab", "3 to 63 characters"),
+            ("a/b", "are allowed"),
+            ("-ab", "begin and end"),
+            ("ab.", "begin and end"),
+            ("a..b", "'..'"),
+        ] {
+            let error = check_bucket_name(name).unwrap_err();
+            assert!(error.message().contains(rule) && error.is_usage(), "{name}: {error}");
+        }
+        check_bucket_name("my_Cache.example-1").unwrap();
+    }
+
+    #[test]
+    fn an_invalid_url_is_a_usage_error() {
         for url in [
             "",
             "cache",
@@ -286,7 +301,7 @@ mod tests {
             "s3://cache/../x",
             "s3://cache?region=%ff",
         ] {
-            assert_eq!(Location::parse(url).unwrap_err().exit_code(), 2, "{url}");
+            assert!(Location::parse(url).unwrap_err().is_usage(), "{url}");
         }
     }
 }

@@ -1,17 +1,45 @@
-//! A remote cache of any kind: where it is, and how it is asked.
+//! Remote caches, the only code that speaks to one: a bucket (`s3`), a web server (`http`) or a directory (`file`).
+//!
+//! [`Remote`] reads any of them; [`s3::Bucket`] also writes. A caller asks for objects and never for connections:
+//! permits of the cache's concurrency limit, retries, timeouts, decoding of `Content-Encoding` and the classification of
+//! errors happen inside each call.
+//!
+//! | module | responsibility |
+//! | --- | --- |
+//! | [`location`] | the URL of a bucket; needs neither the SDK nor async |
+//! | `s3` | requests to S3: connect, read, write, multipart uploads, errors |
+//! | `http`, `netrc` | requests to web servers, and their user names and passwords |
+//! | `file` | directories |
+//! | `transfer`, `chunks` | bodies: ranges, resuming, and passing them to threads that block |
+//! | `listing` | the store paths of a bucket, and listing it in parallel |
+//! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
+//! | `progress` | verbosity and the progress bar of the tools that use a remote cache |
 
 #[cfg(feature = "client")]
 pub mod chunks;
 #[cfg(feature = "client")]
+mod client;
+#[cfg(feature = "client")]
 pub mod concurrency;
 #[cfg(feature = "client")]
+mod error_chain;
+#[cfg(feature = "client")]
+pub mod file;
+#[cfg(feature = "client")]
 pub mod http;
+#[cfg(feature = "client")]
+pub mod listing;
 pub mod location;
 #[cfg(feature = "client")]
 pub mod netrc;
 #[cfg(feature = "client")]
-pub mod permission;
+pub mod progress;
 #[cfg(feature = "client")]
 pub mod retry;
 #[cfg(feature = "client")]
 pub mod s3;
+#[cfg(feature = "client")]
+pub mod transfer;
+
+#[cfg(feature = "client")]
+pub use client::{Remote, RemoteOptions, TextObject};

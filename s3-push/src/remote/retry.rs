@@ -1,95 +1,101 @@
-//! When a request is repeated, and how long is waited before: what the SDK does, and what it leaves undone.
+//! Retries: which requests are retried, after which delay. The SDK retries its requests with exponential backoff and
+//! jitter; [`ThrottleClassifier`] makes it treat 429 as throttling and honour `Retry-After`. [`Backoff`] covers what the
+//! SDK cannot retry: plain HTTP requests, truncated bodies, and conflicting conditional writes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::config::interceptors::{BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef};
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction, RetryClassifierPriority};
 use aws_smithy_types::retry::ErrorKind;
 
 use crate::remote::concurrency::AdaptiveLimit;
 
-/// Attempts at one request, the first included, unless the user says otherwise.
+/// Default for the attempts at one request, including the first.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 8;
-/// Requests in flight at once, unless the user says otherwise.
-const IN_FLIGHT: u16 = 16;
-/// Wait before the first repetition; it doubles with each, and a random part of it is waited.
-pub const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
-/// Longest wait before a repetition, also where the service asks for more.
-pub const MAX_BACKOFF: Duration = Duration::from_secs(20);
+/// Longest delay before the first retry. It doubles with each retry; the delay is a random part of it.
+pub(super) const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
+/// Longest delay before any retry, even if the server asks for more.
+const MAX_BACKOFF: Duration = Duration::from_secs(20);
+/// Time in which a connection must be established.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How much is asked of a service at once, and how long is waited for one that does not do as it is asked.
+/// Limits on the requests to one remote cache.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestLimits {
-    /// An answer must begin, and something must move, within this time.
-    pub idle: Duration,
-    /// Attempts at one request, the first included.
-    pub attempts: u32,
-    /// Most requests in flight at once.
-    pub in_flight: u16,
+    /// Time without progress after which an attempt is aborted: a response must begin within it, and a body must not
+    /// stall for longer. A transfer as a whole may take any time.
+    pub idle_timeout: Duration,
+    /// Attempts at one request, including the first.
+    pub max_attempts: u32,
+    /// Requests in flight at the same time.
+    pub max_in_flight: u16,
 }
 
-impl From<Duration> for RequestLimits {
-    /// The defaults of all but the idle time.
-    fn from(idle: Duration) -> Self {
-        Self { idle, attempts: DEFAULT_MAX_ATTEMPTS, in_flight: IN_FLIGHT }
-    }
-}
-
-/// Repetitions of what the SDK cannot repeat, such as to read a body that was cut off.
+/// Counts the attempts at one operation and delays the retries: exponential backoff with full jitter.
 #[derive(Debug)]
 pub struct Backoff {
-    done: u32,
-    most: u32,
+    attempts: u32,
+    max_attempts: u32,
 }
 
 impl Backoff {
-    /// So many attempts, the first included.
+    /// Allows `max_attempts` attempts, including the first.
     #[must_use]
-    pub fn new(attempts: u32) -> Self {
-        Self { done: 1, most: attempts }
+    pub fn new(max_attempts: u32) -> Self {
+        Self { attempts: 1, max_attempts }
     }
 
-    /// Whether to try again; waits before.
-    pub async fn again(&mut self) -> bool {
-        self.after(None).await
+    /// Waits and returns true, or returns false at once when no attempt is left.
+    pub async fn next_attempt(&mut self) -> bool {
+        self.next_attempt_after(None).await
     }
 
-    /// As [`Backoff::again`], but waits at least as long as the service asked for, within reason.
-    pub async fn after(&mut self, asked: Option<Duration>) -> bool {
-        if self.done >= self.most {
+    /// Does the same as [`Backoff::next_attempt`], but waits at least `retry_after`, up to a maximum of 20 seconds.
+    pub async fn next_attempt_after(&mut self, retry_after: Option<Duration>) -> bool {
+        if self.attempts >= self.max_attempts {
             return false;
         }
-        let longest = (INITIAL_BACKOFF * 2_u32.saturating_pow(self.done - 1)).min(MAX_BACKOFF);
-        self.done += 1;
-        let asked = asked.unwrap_or_default().min(MAX_BACKOFF);
-        tokio::time::sleep(asked + longest.mul_f64(fastrand::f64())).await;
+        let max_jitter = (INITIAL_BACKOFF * 2_u32.saturating_pow(self.attempts - 1)).min(MAX_BACKOFF);
+        self.attempts += 1;
+        let retry_after = retry_after.unwrap_or_default().min(MAX_BACKOFF);
+        tokio::time::sleep(retry_after + max_jitter.mul_f64(fastrand::f64())).await;
         true
     }
 }
 
-/// Whether the status is one by which a service asks for patience.
-fn pleads(status: u16) -> bool {
+/// Returns whether a server that responds with this status throttles.
+pub(super) fn is_throttling(status: u16) -> bool {
     matches!(status, 429 | 503)
 }
 
-/// Repeats after 429, which the SDK takes for final, and after as long as `Retry-After` asks for.
+/// Parses the value of a `Retry-After` header (RFC 9110, section 10.2.3): a number of seconds or an HTTP date.
+pub(super) fn parse_retry_after(value: &str) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+/// Makes the SDK retry after 429, which it regards as permanent, and wait as long as `Retry-After` says.
 #[derive(Debug)]
-pub struct ThrottleClassifier;
+pub(super) struct ThrottleClassifier;
 
 impl ClassifyRetry for ThrottleClassifier {
     fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
-        let Some(response) = context.response().filter(|response| pleads(response.status().as_u16())) else {
+        let Some(response) = context.response().filter(|response| is_throttling(response.status().as_u16())) else {
             return RetryAction::NoActionIndicated;
         };
-        match (retry_after(response), response.status().as_u16()) {
-            // A little more, or all who were refused come back at the same time.
+        let retry_after = response.headers().get("retry-after").and_then(parse_retry_after);
+        match (retry_after, response.status().as_u16()) {
             (Some(delay), _) if !delay.is_zero() => {
+                // Jitter: otherwise all throttled requests are sent again at the same time.
                 let delay = delay.min(MAX_BACKOFF).mul_f64(1.0 + fastrand::f64() / 4.0);
                 RetryAction::retryable_error_with_explicit_delay(ErrorKind::ThrottlingError, delay)
             }
@@ -107,23 +113,10 @@ impl ClassifyRetry for ThrottleClassifier {
     }
 }
 
-fn retry_after(response: &HttpResponse) -> Option<Duration> {
-    response.headers().get("retry-after").and_then(asked_for)
-}
-
-/// How long a service asks to be left in peace, by the value of its `Retry-After`: seconds; the other form, a date, is
-/// not seen from S3.
-#[must_use]
-pub fn asked_for(retry_after: &str) -> Option<Duration> {
-    retry_after.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// Counts attempts, the SDK's repetitions included, and tells the limit of what came back.
+/// Counts the attempts of the SDK, retries included, and reports each outcome to the concurrency limit.
 #[derive(Debug)]
-pub struct AttemptObserver {
-    /// How many there were.
-    pub count: Arc<AtomicU64>,
-    /// The limit of the bucket.
+pub(super) struct AttemptObserver {
+    pub attempts: Arc<AtomicU64>,
     pub limit: Arc<AdaptiveLimit>,
 }
 
@@ -138,7 +131,7 @@ impl Intercept for AttemptObserver {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.attempts.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -149,10 +142,35 @@ impl Intercept for AttemptObserver {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         match context.response().map(|response| response.status().as_u16()) {
-            Some(status) if pleads(status) => self.limit.refused(),
-            Some(_) => self.limit.answered(),
-            None => self.limit.lost(),
+            Some(status) if is_throttling(status) => self.limit.record_throttled(),
+            Some(_) => self.limit.record_success(),
+            None => self.limit.record_lost(),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_a_number_of_seconds_or_a_date() {
+        assert_eq!(parse_retry_after(" 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600));
+        let delay = parse_retry_after(&later).unwrap();
+        assert!((3500..=3600).contains(&delay.as_secs()), "{delay:?}");
+        for malformed in ["", "soon", "-1", "1.5"] {
+            assert_eq!(parse_retry_after(malformed), None, "{malformed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn backoff_counts_the_first_attempt() {
+        let mut backoff = Backoff::new(2);
+        assert!(backoff.next_attempt().await);
+        assert!(!backoff.next_attempt().await);
+        assert!(!Backoff::new(1).next_attempt().await);
     }
 }

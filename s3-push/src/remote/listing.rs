@@ -1,0 +1,139 @@
+//! Listings of a bucket. One that is long is read in several ranges in parallel: hash parts are evenly distributed, so
+//! the last key of the first page tells how many pages follow and where to split them.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use nar_pack::error::{Error, Result};
+use nar_pack::store_path::HashPart;
+use narinfo_gen::archive::Object;
+
+use crate::remote::s3::{Bucket, ListFrom, ListedObject};
+
+/// Digits of Nix's base 32, in the order of their bytes.
+const DIGITS: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+/// Listing requests in parallel.
+const MAX_PARALLEL: usize = 8;
+/// Pages of a range. The last page of each range is partly wasted.
+const PAGES_PER_RANGE: u64 = 4;
+/// Ranges that a listing is split into.
+const MAX_RANGES: u64 = 32;
+/// Digits of a hash part that a position is made of.
+const POSITION_DIGITS: u32 = 4;
+/// Number of positions.
+const POSITIONS: u64 = 32_u64.pow(POSITION_DIGITS);
+
+/// Lists the hash parts of all narinfos in a bucket, sorted.
+///
+/// # Errors
+/// Fails if the bucket cannot be listed.
+pub async fn list_hash_parts(bucket: &Bucket) -> Result<Vec<HashPart>> {
+    let entries = list_range(bucket, String::new(), None).await?;
+    let narinfo = |entry: ListedObject| match Object::of_key(&entry.key) {
+        Some(Object::Narinfo(hash)) => Some(hash),
+        _ => None,
+    };
+    let mut hashes: Vec<HashPart> = entries.into_iter().filter_map(narinfo).collect();
+    hashes.sort_unstable();
+    hashes.dedup();
+    Ok(hashes)
+}
+
+/// Lists every object after the key `last`, in parallel; `last` is the end of the first page. The order is arbitrary.
+///
+/// # Errors
+/// Fails if the bucket cannot be listed.
+pub async fn list_after(bucket: &Bucket, last: &str) -> Result<Vec<ListedObject>> {
+    let ranges = ranges_after(last).into_iter().map(|(after, until)| list_range(bucket, after, until));
+    let ranges: Vec<Vec<ListedObject>> = stream::iter(ranges).buffer_unordered(MAX_PARALLEL).try_collect().await?;
+    Ok(ranges.into_iter().flatten().collect())
+}
+
+/// Lists every object whose key comes after `after`, up to the page that reaches `until`.
+///
+/// # Errors
+/// Fails if the bucket cannot be listed; refuses a listing that repeats a page.
+async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Result<Vec<ListedObject>> {
+    let mut entries: Vec<ListedObject> = Vec::new();
+    let mut previous_first: Option<String> = None;
+    let mut previous_token: Option<String> = None;
+    let mut start = if after.is_empty() { ListFrom::Beginning } else { ListFrom::After(after) };
+    loop {
+        let page = bucket.list("", start).await?.ok_or_else(|| bucket.listing_forbidden())?;
+        let first = page.entries.first().map(|entry| entry.key.clone());
+        if (first.is_some() && first == previous_first) || (page.next.is_some() && page.next == previous_token) {
+            let url = bucket.display_url("");
+            return Err(Error::refused(format!("listing {url}: the server returned the same page twice")));
+        }
+        previous_first = first.or(previous_first);
+        previous_token.clone_from(&page.next);
+        entries.extend(page.entries);
+        let is_complete = || until.as_ref().is_some_and(|until| entries.last().is_some_and(|last| last.key >= *until));
+        start = match page.next {
+            Some(token) if !is_complete() => ListFrom::Page(token),
+            _ => return Ok(entries),
+        };
+    }
+}
+
+/// Returns where a key lies in the space of hash parts.
+fn position(key: &str) -> u64 {
+    let digits = key.bytes().chain(std::iter::repeat(0)).take(POSITION_DIGITS as usize);
+    digits.fold(0, |sum, digit| sum * 32 + DIGITS.bytes().take_while(|&smaller| smaller < digit).count() as u64)
+}
+
+/// Returns the smallest key at a position.
+fn key_at(position: u64) -> String {
+    let digit = |place: u32| (position / 32_u64.pow(place) % 32) as usize;
+    (0..POSITION_DIGITS).rev().map(|place| &DIGITS[digit(place)..=digit(place)]).collect()
+}
+
+/// Estimates how many pages follow the first one, which ends with the key `last`.
+#[must_use]
+pub fn estimate_pages_after(last: &str) -> u64 {
+    let position = position(last) + 1;
+    POSITIONS.saturating_sub(position).div_ceil(position).max(1)
+}
+
+/// Splits the keys after `last` into ranges of similar size: the key after which each begins, and the one that ends it.
+fn ranges_after(last: &str) -> Vec<(String, Option<String>)> {
+    let count = estimate_pages_after(last).div_ceil(PAGES_PER_RANGE).min(MAX_RANGES);
+    let (first, width) = (position(last), POSITIONS.saturating_sub(position(last)) / count);
+    let bounds: Vec<String> = (1..count).map(|index| key_at(first + index * width)).collect();
+    let starts = std::iter::once(last.to_owned()).chain(bounds.iter().cloned());
+    starts.zip(bounds.iter().cloned().map(Some).chain([None])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_page_tells_how_large_the_cache_is() {
+        assert_eq!(estimate_pages_after("zzzz"), 1);
+        assert_eq!(estimate_pages_after("gzzz"), 1);
+        assert_eq!(estimate_pages_after("7zzz"), 3);
+        assert_eq!(estimate_pages_after("00zz"), 1023);
+        assert_eq!(estimate_pages_after(""), POSITIONS - 1);
+    }
+
+    #[test]
+    fn ranges_cover_everything_after_the_first_page() {
+        assert_eq!(ranges_after("fzzzxx.narinfo"), [("fzzzxx.narinfo".to_owned(), None)]);
+        for last in ["00zz", "0abc", "3", "nix-cache-info", "zzzz", "", "~"] {
+            let ranges = ranges_after(last);
+            assert_eq!(ranges[0].0, last);
+            assert_eq!(ranges[ranges.len() - 1].1, None);
+            for pair in ranges.windows(2) {
+                assert_eq!(pair[0].1.as_ref(), Some(&pair[1].0));
+                assert!(pair[0].0 < pair[1].0, "{ranges:?}");
+            }
+        }
+        assert_eq!(ranges_after("00zz").len(), 32);
+    }
+
+    #[test]
+    fn key_at_is_the_inverse_of_position() {
+        for at in [0, 1, 31, 32, 12345, POSITIONS - 1] {
+            assert_eq!(position(&key_at(at)), at);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Buckets: the few S3 operations that a binary cache needs, on top of the AWS SDK. Every request is sent by
+//! `Bucket::send`, which takes a permit of the bucket's concurrency limit, so that no operation can exceed it.
+
+mod connect;
+mod errors;
+mod multipart;
+mod object_options;
+mod read;
+mod write;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::error::SdkError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use crate::remote::concurrency::{AdaptiveLimit, Permit};
+use crate::remote::location::Location;
+use crate::remote::retry::{Backoff, RequestLimits};
+
+pub use connect::Access;
+pub use multipart::{MultipartUpload, RemotePart, UploadedPart};
+pub use object_options::{Encryption, ObjectOptions, Retention, RetentionMode};
+pub use read::{ListFrom, ListedObject, Page};
+pub use write::PutOutcome;
+
+/// A bucket, or the part of it below a prefix. Keys are relative to the prefix.
+pub struct Bucket {
+    client: Client,
+    location: Location,
+    /// Begins the messages that are printed.
+    tool: &'static str,
+    object_options: ObjectOptions,
+    /// Writes do nothing and report success.
+    dry_run: bool,
+    limits: RequestLimits,
+    limit: Arc<AdaptiveLimit>,
+    credentials: Option<SharedCredentialsProvider>,
+    /// Whether requests are unsigned because no credentials were found.
+    lacks_credentials: bool,
+    /// Set once an object was read.
+    is_readable: AtomicBool,
+    /// Set once a read was forbidden, and reported.
+    was_forbidden: AtomicBool,
+    /// Cleared if the service turns out not to support conditional writes.
+    supports_conditional_writes: AtomicBool,
+    /// Missing permissions for optional requests that were reported.
+    reported_permissions: Mutex<Vec<&'static str>>,
+    counts: RequestCounts,
+}
+
+type Sdk<E> = SdkError<E, HttpResponse>;
+
+impl Bucket {
+    /// Sets the options of the objects that are written.
+    #[must_use]
+    pub fn with_object_options(mut self, options: ObjectOptions) -> Self {
+        self.object_options = options;
+        self
+    }
+
+    /// Sets whether writes do nothing and report success.
+    #[must_use]
+    pub fn with_dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// Returns the location of the bucket.
+    #[must_use]
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Returns the URL of an object, for messages; that of the cache for an empty key.
+    #[must_use]
+    pub fn display_url(&self, key: &str) -> String {
+        self.location.display_url(key)
+    }
+
+    /// Returns the number of attempts at one request, including the first.
+    #[must_use]
+    pub fn max_attempts(&self) -> u32 {
+        self.limits.max_attempts
+    }
+
+    /// Returns whether a read was forbidden and treated as if the object were missing.
+    #[must_use]
+    pub fn was_forbidden(&self) -> bool {
+        self.was_forbidden.load(Ordering::Relaxed)
+    }
+
+    /// Returns the requests so far by kind, without kinds that did not occur. Retries are not counted.
+    #[must_use]
+    pub fn request_counts(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.counts.by_kind.iter().map(|count| count.load(Ordering::Relaxed));
+        let named = RequestKind::ALL.iter().zip(counts).map(|((_, name), count)| (*name, count));
+        named.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Returns how many retries there were.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        let requests: u64 = self.counts.by_kind.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        self.counts.attempts.load(Ordering::Relaxed).saturating_sub(requests)
+    }
+
+    /// Sends a request. It holds a permit until its response has arrived, also while the SDK delays a retry: so a server
+    /// that throttles gets fewer requests.
+    async fn send<T, E>(
+        &self,
+        kind: RequestKind,
+        request: impl Future<Output = Result<T, Sdk<E>>>,
+    ) -> Result<T, Sdk<E>> {
+        self.send_keeping_permit(kind, request).await.0
+    }
+
+    /// Sends a request whose response is not complete yet when this returns; the caller keeps the permit until it is.
+    async fn send_keeping_permit<T, E>(
+        &self,
+        kind: RequestKind,
+        request: impl Future<Output = Result<T, Sdk<E>>>,
+    ) -> (Result<T, Sdk<E>>, Permit) {
+        let permit = self.limit.acquire().await;
+        self.counts.by_kind[kind as usize].fetch_add(1, Ordering::Relaxed);
+        (request.await, permit)
+    }
+
+    /// Returns the delays between attempts at what the SDK does not retry.
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.limits.max_attempts)
+    }
+}
+
+/// How many requests were made.
+#[derive(Debug, Default)]
+struct RequestCounts {
+    by_kind: [AtomicU64; RequestKind::ALL.len()],
+    /// Attempts of the SDK, retries included.
+    attempts: Arc<AtomicU64>,
+}
+
+/// Kinds of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RequestKind {
+    Get,
+    Head,
+    Put,
+    List,
+    CreateMultipartUpload,
+    UploadPart,
+    CompleteMultipartUpload,
+    AbortMultipartUpload,
+    ListMultipartUploads,
+    ListParts,
+}
+
+impl RequestKind {
+    /// All kinds in the order of their declaration, with their names in reports.
+    const ALL: [(Self, &str); 10] = [
+        (Self::Get, "get"),
+        (Self::Head, "head"),
+        (Self::Put, "put"),
+        (Self::List, "list"),
+        (Self::CreateMultipartUpload, "createMultipartUpload"),
+        (Self::UploadPart, "uploadPart"),
+        (Self::CompleteMultipartUpload, "completeMultipartUpload"),
+        (Self::AbortMultipartUpload, "abortMultipartUpload"),
+        (Self::ListMultipartUploads, "listMultipartUploads"),
+        (Self::ListParts, "listParts"),
+    ];
+}

@@ -1,0 +1,123 @@
+//! Writing whole objects to a bucket, also conditionally.
+
+use std::sync::atomic::Ordering;
+
+use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::primitives::ByteStream;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use bytes::Bytes;
+use nar_pack::error::Result;
+
+use super::errors::{is_conflict, status};
+use super::{Bucket, RequestKind, Sdk};
+
+/// The outcome of a conditional write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// The object was written.
+    Created,
+    /// An object with that key existed, and was left unchanged.
+    Existed,
+}
+
+/// The condition on which an object is written.
+#[derive(Debug, Clone, Copy)]
+enum Precondition<'a> {
+    None,
+    /// No object has that key.
+    Absent,
+    /// The object has that entity tag.
+    Unchanged(&'a str),
+}
+
+impl Bucket {
+    /// Writes an object.
+    ///
+    /// # Errors
+    /// Fails if the service or the network does, or if writing is forbidden.
+    pub async fn put(&self, key: &str, content_type: &str, body: Bytes) -> Result {
+        self.put_if(key, content_type, body, Precondition::None).await.map(drop)
+    }
+
+    /// Writes an object unless one with that key exists. A service without conditional writes overwrites it.
+    ///
+    /// # Errors
+    /// See [`Bucket::put`].
+    pub async fn put_new(&self, key: &str, content_type: &str, body: Bytes) -> Result<PutOutcome> {
+        self.put_if(key, content_type, body, Precondition::Absent).await
+    }
+
+    /// Overwrites the object with the entity tag `etag`. Returns [`PutOutcome::Existed`] if it has changed meanwhile.
+    ///
+    /// # Errors
+    /// See [`Bucket::put`].
+    pub async fn put_if_unchanged(
+        &self,
+        key: &str,
+        content_type: &str,
+        body: Bytes,
+        etag: Option<&str>,
+    ) -> Result<PutOutcome> {
+        self.put_if(key, content_type, body, etag.map_or(Precondition::None, Precondition::Unchanged)).await
+    }
+
+    async fn put_if(
+        &self,
+        key: &str,
+        content_type: &str,
+        body: Bytes,
+        precondition: Precondition<'_>,
+    ) -> Result<PutOutcome> {
+        if self.dry_run {
+            return Ok(PutOutcome::Created);
+        }
+        let mut conflicts = self.backoff();
+        loop {
+            let supported = self.supports_conditional_writes.load(Ordering::Relaxed);
+            let (if_none_match, if_match) = match precondition {
+                Precondition::Absent if supported => (Some("*".to_owned()), None),
+                Precondition::Unchanged(etag) if supported => (None, Some(etag.to_owned())),
+                _ => (None, None),
+            };
+            let is_conditional = if_none_match.is_some() || if_match.is_some();
+            let request = self
+                .object_options
+                .apply_to_put(self.client.put_object())
+                .bucket(&self.location.bucket)
+                .key(self.location.key(key))
+                .content_type(content_type)
+                .set_checksum_crc32(self.checksum(&body))
+                .set_if_none_match(if_none_match)
+                .set_if_match(if_match)
+                .body(ByteStream::from(body.clone()));
+            match self.send(RequestKind::Put, request.send()).await {
+                Ok(_) => return Ok(PutOutcome::Created),
+                Err(error) if is_conditional && status(&error) == Some(412) => return Ok(PutOutcome::Existed),
+                Err(error) if is_conditional && self.lacks_conditional_writes(&error) => {}
+                Err(error) if is_conditional && is_conflict(&error) && conflicts.next_attempt().await => {}
+                Err(error) => return Err(self.error(&error, "writing", key)),
+            }
+        }
+    }
+
+    /// Returns whether the error says that the service does not support conditional writes, and remembers it.
+    pub(super) fn lacks_conditional_writes<E: ProvideErrorMetadata>(&self, error: &Sdk<E>) -> bool {
+        let lacks = status(error) == Some(501) || error.code() == Some("NotImplemented");
+        if lacks {
+            self.supports_conditional_writes.store(false, Ordering::Relaxed);
+        }
+        lacks
+    }
+
+    /// Returns whether bodies are sent with a checksum in a header: to AWS, and where object lock requires one.
+    pub(super) fn sends_checksums(&self) -> bool {
+        self.location.is_aws() || self.object_options.requires_checksum()
+    }
+
+    /// Returns the checksum header of a body, if one is sent. Left to itself, the SDK names the algorithm but omits the
+    /// checksum where none is required, and services reject a request without the checksum that it announces.
+    pub(super) fn checksum(&self, body: &Bytes) -> Option<String> {
+        self.sends_checksums().then(|| BASE64.encode(crc32fast::hash(body).to_be_bytes()))
+    }
+}

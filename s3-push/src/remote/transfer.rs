@@ -1,0 +1,350 @@
+//! Bodies of remote objects. A large object is requested in ranges, several at a time, all pinned to the entity tag of
+//! the first; a body that breaks off is resumed under the same condition. So bytes of two objects are never mixed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use nar_pack::error::{Error, Result};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
+
+use crate::remote::Remote;
+use crate::remote::chunks::{Chunk, ChunkReader, Plain};
+use crate::remote::concurrency::Permit;
+use crate::remote::retry::Backoff;
+
+/// Objects of at least this many bytes are requested in ranges.
+pub(super) const MIN_RANGED_SIZE: u64 = 16 << 20;
+/// Bytes of a range.
+pub(super) const RANGE_SIZE: u64 = 4 << 20;
+/// Ranges of one object that are requested, or buffered, ahead of the one that is being read.
+const MAX_RANGES_AHEAD: usize = 4;
+/// Ranges of all objects of a remote cache that are requested or buffered ahead; bounds the memory.
+pub(super) const MAX_RANGES_AHEAD_IN_ALL: usize = 8;
+/// Largest chunk that a buffered range is passed on in, in bytes.
+const MAX_CHUNK_SIZE: usize = 256 << 10;
+/// Bytes after which a resumed body may break off again as often as a new one. With less progress than this, a server
+/// could keep the transfer going for ever.
+const MIN_PROGRESS: u64 = 64 << 10;
+
+/// The body of an object, while it arrives.
+pub struct Body {
+    /// The size in bytes, if known.
+    pub size: Option<u64>,
+    /// The chunks.
+    pub chunks: mpsc::Receiver<Result<Chunk>>,
+    /// Set if the body could not be read to its end.
+    pub broken: Arc<AtomicBool>,
+}
+
+impl Body {
+    /// Returns a reader for a thread that may block.
+    #[must_use]
+    pub fn into_reader(self) -> ChunkReader {
+        ChunkReader::new(self.chunks)
+    }
+}
+
+/// The bytes of an object from `start` to before `end`, or to the end of the object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRange {
+    /// Offset of the first byte.
+    pub start: u64,
+    /// Offset after the last byte.
+    pub end: Option<u64>,
+}
+
+impl ByteRange {
+    /// Returns the value of the `Range` header.
+    pub(super) fn header(self) -> String {
+        match self.end {
+            Some(end) => format!("bytes={}-{}", self.start, end.saturating_sub(1)),
+            None => format!("bytes={}-", self.start),
+        }
+    }
+}
+
+/// The response to a request for an object or a range of it.
+pub(super) enum Response {
+    /// The object exists; its bytes follow.
+    Object(ObjectStream),
+    /// The object does not exist.
+    Missing,
+    /// The object does not have the entity tag that the request names, or is too short for the range.
+    Changed,
+}
+
+/// An object or a range of it, while its bytes arrive.
+pub(super) struct ObjectStream {
+    /// Offset of the first byte.
+    pub start: u64,
+    /// Whether the response is a range of the object.
+    pub partial: bool,
+    /// Size of the whole object in bytes.
+    pub size: Option<u64>,
+    /// The entity tag, as sent.
+    pub etag: Option<String>,
+    /// `Content-Encoding`.
+    pub content_encoding: Option<String>,
+    /// The bytes.
+    pub bytes: BoxStream<'static, Result<Bytes>>,
+    /// Held until the body has ended, or until its reader falls behind (see [`Sink::write`]).
+    pub permit: Permit,
+}
+
+impl ObjectStream {
+    /// Returns the entity tag if equal tags promise equal bytes.
+    fn strong_etag(&self) -> Option<String> {
+        self.etag.clone().filter(|etag| !etag.starts_with("W/"))
+    }
+
+    /// Reads to the end of the body, or until there are more than `max_size` bytes.
+    pub async fn collect(mut self, max_size: usize) -> Result<Vec<u8>> {
+        let mut collected = Vec::new();
+        while let Some(bytes) = self.bytes.next().await {
+            collected.extend_from_slice(&bytes?);
+            if collected.len() > max_size {
+                break;
+            }
+        }
+        Ok(collected)
+    }
+}
+
+/// Parses `Content-Range: bytes START-END/SIZE`; returns the start and the size.
+pub(super) fn parse_content_range(value: &str) -> Option<(u64, u64)> {
+    let (range, size) = value.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, size.parse().ok()?))
+}
+
+/// A range that is requested before it is needed; aborted when nobody needs it any more.
+struct RangeAhead {
+    task: JoinHandle<Result<Bytes>>,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl Drop for RangeAhead {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Where the bytes of a body go.
+enum Sink<'a> {
+    Reader(&'a mpsc::Sender<Result<Chunk>>),
+    Buffer(&'a mut BytesMut),
+}
+
+impl Sink<'_> {
+    /// Passes bytes on. Returns false if nobody reads them any more.
+    ///
+    /// The request gives its permit back as soon as it has to wait for its reader. So a permit is only ever held by a
+    /// request that waits for the server, and every wait for a permit ends: the reader of one body may itself wait for
+    /// another request of this cache, such as the next range of the NAR that precedes this one in a stream. With a
+    /// limit of one, to which throttling may reduce it, that would be a deadlock.
+    async fn write(&mut self, bytes: Bytes, permit: &mut Option<Permit>) -> bool {
+        match self {
+            Self::Reader(reader) => match reader.try_send(Ok(Chunk::Data(Plain(bytes)))) {
+                Ok(()) => true,
+                Err(TrySendError::Closed(_)) => false,
+                Err(TrySendError::Full(chunk)) => {
+                    permit.take();
+                    reader.send(chunk).await.is_ok()
+                }
+            },
+            Self::Buffer(buffer) => {
+                buffer.extend_from_slice(&bytes);
+                true
+            }
+        }
+    }
+}
+
+/// The transfer of one object.
+pub(super) struct Transfer {
+    pub remote: Arc<Remote>,
+    pub key: String,
+}
+
+impl Transfer {
+    /// Sends the whole object into `chunks`, given the response to the request for it or for its first range.
+    ///
+    /// # Errors
+    /// Fails if the remote cache does, or if the object changes meanwhile.
+    pub async fn send(self, first: ObjectStream, chunks: &mpsc::Sender<Result<Chunk>>) -> Result {
+        match (first.partial, first.size, first.strong_etag()) {
+            (true, Some(size), Some(etag)) if size > RANGE_SIZE => {
+                Arc::new(self).send_ranges(first, size, etag, chunks).await
+            }
+            // Ranges of an object without a strong entity tag might not belong together.
+            (true, Some(size), None) if size > RANGE_SIZE => {
+                drop(first);
+                match self.remote.request(&self.key, None, None).await? {
+                    Response::Object(object) if !object.partial => self.send_whole(object, chunks).await,
+                    _ => Err(self.changed()),
+                }
+            }
+            _ => self.send_whole(first, chunks).await,
+        }
+    }
+
+    /// Sends a range of the object into `chunks`, given the response to the request for it.
+    ///
+    /// # Errors
+    /// See [`Transfer::send`].
+    pub async fn send_range(
+        &self,
+        object: ObjectStream,
+        range: ByteRange,
+        chunks: &mpsc::Sender<Result<Chunk>>,
+    ) -> Result {
+        let etag = object.strong_etag();
+        self.relay(object, range, etag.as_deref(), &mut Sink::Reader(chunks)).await.map(drop)
+    }
+
+    async fn send_whole(&self, object: ObjectStream, chunks: &mpsc::Sender<Result<Chunk>>) -> Result {
+        let range = ByteRange { start: 0, end: object.size };
+        self.send_range(object, range, chunks).await
+    }
+
+    fn changed(&self) -> Error {
+        self.error("the object changed while it was read")
+    }
+
+    fn error(&self, cause: &str) -> Error {
+        Error::failed(format!("reading {}: {cause}", self.remote.display_url(&self.key)))
+    }
+
+    /// Sends an object whose first range has begun to arrive, and requests the next ranges meanwhile.
+    async fn send_ranges(
+        self: Arc<Self>,
+        first: ObjectStream,
+        size: u64,
+        etag: String,
+        chunks: &mpsc::Sender<Result<Chunk>>,
+    ) -> Result {
+        let range_at = |start: u64| ByteRange { start, end: Some(size.min(start + RANGE_SIZE)) };
+        let etag: Arc<str> = etag.into();
+        let mut ahead: VecDeque<RangeAhead> = VecDeque::new();
+        let mut current = Some((first, range_at(0)));
+        let mut next = RANGE_SIZE;
+        loop {
+            while next < size
+                && ahead.len() < MAX_RANGES_AHEAD
+                && let Some(memory) = self.remote.reserve_range()
+            {
+                let (transfer, etag, range) = (Arc::clone(&self), Arc::clone(&etag), range_at(next));
+                let task = tokio::spawn(async move { transfer.buffer_range(range, &etag).await });
+                ahead.push_back(RangeAhead { task, _memory: memory });
+                next += RANGE_SIZE;
+            }
+            if let Some((object, range)) = current.take() {
+                if !self.relay(object, range, Some(&etag), &mut Sink::Reader(chunks)).await? {
+                    return Ok(());
+                }
+            } else if let Some(mut range) = ahead.pop_front() {
+                let panicked = |_| self.error("internal error: download task panicked");
+                let mut bytes = (&mut range.task).await.map_err(panicked)??;
+                while !bytes.is_empty() {
+                    let data = bytes.split_to(MAX_CHUNK_SIZE.min(bytes.len()));
+                    if chunks.send(Ok(Chunk::Data(Plain(data)))).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            } else if next < size {
+                // Other objects have all the memory for ranges ahead. One range at a time, passed on as it arrives,
+                // needs none.
+                current = Some((self.request_pinned(range_at(next), &etag).await?, range_at(next)));
+                next += RANGE_SIZE;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads a range into memory.
+    async fn buffer_range(&self, range: ByteRange, etag: &str) -> Result<Bytes> {
+        let length = range.end.map_or(0, |end| end - range.start);
+        let mut bytes = BytesMut::with_capacity(usize::try_from(length).unwrap_or_default());
+        let object = self.request_pinned(range, etag).await?;
+        self.relay(object, range, Some(etag), &mut Sink::Buffer(&mut bytes)).await?;
+        Ok(bytes.freeze())
+    }
+
+    /// Requests exactly these bytes of the object with that entity tag.
+    async fn request_pinned(&self, range: ByteRange, etag: &str) -> Result<ObjectStream> {
+        match self.remote.request(&self.key, Some(range), Some(etag)).await? {
+            Response::Object(object) if object.etag.as_deref() != Some(etag) => Err(self.changed()),
+            Response::Object(object) if object.partial && object.start == range.start => Ok(object),
+            Response::Object(_) => Err(self.error("the server sent another range than the requested one")),
+            Response::Missing | Response::Changed => Err(self.changed()),
+        }
+    }
+
+    /// Passes on the bytes of a range, given the response to the request for it, and resumes where they break off.
+    /// Returns false if nobody reads them any more.
+    async fn relay(
+        &self,
+        object: ObjectStream,
+        range: ByteRange,
+        etag: Option<&str>,
+        sink: &mut Sink<'_>,
+    ) -> Result<bool> {
+        let ObjectStream { mut bytes, permit, .. } = object;
+        let mut permit = Some(permit);
+        let mut position = range.start;
+        let (mut resumed_at, mut backoff) = (position, Backoff::new(self.remote.max_attempts()));
+        loop {
+            let error = match bytes.next().await {
+                Some(Ok(data)) => {
+                    position += data.len() as u64;
+                    if range.end.is_some_and(|end| position > end) {
+                        return Err(self.error("the server sent more bytes than expected"));
+                    }
+                    self.remote.count_received(data.len());
+                    if !sink.write(data, &mut permit).await {
+                        return Ok(false);
+                    }
+                    continue;
+                }
+                Some(Err(error)) => error,
+                None if range.end.is_some_and(|end| position < end) => self.error("the response is cut off"),
+                None => return Ok(true),
+            };
+            if range.end == Some(position) {
+                return Ok(true);
+            }
+            let Some(etag) = etag else { return Err(error) };
+            if position - resumed_at >= MIN_PROGRESS {
+                (resumed_at, backoff) = (position, Backoff::new(self.remote.max_attempts()));
+            }
+            // The new request needs a permit of its own.
+            drop((bytes, permit));
+            if !backoff.next_attempt().await {
+                return Err(error);
+            }
+            let resumed = self.request_pinned(ByteRange { start: position, ..range }, etag).await?;
+            (bytes, permit) = (resumed.bytes, Some(resumed.permit));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_written_and_read_as_http_does() {
+        assert_eq!(ByteRange { start: 0, end: Some(100) }.header(), "bytes=0-99");
+        assert_eq!(ByteRange { start: 7, end: None }.header(), "bytes=7-");
+        assert_eq!(parse_content_range("bytes 7-99/200"), Some((7, 200)));
+        for malformed in ["", "bytes 7-99", "bytes 7-99/*", "bytes */200", "7-99/200"] {
+            assert_eq!(parse_content_range(malformed), None, "{malformed}");
+        }
+    }
+}
