@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::listener::Listener;
+use crate::loopback_listener::LoopbackListener;
 
 /// Longest head of a request.
 const MAX_HEAD: usize = 64 << 10;
@@ -215,7 +215,7 @@ pub fn only(
 
 /// A proxy on a loopback port of its own. It ends when this is dropped.
 pub struct FaultProxy {
-    listener: Listener,
+    listener: LoopbackListener,
     shared: Arc<Shared>,
 }
 
@@ -236,7 +236,7 @@ impl FaultProxy {
     pub fn start(target: &str, plan: impl Fn(&Request) -> Fault + Send + Sync + 'static) -> Self {
         let shared = Arc::new(Shared { target: target.to_owned(), plan: Box::new(plan), seen: Mutex::default() });
         let serving = Arc::clone(&shared);
-        Self { listener: Listener::start(move |client| serving.serve(&client)), shared }
+        Self { listener: LoopbackListener::start(move |client| serving.serve(&client)), shared }
     }
 
     /// `127.0.0.1:PORT`.

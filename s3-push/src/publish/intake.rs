@@ -16,7 +16,7 @@ use narinfo_gen::compression::{Compression, Settings};
 use narinfo_gen::extras::Extras;
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{self, NarInfo};
-use narinfo_gen::narinfo_builder::{NarInfoBuilder, Sink};
+use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder};
 use narinfo_gen::stream::Kind;
 use narinfo_gen::verify_nar::{NarDigests, digest_named_nar};
 use tokio::runtime::Handle;
@@ -230,11 +230,11 @@ impl Intake {
         mut input: impl BufRead,
         path: Option<StorePath>,
         settings: Settings,
-        registry: &mut PathInfoSource,
+        path_info: &mut PathInfoSource,
     ) -> Result {
-        let sink = EventSink { intake: self, compression: settings.method };
+        let writer = EventWriter { intake: self, compression: settings.method };
         let (extras, warn) = (Extras::default(), |warning: &str| process::print_message(TOOL, warning));
-        let mut builder = NarInfoBuilder { settings, registry, extras, sink, warn };
+        let mut builder = NarInfoBuilder { settings, path_info, extras, writer, warn };
         match path {
             Some(path) if kind == Kind::Nar => builder.nar(&mut input, &path, None).context(|| path.to_string()),
             _ => builder.export(&mut input),
@@ -254,13 +254,13 @@ fn digest_archived_nar(body: ChunkReader<Part>, key: &str, file_hash: Option<Sha
 }
 
 /// Sends what [`NarInfoBuilder`] makes as events.
-struct EventSink<'a> {
+struct EventWriter<'a> {
     intake: &'a Intake,
     compression: Compression,
 }
 
-impl Sink for EventSink<'_> {
-    fn nar(&mut self, key: &str, mut nar: CompressedNar) -> Result {
+impl EntryWriter for EventWriter<'_> {
+    fn write_nar(&mut self, key: &str, mut nar: CompressedNar) -> Result {
         let (sender, digests) = oneshot::channel();
         let _ = sender.send(Ok(NarDigests {
             method: self.compression,
@@ -272,7 +272,7 @@ impl Sink for EventSink<'_> {
         self.intake.read_nar(key, nar.file_size, &mut nar.body, digests, |_| {})
     }
 
-    fn narinfo(&mut self, narinfo: NarInfo, _: bool) -> Result {
+    fn write_narinfo(&mut self, narinfo: NarInfo, _: bool) -> Result {
         self.intake.send(Event::Narinfo(Box::new(narinfo)))
     }
 }

@@ -38,7 +38,7 @@ impl PublishContext {
             if !remote.narinfo.same_contents(narinfo) {
                 return Ok(Some(Status::Other));
             }
-            let merged = remote.narinfo.clone().completed_by(narinfo);
+            let merged = remote.narinfo.clone().merged_with(narinfo);
             if merged == remote.narinfo {
                 return Ok(Some(Status::Present));
             }
@@ -56,7 +56,7 @@ impl PublishContext {
             let remote = self.fetch_narinfo(narinfo).await?;
             let (remote, etag) = remote.map_or((None, None), |remote| (Some(remote.narinfo), remote.etag));
             let merge_with = remote.as_ref().filter(|remote| !self.options.exact && remote.same_contents(narinfo));
-            let merged = merge_with.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().completed_by(remote));
+            let merged = merge_with.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().merged_with(remote));
             if remote.as_ref() == Some(&merged) {
                 return Ok(Status::Present);
             }

@@ -7,7 +7,7 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::StorePath;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::Compression;
-use narinfo_gen::content_address::proves_itself;
+use narinfo_gen::content_address::is_content_addressed;
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::digest_nar;
 use tokio::sync::watch;
@@ -163,7 +163,7 @@ pub fn narinfo_content_type(narinfo: &NarInfo) -> &'static str {
 
 /// Returns whether clients that verify signatures accept the path.
 pub fn is_signed(narinfo: &NarInfo) -> bool {
-    !narinfo.signatures.is_empty() || proves_itself(narinfo)
+    !narinfo.signatures.is_empty() || is_content_addressed(narinfo)
 }
 
 fn has_hash_in_key(key: &str) -> bool {

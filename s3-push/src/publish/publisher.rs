@@ -360,7 +360,7 @@ fn merge_duplicates(narinfos: Vec<NarInfo>) -> HashMap<StorePath, NarInfo> {
     let mut merged: HashMap<StorePath, NarInfo> = HashMap::new();
     for narinfo in narinfos {
         let narinfo = match merged.remove(&narinfo.path) {
-            Some(first) if first.same_contents(&narinfo) => first.completed_by(&narinfo),
+            Some(first) if first.same_contents(&narinfo) => first.merged_with(&narinfo),
             Some(first) => first,
             None => narinfo,
         };
