@@ -235,7 +235,7 @@ fn a_key_given_as_any_other_argument_is_not_quoted() {
         }
         let output = fixture.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
         output.ok();
-        assert!(output.stderr.contains("there was no signature of that name"), "{}", output.stderr);
+        assert!(output.stderr.contains("no signature by a key of this name"), "{}", output.stderr);
     }
 }
 

@@ -84,9 +84,9 @@ fn a_forbidden_narinfo_is_missing_and_has_a_hint() {
             CLOSURE.paths[..2].join(" ")
         );
         let stderr = fixture.scratch.sh(&script).fails(1);
-        assert_eq!(stderr.matches("forbidden (403)").count(), 1, "one hint: {stderr}");
+        assert_eq!(stderr.matches("forbidden (HTTP 403)").count(), 1, "one hint: {stderr}");
         for path in &CLOSURE.paths[..2] {
-            assert!(stderr.contains(&format!("{path}: the cache does not have it")), "{stderr}");
+            assert!(stderr.contains(&format!("{path}: not found in the cache")), "{stderr}");
         }
         let store = path_in_root(&fixture.scratch.path().join("out"), "/nix/store");
         assert_eq!(fs::read_dir(store).map_or(0, Iterator::count), 0, "nothing is left");

@@ -125,7 +125,7 @@ fn unpack(nar: &[u8], place: &Path) -> Result {
 
 fn check_end(input: &Cursor<&[u8]>) -> Result {
     let size = input.get_ref().len() as u64;
-    if input.position() == size { Ok(()) } else { Err(Error::refused("something follows the end of the NAR")) }
+    if input.position() == size { Ok(()) } else { Err(Error::refused("unexpected data after the end of the NAR")) }
 }
 
 fn pack(place: &Path) -> Vec<u8> {
@@ -206,7 +206,7 @@ fn why_only_we_accept(stderr: &str) -> Result<Verdict, String> {
 /// Why Nix 2.8 accepts what we do not.
 fn why_only_nix_accepts(nar: &[u8], error: &Error, theirs: &Path) -> Result<Verdict, String> {
     let message = error.message();
-    if message.starts_with("something follows") {
+    if message.starts_with("unexpected data after") {
         return Ok(Verdict::Known("Nix 2.8 does not look at what follows a NAR"));
     }
     if message.contains("nested deeper than") {
@@ -363,14 +363,20 @@ fn why_we_refuse(message: &str) -> Option<&'static str> {
             "expected a space after",
             "nix-narinfo needs no space after the colon; Nix takes two characters after the key",
         ),
-        ("its last line has no end", "nix-narinfo takes a last line without an end; Nix and we do not"),
-        ("References is missing", "we want References, which every writer writes: without it the narinfo was cut off"),
-        ("does not lie within the cache", "we want URLs within the cache"),
+        (
+            "its last line does not end with a newline",
+            "nix-narinfo takes a last line without an end; Nix and we do not",
+        ),
+        (
+            "missing field \"References\"",
+            "we want References, which every writer writes: without it the narinfo was cut off",
+        ),
+        ("is outside the cache", "we want URLs within the cache"),
         ("is not a SHA-256 hash", "we want SHA-256, which every cache has"),
-        ("is not the name of a store path", "we want base names as references, as Nix writes and reads them"),
+        ("invalid store path name", "we want base names as references, as Nix writes and reads them"),
         ("is not a number of bytes", "nix-narinfo takes a sign or white space before a number"),
-        ("is not a store path below", "nix-narinfo strips the white space before a value, we one space as Nix does"),
-        ("a key is missing", "we want a key before the colon"),
+        ("is not a store path in", "nix-narinfo strips the white space before a value, we one space as Nix does"),
+        ("expected a field name before the colon", "we want a key before the colon"),
     ];
     reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)
 }

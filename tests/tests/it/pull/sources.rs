@@ -40,12 +40,40 @@ fn paths_missing_or_damaged_in_one_cache_come_from_the_next() {
 fn a_refused_path_fails_only_paths_that_depend_on_it() {
     let fixture = published();
     fs::remove_file(fixture.path("half").join(Fixture::narinfo_key(&fixture.closure.app))).unwrap();
-    let stderr = fixture.scratch.sh("s3-pull -r --root out \"file://$PWD/half\" \"$TOP\" \"$LIB\"").fails(1);
+    let stderr = fixture.scratch.sh("s3-pull -v -r --root out \"file://$PWD/half\" \"$TOP\" \"$LIB\"").fails(1);
     assert!(stderr.contains(&fixture.closure.app) && stderr.contains(&fixture.closure.top), "{stderr}");
     assert!(path_in_root(&fixture.path("out"), &fixture.closure.lib).exists());
     assert!(!path_in_root(&fixture.path("out"), &fixture.closure.top).exists());
     let left = fixture.scratch.sh("find out -name '.s3-pull-*'").ok();
     assert_eq!(left, "");
+}
+
+#[test]
+fn paths_that_depend_on_a_refused_path_are_counted_and_named_only_when_verbose() {
+    let fixture = published();
+    let nar =
+        fixture.scratch.sh(&format!("sed -n 's/^URL: //p' half/{}", Fixture::narinfo_key(&fixture.closure.lib))).ok();
+    fs::write(fixture.path("half").join(nar), "rubbish").unwrap();
+    let pull = |args: &str| fixture.scratch.sh(&format!("s3-pull -r {args} \"file://$PWD/half\" \"$TOP\""));
+    let dependents = [&fixture.closure.app, &fixture.closure.top];
+    let stderr = pull("--root out").fails(1);
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains(&fixture.closure.lib), "{stderr}");
+    assert!(stderr.contains("; 2 paths depend on it and were not unpacked"), "{stderr}");
+    let stderr = pull("-v --root out").fails(1);
+    assert!(dependents.iter().all(|path| stderr.contains(path.as_str())), "{stderr}");
+    let json = pull("--json --root out");
+    let refused =
+        |path: &str| json.text().lines().any(|line| line.contains("\"status\":\"refused\"") && line.contains(path));
+    assert!(
+        json.status == 1 && dependents.iter().all(|path| refused(path)) && refused(&fixture.closure.lib),
+        "{json:?}"
+    );
+    assert!(json.text().contains("\"refused\":3"), "{json:?}");
+    fixture.assert_nothing_below("out");
+    fs::remove_file(fixture.path("half").join(Fixture::narinfo_key(&fixture.closure.lib))).unwrap();
+    let stderr = pull("--export").fails(1);
+    assert!(stderr.contains("; 2 paths depend on it and were not written") && stderr.lines().count() == 1, "{stderr}");
 }
 
 #[test]
@@ -166,7 +194,7 @@ fn names_that_collide_on_a_case_insensitive_file_system_are_refused() {
         .scratch
         .sh("s3-pull --case-hack --root out \"file://$PWD/cache\" \"$APP\"; ls out$APP | grep -i a-file | tr A-Z a-z");
     fixture.scratch.sh("umount out").ok();
-    assert!(pulled.fails(1).contains("takes this name and another one"));
+    assert!(pulled.fails(1).contains("does not distinguish this name"));
     assert_eq!(left.ok(), "");
     assert_eq!(hacked.ok(), "a-file\na-file~nix~case~hack~1");
 }
@@ -181,7 +209,7 @@ fn owner_sets_the_owner_of_every_file() {
         let owners = fixture.scratch.sh("find out/nix/store -mindepth 1 -printf '%U:%G\\n' | sort -u").ok();
         assert_eq!(owners, "12345:54321");
     } else {
-        assert!(pulled.fails(2).contains("giving"));
+        assert!(pulled.fails(2).contains("cannot change the owner"));
         fixture.assert_nothing_below("out");
     }
 }
@@ -253,7 +281,7 @@ fn an_unreadable_path_does_not_stop_other_paths() {
     fs::create_dir_all(&broken).unwrap();
     fixture.scratch.sh("mkfifo odd$LIB/pipe").ok();
     let stderr = fixture.scratch.sh("s3-pull --verify-existing --root odd \"file://$PWD/cache\" $LIB $TOP").fails(1);
-    assert!(stderr.contains("left alone"), "{stderr}");
+    assert!(stderr.contains("not changed"), "{stderr}");
     assert!(path_in_root(&fixture.path("odd"), &fixture.closure.top).exists());
 }
 

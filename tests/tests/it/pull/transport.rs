@@ -197,7 +197,7 @@ fn a_failing_cache_is_used_last() {
     ));
     assert_eq!(output.status, 0, "{}", output.stderr);
     assert!(paths.iter().all(|path| path.is_in_root(&fixture.scratch.path().join("out"))));
-    assert_eq!(output.stderr.matches("asked last from now on").count(), 1, "{}", output.stderr);
+    assert_eq!(output.stderr.matches("tried last from now on").count(), 1, "{}", output.stderr);
     let failed = bad.requests().iter().filter(|request| request.key.starts_with("nar/")).count();
     assert!(failed < paths.len(), "{failed} requests to a cache that fails");
 }

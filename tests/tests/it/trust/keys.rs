@@ -73,7 +73,7 @@ fn keys_are_read_from_files_descriptors_and_variables() {
     assert_eq!(sh("cache-sign public-key --seed --key-fd 3 3< half.sec").ok(), alice);
     let output = sh("chmod 644 alice.sec; cache-sign -k alice.sec < narinfos > out; chmod 600 alice.sec");
     output.ok();
-    assert!(output.stderr.contains("others may read it (mode 0644)"), "{}", output.stderr);
+    assert!(output.stderr.contains("readable by other users (mode 0644)"), "{}", output.stderr);
     fixture.scratch.env("SECRET", &secret);
     for (script, status) in [
         ("cache-sign --key-fd 9 < narinfos", 2),

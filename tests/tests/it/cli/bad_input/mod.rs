@@ -72,13 +72,19 @@ impl BadInputFixture {
         println!("| {tool} | {} | {} | {} |", case.name, output.status, stderr.replace('\n', " ⏎ "));
         let lower = stderr.to_lowercase();
         let missing: Vec<&String> = case.words.iter().filter(|word| !lower.contains(word.as_str())).collect();
-        let one_line = stderr.lines().count() == 1 && stderr.starts_with(&format!("{tool}: "));
+        let mut lines = stderr.lines();
+        let one_line = lines.next().is_some_and(|line| line.starts_with(&format!("{tool}: ")))
+            && lines.next().is_none_or(|line| line.starts_with("hint: "))
+            && lines.next().is_none();
         let jargon = INTERNAL_TERMS.iter().find(|word| lower.contains(**word));
         let published = service.keys(&bucket).into_iter().filter(|key| !may_remain(case, key)).collect::<Vec<_>>();
         let wrong = [
             (output.status != case.code, format!("status {} instead of {}", output.status, case.code)),
             (case.code == 141 && !stderr.is_empty(), "it complains about the reader".to_owned()),
-            (case.code != 141 && !one_line, "expected one line that begins with the tool's name".to_owned()),
+            (
+                case.code != 141 && !one_line,
+                "expected one line that begins with the tool's name, and perhaps a hint".to_owned(),
+            ),
             (jargon.is_some() || stderr.len() > 500, format!("not a clear line: {jargon:?}, {} bytes", stderr.len())),
             (!missing.is_empty(), format!("does not say {missing:?}")),
             (!output.stdout.is_empty(), format!("standard output: {:?}", output.text())),
