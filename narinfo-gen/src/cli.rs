@@ -1,79 +1,115 @@
-//! The command line of `narinfo-gen`.
+//! The command line of `narinfo-gen`. Contains only clap definitions; `run` turns them into typed options.
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
 
 use crate::compression::Compression;
 
-/// Hash and compress NARs, and write the narinfo that describes each.
+/// Hash and compress NARs, and write the narinfos that describe them
 ///
-/// Reads a NAR (then STORE-PATH says what it is) or an export stream from standard input, and tells them apart by
-/// their first bytes. Writes narinfo text, or with --archive a tar whose members are the objects of a binary cache.
+/// Reads a NAR (whose store path is STORE-PATH) or an export stream from standard input; the first bytes tell which. Writes narinfo text or, with --archive, a cache archive: a tar whose members are the objects of a binary cache.
 #[derive(Debug, Parser)]
-#[command(name = "narinfo-gen", version, verbatim_doc_comment, after_help = AFTER_HELP)]
+#[command(
+    name = "narinfo-gen", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,
+    disable_help_flag = true, disable_version_flag = true
+)]
 pub struct Cli {
-    /// The store path whose NAR is on standard input; none for an export stream, which names its paths
+    /// Store path of the NAR on standard input; not for an export stream, which contains its paths
     #[arg(value_name = "STORE-PATH")]
     pub store_path: Option<String>,
 
-    /// Write a cache archive (tar): each NAR before its narinfo, each narinfo after those that it references
-    #[arg(short, long)]
-    pub archive: bool,
-
-    /// Add the listing of each NAR, `<hash>.ls`, as Nix does with `write-nar-listing`
-    #[arg(long, requires = "archive")]
-    pub listing: bool,
-
-    /// Add links to the debug information in each NAR, `debuginfo/<build-id>.debug`, as Nix does with `index-debug-info`
-    #[arg(long, requires = "archive")]
-    pub debug_info: bool,
-
-    /// Add the build log of each path's deriver, `log/<derivation>`, where there is one in --log-dir
-    #[arg(long, requires = "archive")]
-    pub log: bool,
-
-    /// Where Nix keeps build logs
-    #[arg(long, value_name = "DIR", env = "NIX_LOG_DIR", default_value = "/nix/var/log/nix", hide_env_values = true)]
-    pub log_dir: PathBuf,
-
-    /// Add the realisation of each path that is the output of a content-addressed derivation; asks the installed Nix
-    #[arg(long, requires = "archive")]
-    pub realisations: bool,
-
-    /// The derivation that built STORE-PATH, where nothing else tells
-    #[arg(long, value_name = "STORE-PATH", requires = "store_path")]
+    /// Set the derivation that built STORE-PATH
+    ///
+    /// By default, the deriver comes from --path-info or from the installed Nix, if they know the path.
+    #[arg(long, value_name = "STORE-PATH", requires = "store_path", help_heading = "Input")]
     pub deriver: Option<String>,
 
-    /// How to compress
+    /// Write a cache archive instead of narinfo text
+    ///
+    /// The archive is a tar: each NAR precedes its narinfo, and each narinfo those that refer to it.
+    #[arg(short, long, help_heading = "Output")]
+    pub archive: bool,
+
+    /// Add the listing of each NAR
+    ///
+    /// Its key is `<hash>.ls`. Nix does the same with the store setting `write-nar-listing`.
+    #[arg(long, requires = "archive", help_heading = "Output")]
+    pub listing: bool,
+
+    /// Add links to the debug information in each NAR
+    ///
+    /// Their keys are `debuginfo/<build-id>.debug`. Nix does the same with the store setting `index-debug-info`.
+    #[arg(long, requires = "archive", help_heading = "Output")]
+    pub debug_info: bool,
+
+    /// Add the build log of each path's deriver
+    ///
+    /// Its key is `log/<derivation>`. A derivation without a log in --log-dir is skipped.
+    #[arg(long, requires = "archive", help_heading = "Output")]
+    pub log: bool,
+
+    /// Read build logs from DIR
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "NIX_LOG_DIR",
+        default_value = "/nix/var/log/nix",
+        hide_env_values = true,
+        help_heading = "Output",
+        hide_short_help = true
+    )]
+    pub log_dir: PathBuf,
+
+    /// Add the realisations of content-addressed derivations
+    ///
+    /// Asks the installed Nix which of the paths are outputs of such derivations. The keys are `realisations/…` or, with Nix 2.35 and later, `build-trace-v2/…`.
+    #[arg(long, requires = "archive", help_heading = "Output")]
+    pub realisations: bool,
+
+    /// Options of compression
     #[command(flatten)]
     pub compression_args: CompressionArgs,
 
-    /// Where to learn about store paths
+    /// Sources of information about store paths
     #[command(flatten)]
     pub path_info_args: PathInfoArgs,
+
+    /// Print help: a summary with -h, all of it with --help
+    #[arg(short, long, action = ArgAction::Help, help_heading = "Common")]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Common")]
+    version: Option<bool>,
 }
 
-/// How NARs are compressed; shared with `s3-push`.
+/// Options of compression, shared with `s3-push`.
 #[derive(Debug, Clone, Args)]
 pub struct CompressionArgs {
-    /// How to compress NARs
-    #[arg(short, long, value_enum, default_value_t = Method::Zstd)]
+    /// Compress NARs with METHOD
+    #[arg(short, long, value_name = "METHOD", value_enum, default_value_t = Method::Zstd, help_heading = "Output")]
     pub compression: Method,
 
-    /// Compression level; its range depends on the method (zstd 1-19, default 3; xz 0-9, 6; gzip 0-9, 6; bzip2 1-9, 9; br 0-11, 6)
-    #[arg(long, value_name = "N")]
+    /// Set the compression level
+    ///
+    /// Range and default: zstd 1-19 (3), xz 0-9 (6), gzip 0-9 (6), bzip2 1-9 (9), br 0-11 (6).
+    #[arg(long, value_name = "N", help_heading = "Output")]
     pub level: Option<u32>,
 
-    /// Threads to compress with; the output does not depend on it (default: one per processor)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Compress with N threads [default: one per processor]
+    ///
+    /// The output does not depend on the number of threads.
+    #[arg(
+        long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Performance"
+    )]
     pub threads: Option<u16>,
 }
 
-/// The compression methods that can be written.
+/// The compression methods that can be written, as they are named on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)] // the variants are the words on the command line
+#[allow(missing_docs)] // a doc comment on a variant would be printed in the help
 pub enum Method {
     None,
     Zstd,
@@ -97,20 +133,28 @@ impl From<Method> for Compression {
 }
 
 const AFTER_HELP: &str = "\
-References, deriver, content address and existing signatures come from the export stream, else from
---path-info, else from the installed Nix, else references come from scanning the NAR for the hash
-parts of candidate paths.
+Examples:
+  nar-pack \"$P\" | narinfo-gen \"$P\"
+  nar-pack --export -r ./result | narinfo-gen --archive > cache.tar
+
+Run 'narinfo-gen --help' for all options, more examples and the exit status.";
+
+const AFTER_LONG_HELP: &str = "\
+References and derivers come from the export stream or, for a single NAR, from --path-info or the installed Nix; if neither knows the path, its references are found by scanning the NAR for the hash parts of candidate paths. Content addresses and existing signatures come from --path-info or the installed Nix.
 
 Examples:
   nar-pack \"$P\" | narinfo-gen \"$P\"
   nar-pack --export -r ./result | narinfo-gen --archive > cache.tar
-  nix-store --export $(nix-store -qR ./result) | narinfo-gen --archive -c xz | cache-sign -k key.sec | s3-push s3://my-cache
-  nar-pack --export -r ./result | narinfo-gen --archive --listing --log | cache-sign -k key.sec | s3-push s3://my-cache
-  narinfo-gen --archive < closure.export | tar x -C /srv/cache      # a file:// cache that Nix can use
+  nix-store --export $(nix-store -qR ./result) | narinfo-gen --archive -c xz \\
+    | cache-sign -k key.sec | s3-push s3://my-cache
+  nar-pack --export -r ./result | narinfo-gen --archive --listing --log \\
+    | cache-sign -k key.sec | s3-push s3://my-cache
+  narinfo-gen --archive < closure.export | tar x -C /srv/cache    # a file:// cache
 
-Memory: 16 MiB and about 40 MiB per thread (zstd level 3; xz level 6 takes 300 MiB per thread),
-whatever the size of the NAR; about 200 bytes a path. A compressed NAR above 16 MiB is kept in an
-unlinked file in $TMPDIR until its hash is known.
+Memory: 16 MiB and about 40 MiB per thread (zstd level 3; with xz level 6, 300 MiB per thread), independent of the size of the NARs, and about 200 bytes per path. A compressed NAR above 16 MiB is spooled to an unlinked temporary file in $TMPDIR until its hash is known.
 
-Exit status: 0 done; 1 refused (malformed or truncated stream); 2 usage, or an operation that
-failed; 141 when the reader of standard output went away.";
+Exit status:
+  0    done
+  1    malformed or truncated input
+  2    wrong usage, or an operation failed
+  141  the reader of standard output closed it";

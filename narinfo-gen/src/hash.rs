@@ -8,15 +8,17 @@ use base64::prelude::BASE64_STANDARD;
 use nar_pack::error::{Error, Result};
 use sha2::Digest;
 
-/// Digits of a SHA-256 hash in Nix's base 32.
+/// Number of digits of a SHA-256 hash in Nix's base 32.
 pub const BASE32_DIGITS: usize = 52;
+/// Number of digits of a SHA-256 hash in base 16.
+const BASE16_DIGITS: usize = 64;
 
 /// A SHA-256 hash; displayed as `sha256:` and 52 digits of Nix's base 32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sha256([u8; 32]);
 
 impl Sha256 {
-    /// Hash of `bytes`.
+    /// Computes the hash of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha2::Sha256::digest(bytes).into())
@@ -28,38 +30,38 @@ impl Sha256 {
     /// # Errors
     /// Refuses other algorithms and malformed digits.
     pub fn parse(text: &str) -> Result<Self> {
-        let wrong = || Error::refused(format!("{text:?} is not a SHA-256 hash"));
+        let invalid = || Error::refused(format!("{text:?} is not a SHA-256 hash"));
         if let Some(sri) = text.strip_prefix("sha256-") {
-            return decode_base64(sri).ok_or_else(wrong);
+            return decode_base64(sri).ok_or_else(invalid);
         }
-        let digits = text.strip_prefix("sha256:").ok_or_else(wrong)?;
+        let digits = text.strip_prefix("sha256:").ok_or_else(invalid)?;
         let hash = match digits.len() {
             BASE32_DIGITS => Self::from_base32(digits),
-            64 => decode_base16(digits),
+            BASE16_DIGITS => decode_base16(digits),
             _ => decode_base64(digits),
         };
-        hash.ok_or_else(wrong)
+        hash.ok_or_else(invalid)
     }
 
     /// Parses 52 digits of Nix's base 32.
     #[must_use]
     pub fn from_base32(digits: &str) -> Option<Self> {
-        // nix-base32 panics on input shorter than two digits, so the length is checked first.
+        // The length is checked first, because nix-base32 panics on fewer than two digits.
         if digits.len() != BASE32_DIGITS || !digits.bytes().all(nar_pack::store_path::is_base32) {
             return None;
         }
         let hash = Self(nix_base32::from_nix_base32(digits)?.try_into().ok()?);
-        // 52 digits hold 260 bits; the four left over must be zero.
+        // 52 digits have 260 bits; the four unused ones must be zero.
         (hash.base32() == digits).then_some(hash)
     }
 
-    /// 52 digits of Nix's base 32.
+    /// Returns the hash as 52 digits of Nix's base 32.
     #[must_use]
     pub fn base32(&self) -> String {
         nix_base32::to_nix_base32(&self.0)
     }
 
-    /// The 32 bytes.
+    /// Returns the 32 bytes of the hash.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -72,10 +74,7 @@ fn decode_base64(text: &str) -> Option<Sha256> {
 
 fn decode_base16(text: &str) -> Option<Sha256> {
     let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let digit = |c: u8| char::from(c).to_digit(16);
-        *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?;
-    }
+    hex::decode_to_slice(text, &mut bytes).ok()?;
     Some(Sha256(bytes))
 }
 
@@ -91,7 +90,7 @@ impl fmt::Debug for Sha256 {
     }
 }
 
-/// Hashes and counts what is written into it.
+/// Hashes and counts bytes.
 #[derive(Debug, Clone, Default)]
 pub struct Hasher {
     state: sha2::Sha256,
@@ -105,13 +104,13 @@ impl Hasher {
         self.size += bytes.len() as u64;
     }
 
-    /// The hash of all bytes, and how many there were.
+    /// Returns the hash and the number of all bytes.
     #[must_use]
     pub fn finish(self) -> (Sha256, u64) {
         (Sha256(self.state.finalize().into()), self.size)
     }
 
-    /// Bytes so far.
+    /// Returns the number of bytes so far.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
@@ -133,7 +132,7 @@ impl Write for Hasher {
 mod tests {
     use super::*;
 
-    /// The empty string, as `nix-hash --type sha256` prints it in each base.
+    /// The hash of the empty string in each base, from `nix-hash --type sha256`.
     const EMPTY: [&str; 4] = [
         "sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
         "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -142,7 +141,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_base_is_read_and_base_32_written() {
+    fn hashes_are_parsed_in_any_base_and_written_in_base_32() {
         for text in EMPTY {
             assert_eq!(Sha256::parse(text).unwrap(), Sha256::of(b""), "{text}");
         }
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_hash_is_refused() {
+    fn text_that_is_not_a_hash_is_refused() {
         let overflow = format!("sha256:z{}", &EMPTY[0][8..]);
         for text in
             ["", "sha256:", "sha256:0", "sha256-", "sha512:x", "md5:abc", &EMPTY[0][7..], &EMPTY[0][..58], &overflow]

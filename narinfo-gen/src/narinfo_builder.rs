@@ -1,4 +1,5 @@
-//! From a NAR or an export stream to narinfos: the work of `narinfo-gen`, also done by `s3-push` for such input.
+//! Builds the narinfos of a NAR or an export stream: the work of `narinfo-gen`, which `s3-push` also does for such input.
+//! Compression, path info and the extras have modules of their own; this one combines them in the order of the stream.
 
 use std::collections::HashMap;
 use std::io::BufRead;
@@ -12,181 +13,189 @@ use nar_pack::store_path::StorePath;
 
 use crate::compress_nar::{CompressedNar, NarCompressor, compress_each};
 use crate::compression::Settings;
-use crate::content_address::in_base32;
-use crate::extras::{Contents, Extras, Logs, Object, realisations};
+use crate::content_address::to_base32;
+use crate::extras::{BuildLogs, ExtraObject, Extras, NarExtras, build_trace_entries};
 use crate::hash::Sha256;
 use crate::narinfo::NarInfo;
-use crate::stream::{Kind, require_end};
+use crate::stream::{Kind, require_end_of_nar};
 
-/// Narinfos that wait for one question to the installed Nix about their content addresses and signatures. Where there is
-/// no Nix to ask, none waits.
-const BATCH: usize = 32;
+/// Maximum number of narinfos that wait for one query of the installed Nix, which tells their content addresses and
+/// signatures. Without an installed Nix, none waits.
+const MAX_QUERY_BATCH: usize = 32;
 
-/// What happens to what was found out. NARs come before their narinfos, narinfos in the order of the stream.
-pub trait Sink: Send {
-    /// A compressed NAR, under its key.
-    fn nar(&mut self, key: &str, nar: CompressedNar) -> Result;
-    /// A narinfo; `more` when another follows.
-    fn narinfo(&mut self, narinfo: NarInfo, more: bool) -> Result;
-    /// Another object of the path at hand, if any were asked for; after its NAR, before its narinfo.
-    fn object(&mut self, _: Object) -> Result {
+/// Receives the objects of cache entries. A NAR precedes its narinfo; narinfos have the order of the stream.
+pub trait EntryWriter: Send {
+    /// Writes a compressed NAR with this key.
+    fn write_nar(&mut self, key: &str, nar: CompressedNar) -> Result;
+    /// Writes a narinfo; `more` says whether another one follows.
+    fn write_narinfo(&mut self, narinfo: NarInfo, more: bool) -> Result;
+    /// Writes another object of the current path, if extras are selected. It follows the NAR and precedes the narinfo.
+    fn write_object(&mut self, _: ExtraObject) -> Result {
         Ok(())
     }
 }
 
-/// Turns NARs into narinfos.
-pub struct NarInfoBuilder<'a, S> {
-    /// How NARs are compressed.
+/// Builds narinfos from NARs.
+pub struct NarInfoBuilder<'a, W> {
+    /// How to compress NARs.
     pub settings: Settings,
-    /// Who knows about paths.
-    pub registry: &'a mut PathInfoSource,
-    /// What is made beside NARs and narinfos.
+    /// Where references, derivers, content addresses and signatures come from.
+    pub path_info: &'a mut PathInfoSource,
+    /// The objects to write besides NARs and narinfos.
     pub extras: Extras,
-    /// Where the result goes.
-    pub sink: S,
-    /// Where warnings go.
+    /// Where the objects are written.
+    pub writer: W,
+    /// Prints a warning.
     pub warn: fn(&str),
 }
 
-impl<S: Sink> NarInfoBuilder<'_, S> {
-    /// Describes the NAR of one path; nothing may follow it.
+impl<W: EntryWriter> NarInfoBuilder<'_, W> {
+    /// Builds the narinfo of `path` from its NAR, which must be all of `input`.
     ///
     /// # Errors
-    /// Refuses a malformed NAR, and one that `--path-info` describes otherwise.
+    /// Refuses a malformed NAR, and data after its end.
     pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<&StorePath>) -> Result {
-        let known = self.registry.query(std::slice::from_ref(path))?.remove(path);
-        // Scanned even when the references are known: only its hash will tell whether this is the NAR that Nix knows.
-        let mut candidates = self.registry.candidates()?;
-        candidates.retain(|candidate| candidate.hash_part() != path.hash_part());
-        let candidates: Candidates = candidates.into_iter().chain([path.clone()]).collect();
-        let scanner = Scanner::new(Arc::new(candidates));
-        let (settings, contents) = (self.settings, Contents::new(&self.extras));
-        let read = |compressor: &mut NarCompressor<Contents>| {
-            let mut contents = contents;
-            compressor.nar(input, Some(scanner), &mut contents)?;
-            require_end(input, Kind::Nar)?;
-            compressor.described(contents)
+        let path_info = self.path_info.query(std::slice::from_ref(path))?.remove(path);
+        // Scans even if there is path info, because only the hash will tell whether it describes this NAR.
+        let scanner = self.scanner(path)?;
+        let (settings, mut extras) = (self.settings, NarExtras::new(&self.extras));
+        let read = |compressor: &mut NarCompressor<NarExtras>| {
+            compressor.read_nar(input, Some(scanner), &mut extras)?;
+            require_end_of_nar(input)?;
+            compressor.finish_nar(extras)
         };
-        compress_each(&settings, read, |nar, contents| {
-            let known = known.clone().filter(|info| self.is_of(info, path, nar.nar_hash));
+        compress_each(&settings, read, |nar, extras| {
+            let path_info = path_info.clone().filter(|info| self.describes(info, path, nar.nar_hash));
             let trailer = Trailer {
                 path: path.clone(),
-                references: match &known {
+                references: match &path_info {
                     Some(info) => info.references.clone(),
                     None => nar.references.clone().unwrap_or_default(),
                 },
-                deriver: deriver.cloned().or_else(|| known.as_ref().and_then(|info| info.deriver.clone())),
+                deriver: deriver.cloned().or_else(|| path_info.as_ref().and_then(|info| info.deriver.clone())),
             };
-            let mut narinfo = self.narinfo_of(&trailer, &nar);
-            self.sink.nar(&narinfo.url, nar)?;
-            let mut logs = self.extras.logs.as_deref().map(Logs::new);
-            self.objects(contents, &narinfo, logs.as_mut())?;
-            add_known(&mut narinfo, known);
-            self.realisations(&narinfo)?;
-            self.sink.narinfo(narinfo, false)
+            let mut narinfo = self.narinfo(&trailer, &nar);
+            self.writer.write_nar(&narinfo.url, nar)?;
+            let mut logs = self.extras.log_dir.as_deref().map(BuildLogs::new);
+            self.write_objects(extras, &narinfo, logs.as_mut())?;
+            add_path_info(&mut narinfo, path_info);
+            self.write_build_trace(&narinfo)?;
+            self.writer.write_narinfo(narinfo, false)
         })
     }
 
-    /// Describes every path of an export stream.
+    /// Returns a scanner for the references of `path`. The path itself replaces candidates with the same hash part.
+    fn scanner(&self, path: &StorePath) -> Result<Scanner> {
+        let mut candidates = self.path_info.candidates()?;
+        candidates.retain(|candidate| candidate.hash_part() != path.hash_part());
+        let candidates: Candidates = candidates.into_iter().chain([path.clone()]).collect();
+        Ok(Scanner::new(Arc::new(candidates)))
+    }
+
+    /// Builds the narinfos of all paths of an export stream.
     ///
     /// # Errors
     /// Refuses a malformed or truncated stream.
     pub fn export(&mut self, input: &mut impl BufRead) -> Result {
-        let (settings, store_dir, extras) = (self.settings, self.registry.store_dir.clone(), self.extras.clone());
-        let read = |compressor: &mut NarCompressor<(Contents, Trailer, bool)>| {
+        let (settings, store_dir, selected) = (self.settings, self.path_info.store_dir.clone(), self.extras.clone());
+        let read = |compressor: &mut NarCompressor<(NarExtras, Trailer, bool)>| {
             let mut more = read_marker(input)?;
             while more {
-                let mut contents = Contents::new(&extras);
-                compressor.nar(input, None, &mut contents)?;
+                let mut extras = NarExtras::new(&selected);
+                compressor.read_nar(input, None, &mut extras)?;
                 let trailer = read_trailer(input, &store_dir)?;
                 more = read_marker(input)?;
-                compressor.described((contents, trailer, more))?;
+                compressor.finish_nar((extras, trailer, more))?;
             }
             Ok(())
         };
-        let mut waiting: Vec<NarInfo> = Vec::new();
-        let logs = self.extras.logs.clone();
-        let mut logs = logs.as_deref().map(Logs::new);
-        compress_each(&settings, read, |nar, (contents, trailer, more)| {
-            let narinfo = self.narinfo_of(&trailer, &nar);
-            self.sink.nar(&narinfo.url, nar)?;
-            self.objects(contents, &narinfo, logs.as_mut())?;
-            waiting.push(narinfo);
-            if waiting.len() < BATCH && more && self.registry.asks_nix() {
+        let mut batch: Vec<NarInfo> = Vec::new();
+        let mut logs = self.extras.log_dir.as_deref().map(BuildLogs::new);
+        compress_each(&settings, read, |nar, (extras, trailer, more)| {
+            let narinfo = self.narinfo(&trailer, &nar);
+            self.writer.write_nar(&narinfo.url, nar)?;
+            self.write_objects(extras, &narinfo, logs.as_mut())?;
+            batch.push(narinfo);
+            if batch.len() < MAX_QUERY_BATCH && more && self.path_info.asks_nix() {
                 return Ok(());
             }
-            self.hand_on(std::mem::take(&mut waiting), more)
+            self.write_batch(std::mem::take(&mut batch), more)
         })
     }
 
-    fn hand_on(&mut self, narinfos: Vec<NarInfo>, more: bool) -> Result {
-        let paths: Vec<StorePath> = narinfos.iter().map(|narinfo| narinfo.path.clone()).collect();
-        let mut known: HashMap<StorePath, PathInfo> = self.registry.query(&paths)?;
-        let last = narinfos.len();
-        for (index, mut narinfo) in narinfos.into_iter().enumerate() {
-            let info = known.remove(&narinfo.path);
-            let info = info.filter(|info| self.is_of(info, &narinfo.path, narinfo.nar_hash));
-            add_known(&mut narinfo, info);
-            self.realisations(&narinfo)?;
-            self.sink.narinfo(narinfo, more || index + 1 < last)?;
+    /// Adds path info to the narinfos and writes them.
+    fn write_batch(&mut self, batch: Vec<NarInfo>, more: bool) -> Result {
+        let paths: Vec<StorePath> = batch.iter().map(|narinfo| narinfo.path.clone()).collect();
+        let mut path_infos: HashMap<StorePath, PathInfo> = self.path_info.query(&paths)?;
+        let count = batch.len();
+        for (index, mut narinfo) in batch.into_iter().enumerate() {
+            let info = path_infos.remove(&narinfo.path);
+            let info = info.filter(|info| self.describes(info, &narinfo.path, narinfo.nar_hash));
+            add_path_info(&mut narinfo, info);
+            self.write_build_trace(&narinfo)?;
+            self.writer.write_narinfo(narinfo, more || index + 1 < count)?;
         }
         Ok(())
     }
 
-    /// What follows from the contents of a path and from its deriver.
-    fn objects(&mut self, contents: Contents, narinfo: &NarInfo, logs: Option<&mut Logs>) -> Result {
-        let (mut objects, missing) = contents.into_objects(&narinfo.path, &narinfo.url)?;
-        if let Some(failure) = missing {
-            (self.warn)(&format!("{}: no listing is written: {failure}", narinfo.path));
+    /// Writes the listing, the debug information links and the build log of a path.
+    fn write_objects(&mut self, extras: NarExtras, narinfo: &NarInfo, logs: Option<&mut BuildLogs>) -> Result {
+        let (mut objects, no_listing) = extras.into_objects(&narinfo.path, &narinfo.url)?;
+        if let Some(reason) = no_listing {
+            (self.warn)(&format!("warning: {}: no listing is written: {reason}", narinfo.path));
         }
         if let (Some(logs), Some(deriver)) = (logs, &narinfo.deriver) {
-            // A build that was killed may leave half of one; the path is whole all the same.
-            objects.extend(self.or_warn(logs.take(deriver), &narinfo.path, "log")?.flatten());
+            // An interrupted build may leave half a log, which does not make the path invalid.
+            objects.extend(self.warn_if_refused(logs.read(deriver), &narinfo.path, "log")?.flatten());
         }
-        objects.into_iter().try_for_each(|object| self.sink.object(object))
+        objects.into_iter().try_for_each(|object| self.writer.write_object(object))
     }
 
-    /// Only the outputs of content-addressed derivations have a content address and a deriver.
-    fn realisations(&mut self, narinfo: &NarInfo) -> Result {
+    /// Writes the build trace entries of a path. Only outputs of content-addressed derivations have a content address and
+    /// a deriver.
+    fn write_build_trace(&mut self, narinfo: &NarInfo) -> Result {
         let (true, Some(_), Some(deriver)) = (self.extras.realisations, &narinfo.ca, &narinfo.deriver) else {
             return Ok(());
         };
-        let Some(json) = self.registry.realisations(deriver) else {
-            (self.warn)(&format!("{}: no Nix here tells the realisations of {deriver}", narinfo.path));
+        let Some(json) = self.path_info.realisations(deriver) else {
+            let path = &narinfo.path;
+            (self.warn)(&format!(
+                "warning: {path}: no realisation is written: no installed Nix knows those of {deriver}"
+            ));
             return Ok(());
         };
-        let objects = realisations(&json, &narinfo.path, &self.registry.store_dir);
-        let objects = self.or_warn(objects, &narinfo.path, &format!("realisation of {deriver}"))?;
-        objects.into_iter().flatten().try_for_each(|object| self.sink.object(object))
+        let objects = build_trace_entries(&json, &narinfo.path, &self.path_info.store_dir);
+        let objects = self.warn_if_refused(objects, &narinfo.path, &format!("realisation of {deriver}"))?;
+        objects.into_iter().flatten().try_for_each(|object| self.writer.write_object(object))
     }
 
-    /// What an entry is good without: a refusal only warns.
-    fn or_warn<T>(&self, made: Result<T>, path: &StorePath, what: &str) -> Result<Option<T>> {
-        match made {
-            Err(failure) if failure.is_refusal() => {
-                (self.warn)(&format!("{path}: no {what} is written: {failure}"));
+    /// Turns a refusal into a warning, because a path is complete without its extras.
+    fn warn_if_refused<T>(&self, result: Result<T>, path: &StorePath, what: &str) -> Result<Option<T>> {
+        match result {
+            Err(error) if error.is_refusal() => {
+                (self.warn)(&format!("warning: {path}: no {what} is written: {error}"));
                 Ok(None)
             }
-            made => made.map(Some),
+            result => result.map(Some),
         }
     }
 
-    /// Whether what is known of a path is about this very NAR. The same path may have been built elsewhere with other
-    /// contents, for which signatures and content address of this one would not hold.
-    fn is_of(&self, info: &PathInfo, path: &StorePath, nar_hash: Sha256) -> bool {
-        let same = Sha256::parse(&info.nar_hash).is_ok_and(|hash| hash == nar_hash);
-        if !same {
+    /// Returns whether path info describes this NAR; warns if not. The same path may have been built elsewhere with other
+    /// contents, to which its signatures and content address do not apply.
+    fn describes(&self, info: &PathInfo, path: &StorePath, nar_hash: Sha256) -> bool {
+        let is_same = Sha256::parse(&info.nar_hash).is_ok_and(|hash| hash == nar_hash);
+        if !is_same {
             (self.warn)(&format!(
-                "{path}: the path info known here is of other contents ({}); it is not used",
+                "warning: {path}: ignoring its path info, which describes other contents (NarHash {})",
                 info.nar_hash
             ));
         }
-        same
+        is_same
     }
 
-    fn narinfo_of(&self, trailer: &Trailer, nar: &CompressedNar) -> NarInfo {
+    fn narinfo(&self, trailer: &Trailer, nar: &CompressedNar) -> NarInfo {
         NarInfo {
-            store_dir: self.registry.store_dir.clone(),
+            store_dir: self.path_info.store_dir.clone(),
             path: trailer.path.clone(),
             url: nar.key(&self.settings),
             compression: self.settings.method.name().to_owned(),
@@ -203,27 +212,30 @@ impl<S: Sink> NarInfoBuilder<'_, S> {
     }
 }
 
-fn add_known(narinfo: &mut NarInfo, known: Option<PathInfo>) {
-    if let Some(info) = known {
-        narinfo.ca = info.ca.as_deref().map(in_base32);
+fn add_path_info(narinfo: &mut NarInfo, path_info: Option<PathInfo>) {
+    if let Some(info) = path_info {
+        narinfo.ca = info.ca.as_deref().map(to_base32);
         for signature in info.signatures {
             narinfo.add_signature(signature);
         }
     }
 }
 
-/// The path of a NAR on standard input, which must be given, and must not be for an export stream.
+/// Checks that a store path is given if and only if standard input is a NAR, and returns it.
 ///
 /// # Errors
-/// A usage failure when it is not as it must be.
+/// A usage error if not.
 pub fn require_path(kind: Kind, path: Option<StorePath>) -> Result<Option<StorePath>> {
     match (kind, path) {
-        (Kind::Nar, None) => Err(Error::failed("standard input is a NAR; say which STORE-PATH it is of")),
+        (Kind::Nar, None) => {
+            let error = Error::usage("standard input is a NAR, which does not contain its store path");
+            Err(error.with_hint("pass its store path as the argument STORE-PATH"))
+        }
         (Kind::Nar, path) => Ok(path),
-        (_, Some(path)) => Err(Error::failed(format!(
-            "standard input is {}, which names its paths; {path} is one too many",
-            kind.name()
-        ))),
+        (_, Some(path)) => {
+            let error = Error::usage(format!("unexpected argument {path}: standard input is {}", kind.name()));
+            Err(error.with_hint("remove the argument: only a NAR needs a store path"))
+        }
         (_, None) => Ok(None),
     }
 }

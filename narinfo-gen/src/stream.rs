@@ -1,4 +1,4 @@
-//! Telling what a stream is from its first bytes.
+//! The kinds of streams between the tools, recognized by their first bytes.
 
 use std::io::{BufRead, Chain, Cursor, Read};
 
@@ -6,10 +6,10 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar;
 use nar_pack::stdio::Input;
 
-/// Bytes that tell every kind of stream: the header of a tar member.
-const HEAD: usize = 512;
+/// Number of bytes that identify every kind of stream: the size of a tar header.
+const HEAD_SIZE: usize = 512;
 
-/// The kinds of streams that tools take.
+/// The kind of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// One NAR.
@@ -23,7 +23,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Its name in messages.
+    /// Returns the name of the kind for messages, with its article.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -35,22 +35,25 @@ impl Kind {
     }
 }
 
-/// A stream whose first bytes were looked at, and will be read again.
+/// A stream whose first bytes were inspected. They are read again.
 pub type Sniffed = Chain<Cursor<Vec<u8>>, Input>;
 
-/// Looks at the first bytes of `input`; `wanted` names what the tool takes, for the message when it is something else.
+/// Recognizes the kind of `input`. `expected` names the kinds that the tool accepts, for error messages.
 ///
 /// # Errors
-/// Refuses an empty stream, and one that is nothing that the tools know.
-pub fn sniff(mut input: Input, wanted: &str) -> Result<(Kind, Sniffed)> {
-    let mut head = Vec::with_capacity(HEAD);
-    (&mut input).take(HEAD as u64).read_to_end(&mut head).map_err(Error::from).context(|| "reading standard input")?;
+/// Refuses an empty stream, and one of an unknown kind.
+pub fn sniff(mut input: Input, expected: &str) -> Result<(Kind, Sniffed)> {
+    let mut head = Vec::with_capacity(HEAD_SIZE);
+    (&mut input)
+        .take(HEAD_SIZE as u64)
+        .read_to_end(&mut head)
+        .map_err(Error::from)
+        .context(|| "cannot read standard input")?;
     if head.is_empty() {
-        return Err(Error::refused(format!("standard input is empty; expected {wanted}")));
+        return Err(Error::refused(format!("standard input is empty: expected {expected}")));
     }
-    let kind = kind_of(&head)
-        .ok_or_else(|| Error::refused(format!("standard input is not {wanted}, nor anything else that is known")))?;
-    Ok((kind, Cursor::new(head).chain(input)))
+    let unknown = || Error::refused(format!("unknown format of standard input: expected {expected}"));
+    Ok((kind_of(&head).ok_or_else(unknown)?, Cursor::new(head).chain(input)))
 }
 
 fn kind_of(head: &[u8]) -> Option<Kind> {
@@ -60,16 +63,16 @@ fn kind_of(head: &[u8]) -> Option<Kind> {
         Some(Kind::Nar)
     } else if number(0) == Some(1) && nar_at(8) || head == [0; 8] {
         Some(Kind::Export)
-    } else if head.len() == HEAD && is_tar_header(head) {
+    } else if head.len() == HEAD_SIZE && is_tar_header(head) {
         Some(Kind::Archive)
-    } else if is_field(head) {
+    } else if starts_with_field_name(head) {
         Some(Kind::Narinfo)
     } else {
         None
     }
 }
 
-/// A header whose checksum is right, or the zeros that end an empty archive.
+/// Returns whether this is a tar header with a valid checksum, or the block of zeros of an empty archive.
 fn is_tar_header(head: &[u8]) -> bool {
     if head.iter().all(|&byte| byte == 0) {
         return true;
@@ -80,19 +83,19 @@ fn is_tar_header(head: &[u8]) -> bool {
     header.cksum().is_ok_and(|stated| stated == sum)
 }
 
-/// `Key: ` of printable letters, as every narinfo begins.
-fn is_field(head: &[u8]) -> bool {
+/// Returns whether this starts with letters and a colon, as every narinfo does.
+fn starts_with_field_name(head: &[u8]) -> bool {
     let letters = head.iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
     letters > 0 && letters < 64 && head.get(letters) == Some(&b':')
 }
 
-/// Refuses what follows the end of a stream.
+/// Checks that the input ends after a NAR.
 ///
 /// # Errors
-/// Names the kind of stream.
-pub fn require_end(input: &mut impl BufRead, kind: Kind) -> Result {
+/// Refuses further data.
+pub fn require_end_of_nar(input: &mut impl BufRead) -> Result {
     if input.fill_buf()?.is_empty() {
         return Ok(());
     }
-    Err(Error::refused(format!("something follows the end of {}", kind.name())))
+    Err(Error::refused("unexpected data after the end of the NAR"))
 }

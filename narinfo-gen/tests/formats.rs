@@ -1,10 +1,10 @@
-//! Narinfos, hashes and archives under random and hostile input.
+//! Properties of the parsers of narinfos, hashes and archives with random and malicious input.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+#![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::archive;
-use narinfo_gen::compression::{Compression, Encoder, FRAME, Settings};
+use narinfo_gen::compression::{Compression, Encoder, FRAME_SIZE, Settings};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{NarInfo, read_text};
 use narinfo_gen::verify_nar::digest_nar;
@@ -58,23 +58,23 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn any_narinfo_written_is_read_back(narinfo in narinfos()) {
+    fn a_written_narinfo_is_parsed_back(narinfo in narinfos()) {
         prop_assert_eq!(NarInfo::parse(&narinfo.to_string(), &store_dir()).unwrap(), narinfo);
     }
 
     #[test]
-    fn a_changed_narinfo_is_read_or_refused(narinfo in narinfos(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn a_changed_narinfo_is_parsed_or_refused(narinfo in narinfos(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut bytes = narinfo.to_string().into_bytes();
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        if let Err(failure) = read_text(bytes.as_slice(), &store_dir(), |_, _| Ok(())) {
-            prop_assert!(failure.is_refusal(), "{}", failure);
+        if let Err(error) = read_text(bytes.as_slice(), &store_dir(), |_, _| Ok(())) {
+            prop_assert!(error.is_refusal(), "{}", error);
         }
     }
 
-    /// Text cut off at the end of a line may lack fields that are not needed; anything else is refused.
+    /// Text truncated at the end of a line may lack optional fields; anything else is refused.
     #[test]
-    fn a_narinfo_cut_off_within_a_line_is_refused(narinfo in narinfos(), at in any::<prop::sample::Index>()) {
+    fn a_narinfo_truncated_within_a_line_is_refused(narinfo in narinfos(), at in any::<prop::sample::Index>()) {
         let text = narinfo.to_string();
         let cut = &text[..at.index(text.len())];
         if !cut.ends_with('\n') {
@@ -90,28 +90,28 @@ proptest! {
     }
 
     #[test]
-    fn every_hash_is_read_back(data in vec(any::<u8>(), 0..40)) {
+    fn every_hash_is_parsed_back(data in vec(any::<u8>(), 0..40)) {
         let hash = Sha256::of(&data);
         prop_assert_eq!(Sha256::parse(&hash.to_string()).unwrap(), hash);
         prop_assert_eq!(Sha256::from_base32(&hash.base32()), Some(hash));
     }
 
     #[test]
-    fn random_bytes_are_no_archive(bytes in vec(any::<u8>(), 0..2000)) {
+    fn random_bytes_are_not_an_archive(bytes in vec(any::<u8>(), 0..2000)) {
         prop_assert!(archive::read(bytes.as_slice(), |_| Ok(())).unwrap_err().is_refusal());
     }
 
     #[test]
-    fn random_bytes_do_not_unpack(bytes in vec(any::<u8>(), 0..500), method in 1..Compression::ALL.len()) {
+    fn random_bytes_cannot_be_decompressed(bytes in vec(any::<u8>(), 0..500), method in 1..Compression::ALL.len()) {
         let method = Compression::ALL[method];
-        let failure = digest_nar(bytes.as_slice(), method, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
-        prop_assert!(failure.is_refusal(), "{}", failure);
+        let error = digest_nar(bytes.as_slice(), method, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
+        prop_assert!(error.is_refusal(), "{}", error);
     }
 }
 
 #[test]
-fn a_bomb_stops_at_its_nar_size() {
-    // A NAR that says it holds 1 TiB, and begins to: zeros, compressed a thousandfold.
+fn decompression_stops_at_the_nar_size() {
+    // The beginning of a NAR with a file of 1 TiB: 64 MiB of zeros, which compress a thousandfold.
     let mut nar = Vec::new();
     for field in [b"nix-archive-1".as_slice(), b"(", b"type", b"regular", b"contents"] {
         nar_pack::nar::push_string(&mut nar, field);
@@ -119,11 +119,11 @@ fn a_bomb_stops_at_its_nar_size() {
     nar.extend_from_slice(&(1_u64 << 40).to_le_bytes());
     nar.resize(64 << 20, 0);
     let mut encoder = Encoder::new(&Settings::new(Compression::Zstd, None, None).unwrap(), Vec::new()).unwrap();
-    for piece in nar.chunks(FRAME) {
-        encoder.push(&Arc::new(piece.to_vec())).unwrap();
+    for chunk in nar.chunks(FRAME_SIZE) {
+        encoder.push(&Arc::new(chunk.to_vec())).unwrap();
     }
     let bomb = encoder.finish().unwrap();
     assert!(bomb.len() < 100_000);
-    let failure = digest_nar(bomb.as_slice(), Compression::Zstd, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
-    assert!(failure.message().contains("larger than its NarSize"), "{failure}");
+    let error = digest_nar(bomb.as_slice(), Compression::Zstd, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
+    assert!(error.message().contains("larger than its NarSize"), "{error}");
 }

@@ -14,7 +14,7 @@ use narinfo_gen::compress_nar::CompressedNar;
 use narinfo_gen::compression::{Compression, Settings};
 use narinfo_gen::extras::Extras;
 use narinfo_gen::narinfo::{self, NarInfo};
-use narinfo_gen::narinfo_builder::{NarInfoBuilder, Sink};
+use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder};
 use narinfo_gen::stream::Kind;
 use narinfo_gen::verify_nar::{NarDigests, digest_named_nar};
 use tokio::runtime::Handle;
@@ -216,11 +216,11 @@ impl Intake {
         mut input: impl BufRead,
         path: Option<StorePath>,
         settings: Settings,
-        registry: &mut PathInfoSource,
+        path_info: &mut PathInfoSource,
     ) -> Result {
-        let sink = Packed { intake: self, method: settings.method };
+        let writer = Packed { intake: self, method: settings.method };
         let (extras, warn) = (Extras::default(), |warning: &str| process::print_message(TOOL, warning));
-        let mut builder = NarInfoBuilder { settings, registry, extras, sink, warn };
+        let mut builder = NarInfoBuilder { settings, path_info, extras, writer, warn };
         match path {
             Some(path) if kind == Kind::Nar => builder.nar(&mut input, &path, None).context(|| path.to_string()),
             _ => builder.export(&mut input),
@@ -234,8 +234,8 @@ struct Packed<'a> {
     method: Compression,
 }
 
-impl Sink for Packed<'_> {
-    fn nar(&mut self, key: &str, mut nar: CompressedNar) -> Result {
+impl EntryWriter for Packed<'_> {
+    fn write_nar(&mut self, key: &str, mut nar: CompressedNar) -> Result {
         let digests = NarDigests {
             method: self.method,
             file_hash: nar.file_hash,
@@ -248,7 +248,7 @@ impl Sink for Packed<'_> {
         self.intake.nar(key, nar.file_size, &mut nar.body, verified, |_| {})
     }
 
-    fn narinfo(&mut self, narinfo: NarInfo, _: bool) -> Result {
+    fn write_narinfo(&mut self, narinfo: NarInfo, _: bool) -> Result {
         self.intake.send(Event::Narinfo(Box::new(narinfo)))
     }
 }

@@ -12,7 +12,7 @@ use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::archive::Object;
 use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::compression::Compression;
-use narinfo_gen::content_address::proves_itself;
+use narinfo_gen::content_address::is_content_addressed;
 use narinfo_gen::narinfo::{self, NarInfo};
 use narinfo_gen::verify_nar::{NarDigests, digest_nar};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
@@ -353,7 +353,7 @@ impl Publisher {
         let mut deferred: HashMap<StorePath, NarInfo> = HashMap::new();
         for narinfo in self.deferred.drain(..) {
             let narinfo = match deferred.remove(&narinfo.path) {
-                Some(first) if first.same_contents(&narinfo) => first.completed_by(&narinfo),
+                Some(first) if first.same_contents(&narinfo) => first.merged_with(&narinfo),
                 Some(first) => first,
                 None => narinfo,
             };
@@ -610,7 +610,7 @@ impl PublishContext {
             if !there.same_contents(narinfo) {
                 return Ok(Some(Status::Other));
             }
-            let completed = there.clone().completed_by(narinfo);
+            let completed = there.clone().merged_with(narinfo);
             if completed == there {
                 return Ok(Some(Status::Present));
             }
@@ -648,7 +648,7 @@ impl PublishContext {
             let there = self.fetch(narinfo).await?;
             let (there, etag) = there.map_or((None, None), |(there, etag)| (Some(there), etag));
             let kept = there.as_ref().filter(|there| !self.options.exact && there.same_contents(narinfo));
-            let narinfo = kept.map_or_else(|| narinfo.clone(), |there| narinfo.clone().completed_by(there));
+            let narinfo = kept.map_or_else(|| narinfo.clone(), |there| narinfo.clone().merged_with(there));
             if there.as_ref() == Some(&narinfo) {
                 return Ok(Status::Present);
             }
@@ -710,5 +710,5 @@ fn require_store_dir(text: &str, store_dir: &StoreDir) -> Result {
 }
 
 fn is_signed(narinfo: &NarInfo) -> bool {
-    !narinfo.signatures.is_empty() || proves_itself(narinfo)
+    !narinfo.signatures.is_empty() || is_content_addressed(narinfo)
 }

@@ -11,7 +11,7 @@ pub mod corpus;
 use std::io::{BufReader, Cursor};
 use std::path::Path;
 
-use cache_policy::nix_conf::Client;
+use cache_policy::nix_conf::ClientConfig;
 use cache_sign::keys::{PublicKey, SecretKey};
 use nar_pack::error::{Error, Result};
 use nar_pack::export::{self, Trailer};
@@ -440,8 +440,8 @@ pub fn nix_conf(bytes: &[u8]) {
     let key = PublicKey::parse("a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=").unwrap();
     let path = Path::new("/nowhere/nix.conf");
     for only in [false, true] {
-        let client = Client::new("https://a.example", false, std::slice::from_ref(&key), only).unwrap();
-        let (merged, rest) = match (client.merge(bytes, path), client.without(bytes)) {
+        let client = ClientConfig::new("https://a.example", false, std::slice::from_ref(&key), only).unwrap();
+        let (merged, rest) = match (client.merge(bytes, path), client.without_lines(bytes)) {
             (Ok(merged), Ok(rest)) => (merged, rest),
             (Err(failure), _) => {
                 refused(&failure);
@@ -450,7 +450,7 @@ pub fn nix_conf(bytes: &[u8]) {
             (Ok(_), Err(failure)) => panic!("what is merged cannot be taken out: {failure}"),
         };
         assert_eq!(client.merge(&merged, path).unwrap(), merged, "merged again it is another");
-        assert_eq!(client.without(&merged).unwrap(), rest, "something else was touched");
+        assert_eq!(client.without_lines(&merged).unwrap(), rest, "something else was touched");
         let text = String::from_utf8_lossy(&merged);
         assert!(text.to_lowercase().contains("//a.example") && text.contains(&key.to_string()), "it has no effect");
     }

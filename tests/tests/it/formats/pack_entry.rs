@@ -113,11 +113,11 @@ fn a_build_log_is_the_one_that_nix_copies() {
         "nix-store --export $(head -1 outs) | narinfo-gen --archive --log --log-dir logs | tar t | grep narinfo$";
     let run = scratch.sh(archive);
     run.ok();
-    assert!(run.stderr.contains(".drv.bz2") && run.stderr.contains("does not unpack"), "{}", run.stderr);
+    assert!(run.stderr.contains(".drv.bz2") && run.stderr.contains("cannot decompress"), "{}", run.stderr);
     scratch.sh("rm logs/drvs/*/*.bz2; drv=$(basename $(cat drv)); mkfifo logs/drvs/${drv:0:2}/${drv:2}").ok();
     let run = scratch.sh(archive);
     run.ok();
-    assert!(run.stderr.contains("no log is written") && run.stderr.contains("not a file"), "{}", run.stderr);
+    assert!(run.stderr.contains("no log is written") && run.stderr.contains("not a regular file"), "{}", run.stderr);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn realisations_are_those_of_nix() {
     // Where no Nix tells, that is said, and the rest is written.
     let said = scratch.sh("nix-store --export $(cat out) > export; nix path-info --json $(cat out) > info
                            narinfo-gen --archive --realisations --no-nix --path-info info < export | tar t; false");
-    assert!(said.stderr.contains("no Nix here tells the realisations"), "{}", said.stderr);
+    assert!(said.stderr.contains("no realisation is written: no installed Nix"), "{}", said.stderr);
 }
 
 #[test]

@@ -1,0 +1,128 @@
+//! The cache archive: a tar whose members are the objects of a binary cache under their keys. Each NAR precedes its
+//! narinfo, and each narinfo those that refer to it. Also the kinds of [`Object`]s that a cache has, by their keys.
+
+mod object;
+mod read;
+mod write;
+
+use std::io::{self, Read};
+
+use nar_pack::error::Error;
+
+pub use object::Object;
+pub use read::{Member, read};
+pub use write::Writer;
+
+/// A reader that returns an error if the input ends before the expected number of bytes. The tar library would treat a
+/// body that ends early as complete.
+struct ExactSize<R> {
+    inner: R,
+    remaining: u64,
+}
+
+impl<R: Read> Read for ExactSize<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let limit = buf.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        let n = self.inner.read(&mut buf[..limit])?;
+        if n == 0 && limit > 0 {
+            return Err(Error::refused(format!("truncated: {} bytes are missing", self.remaining)).into());
+        }
+        self.remaining -= n as u64;
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nar_pack::error::Result;
+    use nar_pack::store_path::HashPart;
+    use tar::EntryType::{Directory, Link, Regular, Symlink};
+
+    use super::*;
+    use crate::hash::Sha256;
+
+    fn sample() -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new());
+        writer.text("nix-cache-info", "StoreDir: /nix/store\n").unwrap();
+        writer.text(&format!("log/{}.drv", "x".repeat(200)), "log").unwrap();
+        writer.member("nar/x.nar", 1000, &[7_u8; 1000][..]).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn keys(bytes: &[u8]) -> Result<Vec<(String, u64)>> {
+        let mut keys = Vec::new();
+        read(bytes, |member| {
+            keys.push((member.key, member.size));
+            Ok(())
+        })?;
+        Ok(keys)
+    }
+
+    #[test]
+    fn members_are_read_in_order_with_long_names() {
+        let keys = keys(&sample()).unwrap();
+        assert_eq!(keys.len(), 3);
+        assert_eq!((keys[0].0.as_str(), keys[1].0.len(), keys[2].1), ("nix-cache-info", 208, 1000));
+    }
+
+    #[test]
+    fn an_archive_truncated_anywhere_is_refused() {
+        let bytes = sample();
+        let end = bytes.len() - 1024;
+        for size in 0..=end {
+            assert!(keys(&bytes[..size]).unwrap_err().is_refusal(), "truncated to {size} of {end} bytes");
+        }
+        assert!(keys(&[bytes, vec![0; 8192]].concat()).is_ok());
+    }
+
+    #[test]
+    fn a_body_of_another_size_is_refused() {
+        for body in [&b"12"[..], b"1234"] {
+            let mut writer = Writer::new(Vec::new());
+            assert!(writer.member("nar/x.nar", 3, body).unwrap_err().is_refusal());
+        }
+    }
+
+    #[test]
+    fn an_archive_whose_writer_was_dropped_is_truncated() {
+        let mut out = Vec::new();
+        {
+            let mut writer = Writer::new(&mut out);
+            writer.text("nix-cache-info", "StoreDir: /nix/store\n").unwrap();
+        }
+        assert!(keys(&out).unwrap_err().is_refusal());
+    }
+
+    #[test]
+    fn members_that_are_not_objects_of_a_cache_are_refused() {
+        let archive_of = |name: &str, entry_type: tar::EntryType| {
+            let mut header = tar::Header::new_ustar();
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(entry_type);
+            header.set_size(0);
+            header.set_cksum();
+            [header.as_bytes().to_vec(), vec![0; 1024]].concat()
+        };
+        for name in ["../nix-cache-info", "/etc/passwd", "nar/../x", "readme", "x.narinfo"] {
+            assert!(keys(&archive_of(name, Regular)).unwrap_err().is_refusal(), "{name}");
+        }
+        for entry_type in [Link, Symlink] {
+            assert!(keys(&archive_of("nix-cache-info", entry_type)).unwrap_err().is_refusal());
+        }
+        assert_eq!(keys(&archive_of("./", Directory)).unwrap(), []);
+        assert_eq!(keys(&archive_of("././nix-cache-info", Regular)).unwrap()[0].0, "nix-cache-info");
+    }
+
+    #[test]
+    fn the_key_determines_the_kind_of_object() {
+        let digits = "0".repeat(32);
+        let hash = HashPart::parse(digits.as_bytes()).unwrap();
+        assert_eq!(Object::of_key(&format!("{digits}.narinfo")), Some(Object::Narinfo(hash)));
+        assert_eq!(
+            Object::of_key(&format!("nar/{}.nar.xz", Sha256::of(b"").base32())),
+            Some(Object::Nar(Some(Sha256::of(b""))))
+        );
+        assert_eq!(Object::of_key("nar/x.nar"), Some(Object::Nar(None)));
+        assert_eq!(Object::of_key("short.narinfo"), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! The kinds of objects in a binary cache, by their keys.
+
+use nar_pack::store_path::HashPart;
+
+use crate::cache_info;
+use crate::hash::{BASE32_DIGITS, Sha256};
+
+/// The kind of an object of a binary cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    /// `nix-cache-info`.
+    CacheInfo,
+    /// `<hash part>.narinfo`.
+    Narinfo(HashPart),
+    /// `nar/<FileHash>.nar…`, or any other `nar/…` without a hash in its name.
+    Nar(Option<Sha256>),
+    /// `<hash part>.ls`.
+    Listing(HashPart),
+    /// `log/…`.
+    Log,
+    /// `debuginfo/…`.
+    DebugInfo,
+    /// `realisations/…`, or `build-trace-v2/…` since Nix 2.35.
+    Realisation,
+}
+
+impl Object {
+    /// Returns the kind of the object with this key, if it is a key of a binary cache.
+    #[must_use]
+    pub fn of_key(key: &str) -> Option<Self> {
+        let hash_part = |suffix: &str| key.strip_suffix(suffix).and_then(|stem| HashPart::parse(stem.as_bytes()));
+        if key == cache_info::KEY {
+            return Some(Self::CacheInfo);
+        }
+        if let Some(hash) = hash_part(".narinfo") {
+            return Some(Self::Narinfo(hash));
+        }
+        if let Some(hash) = hash_part(".ls") {
+            return Some(Self::Listing(hash));
+        }
+        let (prefix, name) = key.split_once('/')?;
+        match prefix {
+            "nar" => Some(Self::Nar(name.get(..BASE32_DIGITS).and_then(Sha256::from_base32))),
+            "log" => Some(Self::Log),
+            "debuginfo" => Some(Self::DebugInfo),
+            "realisations" | "build-trace-v2" => Some(Self::Realisation),
+            _ => None,
+        }
+    }
+
+    /// Returns the `Content-Type` that Nix sets on such objects.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::CacheInfo => "text/x-nix-cache-info",
+            Self::Narinfo(_) => "text/x-nix-narinfo",
+            Self::Nar(_) => "application/x-nix-nar",
+            Self::Listing(_) | Self::DebugInfo | Self::Realisation => "application/json",
+            Self::Log => "text/plain; charset=utf-8",
+        }
+    }
+}

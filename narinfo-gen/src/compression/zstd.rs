@@ -1,0 +1,240 @@
+//! zstd: compression to independent frames, decompression of one stream, and decompression of files with many frames on
+//! all processors. `narinfo-gen` writes frames of [`FRAME_SIZE`] bytes that state their size. Other programs often write
+//! one frame of unknown size, which is decompressed by one thread.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, BufRead, Read};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use zstd::bulk;
+use zstd::stream::read::Decoder;
+use zstd::zstd_safe;
+
+use super::FRAME_SIZE;
+
+/// Maximum window of a zstd frame for decompression, as a power of two: 128 MiB, the limit of the zstd tool.
+const MAX_WINDOW_LOG: u32 = 27;
+/// Maximum content size in bytes of a frame that is decompressed on its own.
+const MAX_CONTENT_SIZE: u64 = 2 * FRAME_SIZE as u64;
+/// Maximum compressed size in bytes of such a frame: incompressible content, and 1 MiB for headers.
+const MAX_COMPRESSED_SIZE: usize = 2 * FRAME_SIZE + (1 << 20);
+/// Maximum content size in bytes of a frame that is decompressed at once, because another thread would cost more.
+const MAX_INLINE_SIZE: u64 = 64 << 10;
+/// Maximum number of frames that are decompressed at once. With more processors than this, hashing is the bottleneck.
+const MAX_THREADS: usize = 8;
+/// Bytes to read before checking again whether a frame is complete.
+const READ_SIZE: usize = 128 << 10;
+
+/// Compresses `content` to one frame with a checksum. Every thread keeps its compressor, whose buffers are expensive.
+pub fn compress_frame(content: &[u8], level: u32) -> io::Result<Vec<u8>> {
+    type Cached = Option<(i32, bulk::Compressor<'static>)>;
+    thread_local!(static COMPRESSOR: RefCell<Cached> = const { RefCell::new(None) });
+    let level = i32::try_from(level).unwrap_or(i32::MAX);
+    COMPRESSOR.with_borrow_mut(|cached| {
+        let (_, compressor) = match cached.take().filter(|(of, _)| *of == level) {
+            Some(of_this_level) => cached.insert(of_this_level),
+            None => cached.insert((level, frame_compressor(level)?)),
+        };
+        compressor.compress(content)
+    })
+}
+
+fn frame_compressor(level: i32) -> io::Result<bulk::Compressor<'static>> {
+    let mut compressor = bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    Ok(compressor)
+}
+
+/// Decompresses any zstd file with one thread.
+pub fn stream_decoder<'a>(input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let mut decoder = Decoder::with_buffer(input)?;
+    decoder.window_log_max(MAX_WINDOW_LOG)?;
+    Ok(Box::new(decoder))
+}
+
+/// Decompresses a zstd file, several frames at a time.
+pub struct ParallelZstdDecoder<'a, R> {
+    /// None at the end of the input, or after the stream decoder took it.
+    input: Option<R>,
+    /// Decompresses from the first frame that is not suitable for parallel decompression to the end of the file.
+    stream: Option<Box<dyn Read + Send + 'a>>,
+    /// Input that was read and is not yet part of a frame.
+    buffer: InputBuffer,
+    /// Frames being decompressed, in their order.
+    pending: VecDeque<PendingFrame>,
+    max_pending: usize,
+    current: io::Cursor<Vec<u8>>,
+}
+
+/// The bytes from `start` on are those of the next frame.
+#[derive(Default)]
+struct InputBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+/// The content of a frame.
+enum PendingFrame {
+    Decompressed(Vec<u8>),
+    InProgress(Receiver<io::Result<Vec<u8>>>),
+}
+
+/// What the input continues with.
+enum NextFrame {
+    /// A complete compressed frame and the size of its content.
+    Compressed(Vec<u8>, usize),
+    /// A small frame, already decompressed.
+    Decompressed(Vec<u8>),
+    /// One that only the stream decoder handles: large, of unknown size, or malformed.
+    Unsuitable,
+    EndOfInput,
+}
+
+impl<'a, R: BufRead + Send + 'a> ParallelZstdDecoder<'a, R> {
+    /// Decompresses `input`. Holds one frame more than there are threads.
+    pub fn new(input: R) -> Self {
+        Self {
+            input: Some(input),
+            stream: None,
+            buffer: InputBuffer::default(),
+            pending: VecDeque::new(),
+            max_pending: rayon::current_num_threads().min(MAX_THREADS) + 1,
+            current: io::Cursor::default(),
+        }
+    }
+
+    /// Starts to decompress as many frames as may be pending.
+    fn start_frames(&mut self) -> io::Result<()> {
+        while self.pending.len() < self.max_pending
+            && let Some(input) = &mut self.input
+        {
+            match next_frame(input, &mut self.buffer)? {
+                NextFrame::Compressed(frame, content_size) => {
+                    let (sender, receiver) = sync_channel(1);
+                    // Sending fails if this decoder was dropped.
+                    rayon::spawn(move || drop(sender.send(decompress_frame(&frame, content_size))));
+                    self.pending.push_back(PendingFrame::InProgress(receiver));
+                }
+                NextFrame::Decompressed(content) if content.is_empty() => {}
+                NextFrame::Decompressed(content) => self.pending.push_back(PendingFrame::Decompressed(content)),
+                NextFrame::EndOfInput => self.input = None,
+                NextFrame::Unsuitable => {
+                    let InputBuffer { bytes, start } = std::mem::take(&mut self.buffer);
+                    let mut buffered = io::Cursor::new(bytes);
+                    buffered.set_position(start as u64);
+                    self.stream = self.input.take().map(|input| stream_decoder(buffered.chain(input))).transpose()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a, R: BufRead + Send + 'a> Read for ParallelZstdDecoder<'a, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let n = self.current.read(buf)?;
+            if n > 0 || buf.is_empty() {
+                return Ok(n);
+            }
+            self.start_frames()?;
+            match (self.pending.pop_front(), &mut self.stream) {
+                (Some(PendingFrame::Decompressed(content)), _) => self.current = io::Cursor::new(content),
+                (Some(PendingFrame::InProgress(receiver)), _) => {
+                    let panicked = |_| io::Error::other("internal error: decompression thread panicked");
+                    self.current = io::Cursor::new(receiver.recv().map_err(panicked)??);
+                }
+                (None, Some(stream)) => return stream.read(buf),
+                (None, None) => return Ok(0),
+            }
+        }
+    }
+}
+
+/// Takes the next frame out of `buffer`, after reading as much of `input` as that requires.
+fn next_frame(input: &mut impl BufRead, buffer: &mut InputBuffer) -> io::Result<NextFrame> {
+    loop {
+        let bytes = &buffer.bytes[buffer.start..];
+        match (zstd_safe::get_frame_content_size(bytes), zstd_safe::find_frame_compressed_size(bytes)) {
+            (Ok(Some(content_size)), Ok(compressed_size)) if content_size <= MAX_CONTENT_SIZE => {
+                buffer.start += compressed_size;
+                let frame = &bytes[..compressed_size];
+                let size = usize::try_from(content_size).unwrap_or(FRAME_SIZE);
+                return if content_size <= MAX_INLINE_SIZE {
+                    decompress_frame(frame, size).map(NextFrame::Decompressed)
+                } else {
+                    Ok(NextFrame::Compressed(frame.to_vec(), size))
+                };
+            }
+            (_, Ok(_)) => return Ok(NextFrame::Unsuitable),
+            (Ok(Some(content_size)), Err(_)) if content_size > MAX_CONTENT_SIZE => return Ok(NextFrame::Unsuitable),
+            _ if bytes.len() > MAX_COMPRESSED_SIZE => return Ok(NextFrame::Unsuitable),
+            _ => {}
+        }
+        buffer.bytes.drain(..std::mem::take(&mut buffer.start));
+        let size_before = buffer.bytes.len();
+        input.by_ref().take(READ_SIZE as u64).read_to_end(&mut buffer.bytes)?;
+        if buffer.bytes.len() == size_before {
+            return Ok(if size_before == 0 { NextFrame::EndOfInput } else { NextFrame::Unsuitable });
+        }
+    }
+}
+
+fn decompress_frame(frame: &[u8], content_size: usize) -> io::Result<Vec<u8>> {
+    thread_local!(static DECOMPRESSOR: RefCell<Option<bulk::Decompressor<'static>>> = const { RefCell::new(None) });
+    DECOMPRESSOR.with_borrow_mut(|cached| {
+        let decompressor = match cached {
+            Some(decompressor) => decompressor,
+            None => cached.insert(bulk::Decompressor::new()?),
+        };
+        decompressor.decompress(frame, content_size)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decompress(file: &[u8]) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        ParallelZstdDecoder::new(file).read_to_end(&mut content).map(|_| content)
+    }
+
+    fn chunks() -> Vec<Vec<u8>> {
+        (0..40_u8).map(|n| (0..=250_u8).cycle().take(usize::from(n) * 6_000).map(|i| i ^ n).collect()).collect()
+    }
+
+    fn frames() -> Vec<u8> {
+        chunks().iter().flat_map(|chunk| compress_frame(chunk, 3).unwrap()).collect()
+    }
+
+    #[test]
+    fn frames_are_decompressed_in_order() {
+        assert!(decompress(&frames()).unwrap() == chunks().concat());
+        assert!(decompress(&[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_frame_of_unknown_size_may_be_between_others() {
+        let streamed = zstd::stream::encode_all(&b"streamed"[..], 3).unwrap();
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+        let file = [frames(), skippable.to_vec(), streamed, frames()].concat();
+        assert!(decompress(&file).unwrap() == [chunks().concat(), b"streamed".to_vec(), chunks().concat()].concat());
+    }
+
+    #[test]
+    fn truncated_and_damaged_files_are_errors() {
+        let (good, whole) = (frames(), chunks().concat());
+        for length in [1, 5, good.len() / 2, good.len() - 1] {
+            assert!(decompress(&good[..length]).is_err(), "{length}");
+        }
+        for at in (0..good.len()).step_by(good.len() / 200 + 1) {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            // A flipped bit may give another encoding of the same content.
+            assert!(decompress(&bad).map_or(true, |content| content == whole), "{at}");
+        }
+        assert!(decompress(b"random bytes that are not zstd").is_err());
+    }
+}

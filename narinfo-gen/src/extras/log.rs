@@ -1,0 +1,76 @@
+//! `log/<derivation>`: build logs, uncompressed, as `nix store copy-log` writes them.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, BufReader, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::store_path::StorePath;
+
+use super::{ExtraObject, MAX_IN_MEMORY};
+use crate::compression::{Compression, decoder};
+use crate::input_error::is_input_error;
+use crate::spool::Spool;
+
+/// Maximum uncompressed size of a build log, in bytes. `s3-push` has the same limit.
+const MAX_LOG_SIZE: u64 = 64 << 20;
+
+/// Reads the build logs of derivations, each at most once.
+#[derive(Debug)]
+pub struct BuildLogs {
+    dir: PathBuf,
+    already_read: HashSet<StorePath>,
+}
+
+impl BuildLogs {
+    /// Reads logs from a log directory of Nix, such as `/nix/var/log/nix`.
+    #[must_use]
+    pub fn new(log_dir: &Path) -> Self {
+        Self { dir: log_dir.join("drvs"), already_read: HashSet::new() }
+    }
+
+    /// Returns the build log of a derivation. None if there is no log, or if it was returned before.
+    ///
+    /// # Errors
+    /// Fails if the log cannot be read. Refuses a log that cannot be decompressed or is larger than 64 MiB.
+    pub fn read(&mut self, derivation: &StorePath) -> Result<Option<ExtraObject>> {
+        if !self.already_read.insert(derivation.clone()) {
+            return Ok(None);
+        }
+        // Nix keeps logs in directories by the first two digits, compressed or not (`compress-build-log`).
+        let (first, rest) = derivation.base_name().split_at(2);
+        let uncompressed = self.dir.join(first).join(rest);
+        let compressed = self.dir.join(first).join(format!("{rest}.bz2"));
+        for (file, method) in [(uncompressed, Compression::None), (compressed, Compression::Bzip2)] {
+            let reading = || format!("cannot read the build log {}", file.display());
+            match open_log(&file) {
+                Ok(log) => return read_log(derivation, log, method).context(reading).map(Some),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(error) => return Err(error).context(reading),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Opens a regular file. Opening a FIFO would block until there is a writer.
+fn open_log(file: &Path) -> io::Result<File> {
+    if fs::metadata(file)?.is_file() { File::open(file) } else { Err(Error::refused("not a regular file").into()) }
+}
+
+fn read_log(derivation: &StorePath, log: File, method: Compression) -> Result<ExtraObject> {
+    let mut spool = Spool::new(MAX_IN_MEMORY);
+    let mut log = decoder(method, BufReader::new(log))?.take(MAX_LOG_SIZE + 1);
+    let size = io::copy(&mut log, &mut spool).map_err(|error| {
+        if is_input_error(&error) {
+            error.into()
+        } else {
+            Error::refused(format!("cannot decompress as {method}: {error}"))
+        }
+    })?;
+    if size > MAX_LOG_SIZE {
+        return Err(Error::refused(format!("larger than {MAX_LOG_SIZE} bytes")));
+    }
+    ExtraObject::from_spool(format!("log/{derivation}"), spool)
+}

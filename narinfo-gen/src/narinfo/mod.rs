@@ -1,0 +1,241 @@
+//! The narinfo: the description of a store path in a binary cache (Nix's `src/libstore/nar-info.cc`), and the text format
+//! of one or many.
+
+mod parse;
+mod text;
+
+use std::fmt::{self, Write as _};
+
+use nar_pack::error::{Error, Result};
+use nar_pack::store_path::{StoreDir, StorePath};
+
+use crate::hash::Sha256;
+
+pub use text::{TextWriter, read_text};
+
+/// Maximum size of a narinfo, in bytes.
+pub const MAX_SIZE: usize = 1 << 20;
+
+/// The description of a store path in a binary cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NarInfo {
+    /// The store directory of the path.
+    pub store_dir: StoreDir,
+    /// The store path.
+    pub path: StorePath,
+    /// Key of the NAR, relative to the root of the cache.
+    pub url: String,
+    /// Name of the compression method; `bzip2` if the narinfo has none.
+    pub compression: String,
+    /// Hash of the compressed NAR; some caches omit it.
+    pub file_hash: Option<Sha256>,
+    /// Size of the compressed NAR in bytes.
+    pub file_size: Option<u64>,
+    /// Hash of the NAR.
+    pub nar_hash: Sha256,
+    /// Size of the NAR in bytes; never 0.
+    pub nar_size: u64,
+    /// The paths that this path refers to, sorted.
+    pub references: Vec<StorePath>,
+    /// The derivation that built the path.
+    pub deriver: Option<StorePath>,
+    /// Signatures, unchanged.
+    pub signatures: Vec<String>,
+    /// Content address.
+    pub ca: Option<String>,
+    /// Fields unknown to this version, in their order.
+    pub unknown: Vec<(String, String)>,
+}
+
+impl NarInfo {
+    /// Parses one narinfo.
+    ///
+    /// # Errors
+    /// Refuses a malformed narinfo, and one of another store directory, with the line number.
+    pub fn parse(text: &str, store_dir: &StoreDir) -> Result<Self> {
+        parse::parse(text, store_dir)
+    }
+
+    /// Returns the text of the narinfo.
+    ///
+    /// # Errors
+    /// Refuses a narinfo that is larger than [`NarInfo::parse`] accepts.
+    pub fn to_text(&self) -> Result<String> {
+        let text = self.to_string();
+        if text.len() > MAX_SIZE {
+            let path = self.full_path();
+            return Err(Error::refused(format!("{path}: the narinfo would be larger than {MAX_SIZE} bytes")));
+        }
+        Ok(text)
+    }
+
+    /// Returns the key of the narinfo in a cache.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("{}.narinfo", self.path.hash_part())
+    }
+
+    /// Returns the full store path.
+    #[must_use]
+    pub fn full_path(&self) -> String {
+        self.store_dir.join(&self.path)
+    }
+
+    /// Returns the text that signatures sign (Nix's `ValidPathInfo::fingerprint`):
+    /// `1;PATH;NAR-HASH;NAR-SIZE;REFERENCES`.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let references: Vec<String> = self.references.iter().map(|path| self.store_dir.join(path)).collect();
+        format!("1;{};{};{};{}", self.full_path(), self.nar_hash, self.nar_size, references.join(","))
+    }
+
+    /// Adds a signature unless the narinfo has it already.
+    pub fn add_signature(&mut self, signature: String) {
+        if !self.signatures.contains(&signature) {
+            self.signatures.push(signature);
+            self.signatures.sort_unstable();
+        }
+    }
+
+    /// Returns this narinfo, merged with another one of the same contents: adds the signatures, deriver, content address
+    /// and unknown fields that only `other` has.
+    #[must_use]
+    pub fn merged_with(mut self, other: &Self) -> Self {
+        for signature in &other.signatures {
+            self.add_signature(signature.clone());
+        }
+        self.deriver = self.deriver.or_else(|| other.deriver.clone());
+        self.ca = self.ca.or_else(|| other.ca.clone());
+        for (key, value) in &other.unknown {
+            if !self.unknown.iter().any(|(existing, _)| existing == key) {
+                self.unknown.push((key.clone(), value.clone()));
+            }
+        }
+        self
+    }
+
+    /// Returns whether both describe the same path with the same contents and references. The compressed file and the
+    /// signatures may differ.
+    #[must_use]
+    pub fn same_contents(&self, other: &Self) -> bool {
+        (&self.path, self.nar_hash, self.nar_size, &self.references)
+            == (&other.path, other.nar_hash, other.nar_size, &other.references)
+    }
+}
+
+/// The text of the narinfo, with its fields in the order in which Nix writes them.
+impl fmt::Display for NarInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "StorePath: {}", self.full_path())?;
+        writeln!(f, "URL: {}", self.url)?;
+        writeln!(f, "Compression: {}", self.compression)?;
+        if let Some(hash) = self.file_hash {
+            writeln!(f, "FileHash: {hash}")?;
+        }
+        if let Some(size) = self.file_size {
+            writeln!(f, "FileSize: {size}")?;
+        }
+        writeln!(f, "NarHash: {}\nNarSize: {}", self.nar_hash, self.nar_size)?;
+        let mut references = String::new();
+        for path in &self.references {
+            write!(references, "{}{path}", if references.is_empty() { "" } else { " " })?;
+        }
+        // Without references the space stays, because Nix's parser skips two characters after each field name.
+        writeln!(f, "References: {references}")?;
+        if let Some(deriver) = &self.deriver {
+            writeln!(f, "Deriver: {deriver}")?;
+        }
+        for signature in &self.signatures {
+            writeln!(f, "Sig: {signature}")?;
+        }
+        if let Some(ca) = &self.ca {
+            writeln!(f, "CA: {ca}")?;
+        }
+        for (key, value) in &self.unknown {
+            writeln!(f, "{key}: {value}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+StorePath: /nix/store/02dlwc21njky62v7q7ffcb10000n2grx-top
+URL: nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73.nar.zst
+Compression: zstd
+FileHash: sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73
+FileSize: 18446744073709551615
+NarHash: sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73
+NarSize: 160
+References: h7jx3wrzn6m9vjl9604id854qx1xyqw6-dep
+Deriver: qdg5s19qp4l9vbj6s2rsgp4rs6gxfimw-top.drv
+Sig: a:xyz==
+Sig: b:123==
+CA: text:sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73
+Provenance: {\"x\": 1}
+";
+
+    fn dir() -> StoreDir {
+        StoreDir::new("/nix/store").unwrap()
+    }
+
+    #[test]
+    fn a_parsed_narinfo_is_written_as_the_same_text() {
+        assert_eq!(NarInfo::parse(TEXT, &dir()).unwrap().to_string(), TEXT);
+        let bare = TEXT.replace("References: h7jx3wrzn6m9vjl9604id854qx1xyqw6-dep", "References: ");
+        assert_eq!(NarInfo::parse(&bare, &dir()).unwrap().to_string(), bare);
+    }
+
+    #[test]
+    fn a_missing_compression_is_bzip2() {
+        let text = TEXT.replace("Compression: zstd\n", "");
+        assert_eq!(NarInfo::parse(&text, &dir()).unwrap().compression, "bzip2");
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        for (from, to, line) in [
+            ("NarSize: 160", "NarSize: -1", "line 7"),
+            ("NarSize: 160", "NarSize: 18446744073709551616", "line 7"),
+            ("NarSize: 160", "NarSize", "line 7"),
+            ("FileHash: sha256:0", "FileHash: sha256:e", "line 4"),
+            ("/nix/store/02", "/gnu/store/02", "line 1"),
+            ("URL: nar/", "URL: ../", "line 2"),
+            ("URL: nar/", "URL: https://evil.example/", "line 2"),
+            ("Compression: zstd", "NarSize: 160\nNarSize: 160", "line 4"),
+            ("NarSize: 160", "NarSize: 160\r", "line 7"),
+        ] {
+            let error = NarInfo::parse(&TEXT.replacen(from, to, 1), &dir()).unwrap_err();
+            assert!(error.is_refusal() && error.message().contains(line), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn required_fields_must_be_there() {
+        for key in ["StorePath", "URL", "NarHash", "NarSize", "References"] {
+            let text: String = TEXT.lines().filter(|l| !l.starts_with(key)).fold(String::new(), |t, l| t + l + "\n");
+            let error = NarInfo::parse(&text, &dir()).unwrap_err();
+            assert!(error.message().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn narinfo_text_is_refused_if_empty_or_truncated() {
+        let stream = format!("{TEXT}\n{TEXT}");
+        let count_narinfos = |text: &str| {
+            let mut count = 0;
+            read_text(text.as_bytes(), &dir(), |_, _| {
+                count += 1;
+                Ok(())
+            })
+            .map(|()| count)
+        };
+        assert_eq!(count_narinfos(&stream).unwrap(), 2);
+        for text in ["", "\n", &format!("{TEXT}\n"), &format!("{TEXT}\n\n{TEXT}"), &TEXT[..TEXT.len() - 1]] {
+            assert!(count_narinfos(text).unwrap_err().is_refusal(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Runs `narinfo-gen`: turns the command line into [`Options`], connects standard input to the narinfo builder, and writes
+//! its results to standard output.
+
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::path_info::PathInfoSource;
+use nar_pack::process;
+use nar_pack::stdio::{self, Output};
+use nar_pack::store_path::StorePath;
+
+use crate::archive;
+use crate::cache_info::{self, CacheInfo};
+use crate::cli::Cli;
+use crate::compress_nar::CompressedNar;
+use crate::compression::Settings;
+use crate::extras::{ExtraObject, Extras};
+use crate::narinfo::{NarInfo, TextWriter};
+use crate::narinfo_builder::{EntryWriter, NarInfoBuilder, require_path};
+use crate::stream::{Kind, sniff};
+
+const TOOL: &str = "narinfo-gen";
+const EXPECTED_INPUT: &str = "a NAR or an export stream";
+
+/// What to write.
+#[derive(Debug)]
+enum Mode {
+    NarInfoText,
+    /// A cache archive with these extras.
+    Archive(Extras),
+}
+
+/// One invocation of the tool.
+#[derive(Debug)]
+struct Options {
+    mode: Mode,
+    settings: Settings,
+    path_info: PathInfoSource,
+    /// The path of the NAR on standard input.
+    path: Option<StorePath>,
+    deriver: Option<StorePath>,
+}
+
+impl Options {
+    fn from_cli(cli: &Cli) -> Result<Self> {
+        let settings = cli.compression_args.settings()?;
+        let path_info = PathInfoSource::open(&cli.path_info_args, None)?;
+        let parse = |path: &Option<String>| path.as_deref().map(|path| path_info.store_dir.parse(path)).transpose();
+        let (path, deriver) = (parse(&cli.store_path)?, parse(&cli.deriver)?);
+        let mode = if cli.archive {
+            Mode::Archive(Extras {
+                listing: cli.listing,
+                debug_info: cli.debug_info,
+                log_dir: cli.log.then(|| cli.log_dir.clone()),
+                realisations: cli.realisations,
+            })
+        } else {
+            Mode::NarInfoText
+        };
+        Ok(Self { mode, settings, path_info, path, deriver })
+    }
+}
+
+/// Runs the tool.
+///
+/// # Errors
+/// See the exit codes in [`nar_pack::error`].
+pub fn run(cli: &Cli) -> Result {
+    let Options { mode, settings, mut path_info, path, deriver } = Options::from_cli(cli)?;
+    let (kind, mut input) = sniff(stdio::stdin(EXPECTED_INPUT)?, EXPECTED_INPUT)?;
+    if !matches!(kind, Kind::Nar | Kind::Export) {
+        return Err(Error::refused(format!("standard input is {}, expected {EXPECTED_INPUT}", kind.name())));
+    }
+    let path = require_path(kind, path)?;
+    let (writer, extras) = match mode {
+        Mode::NarInfoText => (OutputWriter::Text(TextWriter::new(stdio::stdout(None)?)), Extras::default()),
+        Mode::Archive(extras) => {
+            let mut archive = archive::Writer::new(stdio::stdout(Some("the cache archive"))?);
+            archive.text(cache_info::KEY, &CacheInfo::new(path_info.store_dir.clone()).to_string())?;
+            (OutputWriter::Archive(archive), extras)
+        }
+    };
+    let warn = |warning: &str| process::print_message(TOOL, warning);
+    let mut builder = NarInfoBuilder { settings, path_info: &mut path_info, extras, writer, warn };
+    let result = match path {
+        Some(path) => builder.nar(&mut input, &path, deriver.as_ref()).context(|| path.to_string()),
+        None => builder.export(&mut input),
+    };
+    builder.writer.finish(result)
+}
+
+/// Writes to standard output in the format of the [`Mode`].
+enum OutputWriter {
+    Text(TextWriter<Output>),
+    Archive(archive::Writer<Output>),
+}
+
+impl OutputWriter {
+    /// Completes the output, or leaves it recognizably truncated if `result` is an error.
+    fn finish(self, result: Result) -> Result {
+        match self {
+            Self::Archive(archive) => result.and_then(|()| archive.finish()?.finish()),
+            Self::Text(mut text) => {
+                result.inspect_err(|_| text.mark_truncated())?;
+                text.into_inner().finish()
+            }
+        }
+    }
+}
+
+impl EntryWriter for OutputWriter {
+    fn write_nar(&mut self, key: &str, nar: CompressedNar) -> Result {
+        match self {
+            Self::Text(_) => Ok(()),
+            Self::Archive(archive) => archive.member(key, nar.file_size, nar.body),
+        }
+    }
+
+    fn write_object(&mut self, object: ExtraObject) -> Result {
+        match self {
+            Self::Text(_) => Ok(()),
+            Self::Archive(archive) => archive.member(&object.key, object.body.size(), object.body),
+        }
+    }
+
+    fn write_narinfo(&mut self, narinfo: NarInfo, more: bool) -> Result {
+        match self {
+            Self::Text(text) => text.write(&narinfo, more),
+            Self::Archive(archive) => archive.narinfo(&narinfo),
+        }
+    }
+}
