@@ -68,7 +68,7 @@ pub fn export(runtime: &Handle, sources: &Arc<Sources>, candidates: &[Arc<Candid
             references: narinfo.references.clone(),
             deriver: narinfo.deriver.clone(),
         };
-        writer.path(&sources.store_dir, &trailer, |out| write_nar(body, narinfo, out))?;
+        writer.write_path(&sources.store_dir, &trailer, |out| write_nar(body, narinfo, out))?;
     }
     writer.finish()?.finish()
 }
