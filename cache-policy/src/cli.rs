@@ -1,131 +1,182 @@
-//! The command line of `cache-policy`.
+//! The command line of `cache-policy`. Contains only clap definitions; `mode` turns them into one typed mode.
 
 use std::path::PathBuf;
 
-use cache_sign::cli::PublicKeys;
-use clap::{ArgGroup, Parser};
+use cache_sign::cli::TrustedKeyArgs;
+use clap::{ArgAction, ArgGroup, Parser};
 
-use crate::documents::Partition;
+use crate::documents::arn::Partition;
 
-/// Print the documents that govern a bucket that serves as a Nix binary cache, and the client's nix.conf.
+/// Print the policies of a bucket that serves as a Nix binary cache, and the nix.conf of its clients
 ///
-/// Writes one document to standard output and changes nothing anywhere, but for --nix-conf --write and --remove; the
-/// same arguments give the same bytes.
+/// Writes one document to standard output, and changes nothing except with --write and --remove. The same arguments always give the same bytes.
 #[derive(Debug, Parser)]
-#[command(name = "cache-policy", version, verbatim_doc_comment, after_help = AFTER_HELP,
-          group(ArgGroup::new("document").required(true)
-              .args(["read_only", "upload", "admin", "lifecycle", "cors", "oidc_trust", "nix_conf"])))]
+#[command(
+    name = "cache-policy", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,
+    override_usage = "cache-policy <DOCUMENT> [OPTIONS] [BUCKET]",
+    disable_help_flag = true, disable_version_flag = true,
+    group(ArgGroup::new("document").required(true)
+        .args(["read_only", "upload", "admin", "lifecycle", "cors", "oidc_trust", "nix_conf"]))
+)]
 pub struct Cli {
-    /// The bucket: s3://BUCKET[/PREFIX] or the bare name (default: $NIX_S3_CACHE); with --nix-conf also the https:// URL
-    /// of the cache
-    #[arg(value_name = "BUCKET")]
+    /// Bucket, s3://BUCKET[/PREFIX] or a bare name [default: $NIX_S3_CACHE]
+    ///
+    /// With --nix-conf it can also be the https:// URL of the cache.
+    #[arg(value_name = "BUCKET", help_heading = "Input")]
     pub bucket: Option<String>,
 
-    /// Bucket policy that lets everybody read, or with --principal some; with --identity a policy for users
-    #[arg(long)]
+    /// Print a policy for reading
+    ///
+    /// By default it is a bucket policy that lets everybody read; with --principal it lets only those principals read. With --identity it is a policy for users and roles.
+    #[arg(long, help_heading = "Document (exactly one)")]
     pub read_only: bool,
 
-    /// Identity policy for those who upload; with --principal a bucket policy
-    #[arg(long)]
+    /// Print a policy for uploading
+    ///
+    /// By default it is an identity policy for users and roles; with --principal it is a bucket policy.
+    #[arg(long, help_heading = "Document (exactly one)")]
     pub upload: bool,
 
-    /// Identity policy for those who delete and set lifecycle rules; with --principal a bucket policy
-    #[arg(long)]
+    /// Print a policy for deleting objects and setting lifecycle rules
+    ///
+    /// By default it is an identity policy for users and roles; with --principal it is a bucket policy.
+    #[arg(long, help_heading = "Document (exactly one)")]
     pub admin: bool,
 
-    /// Lifecycle configuration: give up multipart uploads that are not complete after DAYS
-    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650))]
+    /// Print the lifecycle rule that aborts incomplete uploads after DAYS
+    #[arg(
+        long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650),
+        help_heading = "Document (exactly one)"
+    )]
     pub lifecycle: Option<u16>,
 
-    /// CORS configuration: let web pages read the cache
-    #[arg(long)]
+    /// Print a CORS configuration that lets web pages read
+    #[arg(long, help_heading = "Document (exactly one)")]
     pub cors: bool,
 
-    /// Trust policy of a role that jobs of a CI provider assume: the provider's host, and path if any, as in
-    /// token.actions.githubusercontent.com
-    #[arg(long, value_name = "PROVIDER", requires_all = ["account", "subject"])]
+    /// Print the trust policy of a role for CI jobs
+    ///
+    /// PROVIDER is the host of the OpenID Connect provider, with the path if it has one, such as token.actions.githubusercontent.com.
+    #[arg(
+        long, value_name = "PROVIDER", requires_all = ["account", "subject"], help_heading = "Document (exactly one)"
+    )]
     pub oidc_trust: Option<String>,
 
-    /// The lines of nix.conf that make a client use the cache
-    #[arg(long)]
+    /// Print the nix.conf lines of a client
+    #[arg(long, help_heading = "Document (exactly one)")]
     pub nix_conf: bool,
 
-    /// Only for these: ARN of a user, a role or an account's root, or the 12 digits of an account; may be given several
-    /// times
-    #[arg(long, value_name = "ARN")]
+    /// Allow only this user, role or account; can be repeated
+    ///
+    /// The value is the ARN of a user, of a role or of the root of an account, or the 12 digits of an account ID.
+    #[arg(long, value_name = "ARN", help_heading = "Policies")]
     pub principal: Vec<String>,
 
-    /// Only for the user with this access key ID, where a service knows users by it (versitygw); may be given several
-    /// times
-    #[arg(long, value_name = "ID", conflicts_with = "principal")]
+    /// Allow only the user with this access key ID; can be repeated
+    ///
+    /// For services that identify users by access key ID, such as versitygw.
+    #[arg(long, value_name = "ID", conflicts_with = "principal", help_heading = "Policies", hide_short_help = true)]
     pub principal_key_id: Vec<String>,
 
-    /// With --read-only: a policy to attach to users and roles instead of to the bucket
-    #[arg(long, requires = "read_only", conflicts_with_all = ["principal", "principal_key_id"])]
+    /// Print --read-only as a policy for users and roles
+    #[arg(
+        long, requires = "read_only", conflicts_with_all = ["principal", "principal_key_id"], help_heading = "Policies"
+    )]
     pub identity: bool,
 
-    /// With --read-only: allow listing too: what is not there is 404, not 403, and whoever may read sees every key, so all
-    /// that was ever built
-    #[arg(long, requires = "read_only")]
+    /// Allow listing in --read-only
+    ///
+    /// Readers can then list the keys of everything that was ever published, and a missing object is answered with 404 instead of 403.
+    #[arg(long, requires = "read_only", help_heading = "Policies")]
     pub allow_list: bool,
 
-    /// Deny what does not come over TLS, of requests for the bucket itself and for objects below the prefix
-    #[arg(long)]
+    /// Deny requests without TLS
+    ///
+    /// Applies to requests for the bucket itself and for objects below the prefix.
+    #[arg(long, help_heading = "Policies")]
     pub require_tls: bool,
 
-    /// Allow only requests from these addresses (CIDR, as in 192.0.2.0/24, the first address of the range); may be given
-    /// several times
-    #[arg(long, value_name = "CIDR")]
+    /// Allow only requests from this address or CIDR range; can be repeated
+    ///
+    /// A range is written with its first address, such as 192.0.2.0/24.
+    #[arg(long, value_name = "CIDR", help_heading = "Policies")]
     pub source_ip: Vec<String>,
 
-    /// Allow only requests through this VPC endpoint (vpce-…); may be given several times
-    #[arg(long, value_name = "ID", conflicts_with = "source_ip")]
+    /// Allow only requests through this VPC endpoint; can be repeated
+    #[arg(long, value_name = "ID", conflicts_with = "source_ip", help_heading = "Policies", hide_short_help = true)]
     pub vpc_endpoint: Vec<String>,
 
-    /// The partition of the bucket's ARN (default: that of the principals or of the URL's region, else aws)
-    #[arg(long, value_enum)]
+    /// Set the AWS partition of the bucket
+    ///
+    /// The default is the partition of the principals, else that of the region in the URL, else aws.
+    #[arg(long, value_enum, help_heading = "Policies", hide_short_help = true)]
     pub partition: Option<Partition>,
 
-    /// With --cors: a web page's origin, as in https://example.org; may be given several times (default: all)
-    #[arg(long, value_name = "ORIGIN", requires = "cors")]
+    /// Allow only web pages of this origin; can be repeated
+    ///
+    /// An origin is a scheme and a host, such as https://example.org. The default is all origins.
+    #[arg(long, value_name = "ORIGIN", requires = "cors", help_heading = "CORS and OIDC trust")]
     pub origin: Vec<String>,
 
-    /// With --oidc-trust: the account of the role
-    #[arg(long, value_name = "DIGITS", requires = "oidc_trust")]
+    /// Set the account ID of the role
+    #[arg(long, value_name = "DIGITS", requires = "oidc_trust", help_heading = "CORS and OIDC trust")]
     pub account: Option<String>,
 
-    /// With --oidc-trust: which jobs, by the sub of their tokens; see below; may be given several times
-    #[arg(long, value_name = "SUBJECT", requires = "oidc_trust")]
+    /// Allow only jobs whose token has this subject; can be repeated
+    ///
+    /// The section "Subjects" below describes the values.
+    #[arg(long, value_name = "SUBJECT", requires = "oidc_trust", help_heading = "CORS and OIDC trust")]
     pub subject: Vec<String>,
 
-    /// With --oidc-trust: the audience of the token
-    #[arg(long, value_name = "AUDIENCE", requires = "oidc_trust", default_value = "sts.amazonaws.com")]
+    /// Set the audience of the token
+    #[arg(
+        long,
+        value_name = "AUDIENCE",
+        requires = "oidc_trust",
+        default_value = "sts.amazonaws.com",
+        help_heading = "CORS and OIDC trust",
+        hide_short_help = true
+    )]
     pub audience: String,
 
-    /// With --nix-conf: the keys that sign what is in the cache
+    /// The keys that clients trust
     #[command(flatten)]
-    pub keys: PublicKeys,
+    pub keys: TrustedKeyArgs,
 
-    /// With --nix-conf: the bucket's plain https:// URL instead of s3://, for a bucket that everybody may read
-    #[arg(long, requires = "nix_conf")]
+    /// Use the https:// URL of the bucket instead of s3://
+    ///
+    /// For a bucket that everybody may read.
+    #[arg(long, requires = "nix_conf", help_heading = "nix.conf")]
     pub https: bool,
 
-    /// With --nix-conf: this cache and these keys and no others (substituters and trusted-public-keys instead of their
-    /// extra- forms)
-    #[arg(long, requires = "nix_conf")]
+    /// Replace all other caches and keys
+    ///
+    /// Writes substituters and trusted-public-keys instead of the settings with the prefix extra-.
+    #[arg(long, requires = "nix_conf", help_heading = "nix.conf", hide_short_help = true)]
     pub only: bool,
 
-    /// With --nix-conf: merge the lines into FILE, and touch nothing else in it
-    #[arg(long, value_name = "FILE", requires = "nix_conf", conflicts_with = "remove")]
+    /// Merge the lines into FILE
+    #[arg(long, value_name = "FILE", requires = "nix_conf", conflicts_with = "remove", help_heading = "nix.conf")]
     pub write: Option<PathBuf>,
 
-    /// With --nix-conf: take the lines out of FILE again
-    #[arg(long, value_name = "FILE", requires = "nix_conf")]
+    /// Remove the lines from FILE
+    #[arg(long, value_name = "FILE", requires = "nix_conf", help_heading = "nix.conf")]
     pub remove: Option<PathBuf>,
+
+    /// Print help: a summary with -h, all of it with --help
+    #[arg(short, long, action = ArgAction::Help, help_heading = "Common")]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Common")]
+    version: Option<bool>,
 }
 
-const AFTER_HELP: &str = "\
-What each document allows, on the objects below the prefix; everything else stays forbidden:
+const AFTER_HELP: &str = "Run 'cache-policy --help' for details and examples.";
+
+const AFTER_LONG_HELP: &str = "\
+Allowed requests:
+Each policy allows these requests, for the objects below the prefix. Everything else is not allowed.
 
   document                 GET  HEAD LIST PUT  MULTI PARTS ABORT DELETE LIFECYCLE POLICY
   --read-only              yes  yes  no   no   no    no    no    no     no        no
@@ -133,64 +184,64 @@ What each document allows, on the objects below the prefix; everything else stay
   --upload                 yes  yes  yes  yes  yes   yes   yes   no     no        no
   --admin                  yes  yes  yes  no   no    yes   yes   yes    yes       no
 
-MULTI is an upload in parts, PARTS the listing of unfinished uploads and their parts, LIFECYCLE the
-reading and setting of lifecycle rules, POLICY a change of the bucket policy. With a prefix --admin
-leaves LIFECYCLE out: a rule reaches the whole bucket. LIST is then of the prefix only, the listing of
-unfinished uploads is not (S3 cannot restrict it).
+MULTI is a multipart upload, PARTS lists incomplete uploads and their parts, LIFECYCLE gets and sets lifecycle rules, and POLICY sets the bucket policy. With a prefix, LIST is limited to the prefix, but incomplete uploads can be listed in the whole bucket, because S3 cannot limit that, and --admin does not allow LIFECYCLE, because a lifecycle rule applies to the whole bucket.
 
-What needs which permission, and what happens without it:
-
-  s3:GetObject                   reading anything: s3-pull, and s3-push of what the cache has already
-  s3:PutObject                   writing anything: s3-push
-  s3:ListBucket                  s3-pull --all. Without it s3-push asks for each path, and a service
-                                 answers 403, not 404, for what is not there; that is taken for missing
-  s3:ListBucketMultipartUploads  continuing an upload that died; without it, it is sent anew
-  s3:ListMultipartUploadParts    the same
-  s3:AbortMultipartUpload        giving up an upload that was refused; without it, its parts stay
-  s3:DeleteObject                whoever removes from the cache; nothing here does
+Permissions:
+  s3:GetObject                   Read objects. Required by s3-pull, and by s3-push for objects that
+                                 are already in the cache.
+  s3:PutObject                   Write objects. Required by s3-push.
+  s3:ListBucket                  List objects. Required by 's3-pull --all'. Without it, s3-push
+                                 looks up each path, and the service answers 403 instead of 404
+                                 for a missing object, which the tools treat as missing.
+  s3:ListBucketMultipartUploads  Resume an interrupted upload. Without it, s3-push uploads the
+                                 object again.
+  s3:ListMultipartUploadParts    The same.
+  s3:AbortMultipartUpload        Abort a failed upload. Without it, its parts remain stored.
+  s3:DeleteObject                Delete objects.
   s3:GetLifecycleConfiguration, s3:PutLifecycleConfiguration
-                                 setting what --lifecycle prints
+                                 Get and set lifecycle rules, such as that of --lifecycle.
 
-Flags of s3-push need more than --upload allows: --tag s3:PutObjectTagging, --object-lock-days
-s3:PutObjectRetention, --sse-kms-key-id kms:GenerateDataKey and kms:Decrypt on the key.
+Some options of s3-push require permissions that --upload does not allow: --tag requires s3:PutObjectTagging, --object-lock-days requires s3:PutObjectRetention, and --sse-kms-key-id requires kms:GenerateDataKey and kms:Decrypt on the key.
 
---require-tls is a Deny of its own; --source-ip and --vpc-endpoint narrow what the document allows.
-Who may set policies is nobody's but the owner's. Services differ: MinIO looks at bucket policies for
-anonymous readers only, so there --read-only --identity is for named readers, and has no lifecycle
-rule for unfinished uploads (it removes them itself after a day). versitygw has bucket policies only.
-R2 and Garage have neither.
+--require-tls adds a Deny statement. --source-ip and --vpc-endpoint add conditions to the Allow statements. Only the owner of the bucket can set its policy.
 
-The subject of a token (sub) says which job it is of, each provider in its own way: on GitHub
-repo:OWNER/PROJECT:ref:refs/heads/main or repo:OWNER/PROJECT:environment:NAME, on GitLab
-project_path:GROUP/PROJECT:ref_type:branch:ref:main. In --subject, * and ? match anything, colons and
-slashes too: repo:OWNER/PROJECT:* takes in pull requests and every branch. In what names the project,
-before the first slash and up to the second colon, they are refused. The trust policy says who gets the role; what the role may do is --upload.
+Services:
+MinIO applies bucket policies only to anonymous readers, so use --read-only --identity for named readers. It removes incomplete uploads after a day and has no lifecycle rule for them. versitygw supports only bucket policies. R2 and Garage support neither kind of policy.
 
-nix.conf. --write puts the lines at the end of FILE between two comments that name the bucket, and
-leaves out what FILE, with all that it includes, says already; a URL that differs in its parameters or
-in a slash at its end is the same cache. Again with other keys or flags, it replaces them. FILE is read
-as Nix reads it: what it includes lies beside the path as given, and no line goes on after a backslash.
-A line that Nix refuses is left as it is, and said. A link is followed; the file is replaced at once or
-not at all, with its mode and owner, and two that write wait for each other. --remove leaves a file that
-held nothing else empty, which is to Nix as good as none.
+Subjects:
+The subject of a token identifies the job. Each provider has its own format: GitHub uses repo:OWNER/PROJECT:ref:refs/heads/main or repo:OWNER/PROJECT:environment:NAME, and GitLab uses project_path:GROUP/PROJECT:ref_type:branch:ref:main. In --subject, * and ? are wildcards that also match colons and slashes: repo:OWNER/PROJECT:* includes pull requests and all branches. Wildcards are not allowed in the part that names the project, which is the text before the first slash and before the second colon. The trust policy only determines who can assume the role; attach the policy of --upload to the role as well.
+
+Editing nix.conf:
+--write adds the lines at the end of FILE, between two comments that name the cache. It omits what FILE and the files that it includes already contain; URLs that differ only in parameters or a trailing slash are the same cache. Running it again with other keys or options replaces the lines. FILE is parsed as Nix parses it: includes are relative to the path as given, and a backslash does not continue a line. Lines that Nix rejects are kept, with a warning. Symbolic links are followed. The file is replaced atomically and keeps its mode and owner, and concurrent edits wait for each other. --remove removes the lines; if nothing else is in FILE, it is left empty.
 
 Examples:
   cache-policy --read-only s3://my-cache > read.json
   aws s3api put-bucket-policy --bucket my-cache --policy file://read.json
   mc anonymous set-json read.json minio/my-cache
+
   cache-policy --read-only --principal arn:aws:iam::123456789012:role/builders --require-tls my-cache
+
   cache-policy --upload my-cache > upload.json
   aws iam create-policy --policy-name cache-upload --policy-document file://upload.json
   mc admin policy create minio cache-upload upload.json
+
   cache-policy --lifecycle 7 my-cache > lifecycle.json
-  aws s3api put-bucket-lifecycle-configuration --bucket my-cache --lifecycle-configuration file://lifecycle.json
-  cache-policy --cors > cors.json; aws s3api put-bucket-cors --bucket my-cache --cors-configuration file://cors.json
+  aws s3api put-bucket-lifecycle-configuration --bucket my-cache \\
+    --lifecycle-configuration file://lifecycle.json
+
+  cache-policy --cors > cors.json
+  aws s3api put-bucket-cors --bucket my-cache --cors-configuration file://cors.json
+
   cache-policy --oidc-trust token.actions.githubusercontent.com --account 123456789012 \\
     --subject 'repo:example/project:ref:refs/heads/main' > trust.json
+
   cache-policy --nix-conf --https --trusted-public-key-file key.pub 's3://my-cache?region=eu-west-2'
-  cache-policy --nix-conf --trusted-public-key-file key.pub --write /etc/nix/nix.conf https://cache.example.org
+  cache-policy --nix-conf --trusted-public-key-file key.pub --write /etc/nix/nix.conf \\
+    https://cache.example.org
   cache-policy --nix-conf --remove /etc/nix/nix.conf https://cache.example.org
 
-Exit status: 0 done; 1 refused (not a public key, a nix.conf that cannot be merged into); 2 usage, such
-as what is not the name of a bucket or a principal, or an operation that failed; 141 when the reader of
-standard output went away.";
+Exit status:
+  0    success
+  1    refused: an invalid public key, or a nix.conf that cannot be edited
+  2    usage error, or an operation failed
+  141  the reader of standard output closed the pipe";

@@ -1,7 +1,7 @@
-//! `cache-policy`; see the library.
+//! The binary `cache-policy`; see the library.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    nar_pack::process::main("cache-policy", cache_policy::run)
+    nar_pack::process::main("cache-policy", cache_policy::run::run)
 }

@@ -1,22 +1,22 @@
-//! Laws of merging into a nix.conf, for any text.
+//! Property tests of merging into a nix.conf.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+#![allow(clippy::unwrap_used)] // a failed unwrap fails the test
 
 use std::path::Path;
 
-use cache_policy::nix_conf::Client;
+use cache_policy::nix_conf::ClientConfig;
 use cache_sign::keys::PublicKey;
-use cache_sign::nix_conf::Reading;
+use cache_sign::nix_conf::ParsedConf;
 use proptest::prelude::*;
 
 const KEY: &str = "a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=";
 const URL: &str = "https://cache.example.org";
 
-fn client(only: bool) -> Client {
-    Client::new(URL, false, &[PublicKey::parse(KEY).unwrap()], only).unwrap()
+fn config(exclusive: bool) -> ClientConfig {
+    ClientConfig::new(URL, false, &[PublicKey::parse(KEY).unwrap()], exclusive).unwrap()
 }
 
-/// Lines as people write them, and some that they do not. No include: that needs a file.
+/// Valid and invalid lines. No include, because that needs a file.
 fn text() -> impl Strategy<Value = Vec<u8>> {
     let line = prop_oneof![
         Just("substituters = https://cache.nixos.org".to_owned()),
@@ -43,28 +43,28 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn merged_twice_is_merged_once_and_taken_out_is_what_it_was(text in text(), only: bool) {
-        let (client, path) = (client(only), Path::new("/nowhere/nix.conf"));
-        let merged = client.merge(&text, path).unwrap();
+    fn merging_is_idempotent_and_removing_restores_the_text(text in text(), exclusive: bool) {
+        let (config, path) = (config(exclusive), Path::new("/nowhere/nix.conf"));
+        let merged = config.merge(&text, path).unwrap();
         prop_assert!(merged.starts_with(text.as_slice()));
-        prop_assert_eq!(&client.merge(&merged, path).unwrap(), &merged);
-        prop_assert_eq!(&client.without(&merged).unwrap(), &text);
-        let settings = Reading::of_text(&String::from_utf8_lossy(&merged), path).unwrap().settings;
+        prop_assert_eq!(&config.merge(&merged, path).unwrap(), &merged);
+        prop_assert_eq!(&config.without_lines(&merged).unwrap(), &text);
+        let settings = ParsedConf::parse(&String::from_utf8_lossy(&merged), path).unwrap().settings;
         prop_assert!(settings.substituters.iter().any(|url| url.trim_end_matches('/') == URL));
         prop_assert!(settings.trusted_public_keys.iter().any(|key| key == KEY));
-        prop_assert!(!only || settings.trusted_public_keys.iter().all(|key| key == KEY));
+        prop_assert!(!exclusive || settings.trusted_public_keys.iter().all(|key| key == KEY));
     }
 
     #[test]
-    fn no_text_makes_it_panic(text in proptest::collection::vec(any::<u8>(), 0..200), at in 0_usize..200) {
-        let client = client(false);
+    fn no_text_makes_merging_panic(text in proptest::collection::vec(any::<u8>(), 0..200), at in 0_usize..200) {
+        let config = config(false);
         let path = Path::new("/nowhere/nix.conf");
-        let _ = client.merge(&text, path);
-        let whole = client.merge(b"a = b\n", path).unwrap();
-        // Whatever is cut off from a merged file is merged into again, or refused.
+        let _ = config.merge(&text, path);
+        let whole = config.merge(b"a = b\n", path).unwrap();
+        // A truncated file is merged into again, or refused.
         let cut = &whole[..at.min(whole.len())];
-        if let Ok(again) = client.merge(cut, path) {
-            prop_assert_eq!(client.merge(&again, path).unwrap(), again);
+        if let Ok(merged) = config.merge(cut, path) {
+            prop_assert_eq!(config.merge(&merged, path).unwrap(), merged);
         }
     }
 }

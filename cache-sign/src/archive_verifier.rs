@@ -1,8 +1,6 @@
-//! What passes of a cache archive: narinfos that enough trusted keys signed, and the NARs that these describe.
-//!
-//! A NAR is kept in the temporary directory, hashed and unpacked, and passes when a narinfo that holds names it: its
-//! bytes are then FileHash, FileSize, NarHash and NarSize of that narinfo. It may come before its narinfo or after it.
-//! What stays in memory of a member is a few hashes.
+//! Verifies a cache archive: passes on the trusted narinfos and the NARs that they describe. A NAR is stored in a spool
+//! file, hashed and unpacked, and passes when a trusted narinfo refers to it: FileHash, FileSize, NarHash and NarSize of
+//! the narinfo then match its bytes. It may come before or after its narinfo. Memory holds only a few hashes per member.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, Write};
@@ -16,54 +14,61 @@ use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{NarDigests, digest_named_nar};
 
+use crate::input::parse_narinfo;
+use crate::report::write_report_line;
+use crate::run::TOOL;
 use crate::spool::{NarSpool, SpooledNar};
 use crate::trust::TrustedKeys;
-use crate::{TOOL, parse_narinfo, tell};
 
-/// Where the result of `cache-sign verify` goes.
-pub enum Results<W: Write> {
-    /// What holds, as a cache archive.
+/// The output of `cache-sign verify` for an archive.
+pub enum VerifyOutput<W: Write> {
+    /// A cache archive of the members that pass.
     Archive(archive::Writer<W>),
-    /// A line of JSON for each path.
+    /// A line of JSON per path.
     Report(W),
 }
 
-/// How many paths held, and what did not.
+/// Counts what was verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Paths that hold.
-    pub passed: u64,
-    /// Paths that do not.
-    pub refused: u64,
+    /// Trusted paths.
+    pub trusted_paths: u64,
+    /// Paths that are not trusted.
+    pub refused_paths: u64,
     /// Other members of an archive that were refused.
-    pub members: u64,
+    pub refused_members: u64,
 }
 
 impl Summary {
-    /// Counts a path and says why it is refused, if it is.
-    pub fn count(&mut self, verdict: &Result) {
-        match verdict {
-            Ok(()) => self.passed += 1,
-            Err(failure) => {
-                process::print_message(TOOL, failure);
-                self.refused += 1;
+    /// Counts a path, prints why it is refused if it is, and returns whether it is trusted.
+    pub fn count_path(&mut self, result: &Result) -> bool {
+        match result {
+            Ok(()) => self.trusted_paths += 1,
+            Err(error) => {
+                process::print_message(TOOL, error);
+                self.refused_paths += 1;
             }
         }
+        result.is_ok()
     }
 
-    fn refuse_member(&mut self, key: &str, failure: Error) {
-        process::print_message(TOOL, failure.context(key));
-        self.members += 1;
+    fn refuse_member(&mut self, key: &str, error: Error) {
+        process::print_message(TOOL, error.context(key));
+        self.refused_members += 1;
     }
 
-    /// The end of `cache-sign verify`.
+    /// Returns the result of the whole verification.
     ///
     /// # Errors
     /// A refusal if anything was refused.
-    pub fn verdict(self) -> Result {
-        let paths = format!("{} of {} paths are not trusted", self.refused, self.passed + self.refused);
-        let members = format!("{} other members of the archive are refused", self.members);
-        match (self.refused, self.members) {
+    pub fn into_result(self) -> Result {
+        let count = self.trusted_paths + self.refused_paths;
+        let paths = format!("{} of {count} paths are not trusted", self.refused_paths);
+        let members = match self.refused_members {
+            1 => "1 other archive member was refused".to_owned(),
+            n => format!("{n} other archive members were refused"),
+        };
+        match (self.refused_paths, self.refused_members) {
             (0, 0) => Ok(()),
             (_, 0) => Err(Error::refused(paths)),
             (0, _) => Err(Error::refused(members)),
@@ -72,204 +77,227 @@ impl Summary {
     }
 }
 
-/// What became of a NAR.
+/// The state of a NAR of the archive.
 enum NarState {
-    /// It is well-formed, and no narinfo that holds has named it.
-    Waits {
-        kept: SpooledNar,
+    /// It is a valid NAR, but no trusted narinfo refers to it so far.
+    Pending {
+        nar: SpooledNar,
         digests: NarDigests,
-        /// Whether one that does not hold has.
-        named: bool,
+        /// Whether a refused narinfo refers to it.
+        is_referenced: bool,
     },
     Passed(NarDigests),
     Refused,
 }
 
-/// An archive that is being read.
+/// Verifies one archive.
 pub struct ArchiveVerifier<'a, W: Write> {
     trusted: &'a TrustedKeys,
     store_dir: &'a StoreDir,
-    results: Results<W>,
+    output: VerifyOutput<W>,
     summary: Summary,
-    held: NarSpool,
+    spool: NarSpool,
     nars: HashMap<String, NarState>,
-    /// Narinfos that have passed before their NAR came, by its key; without what the NAR does not tell.
+    /// Trusted narinfos that came before their NAR, by the key of the NAR; reduced to what the NAR is compared with.
     expected: HashMap<String, Vec<NarInfo>>,
-    /// Keys of NARs that only narinfos have named that do not hold.
-    unwelcome: HashSet<String>,
-    /// Hashes of the keys of all other members.
+    /// Keys of NARs that have not come yet and to which only refused narinfos refer.
+    refused_references: HashSet<String>,
+    /// Hashes of the keys of all members that are not NARs.
     seen: HashSet<Sha256>,
 }
 
 impl<'a, W: Write> ArchiveVerifier<'a, W> {
-    /// One of which nothing has been read.
-    pub fn new(trusted: &'a TrustedKeys, store_dir: &'a StoreDir, results: Results<W>) -> Self {
+    /// Creates a verifier that writes to `output`.
+    pub fn new(trusted: &'a TrustedKeys, store_dir: &'a StoreDir, output: VerifyOutput<W>) -> Self {
         Self {
             trusted,
             store_dir,
-            results,
+            output,
             summary: Summary::default(),
-            held: NarSpool::default(),
+            spool: NarSpool::default(),
             nars: HashMap::new(),
             expected: HashMap::new(),
-            unwelcome: HashSet::new(),
+            refused_references: HashSet::new(),
             seen: HashSet::new(),
         }
     }
 
-    /// Reads the archive to its end; gives back what took the results, and the count.
+    /// Verifies the archive `input` to its end and returns the writer of the output and the counts. A member that is
+    /// refused is counted and is not an error.
     ///
     /// # Errors
-    /// Refuses a malformed or truncated archive; passes on what the output says. What does not hold is no error here.
+    /// Refuses a malformed or truncated archive; fails if the output or the spool file cannot be written.
     pub fn run(mut self, input: impl BufRead) -> Result<(W, Summary)> {
-        archive::read(input, |member| self.member(member))?;
-        let mut unnamed: Vec<&String> = Vec::new();
-        for (key, state) in &self.nars {
-            if matches!(state, NarState::Waits { named: false, .. }) {
-                unnamed.push(key);
-            }
-        }
-        unnamed.sort_unstable();
-        for key in unnamed {
-            self.summary.refuse_member(key, Error::refused("no narinfo in the archive names it"));
-        }
-        let out = match self.results {
-            Results::Archive(out) => out.finish()?,
-            Results::Report(out) => out,
+        archive::read(input, |member| self.verify_member(member))?;
+        self.refuse_unreferenced_nars();
+        let out = match self.output {
+            VerifyOutput::Archive(out) => out.finish()?,
+            VerifyOutput::Report(out) => out,
         };
         Ok((out, self.summary))
     }
 
-    fn member(&mut self, mut member: Member<'_>) -> Result {
+    fn verify_member(&mut self, mut member: Member<'_>) -> Result {
         if matches!(member.object, Object::Nar(_)) {
-            return self.nar(&mut member);
+            return self.verify_nar(&mut member);
         }
         if !self.seen.insert(Sha256::of(member.key.as_bytes())) {
-            self.summary.refuse_member(&member.key, Error::refused("it is in the archive twice"));
+            self.summary.refuse_member(&member.key, Error::refused("duplicate archive member"));
             return Ok(());
         }
-        match (&mut self.results, member.object) {
+        match (&mut self.output, member.object) {
             (_, Object::Narinfo(_)) => {
                 let narinfo = parse_narinfo(&mut member, self.store_dir)?;
-                self.narinfo(&narinfo)
+                self.verify_narinfo(&narinfo)
             }
-            (Results::Archive(out), _) => out.member(&member.key, member.size, member.body),
-            (Results::Report(_), _) => Ok(()),
+            (VerifyOutput::Archive(out), _) => out.member(&member.key, member.size, member.body),
+            (VerifyOutput::Report(_), _) => Ok(()),
         }
     }
 
-    fn nar(&mut self, member: &mut Member<'_>) -> Result {
+    fn verify_nar(&mut self, member: &mut Member<'_>) -> Result {
         let key = member.key.clone();
-        let kept = self.held.keep(member.size, member.body)?;
-        let digests = match self.digest_nar(&key, &kept) {
+        let nar = self.spool.store(member.size, member.body)?;
+        let result = self.spool.read(&nar).and_then(|reader| digest_named_nar(reader, &key, &mut Skip));
+        let digests = match result {
             Ok(digests) => digests,
-            Err(failure) if failure.is_refusal() => {
-                self.summary.refuse_member(&key, failure);
+            Err(error) if error.is_refusal() => {
+                self.summary.refuse_member(&key, error);
                 self.nars.entry(key).or_insert(NarState::Refused);
-                return self.held.release(kept);
+                return self.spool.release(nar);
             }
-            Err(failure) => return Err(failure),
+            Err(error) => return Err(error),
         };
         match self.nars.get(&key) {
             None => {}
-            // Paths of the same contents have the same NAR, and narinfo-gen sends it with each.
-            Some(NarState::Waits { digests: first, .. } | NarState::Passed(first)) if *first == digests => {
-                return self.held.release(kept);
+            // Paths with the same contents share a NAR, and narinfo-gen writes it once for each path.
+            Some(NarState::Pending { digests: first, .. } | NarState::Passed(first)) if *first == digests => {
+                return self.spool.release(nar);
             }
             Some(_) => {
-                self.summary.refuse_member(&key, Error::refused("it is in the archive twice, with other bytes"));
-                return self.held.release(kept);
+                let error = Error::refused("duplicate archive member with different contents");
+                self.summary.refuse_member(&key, error);
+                return self.spool.release(nar);
             }
         }
         let state = match self.expected.remove(&key) {
-            None => NarState::Waits { kept, digests, named: self.unwelcome.remove(&key) },
-            Some(narinfos) => {
-                let mut is_expected = false;
-                for narinfo in &narinfos {
-                    let verdict = digests.require(narinfo);
-                    is_expected |= verdict.is_ok();
-                    if verdict.is_err() {
-                        self.summary.passed -= 1;
-                        self.summary.count(&verdict);
-                    }
-                }
-                if is_expected {
-                    self.pass(&key, kept)?;
-                    NarState::Passed(digests)
-                } else {
-                    self.held.release(kept)?;
-                    NarState::Refused
-                }
-            }
+            None => NarState::Pending { nar, digests, is_referenced: self.refused_references.remove(&key) },
+            Some(narinfos) => self.compare_with_narinfos(&key, nar, digests, &narinfos)?,
         };
         self.nars.insert(key, state);
         Ok(())
     }
 
-    fn digest_nar(&self, key: &str, kept: &SpooledNar) -> Result<NarDigests> {
-        digest_named_nar(self.held.read(kept)?, key, &mut Skip)
-    }
-
-    fn pass(&mut self, key: &str, kept: SpooledNar) -> Result {
-        if let Results::Archive(out) = &mut self.results {
-            out.member(key, kept.size, self.held.read(&kept)?)?;
-        }
-        self.held.release(kept)
-    }
-
-    fn narinfo(&mut self, narinfo: &NarInfo) -> Result {
-        let named = require_nar(narinfo);
-        let verdict = named.clone().and_then(|()| self.trusted.require(narinfo)).and_then(|()| {
-            match self.nars.get(&narinfo.url) {
-                None => Ok(()),
-                Some(NarState::Waits { digests, .. } | NarState::Passed(digests)) => digests.require(narinfo),
-                Some(NarState::Refused) => Err(Error::refused(format!("{}: its NAR is refused", narinfo.full_path()))),
+    /// Passes a NAR if one of the trusted narinfos that came before it matches; those that do not are refused after all.
+    fn compare_with_narinfos(
+        &mut self,
+        key: &str,
+        nar: SpooledNar,
+        digests: NarDigests,
+        narinfos: &[NarInfo],
+    ) -> Result<NarState> {
+        let mut is_expected = false;
+        for narinfo in narinfos {
+            let result = digests.require(narinfo);
+            is_expected |= result.is_ok();
+            if result.is_err() {
+                self.summary.trusted_paths -= 1;
+                self.summary.count_path(&result);
             }
-        });
-        self.summary.count(&verdict);
-        if let Results::Report(out) = &mut self.results {
-            tell(out, self.trusted, narinfo, verdict.is_ok())?;
         }
-        if named.is_err() {
-            return Ok(());
+        if is_expected {
+            self.pass_nar(key, nar)?;
+            Ok(NarState::Passed(digests))
+        } else {
+            self.spool.release(nar)?;
+            Ok(NarState::Refused)
         }
-        let url = narinfo.url.clone();
-        if verdict.is_err() {
-            match self.nars.get_mut(&url) {
-                None => drop(self.unwelcome.insert(url)),
-                Some(NarState::Waits { named, .. }) => *named = true,
+    }
+
+    fn pass_nar(&mut self, key: &str, nar: SpooledNar) -> Result {
+        if let VerifyOutput::Archive(out) = &mut self.output {
+            out.member(key, nar.size, self.spool.read(&nar)?)?;
+        }
+        self.spool.release(nar)
+    }
+
+    fn verify_narinfo(&mut self, narinfo: &NarInfo) -> Result {
+        let nar_reference = require_nar_reference(narinfo);
+        let result = nar_reference
+            .clone()
+            .and_then(|()| self.trusted.require(narinfo))
+            .and_then(|()| self.require_nar_matches(narinfo));
+        let is_trusted = self.summary.count_path(&result);
+        if let VerifyOutput::Report(out) = &mut self.output {
+            write_report_line(out, self.trusted, narinfo, is_trusted)?;
+        }
+        if is_trusted {
+            return self.pass_narinfo(narinfo);
+        }
+        if nar_reference.is_ok() {
+            match self.nars.get_mut(&narinfo.url) {
+                None => drop(self.refused_references.insert(narinfo.url.clone())),
+                Some(NarState::Pending { is_referenced, .. }) => *is_referenced = true,
                 Some(_) => {}
             }
-            return Ok(());
         }
+        Ok(())
+    }
+
+    /// Compares the narinfo with its NAR, if the NAR came before it.
+    fn require_nar_matches(&self, narinfo: &NarInfo) -> Result {
+        match self.nars.get(&narinfo.url) {
+            None => Ok(()),
+            Some(NarState::Pending { digests, .. } | NarState::Passed(digests)) => digests.require(narinfo),
+            Some(NarState::Refused) => Err(Error::refused(format!("{}: its NAR was refused", narinfo.full_path()))),
+        }
+    }
+
+    /// Passes on a trusted narinfo, after its NAR if that is pending.
+    fn pass_narinfo(&mut self, narinfo: &NarInfo) -> Result {
+        let url = narinfo.url.clone();
         match self.nars.remove(&url) {
-            Some(NarState::Waits { kept, digests, .. }) => {
-                self.pass(&url, kept)?;
+            Some(NarState::Pending { nar, digests, .. }) => {
+                self.pass_nar(&url, nar)?;
                 self.nars.insert(url, NarState::Passed(digests));
             }
             Some(state) => drop(self.nars.insert(url, state)),
-            None => self.expected.entry(url).or_default().push(outline(narinfo)),
+            None => self.expected.entry(url).or_default().push(without_unneeded_fields(narinfo)),
         }
-        match &mut self.results {
-            Results::Archive(out) => out.narinfo(narinfo),
-            Results::Report(_) => Ok(()),
+        match &mut self.output {
+            VerifyOutput::Archive(out) => out.narinfo(narinfo),
+            VerifyOutput::Report(_) => Ok(()),
+        }
+    }
+
+    fn refuse_unreferenced_nars(&mut self) {
+        let is_unreferenced = |state: &NarState| matches!(state, NarState::Pending { is_referenced: false, .. });
+        let unreferenced = self.nars.iter().filter(|(_, state)| is_unreferenced(state));
+        let mut keys: Vec<&String> = unreferenced.map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        for key in keys {
+            self.summary.refuse_member(key, Error::refused("no narinfo in the archive refers to this NAR"));
         }
     }
 }
 
-/// Longest name of a compression in bytes; nobody signs it, and it is kept.
-const MAX_COMPRESSION: usize = 32;
+/// Maximum length of the name of a compression in bytes. It is not signed and is kept in memory.
+const MAX_COMPRESSION_LENGTH: usize = 32;
 
-/// Refuses a narinfo whose URL is not the key of a NAR: what lies there would pass without being looked at.
-fn require_nar(narinfo: &NarInfo) -> Result {
-    if matches!(Object::of_key(&narinfo.url), Some(Object::Nar(_))) && narinfo.compression.len() <= MAX_COMPRESSION {
-        return Ok(());
+/// Refuses a narinfo whose URL is not the key of a NAR: the object there would pass without being verified.
+fn require_nar_reference(narinfo: &NarInfo) -> Result {
+    let path = narinfo.full_path();
+    if !matches!(Object::of_key(&narinfo.url), Some(Object::Nar(_))) {
+        return Err(Error::refused(format!("{path}: its URL is not the key of a NAR")));
     }
-    Err(Error::refused(format!("{}: its URL or Compression is not that of a NAR", narinfo.full_path())))
+    if narinfo.compression.len() > MAX_COMPRESSION_LENGTH {
+        return Err(Error::refused(format!("{path}: its Compression is longer than {MAX_COMPRESSION_LENGTH} bytes")));
+    }
+    Ok(())
 }
 
-/// What a NAR can be compared with, and the path for messages.
-fn outline(narinfo: &NarInfo) -> NarInfo {
+/// The fields that a NAR is compared with, and the path for messages.
+fn without_unneeded_fields(narinfo: &NarInfo) -> NarInfo {
     NarInfo {
         references: Vec::new(),
         signatures: Vec::new(),

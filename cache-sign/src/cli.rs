@@ -1,178 +1,261 @@
-//! The command line of `cache-sign`.
+//! The command line of `cache-sign`. Contains only clap definitions; `run` turns them into one typed mode.
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 
-/// Sign the narinfos that pass through, make the keys for it, and verify signatures.
+/// Sign the narinfos of a Nix binary cache, generate keys, and verify signatures
 ///
-/// Without a command: reads narinfo text or a cache archive from standard input and writes the same with one signature
-/// per key added. Signatures that are there stay, byte for byte; none is made twice.
+/// Without a command, reads narinfo text or a cache archive from standard input and writes it to standard output with one signature per key added to each narinfo. Existing signatures are kept unchanged, and a narinfo that a key has already signed is not signed by it again.
 #[derive(Debug, Parser)]
-#[command(name = "cache-sign", version, verbatim_doc_comment, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "cache-sign", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,
+    args_conflicts_with_subcommands = true, disable_help_flag = true, disable_version_flag = true
+)]
 pub struct Cli {
-    /// What to do instead of signing
+    /// The command to run instead of signing
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// How to sign
+    /// Arguments of signing
     #[command(flatten)]
-    pub sign: Sign,
+    pub sign: SignArgs,
+
+    /// Print help: a summary with -h, all of it with --help
+    #[arg(short, long, global = true, action = ArgAction::Help, help_heading = "Common")]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Common")]
+    version: Option<bool>,
 }
 
 /// Arguments of signing.
 #[derive(Debug, Args)]
-pub struct Sign {
-    /// File with a secret key (NAME:BASE64, as `keygen` and Nix write it); may be given several times
-    #[arg(short, long = "key-file", value_name = "SECRET-FILE")]
+pub struct SignArgs {
+    /// Sign with the secret key in FILE; can be repeated
+    ///
+    /// The file contains NAME:BASE64, as written by `cache-sign keygen` and by Nix. A warning is printed if other users can read it.
+    #[arg(short, long = "key-file", value_name = "FILE", help_heading = "Input")]
     pub key_files: Vec<PathBuf>,
 
-    /// The rest of the keys
+    /// Secret keys from other sources
     #[command(flatten)]
-    pub keys: OpenKeys,
+    pub keys: SecretKeyArgs,
 
-    /// Drop the signatures of the key called NAME before signing, whether they hold or not; may be given several times
-    #[arg(long, value_name = "NAME")]
+    /// Remove the signatures by keys called NAME first; can be repeated
+    ///
+    /// All signatures of that name are removed before signing, valid or not. This changes only the stream: s3-push keeps the signatures that are already in the bucket unless --exact is given.
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
     pub replace: Vec<String>,
 
-    /// The store directory that store paths begin with
-    #[arg(long, value_name = "DIR", env = "NIX_STORE_DIR", default_value = "/nix/store", hide_env_values = true)]
+    /// Set the store directory of the paths
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "NIX_STORE_DIR",
+        default_value = "/nix/store",
+        hide_env_values = true,
+        help_heading = "Common"
+    )]
     pub store_dir: String,
 }
 
-/// Secret keys that need no file of their own.
-#[derive(Debug, Args)]
-pub struct OpenKeys {
-    /// Read a secret key from the open file descriptor N, 3 or more, as in 3< <(pass show cache); may be given several times
+/// Sources of secret keys other than a file.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Input")]
+pub struct SecretKeyArgs {
+    /// Read a secret key from file descriptor N; can be repeated
+    ///
+    /// N is the number of an open file descriptor, 3 or more, as in `--key-fd 3 3< <(pass show cache-key)`.
     #[arg(long = "key-fd", value_name = "N")]
     pub key_fds: Vec<String>,
 
-    /// Take a secret key from the environment variable NAME; may be given several times
+    /// Read a secret key from environment variable NAME; can be repeated
+    ///
+    /// Other processes of the same user can read the variable; prefer --key-fd.
     #[arg(long = "key-env", value_name = "NAME")]
     pub key_envs: Vec<String>,
 
-    /// Take secret keys of 32 bytes too, the secret half alone; beware, a public key looks the same
+    /// Accept a secret key of 32 bytes, the secret half alone
+    ///
+    /// Such a key cannot be distinguished from a public key. Signatures made with a public key by mistake can be forged by everybody.
     #[arg(long)]
     pub seed: bool,
 }
 
-/// What `cache-sign` does beside signing.
+/// The commands other than signing.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a key pair, as `nix-store --generate-binary-cache-key`; never overwrites a file
-    Keygen {
-        /// The key's name, by convention the cache's host name and a number, as in cache.example.org-1
-        name: String,
-        /// Where to write the secret key (mode 0600)
-        secret_file: PathBuf,
-        /// Where to write the public key
-        public_file: PathBuf,
-    },
-    /// Print the public key that belongs to a secret key
-    PublicKey(PublicKey),
-    /// Pass on what is signed by enough trusted keys, name the rest on standard error, and exit with 1 if there is any
-    #[command(after_help = AFTER_HELP_VERIFY)]
-    Verify(Verify),
+    /// Generate a key pair
+    ///
+    /// Writes both keys to new files, in the format of `nix-store --generate-binary-cache-key`. Existing files are never overwritten.
+    #[command(after_long_help = AFTER_LONG_HELP_KEYGEN)]
+    Keygen(KeygenArgs),
+    /// Print the public key of a secret key
+    #[command(after_long_help = AFTER_LONG_HELP_PUBLIC_KEY)]
+    PublicKey(PublicKeyArgs),
+    /// Verify narinfos and pass on those that are trusted
+    ///
+    /// Reads narinfo text or a cache archive from standard input, writes what is signed by enough trusted keys to standard output, and prints a message for each path that is refused. Exits with status 1 if anything is refused.
+    #[command(after_help = AFTER_HELP_VERIFY, after_long_help = AFTER_LONG_HELP_VERIFY)]
+    Verify(VerifyArgs),
+}
+
+/// Arguments of `cache-sign keygen`.
+#[derive(Debug, Args)]
+pub struct KeygenArgs {
+    /// Name of the key, such as cache.example.org-1
+    ///
+    /// By convention it is the host name of the cache and a number, which is increased when the key is replaced.
+    pub name: String,
+
+    /// Write the secret key to this file, with mode 0600
+    pub secret_file: PathBuf,
+
+    /// Write the public key to this file
+    pub public_file: PathBuf,
 }
 
 /// Arguments of `cache-sign public-key`.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("source").required(true).args(["secret_file", "key_fds", "key_envs"])))]
-pub struct PublicKey {
-    /// File with the secret key; - for standard input
+pub struct PublicKeyArgs {
+    /// Read the secret key from this file; - is standard input
     pub secret_file: Option<PathBuf>,
 
-    /// Where else the key may be
+    /// Secret keys from other sources
     #[command(flatten)]
-    pub keys: OpenKeys,
+    pub keys: SecretKeyArgs,
 }
 
 /// Arguments of `cache-sign verify`.
 #[derive(Debug, Args)]
-pub struct Verify {
-    /// Which keys to trust
+pub struct VerifyArgs {
+    /// Trusted keys
     #[command(flatten)]
-    pub trust: Trust,
+    pub trust: TrustArgs,
 
-    /// Write one JSON object per path instead of what holds: which keys signed it, and what each signature is worth
-    #[arg(long)]
+    /// Print one JSON object per path instead of the trusted data
+    ///
+    /// The object states whether the path is trusted, which trusted keys signed it, and the status of each signature.
+    #[arg(long, help_heading = "Output")]
     pub json: bool,
 
-    /// The store directory that store paths begin with
-    #[arg(long, value_name = "DIR", env = "NIX_STORE_DIR", default_value = "/nix/store", hide_env_values = true)]
+    /// Set the store directory of the paths
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "NIX_STORE_DIR",
+        default_value = "/nix/store",
+        hide_env_values = true,
+        help_heading = "Common"
+    )]
     pub store_dir: String,
 }
 
 /// Which public keys are trusted; shared with `s3-pull`.
 #[derive(Debug, Clone, Args)]
-pub struct Trust {
-    /// Which keys the command line names
+#[command(next_help_heading = "Trust")]
+pub struct TrustArgs {
+    /// Public keys given on the command line
     #[command(flatten)]
-    pub named: PublicKeys,
+    pub keys: TrustedKeyArgs,
 
-    /// Trust the trusted-public-keys of FILE, a nix.conf, too; instead of those of the system and the user
+    /// Trust the trusted-public-keys of FILE, a nix.conf
+    ///
+    /// These keys are trusted in addition to those given with other options. If no option gives a key, the nix.conf files of the system and the user are read.
     #[arg(long, value_name = "FILE")]
     pub nix_conf: Option<PathBuf>,
 
-    /// How many different trusted keys must have signed a path
+    /// Require signatures by K different trusted keys
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub threshold: u32,
 }
 
 /// Public keys on the command line; shared with `cache-policy`.
 #[derive(Debug, Clone, Default, Args)]
-pub struct PublicKeys {
-    /// Trust this public key (NAME:BASE64); may be given several times. Without one, nix.conf says which are trusted
+#[command(next_help_heading = "Trust")]
+pub struct TrustedKeyArgs {
+    /// Trust this public key, NAME:BASE64; can be repeated
+    ///
+    /// The value can also contain several keys, separated by whitespace.
     #[arg(long = "trusted-public-key", value_name = "KEY")]
     pub trusted_public_keys: Vec<String>,
 
-    /// Trust the public keys in FILE, separated by white space, as `keygen` writes one; may be given several times
+    /// Trust the public keys in FILE; can be repeated
+    ///
+    /// The keys are separated by whitespace. `cache-sign keygen` writes such a file.
     #[arg(long = "trusted-public-key-file", value_name = "FILE")]
     pub trusted_public_key_files: Vec<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\
-Keys. A secret key is NAME:BASE64 of the 64 bytes of secret and public half, as Nix writes it, or
-with --seed of the 32 bytes of the secret half alone. It is never an argument. A key whose public half belongs to
-another secret half is refused; a key file that its group or others may read gets a warning. Keys
-are wiped from memory after use; what an environment variable holds stays there, for every process
-of the same user to read, so prefer --key-fd.
+Example:
+  narinfo-gen --archive < closure.export | cache-sign -k key.sec | s3-push s3://my-cache
 
---replace only changes what passes through. s3-push keeps signatures that the cache has and the text
-lacks: to take them out of a cache, push with --exact.
+Run 'cache-sign --help' for details and more examples.";
+
+const AFTER_LONG_HELP: &str = "\
+Secret keys:
+A secret key is NAME:BASE64. The base64 text is 64 bytes, the secret half and the public half, or with --seed the 32 bytes of the secret half alone. A key is refused if its two halves do not match. A key cannot be given as an argument, because other users can see the arguments of a process. Keys are wiped from memory after use.
 
 Examples:
   cache-sign keygen cache.example.org-1 key.sec key.pub
   narinfo-gen --archive < closure.export | cache-sign -k key.sec | s3-push s3://my-cache
   cache-sign --key-fd 3 3< <(pass show cache-key) < narinfos
   cache-sign --key-env CACHE_SECRET_KEY < narinfos
-  s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache      # rotate a key
-  s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec --replace old-1 | s3-push --exact s3://my-cache
-  s3-pull --narinfo --no-verify-signatures s3://my-cache \"$P\" | cache-sign verify --trusted-public-key \"$(cat key.pub)\"
 
-Memory: 6 MiB, whatever the size of the archive. For verify see its help.
+  Add the signatures of a new key to a cache, then remove those of the old key:
+  s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
+  s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec --replace old-1 \\
+    | s3-push --exact s3://my-cache
 
-Exit status: 0 done; 1 refused (malformed or truncated stream, a path that is not trusted, a bad
-key); 2 usage, or an operation that failed; 141 when the reader of standard output went away.";
+  Verify a path against one key:
+  s3-pull --narinfo --no-verify-signatures s3://my-cache \"$P\" \\
+    | cache-sign verify --trusted-public-key-file key.pub
 
-const AFTER_HELP_VERIFY: &str = "\
-Of an archive, a narinfo passes when it is trusted and a NAR that came before it is what it says; a NAR
-passes when such a narinfo names it: its bytes have the FileHash and FileSize, and unpacked the NarHash
-and NarSize. Until then it waits in an unlinked file in $TMPDIR. Refused with a line each: a NAR that is
-another or malformed, that no narinfo names, or whose key was there with other bytes; any other key
-that is there twice. A narinfo whose NAR is not in the archive passes. A path whose name follows from
-its contents (a fixed-output path) needs no signature. A key under two names counts once.
+Memory: 6 MiB for any size of archive; see 'cache-sign verify --help' for verification.
 
-What no signature of a narinfo covers is not checked and passes: nix-cache-info, listings, logs,
-debuginfo/, realisations/ and build-trace-v2/, of which clients check the signatures themselves.
+Exit status:
+  0    success
+  1    refused: a malformed or truncated stream, or an invalid key
+  2    usage error, or an operation failed
+  141  the reader of standard output closed the pipe";
 
-With --json, standard output has one line per path, of those that are refused too:
-  {\"path\":\"/nix/store/…\",\"trusted\":true,\"signedBy\":[\"alice-1\",\"bob-1\"],\"threshold\":2,\"contentAddressed\":false,
-   \"signatures\":[{\"key\":\"alice-1\",\"verdict\":\"valid\"},…]}
-A verdict is valid, wrong (of a trusted key's name, but not its signature of this path), or unknown-key.
-What does not fit a NAR that came before it is not trusted either.
+const AFTER_LONG_HELP_KEYGEN: &str = "\
+Example:
+  cache-sign keygen cache.example.org-1 key.sec key.pub";
 
-Memory: 16 MiB for what narinfo-gen packs, whatever its size, and about 500 bytes for each path; where
-other tools packed with a larger window, that much more, up to 256 MiB.
+const AFTER_LONG_HELP_PUBLIC_KEY: &str = "\
+Examples:
+  cache-sign public-key key.sec
+  pass show cache-key | cache-sign public-key -";
 
-Exit status: 0 everything holds; 1 something does not; 2 usage, or an operation that failed.";
+const AFTER_HELP_VERIFY: &str = "Run 'cache-sign verify --help' for what is verified in an archive, and for examples.";
+
+const AFTER_LONG_HELP_VERIFY: &str = "\
+Trust:
+A narinfo is trusted if K different trusted keys have signed it. A key that is given under two names counts once. A path whose name is computed from its NAR hash (a fixed-output path) needs no signature.
+
+Archives:
+A NAR passes if a trusted narinfo refers to it and FileHash, FileSize, NarHash and NarSize match its contents. A narinfo passes if it is trusted and matches its NAR, if the NAR comes before it; the NAR need not be in the archive. NARs are stored in an unlinked file in $TMPDIR until a narinfo refers to them. A message is printed for each member that is refused: a NAR that is malformed, does not match its narinfo or is not referred to by any narinfo, and a key that occurs twice with different contents.
+
+Not covered by the signature of a narinfo, and passed on without verification: nix-cache-info, listings, logs, debuginfo/, realisations/ and build-trace-v2/. Clients verify the signatures in the last two themselves.
+
+Output of --json, one line per path, including refused paths:
+  {\"path\":\"/nix/store/…\",\"trusted\":true,\"signedBy\":[\"alice-1\",\"bob-1\"],\"threshold\":2,
+   \"contentAddressed\":false,\"signatures\":[{\"key\":\"alice-1\",\"verdict\":\"valid\"},…]}
+The verdict is valid, wrong (it names a trusted key, but is not a signature of this path by that key) or unknown-key. A path is also not trusted if it does not match a NAR that came before it.
+
+Examples:
+  cache-sign verify --trusted-public-key-file key.pub < narinfos
+  cache-sign verify --threshold 2 --trusted-public-key-file keys.pub < archive | s3-push s3://my-cache
+
+Memory: 16 MiB for NARs of any size packed by narinfo-gen, plus about 500 bytes per path. NARs that other tools packed with a larger window need that much more, up to 256 MiB.
+
+Exit status:
+  0    everything is trusted
+  1    something was refused
+  2    usage error, or an operation failed
+  141  the reader of standard output closed the pipe";

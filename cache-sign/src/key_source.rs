@@ -1,7 +1,6 @@
-//! Where a secret key comes from: a file, an open descriptor or the environment, and never the command line itself.
-//!
-//! What is read goes through one buffer that is wiped. No message shows what was given where a name is expected: people
-//! put the key there.
+//! Reads secret keys from files, standard input, open file descriptors and environment variables, but never from the
+//! command line, which every user of the system can read. A key passes only through a buffer that is wiped. No message
+//! quotes an argument that should be a name, because users paste the key there by mistake.
 
 use std::env;
 use std::fs::File;
@@ -9,82 +8,139 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::process;
+use nar_pack::{process, redact};
 use nar_pack::stdio;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use zeroize::Zeroizing;
 
-use crate::TOOL;
-use crate::cli::OpenKeys;
+use crate::cli::SecretKeyArgs;
 use crate::keys::SecretKey;
+use crate::run::TOOL;
 
-/// Longest secret key that is read, in bytes.
-const MAX_SIZE: usize = 4096;
-/// Base 64 of a secret half alone has 44 digits; no name of a file or variable ends in as many.
-const SHORTEST_KEY: usize = 40;
+/// Maximum size of a secret key as it is read, in bytes.
+const MAX_KEY_TEXT_SIZE: usize = 4096;
+/// Minimum number of base64 digits that are taken for a key. The secret half alone has 44; names of files and variables
+/// do not end in that many.
+const MIN_KEY_DIGITS: usize = 40;
+/// Maximum length of the name of an environment variable, in bytes.
+const MAX_VARIABLE_NAME_LENGTH: usize = 255;
 
-/// Reads the keys that the descriptors and variables hold.
-///
-/// # Errors
-/// A usage failure for what names none, a refusal of what is no key.
-pub fn open_keys(keys: &OpenKeys) -> Result<Vec<SecretKey>> {
-    let numbers: Vec<RawFd> = keys.key_fds.iter().map(|number| descriptor(number)).collect::<Result<_>>()?;
-    if let Some(twice) = (1..numbers.len()).find(|&n| numbers[..n].contains(&numbers[n])) {
-        let number = numbers[twice];
-        return Err(Error::failed(format!("--key-fd {number} is there twice, but a descriptor is read once")));
-    }
-    let descriptors = numbers.into_iter().map(|number| from_descriptor(number, keys.seed));
-    descriptors.chain(keys.key_envs.iter().map(|name| from_variable(name, keys.seed))).collect()
+/// Where secret keys are read from.
+#[derive(Debug, Clone)]
+pub struct SecretKeySources {
+    sources: Vec<SecretKeySource>,
+    /// Whether a key may be the 32 bytes of the secret half alone.
+    allow_seed: bool,
 }
 
-/// Reads the key that a file holds, and warns when others may read it too.
-///
-/// # Errors
-/// Fails when the file cannot be read; refuses what is no key.
-pub fn from_file(path: &Path, seed: bool) -> Result<SecretKey> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum SecretKeySource {
+    File(PathBuf),
+    Stdin,
+    Descriptor(RawFd),
+    Variable(String),
+}
+
+impl SecretKeySources {
+    /// The keys in `files`, where `-` is standard input, and those that `args` names.
+    ///
+    /// # Errors
+    /// A usage error for an argument that cannot be the name of such a source, and for a descriptor given twice.
+    pub fn new(files: &[PathBuf], args: &SecretKeyArgs) -> Result<Self> {
+        let mut sources = Vec::new();
+        for file in files {
+            sources.push(parse_file(file)?);
+        }
+        for number in &args.key_fds {
+            let source = parse_descriptor(number)?;
+            if sources.contains(&source) {
+                let error = Error::usage(format!("duplicate option --key-fd {}", number.trim_start_matches('0')));
+                return Err(error.with_hint("a file descriptor can be read only once"));
+            }
+            sources.push(source);
+        }
+        for name in &args.key_envs {
+            sources.push(parse_variable(name)?);
+        }
+        Ok(Self { sources, allow_seed: args.seed })
+    }
+
+    /// Whether there is no source.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
+    /// Reads all keys, in the order of the sources. Warns about files that other users can read.
+    ///
+    /// # Errors
+    /// Fails if a source cannot be read; refuses malformed keys.
+    pub fn read(&self) -> Result<Vec<SecretKey>> {
+        let read_source = |source: &SecretKeySource| match source {
+            SecretKeySource::File(path) => read_file(path, self.allow_seed),
+            SecretKeySource::Stdin => read_stdin(self.allow_seed),
+            SecretKeySource::Descriptor(number) => read_descriptor(*number, self.allow_seed),
+            SecretKeySource::Variable(name) => read_variable(name, self.allow_seed),
+        };
+        self.sources.iter().map(read_source).collect()
+    }
+}
+
+fn parse_file(path: &Path) -> Result<SecretKeySource> {
+    if path == Path::new("-") {
+        return Ok(SecretKeySource::Stdin);
+    }
     if looks_like_a_key(&path.to_string_lossy()) {
-        return Err(Error::failed(
-            "a key was given where the name of a file is expected; it has been in the list of processes, so make another",
-        ));
+        let error = Error::usage("expected the name of a key file, found a key");
+        return Err(error.with_hint("generate a new key: other users can see command-line arguments"));
     }
-    let at = || format!("key file {}", path.display());
-    let file = File::open(path).map_err(Error::from).context(at)?;
-    warn_if_readable(&file, &at());
-    read(file, seed).context(at)
+    Ok(SecretKeySource::File(path.to_owned()))
 }
 
-/// Reads the key from standard input.
-///
-/// # Errors
-/// As [`from_file`].
-pub fn from_stdin(seed: bool) -> Result<SecretKey> {
-    // Without the buffer, which nobody would wipe.
-    read(stdio::stdin("a secret key")?.into_inner(), seed).context(|| "standard input")
-}
-
-fn descriptor(number: &str) -> Result<RawFd> {
+fn parse_descriptor(number: &str) -> Result<SecretKeySource> {
     let parsed = number.parse().ok().filter(|number: &RawFd| *number > 2);
-    parsed.ok_or_else(|| Error::failed("--key-fd takes the number of an open descriptor, 3 or more"))
+    parsed
+        .map(SecretKeySource::Descriptor)
+        .ok_or_else(|| Error::usage("--key-fd: expected the number of an open file descriptor, 3 or more"))
 }
 
-fn from_descriptor(number: RawFd, seed: bool) -> Result<SecretKey> {
-    let at = || format!("key on descriptor {number}");
-    let file = open_descriptor(number).map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::BADF) => Error::failed("no such descriptor is open"),
-        _ => Error::from(error),
-    });
-    let file = file.context(at)?;
-    warn_if_readable(&file, &at());
-    read(file, seed).context(at)
+fn parse_variable(name: &str) -> Result<SecretKeySource> {
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if name.is_empty() || !is_plain || name.len() > MAX_VARIABLE_NAME_LENGTH {
+        return Err(Error::usage("--key-env: expected the name of an environment variable, not its value"));
+    }
+    Ok(SecretKeySource::Variable(name.to_owned()))
 }
 
-/// Our own descriptor, duplicated. `/proc` would open the file again, for which a user who was only given the
-/// descriptor may lack the permission; it serves where the system has or allows no other way.
-fn open_descriptor(number: RawFd) -> io::Result<File> {
+fn read_file(path: &Path, allow_seed: bool) -> Result<SecretKey> {
+    let display_name = format!("key file {}", path.display());
+    let file = File::open(path).map_err(Error::from).context(|| format!("cannot read {display_name}"))?;
+    warn_if_readable_by_others(&file, &display_name);
+    read_key(file, allow_seed).context(|| display_name)
+}
+
+fn read_stdin(allow_seed: bool) -> Result<SecretKey> {
+    // Bypasses the buffer of standard input, which is not wiped.
+    read_key(stdio::stdin("a secret key")?.into_inner(), allow_seed).context(|| "standard input")
+}
+
+fn read_descriptor(number: RawFd, allow_seed: bool) -> Result<SecretKey> {
+    let display_name = format!("file descriptor {number}");
+    let file = duplicate_descriptor(number).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::BADF) => Error::failed(format!("{display_name} is not open")),
+        _ => Error::from(error).context(format!("cannot read {display_name}")),
+    })?;
+    warn_if_readable_by_others(&file, &format!("the key file on {display_name}"));
+    read_key(file, allow_seed).context(|| display_name)
+}
+
+/// Duplicates a descriptor of this process. `/proc/self/fd` would open the file again, which needs read permission that
+/// a user who was only given the descriptor may lack; it is the fallback where the system call is not available.
+fn duplicate_descriptor(number: RawFd) -> io::Result<File> {
     let duplicate = || pidfd_getfd(pidfd_open(getpid(), PidfdFlags::empty())?, number, PidfdGetfdFlags::empty());
     match duplicate() {
         Ok(fd) => Ok(File::from(fd)),
@@ -93,49 +149,49 @@ fn open_descriptor(number: RawFd) -> io::Result<File> {
     }
 }
 
-fn from_variable(name: &str, seed: bool) -> Result<SecretKey> {
-    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if name.is_empty() || !plain || name.len() > 255 {
-        return Err(Error::failed("--key-env takes the name of an environment variable, not its value"));
-    }
-    let at = || format!("key in ${name}");
-    let value = env::var_os(name).ok_or_else(|| Error::failed("no such variable is set")).context(at)?;
+fn read_variable(name: &str, allow_seed: bool) -> Result<SecretKey> {
+    let value = env::var_os(name).ok_or_else(|| Error::usage(format!("the environment variable {name} is not set")))?;
     let value = Zeroizing::new(value.into_vec());
-    read(value.as_slice(), seed).context(at)
+    read_key(value.as_slice(), allow_seed).context(|| format!("environment variable {name}"))
 }
 
-/// `NAME:BASE64`, be it wrapped as `base64` does, and the digits alone.
+/// Whether `text` is `NAME:BASE64`, on one line or wrapped as `base64` does, or the base64 digits alone.
 fn looks_like_a_key(text: &str) -> bool {
     let text: String = text.split_whitespace().collect();
-    let (named, digits) = text.rsplit_once(':').map_or((false, text.as_str()), |(_, digits)| (true, digits));
-    let are_digits = digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c));
-    // A path of this length without a dot or a dash has no letters of both cases.
-    digits.len() >= SHORTEST_KEY && are_digits && (named || process::has_both_cases(digits))
+    let (has_name, digits) = text.rsplit_once(':').map_or((false, text.as_str()), |(_, digits)| (true, digits));
+    let is_base64 = digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/=".contains(&c));
+    // A path of this length without a dot or a dash rarely has letters of both cases.
+    digits.len() >= MIN_KEY_DIGITS && is_base64 && (has_name || redact::has_both_cases(digits))
 }
 
-fn warn_if_readable(file: &File, shown: &str) {
-    let Ok(about) = file.metadata() else { return };
-    if about.is_file() && about.mode() & 0o044 != 0 {
-        let mode = about.permissions().mode() & 0o7777;
-        process::print_message(TOOL, format!("warning: {shown}: others may read it (mode {mode:04o}); chmod 600 it"));
+fn warn_if_readable_by_others(file: &File, display_name: &str) {
+    let Ok(metadata) = file.metadata() else { return };
+    if metadata.is_file() && metadata.mode() & 0o044 != 0 {
+        let mode = metadata.permissions().mode() & 0o7777;
+        process::print_message(
+            TOOL,
+            format!("warning: {display_name} is readable by other users (mode {mode:04o}): set its mode to 0600"),
+        );
     }
 }
 
-/// Reads a key of at most [`MAX_SIZE`] bytes through a buffer that is wiped.
-fn read(mut from: impl Read, seed: bool) -> Result<SecretKey> {
-    let mut bytes = Zeroizing::new([0_u8; MAX_SIZE + 1]);
+/// Reads a key of at most [`MAX_KEY_TEXT_SIZE`] bytes through a buffer that is wiped.
+fn read_key(mut input: impl Read, allow_seed: bool) -> Result<SecretKey> {
+    let mut bytes = Zeroizing::new([0_u8; MAX_KEY_TEXT_SIZE + 1]);
     let mut end = 0;
     loop {
-        match from.read(&mut bytes[end..]) {
-            Ok(0) if end > MAX_SIZE => return Err(Error::refused(format!("larger than {MAX_SIZE} bytes"))),
+        match input.read(&mut bytes[end..]) {
+            Ok(0) if end > MAX_KEY_TEXT_SIZE => {
+                return Err(Error::refused(format!("larger than {MAX_KEY_TEXT_SIZE} bytes, not a secret key")));
+            }
             Ok(0) => break,
             Ok(n) => end += n,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
     }
-    let text = str::from_utf8(&bytes[..end]).map_err(|_| Error::refused("not text"))?;
-    if seed { SecretKey::parse_seed(text) } else { SecretKey::parse(text) }
+    let text = str::from_utf8(&bytes[..end]).map_err(|_| Error::refused("not UTF-8 text"))?;
+    if allow_seed { SecretKey::parse_allowing_seed(text) } else { SecretKey::parse(text) }
 }
 
 #[cfg(test)]
@@ -143,30 +199,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_in_the_place_of_a_name_is_not_shown() {
+    fn a_key_given_instead_of_a_name_is_not_quoted() {
         let key = SecretKey::generate("k").unwrap().to_file_text();
         let digits = key.split(':').nth(1).unwrap();
-        let open = |key_fds: &[&str], key_envs: &[&str]| {
+        let error_of = |files: &[&str], key_fds: &[&str], key_envs: &[&str]| {
             let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
-            open_keys(&OpenKeys { key_fds: owned(key_fds), key_envs: owned(key_envs), seed: false }).unwrap_err()
+            let files: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
+            let args = SecretKeyArgs { key_fds: owned(key_fds), key_envs: owned(key_envs), seed: false };
+            SecretKeySources::new(&files, &args).unwrap_err()
         };
-        for failure in [
-            from_file(Path::new(key.as_str()), false).unwrap_err(),
-            open(&[&key], &[]),
-            open(&[], &[&key]),
-            open(&["2"], &[]),
-            open(&["1000", "01000"], &[]),
+        for error in [
+            error_of(&[&key], &[], &[]),
+            error_of(&[], &[&key], &[]),
+            error_of(&[], &[], &[&key]),
+            error_of(&[], &["2"], &[]),
+            error_of(&[], &["1000", "01000"], &[]),
         ] {
-            assert!(failure.exit_code() == 2 && !failure.message().contains(&digits[..20]), "{failure}");
+            assert!(error.exit_code() == 2 && !error.message().contains(&digits[..20]), "{error}");
         }
     }
 
     #[test]
-    fn what_is_too_long_is_refused_whole() {
+    fn a_key_that_is_too_long_is_refused() {
         let key = SecretKey::generate("k").unwrap().to_file_text();
-        assert!(read(key.as_bytes(), false).is_ok());
+        assert!(read_key(key.as_bytes(), false).is_ok());
         let padded = |size: usize| [key.as_bytes(), &vec![b'\n'; size - key.len()]].concat();
-        assert!(read(padded(MAX_SIZE).as_slice(), false).is_ok());
-        assert!(read(padded(MAX_SIZE + 1).as_slice(), false).unwrap_err().message().contains("larger"));
+        assert!(read_key(padded(MAX_KEY_TEXT_SIZE).as_slice(), false).is_ok());
+        let error = read_key(padded(MAX_KEY_TEXT_SIZE + 1).as_slice(), false).unwrap_err();
+        assert!(error.message().contains("larger"));
     }
 }

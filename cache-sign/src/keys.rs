@@ -1,4 +1,4 @@
-//! Keys and signatures, in the format of Nix (`src/libutil/signature/local-keys.cc`): a name, a colon, and base 64.
+//! Keys and signatures in the format of Nix (`src/libutil/signature/local-keys.cc`): a name, a colon, and base64.
 
 use std::fmt;
 
@@ -10,17 +10,17 @@ use ed25519_dalek::{
 use nar_pack::error::{Error, Result};
 use zeroize::Zeroizing;
 
-/// Longest secret key once decoded, with what base 64 rounds up.
-const MOST_DECODED: usize = KEYPAIR_LENGTH + 2;
+/// Maximum size of a decoded secret key in bytes, including the bytes by which base64 decoding may exceed it.
+const MAX_DECODED_SIZE: usize = KEYPAIR_LENGTH + 2;
 
-/// A secret key; its bytes are wiped from memory when it is dropped, and it cannot be displayed.
+/// A secret key. Its bytes are wiped from memory when it is dropped; `Debug` prints only its name.
 pub struct SecretKey {
     name: String,
-    /// In a place of its own: a list of keys that grows would leave copies behind.
+    /// Boxed, because a vector of keys that grows would leave unwiped copies in memory.
     key: Box<SigningKey>,
 }
 
-/// A public key; displayed as `NAME:BASE64`.
+/// A public key, displayed as `NAME:BASE64`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey {
     name: String,
@@ -28,66 +28,71 @@ pub struct PublicKey {
 }
 
 impl SecretKey {
-    /// Makes a new key.
+    /// Generates a new key.
     ///
     /// # Errors
-    /// Refuses a name that Nix could not read back; fails when the system gives no random bytes.
+    /// Refuses a name that Nix cannot parse. Fails if the system provides no random bytes.
     pub fn generate(name: &str) -> Result<Self> {
         check_name(name)?;
         let mut seed = Zeroizing::new([0; 32]);
-        getrandom::fill(seed.as_mut()).map_err(|error| Error::failed(format!("no random bytes: {error}")))?;
+        getrandom::fill(seed.as_mut())
+            .map_err(|error| Error::failed(format!("cannot generate random bytes: {error}")))?;
         Ok(Self { name: name.to_owned(), key: Box::new(SigningKey::from_bytes(&seed)) })
     }
 
-    /// Parses `NAME:BASE64` of the 64 bytes of secret and public half. Messages never contain the key.
+    /// Parses `NAME:BASE64`, where the 64 bytes are the secret half and the public half. Error messages never contain
+    /// the key.
     ///
     /// # Errors
-    /// Refuses anything else, and a public half that does not belong to the secret half.
+    /// Refuses anything else, and a public half that does not match the secret half.
     pub fn parse(text: &str) -> Result<Self> {
-        Self::parse_size(text, false)
+        Self::parse_with(text, false)
     }
 
-    /// As [`SecretKey::parse`], and takes the 32 bytes of the secret half alone too. A public key has the same form, and
-    /// whoever signed with one would sign with what everybody knows: only for those who say that it is a secret.
+    /// Parses a key like [`SecretKey::parse`], and also accepts the 32 bytes of the secret half alone (the Ed25519
+    /// seed). A public key has the same form, and a signature made with a public key as the seed is worthless because
+    /// everybody can make it, so use this only when the user states that the key is secret.
     ///
     /// # Errors
-    /// As [`SecretKey::parse`].
-    pub fn parse_seed(text: &str) -> Result<Self> {
-        Self::parse_size(text, true)
+    /// The errors of [`SecretKey::parse`].
+    pub fn parse_allowing_seed(text: &str) -> Result<Self> {
+        Self::parse_with(text, true)
     }
 
-    fn parse_size(text: &str, seed: bool) -> Result<Self> {
+    fn parse_with(text: &str, allow_seed: bool) -> Result<Self> {
         let (name, digits) = split(text, "secret key")?;
-        let wrong = |why: String| Error::refused(format!("secret key {name:?}: {why}"));
-        let wrong_size = |size: &str| wrong(format!("{size} bytes long, expected {KEYPAIR_LENGTH}"));
-        if digits.len() > MOST_DECODED.div_ceil(3) * 4 {
-            return Err(wrong_size("too many"));
+        let invalid = |reason: String| Error::refused(format!("invalid secret key {name:?}: {reason}"));
+        let wrong_size = |size: &str| invalid(format!("expected {KEYPAIR_LENGTH} bytes, found {size}"));
+        if digits.len() > MAX_DECODED_SIZE.div_ceil(3) * 4 {
+            return Err(wrong_size("more"));
         }
-        let mut bytes = Zeroizing::new([0; MOST_DECODED]);
-        let size = BASE64_STANDARD.decode_slice(digits, bytes.as_mut()).map_err(|_| wrong("not base 64".to_owned()))?;
+        let mut bytes = Zeroizing::new([0; MAX_DECODED_SIZE]);
+        let size =
+            BASE64_STANDARD.decode_slice(digits, bytes.as_mut()).map_err(|_| invalid("not valid base64".to_owned()))?;
         let decoded = &bytes[..size];
         let key = if let Ok(pair) = <&[u8; KEYPAIR_LENGTH]>::try_from(decoded) {
             SigningKey::from_keypair_bytes(pair)
-                .map_err(|_| wrong("its public half belongs to another key".to_owned()))?
+                .map_err(|_| invalid("its public half does not match its secret half".to_owned()))?
         } else if let Ok(secret) = <&[u8; SECRET_KEY_LENGTH]>::try_from(decoded) {
-            if !seed {
-                return Err(wrong(format!(
-                    "{size} bytes long: a public key, or the secret half alone, which takes --seed; expected {KEYPAIR_LENGTH}"
-                )));
+            if !allow_seed {
+                let error = wrong_size(&format!("{size} bytes"));
+                return Err(
+                    error.with_hint("pass --seed if this is the secret half alone; a public key also has 32 bytes")
+                );
             }
             SigningKey::from_bytes(secret)
         } else {
-            return Err(wrong_size(&size.to_string()));
+            return Err(wrong_size(&format!("{size} bytes")));
         };
         Ok(Self { name: name.to_owned(), key: Box::new(key) })
     }
 
-    /// `NAME:BASE64`, for the file that holds the key and for nothing else.
+    /// Returns `NAME:BASE64`, to be written to the key file and nowhere else.
     #[must_use]
     pub fn to_file_text(&self) -> Zeroizing<String> {
         let pair = Zeroizing::new(self.key.to_keypair_bytes());
         let digits = Zeroizing::new(BASE64_STANDARD.encode(pair.as_slice()));
-        // Of its whole size from the beginning: text that grows leaves copies behind.
+        // Allocates the whole size at once, because a string that grows would leave unwiped copies in memory.
         let mut text = Zeroizing::new(String::with_capacity(self.name.len() + 1 + digits.len()));
         text.push_str(&self.name);
         text.push(':');
@@ -95,13 +100,13 @@ impl SecretKey {
         text
     }
 
-    /// The public key that belongs to it.
+    /// Returns the public key of this secret key.
     #[must_use]
     pub fn public(&self) -> PublicKey {
         PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
     }
 
-    /// Signs a fingerprint: `NAME:BASE64`.
+    /// Signs a fingerprint and returns the signature as `NAME:BASE64`.
     #[must_use]
     pub fn sign(&self, fingerprint: &str) -> String {
         format!("{}:{}", self.name, BASE64_STANDARD.encode(self.key.sign(fingerprint.as_bytes()).to_bytes()))
@@ -115,35 +120,35 @@ impl fmt::Debug for SecretKey {
 }
 
 impl PublicKey {
-    /// Parses `NAME:BASE64` of 32 bytes.
+    /// Parses `NAME:BASE64`, where the base64 text is 32 bytes.
     ///
     /// # Errors
-    /// Refuses anything else, and names the key.
+    /// Refuses anything else.
     pub fn parse(text: &str) -> Result<Self> {
         let (name, digits) = split(text, "public key")?;
-        let wrong = |why: String| Error::refused(format!("public key {name:?}: {why}"));
-        let bytes = BASE64_STANDARD.decode(digits).map_err(|_| wrong("not base 64".to_owned()))?;
+        let invalid = |reason: String| Error::refused(format!("invalid public key {name:?}: {reason}"));
+        let bytes = BASE64_STANDARD.decode(digits).map_err(|_| invalid("not valid base64".to_owned()))?;
         let bytes: &[u8; PUBLIC_KEY_LENGTH] = bytes
             .as_slice()
             .try_into()
-            .map_err(|_| wrong(format!("{} bytes long, expected {PUBLIC_KEY_LENGTH}", bytes.len())))?;
-        let key = VerifyingKey::from_bytes(bytes).map_err(|_| wrong("not a point of the curve".to_owned()))?;
+            .map_err(|_| invalid(format!("expected {PUBLIC_KEY_LENGTH} bytes, found {} bytes", bytes.len())))?;
+        let key = VerifyingKey::from_bytes(bytes).map_err(|_| invalid("not a point on the curve".to_owned()))?;
         Ok(Self { name: name.to_owned(), key })
     }
 
-    /// The key's name.
+    /// Returns the name of the key.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether both are the same key, whatever their names.
+    /// Whether both are the same key, regardless of their names.
     #[must_use]
-    pub fn same_point(&self, other: &Self) -> bool {
+    pub fn is_same_key(&self, other: &Self) -> bool {
         self.key == other.key
     }
 
-    /// Whether `signature` (`NAME:BASE64`) is one of this key over `fingerprint`.
+    /// Whether `signature` (`NAME:BASE64`) is a valid signature of `fingerprint` by this key.
     #[must_use]
     pub fn verifies(&self, fingerprint: &str, signature: &str) -> bool {
         let Some(digits) = signature.strip_prefix(self.name.as_str()).and_then(|rest| rest.strip_prefix(':')) else {
@@ -168,22 +173,23 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// The name of the key that `signature` (`NAME:BASE64`) says it is by.
+/// Returns the name of the key that made `signature` (`NAME:BASE64`), according to the signature.
 #[must_use]
-pub fn signer(signature: &str) -> &str {
+pub fn key_name(signature: &str) -> &str {
     signature.split_once(':').map_or(signature, |(name, _)| name)
 }
 
+/// Splits a key into its name and its base64 digits; `what` is the kind of key in errors.
 fn split<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str)> {
     let (name, digits) =
-        text.trim().split_once(':').ok_or_else(|| Error::refused(format!("not a {what}: expected NAME:BASE64")))?;
+        text.trim().split_once(':').ok_or_else(|| Error::refused(format!("invalid {what}: expected NAME:BASE64")))?;
     check_name(name)?;
     Ok((name, digits))
 }
 
 fn check_name(name: &str) -> Result {
     if name.is_empty() || name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
-        return Err(Error::refused("the name of a key must not be empty, nor have colons or white space in it"));
+        return Err(Error::refused("a key name must not be empty or contain colons, whitespace or control characters"));
     }
     Ok(())
 }
@@ -193,11 +199,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_survives_its_file_and_its_signatures_hold() {
+    fn a_key_read_back_from_its_file_makes_the_same_signatures() {
         let secret = SecretKey::generate("cache.example.org-1").unwrap();
-        let again = SecretKey::parse(&secret.to_file_text()).unwrap();
+        let read_back = SecretKey::parse(&secret.to_file_text()).unwrap();
         let public = PublicKey::parse(&secret.public().to_string()).unwrap();
-        let signature = again.sign("1;x");
+        let signature = read_back.sign("1;x");
         assert!(public.verifies("1;x", &signature));
         assert!(!public.verifies("1;y", &signature));
         assert!(!public.verifies("1;x", &signature.replace("-1:", "-2:")));
@@ -208,8 +214,8 @@ mod tests {
     fn the_secret_half_alone_is_the_same_key() {
         let secret = SecretKey::generate("k").unwrap();
         let text = format!("k:{}\n", BASE64_STANDARD.encode(secret.key.to_bytes()));
-        let half = SecretKey::parse_seed(&text).unwrap();
-        assert!(SecretKey::parse(&text).unwrap_err().message().contains("--seed"));
+        let half = SecretKey::parse_allowing_seed(&text).unwrap();
+        assert!(SecretKey::parse(&text).unwrap_err().hint().unwrap().contains("--seed"));
         assert_eq!((half.public(), half.sign("1;x")), (secret.public(), secret.sign("1;x")));
         assert_eq!(*half.to_file_text(), *secret.to_file_text());
     }
@@ -217,8 +223,8 @@ mod tests {
     #[test]
     fn every_other_length_is_refused() {
         for size in (0..=70).filter(|size| ![32, 64].contains(size)).chain([3000]) {
-            let failure = SecretKey::parse(&format!("k:{}", BASE64_STANDARD.encode(vec![7; size]))).unwrap_err();
-            assert!(failure.is_refusal() && failure.message().contains("expected 64"), "{size}: {failure}");
+            let error = SecretKey::parse(&format!("k:{}", BASE64_STANDARD.encode(vec![7; size]))).unwrap_err();
+            assert!(error.is_refusal() && error.message().contains("expected 64"), "{size}: {error}");
         }
     }
 
@@ -227,15 +233,15 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| SecretKey::generate(name).unwrap());
         let mixed = [&a.key.to_bytes()[..], b.key.verifying_key().as_bytes()].concat();
         let text = format!("a:{}", BASE64_STANDARD.encode(mixed));
-        assert!(SecretKey::parse(&text).unwrap_err().message().contains("another key"));
+        assert!(SecretKey::parse(&text).unwrap_err().message().contains("does not match"));
     }
 
     #[test]
-    fn what_is_no_key_is_refused_without_being_shown() {
+    fn a_malformed_key_is_refused_and_not_quoted() {
         let secret = SecretKey::generate("k").unwrap().to_file_text();
         for text in ["", "k", ":", "k:", "k:!", "k:AAAA", &secret[..secret.len() - 4], &secret[2..], "a b:AAAA"] {
-            let failure = SecretKey::parse(text).unwrap_err();
-            assert!(failure.is_refusal() && !failure.message().contains(&secret[10..40]), "{failure}");
+            let error = SecretKey::parse(text).unwrap_err();
+            assert!(error.is_refusal() && !error.message().contains(&secret[10..40]), "{error}");
             assert!(PublicKey::parse(text).unwrap_err().is_refusal());
         }
     }

@@ -1,8 +1,8 @@
-//! Substituters and trusted keys from nix.conf, read as Nix reads it (manual, "nix.conf"; `AbstractConfig::applyConfig` in
-//! `src/libutil/config.cc`): line by line, whatever a line ends in, and includes beside the path that was given.
-//!
-//! Nix knows no continuation: a backslash at the end of a line is the last word of that line or a part of it, and what
-//! follows is a line of its own.
+//! Reads substituters and trusted keys from nix.conf exactly as Nix does (manual, "nix.conf";
+//! `AbstractConfig::applyConfig` in `src/libutil/config.cc`): line by line, with includes relative to the path by which
+//! the file was opened. Nix has no line continuation, so a backslash at the end of a line is an ordinary character. The
+//! crate `nix-config-parser` is not used: it returns a map of names to values, which loses the order of settings and
+//! `extra-` settings, it stops at the first invalid line, and its last release is of 2023.
 
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Read};
@@ -12,22 +12,23 @@ use nar_pack::error::{Context, Error, Result};
 
 use crate::keys::PublicKey;
 
-/// The cache that Nix asks, and the key that it trusts, when no file says otherwise.
+/// The default values of Nix.
 const DEFAULT_SUBSTITUTER: &str = "https://cache.nixos.org/";
 const DEFAULT_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
-/// Largest file that is read, in bytes.
-const MAX_SIZE: u64 = 1 << 20;
-/// Files that include each other deeper than this include themselves.
-const MAX_INCLUDES: usize = 16;
+/// Maximum size of a file in bytes.
+const MAX_FILE_SIZE: u64 = 1 << 20;
+/// Maximum depth of includes. Files that exceed it include each other in a cycle.
+const MAX_INCLUDE_DEPTH: usize = 16;
+/// The names of the two settings, each with its older alias.
 const SUBSTITUTERS: [&str; 2] = ["substituters", "binary-caches"];
-const KEYS: [&str; 2] = ["trusted-public-keys", "binary-cache-public-keys"];
+const TRUSTED_PUBLIC_KEYS: [&str; 2] = ["trusted-public-keys", "binary-cache-public-keys"];
 
-/// What nix.conf says of binary caches.
+/// The binary-cache settings of nix.conf.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The caches that are asked, in their order.
+    /// The URLs of the caches, in their order.
     pub substituters: Vec<String>,
-    /// The keys that are trusted, as they are written.
+    /// The trusted keys, as written in the file.
     pub trusted_public_keys: Vec<String>,
 }
 
@@ -38,117 +39,125 @@ impl Default for Settings {
     }
 }
 
-/// What was read, and what Nix would not read.
+/// The result of parsing a nix.conf and the files that it includes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reading {
-    /// What the lines say that Nix takes.
+pub struct ParsedConf {
+    /// The settings of all valid lines.
     pub settings: Settings,
-    /// Lines for the sake of which Nix refuses the whole file (`illegal configuration line`): each with its file.
-    pub illegal: Vec<String>,
+    /// The positions (`FILE, line N`) of the invalid lines, for each of which Nix rejects the whole file.
+    pub invalid_lines: Vec<String>,
 }
 
 impl Settings {
-    /// What `file` says, or the system's and the user's nix.conf and `$NIX_CONFIG` together.
+    /// Reads `file`, or without it the nix.conf files of the system and the user and `$NIX_CONFIG`.
     ///
     /// # Errors
-    /// Fails when `file` cannot be read or one includes a file that is not there; refuses a line that Nix refuses.
+    /// Fails if `file` cannot be read or an included file does not exist. Refuses an invalid line.
     pub fn read(file: Option<&Path>) -> Result<Self> {
-        let mut reading = Reading::default();
+        let mut parsed = ParsedConf::default();
         if let Some(file) = file {
-            let bytes = std::fs::File::open(file).and_then(read_start);
-            let bytes = bytes.map_err(|error| Error::failed(format!("reading {}: {error}", file.display())))?;
-            reading.text(&String::from_utf8_lossy(&bytes), file, 0)?;
+            let bytes = std::fs::File::open(file).and_then(read_limited);
+            let bytes = bytes.map_err(|error| Error::failed(format!("cannot read {}: {error}", file.display())))?;
+            parsed.parse_text(&String::from_utf8_lossy(&bytes), file, 0)?;
         } else {
             for file in default_files() {
-                reading.file(&file, 0)?;
+                parsed.parse_file(&file, 0)?;
             }
             if let Ok(text) = std::env::var("NIX_CONFIG") {
-                reading.text(&text, Path::new("$NIX_CONFIG"), 0)?;
+                parsed.parse_text(&text, Path::new("$NIX_CONFIG"), 0)?;
             }
         }
-        match reading.illegal.first() {
-            None => Ok(reading.settings),
-            Some(line) => Err(Error::refused(format!("{line}: not a line of nix.conf"))),
+        match parsed.invalid_lines.first() {
+            None => Ok(parsed.settings),
+            Some(position) => Err(invalid_line_error(position)),
         }
     }
 
-    /// The trusted keys.
+    /// Parses the trusted keys.
     ///
     /// # Errors
-    /// Refuses a malformed one.
+    /// Refuses a malformed key.
     pub fn public_keys(&self) -> Result<Vec<PublicKey>> {
         self.trusted_public_keys.iter().map(|key| PublicKey::parse(key).context(|| "nix.conf")).collect()
     }
 
-    fn set<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
-        let (name, adds) = name.strip_prefix("extra-").map_or((name, false), |name| (name, true));
+    /// Applies one setting. Without the prefix `extra-` it replaces the values of earlier lines.
+    fn apply<'a>(&mut self, name: &str, values: impl Iterator<Item = &'a str>) {
+        let (name, is_extra) = name.strip_prefix("extra-").map_or((name, false), |name| (name, true));
         let list = match name {
             name if SUBSTITUTERS.contains(&name) => &mut self.substituters,
-            name if KEYS.contains(&name) => &mut self.trusted_public_keys,
+            name if TRUSTED_PUBLIC_KEYS.contains(&name) => &mut self.trusted_public_keys,
             _ => return,
         };
-        if !adds {
+        if !is_extra {
             list.clear();
         }
-        list.extend(words.map(str::to_owned));
+        list.extend(values.map(str::to_owned));
     }
 }
 
-impl Reading {
-    /// What `text` says, the text of the file that Nix is given as `path`: what it includes lies beside that, also where
-    /// `path` is a symbolic link to elsewhere.
+impl ParsedConf {
+    /// Parses `text`, the contents of the file that Nix opens as `path`. Includes are relative to the directory of
+    /// `path`, even if `path` is a symbolic link to a file elsewhere.
     ///
     /// # Errors
-    /// Fails when a file that it includes is not there.
-    pub fn of_text(text: &str, path: &Path) -> Result<Self> {
-        let mut reading = Self::default();
-        reading.text(text, path, 0)?;
-        Ok(reading)
+    /// Fails if an included file does not exist; refuses includes that form a cycle.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        let mut parsed = Self::default();
+        parsed.parse_text(text, path, 0)?;
+        Ok(parsed)
     }
 
-    /// A file that cannot be read says nothing (`AbstractConfig::applyConfigFile`).
-    fn file(&mut self, file: &Path, depth: usize) -> Result {
-        if depth > MAX_INCLUDES {
-            return Err(Error::refused(format!("{}: included too deeply", file.display())));
+    /// Parses a file. Like Nix (`AbstractConfig::applyConfigFile`), ignores a file that cannot be read.
+    fn parse_file(&mut self, file: &Path, depth: usize) -> Result {
+        if depth > MAX_INCLUDE_DEPTH {
+            let error = Error::refused(format!("{}: includes are nested too deeply", file.display()));
+            return Err(error.with_hint("remove the include that leads back to the same file"));
         }
-        match read_regular(file) {
-            Ok(bytes) => self.text(&String::from_utf8_lossy(&bytes), file, depth),
+        match read_regular_file(file) {
+            Ok(bytes) => self.parse_text(&String::from_utf8_lossy(&bytes), file, depth),
             Err(_) => Ok(()),
         }
     }
 
-    fn text(&mut self, text: &str, file: &Path, depth: usize) -> Result {
+    fn parse_text(&mut self, text: &str, file: &Path, depth: usize) -> Result {
         for (number, line) in (1..).zip(text.split('\n')) {
-            let plain = line.split('#').next().unwrap_or_default();
-            let words: Vec<&str> = plain.split([' ', '\t', '\r']).filter(|word| !word.is_empty()).collect();
+            let without_comment = line.split('#').next().unwrap_or_default();
+            let words: Vec<&str> = without_comment.split([' ', '\t', '\r']).filter(|word| !word.is_empty()).collect();
             match words.as_slice() {
                 [] => {}
                 [include @ ("include" | "!include"), name] => {
-                    let included = beside(file, name).context(|| format!("{}, line {number}", file.display()))?;
-                    if is_there(&included) {
-                        self.file(&included, depth + 1)?;
+                    let included = resolve_include(file, name).context(|| line_position(file, number))?;
+                    if exists(&included) {
+                        self.parse_file(&included, depth + 1)?;
                     } else if *include == "include" {
-                        let (included, file) = (included.display(), file.display());
-                        return Err(Error::failed(format!("reading {included}, which {file} includes: not found")));
+                        let error = Error::failed(format!("included file {} not found", included.display()));
+                        return Err(error.context(line_position(file, number)));
                     }
                 }
-                ["include" | "!include", ..] => self.illegal.push(shown(file, number)),
-                [name, "=", values @ ..] => self.settings.set(name, values.iter().copied()),
-                _ => self.illegal.push(shown(file, number)),
+                ["include" | "!include", ..] => self.invalid_lines.push(line_position(file, number)),
+                [name, "=", values @ ..] => self.settings.apply(name, values.iter().copied()),
+                _ => self.invalid_lines.push(line_position(file, number)),
             }
         }
         Ok(())
     }
 }
 
-/// A line by its number alone: what is no setting may be a password.
-fn shown(file: &Path, number: u32) -> String {
+/// Returns the error of an invalid line at `position`, an element of [`ParsedConf::invalid_lines`].
+#[must_use]
+pub fn invalid_line_error(position: &str) -> Error {
+    Error::refused(format!("{position}: invalid line, expected NAME = VALUE or include FILE"))
+}
+
+/// The position of a line in messages. They do not quote the line, because it may contain a password.
+fn line_position(file: &Path, number: u32) -> String {
     format!("{}, line {number}", file.display())
 }
 
-/// Where an included file is: beside the path by which the file was read, links in which are not followed, and without
-/// what `..` takes away (`absPath(name, dirOf(path))`, `canonPath`).
-fn beside(file: &Path, name: &str) -> Result<PathBuf> {
+/// Returns the path of an included file: relative to the directory of the including file, with `..` resolved in the text
+/// of the path and symbolic links not followed (`absPath(name, dirOf(path))`, `canonPath`).
+fn resolve_include(file: &Path, name: &str) -> Result<PathBuf> {
     let file = std::path::absolute(file).map_err(Error::from)?;
     let mut path = PathBuf::new();
     for component in file.parent().unwrap_or(Path::new("/")).join(name).components() {
@@ -161,48 +170,48 @@ fn beside(file: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A link is there, wherever it leads (`pathExists`).
-fn is_there(path: &Path) -> bool {
-    let found = std::fs::symlink_metadata(path);
-    !found.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))
+/// Whether the path exists; a dangling symbolic link does (`pathExists`).
+fn exists(path: &Path) -> bool {
+    let metadata = std::fs::symlink_metadata(path);
+    !metadata.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))
 }
 
-/// The system's file, then the user's, in the order in which Nix applies them.
+/// Returns the nix.conf files of the system and then of the user, in the order in which Nix applies them.
 fn default_files() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name);
-    let some = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let non_empty = |name: &str| variable(name).filter(|value| !value.is_empty());
     let paths = |list: &OsStr| -> Vec<PathBuf> {
         std::env::split_paths(list).filter(|path| !path.as_os_str().is_empty()).collect()
     };
     let mut files =
-        vec![some("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from).join("nix.conf")];
-    // What comes first in a list counts most, so it is applied last. An empty list is a list.
+        vec![non_empty("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from).join("nix.conf")];
+    // The first file of the list has the highest priority, so it is applied last. An empty list replaces the default.
     if let Some(list) = variable("NIX_USER_CONF_FILES") {
         files.extend(paths(&list).into_iter().rev());
         return files;
     }
     let dirs = paths(&variable("XDG_CONFIG_DIRS").unwrap_or_else(|| "/etc/xdg".into()));
     files.extend(dirs.into_iter().rev().map(|dir| dir.join("nix/nix.conf")));
-    let home = some("XDG_CONFIG_HOME")
+    let home = non_empty("XDG_CONFIG_HOME")
         .map(PathBuf::from)
-        .or_else(|| some("HOME").map(|home| Path::new(&home).join(".config")));
+        .or_else(|| non_empty("HOME").map(|home| Path::new(&home).join(".config")));
     files.extend(home.map(|home| home.join("nix/nix.conf")));
     files
 }
 
-/// A file that is included; a device or a FIFO may have no end.
-fn read_regular(file: &Path) -> io::Result<Vec<u8>> {
+/// Reads a regular file only, because a device or a FIFO may never end.
+fn read_regular_file(file: &Path) -> io::Result<Vec<u8>> {
     if std::fs::metadata(file)?.is_file() {
-        return std::fs::File::open(file).and_then(read_start);
+        return std::fs::File::open(file).and_then(read_limited);
     }
     Err(io::Error::other("not a regular file"))
 }
 
-fn read_start(file: std::fs::File) -> io::Result<Vec<u8>> {
+fn read_limited(file: std::fs::File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_SIZE {
-        Err(io::Error::other(format!("larger than {MAX_SIZE} bytes")))
+    file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_SIZE {
+        Err(io::Error::other(format!("larger than {MAX_FILE_SIZE} bytes")))
     } else {
         Ok(bytes)
     }
@@ -224,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_replace_and_extra_settings_add() {
+    fn settings_replace_and_extra_settings_append() {
         let b = KEY.replace("a-1", "b-1");
         let replace = format!("# comment\nsubstituters = x\ntrusted-public-keys = {KEY} # and so on\n");
         assert_eq!(keys(&[("nix.conf", &replace)]).unwrap(), [KEY]);
@@ -234,30 +243,30 @@ mod tests {
         assert_eq!(keys(&include).unwrap(), [KEY]);
     }
 
-    /// `nix show-config` says the same of each (`tests/tests/policies.rs` asks it).
+    /// An integration test compares the same cases with `nix show-config`.
     #[test]
-    fn a_backslash_joins_nothing() {
-        let of = |text: &str| Reading::of_text(text, Path::new("/etc/nix/nix.conf")).unwrap();
-        let reading = of("substituters = a \\\n  b\\\r\n  extra-binary-caches = d");
-        assert_eq!(reading.settings.substituters, ["a", "\\", "d"]);
-        assert_eq!(reading.illegal, ["/etc/nix/nix.conf, line 2"]);
-        assert_eq!(of("substituters = a\\\nextra-substituters = b").settings.substituters, ["a\\", "b"]);
-        assert_eq!(of("# x \\\nsubstituters = a # \\\nextra-substituters = b").settings.substituters, ["a", "b"]);
+    fn a_backslash_does_not_continue_a_line() {
+        let parse = |text: &str| ParsedConf::parse(text, Path::new("/etc/nix/nix.conf")).unwrap();
+        let parsed = parse("substituters = a \\\n  b\\\r\n  extra-binary-caches = d");
+        assert_eq!(parsed.settings.substituters, ["a", "\\", "d"]);
+        assert_eq!(parsed.invalid_lines, ["/etc/nix/nix.conf, line 2"]);
+        assert_eq!(parse("substituters = a\\\nextra-substituters = b").settings.substituters, ["a\\", "b"]);
+        assert_eq!(parse("# x \\\nsubstituters = a # \\\nextra-substituters = b").settings.substituters, ["a", "b"]);
     }
 
     #[test]
-    fn lines_that_nix_refuses_are_found() {
+    fn lines_that_nix_rejects_are_reported() {
         for line in ["a", "a b", "a=b", "include", "include a b", "!include = x", "= x", "a\u{b}= b"] {
             let text = format!("substituters = x\n{line}\n");
-            let reading = Reading::of_text(&text, Path::new("/etc/nix/nix.conf")).unwrap();
-            assert_eq!(reading.illegal, ["/etc/nix/nix.conf, line 2"], "{line}");
-            assert_eq!(reading.settings.substituters, ["x"]);
+            let parsed = ParsedConf::parse(&text, Path::new("/etc/nix/nix.conf")).unwrap();
+            assert_eq!(parsed.invalid_lines, ["/etc/nix/nix.conf, line 2"], "{line}");
+            assert_eq!(parsed.settings.substituters, ["x"]);
             assert_eq!(keys(&[("nix.conf", &text)]).unwrap_err().exit_code(), 1);
         }
     }
 
     #[test]
-    fn includes_lie_beside_the_path_that_was_given() {
+    fn includes_are_relative_to_the_path_as_given() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for name in ["real", "real/deep", "given", "given/sub"] {
@@ -277,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_files_are_errors() {
+    fn unreadable_and_malformed_files_are_errors() {
         assert_eq!(keys(&[]).unwrap_err().exit_code(), 2);
         assert_eq!(keys(&[("nix.conf", "include absent.conf")]).unwrap_err().exit_code(), 2);
         assert_eq!(keys(&[("nix.conf", "include nix.conf")]).unwrap_err().exit_code(), 1);

@@ -1,81 +1,103 @@
-//! Bodies of a cache archive that wait for a verdict, in an unlinked file.
+//! Stores the NARs of an archive in one unlinked temporary file until they are verified. The file takes no more space
+//! than the NARs that are stored: the space of a released NAR is given back to the file system at once.
 
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom};
+use std::io::{self, Read, Seek as _, SeekFrom, Write};
 
 use nar_pack::error::{Context, Error, Result};
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// Where bodies begin: no block of a file system, of which only whole ones can be given back, has a part of two.
+/// Alignment of the NARs in bytes. A file system gives back only whole blocks, so no block may belong to two NARs; no
+/// common file system has larger blocks.
 const ALIGNMENT: u64 = 64 << 10;
 
-/// The file, and where it ends. It takes no more room than what waits.
+/// A temporary file of NARs. It is created when the first NAR is stored.
 #[derive(Debug, Default)]
 pub struct NarSpool {
     file: Option<File>,
+    /// Where the next NAR begins.
     end: u64,
-    /// How many bodies wait.
-    waiting: usize,
+    /// The number of stored NARs.
+    stored: usize,
 }
 
-/// Where a body is. Whoever has it gives it back to [`NarSpool::release`].
+/// A NAR in a [`NarSpool`]. It takes space until it is passed to [`NarSpool::release`].
 #[derive(Debug)]
 pub struct SpooledNar {
     start: u64,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
 impl NarSpool {
-    /// Keeps a body of `size` bytes.
+    /// Stores the `size` bytes of `body`.
     ///
     /// # Errors
-    /// What the body or the temporary directory says.
-    pub fn keep(&mut self, size: u64, body: &mut dyn Read) -> Result<SpooledNar> {
-        let at = || "keeping a NAR in the temporary directory";
-        if self.file.is_none() {
-            self.file = Some(tempfile::tempfile().map_err(Error::from).context(at)?);
-        }
-        if let Some(file) = &mut self.file {
-            file.seek(SeekFrom::Start(self.end)).map_err(Error::from).context(at)?;
-            io::copy(body, file).context(at)?;
-        }
-        let kept = SpooledNar { start: self.end, size };
+    /// The errors of `body`; fails if the spool file cannot be written.
+    pub fn store(&mut self, size: u64, body: &mut dyn Read) -> Result<SpooledNar> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(create_spool_file()?),
+        };
+        file.seek(SeekFrom::Start(self.end)).map_err(spool_write_error)?;
+        io::copy(body, &mut SpoolWriter(file))?;
+        let nar = SpooledNar { start: self.end, size };
         self.end += size.next_multiple_of(ALIGNMENT);
-        self.waiting += 1;
-        Ok(kept)
+        self.stored += 1;
+        Ok(nar)
     }
 
-    /// The bytes of a body, from its beginning. One is read at a time.
+    /// Reads a stored NAR from its first byte. Only one NAR can be read at a time.
     ///
     /// # Errors
-    /// What the temporary directory says.
-    pub fn read(&self, kept: &SpooledNar) -> Result<impl Read + Send + '_> {
-        let mut file = self.file.as_ref().ok_or_else(|| Error::failed("nothing is kept"))?;
-        let at = || "reading a NAR back from the temporary directory";
-        file.seek(SeekFrom::Start(kept.start)).map_err(Error::from).context(at)?;
-        Ok(file.take(kept.size))
+    /// Fails if the spool file cannot be read.
+    pub fn read(&self, nar: &SpooledNar) -> Result<impl Read + Send + '_> {
+        let mut file = self.file.as_ref().ok_or_else(|| Error::failed("internal error: the spool file is missing"))?;
+        file.seek(SeekFrom::Start(nar.start)).map_err(Error::from).context(|| "cannot read the spool file")?;
+        Ok(file.take(nar.size))
     }
 
-    /// Forgets a body, and gives its room back.
+    /// Removes a NAR and gives its space back.
     ///
     /// # Errors
-    /// What the temporary directory says.
-    #[allow(clippy::needless_pass_by_value)] // whoever released it has it no more
-    pub fn release(&mut self, kept: SpooledNar) -> Result {
+    /// Fails if the spool file cannot be truncated.
+    #[allow(clippy::needless_pass_by_value)] // a released NAR must not be read again
+    pub fn release(&mut self, nar: SpooledNar) -> Result {
         let Some(file) = &self.file else { return Ok(()) };
-        self.waiting -= 1;
-        let SpooledNar { start, size } = kept;
+        self.stored -= 1;
+        let SpooledNar { start, size } = nar;
         let size = size.next_multiple_of(ALIGNMENT);
-        if self.waiting == 0 || start + size == self.end {
-            self.end = if self.waiting == 0 { 0 } else { start };
-            file.set_len(self.end).map_err(Error::from).context(|| "shrinking a file in the temporary directory")?;
+        if self.stored == 0 || start + size == self.end {
+            self.end = if self.stored == 0 { 0 } else { start };
+            file.set_len(self.end).map_err(spool_write_error)?;
         } else if size > 0 {
-            // Where the file system cannot, the room comes back when nothing waits any more.
+            // A file system without hole punching gives the space back when the last NAR is released.
             let _ = fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, size);
         }
         Ok(())
     }
+}
+
+/// Distinguishes the errors of writing the spool file from those of reading the body that is copied to it.
+struct SpoolWriter<'a>(&'a mut File);
+
+impl Write for SpoolWriter<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf).map_err(|error| spool_write_error(error).into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn create_spool_file() -> Result<File> {
+    tempfile::tempfile().map_err(spool_write_error)
+}
+
+fn spool_write_error(error: io::Error) -> Error {
+    let error = Error::failed(format!("cannot write to the spool file in {}: {error}", std::env::temp_dir().display()));
+    error.with_hint("set TMPDIR to a writable directory with enough free space")
 }
 
 #[cfg(test)]
@@ -86,51 +108,51 @@ mod tests {
 
     const SIZE: u64 = 100_000;
 
-    fn keep(held: &mut NarSpool, byte: u8) -> SpooledNar {
-        held.keep(SIZE, &mut io::repeat(byte).take(SIZE)).unwrap()
+    fn store(spool: &mut NarSpool, byte: u8) -> SpooledNar {
+        spool.store(SIZE, &mut io::repeat(byte).take(SIZE)).unwrap()
     }
 
-    fn assert_is(held: &NarSpool, kept: &SpooledNar, byte: u8) {
+    fn assert_contains(spool: &NarSpool, nar: &SpooledNar, byte: u8) {
         let mut bytes = Vec::new();
-        held.read(kept).unwrap().read_to_end(&mut bytes).unwrap();
+        spool.read(nar).unwrap().read_to_end(&mut bytes).unwrap();
         assert!(bytes.len() as u64 == SIZE && bytes.iter().all(|&found| found == byte), "{byte}");
     }
 
-    /// Bytes that the file takes, and where it ends.
-    fn room(held: &NarSpool) -> (u64, u64) {
-        let about = held.file.as_ref().unwrap().metadata().unwrap();
-        (about.blocks() * 512, about.len())
+    /// The disk space of the file and its length, in bytes.
+    fn space_and_length(spool: &NarSpool) -> (u64, u64) {
+        let metadata = spool.file.as_ref().unwrap().metadata().unwrap();
+        (metadata.blocks() * 512, metadata.len())
     }
 
     #[test]
-    fn one_after_the_other_they_take_the_room_of_one() {
-        let mut held = NarSpool::default();
+    fn sequential_nars_take_the_space_of_one() {
+        let mut spool = NarSpool::default();
         for byte in 0..100 {
-            let kept = keep(&mut held, byte);
-            assert_is(&held, &kept, byte);
-            assert_eq!(room(&held).1, SIZE);
-            held.release(kept).unwrap();
-            assert_eq!(room(&held), (0, 0));
+            let nar = store(&mut spool, byte);
+            assert_contains(&spool, &nar, byte);
+            assert_eq!(space_and_length(&spool).1, SIZE);
+            spool.release(nar).unwrap();
+            assert_eq!(space_and_length(&spool), (0, 0));
         }
     }
 
     #[test]
-    fn interleaved_they_take_the_room_of_what_waits() {
-        let mut held = NarSpool::default();
-        // One that nobody comes for, and each other that is released after the next has come.
-        let first = keep(&mut held, 255);
-        let mut before = keep(&mut held, 0);
+    fn interleaved_nars_take_the_space_of_those_stored() {
+        let mut spool = NarSpool::default();
+        // The first NAR stays to the end; each of the others is released after the next one is stored.
+        let first = store(&mut spool, 255);
+        let mut previous = store(&mut spool, 0);
         for byte in 1..100 {
-            let kept = keep(&mut held, byte);
-            assert_is(&held, &before, byte - 1);
-            held.release(before).unwrap();
-            assert_is(&held, &kept, byte);
-            assert!(room(&held).0 < 5 * SIZE, "{:?} after {byte}", room(&held));
-            before = kept;
+            let nar = store(&mut spool, byte);
+            assert_contains(&spool, &previous, byte - 1);
+            spool.release(previous).unwrap();
+            assert_contains(&spool, &nar, byte);
+            assert!(space_and_length(&spool).0 < 5 * SIZE, "{:?} after {byte}", space_and_length(&spool));
+            previous = nar;
         }
-        assert_is(&held, &first, 255);
-        held.release(first).unwrap();
-        held.release(before).unwrap();
-        assert_eq!((room(&held), held.end), ((0, 0), 0));
+        assert_contains(&spool, &first, 255);
+        spool.release(first).unwrap();
+        spool.release(previous).unwrap();
+        assert_eq!((space_and_length(&spool), spool.end), ((0, 0), 0));
     }
 }

@@ -1,18 +1,21 @@
-//! Deciding whether a narinfo is to be trusted.
+//! Decides whether a narinfo is trusted: enough different trusted keys have signed it, or its path is content-addressed
+//! by its NAR hash and needs no signature. Whether the NAR matches the narinfo is checked elsewhere.
 
 use std::path::Path;
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::stdio::read_text;
-use narinfo_gen::content_address::is_content_addressed;
+use narinfo_gen::content_address::proves_itself;
 use narinfo_gen::narinfo::NarInfo;
 
-use crate::cli::{PublicKeys, Trust};
-use crate::keys::{PublicKey, signer};
+use crate::cli::{TrustArgs, TrustedKeyArgs};
+use crate::keys::{PublicKey, key_name};
 use crate::nix_conf::Settings;
 
-/// Longest file of public keys that is read, in bytes.
-const MAX_KEY_FILE: u64 = 1 << 20;
+/// Maximum size of a file of public keys in bytes.
+const MAX_KEY_FILE_SIZE: u64 = 1 << 20;
+/// Maximum number of key names in the message about a narinfo without a trusted signature.
+const MAX_NAMES_IN_MESSAGE: usize = 8;
 
 /// Trusted keys, and how many of them must have signed.
 #[derive(Debug, Clone)]
@@ -21,40 +24,40 @@ pub struct TrustedKeys {
     threshold: usize,
 }
 
-/// What is known of the signatures of one narinfo.
+/// The result of [`TrustedKeys::check`].
 #[derive(Debug)]
-pub struct Judgement<'a> {
-    /// The trusted keys that signed it, each once.
+pub struct TrustCheck<'a> {
+    /// The trusted keys that have signed the narinfo, each once.
     pub signers: Vec<&'a PublicKey>,
-    /// Whether its name follows from its contents, so that it needs no signature.
-    pub proves_itself: bool,
-    /// How many signers it needs.
+    /// Whether the store path is content-addressed by its NAR hash, so that it needs no signature.
+    pub is_content_addressed: bool,
+    /// The required number of signers.
     pub threshold: usize,
 }
 
-impl Judgement<'_> {
-    /// Whether the narinfo is to be trusted.
+impl TrustCheck<'_> {
+    /// Whether the narinfo is trusted.
     #[must_use]
-    pub fn holds(&self) -> bool {
-        self.proves_itself || self.signers.len() >= self.threshold
+    pub fn is_trusted(&self) -> bool {
+        self.is_content_addressed || self.signers.len() >= self.threshold
     }
 }
 
-/// What one signature is worth to somebody who trusts some keys.
+/// The status of one signature of a narinfo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// A trusted key made it, of this narinfo.
+pub enum SignatureStatus {
+    /// A valid signature by a trusted key.
     Valid,
-    /// It has the name of a trusted key, which did not make it of this narinfo.
+    /// It names a trusted key, but is not a valid signature by that key.
     Wrong,
-    /// No trusted key has its name.
+    /// It names a key that is not trusted.
     UnknownKey,
 }
 
-impl Verdict {
-    /// The word in a report.
+impl SignatureStatus {
+    /// Returns its name in the JSON report.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Valid => "valid",
             Self::Wrong => "wrong",
@@ -63,113 +66,122 @@ impl Verdict {
     }
 }
 
-/// The public keys that the command line names, in its order.
+/// Reads the public keys given on the command line, in their order.
 ///
 /// # Errors
-/// Refuses what is no key; fails when a file cannot be read.
-pub fn named_keys(named: &PublicKeys) -> Result<Vec<PublicKey>> {
+/// Refuses malformed keys; fails if a file cannot be read.
+pub fn read_public_keys(args: &TrustedKeyArgs) -> Result<Vec<PublicKey>> {
     let mut keys = Vec::new();
-    for text in &named.trusted_public_keys {
-        // A value may hold several, as in nix.conf.
+    for text in &args.trusted_public_keys {
+        // One argument may contain several keys, as in nix.conf.
         for key in text.split_whitespace() {
             keys.push(PublicKey::parse(key)?);
         }
     }
-    for file in &named.trusted_public_key_files {
-        let before = keys.len();
-        for key in read_keys(file)?.split_whitespace() {
+    for file in &args.trusted_public_key_files {
+        let count_before = keys.len();
+        for key in read_key_file(file)?.split_whitespace() {
             keys.push(PublicKey::parse(key).context(|| file.display().to_string())?);
         }
-        if keys.len() == before {
-            return Err(Error::refused(format!("{}: there is no public key in it", file.display())));
+        if keys.len() == count_before {
+            return Err(Error::refused(format!("{}: the file contains no public key", file.display())));
         }
     }
     Ok(keys)
 }
 
-fn read_keys(file: &Path) -> Result<String> {
-    let at = || format!("reading {}", file.display());
-    read_text(&mut std::fs::File::open(file).map_err(Error::from).context(at)?, MAX_KEY_FILE, "the file of public keys")
-        .context(at)
+fn read_key_file(path: &Path) -> Result<String> {
+    let action = || format!("cannot read {}", path.display());
+    let mut file = std::fs::File::open(path).map_err(Error::from).context(action)?;
+    read_text(&mut file, MAX_KEY_FILE_SIZE, "the file of public keys").context(action)
 }
 
 impl TrustedKeys {
-    /// The keys of the command line, or of nix.conf where it names none. The same key under two names counts once.
+    /// Reads the keys that the command line gives, or those of nix.conf if it gives none. A key that is given under two
+    /// names counts once towards the threshold.
     ///
     /// # Errors
-    /// Refuses malformed keys; a usage failure when there are fewer keys than must sign.
-    pub fn from_cli(trust: &Trust) -> Result<Self> {
-        let named = named_keys(&trust.named)?;
-        let mut keys = if named.is_empty() || trust.nix_conf.is_some() {
-            Settings::read(trust.nix_conf.as_deref())?.public_keys()?
+    /// Refuses malformed keys. A usage error if there are fewer keys than the threshold requires.
+    pub fn from_cli(args: &TrustArgs) -> Result<Self> {
+        let given = read_public_keys(&args.keys)?;
+        let mut keys = if given.is_empty() || args.nix_conf.is_some() {
+            Settings::read(args.nix_conf.as_deref())?.public_keys()?
         } else {
             Vec::new()
         };
-        keys.extend(named);
+        keys.extend(given);
         let mut distinct: Vec<PublicKey> = Vec::new();
         for key in keys {
             if !distinct.contains(&key) {
                 distinct.push(key);
             }
         }
-        let threshold = trust.threshold as usize;
-        let count =
-            distinct.iter().enumerate().filter(|(i, key)| !distinct[..*i].iter().any(|k| k.same_point(key))).count();
+        let is_first = |i: usize, key: &PublicKey| !distinct[..i].iter().any(|earlier| earlier.is_same_key(key));
+        let count = distinct.iter().enumerate().filter(|(i, key)| is_first(*i, key)).count();
+        let threshold = args.threshold as usize;
         if count < threshold {
-            return Err(Error::failed(format!("{threshold} trusted keys must sign, but only {count} are given")));
+            let error = Error::usage(format!(
+                "the threshold is {threshold}, but the number of different trusted keys is {count}"
+            ));
+            return Err(error.with_hint("lower --threshold, or give more keys with --trusted-public-key"));
         }
         Ok(Self { keys: distinct, threshold })
     }
 
-    /// Which trusted keys signed the narinfo, and whether that is enough.
+    /// Determines which trusted keys have signed the narinfo.
     #[must_use]
-    pub fn judge(&self, narinfo: &NarInfo) -> Judgement<'_> {
+    pub fn check(&self, narinfo: &NarInfo) -> TrustCheck<'_> {
         let fingerprint = narinfo.fingerprint();
         let mut signers: Vec<&PublicKey> = Vec::new();
         for key in &self.keys {
-            let counted = signers.iter().any(|signer| signer.same_point(key));
-            if !counted && narinfo.signatures.iter().any(|signature| key.verifies(&fingerprint, signature)) {
+            let is_counted = signers.iter().any(|signer| signer.is_same_key(key));
+            if !is_counted && narinfo.signatures.iter().any(|signature| key.verifies(&fingerprint, signature)) {
                 signers.push(key);
             }
         }
-        Judgement { signers, proves_itself: is_content_addressed(narinfo), threshold: self.threshold }
+        TrustCheck { signers, is_content_addressed: proves_itself(narinfo), threshold: self.threshold }
     }
 
-    /// What `signature`, one of the narinfo's, is worth.
+    /// Determines the status of `signature`, one of the signatures of the narinfo.
     #[must_use]
-    pub fn verdict(&self, narinfo: &NarInfo, signature: &str) -> Verdict {
-        let mut named = self.keys.iter().filter(|key| key.name() == signer(signature)).peekable();
+    pub fn signature_status(&self, narinfo: &NarInfo, signature: &str) -> SignatureStatus {
+        let mut named = self.keys.iter().filter(|key| key.name() == key_name(signature)).peekable();
         if named.peek().is_none() {
-            return Verdict::UnknownKey;
+            return SignatureStatus::UnknownKey;
         }
         let fingerprint = narinfo.fingerprint();
-        if named.any(|key| key.verifies(&fingerprint, signature)) { Verdict::Valid } else { Verdict::Wrong }
+        if named.any(|key| key.verifies(&fingerprint, signature)) {
+            SignatureStatus::Valid
+        } else {
+            SignatureStatus::Wrong
+        }
     }
 
-    /// Passes a narinfo that enough trusted keys have signed, or that proves itself by its content address.
+    /// Requires that the narinfo is trusted.
     ///
     /// # Errors
-    /// Refuses any other, and says which trusted keys signed it.
+    /// Refuses a narinfo that is not trusted; the message names the store path and the trusted keys that signed it.
     pub fn require(&self, narinfo: &NarInfo) -> Result {
-        let judgement = self.judge(narinfo);
-        if judgement.holds() {
+        let check = self.check(narinfo);
+        if check.is_trusted() {
             return Ok(());
         }
         let path = narinfo.full_path();
-        let names: Vec<&str> = judgement.signers.iter().map(|key| key.name()).collect();
-        Err(Error::refused(match (narinfo.signatures.len(), names.as_slice()) {
-            (0, _) => format!("{path}: it is not signed"),
-            (_, []) => format!("{path}: none of its signatures ({}) is by a trusted key", signature_names(narinfo)),
-            (_, names) => format!(
-                "{path}: signed by {} of the trusted keys ({}), but {} must sign",
-                names.len(),
-                names.join(", "),
-                self.threshold
-            ),
-        }))
+        if narinfo.signatures.is_empty() {
+            return Err(Error::refused(format!("{path}: not signed")));
+        }
+        let names: Vec<&str> = check.signers.iter().map(|key| key.name()).collect();
+        if names.is_empty() {
+            let signed_by = signature_names(narinfo);
+            let error = Error::refused(format!("{path}: not signed by a trusted key (signatures by: {signed_by})"));
+            return Err(error.with_hint("trust the key with --trusted-public-key, or in nix.conf"));
+        }
+        let (count, names) = (names.len(), names.join(", "));
+        Err(Error::refused(format!("{path}: signed by {count} of {} required trusted keys ({names})", self.threshold)))
     }
 }
 
 fn signature_names(narinfo: &NarInfo) -> String {
-    narinfo.signatures.iter().map(|signature| signer(signature)).take(8).collect::<Vec<_>>().join(", ")
+    let names = narinfo.signatures.iter().map(|signature| key_name(signature));
+    names.take(MAX_NAMES_IN_MESSAGE).collect::<Vec<_>>().join(", ")
 }

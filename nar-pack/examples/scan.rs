@@ -1,5 +1,5 @@
-//! Scans standard input for the hash parts of the paths in a list, and prints those that it mentions; what `cargo xtask
-//! bench pack` measures.
+//! Scans standard input for references to the store paths in a list and prints those found. `cargo xtask bench pack`
+//! measures it.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use nar_pack::store_path::{StoreDir, read_path_list};
 
 fn main() -> Result {
     let store_dir = StoreDir::new("/nix/store")?;
-    let list = std::env::args_os().nth(1).ok_or_else(|| Error::failed("expected a path list"))?;
+    let list = std::env::args_os().nth(1).ok_or_else(|| Error::usage("no path list given"))?;
     let list = std::io::BufReader::new(std::fs::File::open(list)?);
     let candidates: Candidates = read_path_list(list, &store_dir)?.into_iter().collect();
     let mut scanner = Scanner::new(Arc::new(candidates));
-    let mut input = stdio::stdin("what to scan")?;
+    let mut input = stdio::stdin("data to scan")?;
     let mut buffer = vec![0; stdio::BUFFER_SIZE];
     loop {
         match input.read(&mut buffer)? {

@@ -1,14 +1,14 @@
-//! The error of every tool: one line, an optional hint, and an exit code.
-//!
-//! The exit code is 1 when the answer is no or data was refused, 2 when an operation failed or the usage was wrong, and
-//! 141 when the reader of standard output went away.
+//! The error type of every tool: a message of one line, an optional hint, and an exit code. An error carries its exit
+//! code from where it is created, so that the caller never has to classify it: 1 when the answer is no or data was
+//! refused, 2 when an operation failed or the usage was wrong, 141 when the reader closed standard output. Printing an
+//! error is left to [`crate::process`].
 
 use std::fmt::Display;
 use std::io;
 
-use crate::process::one_line;
+use crate::redact::one_line;
 
-/// Why a tool or one of its steps failed: a message of one line, an optional hint, and an exit code.
+/// The reason why a tool or one of its steps failed: a message, an optional hint, and an exit code.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
@@ -28,65 +28,65 @@ enum Kind {
 pub type Result<T = (), E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// The answer is no, or data was refused: exit code 1.
+    /// Returns the error for a negative answer or refused data: exit code 1.
     pub fn refused(message: impl Display) -> Self {
         Self::new(Kind::Refused, message)
     }
 
-    /// An operation failed: exit code 2.
+    /// Returns the error for an operation that failed: exit code 2.
     pub fn failed(message: impl Display) -> Self {
         Self::new(Kind::Failed, message)
     }
 
-    /// The command line or an environment variable is wrong: exit code 2. Unless there is another hint, `main` adds one
-    /// that names `--help`.
+    /// Returns the error for a wrong command line or environment variable: exit code 2. An error without a hint is
+    /// printed with one that names `--help`.
     pub fn usage(message: impl Display) -> Self {
         Self::new(Kind::Usage, message)
     }
 
-    /// The reader of standard output went away: exit code 141, without a message.
+    /// Returns the error for a standard output that its reader has closed: exit code 141. It is not printed.
     pub(crate) fn broken_pipe() -> Self {
-        Self::new(Kind::BrokenPipe, "the reader of standard output went away")
+        Self::new(Kind::BrokenPipe, "the reader of standard output closed it")
     }
 
     fn new(kind: Kind, message: impl Display) -> Self {
         Self { kind, message: message.to_string(), hint: None }
     }
 
-    /// The same error with `context` before the message: what was being done, or to which path or key.
+    /// Prepends `context` to the message: the path or key concerned, or the operation.
     #[must_use]
     pub fn context(mut self, context: impl Display) -> Self {
         self.message = format!("{context}: {}", self.message);
         self
     }
 
-    /// The same error with a hint: what the user can do next. It is printed on a line of its own after the message. An
-    /// error has at most one hint; the first one stays.
+    /// Adds a hint: what the user can do next, printed on a second line. An error has at most one hint; the first one
+    /// is kept.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Display) -> Self {
         self.hint.get_or_insert_with(|| hint.to_string());
         self
     }
 
-    /// Whether data was refused, or the answer is no; otherwise an operation failed.
+    /// Returns whether data was refused or the answer is no.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         self.kind == Kind::Refused
     }
 
-    /// Whether the command line or an environment variable is wrong.
+    /// Returns whether the command line or an environment variable is wrong.
     #[must_use]
     pub fn is_usage(&self) -> bool {
         self.kind == Kind::Usage
     }
 
-    /// Whether the reader of standard output went away.
+    /// Returns whether the reader closed standard output.
     #[must_use]
     pub fn is_broken_pipe(&self) -> bool {
         self.kind == Kind::BrokenPipe
     }
 
-    /// Exit code of the process.
+    /// Returns the exit code of the process.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.kind {
@@ -96,20 +96,20 @@ impl Error {
         }
     }
 
-    /// The message, without the name of the tool and without the hint.
+    /// Returns the message, without the name of the tool and without the hint.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// The hint, if there is one.
+    /// Returns the hint, if there is one.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 }
 
-/// The message on one line, with control characters and keys replaced; without the hint.
+/// Formats the message on one line, with control characters and secret keys replaced; without the hint.
 impl Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&one_line(&self.message))
@@ -118,8 +118,8 @@ impl Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Malformed and truncated data is refused; any other I/O error is a failed operation. An [`Error`] that was passed
-/// through an `io::Error` (by a `Read` or `Write` of a library) is returned as it was.
+/// Treats malformed and truncated data as refused and any other I/O error as a failed operation. An [`Error`] that was
+/// wrapped in an `io::Error` to pass through a library's `Read` or `Write` is unwrapped.
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()) {
@@ -140,16 +140,16 @@ impl From<Error> for io::Error {
 
 /// Adds context to the error of a `Result`.
 pub trait Context<T> {
-    /// As [`Error::context`]; the text is only made when there is an error.
+    /// Adds context as [`Error::context`] does; the text is computed only when there is an error.
     ///
     /// # Errors
-    /// The error of `self`, with context.
+    /// Returns the error of `self` with the context.
     fn context<D: Display>(self, context: impl FnOnce() -> D) -> Result<T>;
 
-    /// As [`Error::with_hint`].
+    /// Adds a hint as [`Error::with_hint`] does; the text is computed only when there is an error.
     ///
     /// # Errors
-    /// The error of `self`, with a hint.
+    /// Returns the error of `self` with the hint.
     fn with_hint<D: Display>(self, hint: impl FnOnce() -> D) -> Result<T>;
 }
 
@@ -168,10 +168,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_survives_a_trip_through_io_error() {
-        let failure = Error::refused("bad hash").context("reading x");
-        let back = Error::from(io::Error::from(failure));
-        assert_eq!((back.exit_code(), back.message()), (1, "reading x: bad hash"));
+    fn an_error_is_unchanged_after_conversion_to_io_error_and_back() {
+        let error = Error::refused("bad hash").context("x.narinfo");
+        let converted = Error::from(io::Error::from(error));
+        assert_eq!((converted.exit_code(), converted.message()), (1, "x.narinfo: bad hash"));
     }
 
     #[test]

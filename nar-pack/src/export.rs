@@ -1,4 +1,6 @@
-//! The export stream of `nix-store --export`: NARs, each followed by its store path, references and deriver.
+//! The export stream of `nix-store --export`: NARs, each followed by its store path, references and deriver. This module
+//! reads and writes what surrounds the NARs; the NARs themselves are left to [`crate::nar`], and their order to the
+//! caller.
 //!
 //! Layout from Nix's `src/libstore/export-import.cc`: for each path the number 1, the NAR, the number 0x4558494e, the
 //! store path, the references, the deriver (empty when unknown) and the number 0; at the end the number 0.
@@ -9,43 +11,48 @@ use crate::error::{Context, Error, Result};
 use crate::nar::{padding, push_string};
 use crate::store_path::{StoreDir, StorePath};
 
-/// The number that begins what follows a NAR.
+/// The number that follows a NAR.
 const MAGIC: u64 = 0x4558_494e;
-/// Most references that are accepted for one path.
+/// Maximum number of references of a path.
 const MAX_REFERENCES: u64 = 1 << 20;
-/// Longest string that is accepted after a NAR, in bytes.
-const MAX_STRING: u64 = 8192;
+/// Maximum length of a string after a NAR, in bytes.
+const MAX_STRING_LENGTH: u64 = 8192;
 
-/// What an export stream says of a path beside its NAR.
+/// The metadata that follows the NAR of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trailer {
-    /// The path.
+    /// The store path.
     pub path: StorePath,
-    /// What it refers to, sorted.
+    /// References, sorted.
     pub references: Vec<StorePath>,
-    /// The derivation that built it.
+    /// The derivation that built the path.
     pub deriver: Option<StorePath>,
 }
 
-/// Writes an export stream, path by path; it is whole after [`Writer::finish`].
+/// Writes an export stream, path by path. The stream is complete after [`Writer::finish`].
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a stream on `out`.
+    /// Creates a writer of a stream to `out`.
     pub fn new(out: W) -> Self {
         Self { out }
     }
 
-    /// Writes one path: `nar` writes its NAR.
+    /// Writes one path; `write_nar` writes its NAR.
     ///
     /// # Errors
-    /// What `nar` or the output says.
-    pub fn path(&mut self, store_dir: &StoreDir, trailer: &Trailer, nar: impl FnOnce(&mut W) -> Result) -> Result {
+    /// Fails if `write_nar` does or the output cannot be written.
+    pub fn write_path(
+        &mut self,
+        store_dir: &StoreDir,
+        trailer: &Trailer,
+        write_nar: impl FnOnce(&mut W) -> Result,
+    ) -> Result {
         self.out.write_all(&1_u64.to_le_bytes())?;
-        nar(&mut self.out)?;
+        write_nar(&mut self.out)?;
         let mut fields = MAGIC.to_le_bytes().to_vec();
         push_string(&mut fields, store_dir.join(&trailer.path).as_bytes());
         fields.extend_from_slice(&(trailer.references.len() as u64).to_le_bytes());
@@ -58,41 +65,41 @@ impl<W: Write> Writer<W> {
         Ok(self.out.write_all(&fields)?)
     }
 
-    /// Ends the stream and gives the output back.
+    /// Writes the end of the stream and returns the output.
     ///
     /// # Errors
-    /// What the output says.
+    /// Fails if the output cannot be written.
     pub fn finish(mut self) -> Result<W> {
         self.out.write_all(&0_u64.to_le_bytes())?;
         Ok(self.out)
     }
 }
 
-/// Reads what stands before each NAR: whether one follows. At the end of the stream nothing may follow it.
+/// Reads the number before each NAR and returns whether a NAR follows; otherwise the stream has ended.
 ///
 /// # Errors
-/// Refuses a malformed or truncated stream.
+/// Refuses a malformed or truncated stream, and data after its end.
 pub fn read_marker(input: &mut impl BufRead) -> Result<bool> {
     match read_number(input)? {
         1 => Ok(true),
         0 if input.fill_buf()?.is_empty() => Ok(false),
-        0 => Err(malformed("something follows its end")),
+        0 => Err(malformed("unexpected data after its end")),
         other => Err(malformed(format_args!("expected 0 or 1 before a NAR, found {other}"))),
     }
 }
 
-/// Reads what stands after a NAR.
+/// Reads the metadata after a NAR.
 ///
 /// # Errors
-/// Refuses a malformed or truncated stream, and paths that are not below `store_dir`.
+/// Refuses a malformed or truncated stream, and paths that are not in `store_dir`.
 pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Result<Trailer> {
     if read_number(input)? != MAGIC {
-        return Err(malformed("no store path follows a NAR"));
+        return Err(malformed("expected a store path after the NAR"));
     }
     let path = store_dir.parse(&read_string(input)?).context(|| "export stream")?;
     let count = read_number(input)?;
     if count > MAX_REFERENCES {
-        return Err(malformed(format_args!("{path} has {count} references; at most {MAX_REFERENCES} are accepted")));
+        return Err(malformed(format_args!("{path} has {count} references, the maximum is {MAX_REFERENCES}")));
     }
     let mut references = Vec::new();
     for _ in 0..count {
@@ -107,21 +114,21 @@ pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Result<Tr
     };
     match read_number(input)? {
         0 => {}
-        // A signature of Nix before 1.12, which nobody checks any more.
+        // A signature by Nix before 1.12; Nix ignores it too.
         1 => drop(read_string(input)?),
         other => return Err(malformed(format_args!("expected 0 or 1 after {path}, found {other}"))),
     }
     Ok(Trailer { path, references, deriver })
 }
 
-fn malformed(why: impl std::fmt::Display) -> Error {
-    Error::refused(format!("malformed export stream: {why}"))
+fn malformed(reason: impl std::fmt::Display) -> Error {
+    Error::refused(format!("malformed export stream: {reason}"))
 }
 
 fn read_exact(input: &mut impl BufRead, buf: &mut [u8]) -> Result {
     input.read_exact(buf).map_err(|error| match Error::from(error) {
-        failure if failure.is_refusal() => Error::refused("truncated export stream"),
-        failure => failure,
+        error if error.is_refusal() => Error::refused("truncated export stream"),
+        error => error,
     })
 }
 
@@ -133,8 +140,8 @@ fn read_number(input: &mut impl BufRead) -> Result<u64> {
 
 fn read_string(input: &mut impl BufRead) -> Result<String> {
     let length = read_number(input)?;
-    if length > MAX_STRING {
-        return Err(malformed(format_args!("a string of {length} bytes")));
+    if length > MAX_STRING_LENGTH {
+        return Err(malformed(format_args!("string of {length} bytes, the maximum is {MAX_STRING_LENGTH}")));
     }
     let mut bytes = Vec::new();
     input.take(length).read_to_end(&mut bytes)?;
@@ -144,7 +151,7 @@ fn read_string(input: &mut impl BufRead) -> Result<String> {
         return Err(Error::refused("truncated export stream"));
     }
     if zeros != [0; 8] {
-        return Err(malformed("padding that is not zero"));
+        return Err(malformed("padding must be zero"));
     }
-    String::from_utf8(bytes).map_err(|_| malformed("a string that is not UTF-8"))
+    String::from_utf8(bytes).map_err(|_| malformed("string is not valid UTF-8"))
 }

@@ -1,4 +1,4 @@
-//! `nar-pack`; see the library.
+//! The `nar-pack` executable; see the library.
 
 use std::process::ExitCode;
 

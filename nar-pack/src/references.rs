@@ -1,4 +1,6 @@
-//! Finding references: by scanning for hash parts, and ordering paths so that references come first.
+//! References between store paths: finding them by scanning for hash parts, and ordering paths by them. Scanning is on the
+//! path of every byte of a NAR, so [`Scanner`] skips ahead by a whole hash part where it can. Which paths are candidates
+//! is left to [`crate::path_info`].
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Write};
@@ -7,65 +9,65 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::store_path::{HASH_PART, HashPart, StorePath, is_base32};
 
-/// Finds the hash parts of candidate paths in a stream of bytes, however it is cut into pieces (Nix's
-/// `src/libutil/references.cc`). Write the NAR into it.
+/// Finds the hash parts of candidate paths in a stream of bytes, also where they span two writes (Nix's
+/// `src/libutil/references.cc`). The NAR is written into it.
 #[derive(Debug)]
 pub struct Scanner {
     candidates: Arc<Candidates>,
     found: HashSet<HashPart>,
-    /// The last bytes seen, fewer than a hash part has.
+    /// The last bytes of the stream so far, fewer than the length of a hash part.
     tail: Vec<u8>,
 }
 
-/// The paths that scanners look for; made once for many NARs.
+/// The paths that a [`Scanner`] looks for; built once for many NARs.
 #[derive(Debug, Default)]
 pub struct Candidates {
     paths: HashMap<HashPart, StorePath>,
-    /// Whether a hash part of that slot is among them, so that few runs of digits need be looked up; 2^n slots.
-    slots: Vec<bool>,
+    /// For each hash value, whether a candidate has it: a filter before the lookup in `paths`. The length is a power of 2.
+    filter: Vec<bool>,
 }
 
-/// Slots for each candidate, at least: one of so many runs of digits that are none is looked up.
-const SLOTS_EACH: usize = 8;
+/// Minimum length of the filter per candidate: the filter rejects all but one in 8 digit runs that are no candidate.
+const FILTER_SLOTS_PER_CANDIDATE: usize = 8;
 
 impl FromIterator<StorePath> for Candidates {
     fn from_iter<T: IntoIterator<Item = StorePath>>(candidates: T) -> Self {
         let mut paths: HashMap<HashPart, StorePath> = HashMap::new();
         for path in candidates {
-            // Nix puts `.lock` and `.chroot` after the name of a path for what is not one, and no two paths share their
-            // hash parts.
-            let other = paths.get(&path.hash_part());
-            if other.is_none_or(|other| path.base_name().len() < other.base_name().len()) {
+            // No two store paths share a hash part. Nix appends `.lock` and `.chroot` to the name of a path for files that
+            // are no store paths, so the shortest name is the store path.
+            let existing = paths.get(&path.hash_part());
+            if existing.is_none_or(|existing| path.base_name().len() < existing.base_name().len()) {
                 paths.insert(path.hash_part(), path);
             }
         }
-        let mut slots = vec![false; (paths.len() * SLOTS_EACH).next_power_of_two()];
+        let mut filter = vec![false; (paths.len() * FILTER_SLOTS_PER_CANDIDATE).next_power_of_two()];
         for hash in paths.keys() {
-            let slot = slot(hash.as_bytes(), slots.len());
-            slots[slot] = true;
+            let slot = filter_slot(hash.as_bytes(), filter.len());
+            filter[slot] = true;
         }
-        Self { paths, slots }
+        Self { paths, filter }
     }
 }
 
 impl Candidates {
-    /// The hash part of a candidate, if the digits are one.
+    /// Returns the digits as a hash part if they are that of a candidate.
     fn hash_part(&self, digits: &[u8; HASH_PART]) -> Option<HashPart> {
-        let may_be = self.slots.get(slot(digits, self.slots.len())).is_some_and(|&taken| taken);
-        let hash = may_be.then(|| HashPart::parse(digits)).flatten()?;
+        let may_match = self.filter.get(filter_slot(digits, self.filter.len())).is_some_and(|&is_set| is_set);
+        let hash = may_match.then(|| HashPart::parse(digits)).flatten()?;
         self.paths.contains_key(&hash).then_some(hash)
     }
 }
 
-/// Where in a table of `count` slots, 2^n, these digits are.
-#[allow(clippy::cast_possible_truncation)] // the bits above do not count
-fn slot(digits: &[u8; HASH_PART], count: usize) -> usize {
-    // Hash parts are as good as random: the first digits, mixed, tell most of them apart.
+/// Returns the index of these digits in a filter of `length` slots, a power of 2.
+#[allow(clippy::cast_possible_truncation)] // the mask discards the upper bits
+fn filter_slot(digits: &[u8; HASH_PART], length: usize) -> usize {
+    // Hash parts are random: multiplicative hashing of the first 8 digits distributes them well.
     let first = digits.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
-    (first.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & count.wrapping_sub(1)
+    (first.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & length.wrapping_sub(1)
 }
 
-/// [`is_base32`] for every byte (the last one is none).
+/// The value of [`is_base32`] for every byte; 255, which the loop leaves out, is not a digit.
 const IS_DIGIT: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -77,32 +79,33 @@ const IS_DIGIT: [bool; 256] = {
 };
 
 impl Scanner {
-    /// A scanner that looks for these paths.
+    /// Creates a scanner for these candidates.
     #[must_use]
     pub fn new(candidates: Arc<Candidates>) -> Self {
         Self { candidates, found: HashSet::new(), tail: Vec::with_capacity(2 * HASH_PART) }
     }
 
-    /// Looks at the next bytes of the stream.
+    /// Scans the next bytes of the stream.
     pub fn feed(&mut self, bytes: &[u8]) {
         if self.candidates.paths.is_empty() {
             return;
         }
-        let joint = bytes.len().min(HASH_PART - 1);
-        let mut seam = std::mem::take(&mut self.tail);
-        seam.extend_from_slice(&bytes[..joint]);
-        self.scan(&seam);
+        // A hash part may span the end of the previous bytes and the beginning of these.
+        let overlap = bytes.len().min(HASH_PART - 1);
+        let mut boundary = std::mem::take(&mut self.tail);
+        boundary.extend_from_slice(&bytes[..overlap]);
+        self.scan(&boundary);
         self.scan(bytes);
         if bytes.len() >= HASH_PART - 1 {
-            seam.clear();
-            seam.extend_from_slice(&bytes[bytes.len() - (HASH_PART - 1)..]);
+            boundary.clear();
+            boundary.extend_from_slice(&bytes[bytes.len() - (HASH_PART - 1)..]);
         } else {
-            seam.drain(..seam.len().saturating_sub(HASH_PART - 1));
+            boundary.drain(..boundary.len().saturating_sub(HASH_PART - 1));
         }
-        self.tail = seam;
+        self.tail = boundary;
     }
 
-    /// The candidates that were found, sorted.
+    /// Returns the candidates that were found, sorted.
     #[must_use]
     pub fn finish(self) -> Vec<StorePath> {
         let sorted: BTreeSet<StorePath> =
@@ -112,18 +115,18 @@ impl Scanner {
 
     fn scan(&mut self, bytes: &[u8]) {
         let mut start = 0;
-        // Up to where the bytes from `start` on are known to be digits: none is looked at twice.
-        let mut digits_to = 0;
+        // The bytes from `start` to here are known to be digits and are not examined again.
+        let mut digits_end = 0;
         while let Some(window) = bytes[start..].first_chunk::<HASH_PART>() {
             let end = start + HASH_PART;
-            // From the end: the last byte that is no digit tells how far the window may move.
-            if let Some(last) = bytes[digits_to..end].iter().rposition(|&byte| !IS_DIGIT[usize::from(byte)]) {
-                start = digits_to + last + 1;
+            // The last byte that is not a digit determines how far the window can move.
+            if let Some(last) = bytes[digits_end..end].iter().rposition(|&byte| !IS_DIGIT[usize::from(byte)]) {
+                start = digits_end + last + 1;
             } else {
                 self.found.extend(self.candidates.hash_part(window));
                 start += 1;
             }
-            digits_to = end;
+            digits_end = end;
         }
     }
 }
@@ -139,46 +142,45 @@ impl Write for Scanner {
     }
 }
 
-/// Orders paths so that each comes after those of the others that it references; otherwise in the order given.
-///
-/// `references` says what a path refers to; what is not among `paths` does not count, nor do references to itself.
+/// Sorts paths topologically, references first, and otherwise keeps the order given. `references` returns the references
+/// of a path; references to the path itself and to paths that are not in `paths` are ignored.
 ///
 /// # Errors
-/// Refuses references in a cycle, and names a path in it.
+/// Refuses a cycle of references, and names a path in it.
 pub fn references_first<'a>(
     paths: &'a [StorePath],
     references: impl Fn(&StorePath) -> &'a [StorePath],
 ) -> Result<Vec<&'a StorePath>> {
     #[derive(Clone, Copy, PartialEq)]
-    enum Mark {
-        New,
-        Open,
+    enum State {
+        Unvisited,
+        OnStack,
         Done,
     }
     let index: HashMap<&StorePath, usize> = paths.iter().enumerate().map(|(i, path)| (path, i)).collect();
-    let mut marks = vec![Mark::New; paths.len()];
+    let mut states = vec![State::Unvisited; paths.len()];
     let mut order = Vec::with_capacity(paths.len());
-    // A stack of its own: a chain of references may be deeper than the thread's stack.
+    // An explicit stack: a chain of references may be longer than recursion on the thread's stack allows.
     let mut stack: Vec<(usize, std::slice::Iter<'_, StorePath>)> = Vec::new();
     for root in 0..paths.len() {
-        if marks[root] == Mark::New {
-            marks[root] = Mark::Open;
+        if states[root] == State::Unvisited {
+            states[root] = State::OnStack;
             stack.push((root, references(&paths[root]).iter()));
         }
         while let Some((node, rest)) = stack.last_mut() {
             let node = *node;
             match rest
-                .find_map(|reference| index.get(reference).copied().filter(|&i| i != node && marks[i] != Mark::Done))
+                .find_map(|reference| index.get(reference).copied().filter(|&i| i != node && states[i] != State::Done))
             {
-                Some(next) if marks[next] == Mark::Open => {
-                    return Err(Error::refused(format!("the references of {} lead back to it", paths[next])));
+                Some(next) if states[next] == State::OnStack => {
+                    return Err(Error::refused(format!("cycle of references through {}", paths[next])));
                 }
                 Some(next) => {
-                    marks[next] = Mark::Open;
+                    states[next] = State::OnStack;
                     stack.push((next, references(&paths[next]).iter()));
                 }
                 None => {
-                    marks[node] = Mark::Done;
+                    states[node] = State::Done;
                     order.push(&paths[node]);
                     stack.pop();
                 }
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_found_wherever_the_stream_is_cut() {
+    fn a_hash_part_is_found_across_writes() {
         let [a, b] = [path('a', "x"), path('b', "y")];
         let text = format!("..{}zz/nix/store/{}-x", "0".repeat(40), a.hash_part());
         for cut in 0..text.len() {
@@ -206,13 +208,13 @@ mod tests {
                 scanner.feed(&text.as_bytes()[..cut]);
                 scanner.feed(&text.as_bytes()[cut..second]);
                 scanner.feed(&text.as_bytes()[second..]);
-                assert_eq!(scanner.finish(), std::slice::from_ref(&a), "cut at {cut} and {second}");
+                assert_eq!(scanner.finish(), std::slice::from_ref(&a), "split at {cut} and {second}");
             }
         }
     }
 
     #[test]
-    fn a_hash_within_a_longer_run_of_digits_is_found_and_a_shorter_one_is_not() {
+    fn a_hash_part_within_a_longer_run_of_digits_is_found_and_a_truncated_one_is_not() {
         let a = path('a', "x");
         let mut scanner = Scanner::new(Arc::new(Candidates::from_iter([a.clone()])));
         scanner.feed(format!("{}e", "a".repeat(31)).as_bytes());
@@ -224,10 +226,10 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beside_a_path_under_its_hash_part_is_not_taken_for_it() {
+    fn a_lock_file_is_not_mistaken_for_its_store_path() {
         let object = path('a', "yarn.lock");
-        let beside = path('a', "yarn.lock.lock");
-        for candidates in [[object.clone(), beside.clone()], [beside, object.clone()]] {
+        let lock = path('a', "yarn.lock.lock");
+        for candidates in [[object.clone(), lock.clone()], [lock, object.clone()]] {
             let mut scanner = Scanner::new(Arc::new(Candidates::from_iter(candidates)));
             scanner.feed("a".repeat(HASH_PART).as_bytes());
             assert_eq!(scanner.finish(), std::slice::from_ref(&object));
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_a_hundred_thousand_references_needs_no_stack() {
+    fn a_chain_of_100_000_references_does_not_overflow_the_stack() {
         let name = |i: u32| StorePath::from_base_name(&format!("{}-{i}", "0".repeat(32))).unwrap();
         let paths: Vec<StorePath> = (0..100_000).map(name).collect();
         let index: HashMap<&StorePath, usize> = paths.iter().enumerate().map(|(i, p)| (p, i)).collect();

@@ -1,4 +1,6 @@
-//! Standard input and output: raw descriptors behind large buffers, never a terminal for binary data.
+//! Standard input and output of every tool: raw descriptors behind large buffers, because a NAR consists of many small
+//! fields. A terminal is refused where binary data is expected, and a closed reader becomes an error of its own
+//! ([`Error::is_broken_pipe`]). Messages on standard error belong to [`crate::process`].
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write};
@@ -6,50 +8,56 @@ use std::os::fd::AsFd;
 
 use crate::error::{Context as _, Error, Result};
 
-/// Size of the buffers on standard input and output, in bytes. Large, because a NAR is many small fields.
+/// Size of the buffers on standard input and output, in bytes. Large, because a NAR consists of many small fields.
 pub const BUFFER_SIZE: usize = 256 * 1024;
 
-/// Bytes that are written at once: while a pipe takes them, its reader waits.
-const PIECE: usize = 128 * 1024;
+/// Largest `write` call, in bytes: the reader of a pipe cannot run while the kernel copies data into it.
+const MAX_WRITE_SIZE: usize = 128 * 1024;
+
+/// Requested size of the pipes on standard input and output, in bytes: large enough for both sides to run at once.
+const PIPE_SIZE: usize = 1 << 20;
 
 /// Standard input: buffered, unlocked, and never a terminal.
 pub type Input = BufReader<File>;
 
-/// Standard input, which must not be a terminal: `wanted` says what to pipe in.
-pub fn stdin(wanted: &str) -> Result<Input> {
+/// Opens standard input, which must not be a terminal. `expected` names the data in the error.
+pub fn stdin(expected: &str) -> Result<Input> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
-        return Err(Error::failed(format!("standard input is a terminal; pipe in {wanted}")));
+        return Err(Error::usage(format!("standard input is a terminal: expected {expected}"))
+            .with_hint("redirect standard input from a file or a pipe"));
     }
-    let fd = stdin.as_fd().try_clone_to_owned().map_err(Error::from).context(|| "reading standard input")?;
-    widen_pipe(&fd);
+    let fd = stdin.as_fd().try_clone_to_owned().map_err(Error::from).context(|| "cannot read standard input")?;
+    enlarge_pipe(&fd);
     Ok(BufReader::with_capacity(BUFFER_SIZE, File::from(fd)))
 }
 
-/// Buffered standard output on the raw descriptor; binary data is not for a terminal.
+/// Opens standard output. `binary` names the data if it is binary; then standard output must not be a terminal.
 pub fn stdout(binary: Option<&str>) -> Result<Output> {
     let stdout = io::stdout();
-    if let Some(what) = binary.filter(|_| stdout.is_terminal()) {
-        return Err(Error::failed(format!("standard output is a terminal; redirect {what} to a file or a pipe")));
+    if let Some(data) = binary.filter(|_| stdout.is_terminal()) {
+        return Err(Error::usage(format!("standard output is a terminal: cannot write {data} to it"))
+            .with_hint("redirect standard output to a file or a pipe"));
     }
-    let fd = stdout.as_fd().try_clone_to_owned().map_err(Error::from).context(|| "writing standard output")?;
-    widen_pipe(&fd);
-    Ok(Output { inner: BufWriter::with_capacity(BUFFER_SIZE, Raw(File::from(fd))) })
+    let fd = stdout.as_fd().try_clone_to_owned().map_err(Error::from).context(|| "cannot write to standard output")?;
+    enlarge_pipe(&fd);
+    Ok(Output { inner: BufWriter::with_capacity(BUFFER_SIZE, StdoutFile(File::from(fd))) })
 }
 
-/// A pipe of 1 MiB lets two stages work at the same time; where the system refuses, the default size works too.
-fn widen_pipe(fd: &impl AsFd) {
-    let _ = rustix::pipe::fcntl_setpipe_size(fd, 1 << 20);
+/// Enlarges a pipe to [`PIPE_SIZE`]. Ignores errors: the default size works too.
+fn enlarge_pipe(fd: &impl AsFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(fd, PIPE_SIZE);
 }
 
-/// Standard output. Errors are only sure to be seen by [`Output::finish`], which a stage calls when its stream is whole.
+/// Buffered standard output. An error may not show before [`Output::finish`], which must be called at the end of the
+/// data.
 #[derive(Debug)]
 pub struct Output {
-    inner: BufWriter<Raw>,
+    inner: BufWriter<StdoutFile>,
 }
 
 impl Output {
-    /// Writes out what is buffered.
+    /// Writes the buffered data.
     pub fn finish(mut self) -> Result {
         self.inner.flush()?;
         Ok(())
@@ -70,16 +78,16 @@ impl Write for Output {
     }
 }
 
-/// The descriptor itself; names the error when the reader went away.
+/// The unbuffered descriptor; turns its errors into errors of the tool.
 #[derive(Debug)]
-struct Raw(File);
+struct StdoutFile(File);
 
-impl Write for Raw {
+impl Write for StdoutFile {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.write(&buf[..buf.len().min(PIECE)]).map_err(|error| match error.kind() {
+        self.0.write(&buf[..buf.len().min(MAX_WRITE_SIZE)]).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Error::broken_pipe().into(),
             io::ErrorKind::Interrupted => error,
-            _ => Error::failed(format!("writing standard output: {error}")).into(),
+            _ => Error::failed(format!("cannot write to standard output: {error}")).into(),
         })
     }
 
@@ -88,25 +96,28 @@ impl Write for Raw {
     }
 }
 
-/// Reads text of at most `limit` bytes to its end; `what` names it in errors.
-pub fn read_text(input: &mut impl Read, limit: u64, what: &str) -> Result<String> {
-    let mut text = Vec::new();
-    input.take(limit + 1).read_to_end(&mut text).map_err(Error::from).context(|| format!("reading {what}"))?;
-    if text.len() as u64 > limit {
-        return Err(Error::refused(format!("{what} is larger than {limit} bytes")));
-    }
-    utf8(text).context(|| what.to_owned())
-}
-
-/// Text out of bytes.
+/// Reads UTF-8 text to the end of the input. `name` names the input in errors.
 ///
 /// # Errors
-/// Refuses what is not UTF-8, and says in which line.
+/// Refuses more than `limit` bytes and invalid UTF-8.
+pub fn read_text(input: &mut impl Read, limit: u64, name: &str) -> Result<String> {
+    let mut text = Vec::new();
+    input.take(limit + 1).read_to_end(&mut text).map_err(Error::from).context(|| format!("cannot read {name}"))?;
+    if text.len() as u64 > limit {
+        return Err(Error::refused(format!("{name} is larger than {limit} bytes")));
+    }
+    utf8(text).context(|| name.to_owned())
+}
+
+/// Converts bytes to text.
+///
+/// # Errors
+/// Refuses invalid UTF-8; the error names the line.
 pub fn utf8(bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| {
-        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = before.split(|&byte| byte == b'\n').count();
-        Error::refused(format!("line {line}: not UTF-8 text"))
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.split(|&byte| byte == b'\n').count();
+        Error::refused(format!("line {line}: not valid UTF-8"))
     })
 }
 
@@ -115,8 +126,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_text_is_refused_with_its_line() {
-        assert_eq!(utf8(b"a: b\nc: d\xff\n".to_vec()).unwrap_err().message(), "line 2: not UTF-8 text");
+    fn invalid_utf8_is_refused_with_its_line_number() {
+        assert_eq!(utf8(b"a: b\nc: d\xff\n".to_vec()).unwrap_err().message(), "line 2: not valid UTF-8");
         assert_eq!(utf8(b"a\n".to_vec()).unwrap(), "a\n");
     }
 }

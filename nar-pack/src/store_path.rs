@@ -1,4 +1,5 @@
-//! Store directories, store paths and path lists.
+//! Store directories, store paths and path lists. The types can only hold valid names, so everything below them can use
+//! a name as a file name or an object key without checking it again.
 //!
 //! Rules from Nix's `src/libstore/path.cc`: a base name is 32 digits of Nix's base 32, a dash, and a name of 1 to 211
 //! characters out of `0-9 a-z A-Z + - . _ ? =` that is not `.` or `..` and does not begin with `.-` or `..-`.
@@ -9,38 +10,38 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
 
-/// Digits in the hash part of a store path.
+/// Number of digits in the hash part of a store path.
 pub const HASH_PART: usize = 32;
-/// Longest name part in bytes.
+/// Maximum length of the name part in bytes.
 pub const MAX_NAME: usize = 211;
-/// Longest line of a path list in bytes: a store directory, a slash, and a base name.
-const MAX_LINE: usize = 4096 + HASH_PART + 1 + MAX_NAME;
+/// Maximum length of a line in a path list, in bytes: a store directory, a slash, and a base name.
+const MAX_LINE_LENGTH: usize = 4096 + HASH_PART + 1 + MAX_NAME;
 
-/// Whether `byte` is a digit of Nix's base 32 (no e, o, t, u).
+/// Returns whether `byte` is a digit of Nix's base 32 (all digits and letters but e, o, t and u).
 #[must_use]
 pub const fn is_base32(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'd' | b'f'..=b'n' | b'p'..=b's' | b'v'..=b'z')
 }
 
-/// The 32 digits that begin a store path's base name; they alone identify it within a cache.
+/// The 32 digits at the beginning of a store path's base name, which identify the path within a cache.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HashPart([u8; HASH_PART]);
 
 impl HashPart {
-    /// The hash part that `text` is, if it is one.
+    /// Parses a hash part.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let digits: [u8; HASH_PART] = text.try_into().ok()?;
         digits.iter().copied().all(is_base32).then_some(Self(digits))
     }
 
-    /// The 32 digits.
+    /// Returns the 32 digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// The digits as bytes.
+    /// Returns the digits as bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; HASH_PART] {
         &self.0
@@ -64,39 +65,39 @@ impl fmt::Debug for HashPart {
 pub struct StorePath(Box<str>);
 
 impl StorePath {
-    /// Checks a base name.
+    /// Parses a base name.
     ///
     /// # Errors
-    /// Refuses what Nix would not accept as a store path, and says why.
+    /// Refuses names that Nix does not accept; the error states the rule.
     pub fn from_base_name(base: &str) -> Result<Self> {
-        let wrong = |why: &str| Err(Error::refused(format!("{base:?} is not the name of a store path: {why}")));
+        let invalid = |rule: &str| Err(Error::refused(format!("invalid store path name {base:?}: {rule}")));
         let bytes = base.as_bytes();
         if bytes.len() < HASH_PART + 2 || bytes[HASH_PART] != b'-' {
-            return wrong("expected 32 digits, a dash and a name");
+            return invalid("expected 32 digits, a dash and a name");
         }
         if !bytes[..HASH_PART].iter().copied().all(is_base32) {
-            return wrong("its hash part has a character that is not one of Nix's base-32 digits");
+            return invalid("the hash part has a character that is not a base-32 digit of Nix");
         }
         let name = &bytes[HASH_PART + 1..];
         if name.len() > MAX_NAME {
-            return wrong("its name is longer than 211 characters");
+            return invalid("the name is longer than 211 characters");
         }
         if matches!(name, b"." | b"..") || name.starts_with(b".-") || name.starts_with(b"..-") {
-            return wrong("its name must not be or begin with a dot segment");
+            return invalid("the name must not be \".\" or \"..\" or begin with \".-\" or \"..-\"");
         }
         if !name.iter().all(|c| c.is_ascii_alphanumeric() || b"+-._?=".contains(c)) {
-            return wrong("its name has a character other than letters, digits and +-._?=");
+            return invalid("the name may contain only letters, digits and +-._?=");
         }
         Ok(Self(base.into()))
     }
 
-    /// `<hash part>-<name>`.
+    /// Returns `<hash part>-<name>`.
     #[must_use]
     pub fn base_name(&self) -> &str {
         &self.0
     }
 
-    /// The hash part.
+    /// Returns the hash part.
     #[must_use]
     pub fn hash_part(&self) -> HashPart {
         let mut digits = [0; HASH_PART];
@@ -117,36 +118,38 @@ impl fmt::Debug for StorePath {
     }
 }
 
-/// The directory that store paths begin with, `/nix/store` nearly always.
+/// The directory that contains all store paths, usually `/nix/store`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreDir(String);
 
 impl StoreDir {
-    /// Checks a store directory: absolute, without a trailing slash, `.` or `..`.
+    /// Parses a store directory. It must be absolute and without `.` and `..`; trailing slashes are removed.
     ///
     /// # Errors
-    /// A usage failure that names the directory.
+    /// Returns a usage error that names the directory.
     pub fn new(dir: &str) -> Result<Self> {
         let trimmed = dir.trim_end_matches('/');
-        let clean = trimmed.starts_with('/')
+        let is_valid = trimmed.starts_with('/')
             && trimmed[1..].split('/').all(|part| !matches!(part, "" | "." | ".."))
-            // In text, white space at the end of a line is nothing.
+            // Readers of path lists and narinfos strip white space at the end of a line.
             && trimmed.trim_end() == trimmed
             && !trimmed.contains(|c: char| c.is_control());
-        if clean {
+        if is_valid {
             Ok(Self(trimmed.to_owned()))
         } else {
-            Err(Error::failed(format!("store directory {dir:?}: expected an absolute path without . or ..")))
+            Err(Error::usage(format!(
+                "invalid store directory {dir:?}: expected an absolute path without \".\" or \"..\""
+            )))
         }
     }
 
-    /// The directory as written in a narinfo.
+    /// Returns the directory as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The full store path.
+    /// Returns the full store path.
     #[must_use]
     pub fn join(&self, path: &StorePath) -> String {
         format!("{}/{path}", self.0)
@@ -155,45 +158,47 @@ impl StoreDir {
     /// Parses a full store path.
     ///
     /// # Errors
-    /// Refuses what is not directly below this store directory or has no valid base name.
+    /// Refuses a path that is not directly in this store directory or has no valid base name.
     pub fn parse(&self, text: &str) -> Result<StorePath> {
         match text.strip_prefix(&self.0).and_then(|rest| rest.strip_prefix('/')) {
             Some(base) => StorePath::from_base_name(base),
-            None => Err(Error::refused(format!("{text:?} is not a store path below {}", self.0))),
+            None => Err(Error::refused(format!("{text:?} is not a store path in {self}"))),
         }
     }
 
-    /// Parses what a person may type: a store path, a path inside one, or a symbolic link to one (as `./result` is).
+    /// Returns the store path that a path of the file system leads to: a store path, a path inside one, or a symbolic
+    /// link to one such as `./result`.
     ///
     /// # Errors
-    /// Refuses what does not lead into the store.
-    pub fn find(&self, typed: &Path) -> Result<StorePath> {
-        if let Some(found) = self.containing(typed) {
-            return found;
+    /// Refuses a path outside the store; fails if the path cannot be resolved.
+    pub fn follow_links(&self, path: &Path) -> Result<StorePath> {
+        if let Some(store_path) = self.containing(path) {
+            return store_path;
         }
-        match std::fs::canonicalize(typed) {
-            Ok(real) => self.containing(&real).unwrap_or_else(|| {
-                Err(Error::refused(format!("{} is not a store path below {}", typed.display(), self.0)))
-            }),
-            Err(error) => Err(Error::failed(format!("{}: {error}", typed.display()))),
+        match std::fs::canonicalize(path) {
+            Ok(resolved) => self
+                .containing(&resolved)
+                .unwrap_or_else(|| Err(Error::refused(format!("{} is not a store path in {self}", path.display())))),
+            Err(error) => Err(Error::failed(format!("{}: {error}", path.display()))),
         }
     }
 
+    /// Returns the store path that contains `path`, without following links; none if `path` is outside the store.
     fn containing(&self, path: &Path) -> Option<Result<StorePath>> {
         let inside = path.strip_prefix(&self.0).ok()?;
         let first = inside.components().next()?;
         Some(StorePath::from_base_name(&first.as_os_str().to_string_lossy()))
     }
 
-    /// Where a store path lies in the file system when the store is below `root`.
+    /// Returns the location of a store path in the file system if the root of the store is `root`.
     #[must_use]
-    pub fn below(&self, root: Option<&Path>, path: &StorePath) -> PathBuf {
-        self.dir_below(root).join(path.base_name())
+    pub fn real_path(&self, root: Option<&Path>, path: &StorePath) -> PathBuf {
+        self.real_dir(root).join(path.base_name())
     }
 
-    /// Where the store directory itself lies when it is below `root`.
+    /// Returns the location of the store directory in the file system if the root of the store is `root`.
     #[must_use]
-    pub fn dir_below(&self, root: Option<&Path>) -> PathBuf {
+    pub fn real_dir(&self, root: Option<&Path>) -> PathBuf {
         root.map_or_else(|| PathBuf::from(&self.0), |root| root.join(self.0.trim_start_matches('/')))
     }
 }
@@ -204,25 +209,27 @@ impl fmt::Display for StoreDir {
     }
 }
 
-/// Reads a path list: one full store path per line; blank lines are skipped, the last line needs its line feed.
+/// Reads a path list: one full store path per line. Blank lines are skipped; the last line must end with a line feed, so
+/// that a truncated list is noticed.
 ///
 /// # Errors
-/// Refuses a line that is no store path, and a last line that is cut off; names the line's number.
+/// Refuses any other line and a truncated list; the error names the line.
 pub fn read_path_list(mut input: impl BufRead, store_dir: &StoreDir) -> Result<Vec<StorePath>> {
     let mut paths = Vec::new();
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
         let at = || format!("path list, line {number}");
-        std::io::Read::take(&mut input, MAX_LINE as u64 + 1).read_until(b'\n', &mut line).context(at)?;
+        std::io::Read::take(&mut input, MAX_LINE_LENGTH as u64 + 1).read_until(b'\n', &mut line).context(at)?;
         if line.is_empty() {
             break;
         }
         if line.pop() != Some(b'\n') {
-            let why = if line.len() >= MAX_LINE { "the line is too long" } else { "the list is cut off" };
-            return Err(Error::refused(why).context(at()));
+            let reason =
+                if line.len() >= MAX_LINE_LENGTH { "line too long" } else { "truncated: no line feed at its end" };
+            return Err(Error::refused(reason).context(at()));
         }
-        let text = str::from_utf8(&line).map_err(|_| Error::refused("not UTF-8 text")).context(at)?.trim_end();
+        let text = str::from_utf8(&line).map_err(|_| Error::refused("not valid UTF-8")).context(at)?.trim_end();
         if !text.is_empty() {
             paths.push(store_dir.parse(text).context(at)?);
         }
@@ -237,7 +244,7 @@ mod tests {
     const HASH: &str = "02dlwc21njky62v7q7ffcb10000n2grx";
 
     #[test]
-    fn accepts_what_nix_accepts() {
+    fn names_that_nix_accepts_are_parsed() {
         for name in ["a", "hello-2.12.1", "a+b_c.d?e=f", ".gitignore", &"n".repeat(MAX_NAME)] {
             let base = format!("{HASH}-{name}");
             let path = StorePath::from_base_name(&base).unwrap();
@@ -246,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_nix_refuses() {
+    fn names_that_nix_refuses_are_refused() {
         let long = format!("{HASH}-{}", "n".repeat(MAX_NAME + 1));
         let bad_digit = format!("e{}-x", &HASH[1..]);
         for base in [
@@ -271,30 +278,33 @@ mod tests {
     }
 
     #[test]
-    fn a_store_path_must_be_directly_below_the_store_directory() {
+    fn a_store_path_must_be_directly_in_the_store_directory() {
         let dir = StoreDir::new("/nix/store/").unwrap();
         assert_eq!(dir.parse(&format!("/nix/store/{HASH}-x")).unwrap().base_name(), format!("{HASH}-x"));
         for text in ["/nix/storeX/", "/nix/store", "/gnu/store/x", ""] {
             assert!(dir.parse(&format!("{text}{HASH}-x")).is_err(), "{text}");
         }
         assert!(dir.parse(&format!("/nix/store/{HASH}-x/bin")).is_err());
-        assert_eq!(dir.find(Path::new(&format!("/nix/store/{HASH}-x/bin"))).unwrap().base_name(), format!("{HASH}-x"));
+        assert_eq!(
+            dir.follow_links(Path::new(&format!("/nix/store/{HASH}-x/bin"))).unwrap().base_name(),
+            format!("{HASH}-x")
+        );
     }
 
     #[test]
-    fn store_directories_are_absolute_and_plain() {
+    fn store_directories_must_be_absolute_and_normalized() {
         for dir in ["", "/", "nix/store", "/nix/../store", "/nix//store", "/nix/./store", "/nix/store /"] {
             assert_eq!(StoreDir::new(dir).unwrap_err().exit_code(), 2, "{dir:?}");
         }
     }
 
     #[test]
-    fn a_cut_off_path_list_is_refused() {
+    fn a_truncated_path_list_is_refused() {
         let dir = StoreDir::new("/nix/store").unwrap();
-        let whole = format!("/nix/store/{HASH}-a\n\n/nix/store/{HASH}-b\n");
-        assert_eq!(read_path_list(whole.as_bytes(), &dir).unwrap().len(), 2);
-        let cut = &whole.as_bytes()[..whole.len() - 1];
-        assert!(read_path_list(cut, &dir).unwrap_err().message().contains("line 3"));
+        let complete = format!("/nix/store/{HASH}-a\n\n/nix/store/{HASH}-b\n");
+        assert_eq!(read_path_list(complete.as_bytes(), &dir).unwrap().len(), 2);
+        let truncated = &complete.as_bytes()[..complete.len() - 1];
+        assert!(read_path_list(truncated, &dir).unwrap_err().message().contains("line 3"));
         assert!(read_path_list(&b""[..], &dir).unwrap().is_empty());
     }
 }

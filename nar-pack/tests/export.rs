@@ -1,6 +1,6 @@
-//! Export streams: what is written is read back; anything cut off or changed is refused calmly.
+//! Export streams: a written stream is read back; truncated and modified streams are refused without a panic.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+#![allow(clippy::unwrap_used)] // a panic fails the test
 
 use std::io::{BufRead, Write};
 
@@ -33,7 +33,7 @@ fn sample() -> Vec<u8> {
     }
     let mut writer = Writer::new(Vec::new());
     for trailer in trailers() {
-        writer.path(&store_dir(), &trailer, |out| Ok(out.write_all(&nar)?)).unwrap();
+        writer.write_path(&store_dir(), &trailer, |out| Ok(out.write_all(&nar)?)).unwrap();
     }
     writer.finish().unwrap()
 }
@@ -48,22 +48,24 @@ fn read(mut input: impl BufRead) -> Result<Vec<Trailer>> {
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn a_written_stream_is_read_back() {
     assert_eq!(read(sample().as_slice()).unwrap(), trailers());
     assert_eq!(read(&[0; 8][..]).unwrap(), []);
 }
 
 #[test]
-fn a_stream_cut_off_anywhere_is_refused() {
+fn a_truncated_stream_is_refused() {
     let stream = sample();
-    for cut in 0..stream.len() {
-        assert!(read(&stream[..cut]).unwrap_err().is_refusal(), "cut at {cut}");
+    for length in 0..stream.len() {
+        assert!(read(&stream[..length]).unwrap_err().is_refusal(), "truncated to {length} bytes");
     }
 }
 
 #[test]
-fn nothing_may_follow_the_end() {
-    assert!(read([sample(), vec![0]].concat().as_slice()).unwrap_err().message().contains("follows"));
+fn data_after_the_end_is_refused() {
+    assert!(
+        read([sample(), vec![0]].concat().as_slice()).unwrap_err().message().contains("unexpected data after its end")
+    );
 }
 
 #[test]
@@ -74,12 +76,12 @@ fn paths_of_another_store_are_refused() {
 
 proptest! {
     #[test]
-    fn a_changed_stream_is_read_or_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn a_modified_stream_is_read_or_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut stream = sample();
         let at = at.index(stream.len());
         stream[at] = byte;
-        if let Err(failure) = read(stream.as_slice()) {
-            prop_assert!(failure.is_refusal(), "{}", failure);
+        if let Err(error) = read(stream.as_slice()) {
+            prop_assert!(error.is_refusal(), "{}", error);
         }
     }
 }

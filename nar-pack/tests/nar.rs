@@ -1,6 +1,7 @@
-//! NARs: any tree survives, any accepted NAR is canonical, and garbage is refused calmly.
+//! NARs: packing and unpacking preserves any tree, any accepted NAR is canonical, and other input is refused without a
+//! panic.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+#![allow(clippy::unwrap_used)] // a panic fails the test
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use nar_pack::nar::{self, Listed, Listing, Skip, dump, list, parse, push_string, remove_tree, restore};
+use nar_pack::nar::{self, Listing, ListingEntry, Skip, dump, list, parse, push_string, remove_tree, restore};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -23,7 +24,7 @@ enum Tree {
 }
 
 fn names() -> impl Strategy<Value = Vec<u8>> {
-    let bytes = vec(any::<u8>().prop_filter("not in a name", |byte| !matches!(byte, 0 | b'/')), 1..20);
+    let bytes = vec(any::<u8>().prop_filter("forbidden in a name", |byte| !matches!(byte, 0 | b'/')), 1..20);
     let text = "[^/\0]{1,12}".prop_map(String::into_bytes);
     prop_oneof![1 => bytes, 9 => text].prop_filter("dot segments", |name| !matches!(name.as_slice(), b"." | b".."))
 }
@@ -38,7 +39,7 @@ fn trees() -> impl Strategy<Value = Tree> {
     leaf.prop_recursive(4, 30, 6, |inner| btree_map(names(), inner, 0..6).prop_map(Tree::Directory))
 }
 
-fn make(tree: &Tree, path: &Path) {
+fn create(tree: &Tree, path: &Path) {
     match tree {
         Tree::File { executable, contents } => {
             fs::write(path, contents).unwrap();
@@ -48,13 +49,13 @@ fn make(tree: &Tree, path: &Path) {
         Tree::Directory(entries) => {
             fs::create_dir(path).unwrap();
             for (name, entry) in entries {
-                make(entry, &path.join(std::ffi::OsStr::from_bytes(name)));
+                create(entry, &path.join(std::ffi::OsStr::from_bytes(name)));
             }
         }
     }
 }
 
-/// The NAR of a tree, made by this test alone.
+/// Encodes a tree as a NAR, independently of the code under test.
 fn expected(tree: &Tree) -> Vec<u8> {
     fn node(tree: &Tree, out: &mut Vec<u8>) {
         push_string(out, b"(");
@@ -103,9 +104,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_tree_packed_and_unpacked_is_the_same_tree(tree in trees()) {
+    fn packing_and_unpacking_preserves_any_tree(tree in trees()) {
         let dir = tempfile::tempdir().unwrap();
-        make(&tree, &dir.path().join("a"));
+        create(&tree, &dir.path().join("a"));
         let packed = pack(&dir.path().join("a"));
         prop_assert_eq!(&packed, &expected(&tree));
         let restored = dir.path().join("b");
@@ -115,9 +116,9 @@ proptest! {
         prop_assert!(restored.symlink_metadata().is_err());
     }
 
-    /// One byte changed anywhere: the NAR is refused, or is the canonical NAR of another tree.
+    /// A NAR with one modified byte is refused, or is the canonical NAR of another tree.
     #[test]
-    fn a_changed_nar_is_refused_or_canonical(tree in trees(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn a_modified_nar_is_refused_or_canonical(tree in trees(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut packed = expected(&tree);
         let at = at.index(packed.len());
         packed[at] = byte;
@@ -125,16 +126,16 @@ proptest! {
         let restored = dir.path().join("b");
         match restore(&mut Cursor::new(&packed), &restored) {
             Ok(size) => prop_assert_eq!(&pack(&restored), &packed[..usize::try_from(size).unwrap()]),
-            Err(failure) => prop_assert!(restored.symlink_metadata().is_err(), "{} left something behind", failure),
+            Err(error) => prop_assert!(restored.symlink_metadata().is_err(), "left behind after {}", error),
         }
         drop(remove_tree(&restored));
     }
 
     #[test]
-    fn a_nar_cut_off_anywhere_is_refused(tree in trees(), at in any::<prop::sample::Index>()) {
+    fn a_truncated_nar_is_refused(tree in trees(), at in any::<prop::sample::Index>()) {
         let packed = expected(&tree);
-        let cut = &packed[..at.index(packed.len())];
-        prop_assert!(parse(&mut Cursor::new(cut), &mut Skip).unwrap_err().is_refusal());
+        let truncated = &packed[..at.index(packed.len())];
+        prop_assert!(parse(&mut Cursor::new(truncated), &mut Skip).unwrap_err().is_refusal());
     }
 
     #[test]
@@ -144,9 +145,9 @@ proptest! {
         prop_assert!(parse(&mut Cursor::new(&nar), &mut Skip).unwrap_err().is_refusal());
     }
 
-    /// There is a listing if all names are text; what it says of each node is what the tree has.
+    /// A tree whose names are all UTF-8 has a listing, which agrees with the tree.
     #[test]
-    fn a_listing_says_what_the_tree_has(tree in trees()) {
+    fn a_listing_agrees_with_the_tree(tree in trees()) {
         let (packed, mut out) = (expected(&tree), Vec::new());
         if list(&mut Cursor::new(&packed), &mut out).is_err() {
             return Ok(());
@@ -157,14 +158,16 @@ proptest! {
         while let Some((path, node)) = nodes.pop() {
             let found = listing.find(&path).unwrap().unwrap();
             match (node, found) {
-                (Tree::Directory(entries), Listed::Directory) => {
+                (Tree::Directory(entries), ListingEntry::Directory) => {
                     nodes.extend(entries.iter().map(|(name, entry)| ([&path[..], b"/", name].concat(), entry)));
                 }
-                (Tree::Symlink(wanted), Listed::Symlink { target }) => prop_assert_eq!(target.as_bytes(), &wanted[..]),
-                (Tree::File { executable, contents }, Listed::File { executable: found, size, nar_offset }) => {
+                (Tree::Symlink(expected), ListingEntry::Symlink { target }) => {
+                    prop_assert_eq!(target.as_bytes(), &expected[..]);
+                }
+                (Tree::File { executable, contents }, ListingEntry::File { executable: found, size, nar_offset }) => {
                     prop_assert_eq!((found, size), (*executable, contents.len() as u64));
-                    let begin = usize::try_from(nar_offset.unwrap()).unwrap();
-                    prop_assert_eq!(&packed[begin..begin + contents.len()], &contents[..]);
+                    let start = usize::try_from(nar_offset.unwrap()).unwrap();
+                    prop_assert_eq!(&packed[start..start + contents.len()], &contents[..]);
                 }
                 (_, found) => prop_assert!(false, "{:?}: {:?}", path, found),
             }
@@ -172,12 +175,12 @@ proptest! {
     }
 }
 
-/// Fields of a hand-made NAR.
-fn nar_of(fields: &[&[u8]]) -> Vec<u8> {
+/// Encodes these strings as a NAR.
+fn nar_of(strings: &[&[u8]]) -> Vec<u8> {
     let mut out = Vec::new();
     push_string(&mut out, nar::MAGIC);
-    for field in fields {
-        push_string(&mut out, field);
+    for string in strings {
+        push_string(&mut out, string);
     }
     out
 }
@@ -205,7 +208,7 @@ fn directory(names: &[&[u8]]) -> Vec<u8> {
 }
 
 #[test]
-fn evil_names_are_refused_and_touch_nothing() {
+fn unsafe_names_are_refused_and_nothing_is_created() {
     let long = [b'x'; 256];
     for names in [
         &[b"".as_slice()][..],
@@ -220,15 +223,15 @@ fn evil_names_are_refused_and_touch_nothing() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("t");
-        let failure = restore(&mut Cursor::new(directory(names)), &target).unwrap_err();
-        assert!(failure.is_refusal() && failure.message().contains("malformed NAR at byte"), "{failure}");
+        let error = restore(&mut Cursor::new(directory(names)), &target).unwrap_err();
+        assert!(error.is_refusal() && error.message().contains("malformed NAR at byte"), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{names:?}");
     }
     assert!(parse(&mut Cursor::new(directory(&[b"a", b"b", &long[..255]])), &mut Skip).is_ok());
 }
 
 #[test]
-fn a_link_is_never_followed() {
+fn symbolic_links_are_never_followed() {
     let dir = tempfile::tempdir().unwrap();
     let outside = dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -242,7 +245,7 @@ fn a_link_is_never_followed() {
 }
 
 #[test]
-fn nesting_is_bounded() {
+fn nesting_is_limited() {
     let directory: &[&[u8]] = &[b"(", b"type", b"directory", b")"];
     let file: &[&[u8]] = &[b"(", b"type", b"regular", b"contents", b"", b")"];
     let nested = |depth: usize, innermost: &[&'static [u8]]| {
@@ -264,7 +267,7 @@ fn nesting_is_bounded() {
 }
 
 #[test]
-fn a_size_that_lies_neither_allocates_nor_ends_well() {
+fn a_false_size_is_refused_without_allocating_it() {
     for size in [u64::MAX, u64::MAX - 7, 1 << 62, 1 << 40] {
         let mut nar = nar_of(&[b"(", b"type", b"regular", b"contents"]);
         nar.extend_from_slice(&size.to_le_bytes());
@@ -277,17 +280,17 @@ fn a_size_that_lies_neither_allocates_nor_ends_well() {
 }
 
 #[test]
-fn what_cannot_be_in_a_nar_is_named() {
+fn a_file_that_a_nar_cannot_contain_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
         .unwrap();
-    let failure = dump(dir.path(), &mut Vec::new(), &mut |_| {}).unwrap_err();
-    assert!(failure.exit_code() == 2 && failure.message().ends_with("fifo: a fifo cannot be in a NAR"), "{failure}");
+    let error = dump(dir.path(), &mut Vec::new(), &mut |_| {}).unwrap_err();
+    assert!(error.exit_code() == 2 && error.message().ends_with("fifo: a NAR cannot contain a FIFO"), "{error}");
 }
 
 #[test]
-fn names_that_lix_refuses_are_warned_of() {
+fn names_that_lix_refuses_cause_a_warning() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a~nix~case~hack~1"), "").unwrap();
     let mut warnings = Vec::new();
@@ -295,7 +298,7 @@ fn names_that_lix_refuses_are_warned_of() {
     assert_eq!(warnings.len(), 1);
 }
 
-/// More than is made at once, in more directories than are open at once, with one file that is written as it comes.
+/// A tree of many batches of small files, in more directories than are open at once, with one file larger than a batch.
 fn large_tree() -> Tree {
     let file = |size: usize, executable| Tree::File { executable, contents: vec![b'x'; size] };
     let directory = |index: usize| {
@@ -314,7 +317,7 @@ fn large_tree() -> Tree {
 }
 
 #[test]
-fn a_large_tree_is_restored_as_it_was_or_not_at_all() {
+fn a_large_tree_is_restored_completely_or_not_at_all() {
     let packed = expected(&large_tree());
     let dir = tempfile::tempdir().unwrap();
     let restored = dir.path().join("t");
@@ -322,42 +325,42 @@ fn a_large_tree_is_restored_as_it_was_or_not_at_all() {
     assert!(pack(&restored) == packed);
     assert_store_object(&restored);
     remove_tree(&restored).unwrap();
-    for cut in [packed.len() - 1, packed.len() / 2, packed.len() / 3] {
-        let failure = restore(&mut Cursor::new(&packed[..cut]), &restored).unwrap_err();
-        assert!(failure.is_refusal() && failure.message().contains("truncated"), "{failure}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "cut at {cut} it left something behind");
+    for length in [packed.len() - 1, packed.len() / 2, packed.len() / 3] {
+        let error = restore(&mut Cursor::new(&packed[..length]), &restored).unwrap_err();
+        assert!(error.is_refusal() && error.message().contains("truncated"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "left behind after {length} bytes");
     }
 }
 
 fn assert_store_object(path: &Path) {
-    let about = path.symlink_metadata().unwrap();
-    assert_eq!((about.mtime(), about.mtime_nsec()), (1, 0), "{}", path.display());
-    assert!(about.is_symlink() || matches!(about.mode() & 0o7777, 0o444 | 0o555), "{}", path.display());
-    if about.is_dir() {
+    let metadata = path.symlink_metadata().unwrap();
+    assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (1, 0), "{}", path.display());
+    assert!(metadata.is_symlink() || matches!(metadata.mode() & 0o7777, 0o444 | 0o555), "{}", path.display());
+    if metadata.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
             assert_store_object(&entry.unwrap().path());
         }
     }
 }
 
-/// Whether a small file is met between the look at it and the read is chance, but not among so many packings.
+/// Each attempt detects the change only if it falls between two system calls, so there are many attempts.
 #[test]
-fn a_small_file_that_is_written_over_is_seen_to_change() {
+fn a_small_file_that_changes_while_it_is_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     fs::write(&path, vec![7; 100_000]).unwrap();
     let done = AtomicBool::new(false);
-    let failure = thread::scope(|scope| {
+    let error = thread::scope(|scope| {
         scope.spawn(|| {
             let file = fs::File::options().write(true).open(&path).unwrap();
             while !done.load(Ordering::Relaxed) {
                 file.write_all_at(b"x", 50_000).unwrap();
             }
         });
-        let failure = (0..200_000).find_map(|_| dump(&path, &mut std::io::sink(), &mut |_| {}).err());
+        let error = (0..200_000).find_map(|_| dump(&path, &mut std::io::sink(), &mut |_| {}).err());
         done.store(true, Ordering::Relaxed);
-        failure
+        error
     });
-    let failure = failure.unwrap();
-    assert!(failure.message().contains("changed while it was read") && failure.exit_code() == 2, "{failure}");
+    let error = error.unwrap();
+    assert!(error.message().contains("changed while it was read") && error.exit_code() == 2, "{error}");
 }

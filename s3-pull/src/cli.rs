@@ -3,158 +3,207 @@
 use std::path::PathBuf;
 
 use cache_sign::cli::Trust;
-use clap::Parser;
-use s3_push::remote::retry::DEFAULT_MAX_ATTEMPTS;
+use clap::{ArgAction, Parser};
 
+use crate::mode::DEFAULT_MAX_ATTEMPTS;
 use crate::staging::Owner;
 
-/// Fetch store paths from a Nix binary cache, verify them, and unpack them.
+/// Fetch store paths from a Nix binary cache, verify them, and unpack them
 ///
-/// The cache is an s3://, http://, https:// or file:// URL. Signatures are checked against trusted keys and hashes
-/// against the narinfo; what does not hold is never visible under its final name.
+/// A cache is an s3://, http://, https:// or file:// URL. Each narinfo must be signed by a trusted key, and each NAR
+/// must match the hashes in its narinfo. A path becomes visible only after all checks have passed.
 #[derive(Debug, Parser)]
-#[command(name = "s3-pull", version, verbatim_doc_comment, after_help = AFTER_HELP)]
+#[command(
+    name = "s3-pull",
+    version,
+    max_term_width = 100,
+    disable_help_flag = true,
+    disable_version_flag = true,
+    after_help = AFTER_HELP,
+    after_long_help = AFTER_LONG_HELP
+)]
 pub struct Cli {
-    /// The caches, the first has priority (default: $NIX_S3_CACHE), then store paths
+    /// Cache URLs, highest priority first (default: $NIX_S3_CACHE); store paths
     #[arg(value_name = "URL]... [STORE-PATH")]
     pub targets: Vec<String>,
 
-    /// Unpack below DIR: /nix/store/x lands at DIR/nix/store/x
-    #[arg(long, value_name = "DIR", group = "output")]
-    pub root: Option<PathBuf>,
-
-    /// Write the NAR of the one path to standard output
-    #[arg(long, group = "output", conflicts_with_all = ["recursive", "all"])]
-    pub nar: bool,
-
-    /// Write one file of a path to standard output; the path goes on into it: /nix/store/…-hello/bin/hello
-    #[arg(long, group = "output", conflicts_with_all = ["recursive", "all", "stdin"])]
-    pub cat: bool,
-
-    /// With --cat: fetch only the file, where the NAR is not compressed and is listed; nothing of it can be verified
-    #[arg(long, requires = "cat")]
-    pub unverified: bool,
-
-    /// Write an export stream to standard output, for `nix-store --import`
-    #[arg(long, group = "output")]
-    pub export: bool,
-
-    /// Write narinfo text to standard output
-    #[arg(long, group = "output")]
-    pub narinfo: bool,
-
-    /// Write a cache archive to standard output, for `s3-push` and `tar`
-    #[arg(long, group = "output")]
-    pub archive: bool,
-
-    /// Write the store paths to standard output, one per line
-    #[arg(long, group = "output")]
-    pub list: bool,
-
-    /// Take the closure of the paths
-    #[arg(short, long, conflicts_with = "all")]
+    /// Fetch the closure: the paths and everything that they reference
+    #[arg(short, long, conflicts_with = "all", help_heading = "Input")]
     pub recursive: bool,
 
-    /// Take every path of the cache (s3:// and file:// only)
-    #[arg(long)]
+    /// Fetch every path of the cache (s3:// and file:// only)
+    #[arg(long, help_heading = "Input")]
     pub all: bool,
 
     /// Read more store paths from standard input, one per line
-    #[arg(long)]
+    #[arg(long, help_heading = "Input")]
     pub stdin: bool,
 
-    /// Which keys to trust
-    #[command(flatten)]
-    pub trust: Trust,
+    /// Unpack under DIR: /nix/store/x becomes DIR/nix/store/x
+    #[arg(long, value_name = "DIR", group = "output", help_heading = "Output")]
+    pub root: Option<PathBuf>,
 
-    /// Do not check signatures; hashes are checked all the same
-    #[arg(long)]
-    pub no_verify_signatures: bool,
+    /// Write the NAR of one path to standard output
+    #[arg(long, group = "output", conflicts_with_all = ["recursive", "all"], help_heading = "Output")]
+    pub nar: bool,
 
-    /// With --root: read what is there already and refuse it if its NarHash is another; it is left alone either way
-    #[arg(long, requires = "root")]
+    /// Write one file to standard output, such as /nix/store/…-hello/bin/hello
+    ///
+    /// The file is written after the whole NAR has been verified, since a single file has no hash of its own.
+    #[arg(long, group = "output", conflicts_with_all = ["recursive", "all", "stdin"], help_heading = "Output")]
+    pub cat: bool,
+
+    /// With --cat: fetch only the bytes of the file, without verification
+    ///
+    /// The NAR must be uncompressed and the cache must have its listing (.ls). Otherwise the whole NAR is fetched and
+    /// verified.
+    #[arg(long, requires = "cat", help_heading = "Output", hide_short_help = true)]
+    pub unverified: bool,
+
+    /// Write an export stream to standard output, for `nix-store --import`
+    #[arg(long, group = "output", help_heading = "Output")]
+    pub export: bool,
+
+    /// Write narinfo text to standard output
+    #[arg(long, group = "output", help_heading = "Output")]
+    pub narinfo: bool,
+
+    /// Write a cache archive to standard output, for `s3-push` or `tar`
+    #[arg(long, group = "output", help_heading = "Output")]
+    pub archive: bool,
+
+    /// Write the store paths to standard output, one per line
+    #[arg(long, group = "output", help_heading = "Output")]
+    pub list: bool,
+
+    /// With --root: verify the NarHash of paths that are already present
+    ///
+    /// A path with other contents is refused. Paths that are present are never changed.
+    #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
     pub verify_existing: bool,
 
-    /// With --root: whom the files belong to, in numbers (default: who runs this)
-    #[arg(long, value_name = "UID[:GID]", requires = "root")]
+    /// With --root: set the numeric owner of the files (default: the current user)
+    #[arg(long, value_name = "UID[:GID]", requires = "root", help_heading = "Output", hide_short_help = true)]
     pub owner: Option<Owner>,
 
-    /// With --root: append ~nix~case~hack~N to names that differ from another in case only, as Nix does on macOS
-    #[arg(long, requires = "root")]
+    /// With --root: rename files whose names differ only in case, as Nix does on macOS
+    ///
+    /// Appends ~nix~case~hack~N to the second and each further name.
+    #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
     pub case_hack: bool,
 
-    /// With --root: look everything up, say what would be fetched, and fetch nothing
-    #[arg(long, requires = "root")]
+    /// With --root: print what would be fetched, and fetch nothing
+    #[arg(long, requires = "root", help_heading = "Output")]
     pub dry_run: bool,
 
-    /// With --root: one JSON object per path on standard output, then a summary
-    #[arg(long, requires = "root")]
+    /// With --root: write a JSON object per path to standard output, then a summary
+    #[arg(long, requires = "root", help_heading = "Output")]
     pub json: bool,
 
-    /// Do not sign requests to S3, though there are credentials
-    #[arg(long)]
+    /// The keys to trust
+    #[command(flatten, next_help_heading = "Trust")]
+    pub trust: Trust,
+
+    /// Do not verify signatures; hashes are still verified
+    #[arg(long, help_heading = "Trust")]
+    pub no_verify_signatures: bool,
+
+    /// Do not sign requests to S3, even if there are credentials
+    #[arg(long, help_heading = "Network", hide_short_help = true)]
     pub no_sign_request: bool,
 
-    /// Where passwords of HTTP servers are (default: $NETRC, else ~/.netrc, else /etc/nix/netrc)
-    #[arg(long, value_name = "FILE")]
+    /// Read user names and passwords of HTTP servers from FILE
+    ///
+    /// The default is $NETRC, otherwise ~/.netrc, otherwise /etc/nix/netrc.
+    #[arg(long, value_name = "FILE", help_heading = "Network", hide_short_help = true)]
     pub netrc_file: Option<PathBuf>,
 
-    /// Narinfos asked for at once, and as many NARs in flight
-    #[arg(short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub jobs: u16,
-
-    /// Give an attempt up when nothing moves for so many seconds; there is no bound on a whole transfer
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    /// Abort and retry a request after SECONDS without progress
+    ///
+    /// The duration of a whole transfer is not limited.
+    #[arg(
+        long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600),
+        help_heading = "Network", hide_short_help = true
+    )]
     pub idle_timeout: u16,
 
-    /// Attempts at one request, with growing random waits between them
+    /// Maximum attempts per request, with exponential backoff and jitter between them
     #[arg(
         long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
-        value_parser = clap::value_parser!(u32).range(1..=100),
+        value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Network", hide_short_help = true
     )]
     pub attempts: u32,
 
-    /// Say nothing on standard error but errors
-    #[arg(short, long, conflicts_with = "verbose")]
+    /// Maximum concurrent narinfo lookups, and maximum concurrent NAR downloads
+    ///
+    /// Both are reduced automatically while the server throttles (429, 503).
+    #[arg(
+        short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024),
+        help_heading = "Performance", hide_short_help = true
+    )]
+    pub jobs: u16,
+
+    /// Print only errors
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Logging")]
     pub quiet: bool,
 
-    /// Name each path on standard error, and the source that served it
-    #[arg(short, long)]
+    /// Print each path, and the cache that it came from
+    #[arg(short, long, help_heading = "Logging")]
     pub verbose: bool,
 
-    /// The store directory that store paths begin with
-    #[arg(long, value_name = "DIR", env = "NIX_STORE_DIR", default_value = "/nix/store", hide_env_values = true)]
+    /// Store directory of the store paths
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "NIX_STORE_DIR",
+        default_value = "/nix/store",
+        hide_env_values = true,
+        help_heading = "Common",
+        hide_short_help = true
+    )]
     pub store_dir: String,
+
+    /// Print help; --help prints all options, examples and exit codes
+    #[arg(short, long, action = ArgAction::Help, help_heading = "Common")]
+    pub help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Common")]
+    pub version: Option<bool>,
 }
 
 const AFTER_HELP: &str = "\
-Trusted keys come from --trusted-public-key, else from nix.conf (trusted-public-keys and
-extra-trusted-public-keys). A path that is addressed by the SHA-256 of its NAR (CA: fixed:r:sha256)
-proves itself; any other needs signatures.
+Example: s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello";
 
-Several caches are asked in their order. Where one does not have a path, does not answer, or has it
-damaged or unsigned, the next is asked; -v says who served what.
+const AFTER_LONG_HELP: &str = "\
+Trusted keys come from --trusted-public-key, --trusted-public-key-file and --nix-conf. Without these options they come \
+from the nix.conf files of the system and the user (trusted-public-keys and extra-trusted-public-keys). A path that is \
+addressed by the SHA-256 of its NAR (CA: fixed:r:sha256) needs no signature.
 
-Without AWS credentials requests to s3:// go unsigned, as a public bucket takes them. User names and
-passwords of http(s):// caches come from the URL, else from --netrc-file; they are not sent on to
-another host. Proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+Several caches are tried in the given order. The next one is tried when a cache does not have a path, does not \
+respond, or has a damaged or unsigned copy. -v prints which cache each path came from.
 
-NARs of 16 MiB or more come in ranges of 4 MiB, up to 4 at once and 8 ahead for a whole cache; all
-have one ETag or the NAR is begun anew. A NAR that breaks off is continued where it was.
+Requests to s3:// are unsigned when no AWS credentials are found, which public buckets accept. User names and \
+passwords of http:// and https:// caches come from the URL, otherwise from --netrc-file. They are not sent to another \
+host after a redirect. Proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
-Limits: narinfo 1 MiB; NAR: name 255 bytes, link target 4095 bytes, 64 directories deep, and never
-more than NarSize. Two names that the file system takes for one are an error.
+NARs of 16 MiB or more are downloaded in ranges of 4 MiB: up to 4 concurrent ranges per NAR, and up to 8 buffered \
+ranges per cache. All ranges must have the same ETag, otherwise the download starts again. An interrupted download \
+continues where it stopped.
+
+Limits: 1 MiB per narinfo. In a NAR: 255 bytes per name, 4095 bytes per symbolic link target, 64 directory levels, and \
+NarSize bytes in total. Two names that the file system cannot distinguish are an error.
 
 Examples:
-  s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello      # on a host without Nix
+  s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello  # without Nix
   s3-pull -r --export https://cache.example.org /nix/store/…-hello | nix-store --import
   s3-pull -r --archive s3://a /nix/store/…-hello | s3-push s3://b                 # mirror
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
 
-Memory: 64 MiB, whatever the size of a NAR; about 1 KiB a path. Beside it, for each NAR in flight
-(--jobs), 1 MiB and what its decoder takes: 10 MiB for what narinfo-gen made, at most 128 MiB (zstd) or 256 MiB
-(xz) for what others made; and once, for a NAR of 32 MiB or more, 128 MiB for decoding on every core.
+Memory: 64 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each concurrent download \
+(--jobs) takes 1 MiB and the memory of its decoder: 10 MiB for NARs compressed by narinfo-gen, at most 128 MiB (zstd) \
+or 256 MiB (xz) for others. One NAR of 32 MiB or more at a time is decompressed on all cores, which takes 128 MiB.
 
-Exit status: 0 done; 1 refused (missing path, bad signature, wrong hash, malformed narinfo or NAR);
-2 usage, or an operation that failed; 141 when the reader of standard output went away.";
+Exit status: 0 success; 1 refused (missing path, bad signature, hash mismatch, malformed narinfo or NAR); 2 usage \
+error or failed operation; 141 the reader of standard output closed it.";

@@ -1,4 +1,5 @@
-//! Fetching one NAR and checking it: FileHash, FileSize, NarHash, NarSize.
+//! The download of one NAR and its verification: FileHash, FileSize, NarHash and NarSize. A NAR is verified while it is
+//! read, so whoever consumes it must not publish anything before [`verify_nar`] has returned.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,115 +7,112 @@ use std::sync::{Arc, Mutex};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::Visitor;
-use narinfo_gen::compression::{Compression, MAX_XZ_THREADING_MEMORY};
+use narinfo_gen::compression::{Compression, XZ_THREADS_MEMORY};
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{Threads, digest_nar_with};
-use s3_push::remote::chunks::ChunkReader;
+
+use crate::sources::{Alternatives, Candidate, Sources};
 use s3_push::remote::transfer::Body;
 
-use crate::closure::{Alternatives, Cache, Candidate};
+/// The minimum size in bytes of a NAR that is decompressed on several threads.
+const MIN_PARALLEL_NAR_SIZE: u64 = 32 << 20;
+/// The maximum number of compressed bytes that a decoder on one thread may read before it returns anything.
+const MAX_READ_AHEAD: u64 = 4 << 20;
+/// The maximum number of bytes by which compression may make a NAR larger, in addition to a quarter of its size.
+const MAX_COMPRESSION_OVERHEAD: u64 = 1 << 20;
+/// Locked while a NAR is decompressed on all cores. One at a time keeps the cores busy and limits the memory.
+static PARALLEL_DECODER: Mutex<()> = Mutex::new(());
 
-/// NARs of at least so many bytes are worth several threads.
-const LARGE: u64 = 32 << 20;
-/// Compressed bytes that a decoder may have read before anything comes out of it.
-const AHEAD: u64 = 4 << 20;
-/// Held while a NAR is decompressed on every core: one at a time bounds the memory, and keeps the cores busy.
-static ALONE: Mutex<()> = Mutex::new(());
-
-/// Begins to read the NAR that an candidate names.
+/// Starts the download of the NAR of a candidate.
 ///
 /// # Errors
-/// Refuses a cache that does not have it; fails where the source does.
-pub async fn begin(cache: &Cache, candidate: &Candidate) -> Result<Body> {
-    let (narinfo, source) = (&candidate.narinfo, cache.source(candidate));
+/// Refuses a cache that does not have the NAR, or has one of another size. Fails when the cache cannot be read.
+pub async fn open_nar(sources: &Sources, candidate: &Candidate) -> Result<Body> {
+    let (narinfo, remote) = (&candidate.narinfo, sources.remote(candidate));
     Compression::from_name(&narinfo.compression).context(|| narinfo.full_path())?;
     let missing = || {
-        let key = source.display_url(&narinfo.url);
-        Error::refused(format!("{}: its NAR, {key}, is not in the cache", narinfo.full_path()))
+        let url = remote.display_url(&narinfo.url);
+        Error::refused(format!("{}: its NAR {url} is not in the cache", narinfo.full_path()))
     };
-    let body = source.get(&narinfo.url, narinfo.file_size).await?.ok_or_else(missing)?;
+    let body = remote.get(&narinfo.url, narinfo.file_size).await?.ok_or_else(missing)?;
     match (body.size, narinfo.file_size) {
-        (Some(size), Some(stated)) if size != stated => Err(Error::refused(format!(
-            "{}: its NAR has {size} bytes, not {stated} as FileSize says",
+        (Some(found), Some(expected)) if found != expected => Err(Error::refused(format!(
+            "{}: expected a compressed NAR of {expected} bytes (FileSize), found {found} bytes",
             narinfo.full_path()
         ))),
         _ => Ok(body),
     }
 }
 
-/// As [`begin`], from the first source that has the NAR; with what that one says of it.
+/// Starts the download of a NAR from the first cache that has it, and returns the candidate of that cache too.
 ///
 /// # Errors
-/// The first source's, when no other has it either.
-pub async fn begin_anywhere(cache: &Cache, candidate: &Arc<Candidate>) -> Result<(Body, Arc<Candidate>)> {
-    let mut from = Alternatives::new(Arc::clone(candidate));
+/// Returns the error of the first cache when no other has the NAR.
+pub async fn open_nar_anywhere(sources: &Sources, candidate: &Arc<Candidate>) -> Result<(Body, Arc<Candidate>)> {
+    let mut alternatives = Alternatives::new(Arc::clone(candidate));
     loop {
-        match begin(cache, &from.candidate).await {
-            Ok(body) => return Ok((body, from.candidate)),
-            Err(failure) => from.next(cache, failure).await?,
+        match open_nar(sources, &alternatives.candidate).await {
+            Ok(body) => return Ok((body, alternatives.candidate)),
+            Err(error) => alternatives.next(sources, error).await?,
         }
     }
 }
 
-/// Reads a NAR to its end and checks it; for threads that may block. `visitor` gets its tree and `tap` its bytes while
-/// nothing is certain yet: only when this returns do they hold.
+/// Reads a compressed NAR to its end and verifies it; blocks. `visitor` receives its tree and `tap` its bytes while
+/// they are still unverified.
 ///
 /// # Errors
-/// Refuses what is not as the narinfo says.
-pub fn check(
+/// Refuses a NAR that does not match its narinfo.
+pub fn verify_nar(
     input: impl Read + Send,
     narinfo: &NarInfo,
     visitor: &mut impl Visitor,
     mut tap: impl FnMut(&[u8]) -> Result,
 ) -> Result {
     let method = Compression::from_name(&narinfo.compression).context(|| narinfo.full_path())?;
-    // Compression makes nothing much larger; without this bound a file could go on for ever after the NAR's end.
-    let most = narinfo.nar_size.saturating_add(narinfo.nar_size / 4).saturating_add(1 << 20);
-    let unpacked = AtomicU64::new(0);
+    let decompressed = AtomicU64::new(0);
     let tap = |bytes: &[u8]| {
-        unpacked.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        decompressed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         tap(bytes)
     };
-    let alone = if narinfo.nar_size >= LARGE { ALONE.try_lock().ok() } else { None };
-    let (threads, ahead) =
-        if alone.is_some() { (Threads::All, MAX_XZ_THREADING_MEMORY) } else { (Threads::One, AHEAD) };
-    let left = narinfo.file_size.unwrap_or(most).min(most);
-    let input = Limited { inner: input, read: 0, left, unpacked: &unpacked, ahead };
+    let parallel = if narinfo.nar_size >= MIN_PARALLEL_NAR_SIZE { PARALLEL_DECODER.try_lock().ok() } else { None };
+    let (threads, max_read_ahead) =
+        if parallel.is_some() { (Threads::All, XZ_THREADS_MEMORY) } else { (Threads::One, MAX_READ_AHEAD) };
+    let max_size = max_compressed_size(narinfo.nar_size).saturating_add(MAX_COMPRESSION_OVERHEAD);
+    let max_size = narinfo.file_size.unwrap_or(max_size).min(max_size);
+    let input = LimitedReader { inner: input, read: 0, max_size, decompressed: &decompressed, max_read_ahead };
     let digests = digest_nar_with(input, method, threads, Some(narinfo.nar_size), visitor, tap)
         .context(|| narinfo.full_path())?;
     digests.require(narinfo)
 }
 
-/// A reader of a body.
-#[must_use]
-pub fn reader(body: Body) -> ChunkReader {
-    body.into_reader()
+/// Returns the maximum size of so many bytes after compression, without constant overhead.
+fn max_compressed_size(size: u64) -> u64 {
+    size.saturating_add(size / 4)
 }
 
-/// Stops a body that does not end, and one of which nothing comes out: a decoder may take a second for a MiB of empty
-/// frames.
-struct Limited<'a, R> {
+/// Refuses a compressed NAR that is larger than it can be, and one from which a decoder gets hardly anything: a decoder
+/// may need a second per MiB for empty frames.
+struct LimitedReader<'a, R> {
     inner: R,
     read: u64,
-    left: u64,
-    unpacked: &'a AtomicU64,
-    ahead: u64,
+    max_size: u64,
+    decompressed: &'a AtomicU64,
+    max_read_ahead: u64,
 }
 
-impl<R: Read> Read for Limited<'_, R> {
+impl<R: Read> Read for LimitedReader<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let unpacked = self.unpacked.load(Ordering::Relaxed);
-        if self.read > unpacked.saturating_add(unpacked / 4).saturating_add(self.ahead) {
-            return Err(Error::refused("the compressed NAR is larger than what comes out of it").into());
+        let expected = max_compressed_size(self.decompressed.load(Ordering::Relaxed));
+        if self.read > expected.saturating_add(self.max_read_ahead) {
+            return Err(Error::refused("the compressed NAR is larger than its decompressed contents").into());
         }
         let n = self.inner.read(buf)?;
         self.read += n as u64;
-        match self.left.checked_sub(n as u64) {
-            Some(left) => {
-                self.left = left;
-                Ok(n)
-            }
-            None => Err(Error::refused("the compressed NAR is larger than it can be").into()),
+        if self.read > self.max_size {
+            let message = format!("the compressed NAR is larger than expected: more than {} bytes", self.max_size);
+            return Err(Error::refused(message).into());
         }
+        Ok(n)
     }
 }

@@ -1,19 +1,31 @@
-//! Reading a binary cache and trusting nothing in it; the library behind `s3-pull`.
+//! Fetches, verifies and unpacks store paths from binary caches; the library behind `s3-pull`.
 //!
-//! | module | owns |
+//! Nothing that a cache sends is trusted: a narinfo is used only after its signatures have been checked, and a NAR
+//! becomes visible only after its hashes have been checked. Requests, retries and ranges belong to `s3_push::remote`.
+//!
+//! | module | responsibility |
 //! | --- | --- |
-//! | [`closure`] | fetching and checking narinfos |
-//! | [`fetch`] | fetching and checking a NAR |
-//! | [`staging`] | temporaries, and the rename that makes a path visible |
-//! | [`unpack`] | paths below a root |
-//! | [`report`] | what a pull tells |
-//! | [`streams`] | streams on standard output |
+//! | [`cli`] | the command line |
+//! | [`mode`] | the typed request that the command line stands for |
+//! | [`sources`] | the caches in order of priority, and the lookup and verification of a narinfo |
+//! | [`closure`] | the walk through a closure |
+//! | [`fetch`] | the download and verification of one NAR |
+//! | [`unpack`] | paths under a root: the order in which they are published, and the download of each |
+//! | [`staging`] | temporary directories, and the rename that publishes a path |
+//! | [`streams`] | NAR, export stream and cache archive on standard output |
+//! | [`cat`] | one file of a path on standard output |
+//! | [`refusals`] | errors of paths, counted by their cause |
+//! | [`report`] | the result of each path, and the summary |
 
+pub mod cat;
 pub mod cli;
 pub mod closure;
 pub mod fetch;
+pub mod mode;
+pub mod refusals;
 pub mod report;
 mod run;
+pub mod sources;
 pub mod staging;
 pub mod streams;
 pub mod unpack;

@@ -1,4 +1,4 @@
-//! `s3-pull`; see the library.
+//! The `s3-pull` command; everything is in the library.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
-//! What a pull tells: JSON on standard output when asked for, everything else on standard error.
+//! The report of a pull into a root: JSON on standard output on request, everything else on standard error. Counts the
+//! paths by their status and draws the progress.
 
 use std::io::Write;
 
@@ -6,25 +7,27 @@ use indicatif::{HumanBytes, ProgressBar};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio::Output;
+use nar_pack::store_path::StorePath;
 use s3_push::remote::progress::Verbosity;
 use serde_json::json;
 
 use crate::TOOL;
-use crate::closure::{Cache, Candidate};
+use crate::refusals::Refusals;
+use crate::sources::{Candidate, RequestedPath, Sources};
 
-/// What became of a path.
+/// The status of a path that was not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// It is new below the root.
+    /// It was fetched by this run.
     Fetched,
-    /// It was there.
+    /// It was already present.
     Present,
-    /// It would be fetched, were this not a dry run.
+    /// It would be fetched without `--dry-run`.
     WouldFetch,
 }
 
 impl Status {
-    fn word(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Fetched => "fetched",
             Self::Present => "present",
@@ -33,80 +36,76 @@ impl Status {
     }
 }
 
-/// Gathers and tells.
+/// Counts and reports paths.
 pub struct Report {
     json: Option<Output>,
-    talk: Verbosity,
+    verbosity: Verbosity,
+    counts: Counts,
+    refusals: Refusals,
+    bar: ProgressBar,
+}
+
+#[derive(Default)]
+struct Counts {
     found: u64,
     fetched: u64,
     present: u64,
     would_fetch: u64,
-    /// Bytes of the NARs that are new or would be.
+    /// NarSize of the paths that were or would be fetched.
     nar_bytes: u64,
-    /// Bytes of the same, compressed, as the narinfos say.
+    /// FileSize of the same paths.
     file_bytes: u64,
-    refusals: Vec<Error>,
-    bar: ProgressBar,
 }
 
 impl Report {
-    /// A report; on `json` too, if that is given.
+    /// Creates a report that also writes JSON to `json`, if given.
     #[must_use]
-    pub fn new(json: Option<Output>, talk: Verbosity) -> Self {
-        let bar = talk.progress_bar();
-        let refusals = Vec::new();
+    pub fn new(json: Option<Output>, verbosity: Verbosity) -> Self {
         Self {
             json,
-            talk,
-            found: 0,
-            fetched: 0,
-            present: 0,
-            would_fetch: 0,
-            nar_bytes: 0,
-            file_bytes: 0,
-            refusals,
-            bar,
+            verbosity,
+            counts: Counts::default(),
+            refusals: Refusals::default(),
+            bar: verbosity.progress_bar(),
         }
     }
 
-    /// Notes that there is one path more to look after.
+    /// Counts a path that is to be fetched.
     pub fn found(&mut self) {
-        self.found += 1;
+        self.counts.found += 1;
     }
 
-    /// Shows how far the pull is, on a terminal; `moved` bytes have come.
-    pub fn progress(&self, moved: u64) {
-        self.bar.set_message(format!("{} of {} paths,", self.fetched + self.present, self.found));
-        self.bar.set_position(moved);
+    /// Updates the progress bar; `received` is the number of bytes received so far.
+    pub fn progress(&self, received: u64) {
+        let done = self.counts.fetched + self.counts.present;
+        self.bar.set_message(format!("{done} of {} paths,", self.counts.found));
+        self.bar.set_position(received);
     }
 
-    fn say(&self, message: impl std::fmt::Display) {
-        self.bar.suspend(|| process::print_message(TOOL, message));
-    }
-
-    /// Tells of a path.
+    /// Reports the status of a path.
     ///
     /// # Errors
-    /// What standard output says.
-    pub fn path(&mut self, cache: &Cache, candidate: &Candidate, status: Status) -> Result {
+    /// Fails when standard output cannot be written.
+    pub fn path(&mut self, sources: &Sources, candidate: &Candidate, status: Status) -> Result {
         let narinfo = &candidate.narinfo;
         match status {
-            Status::Fetched => self.fetched += 1,
-            Status::WouldFetch => self.would_fetch += 1,
-            Status::Present => self.present += 1,
+            Status::Fetched => self.counts.fetched += 1,
+            Status::WouldFetch => self.counts.would_fetch += 1,
+            Status::Present => self.counts.present += 1,
         }
         if status != Status::Present {
-            self.nar_bytes += narinfo.nar_size;
-            self.file_bytes += narinfo.file_size.unwrap_or(0);
+            self.counts.nar_bytes += narinfo.nar_size;
+            self.counts.file_bytes += narinfo.file_size.unwrap_or(0);
         }
-        let source = cache.source(candidate).display_url("");
-        if self.talk == Verbosity::Verbose {
+        let source = sources.remote(candidate).display_url("");
+        if self.verbosity == Verbosity::Verbose {
             let from = if status == Status::Present { String::new() } else { format!(", {source}") };
-            self.say(format!("{}: {}{from}", narinfo.full_path(), status.word()));
+            let message = format!("{}: {}{from}", narinfo.full_path(), status.name());
+            self.bar.suspend(|| process::print_message(TOOL, message));
         }
         if let Some(out) = &mut self.json {
             let line = json!({
-                "path": narinfo.full_path(), "status": status.word(), "source": source,
+                "path": narinfo.full_path(), "status": status.name(), "source": source,
                 "narSize": narinfo.nar_size, "fileSize": narinfo.file_size,
             });
             writeln!(out, "{line}")?;
@@ -115,79 +114,76 @@ impl Report {
         Ok(())
     }
 
-    /// Notes that a path was refused, or could not be read.
+    /// Reports that a path was refused or could not be read.
     ///
     /// # Errors
-    /// What standard output says.
-    pub fn refused(&mut self, path: Option<&str>, failure: Error) -> Result {
-        if let Some(out) = &mut self.json {
-            let status = if failure.is_refusal() { "refused" } else { "failed" };
-            writeln!(out, "{}", json!({ "path": path, "status": status, "why": failure.message() }))?;
-            out.flush()?;
-        }
-        self.refusals.push(failure);
+    /// Fails when standard output cannot be written.
+    pub fn refused(&mut self, sources: &Sources, requested: &RequestedPath, error: Error) -> Result {
+        let path = match requested {
+            RequestedPath::Path(path) => Some(sources.store_dir.join(path)),
+            RequestedPath::Hash(_) => None,
+        };
+        self.write_error(path.as_deref(), &error)?;
+        self.refusals.add(requested.hash_part(), error);
         Ok(())
     }
 
-    /// Tells what was refused before the pull itself failed.
-    pub fn abandon(self) {
-        self.bar.finish_and_clear();
-        self.refusals.iter().for_each(|refusal| process::print_message(TOOL, refusal));
-    }
-
-    /// Ends the report; `moved` bytes have come.
+    /// Reports that a path was refused because `reference` was not fetched.
     ///
     /// # Errors
-    /// The refusal, when there was one; when there were several each is told, and how many there were.
-    pub fn finish(mut self, moved: u64) -> Result {
+    /// Fails when standard output cannot be written.
+    pub fn refused_with(&mut self, candidate: &Candidate, reference: &StorePath) -> Result {
+        let error = self.refusals.add_dependent(&candidate.narinfo, reference);
+        self.write_error(Some(&candidate.narinfo.full_path()), &error)
+    }
+
+    fn write_error(&mut self, path: Option<&str>, error: &Error) -> Result {
+        if let Some(out) = &mut self.json {
+            let status = if error.is_refusal() { "refused" } else { "failed" };
+            writeln!(out, "{}", json!({ "path": path, "status": status, "why": error.message() }))?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Prints the refusals; for a pull that was aborted by another error.
+    pub fn abort(self) {
+        self.bar.finish_and_clear();
+        self.refusals.print(self.verbosity, "unpacked");
+    }
+
+    /// Prints the summary; `received` is the number of bytes received.
+    ///
+    /// # Errors
+    /// Returns the refusals, and fails when standard output cannot be written.
+    pub fn finish(mut self, received: u64) -> Result {
         self.bar.finish_and_clear();
         if let Some(mut out) = self.json.take() {
+            let Counts { fetched, present, would_fetch, nar_bytes, file_bytes, .. } = self.counts;
             let summary = json!({ "summary": {
-                "fetched": self.fetched, "present": self.present, "wouldFetch": self.would_fetch,
-                "refused": self.refusals.len(), "narSize": self.nar_bytes, "fileSize": self.file_bytes,
-                "bytesMoved": moved,
+                "fetched": fetched, "present": present, "wouldFetch": would_fetch, "refused": self.refusals.count(),
+                "narSize": nar_bytes, "fileSize": file_bytes, "bytesMoved": received,
             }});
             writeln!(out, "{summary}")?;
             out.finish()?;
         }
-        if self.talk != Verbosity::Quiet && self.refusals.is_empty() {
-            let unpacked = HumanBytes(self.nar_bytes);
-            process::print_message(
-                TOOL,
-                match self.would_fetch {
-                    0 => format!("{} fetched ({unpacked} unpacked), {} there already", self.fetched, self.present),
-                    many => format!(
-                        "{many} would be fetched ({} to download, {unpacked} unpacked), {} there already",
-                        HumanBytes(self.file_bytes),
-                        self.present
-                    ),
-                },
-            );
+        if self.verbosity != Verbosity::Quiet && self.refusals.count() == 0 {
+            process::print_message(TOOL, self.counts.summary());
         }
-        summarize(&self.refusals)
+        self.refusals.into_result(self.verbosity, "unpacked")
     }
 }
 
-/// One refusal is the failure; several are told one by one.
-///
-/// # Errors
-/// When there is any.
-pub fn summarize(refusals: &[Error]) -> Result {
-    match refusals {
-        [] => Ok(()),
-        [refusal] => Err(refusal.clone()),
-        several => {
-            for refusal in several {
-                process::print_message(TOOL, refusal);
-            }
-            let failed = several.iter().filter(|failure| !failure.is_refusal()).count();
-            match (failed, several.len() - failed) {
-                (0, refused) => Err(Error::refused(format!("{refused} paths were refused"))),
-                (failed, 0) => Err(Error::failed(format!("{failed} paths could not be read"))),
-                (failed, refused) => {
-                    Err(Error::failed(format!("{failed} paths could not be read, and {refused} were refused")))
-                }
-            }
+impl Counts {
+    fn summary(&self) -> String {
+        let unpacked = HumanBytes(self.nar_bytes);
+        match self.would_fetch {
+            0 => format!("{} fetched ({unpacked} unpacked), {} already present", self.fetched, self.present),
+            count => format!(
+                "{count} would be fetched ({} to download, {unpacked} unpacked), {} already present",
+                HumanBytes(self.file_bytes),
+                self.present
+            ),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Unpacking next to the final place, and moving there by one rename.
+//! The temporary directories of a run, next to the final places of the paths, so that one rename publishes a path.
 //!
-//! What a run unpacks is called `.s3-pull-<run>-<base name>` until it is checked, and `.s3-pull-<run>.lock` is locked as
-//! long as the run lives. A later run removes what belongs to a lock that nobody holds.
+//! A path is unpacked as `.s3-pull-<run>-<base name>` and renamed after it has been verified. `.s3-pull-<run>.lock` is
+//! locked until the run ends. A later run removes the files of every run whose lock is free.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -22,14 +22,14 @@ use rustix::io::Errno;
 const PREFIX: &str = ".s3-pull-";
 const LOCK: &str = ".lock";
 
-/// The store directory below a root, with this run's temporaries in it.
+/// The store directory under a root, and the temporary directories of this run in it.
 pub struct Staging {
     store: PathBuf,
     run: String,
     _lock: File,
 }
 
-/// Whom files are given to.
+/// The owner of unpacked files, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     user: Uid,
@@ -44,28 +44,28 @@ impl FromStr for Owner {
             Some((user, group)) => (user, Some(group)),
             None => (text, None),
         };
-        // The largest number means "leave it as it is" to the kernel.
+        // The kernel does not change an owner of u32::MAX.
         let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
-        let wrong = || "expected UID or UID:GID, in numbers".to_owned();
-        let group = group.map(|group| number(group).map(Gid::from_raw).ok_or_else(wrong)).transpose()?;
-        Ok(Self { user: Uid::from_raw(number(user).ok_or_else(wrong)?), group })
+        let invalid = || "expected numbers: UID or UID:GID".to_owned();
+        let group = group.map(|group| number(group).map(Gid::from_raw).ok_or_else(invalid)).transpose()?;
+        Ok(Self { user: Uid::from_raw(number(user).ok_or_else(invalid)?), group })
     }
 }
 
 impl Owner {
-    /// Gives a tree to this owner, links themselves instead of what they point to.
+    /// Changes the owner of a tree. Symbolic links are not followed.
     ///
     /// # Errors
-    /// Fails where the file system does, as where one is not allowed to give files away.
-    pub fn take(self, tree: &Path) -> Result {
-        self.give(CWD, tree.as_os_str().as_bytes()).map_err(|error| {
-            let error = io::Error::from(error);
-            Error::failed(format!("giving {} to {}: {error}", tree.display(), self.user.as_raw()))
+    /// Fails when the owner cannot be changed, for example without the permission for it.
+    pub fn apply(self, tree: &Path) -> Result {
+        self.change(CWD, tree.as_os_str().as_bytes()).map_err(|error| {
+            let (error, user) = (io::Error::from(error), self.user.as_raw());
+            Error::failed(format!("cannot change the owner of {} to {user}: {error}", tree.display()))
         })
     }
 
-    /// Relative to open directories, as it was unpacked: the whole of a path may be too long for one call.
-    fn give(self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    /// Changes an entry relative to its open directory, because a full path may exceed `PATH_MAX`.
+    fn change(self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
         chownat(parent, name, Some(self.user), self.group, AtFlags::SYMLINK_NOFOLLOW)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = match openat(parent, name, flags, Mode::empty()) {
@@ -77,105 +77,106 @@ impl Owner {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if !matches!(name, b"." | b"..") {
-                self.give(dir.as_fd(), name)?;
+                self.change(dir.as_fd(), name)?;
             }
         }
         Ok(())
     }
 }
 
-/// What became of a rename.
+/// The result of a rename.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placed {
+pub enum Published {
     /// The path is new.
     New,
-    /// Somebody else was faster; theirs stays.
+    /// The path was created by another process in the meantime, and was kept.
     Existed,
 }
 
 impl Staging {
-    /// Makes the store directory if need be, removes what dead runs left, and begins a run.
+    /// Creates the store directory if necessary, removes the files of runs that have ended, and begins a run.
     ///
     /// # Errors
-    /// Fails where the file system does.
+    /// Fails when the store directory cannot be written.
     pub fn begin(store: &Path) -> Result<Self> {
-        let at = || format!("preparing {}", store.display());
-        std::fs::create_dir_all(store).map_err(Error::from).context(at)?;
-        remove_stale(store).context(at)?;
+        let context = || format!("cannot prepare {}", store.display());
+        std::fs::create_dir_all(store).map_err(Error::from).context(context)?;
+        remove_stale(store).context(context)?;
         loop {
-            let lock = tempfile::Builder::new()
-                .prefix(PREFIX)
-                .suffix(LOCK)
-                .rand_bytes(12)
-                .tempfile_in(store)
-                .map_err(Error::from)
-                .context(at)?;
-            let (file, path) = lock.keep().map_err(|error| Error::from(error.error)).context(at)?;
-            let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => true,
-                Err(Errno::WOULDBLOCK | Errno::INTR) => false,
-                Err(error) => {
-                    let _ = std::fs::remove_file(&path);
-                    return Err(Error::from(io::Error::from(error)).context(at()));
-                }
-            };
-            // Another run may have taken the file for a dead one's before it was locked.
-            if locked && file.metadata().is_ok_and(|meta| meta.nlink() == 1) {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let run = name.trim_start_matches(PREFIX).trim_end_matches(LOCK).to_owned();
-                return Ok(Self { store: store.to_owned(), run, _lock: file });
+            if let Some(staging) = Self::lock_new_run(store).context(context)? {
+                return Ok(staging);
             }
         }
     }
 
-    /// The final place of a path.
+    /// Creates and locks the lock file of a new run. Returns none if another run removed it before it was locked.
+    fn lock_new_run(store: &Path) -> Result<Option<Self>> {
+        let lock = tempfile::Builder::new().prefix(PREFIX).suffix(LOCK).rand_bytes(12).tempfile_in(store)?;
+        let (file, path) = lock.keep().map_err(|error| error.error)?;
+        let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => true,
+            Err(Errno::WOULDBLOCK | Errno::INTR) => false,
+            Err(error) => {
+                let _ = std::fs::remove_file(&path);
+                return Err(io::Error::from(error).into());
+            }
+        };
+        if !locked || !file.metadata().is_ok_and(|meta| meta.nlink() == 1) {
+            return Ok(None);
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let run = name.trim_start_matches(PREFIX).trim_end_matches(LOCK).to_owned();
+        Ok(Some(Self { store: store.to_owned(), run, _lock: file }))
+    }
+
+    /// Returns the final place of a path.
     #[must_use]
     pub fn place(&self, path: &StorePath) -> PathBuf {
         self.store.join(path.base_name())
     }
 
-    /// Where a path is unpacked.
+    /// Returns the temporary directory of a path.
     #[must_use]
     pub fn temporary(&self, path: &StorePath) -> PathBuf {
         self.store.join(format!("{PREFIX}{}-{path}", self.run))
     }
 
-    /// Moves an unpacked path to its final place, never over another.
+    /// Moves an unpacked path to its final place. Never replaces an existing path.
     ///
     /// # Errors
-    /// Fails where the file system does.
-    pub fn publish(&self, path: &StorePath) -> Result<Placed> {
+    /// Fails when the path cannot be renamed.
+    pub fn publish(&self, path: &StorePath) -> Result<Published> {
         let (from, to) = (self.temporary(path), self.place(path));
-        let failed = |error: Errno| Error::failed(format!("moving to {}: {}", to.display(), io::Error::from(error)));
+        let context = || format!("cannot move to {}", to.display());
         match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(Placed::New),
-            Err(Errno::EXIST | Errno::NOTEMPTY) => remove_tree(&from).map(|()| Placed::Existed),
-            // A file system without this flag: the gap between the look and the rename is as small as can be.
+            Ok(()) => Ok(Published::New),
+            Err(Errno::EXIST | Errno::NOTEMPTY) => remove_tree(&from).map(|()| Published::Existed),
+            // The file system does not support the flag. Another process may create the path between check and rename.
             Err(Errno::INVAL | Errno::NOSYS) if !exists(&to) => {
-                std::fs::rename(&from, &to).map_err(Error::from).context(|| format!("moving to {}", to.display()))?;
-                Ok(Placed::New)
+                std::fs::rename(&from, &to).context(context)?;
+                Ok(Published::New)
             }
-            Err(Errno::INVAL | Errno::NOSYS) => remove_tree(&from).map(|()| Placed::Existed),
-            Err(error) => Err(failed(error)),
+            Err(Errno::INVAL | Errno::NOSYS) => remove_tree(&from).map(|()| Published::Existed),
+            Err(error) => Err(io::Error::from(error)).context(context),
         }
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What cannot be removed now is removed by the next run.
+        // Files that cannot be removed now are removed by the next run.
         let _ = remove_run(&self.store, &self.run);
     }
 }
 
-/// Whether something is there, be it a dangling link.
+/// Returns whether a path exists, even as a dangling symbolic link.
 #[must_use]
 pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
 fn remove_stale(store: &Path) -> Result {
-    for name in names(store)? {
+    for name in staging_names(store)? {
         let Some(run) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(LOCK)) else { continue };
         let Ok(lock) = OpenOptions::new().read(true).open(store.join(&name)) else { continue };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -185,10 +186,10 @@ fn remove_stale(store: &Path) -> Result {
     Ok(())
 }
 
-/// Removes the temporaries of a run, and last its lock.
+/// Removes the temporary directories of a run, then its lock.
 fn remove_run(store: &Path, run: &str) -> Result {
-    let own = format!("{PREFIX}{run}-");
-    for name in names(store)?.iter().filter(|name| name.starts_with(&own)) {
+    let prefix = format!("{PREFIX}{run}-");
+    for name in staging_names(store)?.iter().filter(|name| name.starts_with(&prefix)) {
         remove_tree(&store.join(name))?;
     }
     match std::fs::remove_file(store.join(format!("{PREFIX}{run}{LOCK}"))) {
@@ -197,7 +198,8 @@ fn remove_run(store: &Path, run: &str) -> Result {
     }
 }
 
-fn names(store: &Path) -> Result<Vec<String>> {
+/// Returns the names of all temporary directories and locks in a store directory.
+fn staging_names(store: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(store)? {
         if let Ok(name) = entry?.file_name().into_string()
@@ -217,27 +219,27 @@ mod tests {
     fn owners_are_numbers() {
         assert_eq!("0".parse(), Ok(Owner { user: Uid::ROOT, group: None }));
         assert_eq!("0:0".parse(), Ok(Owner { user: Uid::ROOT, group: Some(Gid::ROOT) }));
-        for wrong in ["", "root", "0:", ":0", "-1", "4294967295", "1:2:3", "99999999999"] {
-            assert!(wrong.parse::<Owner>().is_err(), "{wrong}");
+        for invalid in ["", "root", "0:", ":0", "-1", "4294967295", "1:2:3", "99999999999"] {
+            assert!(invalid.parse::<Owner>().is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn a_dead_run_is_cleaned_up_and_a_living_one_is_not() {
+    fn files_of_an_ended_run_are_removed_and_those_of_an_active_run_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap();
-        let living = Staging::begin(dir.path()).unwrap();
-        std::fs::write(living.temporary(&path), "living").unwrap();
-        std::fs::write(dir.path().join(".s3-pull-dead.lock"), "").unwrap();
-        std::fs::create_dir(dir.path().join(".s3-pull-dead-x")).unwrap();
+        let active = Staging::begin(dir.path()).unwrap();
+        std::fs::write(active.temporary(&path), "active").unwrap();
+        std::fs::write(dir.path().join(".s3-pull-ended.lock"), "").unwrap();
+        std::fs::create_dir(dir.path().join(".s3-pull-ended-x")).unwrap();
         let other = Staging::begin(dir.path()).unwrap();
-        assert!(!dir.path().join(".s3-pull-dead-x").exists());
-        assert!(!dir.path().join(".s3-pull-dead.lock").exists());
-        assert_eq!(living.publish(&path).unwrap(), Placed::New);
+        assert!(!dir.path().join(".s3-pull-ended-x").exists());
+        assert!(!dir.path().join(".s3-pull-ended.lock").exists());
+        assert_eq!(active.publish(&path).unwrap(), Published::New);
         std::fs::write(other.temporary(&path), "other").unwrap();
-        assert_eq!(other.publish(&path).unwrap(), Placed::Existed);
-        assert_eq!(std::fs::read_to_string(other.place(&path)).unwrap(), "living");
-        drop((living, other));
-        assert_eq!(names(dir.path()).unwrap(), Vec::<String>::new());
+        assert_eq!(other.publish(&path).unwrap(), Published::Existed);
+        assert_eq!(std::fs::read_to_string(other.place(&path)).unwrap(), "active");
+        drop((active, other));
+        assert_eq!(staging_names(dir.path()).unwrap(), Vec::<String>::new());
     }
 }

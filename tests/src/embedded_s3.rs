@@ -1,131 +1,122 @@
-//! `embedded-s3 [--remove DIR] ROOT-DIR`: an S3 server in one process, for the demo and for quick tests.
-//!
-//! Buckets are the directories in ROOT-DIR. Listens on a free loopback port and says `ENDPOINT 127.0.0.1:PORT` on
-//! standard output. Takes the credentials in `$EMBEDDED_S3_ACCESS_KEY` and `$EMBEDDED_S3_SECRET_KEY`; anonymous clients
-//! may read. Ends when standard input closes, and with --remove removes DIR then, so whoever started it need not live.
+//! The embedded S3 server: no users and no policies, but fast and always available.
 
-use std::env;
-use std::error::Error;
-use std::ffi::OsString;
-use std::future::ready;
-use std::io::{self, Read as _, Write as _};
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::pin::Pin;
-use std::process::ExitCode;
-use std::thread;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::OnceLock;
 
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-use s3s::S3Result;
-use s3s::access::{S3Access, S3AccessContext};
-use s3s::auth::SimpleAuth;
-use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s_fs::FileSystem;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use walkdir::WalkDir;
 
-const USAGE: &str = "usage: embedded-s3 [--remove DIR] ROOT-DIR";
+use crate::supervised_server::{make_dir, spawn_endpoint_server};
+use crate::{Credentials, bin_dir, cache_url, unique};
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("embedded-s3: {error}");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn run() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse(env::args_os().skip(1))?;
-    let service = service(&options.root)?;
-    let served = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(service));
-    if let Some(dir) = options.remove {
-        cache_tests::remove_tree(&dir)?;
-    }
-    served
-}
-
-struct Options {
+/// A running `embedded-s3`. It ends when this is dropped or when this process ends.
+#[derive(Debug)]
+pub struct EmbeddedS3 {
+    child: Child,
+    endpoint: String,
+    credentials: Credentials,
     root: PathBuf,
-    remove: Option<PathBuf>,
 }
 
-impl Options {
-    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, &'static str> {
-        let mut first = args.next().ok_or(USAGE)?;
-        let mut remove = None;
-        if first == "--remove" {
-            remove = Some(args.next().ok_or(USAGE)?.into());
-            first = args.next().ok_or(USAGE)?;
-        }
-        if args.next().is_some() || first.as_encoded_bytes().starts_with(b"-") {
-            return Err(USAGE);
-        }
-        Ok(Self { root: first.into(), remove })
+impl EmbeddedS3 {
+    /// Starts a server with an empty root directory, which is removed when the server ends.
+    #[allow(clippy::new_without_default)] // it starts a process
+    pub fn start() -> Self {
+        let root = tempfile::Builder::new().prefix("nix-s3-cache-s3-").tempdir().expect("a directory for the server");
+        let root = root.keep();
+        Self::spawn(&[OsStr::new("--remove"), root.as_os_str(), root.as_os_str()], root.clone())
+    }
+
+    /// Starts a server whose buckets are the directories in `root`, which stays when the server ends.
+    pub fn start_in(root: &Path) -> Self {
+        make_dir(root);
+        Self::spawn(&[root.as_os_str()], root.to_owned())
+    }
+
+    fn spawn(args: &[&OsStr], root: PathBuf) -> Self {
+        let credentials = Credentials::random();
+        let env = [
+            ("EMBEDDED_S3_ACCESS_KEY", credentials.access_key.as_str()),
+            ("EMBEDDED_S3_SECRET_KEY", &credentials.secret_key),
+        ];
+        let (child, endpoint) = spawn_endpoint_server(&bin_dir().join("embedded-s3"), args, &env);
+        Self { child, endpoint, credentials, root }
+    }
+
+    /// Returns the server that all tests of this process share.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<EmbeddedS3> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn endpoint(&self) -> String {
+        self.endpoint.clone()
+    }
+
+    /// Returns the only credentials that the server accepts.
+    pub fn credentials(&self) -> Credentials {
+        self.credentials.clone()
+    }
+
+    /// Creates a bucket and returns its name.
+    pub fn make_bucket(&self) -> String {
+        let bucket = unique("bucket-");
+        self.make_named_bucket(&bucket);
+        bucket
+    }
+
+    /// Creates a bucket of that name.
+    pub fn make_named_bucket(&self, bucket: &str) {
+        fs::create_dir(self.root.join(bucket)).expect("a directory for the bucket");
+    }
+
+    /// Returns the `s3://` URL of the bucket.
+    pub fn cache_url(&self, bucket: &str) -> String {
+        cache_url(&self.endpoint, bucket)
+    }
+
+    /// Returns the `http://` URL of the bucket; anonymous clients may read.
+    pub fn http_url(&self, bucket: &str) -> String {
+        format!("http://{}/{bucket}", self.endpoint)
+    }
+
+    /// Returns the keys of the bucket's objects, sorted.
+    pub fn objects(&self, bucket: &str) -> Vec<String> {
+        let dir = self.root.join(bucket);
+        let files = WalkDir::new(&dir).into_iter().map(Result::unwrap).filter(|entry| entry.file_type().is_file());
+        let mut keys: Vec<_> = files.map(|entry| key_of(&dir, entry.path())).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// Writes an object directly to the server's file system.
+    pub fn put(&self, bucket: &str, key: &str, bytes: &[u8]) {
+        let path = self.root.join(bucket).join(key);
+        fs::create_dir_all(path.parent().unwrap()).expect("a directory for the object");
+        fs::write(path, bytes).expect("the file of the object");
+    }
+
+    /// Removes an object, which must exist.
+    pub fn remove(&self, bucket: &str, key: &str) {
+        fs::remove_file(self.root.join(bucket).join(key)).expect("the file of the object");
+    }
+
+    /// Returns the bytes of an object, which must exist.
+    pub fn get(&self, bucket: &str, key: &str) -> Vec<u8> {
+        fs::read(self.root.join(bucket).join(key)).expect("the file of the object")
     }
 }
 
-fn service(root: &PathBuf) -> Result<S3Service, Box<dyn Error>> {
-    let files = FileSystem::new(root).map_err(|error| format!("{}: {error:?}", root.display()))?;
-    let access_key = env::var("EMBEDDED_S3_ACCESS_KEY").map_err(|_| "EMBEDDED_S3_ACCESS_KEY is not set")?;
-    let secret_key = env::var("EMBEDDED_S3_SECRET_KEY").map_err(|_| "EMBEDDED_S3_SECRET_KEY is not set")?;
-    let mut builder = S3ServiceBuilder::new(files);
-    builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
-    builder.set_access(PublicRead);
-    Ok(builder.build())
-}
-
-/// Everybody reads objects, as with a bucket policy like the Nix manual's; the rest takes credentials.
-struct PublicRead;
-
-impl S3Access for PublicRead {
-    // What the attribute macro of async-trait makes of an `async fn`; not worth a dependency for one function.
-    fn check<'a, 'b, 'c, 'f>(
-        &'a self,
-        context: &'b mut S3AccessContext<'c>,
-    ) -> Pin<Box<dyn Future<Output = S3Result<()>> + Send + 'f>>
-    where
-        Self: 'f,
-        'a: 'f,
-        'b: 'f,
-        'c: 'f,
-    {
-        let reads = matches!(context.s3_op().name(), "GetObject" | "HeadObject" | "GetBucketLocation");
-        let allowed = reads || context.credentials().is_some();
-        Box::pin(ready(if allowed { Ok(()) } else { Err(s3s::s3_error!(AccessDenied)) }))
+impl Drop for EmbeddedS3 {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        drop(self.child.wait());
     }
 }
 
-async fn serve(service: S3Service) -> Result<(), Box<dyn Error>> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "ENDPOINT {}", listener.local_addr()?)?;
-    drop(stdout);
-    let mut closed = watch_stdin();
-    let server = Builder::new(TokioExecutor::new());
-    loop {
-        let (socket, _) = tokio::select! {
-            accepted = listener.accept() => accepted?,
-            _ = &mut closed => return Ok(()),
-        };
-        let connection = server.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
-        tokio::spawn(async move {
-            // A client that goes away is the client's business.
-            drop(connection.await);
-        });
-    }
-}
-
-/// Resolves when standard input closes. A thread of its own, since a blocking task would keep the runtime from ending.
-fn watch_stdin() -> oneshot::Receiver<()> {
-    let (sender, receiver) = oneshot::channel();
-    thread::spawn(move || {
-        let mut buffer = [0; 256];
-        while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
-        // The receiver is gone only if the server already ended.
-        sender.send(()).unwrap_or_default();
-    });
-    receiver
+fn key_of(bucket: &Path, file: &Path) -> String {
+    file.strip_prefix(bucket).unwrap().to_str().expect("keys are UTF-8").to_owned()
 }

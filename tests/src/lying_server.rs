@@ -11,8 +11,8 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::listener::Listener;
-use crate::minio::cache_url;
+use crate::cache_url;
+use crate::loopback_listener::LoopbackListener;
 
 /// The bucket, and the first folder of every path.
 pub const BUCKET: &str = "cache";
@@ -168,7 +168,7 @@ pub type Plan = Box<dyn Fn(&Asked) -> Answer + Send + Sync>;
 
 /// A server on a loopback port of its own. It ends when this is dropped.
 pub struct LyingServer {
-    listener: Listener,
+    listener: LoopbackListener,
     shared: Arc<Shared>,
 }
 
@@ -189,7 +189,7 @@ impl LyingServer {
     pub fn start(plan: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let shared = Arc::new(Shared { plan: Box::new(plan), asked: Mutex::default(), sent: AtomicU64::new(0) });
         let serving = Arc::clone(&shared);
-        Self { listener: Listener::start(move |client| serving.serve(&client)), shared }
+        Self { listener: LoopbackListener::start(move |client| serving.serve(&client)), shared }
     }
 
     /// `127.0.0.1:PORT`.

@@ -1,51 +1,62 @@
-//! A real S3 server with users and policies.
+//! MinIO: a real S3 server with users and policies.
 
 use std::env;
-use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::server::{Server, free_port, http_status};
-use crate::{Credentials, Scratch, absent, unique};
+use crate::supervised_server::{SupervisedServer, http_get, http_status, make_dir};
+use crate::{Credentials, Scratch, cache_url, report_missing, unique};
 
-/// How long a server may take until it answers.
-pub(crate) const START_LIMIT: Duration = Duration::from_mins(1);
+/// The name of the server in the configuration of mc.
+const ALIAS: &str = "cache";
 
-/// A running MinIO with a data directory of its own. It ends when this is dropped or when the test process ends.
+/// A running MinIO with a data directory of its own. It ends when this is dropped or when this process ends.
 #[derive(Debug)]
 pub struct Minio {
-    endpoint: String,
     root: Credentials,
     mc: PathBuf,
     /// Configuration of mc and policy files, in the server's directory and so removed with it.
     config: PathBuf,
-    _server: Server,
+    server: SupervisedServer,
 }
 
 impl Minio {
     /// Starts MinIO (`$MINIO`, else from PATH, else from the cache directory) on a free loopback port.
     ///
-    /// None where it or its client is absent, after a loud line; a panic where `CI=true`.
+    /// Returns None, after a line on standard output, if MinIO or its client is not installed; panics if `CI=true`.
     pub fn start() -> Option<Self> {
         let (Some(minio), Some(mc)) = (candidates("MINIO", "minio").into_iter().next(), find_mc()) else {
-            absent("MinIO (or its client mc)", "`cargo xtask minio` gets both, or set $MINIO and $MC");
+            report_missing("MinIO (or its client mc)", "`cargo xtask minio` installs both, or set $MINIO and $MC");
             return None;
         };
         let root = Credentials::random();
-        // Another process may take the port between its choice and the server's start.
-        let started = (0..5).find_map(|_| serve(&minio, &root));
-        let (server, endpoint, config) = started.expect("MinIO starts on one of five free ports");
-        Some(Self { endpoint, root, mc, config, _server: server })
+        let env = [
+            ("MINIO_ROOT_USER", root.access_key.as_str()),
+            ("MINIO_ROOT_PASSWORD", &root.secret_key),
+            ("MINIO_BROWSER", "off"),
+            // Encryption at rest needs a key, which protects nothing here.
+            ("MINIO_KMS_SECRET_KEY", "cache-key:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+            ("MINIO_UPDATE", "off"),
+            ("MINIO_PROMETHEUS_AUTH_TYPE", "public"),
+        ];
+        let args = |dir: &Path, endpoint: &str| {
+            let (data, certs) = (dir.join("data"), dir.join("certs"));
+            vec!["server".into(), data.into(), "--address".into(), endpoint.into(), "--certs-dir".into(), certs.into()]
+        };
+        let is_ready = |endpoint: &str| matches!(http_status(endpoint, "GET", "/minio/health/ready", b""), Ok(200));
+        let server = SupervisedServer::start(&minio, args, &env, is_ready);
+        let config = server.dir.join("mc");
+        make_dir(&config);
+        Some(Self { root, mc, config, server })
     }
 
-    /// One MinIO for all tests of a test binary.
+    /// Returns the MinIO that all tests of this process share.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Minio>> = OnceLock::new();
         SHARED.get_or_init(Self::start).as_ref()
@@ -53,35 +64,40 @@ impl Minio {
 
     /// `127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
-        self.endpoint.clone()
+        self.server.endpoint.clone()
     }
 
-    /// The administrator's credentials.
+    /// Returns the administrator's credentials.
     pub fn root(&self) -> Credentials {
         self.root.clone()
     }
 
-    /// A fresh bucket; returns its name.
+    /// Creates a bucket and returns its name.
     pub fn make_bucket(&self) -> String {
         let bucket = unique("bucket-");
-        self.mc(&["mb", &target(&bucket, "")]);
+        self.mc(&["mb", &mc_target(&bucket)]);
         bucket
     }
 
-    /// The bucket as our tools take it.
+    /// Lets anonymous clients read and write the bucket.
+    pub fn make_public(&self, bucket: &str) {
+        self.mc(&["anonymous", "set", "public", &mc_target(bucket)]);
+    }
+
+    /// Returns the `s3://` URL of the bucket.
     pub fn cache_url(&self, bucket: &str) -> String {
-        cache_url(&self.endpoint, bucket)
+        cache_url(&self.server.endpoint, bucket)
     }
 
-    /// The bucket as an HTTP cache, for readers without credentials.
+    /// Returns the `http://` URL of the bucket, for clients without credentials.
     pub fn http_url(&self, bucket: &str) -> String {
-        format!("http://{}/{bucket}", self.endpoint)
+        format!("http://{}/{bucket}", self.server.endpoint)
     }
 
-    /// A fresh user who may do what the IAM policy says and nothing else.
+    /// Creates a user with that IAM policy and returns its credentials.
     pub fn add_user(&self, policy_json: &str) -> Credentials {
         let user = Credentials::random();
-        // By standard input, so that no secret shows in the list of processes.
+        // On standard input, so that no secret appears in the list of processes.
         let keys = format!("{}\n{}\n", user.access_key, user.secret_key);
         self.mc_with_input(&["admin", "user", "add", ALIAS], keys.as_bytes());
         let policy = unique("policy-");
@@ -92,55 +108,103 @@ impl Minio {
         user
     }
 
-    /// Gives the bucket a bucket policy, as `mc anonymous set-json` does.
+    /// Sets the bucket policy, as `mc anonymous set-json` does.
     pub fn set_bucket_policy(&self, bucket: &str, policy_json: &str) {
         let file = self.config.join(unique("policy-"));
         fs::write(&file, policy_json).expect("a policy file");
-        self.mc(&["anonymous", "set-json", &file.to_string_lossy(), &target(bucket, "")]);
+        self.mc(&["anonymous", "set-json", &file.to_string_lossy(), &mc_target(bucket)]);
     }
 
-    /// The keys of the bucket's objects, sorted.
+    /// Returns the keys of the bucket's objects, sorted.
     pub fn objects(&self, bucket: &str) -> Vec<String> {
-        let listing = String::from_utf8(self.mc(&["ls", "--recursive", "--json", &target(bucket, "")])).unwrap();
-        let mut keys: Vec<_> = listing.lines().map(key_of).collect();
-        keys.sort_unstable();
-        keys
+        self.listing(&["ls", "--recursive", "--json", &mc_target(bucket)]).iter().map(key_of).collect()
     }
 
-    /// Puts an object.
+    /// Returns the total size of the bucket's objects in bytes.
+    pub fn size(&self, bucket: &str) -> u64 {
+        let entries = self.listing(&["ls", "--recursive", "--json", &mc_target(bucket)]);
+        entries.iter().filter_map(|entry| entry["size"].as_u64()).sum()
+    }
+
+    /// Returns the keys of the bucket's multipart uploads that are neither completed nor aborted, sorted.
+    pub fn incomplete_uploads(&self, bucket: &str) -> Vec<String> {
+        self.listing(&["ls", "--recursive", "--incomplete", "--json", &mc_target(bucket)]).iter().map(key_of).collect()
+    }
+
+    /// Returns the directories of all multipart uploads in progress, on MinIO's disk: what a listing of uploads
+    /// contains depends on the release.
+    pub fn upload_dirs(&self) -> Vec<PathBuf> {
+        let children = |dir: &Path| {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect::<Vec<_>>()
+        };
+        let objects = children(&self.server.dir.join("data/.minio.sys/multipart"));
+        objects.iter().flat_map(|object| children(object)).collect()
+    }
+
+    /// Returns how many S3 requests the server has answered so far.
+    pub fn requests(&self) -> u64 {
+        let metrics = http_get(&self.server.endpoint, "/minio/metrics/v3/api/requests").expect("MinIO's metrics");
+        let counts = metrics.lines().filter(|line| line.starts_with("minio_api_requests_total{"));
+        let of_s3 = counts.filter(|line| line.contains("type=\"s3\""));
+        // Large counts are printed as floating-point numbers.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a count
+        let numbers = of_s3.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).map(|count| count as u64);
+        numbers.sum()
+    }
+
+    /// Writes an object.
     pub fn put(&self, bucket: &str, key: &str, bytes: &[u8]) {
-        self.mc_with_input(&["pipe", "--quiet", &target(bucket, key)], bytes);
+        self.mc_with_input(&["pipe", "--quiet", &format!("{ALIAS}/{bucket}/{key}")], bytes);
     }
 
-    /// Removes an object, which must be there.
+    /// Removes an object, which must exist.
     pub fn remove(&self, bucket: &str, key: &str) {
-        self.mc(&["rm", &target(bucket, key)]);
+        self.mc(&["rm", &format!("{ALIAS}/{bucket}/{key}")]);
     }
 
-    /// The bytes of an object, which must be there.
+    /// Returns the bytes of an object, which must exist.
     pub fn get(&self, bucket: &str, key: &str) -> Vec<u8> {
-        self.mc(&["cat", &target(bucket, key)])
+        self.mc(&["cat", &format!("{ALIAS}/{bucket}/{key}")])
     }
 
-    /// Runs MinIO's client as the administrator, who is the alias `cache`; returns its standard
-    /// output. For what has no method here.
+    /// Runs MinIO's client as the administrator, whose alias is `cache`, and returns its standard output.
     pub fn mc(&self, args: &[&str]) -> Vec<u8> {
         self.mc_with_input(args, b"")
+    }
+
+    /// Returns a command of MinIO's client as the administrator of the server at `endpoint`: this server, or a proxy
+    /// in front of it.
+    pub fn mc_command(&self, endpoint: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.mc);
+        command.arg("--config-dir").arg(&self.config).arg("--quiet").args(args);
+        command.env(format!("MC_HOST_{ALIAS}"), self.mc_host(endpoint));
+        command
     }
 
     /// Makes `mc … ALIAS/BUCKET` work as the administrator in the scripts of `scratch`.
     pub fn mc_alias(&self, scratch: &mut Scratch, alias: &str) {
         let config = scratch.path().join("mc");
-        scratch.env(format!("MC_HOST_{alias}"), self.mc_host()).env("MC_CONFIG_DIR", config);
+        scratch.env(format!("MC_HOST_{alias}"), self.mc_host(&self.server.endpoint)).env("MC_CONFIG_DIR", config);
     }
 
-    fn mc_host(&self) -> String {
-        format!("http://{}:{}@{}", self.root.access_key, self.root.secret_key, self.endpoint)
+    fn mc_host(&self, endpoint: &str) -> String {
+        format!("http://{}:{}@{endpoint}", self.root.access_key, self.root.secret_key)
+    }
+
+    /// Runs a listing of mc and returns its entries, sorted by key.
+    fn listing(&self, args: &[&str]) -> Vec<Value> {
+        let listing = String::from_utf8(self.mc(args)).expect("JSON is UTF-8");
+        let mut entries: Vec<Value> =
+            listing.lines().map(|line| serde_json::from_str(line).expect("a line of JSON from mc ls")).collect();
+        entries.sort_by_key(key_of);
+        entries
     }
 
     fn mc_with_input(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
         let mut command = Command::new(&self.mc);
-        command.arg("--config-dir").arg(&self.config).args(args).env(format!("MC_HOST_{ALIAS}"), self.mc_host());
+        command.arg("--config-dir").arg(&self.config).args(args);
+        command.env(format!("MC_HOST_{ALIAS}"), self.mc_host(&self.server.endpoint));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("mc");
         let mut pipe = child.stdin.take().expect("a pipe to mc");
@@ -154,59 +218,17 @@ impl Minio {
     }
 }
 
-/// Where the bucket `bucket` of the server at `endpoint` is, as our tools and Nix write it.
-pub fn cache_url(endpoint: &str, bucket: &str) -> String {
-    format!("s3://{bucket}?endpoint={endpoint}&scheme=http&region=us-east-1")
+/// Returns a bucket, or a prefix in it, as mc takes it.
+pub fn mc_target(prefix: &str) -> String {
+    format!("{ALIAS}/{prefix}/")
 }
 
-/// The server's name among those that mc knows.
-const ALIAS: &str = "cache";
-
-fn target(bucket: &str, key: &str) -> String {
-    format!("{ALIAS}/{bucket}/{key}")
+fn key_of(entry: &Value) -> String {
+    entry["key"].as_str().expect("mc ls prints the key").to_owned()
 }
 
-fn key_of(line: &str) -> String {
-    let entry: Value = serde_json::from_str(line).expect("a line of JSON from mc ls");
-    entry["key"].as_str().expect("mc ls names the key").to_owned()
-}
-
-/// Starts MinIO and waits until it answers; None if it ended, as it does when the port was taken.
-fn serve(minio: &Path, root: &Credentials) -> Option<(Server, String, PathBuf)> {
-    let dir = tempfile::Builder::new().prefix("nix-s3-cache-minio-").tempdir().expect("a directory for MinIO");
-    let dir = dir.keep();
-    let config = dir.join("mc");
-    fs::create_dir(&config).expect("a directory for mc");
-    let endpoint = format!("127.0.0.1:{}", free_port());
-    let args: [OsString; 6] = [
-        "server".into(),
-        dir.join("data").into(),
-        "--address".into(),
-        endpoint.clone().into(),
-        "--certs-dir".into(),
-        dir.join("certs").into(),
-    ];
-    let env = [
-        ("MINIO_ROOT_USER", root.access_key.as_str()),
-        ("MINIO_ROOT_PASSWORD", &root.secret_key),
-        ("MINIO_BROWSER", "off"),
-        // What encryption at rest needs; the key is of no use to anybody.
-        ("MINIO_KMS_SECRET_KEY", "cache-key:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
-        ("MINIO_UPDATE", "off"),
-    ];
-    let mut server = Server::start(minio, &args, &env, &dir, &dir.join("log")).expect("bash starts MinIO");
-    let start = Instant::now();
-    while start.elapsed() < START_LIMIT && !server.ended() {
-        if matches!(http_status(&endpoint, "GET", "/minio/health/ready", b""), Ok(200)) {
-            return Some((server, endpoint, config));
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    None
-}
-
-/// MinIO's client: `$MC`, else from PATH, else from the cache directory.
-pub fn find_mc() -> Option<PathBuf> {
+/// Finds MinIO's client: `$MC`, else on PATH, else in the cache directory.
+pub(crate) fn find_mc() -> Option<PathBuf> {
     static MC: OnceLock<Option<PathBuf>> = OnceLock::new();
     MC.get_or_init(|| candidates("MC", "mc").into_iter().find(|path| is_minio_client(path))).clone()
 }
@@ -217,7 +239,8 @@ fn is_minio_client(mc: &Path) -> bool {
     output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("MinIO"))
 }
 
-/// Where a program may be: what an environment variable says, else PATH, then where `cargo xtask minio` puts it.
+/// Lists the files that may be a program: the value of an environment variable, else those on PATH and then the one
+/// where `cargo xtask minio` installs it.
 pub(crate) fn candidates(variable: &str, name: &str) -> Vec<PathBuf> {
     if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {
         return vec![PathBuf::from(path)];

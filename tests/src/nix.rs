@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::{Scratch, absent, unique};
+use crate::{Scratch, report_missing, unique};
 
 /// Whether Nix is installed; a loud line where it is not, and a panic where `CI=true`.
 pub fn available() -> bool {
@@ -14,7 +14,7 @@ pub fn available() -> bool {
         output.is_ok_and(|output| output.status.success())
     });
     if !available {
-        absent("Nix", "`apt-get install nix-bin` gets it on Debian");
+        report_missing("Nix", "`apt-get install nix-bin` gets it on Debian");
     }
     available
 }

@@ -6,9 +6,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 
 use walkdir::WalkDir;
@@ -16,54 +16,83 @@ use walkdir::WalkDir;
 use crate::bin_dir;
 use crate::minio::find_mc;
 
-/// A command line that takes longer hangs; `timeout` ends it with status 124.
-pub const TIME_LIMIT: &str = "300";
+/// Seconds until `timeout` ends a command with status 124.
+pub const TIMEOUT_SECONDS: &str = "300";
 
-/// What every Nix in a scratch directory is told: no network, no build users, the new command line.
+/// Configuration of Nix in a scratch directory: no network, no build users, the new command line.
 const NIX_CONFIG: &str = "experimental-features = nix-command\nsubstituters =\nbuild-users-group =\nsandbox = false\n";
+
+/// Removes a directory when the pipe on standard input closes; store paths may be read-only.
+const CLEANER: &str = r#"read -r _; chmod -R u+w -- "$1" 2>/dev/null; rm -rf -- "$1""#;
 
 /// A temporary directory with an environment of its own; removed when dropped, read-only store paths included.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
     env: BTreeMap<OsString, OsString>,
+    cleaner: Option<Child>,
 }
 
 impl Scratch {
-    /// A fresh one.
+    /// Creates the directory.
     #[allow(clippy::new_without_default)] // it makes a directory; that is no default value
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("nix-s3-cache-").tempdir().expect("a temporary directory");
-        // /tmp may be a symbolic link; Nix wants store roots without one.
-        let path = dir.keep().canonicalize().expect("the temporary directory's real path");
+        // /tmp may be a symbolic link; Nix requires store roots without one.
+        let path = dir.keep().canonicalize().expect("the real path of the temporary directory");
         for name in ["home", "home/.cache", "tmp"] {
             fs::create_dir(path.join(name)).expect("a directory in the scratch directory");
         }
-        Self { path, env: BTreeMap::new() }
+        Self { path, env: BTreeMap::new(), cleaner: None }
     }
 
-    /// The directory, which is also the working directory of its commands.
+    /// Creates a directory that is removed even if this process is interrupted or killed.
+    ///
+    /// The kernel then closes the pipe to a process that waits to remove it.
+    pub fn removed_on_interrupt() -> Self {
+        let mut scratch = Self::new();
+        let mut command = Command::new("bash");
+        command.args(["-c", CLEANER, "cleaner"]).arg(&scratch.path).stdin(Stdio::piped());
+        // An interrupt from the terminal is for this process; the cleaner has to outlive it.
+        scratch.cleaner = Some(command.process_group(0).spawn().expect("bash"));
+        scratch
+    }
+
+    /// Returns the directory, which is also the working directory of its commands.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Sets an environment variable for later commands. `NIX_CONFIG` is added to what every command gets.
+    /// Creates a directory in this one, unless it exists, and returns its path.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let path = self.path.join(name);
+        fs::create_dir_all(&path).unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
+        path
+    }
+
+    /// Writes a file in the directory.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        let path = self.path.join(name);
+        fs::write(&path, contents).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+    }
+
+    /// Sets an environment variable for later commands. `NIX_CONFIG` is appended to the default configuration.
     pub fn env(&mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Self {
         self.env.insert(name.as_ref().to_owned(), value.as_ref().to_owned());
         self
     }
 
-    /// Runs `bash -euo pipefail -c SCRIPT` with nothing on standard input.
-    pub fn sh(&self, script: &str) -> Outcome {
+    /// Runs `bash -euo pipefail -c SCRIPT` with an empty standard input.
+    pub fn sh(&self, script: &str) -> CommandOutput {
         self.run(script, Stdio::null(), None)
     }
 
     /// Runs `bash -euo pipefail -c SCRIPT` with `input` on standard input.
-    pub fn sh_with_input(&self, script: &str, input: &[u8]) -> Outcome {
+    pub fn sh_with_input(&self, script: &str, input: &[u8]) -> CommandOutput {
         self.run(script, Stdio::piped(), Some(input))
     }
 
-    /// A command with the directory and the environment of this scratch directory, for tests that want the process.
+    /// Returns a command with the directory and the environment of this scratch directory.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.path);
@@ -83,20 +112,27 @@ impl Scratch {
         command
     }
 
-    fn run(&self, script: &str, stdin: Stdio, input: Option<&[u8]>) -> Outcome {
+    /// Returns one of our tools with arguments.
+    pub fn tool(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = self.command(bin_dir().join(name));
+        command.args(args);
+        command
+    }
+
+    fn run(&self, script: &str, stdin: Stdio, input: Option<&[u8]>) -> CommandOutput {
         let mut command = self.command("timeout");
-        command.args(["--kill-after=10", TIME_LIMIT, "bash", "-euo", "pipefail", "-c", script]);
+        command.args(["--kill-after=10", TIMEOUT_SECONDS, "bash", "-euo", "pipefail", "-c", script]);
         let mut child =
             command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("timeout and bash");
         let pipe = child.stdin.take();
         let output = thread::scope(|scope| {
             if let (Some(mut pipe), Some(input)) = (pipe, input) {
-                // A command that stops reading early is part of what is tested: a broken pipe is fine.
+                // A command may stop reading early: a broken pipe is not an error.
                 scope.spawn(move || drop(pipe.write_all(input)));
             }
-            child.wait_with_output().expect("the command's output")
+            child.wait_with_output().expect("the output of the command")
         });
-        Outcome {
+        CommandOutput {
             script: script.to_owned(),
             status: status_of(output.status),
             stdout: output.stdout,
@@ -107,51 +143,66 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A second panic while one unwinds would hide the first.
+        // A second panic during unwinding would hide the first.
         if let Err(error) = remove_tree(&self.path) {
             eprintln!("cannot remove {}: {error}", self.path.display());
+        }
+        if let Some(mut cleaner) = self.cleaner.take() {
+            drop(cleaner.stdin.take());
+            drop(cleaner.wait());
         }
     }
 }
 
-/// What became of a command.
+/// The output and exit status of a command.
 #[derive(Debug, Clone)]
-pub struct Outcome {
+pub struct CommandOutput {
     /// The script that ran.
     pub script: String,
-    /// The exit status, 128 and the signal where one killed it.
+    /// The exit status, or 128 plus the number of the signal that killed it.
     pub status: i32,
-    /// What it wrote to standard output.
+    /// Standard output.
     pub stdout: Vec<u8>,
-    /// What it wrote to standard error.
+    /// Standard error.
     pub stderr: String,
 }
 
-impl Outcome {
-    /// Standard output without the white space around it; panics unless the status is 0.
+impl CommandOutput {
+    /// Returns standard output without surrounding white space; panics unless the status is 0.
     #[track_caller]
     pub fn ok(&self) -> String {
         self.expect_status(0);
         self.text()
     }
 
-    /// Standard error; panics unless the status is `code`.
+    /// Returns the lines of standard output; panics unless the status is 0.
+    #[track_caller]
+    pub fn lines(&self) -> Vec<String> {
+        self.ok().lines().map(str::to_owned).collect()
+    }
+
+    /// Returns standard error; panics unless the status is `code`.
     #[track_caller]
     pub fn fails(&self, code: i32) -> String {
         self.expect_status(code);
         self.stderr.clone()
     }
 
-    /// Standard output as text, without the white space around it.
+    /// Returns standard output as text, without surrounding white space.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim().to_owned()
+    }
+
+    /// Returns the lines of standard error without the hint at its end; see [`split_hint`].
+    pub fn error_lines(&self) -> Vec<&str> {
+        split_hint(&self.stderr).0.lines().collect()
     }
 
     #[track_caller]
     fn expect_status(&self, code: i32) {
         assert!(
             self.status == code,
-            "status {} instead of {code} from\n{}\n--- standard output ---\n{}\n--- standard error ---\n{}",
+            "expected status {code}, found {} from\n{}\n--- standard output ---\n{}\n--- standard error ---\n{}",
             self.status,
             self.script,
             shorten(&self.text()),
@@ -160,7 +211,17 @@ impl Outcome {
     }
 }
 
-/// At most 4000 characters of `text`, for a message.
+/// Splits what a tool printed on standard error into its messages and the hint that may follow on a last line.
+pub fn split_hint(stderr: &str) -> (&str, Option<&str>) {
+    let stderr = stderr.trim_end();
+    let (messages, last) = stderr.rsplit_once('\n').unwrap_or(("", stderr));
+    match last.strip_prefix("hint: ") {
+        Some(hint) => (messages, Some(hint)),
+        None => (stderr, None),
+    }
+}
+
+/// Returns at most 4000 characters of `text`, for a message.
 fn shorten(text: &str) -> String {
     match text.char_indices().nth(4000) {
         Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
@@ -168,38 +229,51 @@ fn shorten(text: &str) -> String {
     }
 }
 
-/// The status as a shell tells it.
+/// Returns the status as a shell reports it.
 fn status_of(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("it ended by exit or by signal")
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("an exit status or a signal")
 }
 
-/// Variables of the surrounding session that must not reach a test.
+/// Returns whether a variable of the surrounding session must not reach a test.
 fn is_private(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    name.starts_with("AWS_")
-        || name.starts_with("NIX_")
-        || name.starts_with("MC_")
-        || name.starts_with("XDG_")
-        // Cargo's, for the test itself.
-        || name.starts_with("CARGO_")
+    // CARGO_ variables are for the test itself.
+    let prefixes = ["AWS_", "NIX_", "MC_", "RCLONE_", "XDG_", "CARGO_"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
         || name == "LD_LIBRARY_PATH"
         || name.to_ascii_lowercase().ends_with("_proxy")
 }
 
-/// Our tools first, then mc, then what the session has.
+/// Our tools first, then mc, then the session's PATH.
 fn search_path() -> OsString {
     let mut dirs = vec![bin_dir()];
     dirs.extend(find_mc().and_then(|mc| mc.parent().map(Path::to_owned)));
     dirs.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
-    env::join_paths(dirs).expect("no directory on PATH has a colon")
+    env::join_paths(dirs).expect("directories on PATH have no colon")
 }
 
-/// Removes a directory; store paths are read-only trees, which nobody but root can remove as they are.
+/// Removes a directory. Store paths are read-only trees, which only root can remove without changing their modes.
+///
+/// # Errors
+/// If a file cannot be removed.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let entries = WalkDir::new(path).into_iter().filter_map(Result::ok);
     for dir in entries.filter(|entry| entry.file_type().is_dir()) {
-        // What cannot be changed shows when the removal fails.
+        // If the mode cannot be changed, the removal fails below.
         drop(fs::set_permissions(dir.path(), Permissions::from_mode(0o700)));
     }
     fs::remove_dir_all(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_hint;
+
+    #[test]
+    fn only_the_last_line_is_a_hint() {
+        assert_eq!(split_hint("s3-push: no\nhint: try this\n"), ("s3-push: no", Some("try this")));
+        assert_eq!(split_hint("s3-push: hint: none\n"), ("s3-push: hint: none", None));
+        assert_eq!(split_hint("hint: a\nhint: b"), ("hint: a", Some("b")));
+        assert_eq!(split_hint(""), ("", None));
+    }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::listener::Listener;
+use crate::loopback_listener::LoopbackListener;
 
 /// The front, on a loopback port of its own. It ends when this is dropped.
 #[derive(Debug)]
 pub struct TlsFront {
-    listener: Listener,
+    listener: LoopbackListener,
     certificate: String,
 }
 
@@ -27,7 +27,7 @@ impl TlsFront {
         let config = ServerConfig::builder().with_no_client_auth();
         let config = Arc::new(config.with_single_cert(vec![made.cert.der().clone()], key).expect("a configuration"));
         let server = server.to_owned();
-        let listener = Listener::start(move |client| pass(client, Arc::clone(&config), &server));
+        let listener = LoopbackListener::start(move |client| pass(client, Arc::clone(&config), &server));
         Self { listener, certificate: made.cert.pem() }
     }
 

@@ -1,72 +1,70 @@
-//! `cargo xtask test`: everything, and one line that says how it went.
+//! `cargo xtask test`: runs all tests and prints one line with the result.
 
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use crate::build::{cargo, succeed};
-use crate::{Outcome, minio};
+use crate::build::{cargo, run as run_command};
+use crate::{Result, minio};
 
-/// What all test binaries said together.
+/// The results of all test binaries together.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
+struct Totals {
     passed: u64,
     failed: u64,
 }
 
-pub fn run(args: &[&str]) -> Outcome {
-    let surroundings = Surroundings::get()?;
-    surroundings.warn();
-    // The tests run the tools as programs, which `cargo test` alone does not build. One command with the tests, so that
-    // both share the features of their dependencies and nothing is built twice.
-    succeed(cargo().args(["build", "--workspace", "--all-targets"]), "cargo build")?;
-    let (tally, finished) = cargo_test(&surroundings, args)?;
-    surroundings.warn();
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    match tally {
-        Tally { failed: 0, passed: 0 } => Err("no test ran".to_owned()),
-        Tally { failed: 0, .. } => finished,
-        Tally { .. } => Err("some tests failed".to_owned()),
+/// Builds and runs the tests; `args` are passed to `cargo test`.
+pub fn run(args: &[&str]) -> Result {
+    let requirements = Requirements::find_or_install()?;
+    requirements.print_missing();
+    // The tests run the tools as programs, which `cargo test` alone does not build. One command builds the tests too, so
+    // that both have the same features of dependencies and nothing is built twice.
+    run_command(cargo().args(["build", "--workspace", "--all-targets"]), "cargo build")?;
+    let (totals, result) = cargo_test(&requirements, args)?;
+    requirements.print_missing();
+    println!("{} passed, {} failed", totals.passed, totals.failed);
+    match totals {
+        Totals { failed: 0, passed: 0 } => Err("no test ran".to_owned()),
+        Totals { failed: 0, .. } => result,
+        Totals { .. } => Err("some tests failed".to_owned()),
     }
 }
 
-/// The real things that the end-to-end tests run against.
-struct Surroundings {
+/// The programs that the end-to-end tests run.
+struct Requirements {
     minio: Option<minio::Minio>,
     versitygw: Option<PathBuf>,
-    /// What is absent, and how to get it.
-    absent: Vec<String>,
+    /// What is missing, and how to get it.
+    missing: Vec<String>,
 }
 
-impl Surroundings {
-    /// Finds or builds what is needed; in CI all of it must be had.
-    fn get() -> Result<Self, String> {
-        let mut absent = Vec::new();
+impl Requirements {
+    /// Finds the programs or builds them; in CI, none may be missing.
+    fn find_or_install() -> Result<Self> {
+        let mut missing = Vec::new();
         if !has_nix() {
-            absent.push("without Nix (`apt-get install nix-bin`), the tests against a real Nix client".to_owned());
+            missing.push("the tests with a real Nix (Nix is not installed: `apt-get install nix-bin`)".to_owned());
         }
-        let minio = minio::get();
+        let minio = minio::find_or_install();
         if let Err(error) = &minio {
-            absent.push(format!(
-                "without MinIO ({error}; needs Go, or $MINIO and $MC), the tests against a real S3 server"
-            ));
+            missing.push(format!("the tests with a real S3 server (no MinIO: {error}; needs Go, or $MINIO and $MC)"));
         }
-        let versitygw = minio::versitygw();
+        let versitygw = minio::find_or_install_versitygw();
         if let Err(error) = &versitygw {
-            absent
-                .push(format!("without versitygw ({error}; needs Go, or $VERSITYGW), the policies on a second server"));
+            missing.push(format!("the policies on a second server (no versitygw: {error}; needs Go, or $VERSITYGW)"));
         }
-        if !absent.is_empty() && env::var_os("CI").is_some_and(|value| value == "true") {
-            return Err(format!("CI=true, but these would not run: {}", absent.join("; ")));
+        if !missing.is_empty() && env::var_os("CI").is_some_and(|value| value == "true") {
+            return Err(format!("CI=true, but these tests cannot run: {}", missing.join("; ")));
         }
-        Ok(Self { minio: minio.ok(), versitygw: versitygw.ok(), absent })
+        Ok(Self { minio: minio.ok(), versitygw: versitygw.ok(), missing })
     }
 
-    /// One loud line for all that does not run.
-    fn warn(&self) {
-        if !self.absent.is_empty() {
-            println!("!!! NOT RUN: {}", self.absent.join("; "));
+    /// Prints one line with all tests that do not run.
+    fn print_missing(&self) {
+        if !self.missing.is_empty() {
+            println!("!!! NOT RUN: {}", self.missing.join("; "));
         }
     }
 }
@@ -76,50 +74,50 @@ fn has_nix() -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Runs `cargo test`, passes on what it says, and counts.
-fn cargo_test(surroundings: &Surroundings, args: &[&str]) -> Result<(Tally, Outcome), String> {
+/// Runs `cargo test`, passes on its output, and adds up the results.
+fn cargo_test(requirements: &Requirements, args: &[&str]) -> Result<(Totals, Result)> {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
-    if !chooses_packages(args) {
+    if !selects_packages(args) {
         command.arg("--workspace");
     }
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
-    if let Some(minio) = &surroundings.minio {
-        command.env("MINIO", &minio.server).env("MC", &minio.client);
+    if let Some(minio) = &requirements.minio {
+        minio.set_env(&mut command);
     }
-    if let Some(versitygw) = &surroundings.versitygw {
+    if let Some(versitygw) = &requirements.versitygw {
         command.env("VERSITYGW", versitygw);
     }
     let mut child = command.spawn().map_err(|error| format!("cannot run cargo test: {error}"))?;
-    let tally = pass_on(&mut child).map_err(|error| format!("cannot pass on what cargo test says: {error}"))?;
+    let totals = pass_on(&mut child).map_err(|error| format!("cannot pass on the output of cargo test: {error}"))?;
     let status = child.wait().map_err(|error| format!("cannot wait for cargo test: {error}"))?;
-    let finished = if status.success() { Ok(()) } else { Err(format!("cargo test failed: {status}")) };
-    Ok((tally, finished))
+    let result = if status.success() { Ok(()) } else { Err(format!("cargo test failed: {status}")) };
+    Ok((totals, result))
 }
 
-/// Whether the user's arguments say which packages to test; what comes after `--` is for the tests.
-fn chooses_packages(args: &[&str]) -> bool {
-    let own = args.iter().take_while(|&&arg| arg != "--");
-    own.into_iter().any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
+/// Returns whether the arguments select packages; what comes after `--` is for the tests.
+fn selects_packages(args: &[&str]) -> bool {
+    let mut own = args.iter().take_while(|&&arg| arg != "--");
+    own.any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
 }
 
-fn pass_on(child: &mut Child) -> io::Result<Tally> {
-    let mut tally = Tally::default();
-    let Some(stdout) = child.stdout.take() else { return Ok(tally) };
+fn pass_on(child: &mut Child) -> io::Result<Totals> {
+    let mut totals = Totals::default();
+    let Some(stdout) = child.stdout.take() else { return Ok(totals) };
     let mut reader = BufReader::new(stdout);
     let mut line = Vec::new();
     let mut out = io::stdout().lock();
     while reader.read_until(b'\n', &mut line)? > 0 {
         out.write_all(&line)?;
         out.flush()?;
-        tally.add(&String::from_utf8_lossy(&line));
+        totals.add(&String::from_utf8_lossy(&line));
         line.clear();
     }
-    Ok(tally)
+    Ok(totals)
 }
 
-impl Tally {
-    /// Counts a line like `test result: ok. 3 passed; 0 failed; …`; others count nothing.
+impl Totals {
+    /// Adds the numbers of a line like `test result: ok. 3 passed; 0 failed; …`; ignores other lines.
     fn add(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         let count = |word: &str| {
@@ -133,21 +131,21 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::{Tally, chooses_packages};
+    use super::{Totals, selects_packages};
 
     #[test]
-    fn results_add_up() {
-        let mut tally = Tally::default();
-        tally.add("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.40s\n");
-        tally
+    fn results_of_test_binaries_are_added_up() {
+        let mut totals = Totals::default();
+        totals.add("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.40s\n");
+        totals
             .add("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s\n");
-        tally.add("test tool::says_99_passed ... ok\n");
-        assert_eq!(tally, Tally { passed: 15, failed: 2 });
+        totals.add("test tool::says_99_passed ... ok\n");
+        assert_eq!(totals, Totals { passed: 15, failed: 2 });
     }
 
     #[test]
-    fn packages_are_chosen_before_the_dashes() {
-        assert!(chooses_packages(&["-p", "tests"]) && chooses_packages(&["--package=tests"]));
-        assert!(!chooses_packages(&["--", "-p"]) && !chooses_packages(&["--test", "tidy"]));
+    fn packages_are_selected_before_the_dashes() {
+        assert!(selects_packages(&["-p", "tests"]) && selects_packages(&["--package=tests"]));
+        assert!(!selects_packages(&["--", "-p"]) && !selects_packages(&["--test", "tidy"]));
     }
 }

@@ -1,22 +1,22 @@
-//! One file out of a NAR.
+//! Extracts one file of a NAR. The whole NAR is read all the same, since only then it is known to be well-formed.
 
 use std::io::{BufRead, Write};
 
-use super::{Visitor, names, parse};
+use super::{Visitor, parse, split_path};
 use crate::error::{Error, Result};
 
-/// Writes the contents of the file `path` of a NAR, which is read to its end. Names are separated by slashes; empty
-/// ones and `.` do not count, so that `/` is the NAR itself.
+/// Reads a NAR to its end, writes the contents of the file `path` in it, and returns the size of the NAR in bytes. Empty
+/// names and `.` in `path` are skipped, so `/` is the root of the NAR.
 ///
 /// # Errors
-/// Refuses a malformed NAR, and one that has no file of that name; what it has instead is said.
+/// Refuses a malformed NAR, and one without a file at that path; the error states what is there instead.
 pub fn cat(input: &mut impl BufRead, path: &[u8], out: &mut impl Write) -> Result<u64> {
     let mut visitor = Cat::new(path, out);
     let size = parse(input, &mut visitor)?;
     visitor.finish().map(|()| size)
 }
 
-/// What is found under the path.
+/// The node at the path.
 enum Node {
     File,
     Directory,
@@ -28,42 +28,43 @@ pub struct Cat<'a, W> {
     out: &'a mut W,
     path: &'a [u8],
     names: Vec<&'a [u8]>,
-    /// Names entered.
+    /// Number of names from the root to the current node.
     depth: usize,
-    /// How many of them, from the first, are those of the path.
+    /// Number of leading names that match those of the path.
     matched: usize,
     found: Option<Node>,
 }
 
 impl<'a, W> Cat<'a, W> {
-    /// Writes the contents of the file `path` to `out`, as [`cat`] does.
+    /// Creates a visitor that writes the contents of the file `path` to `out`.
     pub fn new(path: &'a [u8], out: &'a mut W) -> Self {
-        Self { out, path, names: names(path), depth: 0, matched: 0, found: None }
+        Self { out, path, names: split_path(path), depth: 0, matched: 0, found: None }
     }
 
-    /// Whether there was such a file, after the NAR was read to its end.
+    /// Checks that the file was found. To be called at the end of the NAR.
     ///
     /// # Errors
-    /// Refuses a NAR without it; what it has instead is said.
+    /// Refuses a NAR without a file at the path; the error states what is there instead.
     pub fn finish(self) -> Result {
-        let shown = self.path.escape_ascii();
+        let path = self.path.escape_ascii();
         match self.found {
             Some(Node::File) => Ok(()),
-            Some(Node::Directory) => Err(Error::refused(format!("{shown} is a directory in the NAR, not a file"))),
+            Some(Node::Directory) => Err(Error::refused(format!("{path} in the NAR is a directory, not a file"))),
             Some(Node::Symlink(target)) => Err(Error::refused(format!(
-                "{shown} is a symbolic link in the NAR, not a file; its target is {}",
+                "{path} in the NAR is a symbolic link to {}, not a file",
                 target.escape_ascii()
             ))),
-            None => Err(Error::refused(format!("there is no {shown} in the NAR"))),
+            None => Err(Error::refused(format!("{path} does not exist in the NAR"))),
         }
     }
 
-    fn is_here(&self) -> bool {
+    /// Returns whether the current node is the one at the path.
+    fn is_at_path(&self) -> bool {
         self.depth == self.names.len() && self.matched == self.depth
     }
 
-    fn find(&mut self, node: impl FnOnce() -> Node) {
-        if self.is_here() {
+    fn record(&mut self, node: impl FnOnce() -> Node) {
+        if self.is_at_path() {
             self.found = Some(node());
         }
     }
@@ -71,7 +72,7 @@ impl<'a, W> Cat<'a, W> {
 
 impl<W: Write> Visitor for Cat<'_, W> {
     fn directory(&mut self) -> Result {
-        self.find(|| Node::Directory);
+        self.record(|| Node::Directory);
         Ok(())
     }
 
@@ -94,12 +95,12 @@ impl<W: Write> Visitor for Cat<'_, W> {
     }
 
     fn file(&mut self, _: bool, _: u64, _: u64) -> Result {
-        self.find(|| Node::File);
+        self.record(|| Node::File);
         Ok(())
     }
 
     fn data(&mut self, bytes: &[u8]) -> Result {
-        if self.is_here() { Ok(self.out.write_all(bytes)?) } else { Ok(()) }
+        if self.is_at_path() { Ok(self.out.write_all(bytes)?) } else { Ok(()) }
     }
 
     fn file_end(&mut self) -> Result {
@@ -107,7 +108,7 @@ impl<W: Write> Visitor for Cat<'_, W> {
     }
 
     fn symlink(&mut self, target: &[u8]) -> Result {
-        self.find(|| Node::Symlink(target.to_vec()));
+        self.record(|| Node::Symlink(target.to_vec()));
         Ok(())
     }
 }

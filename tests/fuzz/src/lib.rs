@@ -11,11 +11,11 @@ pub mod corpus;
 use std::io::{BufReader, Cursor};
 use std::path::Path;
 
-use cache_policy::nix_conf::Client;
+use cache_policy::nix_conf::ClientConfig;
 use cache_sign::keys::{PublicKey, SecretKey};
 use nar_pack::error::{Error, Result};
 use nar_pack::export::{self, Trailer};
-use nar_pack::nar::{Listed, Listing, MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
+use nar_pack::nar::{Listing, ListingEntry, MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
 use narinfo_gen::archive;
 use narinfo_gen::cache_info::CacheInfo;
@@ -180,8 +180,7 @@ pub fn listing(bytes: &[u8]) {
     let read = Listing::parse(&out, out.len()).unwrap();
     for (names, offset, size) in &rewriter.files {
         let found = read.find(&names.join(&b'/')).unwrap();
-        let same =
-            matches!(found, Some(Listed::File { size: s, nar_offset: Some(o), .. }) if (s, o) == (*size, *offset));
+        let same = matches!(found, Some(ListingEntry::File { size: s, nar_offset: Some(o), .. }) if (s, o) == (*size, *offset));
         assert!(same, "{names:?}: {found:?}");
     }
     // Each directory is two levels of JSON, and serde_json reads no deeper than 128.
@@ -213,9 +212,9 @@ pub fn read_listing(bytes: &[u8]) {
     for _ in 0..100 {
         let Some((path, node)) = nodes.pop() else { return };
         let wanted = match node["type"].as_str().unwrap() {
-            "directory" => Listed::Directory,
-            "symlink" => Listed::Symlink { target: node["target"].as_str().unwrap().to_owned() },
-            _ => Listed::File {
+            "directory" => ListingEntry::Directory,
+            "symlink" => ListingEntry::Symlink { target: node["target"].as_str().unwrap().to_owned() },
+            _ => ListingEntry::File {
                 executable: node["executable"].as_bool().unwrap_or(false),
                 size: node["size"].as_u64().unwrap(),
                 nar_offset: node["narOffset"].as_u64(),
@@ -262,7 +261,7 @@ fn write_export(paths: &[Exported]) -> Vec<u8> {
     let mut writer = export::Writer::new(Vec::new());
     for (nar, trailer) in paths {
         writer
-            .path(&store_dir(), trailer, |out| {
+            .write_path(&store_dir(), trailer, |out| {
                 out.extend_from_slice(nar);
                 Ok(())
             })
@@ -441,8 +440,8 @@ pub fn nix_conf(bytes: &[u8]) {
     let key = PublicKey::parse("a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=").unwrap();
     let path = Path::new("/nowhere/nix.conf");
     for only in [false, true] {
-        let client = Client::new("https://a.example", false, std::slice::from_ref(&key), only).unwrap();
-        let (merged, rest) = match (client.merge(bytes, path), client.without(bytes)) {
+        let client = ClientConfig::new("https://a.example", false, std::slice::from_ref(&key), only).unwrap();
+        let (merged, rest) = match (client.merge(bytes, path), client.without_lines(bytes)) {
             (Ok(merged), Ok(rest)) => (merged, rest),
             (Err(failure), _) => {
                 refused(&failure);
@@ -451,7 +450,7 @@ pub fn nix_conf(bytes: &[u8]) {
             (Ok(_), Err(failure)) => panic!("what is merged cannot be taken out: {failure}"),
         };
         assert_eq!(client.merge(&merged, path).unwrap(), merged, "merged again it is another");
-        assert_eq!(client.without(&merged).unwrap(), rest, "something else was touched");
+        assert_eq!(client.without_lines(&merged).unwrap(), rest, "something else was touched");
         let text = String::from_utf8_lossy(&merged);
         assert!(text.to_lowercase().contains("//a.example") && text.contains(&key.to_string()), "it has no effect");
     }

@@ -1,7 +1,10 @@
 //! The support library does what the other tests take for granted.
 
 use std::fs;
+use std::panic;
 
+use crate::fixtures::bucket::{Fields, Objects, assert_closed, snapshot};
+use crate::fixtures::site::{PUBLISH, Site};
 use cache_tests::{EmbeddedS3, Minio, Scratch, http_status, make_tree, nix, store_path, tree};
 
 fn status(endpoint: &str, method: &str, path: &str) -> u16 {
@@ -125,4 +128,26 @@ fn store_paths_look_valid_and_are_reproducible() {
     assert!(hash.len() == 32 && hash.bytes().all(|byte| b"0123456789abcdfghijklmnpqrsvwxyz".contains(&byte)));
     assert_eq!(path, store_path("hello", 1));
     assert_ne!(path, store_path("hello", 2));
+}
+
+#[test]
+fn the_checker_sees_what_is_missing() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch.sh(PUBLISH).ok();
+    let whole = snapshot(s3, &bucket);
+    assert_closed(&whole);
+    let lib = Site::narinfo_key(&site.closure.lib);
+    let top = Site::narinfo_key(&site.closure.top);
+    let url = Fields::parse(&whole[&top]).one("URL").to_owned();
+    let broken = |change: &dyn Fn(&mut Objects)| {
+        let mut objects = whole.clone();
+        change(&mut objects);
+        assert!(panic::catch_unwind(|| assert_closed(&objects)).is_err());
+    };
+    broken(&|objects| drop(objects.remove(&lib)));
+    broken(&|objects| drop(objects.remove(&url)));
+    broken(&|objects| drop(objects.remove("nix-cache-info")));
+    broken(&|objects| objects.get_mut(&url).unwrap().push(0));
+    broken(&|objects| *objects.get_mut(&url).unwrap().last_mut().unwrap() ^= 1);
+    broken(&|objects| objects.get_mut(&top).unwrap().truncate(100));
 }

@@ -9,7 +9,7 @@ use std::thread;
 
 use crate::fixtures::bucket::Service;
 use crate::fixtures::site::{ARCHIVE, PUBLISH, Site};
-use cache_tests::{Credentials, EmbeddedS3, Minio, Outcome};
+use cache_tests::{CommandOutput, Credentials, EmbeddedS3, Minio};
 
 /// A site whose every secret is known.
 struct Watched {
@@ -37,7 +37,7 @@ impl Watched {
 
     /// Runs a script and looks at every word that it wrote.
     #[track_caller]
-    fn run(&self, script: &str) -> Outcome {
+    fn run(&self, script: &str) -> CommandOutput {
         let outcome = self.site.scratch.sh(script);
         let stdout = String::from_utf8_lossy(&outcome.stdout);
         for secret in &self.secrets {
@@ -235,7 +235,7 @@ fn a_key_in_the_place_of_any_other_argument_is_not_quoted() {
         }
         let said = watched.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
         said.ok();
-        assert!(said.stderr.contains("there was no signature of that name"), "{}", said.stderr);
+        assert!(said.stderr.contains("no signature by a key of this name"), "{}", said.stderr);
     }
 }
 

@@ -125,7 +125,7 @@ fn unpack(nar: &[u8], place: &Path) -> Result {
 
 fn nothing_follows(input: &Cursor<&[u8]>) -> Result {
     let size = input.get_ref().len() as u64;
-    if input.position() == size { Ok(()) } else { Err(Error::refused("something follows the end of the NAR")) }
+    if input.position() == size { Ok(()) } else { Err(Error::refused("unexpected data after the end of the NAR")) }
 }
 
 fn packed(place: &Path) -> Vec<u8> {
@@ -206,7 +206,7 @@ fn we_alone(said: &str) -> Result<Verdict, String> {
 /// Why Nix 2.8 accepts what we do not.
 fn nix_alone(nar: &[u8], failure: &Error, theirs: &Path) -> Result<Verdict, String> {
     let message = failure.message();
-    if message.starts_with("something follows") {
+    if message.starts_with("unexpected data after") {
         return Ok(Verdict::Known("Nix 2.8 does not look at what follows a NAR"));
     }
     if message.contains("nested deeper than") {
@@ -363,9 +363,9 @@ fn we_refuse(message: &str) -> Option<&'static str> {
         ("missing field \"References\"", "we want References, which every writer writes: without it the narinfo was cut off"),
         ("is outside the cache", "we want URLs within the cache"),
         ("is not a SHA-256 hash", "we want SHA-256, which every cache has"),
-        ("is not the name of a store path", "we want base names as references, as Nix writes and reads them"),
+        ("invalid store path name", "we want base names as references, as Nix writes and reads them"),
         ("is not a number of bytes", "nix-narinfo takes a sign or white space before a number"),
-        ("is not a store path below", "nix-narinfo strips the white space before a value, we one space as Nix does"),
+("is not a store path in", "nix-narinfo strips the white space before a value, we one space as Nix does"),
         ("expected a field name before the colon", "we want a key before the colon"),
     ];
     reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)

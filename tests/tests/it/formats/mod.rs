@@ -2,6 +2,7 @@
 
 mod differential;
 mod fuzz;
+mod nix_formats;
 mod pack_closure;
 mod pack_entry;
 mod pack_exact;

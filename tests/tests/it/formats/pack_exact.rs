@@ -45,7 +45,7 @@ fn a_file_that_changes_while_it_is_packed_leaves_no_whole_nar() {
         fs::write(scratch.path().join(format!("tree/m{index}")), "x").unwrap();
     }
     let said = pack_while(&scratch, "rm tree/z; mkdir tree/z");
-    assert!(said.contains("tree/z") && said.contains("changed its type"), "{said}");
+    assert!(said.contains("tree/z") && said.contains("the file type changed"), "{said}");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn what_is_no_file_is_named_and_no_nar_is_whole() {
     let dir = scratch.path().join("tree");
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("a"), "first").unwrap();
-    let mut cases = vec![("mkfifo tree/b", "a fifo")];
+    let mut cases = vec![("mkfifo tree/b", "a FIFO")];
     if is_root {
         cases.push(("mknod tree/b c 1 3", "a device"));
         cases.push(("mknod tree/b b 7 200", "a device"));
@@ -63,7 +63,7 @@ fn what_is_no_file_is_named_and_no_nar_is_whole() {
     let expect = |kind: &str| {
         let outcome = scratch.sh("nar-pack tree > nar");
         let said = outcome.fails(2);
-        assert!(said.trim_end() == format!("nar-pack: packing tree/b: {kind} cannot be in a NAR"), "{said}");
+        assert!(said.trim_end() == format!("nar-pack: cannot pack tree/b: a NAR cannot contain {kind}"), "{said}");
         scratch.sh("nar-pack --list < nar").fails(1);
     };
     for (make, kind) in cases {
@@ -90,7 +90,7 @@ fn what_may_not_be_read_is_named() {
     scratch.sh("chmod 755 tree/sub; chmod 0 tree/open/secret").ok();
     let file = scratch.sh(&pack).fails(2);
     for (said, path) in [(said, "tree/sub"), (file, "tree/open/secret")] {
-        assert!(said.contains(&format!("packing {path}: Permission denied")), "{said}");
+        assert!(said.contains(&format!("cannot pack {path}: Permission denied")), "{said}");
         scratch.sh("nar-pack --list < nar").fails(1);
     }
 }
@@ -117,13 +117,41 @@ fn what_follows_a_nar_is_told() {
     for input in ["longer", "twice"] {
         for read in ["--list", "--cat /", "--unpack out"] {
             let said = scratch.sh(&format!("nar-pack {read} < {input}")).fails(1);
-            assert!(said.contains("something follows the end of the NAR"), "{read}: {said}");
+            assert!(said.contains("unexpected data after the end of the NAR"), "{read}: {said}");
             assert!(!fs::exists(scratch.path().join("out")).unwrap());
         }
         let path = store_path("x", 1);
         let said = scratch.sh(&format!("narinfo-gen --no-nix {path} < {input}")).fails(1);
         assert!(said.contains("follows the end of a NAR"), "{said}");
     }
+}
+
+#[test]
+fn unpacking_renames_names_that_differ_only_in_case_on_request() {
+    let scratch = Scratch::new();
+    scratch
+        .sh("mkdir -p tree/sub; for name in MAKEFILE Makefile makefile sub/a sub/A; do echo $name > tree/$name; done")
+        .ok();
+    scratch.sh("nar-pack tree > nar; nar-pack --unpack out --case-hack < nar; nar-pack --unpack plain nar").ok();
+    let names = |dir: &str| scratch.sh(&format!("cd {dir}; find . -type f | LC_ALL=C sort; cat [Mm]*")).ok();
+    assert_eq!(
+        names("out"),
+        "./MAKEFILE\n./Makefile~nix~case~hack~1\n./makefile~nix~case~hack~2\n./sub/A\n./sub/a~nix~case~hack~1\n\
+         MAKEFILE\nMakefile\nmakefile"
+    );
+    scratch.sh("nar-pack plain | cmp - nar").ok();
+    // A tree with such names is packed as it is, with a warning.
+    let packed = scratch.sh("nar-pack out > /dev/null");
+    packed.ok();
+    assert!(packed.stderr.starts_with("nar-pack: warning: out/Makefile~nix~case~hack~1: "), "{}", packed.stderr);
+    // What could not be renamed is refused, and nothing is left.
+    scratch
+        .sh("mkdir clash; touch clash/X clash/X~nix~case~hack~1 clash/x; nar-pack clash > clash.nar 2> /dev/null")
+        .ok();
+    let message = scratch.sh("nar-pack --unpack other --case-hack clash.nar").fails(1);
+    assert!(message.contains("the name exists"), "{message}");
+    assert!(!fs::exists(scratch.path().join("other")).unwrap());
+    scratch.sh("nar-pack --case-hack --list nar").fails(2);
 }
 
 #[test]
@@ -140,13 +168,13 @@ fn one_file_is_read_out_of_any_nar() {
              nar-pack tree/noise | nar-pack --cat / | cmp - tree/noise")
         .ok();
     for (file, why) in [
-        ("link", "a symbolic link in the NAR, not a file; its target is bin/hello"),
+        ("link", "link in the NAR is a symbolic link to bin/hello, not a file"),
         ("share", "a directory"),
         ("/", "a directory"),
-        ("nowhere", "there is no nowhere in the NAR"),
-        ("bin/hello/x", "there is no bin/hello/x in the NAR"),
-        ("share/doc/hello", "there is no"),
-        ("doc/deep", "there is no"),
+        ("nowhere", "nowhere does not exist in the NAR"),
+        ("bin/hello/x", "bin/hello/x does not exist in the NAR"),
+        ("share/doc/hello", "does not exist"),
+        ("doc/deep", "does not exist"),
     ] {
         let said = scratch.sh(&format!("nar-pack --cat {file} nar")).fails(1);
         assert!(said.contains(why), "{file}: {said}");
@@ -313,7 +341,7 @@ fn what_cannot_be_written_is_named_and_nothing_is_left() {
             fs::write(dir.join("zlarge"), vec![7; if index == count - 2 { size } else { 50_000 }]).unwrap();
         }
         let said = scratch.sh("nar-pack tree > nar; trap '' XFSZ; ulimit -f 100; nar-pack --unpack out < nar").fails(2);
-        let wanted = format!("nar-pack: unpacking out/d{}/zlarge: File too large", count - 2);
+        let wanted = format!("nar-pack: cannot unpack out/d{}/zlarge: File too large", count - 2);
         assert!(said.starts_with(&wanted), "{said}");
         assert!(!fs::exists(scratch.path().join("out")).unwrap());
         fs::remove_dir_all(tree).unwrap();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::fixtures::bucket::{assert_closed, narinfo_keys, snapshot};
 use crate::fixtures::site::make_key;
-use cache_tests::{EmbeddedS3, Outcome, Scratch, nix, repository, tree, unique};
+use cache_tests::{CommandOutput, EmbeddedS3, Scratch, nix, repository, tree, unique};
 
 /// A project with a `default.nix` that builds a program and a library, a key pair `cache.sec` and `cache.pub`, and a
 /// bucket `$NIX_S3_CACHE`.
@@ -35,7 +35,7 @@ impl Project {
         Some(Self { scratch, bucket, key, name })
     }
 
-    fn sh(&self, script: &str) -> Outcome {
+    fn sh(&self, script: &str) -> CommandOutput {
         self.scratch.sh(script)
     }
 
@@ -77,7 +77,7 @@ fn example(file: &str) -> PathBuf {
 
 // ---- The Makefile ----
 
-fn make(project: &Project, arguments: &str) -> Outcome {
+fn make(project: &Project, arguments: &str) -> CommandOutput {
     project.sh(&format!("make --no-print-directory -f '{}' {arguments}", example("Makefile").display()))
 }
 
@@ -134,7 +134,7 @@ fn the_makefile_fails_when_a_stage_does() {
 
 // ---- The hook ----
 
-fn build_with_hook(project: &Project, flags: &str) -> Outcome {
+fn build_with_hook(project: &Project, flags: &str) -> CommandOutput {
     let hook = example("post-build-hook.sh");
     project.sh(&format!("nix-build --no-out-link --option post-build-hook '{}' {flags}", hook.display()))
 }
@@ -220,7 +220,7 @@ fn variables(workflow: &str) -> Vec<&str> {
 }
 
 /// Runs the steps as GitHub's runner does for `shell: bash`, until one fails; says which.
-fn run_job(project: &mut Project, values: &BTreeMap<&str, String>) -> Result<(), (String, Outcome)> {
+fn run_job(project: &mut Project, values: &BTreeMap<&str, String>) -> Result<(), (String, CommandOutput)> {
     let workflow = fs::read_to_string(example("github-actions.yml")).unwrap();
     assert!(workflow.contains("shell: bash"), "without it a pipeline fails with its last stage only");
     for name in variables(&workflow) {

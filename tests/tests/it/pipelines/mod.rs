@@ -1,6 +1,7 @@
 //! The tools together, as a user types them.
 
 mod examples;
+mod interrupted;
 mod memory;
 mod publish;
 mod with_nix;

@@ -2,4 +2,6 @@
 
 mod lying_server;
 mod sources;
+mod streams;
 mod transport;
+mod verification;

@@ -39,12 +39,36 @@ fn what_one_cache_lacks_or_has_damaged_comes_from_the_next() {
 fn a_refused_path_takes_only_those_with_it_that_depend_on_it() {
     let site = published();
     fs::remove_file(site.path("half").join(Site::narinfo_key(&site.closure.app))).unwrap();
-    let said = site.scratch.sh("s3-pull -r --root out \"file://$PWD/half\" \"$TOP\" \"$LIB\"").fails(1);
+    let said = site.scratch.sh("s3-pull -v -r --root out \"file://$PWD/half\" \"$TOP\" \"$LIB\"").fails(1);
     assert!(said.contains(&site.closure.app) && said.contains(&site.closure.top), "{said}");
     assert!(below(&site.path("out"), &site.closure.lib).exists());
     assert!(!below(&site.path("out"), &site.closure.top).exists());
     let left = site.scratch.sh("find out -name '.s3-pull-*'").ok();
     assert_eq!(left, "");
+}
+
+#[test]
+fn paths_that_depend_on_a_refused_path_are_counted_and_named_only_when_verbose() {
+    let site = published();
+    let nar = site.scratch.sh(&format!("sed -n 's/^URL: //p' half/{}", Site::narinfo_key(&site.closure.lib))).ok();
+    fs::write(site.path("half").join(nar), "rubbish").unwrap();
+    let pull = |args: &str| site.scratch.sh(&format!("s3-pull -r {args} \"file://$PWD/half\" \"$TOP\""));
+    let dependents = [&site.closure.app, &site.closure.top];
+    let said = pull("--root out").fails(1);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains(&site.closure.lib), "{said}");
+    assert!(said.contains("; 2 paths depend on it and were not unpacked"), "{said}");
+    let said = pull("-v --root out").fails(1);
+    assert!(dependents.iter().all(|path| said.contains(path.as_str())), "{said}");
+    let json = pull("--json --root out");
+    let refused =
+        |path: &str| json.text().lines().any(|line| line.contains("\"status\":\"refused\"") && line.contains(path));
+    assert!(json.status == 1 && dependents.iter().all(|path| refused(path)) && refused(&site.closure.lib), "{json:?}");
+    assert!(json.text().contains("\"refused\":3"), "{json:?}");
+    site.assert_nothing_below("out");
+    fs::remove_file(site.path("half").join(Site::narinfo_key(&site.closure.lib))).unwrap();
+    let said = pull("--export").fails(1);
+    assert!(said.contains("; 2 paths depend on it and were not written") && said.lines().count() == 1, "{said}");
 }
 
 #[test]
@@ -161,7 +185,7 @@ fn names_that_a_file_system_takes_for_one_are_refused() {
         .scratch
         .sh("s3-pull --case-hack --root out \"file://$PWD/cache\" \"$APP\"; ls out$APP | grep -i a-file | tr A-Z a-z");
     site.scratch.sh("umount out").ok();
-    assert!(pulled.fails(1).contains("takes this name and another one"));
+    assert!(pulled.fails(1).contains("does not distinguish this name"));
     assert_eq!(left.ok(), "");
     assert_eq!(hacked.ok(), "a-file\na-file~nix~case~hack~1");
 }
@@ -176,7 +200,7 @@ fn files_belong_to_whom_is_asked_for() {
         let owners = site.scratch.sh("find out/nix/store -mindepth 1 -printf '%U:%G\\n' | sort -u").ok();
         assert_eq!(owners, "12345:54321");
     } else {
-        assert!(pulled.fails(2).contains("giving"));
+        assert!(pulled.fails(2).contains("cannot change the owner"));
         site.assert_nothing_below("out");
     }
 }
@@ -243,7 +267,7 @@ fn a_path_that_cannot_be_read_ends_nothing_else() {
     fs::create_dir_all(&broken).unwrap();
     site.scratch.sh("mkfifo odd$LIB/pipe").ok();
     let said = site.scratch.sh("s3-pull --verify-existing --root odd \"file://$PWD/cache\" $LIB $TOP").fails(1);
-    assert!(said.contains("left alone"), "{said}");
+    assert!(said.contains("not changed"), "{said}");
     assert!(below(&site.path("odd"), &site.closure.top).exists());
 }
 

@@ -9,7 +9,7 @@ use crate::fixtures::forgery::{Forged, Forger, file_nar, objects, small_nar};
 use crate::fixtures::site::{PUBLISH, Site};
 use cache_tests::lying_server::{Answer, Asked, LyingServer, Objects, etag};
 use cache_tests::tls_front::TlsFront;
-use cache_tests::{Credentials, Minio, Outcome, Random, Scratch};
+use cache_tests::{CommandOutput, Credentials, Minio, Random, Scratch};
 use narinfo_gen::compression::Compression;
 
 const MIB: usize = 1 << 20;
@@ -35,7 +35,7 @@ impl Scene {
         self.forger.path("large", file_nar(&contents), Compression::None, &[])
     }
 
-    fn pull(&self, url: &str, args: &str, path: &Forged) -> Outcome {
+    fn pull(&self, url: &str, args: &str, path: &Forged) -> CommandOutput {
         self.scratch.sh(&format!("s3-pull --root out {args} '{url}' {}", path.full_path()))
     }
 
@@ -197,7 +197,7 @@ fn a_cache_that_fails_is_asked_last() {
     ));
     assert_eq!(said.status, 0, "{}", said.stderr);
     assert!(paths.iter().all(|path| path.lies_below(&scene.scratch.path().join("out"))));
-    assert_eq!(said.stderr.matches("asked last from now on").count(), 1, "{}", said.stderr);
+    assert_eq!(said.stderr.matches("tried last from now on").count(), 1, "{}", said.stderr);
     let failed = bad.asked().iter().filter(|asked| asked.key.starts_with("nar/")).count();
     assert!(failed < paths.len(), "{failed} requests to a cache that fails");
 }

@@ -2,5 +2,7 @@
 
 mod continuation;
 mod hostile;
+mod output;
+mod refusals;
 mod storage;
 mod upstream;

@@ -1,0 +1,244 @@
+//! Turns the command line into one [`Mode`]. Selects the document, rejects flags that do not apply to it, and parses all
+//! values, so that no other module reads flags.
+
+use std::path::{Path, PathBuf};
+
+use cache_sign::trust::read_public_keys;
+use nar_pack::error::{Error, Result};
+
+use crate::bucket::{Bucket, bucket_argument, require_bucket_argument};
+use crate::cli::Cli;
+use crate::documents::arn::{BucketArns, Partition};
+use crate::documents::condition::RequestConditions;
+use crate::documents::cors::Cors;
+use crate::documents::lifecycle::Lifecycle;
+use crate::documents::oidc_trust::TrustPolicy;
+use crate::documents::policy::{Access, Policy};
+use crate::documents::principal::{Principal, Principals};
+use crate::nix_conf::ClientConfig;
+
+/// What one invocation prints or edits.
+#[derive(Debug)]
+pub enum Mode {
+    /// Print a bucket policy or an identity policy.
+    Policy(Policy),
+    /// Print a lifecycle configuration.
+    Lifecycle(Lifecycle),
+    /// Print a CORS configuration.
+    Cors(Cors),
+    /// Print the trust policy of a role.
+    OidcTrust(TrustPolicy),
+    /// Print the nix.conf lines of a client, or edit a file.
+    NixConf {
+        /// The lines.
+        config: ClientConfig,
+        /// What is done with them.
+        action: NixConfAction,
+    },
+}
+
+/// What is done with the lines of nix.conf.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NixConfAction {
+    /// Print them to standard output.
+    Print,
+    /// Merge them into a file.
+    Write(PathBuf),
+    /// Remove them from a file.
+    Remove(PathBuf),
+}
+
+/// The document that the command line selects; clap ensures that it is exactly one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Document {
+    ReadOnly,
+    Upload,
+    Admin,
+    Lifecycle,
+    Cors,
+    OidcTrust,
+    NixConf,
+}
+
+impl Document {
+    const POLICIES: [Self; 3] = [Self::ReadOnly, Self::Upload, Self::Admin];
+
+    fn from_cli(cli: &Cli) -> Self {
+        if cli.upload {
+            Self::Upload
+        } else if cli.admin {
+            Self::Admin
+        } else if cli.lifecycle.is_some() {
+            Self::Lifecycle
+        } else if cli.cors {
+            Self::Cors
+        } else if cli.oidc_trust.is_some() {
+            Self::OidcTrust
+        } else if cli.nix_conf {
+            Self::NixConf
+        } else {
+            Self::ReadOnly
+        }
+    }
+
+    fn flag(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "--read-only",
+            Self::Upload => "--upload",
+            Self::Admin => "--admin",
+            Self::Lifecycle => "--lifecycle",
+            Self::Cors => "--cors",
+            Self::OidcTrust => "--oidc-trust",
+            Self::NixConf => "--nix-conf",
+        }
+    }
+}
+
+impl Mode {
+    /// Determines the mode from the command line and reads the files of public keys.
+    ///
+    /// # Errors
+    /// A usage error for a flag that does not apply to the document, or has an invalid value.
+    pub fn from_cli(cli: &Cli) -> Result<Self> {
+        let document = Document::from_cli(cli);
+        reject_inapplicable_flags(cli, document)?;
+        match document {
+            Document::ReadOnly => policy(cli, Access::Read { list: cli.allow_list }).map(Self::Policy),
+            Document::Upload => policy(cli, Access::Upload).map(Self::Policy),
+            Document::Admin => policy(cli, Access::Admin).map(Self::Policy),
+            Document::Lifecycle => {
+                let bucket = bucket_argument(cli.bucket.as_deref())?.map(|text| Bucket::parse(&text)).transpose()?;
+                let days = cli.lifecycle.unwrap_or_default();
+                Lifecycle::abort_incomplete_uploads(&bucket.unwrap_or_default().prefix, days).map(Self::Lifecycle)
+            }
+            Document::Cors => Cors::allow_read(&cli.origin).map(Self::Cors),
+            Document::OidcTrust => {
+                let provider = cli.oidc_trust.as_deref().unwrap_or_default();
+                let account = cli.account.as_deref().unwrap_or_default();
+                let partition = cli.partition.unwrap_or_default();
+                TrustPolicy::oidc(partition, provider, account, &cli.audience, &cli.subject).map(Self::OidcTrust)
+            }
+            Document::NixConf => nix_conf(cli),
+        }
+    }
+}
+
+/// Rejects flags that would be ignored. clap does not check the requirements of a flag if another document is selected.
+fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
+    let (read_only, nix_conf) = (&[Document::ReadOnly][..], &[Document::NixConf][..]);
+    let policies = &Document::POLICIES[..];
+    let policies_and_trust = &[Document::ReadOnly, Document::Upload, Document::Admin, Document::OidcTrust][..];
+    let flags = [
+        ("--principal", !cli.principal.is_empty(), policies),
+        ("--principal-key-id", !cli.principal_key_id.is_empty(), policies),
+        ("--require-tls", cli.require_tls, policies),
+        ("--source-ip", !cli.source_ip.is_empty(), policies),
+        ("--vpc-endpoint", !cli.vpc_endpoint.is_empty(), policies),
+        ("--partition", cli.partition.is_some(), policies_and_trust),
+        ("--identity", cli.identity, read_only),
+        ("--allow-list", cli.allow_list, read_only),
+        ("--origin", !cli.origin.is_empty(), &[Document::Cors]),
+        ("--account", cli.account.is_some(), &[Document::OidcTrust]),
+        ("--subject", !cli.subject.is_empty(), &[Document::OidcTrust]),
+        ("--https", cli.https, nix_conf),
+        ("--only", cli.only, nix_conf),
+        ("--write", cli.write.is_some(), nix_conf),
+        ("--remove", cli.remove.is_some(), nix_conf),
+        ("--trusted-public-key", !cli.keys.trusted_public_keys.is_empty(), nix_conf),
+        ("--trusted-public-key-file", !cli.keys.trusted_public_key_files.is_empty(), nix_conf),
+    ];
+    for (flag, is_given, documents) in flags {
+        if is_given && !documents.contains(&document) {
+            let allowed: Vec<&str> = documents.iter().map(|document| document.flag()).collect();
+            let error = Error::usage(format!("{flag} cannot be used with {}", document.flag()));
+            return Err(error.with_hint(format!("use {flag} only with {}", allowed.join(", "))));
+        }
+    }
+    if cli.bucket.is_some() && matches!(document, Document::Cors | Document::OidcTrust) {
+        let error = Error::usage(format!("a bucket cannot be given with {}", document.flag()));
+        return Err(error.with_hint("remove the bucket: the document applies to any bucket"));
+    }
+    Ok(())
+}
+
+fn policy(cli: &Cli, access: Access) -> Result<Policy> {
+    let bucket = Bucket::parse(&require_bucket_argument(cli.bucket.as_deref())?)?;
+    let mut principals: Vec<Principal> =
+        cli.principal.iter().map(|text| Principal::parse(text)).collect::<Result<_>>()?;
+    for id in &cli.principal_key_id {
+        principals.push(Principal::from_key_id(id)?);
+    }
+    let partition = partition(cli.partition, &principals, &bucket)?;
+    let arns = BucketArns::new(partition, &bucket.name, &bucket.prefix)?;
+    let conditions = RequestConditions::new(&cli.source_ip, &cli.vpc_endpoint, cli.require_tls)?;
+    // Everybody may read by default, but only named principals may upload or administer.
+    let is_read_only = matches!(access, Access::Read { .. });
+    if cli.identity || (principals.is_empty() && !is_read_only) {
+        return Ok(Policy::identity(access, &arns, &conditions));
+    }
+    Ok(Policy::bucket(access, &arns, &Principals::new(principals), &conditions))
+}
+
+/// Determines the partition from the flag, the principals and the region of the URL, which must agree.
+fn partition(flag: Option<Partition>, principals: &[Principal], bucket: &Bucket) -> Result<Partition> {
+    let candidates = [
+        ("--partition", flag),
+        ("--principal", Partition::of_principals(principals)?),
+        ("the region of the bucket", bucket.region.as_deref().map(Partition::of_region)),
+    ];
+    let mut known = candidates.into_iter().filter_map(|(source, partition)| Some((source, partition?)));
+    let Some((source, partition)) = known.next() else { return Ok(Partition::default()) };
+    match known.find(|(_, other)| *other != partition) {
+        None => Ok(partition),
+        Some((other_source, other)) => Err(Error::usage(format!(
+            "{source} is in partition {partition}, but {other_source} is in {other}: permissions cannot cross partitions"
+        ))),
+    }
+}
+
+fn nix_conf(cli: &Cli) -> Result<Mode> {
+    let cache = require_bucket_argument(cli.bucket.as_deref())?;
+    let url = if cache.contains("://") { cache } else { format!("s3://{cache}") };
+    let keys = read_public_keys(&cli.keys)?;
+    if keys.is_empty() && cli.remove.is_none() {
+        return Err(Error::usage("no public key given: use --trusted-public-key or --trusted-public-key-file"));
+    }
+    let config = ClientConfig::new(&url, cli.https, &keys, cli.only)?;
+    let action = match (&cli.write, &cli.remove) {
+        (Some(file), _) => NixConfAction::Write(require_file(file)?),
+        (None, Some(file)) => NixConfAction::Remove(require_file(file)?),
+        (None, None) => NixConfAction::Print,
+    };
+    Ok(Mode::NixConf { config, action })
+}
+
+fn require_file(file: &Path) -> Result<PathBuf> {
+    if file == Path::new("-") {
+        let error = Error::usage("--write and --remove cannot edit standard input");
+        return Err(error.with_hint("omit them to print the lines to standard output"));
+    }
+    Ok(file.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn a_flag_of_another_document_is_rejected_by_name() {
+        for (arguments, flag, document) in [
+            ("--lifecycle 7 --require-tls my-cache", "--require-tls", "--lifecycle"),
+            ("--upload --allow-list my-cache", "--allow-list", "--upload"),
+            ("--cors --partition aws", "--partition", "--cors"),
+            ("--admin --write nix.conf my-cache", "--write", "--admin"),
+            ("--nix-conf --origin https://example.org my-cache", "--origin", "--nix-conf"),
+        ] {
+            let cli = Cli::try_parse_from(["cache-policy"].into_iter().chain(arguments.split(' '))).unwrap();
+            let error = Mode::from_cli(&cli).unwrap_err();
+            assert_eq!(error.message(), format!("{flag} cannot be used with {document}"), "{arguments}");
+            assert!(error.is_usage() && error.hint().is_some_and(|hint| hint.contains(flag)), "{arguments}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The nix.conf lines for one cache.
+
+use std::path::Path;
+
+use cache_sign::keys::PublicKey;
+use cache_sign::nix_conf::{ParsedConf, Settings};
+use nar_pack::error::{Error, Result};
+use percent_encoding::{CONTROLS, utf8_percent_encode};
+use s3_push::remote::location::Location;
+
+use super::file::{edit_file, read_file};
+use super::url::{cache_identity, display_url, https_url, is_same_cache, require_no_secrets};
+
+/// A cache and its keys, as configured on a client.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Identifies the cache in the comments, independently of the form of the URL; see [`cache_identity`].
+    pub(super) identity: String,
+    substituter: String,
+    keys: Vec<String>,
+    /// Whether other caches and keys are removed.
+    exclusive: bool,
+}
+
+/// What a client reads in a nix.conf and in the files that it includes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InspectedConf {
+    /// Whether the cache is among the substituters.
+    pub is_cache_configured: bool,
+    /// The positions of the lines for which Nix rejects the file.
+    pub invalid_lines: Vec<String>,
+}
+
+impl ClientConfig {
+    /// Configures the cache at `url`, which is `s3://…` or `http(s)://…`. With `https`, an `s3://` URL is replaced by the
+    /// HTTPS URL of the bucket. With `exclusive`, the client uses no other cache and trusts no other key.
+    ///
+    /// # Errors
+    /// A usage error for a URL that is not of a cache, cannot be written in nix.conf, or contains a secret.
+    pub fn new(url: &str, https: bool, keys: &[PublicKey], exclusive: bool) -> Result<Self> {
+        let invalid = |reason: &str| Error::usage(format!("invalid cache URL {:?}: {reason}", display_url(url)));
+        if url.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
+            let error = invalid("nix.conf cannot contain whitespace or # in a value");
+            return Err(error.with_hint("write %20 for a space and %23 for #"));
+        }
+        // Nix accepts only ASCII in a URL.
+        let encoded = utf8_percent_encode(url, CONTROLS).to_string();
+        let substituter = match encoded.split_once("://") {
+            Some(("s3", _)) => {
+                let location = Location::parse(&encoded)?;
+                if https { https_url(&location) } else { encoded.clone() }
+            }
+            Some(("http" | "https", rest)) if !rest.starts_with(['/', '?']) && !rest.is_empty() => {
+                require_no_secrets(&encoded)?;
+                encoded.trim_end_matches('/').to_owned()
+            }
+            _ => return Err(invalid("expected s3://BUCKET or https://HOST")),
+        };
+        let mut distinct: Vec<String> = Vec::new();
+        for key in keys.iter().map(ToString::to_string) {
+            if !distinct.contains(&key) {
+                distinct.push(key);
+            }
+        }
+        Ok(Self { identity: cache_identity(&encoded), substituter, keys: distinct, exclusive })
+    }
+
+    /// Returns all lines.
+    #[must_use]
+    pub fn lines(&self) -> String {
+        let extra = if self.exclusive { "" } else { "extra-" };
+        format!("{extra}substituters = {}\n{extra}trusted-public-keys = {}\n", self.substituter, self.keys.join(" "))
+    }
+
+    /// Returns the lines for what `settings` do not contain.
+    pub(super) fn missing_lines(&self, settings: &Settings) -> String {
+        if self.exclusive {
+            return if self.is_in_effect(settings) { String::new() } else { self.lines() };
+        }
+        let mut lines = String::new();
+        if !self.is_configured(settings) {
+            lines.push_str("extra-substituters = ");
+            lines.push_str(&self.substituter);
+            lines.push('\n');
+        }
+        let is_missing = |key: &&String| !settings.trusted_public_keys.contains(key);
+        let missing: Vec<&str> = self.keys.iter().filter(is_missing).map(String::as_str).collect();
+        if !missing.is_empty() {
+            lines.push_str("extra-trusted-public-keys = ");
+            lines.push_str(&missing.join(" "));
+            lines.push('\n');
+        }
+        lines
+    }
+
+    /// Whether a client with these settings uses the cache and trusts its keys, and no others if that is required.
+    pub(super) fn is_in_effect(&self, settings: &Settings) -> bool {
+        let is_complete =
+            self.is_configured(settings) && self.keys.iter().all(|key| settings.trusted_public_keys.contains(key));
+        let is_exclusive = settings.substituters.iter().all(|url| is_same_cache(url, &self.substituter))
+            && settings.trusted_public_keys.iter().all(|key| self.keys.contains(key));
+        is_complete && (is_exclusive || !self.exclusive)
+    }
+
+    fn is_configured(&self, settings: &Settings) -> bool {
+        settings.substituters.iter().any(|url| is_same_cache(url, &self.substituter))
+    }
+
+    /// Merges the lines into a file and returns whether the file changed.
+    ///
+    /// # Errors
+    /// The errors of [`ClientConfig::merge`]; fails if the file cannot be read or replaced.
+    pub fn write(&self, path: &Path) -> Result<bool> {
+        edit_file(path, |text| self.merge(text, path))
+    }
+
+    /// Removes the lines from a file and returns whether the file changed. A file without other contents is left empty.
+    ///
+    /// # Errors
+    /// The errors of [`ClientConfig::without_lines`]; fails if the file cannot be read or replaced.
+    pub fn remove(&self, path: &Path) -> Result<bool> {
+        if read_file(path)?.is_none() {
+            return Ok(false);
+        }
+        edit_file(path, |text| self.without_lines(text))
+    }
+
+    /// Reads a file and the files that it includes as a client does.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read or an included file does not exist.
+    pub fn inspect(&self, path: &Path) -> Result<InspectedConf> {
+        let text = read_file(path)?.unwrap_or_default();
+        let ParsedConf { settings, invalid_lines } = parse_conf(&text, path)?;
+        Ok(InspectedConf { is_cache_configured: self.is_configured(&settings), invalid_lines })
+    }
+}
+
+/// Parses the text of the nix.conf that Nix reads at `path`.
+pub(super) fn parse_conf(text: &[u8], path: &Path) -> Result<ParsedConf> {
+    ParsedConf::parse(&String::from_utf8_lossy(text), path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=";
+
+    #[test]
+    fn a_url_that_nix_conf_cannot_contain_is_refused() {
+        let keys = [PublicKey::parse(KEY).unwrap()];
+        for url in [
+            "https://a b",
+            "https://a#b",
+            "https://a\nb",
+            "https://a\u{3000}b",
+            "https://",
+            "https:///a",
+            "https://?priority=1",
+            "ftp://a",
+            "my-cache",
+            "https://u:hidden@host",
+            "https://host?token=hidden",
+            "https://host/x?priority=1&sig=hidden",
+            "s3://bucket?token=hidden",
+            "https://host?x#hidden",
+        ] {
+            let error = ClientConfig::new(url, false, &keys, false).unwrap_err();
+            assert!(error.exit_code() == 2 && !error.message().contains("hidden"), "{url:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_percent_encoded() {
+        let keys = [PublicKey::parse(KEY).unwrap()];
+        let substituter = |url: &str, https: bool| {
+            let config = ClientConfig::new(url, https, &keys, false).unwrap();
+            assert!(config.identity.is_ascii() && !config.identity.contains(' '), "{}", config.identity);
+            config.substituter
+        };
+        for (url, https_url) in [
+            ("s3://my-cache/ü/%20+?endpoint=h", "https://h/my-cache/%C3%BC/%20%2B"),
+            ("s3://my-cache/a%3fb%23c%25d/?endpoint=h", "https://h/my-cache/a%3Fb%23c%25d"),
+        ] {
+            assert_eq!(substituter(url, true), https_url, "{url}");
+        }
+        assert_eq!(substituter("s3://my-cache/ü", false), "s3://my-cache/%C3%BC");
+        assert_eq!(substituter("https://h/ü", false), "https://h/%C3%BC");
+    }
+}

@@ -1,0 +1,112 @@
+//! Reads and edits a nix.conf. An edit replaces the file atomically and keeps its mode and owner. Processes that edit
+//! files of the same directory wait for each other.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+use std::path::{Path, PathBuf};
+
+use nar_pack::error::{Context, Error, Result};
+
+/// Maximum size of a nix.conf in bytes.
+const MAX_FILE_SIZE: u64 = 1 << 20;
+/// The mode of a new nix.conf.
+const NEW_FILE_MODE: u32 = 0o644;
+
+/// Reads a file, if it exists.
+pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
+    let Some(target) = resolve_links(path)? else { return Ok(None) };
+    read_limited(&target).map(Some).context(|| format!("cannot read {}", path.display()))
+}
+
+/// Replaces the contents of a file by the result of `change` and returns whether they changed. Creates the file if it
+/// does not exist.
+pub(super) fn edit_file(path: &Path, change: impl FnOnce(&[u8]) -> Result<Vec<u8>>) -> Result<bool> {
+    let cannot_write = || format!("cannot write {}", path.display());
+    let target = resolve_links(path)?.unwrap_or_else(|| path.to_owned());
+    let locked = LockedFile::lock(&target).map_err(Error::from).context(cannot_write)?;
+    // Another process may have created or changed the file before this one got the lock.
+    let text = read_file(path)?.unwrap_or_default();
+    let changed = change(&text).context(|| path.display())?;
+    if changed == text {
+        return Ok(false);
+    }
+    locked.replace(&changed).map_err(Error::from).context(cannot_write)?;
+    Ok(true)
+}
+
+/// Returns the file that a path leads to, if it exists. Symbolic links are followed, so that an edit replaces the file
+/// and not the link.
+fn resolve_links(path: &Path) -> Result<Option<PathBuf>> {
+    match fs::canonicalize(path) {
+        Ok(target) => Ok(Some(target)),
+        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => Ok(None),
+        Err(error) => Err(Error::from(error).context(format!("cannot read {}", path.display()))),
+    }
+}
+
+fn read_limited(path: &Path) -> Result<Vec<u8>> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() || metadata.len() > MAX_FILE_SIZE {
+        return Err(Error::refused(format!("not a regular file of at most {MAX_FILE_SIZE} bytes")));
+    }
+    Ok(fs::read(path)?)
+}
+
+/// A file whose directory is locked, so that only this process edits files in it.
+struct LockedFile<'a> {
+    path: &'a Path,
+    dir: &'a Path,
+    /// The open directory: it holds the lock, and is synced after the file is replaced.
+    dir_handle: File,
+    /// The prefix of the names of temporary files.
+    temporary_prefix: OsString,
+}
+
+impl<'a> LockedFile<'a> {
+    fn lock(path: &'a Path) -> io::Result<Self> {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut temporary_prefix = OsString::from(".");
+        temporary_prefix.push(path.file_name().unwrap_or(OsStr::new("nix.conf")));
+        temporary_prefix.push(".cache-policy.");
+        let locked = Self { path, dir, dir_handle: File::open(dir)?, temporary_prefix };
+        // Locks the directory itself, so that no lock file remains. A network file system may not support locks; the
+        // edit is still atomic there.
+        if locked.dir_handle.lock().is_ok() {
+            locked.remove_stale_temporary_files();
+        }
+        Ok(locked)
+    }
+
+    /// Removes the temporary files of processes that were killed. Processes that run hold the lock.
+    fn remove_stale_temporary_files(&self) {
+        let Ok(entries) = fs::read_dir(self.dir) else { return };
+        for entry in entries.flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(self.temporary_prefix.as_encoded_bytes()) {
+                drop(fs::remove_file(entry.path()));
+            }
+        }
+    }
+
+    fn replace(&self, text: &[u8]) -> io::Result<()> {
+        // The original error names the temporary file, which the user does not know.
+        let without_path = |error: io::Error| io::Error::from(error.kind());
+        let builder = &mut tempfile::Builder::new();
+        let mut temporary = builder.prefix(&self.temporary_prefix).tempfile_in(self.dir).map_err(without_path)?;
+        let file = temporary.as_file_mut();
+        file.write_all(text)?;
+        let mut mode = NEW_FILE_MODE;
+        if let Ok(old) = fs::metadata(self.path) {
+            mode = old.mode() & 0o7777;
+            let new = file.metadata()?;
+            if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+                fchown(&*file, Some(old.uid()), Some(old.gid()))?;
+            }
+        }
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        temporary.persist(self.path).map_err(|error| error.error)?;
+        self.dir_handle.sync_all()
+    }
+}

@@ -1,0 +1,125 @@
+//! The URL of a cache. Two URLs are the same cache if they differ only in parameters or in a trailing slash. Everybody
+//! can read nix.conf, so a URL with a password or a token is rejected and never printed.
+
+use nar_pack::error::{Error, Result};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use s3_push::remote::location::{Addressing, DEFAULT_REGION, Location};
+
+/// The characters that are percent-encoded in the path of a URL. S3 decodes a plus sign to a space.
+const ENCODED_IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// Whether two URLs are of the same cache.
+pub(super) fn is_same_cache(one: &str, other: &str) -> bool {
+    cache_identity(one) == cache_identity(other)
+}
+
+/// Returns the part of a URL that identifies the cache: without parameters such as `priority` and without a trailing
+/// slash. For a bucket it includes the endpoint.
+pub(super) fn cache_identity(url: &str) -> String {
+    if let Ok(location) = Location::parse(url) {
+        let bucket = format!("s3://{}/{}", location.bucket, utf8_percent_encode(&location.prefix, ENCODED_IN_PATH));
+        let endpoint = location.endpoint.map(|endpoint| format!("?endpoint={}", endpoint.to_ascii_lowercase()));
+        return format!("{}{}", bucket.trim_end_matches('/'), endpoint.unwrap_or_default());
+    }
+    let url = without_parameters(url).trim_end_matches('/');
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("{}://{}{path}", scheme.to_ascii_lowercase(), host.to_ascii_lowercase())
+        }
+        None => url.to_owned(),
+    }
+}
+
+/// Returns a URL for messages, without credentials and parameters.
+pub(super) fn display_url(url: &str) -> String {
+    let url = without_parameters(url);
+    url.rfind('@').map_or_else(|| url.to_owned(), |at| format!("…{}", &url[at..]))
+}
+
+fn without_parameters(url: &str) -> &str {
+    url.split('?').next().unwrap_or_default()
+}
+
+/// Rejects an `http(s)://` URL that may contain a secret: credentials, or a parameter that Nix does not know.
+pub(super) fn require_no_secrets(url: &str) -> Result {
+    let invalid = |reason: &str| {
+        let error = Error::usage(format!("invalid cache URL {:?}: {reason}", display_url(url)));
+        error.with_hint("put credentials in the netrc file that the netrc-file setting of nix.conf names")
+    };
+    let (address, query) = url.split_once('?').unwrap_or((url, ""));
+    if address.contains('@') {
+        return Err(invalid("it must not contain credentials, because every user can read nix.conf"));
+    }
+    // Every kind of binary cache has the parameters of an S3 cache.
+    if Location::parse(&format!("s3://bucket?{query}")).is_err() {
+        return Err(invalid(
+            "it has a parameter that Nix does not know; Nix sends no parameters, and every user can read nix.conf",
+        ));
+    }
+    Ok(())
+}
+
+/// Returns the HTTPS URL of a bucket, in path style or virtual-host style as in requests to it.
+pub(super) fn https_url(location: &Location) -> String {
+    let scheme = if location.plain_http { "http" } else { "https" };
+    let host = location.endpoint.clone().unwrap_or_else(|| {
+        let region = location.region.as_deref().unwrap_or(DEFAULT_REGION);
+        let suffix = if region.starts_with("cn-") { ".cn" } else { "" };
+        format!("s3.{region}.amazonaws.com{suffix}")
+    });
+    let path_style = location.path_style()
+        || (location.addressing == Addressing::Auto && location.endpoint.is_none() && location.bucket.contains('.'));
+    let bucket = if path_style { format!("{host}/{}", location.bucket) } else { format!("{}.{host}", location.bucket) };
+    let prefix = utf8_percent_encode(location.prefix.trim_end_matches('/'), ENCODED_IN_PATH);
+    format!("{scheme}://{bucket}/{prefix}").trim_end_matches('/').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn https_urls_of_buckets() {
+        for (url, expected) in [
+            ("s3://my-cache?region=eu-west-2", "https://my-cache.s3.eu-west-2.amazonaws.com"),
+            ("s3://my-cache/a/b", "https://my-cache.s3.us-east-1.amazonaws.com/a/b"),
+            ("s3://my.cache?region=eu-west-2", "https://s3.eu-west-2.amazonaws.com/my.cache"),
+            ("s3://my-cache?region=cn-north-1", "https://my-cache.s3.cn-north-1.amazonaws.com.cn"),
+            ("s3://my-cache/x?endpoint=minio.example.org:9000", "https://minio.example.org:9000/my-cache/x"),
+            ("s3://my-cache?endpoint=127.0.0.1:9000&scheme=http", "http://127.0.0.1:9000/my-cache"),
+            ("s3://my-cache?endpoint=s3.example.org&addressing-style=virtual", "https://my-cache.s3.example.org"),
+        ] {
+            assert_eq!(https_url(&Location::parse(url).unwrap()), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn urls_that_differ_in_parameters_or_a_slash_are_the_same_cache() {
+        for same in [
+            &["https://h/c", "https://h/c/", "https://h/c?priority=10", "https://h/c/?trusted=1", "HTTPS://H/c"][..],
+            &[
+                "s3://bucket/p",
+                "s3://bucket/p/",
+                "s3://bucket/p?region=eu-west-2",
+                "s3://bucket/p?priority=3&profile=x",
+            ],
+            &["s3://bucket?endpoint=h", "s3://bucket/?endpoint=https://H/&region=auto"],
+        ] {
+            for one in same {
+                for other in same {
+                    assert!(is_same_cache(one, other), "{one} {other}");
+                }
+            }
+        }
+        for (one, other) in [
+            ("https://h/c", "https://h/C"),
+            ("https://h/c", "http://h/c"),
+            ("s3://bucket/p", "s3://bucket/q"),
+            ("s3://bucket", "s3://bucket?endpoint=h"),
+            ("s3://bucket", "https://bucket"),
+        ] {
+            assert!(!is_same_cache(one, other), "{one} {other}");
+        }
+    }
+}

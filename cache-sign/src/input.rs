@@ -1,0 +1,46 @@
+//! Opens standard input as narinfo text or as a cache archive, the two streams that can be signed and verified.
+
+use nar_pack::error::{Error, Result};
+use nar_pack::stdio;
+use nar_pack::store_path::StoreDir;
+use narinfo_gen::archive::Member;
+use narinfo_gen::narinfo::NarInfo;
+use narinfo_gen::stream::{Kind, Sniffed, sniff};
+
+const EXPECTED: &str = "narinfo text or a cache archive";
+
+/// Standard input, by the format of the stream.
+pub enum Input {
+    /// Narinfo text.
+    Text(Sniffed),
+    /// A cache archive.
+    Archive(Sniffed),
+}
+
+impl Input {
+    /// Detects the format of standard input from its first bytes.
+    ///
+    /// # Errors
+    /// Fails if standard input is a terminal; refuses every other stream.
+    pub fn open() -> Result<Self> {
+        match sniff(stdio::stdin(EXPECTED)?, EXPECTED)? {
+            (Kind::Narinfo, input) => Ok(Self::Text(input)),
+            (Kind::Archive, input) => Ok(Self::Archive(input)),
+            (other, _) => {
+                Err(Error::refused(format!("expected {EXPECTED}, found {}", other.name())).context("standard input"))
+            }
+        }
+    }
+}
+
+/// Parses the narinfo that `member` of an archive is.
+///
+/// # Errors
+/// Refuses a malformed narinfo, and one of another path than its key.
+pub(crate) fn parse_narinfo(member: &mut Member<'_>, store_dir: &StoreDir) -> Result<NarInfo> {
+    let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
+    if narinfo.key() != member.key {
+        return Err(Error::refused(format!("the narinfo describes another path, {}", narinfo.path)));
+    }
+    Ok(narinfo)
+}

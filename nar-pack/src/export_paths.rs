@@ -1,0 +1,112 @@
+//! `nar-pack --export`: selects the store paths, determines their references and derivers, and writes them in an order in
+//! which each path follows its references. A path without path info is packed twice, once to scan it: its references
+//! decide its position, so they must be known before anything is written.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::cli::PathInfoArgs;
+use crate::error::{Error, Result};
+use crate::export::{self, Trailer};
+use crate::path_info::{PathInfo, PathInfoSource};
+use crate::references::{Candidates, Scanner, references_first};
+use crate::run::print_warning;
+use crate::store_path::{StorePath, read_path_list};
+use crate::{nar, stdio};
+
+/// Which store paths to export, and where their metadata comes from.
+pub(crate) struct ExportOptions<'a> {
+    pub(crate) paths: &'a [PathBuf],
+    /// Whether to read more paths from standard input.
+    pub(crate) read_stdin: bool,
+    /// Whether to export the closure.
+    pub(crate) recursive: bool,
+    /// Root of a store that is not at its own location.
+    pub(crate) root: Option<&'a Path>,
+    pub(crate) path_info: &'a PathInfoArgs,
+}
+
+/// Writes an export stream to standard output.
+pub(crate) fn export_paths(options: &ExportOptions) -> Result {
+    let mut path_info = PathInfoSource::open(options.path_info, options.root)?;
+    let requested = requested_paths(options, &path_info)?;
+    let (mut paths, infos) = if options.recursive && !requested.is_empty() {
+        let infos = path_info.closure(&requested)?;
+        let mut closure: Vec<StorePath> = infos.keys().cloned().collect();
+        closure.sort_unstable();
+        (closure, infos)
+    } else {
+        let infos = path_info.query(&requested)?;
+        (requested, infos)
+    };
+    // Large paths first, after their references: the smaller ones then overlap with the compression and upload of these.
+    paths.sort_by_key(|path| Reverse(infos.get(path).and_then(|info| info.nar_size)));
+    let trailers = trailers(options, &path_info, &paths, infos)?;
+    let order = references_first(&paths, |path| trailers.get(path).map_or(&[], |trailer| &trailer.references))?;
+
+    let mut writer = export::Writer::new(stdio::stdout(Some("an export stream"))?);
+    for path in order {
+        let tree = path_info.store_dir.real_path(options.root, path);
+        writer.write_path(&path_info.store_dir, &trailers[path], |out| nar::dump(&tree, out, &mut print_warning))?;
+    }
+    writer.finish()?.finish()
+}
+
+/// Returns the paths from the command line and then those from standard input, without duplicates.
+fn requested_paths(options: &ExportOptions, path_info: &PathInfoSource) -> Result<Vec<StorePath>> {
+    let store_dir = &path_info.store_dir;
+    let mut paths = Vec::new();
+    for path in options.paths {
+        let path = match options.root {
+            Some(_) => store_dir.parse(&path.to_string_lossy()),
+            None => store_dir.follow_links(path),
+        };
+        paths.push(path.map_err(not_exportable)?);
+    }
+    if options.read_stdin {
+        paths.extend(read_path_list(stdio::stdin("a path list")?, store_dir)?);
+    }
+    let mut seen = HashSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+    Ok(paths)
+}
+
+fn not_exportable(error: Error) -> Error {
+    if error.is_refusal() {
+        error.with_hint("only store paths can be exported: omit --export to pack another file tree")
+    } else {
+        error
+    }
+}
+
+/// Returns references and deriver of each path, from its path info or a scan.
+fn trailers(
+    options: &ExportOptions,
+    path_info: &PathInfoSource,
+    paths: &[StorePath],
+    mut infos: HashMap<StorePath, PathInfo>,
+) -> Result<HashMap<StorePath, Trailer>> {
+    let mut trailers = HashMap::with_capacity(paths.len());
+    // Listed only if a path has to be scanned.
+    let mut candidates: Option<Arc<Candidates>> = None;
+    for path in paths {
+        let (references, deriver) = if let Some(info) = infos.remove(path) {
+            (info.references, info.deriver)
+        } else {
+            let candidates = match &mut candidates {
+                Some(candidates) => candidates,
+                none => {
+                    none.insert(Arc::new(path_info.candidates()?.into_iter().chain(paths.iter().cloned()).collect()))
+                }
+            };
+            let mut scanner = Scanner::new(Arc::clone(candidates));
+            let tree = path_info.store_dir.real_path(options.root, path);
+            nar::dump(&tree, &mut scanner, &mut |_| {})?;
+            (scanner.finish(), None)
+        };
+        trailers.insert(path.clone(), Trailer { path: path.clone(), references, deriver });
+    }
+    Ok(trailers)
+}

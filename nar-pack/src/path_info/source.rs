@@ -1,0 +1,198 @@
+//! Where the tools look up path info: `--path-info`, then the installed Nix, then the candidates for a scan.
+
+use std::collections::HashMap;
+use std::fs::{DirEntry, File, Metadata};
+use std::io::{BufReader, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::installed_nix::{Answer, InstalledNix};
+use super::{PathInfo, parse_path_info};
+use crate::cli::PathInfoArgs;
+use crate::error::{Context, Error, Result};
+use crate::stdio::utf8;
+use crate::store_path::{StoreDir, StorePath, read_path_list};
+
+/// Store paths per `nix` command, so that the command line stays below the limits of the system.
+const MAX_PATHS_PER_COMMAND: usize = 256;
+
+/// Looks up path info in a document, else with the installed Nix.
+#[derive(Debug)]
+pub struct PathInfoSource {
+    /// The store directory in use.
+    pub store_dir: StoreDir,
+    root: Option<PathBuf>,
+    /// The contents of `--path-info`.
+    document: HashMap<StorePath, PathInfo>,
+    candidates: Option<PathBuf>,
+    /// None if Nix must not or cannot be asked.
+    nix: Option<InstalledNix>,
+}
+
+impl PathInfoSource {
+    /// Reads `--path-info`, if given. `root` is the root of a store that is not at its own location.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read; refuses a malformed one.
+    pub fn open(args: &PathInfoArgs, root: Option<&Path>) -> Result<Self> {
+        let store_dir = StoreDir::new(&args.store_dir)?;
+        let document = match &args.path_info {
+            Some(file) => read_file(file)
+                .and_then(|json| parse_path_info(&json, &store_dir))
+                .context(|| format!("path info {}", file.display()))?,
+            None => HashMap::new(),
+        };
+        // Nix knows the paths below another root only if there is a database.
+        let has_database = root.is_none_or(|root| root.join("nix/var/nix/db").is_dir());
+        let root = root.map(Path::to_owned);
+        let nix =
+            (has_database && !args.no_nix).then(|| InstalledNix { store_dir: store_dir.clone(), root: root.clone() });
+        Ok(Self { store_dir, root, document, candidates: args.candidates.clone(), nix })
+    }
+
+    /// Returns the path info of these paths; unknown paths are absent.
+    ///
+    /// # Errors
+    /// Refuses malformed output of the installed Nix.
+    pub fn query(&mut self, paths: &[StorePath]) -> Result<HashMap<StorePath, PathInfo>> {
+        let mut known: HashMap<_, _> =
+            paths.iter().filter_map(|path| Some((path.clone(), self.document.get(path)?.clone()))).collect();
+        let unknown: Vec<StorePath> = paths.iter().filter(|path| !known.contains_key(*path)).cloned().collect();
+        for chunk in unknown.chunks(MAX_PATHS_PER_COMMAND) {
+            match self.query_nix(chunk, false)? {
+                Some(infos) => known.extend(infos),
+                // Nix prints nothing if it does not know one of the paths.
+                None if chunk.len() > 1 => {
+                    for path in chunk {
+                        known.extend(self.query_nix(std::slice::from_ref(path), false)?.unwrap_or_default());
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(known)
+    }
+
+    /// Returns whether a query may run `nix`; then one query for many paths is cheaper than many queries.
+    #[must_use]
+    pub fn asks_nix(&self) -> bool {
+        self.nix.is_some()
+    }
+
+    /// Returns the closure of these paths, in no particular order.
+    ///
+    /// # Errors
+    /// Refuses a path that neither `--path-info` nor the installed Nix knows.
+    pub fn closure(&mut self, paths: &[StorePath]) -> Result<HashMap<StorePath, PathInfo>> {
+        let mut closure = HashMap::new();
+        let mut next: Vec<StorePath> = paths.to_vec();
+        let mut unknown = Vec::new();
+        while let Some(path) = next.pop() {
+            match self.document.get(&path) {
+                _ if closure.contains_key(&path) => {}
+                Some(info) => {
+                    next.extend(info.references.iter().cloned());
+                    closure.insert(path, info.clone());
+                }
+                None => unknown.push(path),
+            }
+        }
+        for chunk in unknown.chunks(MAX_PATHS_PER_COMMAND) {
+            let Some(infos) = self.query_nix(chunk, true)? else {
+                let path = self.store_dir.join(&chunk[0]);
+                let why = "neither --path-info nor an installed Nix knows it";
+                return Err(Error::refused(format!("cannot determine the closure of {path}: {why}"))
+                    .with_hint("pass --path-info, or pass every path of the closure with --stdin"));
+            };
+            closure.extend(infos);
+        }
+        Ok(closure)
+    }
+
+    /// Returns the paths that a scanned path may refer to: those in `--candidates`, else the contents of the store
+    /// directory.
+    ///
+    /// # Errors
+    /// Fails if the list or the directory cannot be read. A store directory that does not exist is empty.
+    pub fn candidates(&self) -> Result<Vec<StorePath>> {
+        if let Some(file) = &self.candidates {
+            return File::open(file)
+                .map_err(Error::from)
+                .and_then(|list| read_path_list(BufReader::new(list), &self.store_dir))
+                .context(|| format!("candidates {}", file.display()));
+        }
+        let dir = self.store_dir.real_dir(self.root.as_deref());
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(Error::failed(format!("cannot read {}: {error}", dir.display()))),
+        };
+        let objects = entries.filter_map(Result::ok).filter(|entry| !is_lock_file(entry));
+        let names = objects.filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.filter_map(|name| StorePath::from_base_name(&name).ok()).collect())
+    }
+
+    /// Returns the realisations of a derivation's outputs, as the JSON that the installed Nix prints; none if it is not
+    /// installed or does not know them.
+    #[must_use]
+    pub fn realisations(&self, derivation: &StorePath) -> Option<String> {
+        self.nix.as_ref()?.realisations(derivation)
+    }
+
+    /// Asks the installed Nix; none if it is not installed or does not know one of the paths.
+    fn query_nix(&mut self, paths: &[StorePath], recursive: bool) -> Result<Option<HashMap<StorePath, PathInfo>>> {
+        let Some(nix) = self.nix.as_ref().filter(|_| !paths.is_empty()) else { return Ok(None) };
+        match nix.path_info(paths, recursive) {
+            Answer::PathInfo(json) => {
+                let json = String::from_utf8_lossy(&json);
+                parse_path_info(&json, &self.store_dir).context(|| "output of nix path-info").map(Some)
+            }
+            Answer::UnknownPath => Ok(None),
+            Answer::NotInstalled => {
+                self.nix = None;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Returns whether a file is a lock of Nix, whose name is that of a store path with `.lock` appended
+/// (`src/libstore/pathlocks.cc`): it has mode 0600, and is empty or has the single byte that marks a stale lock.
+fn is_lock_file(entry: &DirEntry) -> bool {
+    let is_lock = |metadata: Metadata| metadata.is_file() && metadata.len() <= 1 && metadata.mode() & 0o7777 == 0o600;
+    entry.path().extension().is_some_and(|extension| extension == "lock") && entry.metadata().is_ok_and(is_lock)
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    utf8(std::fs::read(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn store_directory_entries_are_candidates_unless_they_are_locks() {
+        const PATH: &str = "02dlwc21njky62v7q7ffcb10000n2grx-a";
+        const LOCKED: &str = "h7jx3wrzn6m9vjl9604id854qx1xyqw6-b";
+        let root = tempfile::tempdir().unwrap();
+        let store = root.path().join("nix/store");
+        std::fs::create_dir_all(&store).unwrap();
+        let object = format!("{}-yarn.lock", "1".repeat(32));
+        let lock = |base: &str| format!("{base}.lock");
+        for (name, mode) in
+            [(PATH, 0o555), (&object, 0o444), (&lock(PATH), 0o600), (&lock(LOCKED), 0o600), (".links", 0o755)]
+        {
+            std::fs::write(store.join(name), "").unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(store.join(name), mode).unwrap();
+        }
+        let args = PathInfoArgs { store_dir: "/nix/store".to_owned(), path_info: None, candidates: None, no_nix: true };
+        let candidates = PathInfoSource::open(&args, Some(root.path())).unwrap().candidates().unwrap();
+        let mut names: Vec<&str> = candidates.iter().map(StorePath::base_name).collect();
+        names.sort_unstable();
+        assert_eq!(names, [PATH, object.as_str()]);
+    }
+}

@@ -1,0 +1,176 @@
+//! The errors of paths, counted by their cause. A path that is refused only because a path that it references could not
+//! be fetched counts under the error of that path, so one bad NAR under 2,000 paths is one error and not 2,000.
+
+use std::collections::HashMap;
+
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::store_path::{HashPart, StorePath};
+use narinfo_gen::narinfo::NarInfo;
+use s3_push::remote::progress::Verbosity;
+
+use crate::TOOL;
+
+/// The errors of the paths of one pull.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    /// In the order in which they occurred.
+    causes: Vec<Cause>,
+    /// The index of the cause of each path that was not fetched.
+    cause_of: HashMap<HashPart, usize>,
+    /// Paths in all causes.
+    count: usize,
+}
+
+/// An error of a path, and the paths that were refused because of it.
+#[derive(Debug)]
+struct Cause {
+    error: Error,
+    /// Full store paths.
+    dependents: Vec<String>,
+}
+
+impl Refusals {
+    /// Records that the path with this hash part was refused or could not be read.
+    pub fn add(&mut self, hash: HashPart, error: Error) {
+        self.count += 1;
+        self.cause_of.insert(hash, self.causes.len());
+        self.causes.push(Cause { error, dependents: Vec::new() });
+    }
+
+    /// Records that the path of `narinfo` was refused because `reference` was not fetched, and returns its error.
+    pub fn add_dependent(&mut self, narinfo: &NarInfo, reference: &StorePath) -> Error {
+        let path = narinfo.full_path();
+        let error = Error::refused(format!("{path}: references {reference}, which was not fetched"));
+        match self.cause_of.get(&reference.hash_part()).copied() {
+            Some(cause) => {
+                self.count += 1;
+                self.cause_of.insert(narinfo.path.hash_part(), cause);
+                self.causes[cause].dependents.push(path);
+            }
+            // The reference was not requested, or is missing from the listing of the cache.
+            None => self.add(narinfo.path.hash_part(), error.clone()),
+        }
+        error
+    }
+
+    /// Returns the number of paths that were not fetched.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Prints the errors, for a pull that was aborted by another error. `done` completes the sentence "N paths depend
+    /// on it and were not", for example with `unpacked`.
+    pub fn print(&self, verbosity: Verbosity, done: &str) {
+        for cause in &self.causes {
+            process::print_message(TOOL, cause.error(done).message());
+            cause.print_dependents(verbosity);
+        }
+    }
+
+    /// Returns the only error, or prints several errors and returns their number. `done` is as for [`Refusals::print`].
+    ///
+    /// # Errors
+    /// Returns an error unless there are no refusals. It is a refusal unless an operation failed.
+    pub fn into_result(self, verbosity: Verbosity, done: &str) -> Result {
+        match self.causes.as_slice() {
+            [] => return Ok(()),
+            [cause] => {
+                cause.print_dependents(verbosity);
+                return Err(cause.error(done));
+            }
+            _ => self.print(verbosity, done),
+        }
+        let failed = self.causes.iter().filter(|cause| !cause.error.is_refusal()).count();
+        let error = match (failed, self.count - failed) {
+            (0, refused) => Error::refused(format!("{refused} paths were refused")),
+            (failed, 0) => Error::failed(format!("{failed} paths could not be read")),
+            (failed, refused) => Error::failed(format!(
+                "{} paths were not {done}: {failed} could not be read, {refused} were refused",
+                self.count
+            )),
+        };
+        let hint = self.causes.iter().find_map(|cause| cause.error.hint());
+        Err(hint.into_iter().fold(error, Error::with_hint))
+    }
+}
+
+impl Cause {
+    /// Returns the error with the number of dependent paths.
+    fn error(&self, done: &str) -> Error {
+        let message = match self.dependents.len() {
+            0 => return self.error.clone(),
+            1 => format!("{}; 1 path depends on it and was not {done}", self.error.message()),
+            count => format!("{}; {count} paths depend on it and were not {done}", self.error.message()),
+        };
+        let error = if self.error.is_refusal() { Error::refused(message) } else { Error::failed(message) };
+        self.error.hint().into_iter().fold(error, Error::with_hint)
+    }
+
+    fn print_dependents(&self, verbosity: Verbosity) {
+        if verbosity == Verbosity::Verbose {
+            for path in &self.dependents {
+                process::print_message(
+                    TOOL,
+                    format!("{path}: refused, because a path that it depends on was not fetched"),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nar_pack::store_path::StoreDir;
+
+    use super::*;
+
+    fn path(digit: char) -> StorePath {
+        StorePath::from_base_name(&format!("{}-x", digit.to_string().repeat(32))).unwrap()
+    }
+
+    fn narinfo(digit: char) -> NarInfo {
+        let text = format!(
+            "StorePath: /nix/store/{}\nURL: nar/x\nCompression: none\nNarHash: sha256:{}\nNarSize: 1\nReferences: \n",
+            path(digit),
+            "0".repeat(52)
+        );
+        NarInfo::parse(&text, &StoreDir::new("/nix/store").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn dependents_count_under_the_error_of_the_path_that_they_need() {
+        let mut refusals = Refusals::default();
+        refusals.add(path('1').hash_part(), Error::refused("1-x: bad NAR").with_hint("push it again"));
+        refusals.add_dependent(&narinfo('2'), &path('1'));
+        let error = refusals.add_dependent(&narinfo('3'), &path('2'));
+        assert!(error.message().ends_with("-x, which was not fetched"), "{error}");
+        assert_eq!(refusals.count(), 3);
+        let error = refusals.into_result(Verbosity::Quiet, "unpacked").unwrap_err();
+        assert_eq!(error.message(), "1-x: bad NAR; 2 paths depend on it and were not unpacked");
+        assert_eq!((error.exit_code(), error.hint()), (1, Some("push it again")));
+    }
+
+    #[test]
+    fn an_operation_that_failed_outranks_refusals() {
+        let mut refusals = Refusals::default();
+        refusals.add(path('1').hash_part(), Error::failed("timeout"));
+        refusals.add(path('2').hash_part(), Error::refused("bad NAR"));
+        refusals.add_dependent(&narinfo('3'), &path('1'));
+        let error = refusals.into_result(Verbosity::Quiet, "unpacked").unwrap_err();
+        assert_eq!(
+            (error.exit_code(), error.message()),
+            (2, "3 paths were not unpacked: 1 could not be read, 2 were refused")
+        );
+    }
+
+    #[test]
+    fn a_reference_that_nobody_requested_is_a_cause_of_its_own() {
+        let mut refusals = Refusals::default();
+        refusals.add_dependent(&narinfo('2'), &path('1'));
+        refusals.add_dependent(&narinfo('3'), &path('2'));
+        let error = refusals.into_result(Verbosity::Quiet, "written").unwrap_err();
+        assert!(error.message().ends_with("not fetched; 1 path depends on it and was not written"), "{error}");
+    }
+}

@@ -1,0 +1,261 @@
+//! The caches of one pull: the order in which they are tried, and the lookup of a narinfo in them. A narinfo leaves
+//! this module only after its store directory, hash part, name and signatures have been checked. A cache from which
+//! something could not be read is tried last from then on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cache_sign::trust::TrustedKeys;
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::process;
+use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use narinfo_gen::cache_info::{self, CacheInfo};
+use narinfo_gen::narinfo::{self, NarInfo};
+
+use crate::TOOL;
+use s3_push::remote::{Remote, RemoteOptions};
+
+/// The caches in the order in which they are tried, and the checks that a narinfo must pass.
+pub struct Sources {
+    remotes: Vec<Arc<Remote>>,
+    /// The keys that must have signed a narinfo; none when signatures are not verified.
+    trusted: Option<TrustedKeys>,
+    /// The store directory of all paths.
+    pub store_dir: StoreDir,
+    /// Whether something could not be read from each remote.
+    failing: Vec<AtomicBool>,
+}
+
+/// A verified narinfo, and the cache that has its NAR.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The narinfo.
+    pub narinfo: NarInfo,
+    /// The number of the cache that sent it.
+    source: usize,
+}
+
+/// A path to look up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestedPath {
+    /// A path, which must have exactly this name in the cache.
+    Path(StorePath),
+    /// Any path with this hash part, if there is one.
+    Hash(HashPart),
+}
+
+impl RequestedPath {
+    /// Returns the hash part.
+    #[must_use]
+    pub fn hash_part(&self) -> HashPart {
+        match self {
+            Self::Path(path) => path.hash_part(),
+            Self::Hash(hash) => *hash,
+        }
+    }
+}
+
+impl Sources {
+    /// Opens the caches and keeps those that respond and have the right store directory. A cache without
+    /// `nix-cache-info` is kept.
+    ///
+    /// # Errors
+    /// Returns a usage error for a malformed URL, and the error of the first cache when none is left.
+    pub async fn open(
+        urls: &[String],
+        options: RemoteOptions<'_>,
+        trusted: Option<TrustedKeys>,
+        store_dir: StoreDir,
+    ) -> Result<Self> {
+        let mut opened = Vec::with_capacity(urls.len());
+        for url in urls {
+            opened.push(Remote::open(url, options).await?);
+        }
+        let checks =
+            futures_util::future::join_all(opened.iter().map(|remote| check_store_dir(remote, &store_dir))).await;
+        let several = opened.len() > 1;
+        let (mut remotes, mut first_error) = (Vec::with_capacity(opened.len()), None);
+        for (remote, check) in opened.into_iter().zip(checks) {
+            match check {
+                Ok(()) => remotes.push(Arc::new(remote)),
+                Err(error) => {
+                    if several {
+                        process::print_message(TOOL, format!("warning: skipping a cache: {error}"));
+                    }
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        match first_error {
+            Some(error) if remotes.is_empty() => Err(error),
+            _ => {
+                let failing = remotes.iter().map(|_| AtomicBool::new(false)).collect();
+                Ok(Self { remotes, trusted, store_dir, failing })
+            }
+        }
+    }
+
+    /// Returns the cache that has the NAR of a candidate.
+    #[must_use]
+    pub fn remote(&self, candidate: &Candidate) -> &Arc<Remote> {
+        &self.remotes[candidate.source]
+    }
+
+    /// Returns the number of bytes received from all caches.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.remotes.iter().map(|remote| remote.bytes_received()).sum()
+    }
+
+    /// Lists the paths of all caches, each once.
+    ///
+    /// # Errors
+    /// Fails when a cache cannot be listed, as over HTTP.
+    pub async fn list(&self) -> Result<Vec<RequestedPath>> {
+        let mut hashes = Vec::new();
+        for remote in &self.remotes {
+            hashes.extend(Box::pin(remote.list_hash_parts()).await?);
+        }
+        hashes.sort_unstable();
+        hashes.dedup();
+        Ok(hashes.into_iter().map(RequestedPath::Hash).collect())
+    }
+
+    /// Looks up a path in the caches in their order, and returns the first verified narinfo. Returns none if a path
+    /// that was requested by its hash part is in no cache: it was removed after the cache was listed.
+    ///
+    /// # Errors
+    /// Returns the first error when no cache has a good narinfo; a failed operation is preferred to a refusal.
+    pub async fn find(&self, requested: &RequestedPath) -> Result<Option<Candidate>> {
+        self.find_except(requested, &[]).await
+    }
+
+    /// Marks the cache of a candidate as failing. If there are others, it is tried last from now on.
+    pub fn mark_failing(&self, candidate: &Candidate, error: &Error) {
+        self.mark_source_failing(candidate.source, error);
+    }
+
+    /// Returns the candidate, or one from another cache if its cache is failing.
+    pub async fn prefer_working(&self, candidate: Arc<Candidate>) -> Arc<Candidate> {
+        if !self.failing[candidate.source].load(Ordering::Relaxed) {
+            return candidate;
+        }
+        self.find_alternative(&candidate, &[candidate.source]).await.map_or(candidate, Arc::new)
+    }
+
+    fn mark_source_failing(&self, source: usize, error: &Error) {
+        if self.remotes.len() > 1 && !self.failing[source].swap(true, Ordering::Relaxed) {
+            process::print_message(TOOL, format!("warning: {error}; this cache is tried last from now on"));
+        }
+    }
+
+    /// Returns the caches that are not among `tried`, in the order in which they are tried.
+    fn untried(&self, tried: &[usize]) -> Vec<usize> {
+        let (failing, working): (Vec<usize>, Vec<usize>) = (0..self.remotes.len())
+            .filter(|source| !tried.contains(source))
+            .partition(|source| self.failing[*source].load(Ordering::Relaxed));
+        [working, failing].concat()
+    }
+
+    /// Looks up the path of a candidate in the caches that are not among `tried`.
+    async fn find_alternative(&self, candidate: &Candidate, tried: &[usize]) -> Option<Candidate> {
+        let requested = RequestedPath::Path(candidate.narinfo.path.clone());
+        let other = self.find_except(&requested, tried).await.ok()??;
+        // The closure was walked along the references of the first narinfo.
+        (other.narinfo.references == candidate.narinfo.references).then_some(other)
+    }
+
+    async fn find_except(&self, requested: &RequestedPath, tried: &[usize]) -> Result<Option<Candidate>> {
+        let mut first_error: Option<Error> = None;
+        for source in self.untried(tried) {
+            match self.fetch_narinfo(&self.remotes[source], requested).await {
+                Ok(Some(narinfo)) => return Ok(Some(Candidate { narinfo, source })),
+                Ok(None) => {}
+                Err(error) => {
+                    if !error.is_refusal() {
+                        self.mark_source_failing(source, &error);
+                    }
+                    if first_error.as_ref().is_none_or(|first| first.is_refusal() && !error.is_refusal()) {
+                        first_error = Some(error);
+                    }
+                }
+            }
+        }
+        match first_error {
+            Some(error) => Err(error),
+            None => self.not_found(requested),
+        }
+    }
+
+    fn not_found(&self, requested: &RequestedPath) -> Result<Option<Candidate>> {
+        match requested {
+            RequestedPath::Path(path) => {
+                let place = if self.remotes.len() > 1 { "any of the caches" } else { "the cache" };
+                Err(Error::refused(format!("{}: not found in {place}", self.store_dir.join(path))))
+            }
+            // The narinfo was listed. A client that may list a bucket gets 404 for a missing object, so 403 means
+            // forbidden.
+            RequestedPath::Hash(hash) if self.remotes.iter().any(|remote| remote.was_forbidden()) => {
+                Err(Error::failed(format!("{hash}.narinfo: listed, but reading it is forbidden"))
+                    .with_hint("reading requires s3:GetObject"))
+            }
+            RequestedPath::Hash(_) => Ok(None),
+        }
+    }
+
+    async fn fetch_narinfo(&self, remote: &Remote, requested: &RequestedPath) -> Result<Option<NarInfo>> {
+        let hash = requested.hash_part();
+        let key = format!("{hash}.narinfo");
+        let Some(text) = remote.text(&key, narinfo::MAX_SIZE).await? else { return Ok(None) };
+        let narinfo = NarInfo::parse(&text, &self.store_dir).context(|| remote.display_url(&key))?;
+        if narinfo.path.hash_part() != hash {
+            let message = format!("{}: describes another path: {}", remote.display_url(&key), narinfo.path);
+            return Err(Error::refused(message));
+        }
+        if let RequestedPath::Path(path) = requested
+            && narinfo.path != *path
+        {
+            let message = format!("{path}: the cache has another name for this hash: {}", narinfo.path);
+            return Err(Error::refused(message));
+        }
+        if let Some(trusted) = &self.trusted {
+            trusted.require(&narinfo)?;
+        }
+        Ok(Some(narinfo))
+    }
+}
+
+async fn check_store_dir(remote: &Remote, store_dir: &StoreDir) -> Result {
+    let limit = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
+    let Some(text) = remote.text(cache_info::KEY, limit).await? else { return Ok(()) };
+    let info = CacheInfo::parse(&text).and_then(|info| info.require(store_dir));
+    info.context(|| remote.display_url(cache_info::KEY))
+}
+
+/// The candidates for one path, cache by cache, until one of them can be fetched and verified.
+pub struct Alternatives {
+    /// The current candidate.
+    pub candidate: Arc<Candidate>,
+    tried: Vec<usize>,
+    first_error: Option<Error>,
+}
+
+impl Alternatives {
+    /// Starts with `candidate`.
+    #[must_use]
+    pub fn new(candidate: Arc<Candidate>) -> Self {
+        Self { candidate, tried: Vec::new(), first_error: None }
+    }
+
+    /// Moves on to the next cache after the current candidate failed with `error`.
+    ///
+    /// # Errors
+    /// Returns the error of the first candidate when there is no other cache.
+    pub async fn next(&mut self, sources: &Sources, error: Error) -> Result {
+        let first_error = self.first_error.get_or_insert(error);
+        self.tried.push(self.candidate.source);
+        let other = sources.find_alternative(&self.candidate, &self.tried).await.ok_or_else(|| first_error.clone())?;
+        self.candidate = Arc::new(other);
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! Unpacking paths under a root: many at the same time, while the closure is still being walked. A path is published
+//! after the paths that it references, and only after it has been verified.
+//!
+//! [`scheduler`] decides which path is downloaded, published or refused; [`one_path`] downloads one path.
+
+mod one_path;
+mod scheduler;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nar_pack::error::{Error, Result};
+use tokio::sync::mpsc;
+
+use crate::closure::{ClosureWalk, Lookup, ResolvedClosure};
+use crate::report::{Report, Status};
+use crate::sources::Sources;
+use crate::staging::{Owner, Staging, exists};
+use scheduler::Scheduler;
+
+/// The time that threads get to stop after the pull was aborted, before their temporary directories are left behind.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How paths are unpacked.
+#[derive(Debug, Clone, Copy)]
+pub struct UnpackOptions {
+    /// The maximum number of concurrent downloads.
+    pub jobs: usize,
+    /// Whether a path is refused when one of its references is not fetched, even one that was not requested.
+    pub require_references: bool,
+    /// Whether the NarHash of paths that are already present is verified.
+    pub verify_existing: bool,
+    /// Whether names that differ only in case are renamed.
+    pub case_hack: bool,
+    /// The owner of the files, if not the current user.
+    pub owner: Option<Owner>,
+    /// Whether nothing is fetched.
+    pub dry_run: bool,
+}
+
+/// The state shared by all downloads. The temporary directories are removed when the last download has dropped it.
+struct UnpackContext {
+    sources: Arc<Sources>,
+    staging: Staging,
+    options: UnpackOptions,
+    /// Set when the pull is aborted.
+    cancelled: AtomicBool,
+    /// Dropped last, so that the receiver learns when everything else is gone.
+    _alive: mpsc::Sender<()>,
+}
+
+/// Unpacks the paths of a walk below `root`. Paths that depend on a refused path are refused too; all others are
+/// unpacked.
+///
+/// # Errors
+/// Fails when a path cannot be written, and after too many consecutive failed reads. Refusals are passed to `report`.
+pub async fn unpack(
+    walk: ClosureWalk,
+    sources: &Arc<Sources>,
+    root: &Path,
+    options: UnpackOptions,
+    report: &mut Report,
+) -> Result {
+    let store = sources.store_dir.dir_below(Some(root));
+    if options.dry_run {
+        return dry_run(walk, sources, &store, options.require_references, report).await;
+    }
+    let staging = tokio::task::spawn_blocking(move || Staging::begin(&store)).await;
+    let staging = staging.map_err(|_| Error::failed("internal error: staging task panicked"))??;
+    let (alive, mut all_dropped) = mpsc::channel(1);
+    let sources = Arc::clone(sources);
+    let context =
+        Arc::new(UnpackContext { sources, staging, options, cancelled: AtomicBool::new(false), _alive: alive });
+    let result = Scheduler::new(Arc::clone(&context), report).run(walk).await;
+    context.cancelled.store(true, Ordering::Relaxed);
+    drop(context);
+    let _ = tokio::time::timeout(CANCEL_TIMEOUT, all_dropped.recv()).await;
+    result
+}
+
+/// Reports what would be fetched.
+async fn dry_run(
+    mut walk: ClosureWalk,
+    sources: &Sources,
+    store: &Path,
+    require_references: bool,
+    report: &mut Report,
+) -> Result {
+    let mut closure = ResolvedClosure::default();
+    while let Some(lookup) = walk.next().await {
+        let Lookup { requested, result } = lookup?;
+        match result {
+            Ok(Some(candidate)) => closure.insert(candidate),
+            Ok(None) => {}
+            Err(error) => report.refused(sources, &requested, error)?,
+        }
+    }
+    let candidates =
+        closure.in_order(require_references, |candidate, reference| report.refused_with(candidate, reference))?;
+    for candidate in candidates {
+        let present = exists(&store.join(candidate.narinfo.path.base_name()));
+        report.path(sources, &candidate, if present { Status::Present } else { Status::WouldFetch })?;
+    }
+    Ok(())
+}

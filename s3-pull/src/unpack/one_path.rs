@@ -1,0 +1,142 @@
+//! The download of one path into its temporary directory. It moves on to the next cache when one has no good copy, and
+//! distinguishes errors of the path, after which others can still be unpacked, from errors of the root.
+
+use std::io::{self, BufWriter, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::nar::{CaseHack, Restorer, dump};
+use narinfo_gen::hash::Hasher;
+use narinfo_gen::narinfo::NarInfo;
+use s3_push::remote::retry::Backoff;
+
+use super::UnpackContext;
+use crate::fetch;
+use crate::sources::{Alternatives, Candidate};
+use crate::staging::exists;
+use s3_push::remote::transfer::Body;
+
+/// Size of the buffer in front of the hash function, in bytes.
+const HASH_BUFFER_SIZE: usize = 256 * 1024;
+
+/// The result of a download.
+pub(super) enum FetchedPath {
+    /// The path was already present under the root.
+    Present,
+    /// The path is in its temporary directory. The candidate is the one that it was fetched from.
+    Unpacked(Arc<Candidate>),
+}
+
+/// Why a path was not unpacked.
+pub(super) enum UnpackError {
+    /// The path is bad or could not be read. Others may be good.
+    OfPath(Error),
+    /// The path could not be written. Others cannot be written either.
+    OfRoot(Error),
+}
+
+/// Unpacks a path into its temporary directory, unless it is present. Tries the caches one after the other.
+pub(super) async fn fetch_path(
+    context: &Arc<UnpackContext>,
+    candidate: Arc<Candidate>,
+) -> Result<FetchedPath, UnpackError> {
+    let place = context.staging.place(&candidate.narinfo.path);
+    if exists(&place) {
+        if context.options.verify_existing {
+            let verified = tokio::task::spawn_blocking(move || verify_existing(&place, &candidate.narinfo)).await;
+            let panicked = |_| UnpackError::OfRoot(Error::failed("internal error: verification task panicked"));
+            verified.map_err(panicked)?.map_err(UnpackError::OfPath)?;
+        }
+        return Ok(FetchedPath::Present);
+    }
+    let sources = &context.sources;
+    let mut alternatives = Alternatives::new(sources.prefer_working(candidate).await);
+    loop {
+        let error = match download(context, &alternatives.candidate).await {
+            Ok(()) => return Ok(FetchedPath::Unpacked(alternatives.candidate)),
+            Err(UnpackError::OfPath(error)) => error,
+            Err(error) => return Err(error),
+        };
+        if !error.is_refusal() {
+            sources.mark_failing(&alternatives.candidate, &error);
+        }
+        alternatives.next(sources, error).await.map_err(UnpackError::OfPath)?;
+    }
+}
+
+/// Refuses a path that is present with other contents.
+fn verify_existing(place: &Path, narinfo: &NarInfo) -> Result {
+    let refused = |message: String| {
+        Error::refused(format!("{}: {message}; it was not changed", narinfo.full_path()))
+            .with_hint(format!("remove {} and run s3-pull again to replace it", place.display()))
+    };
+    let mut hasher = BufWriter::with_capacity(HASH_BUFFER_SIZE, Hasher::default());
+    dump(place, &mut hasher, &mut |_| {}).map_err(|error| refused(error.message().to_owned()))?;
+    let hasher = hasher.into_inner().map_err(|error| Error::from(error.into_error()))?;
+    let (found, _) = hasher.finish();
+    if found == narinfo.nar_hash {
+        return Ok(());
+    }
+    let expected = narinfo.nar_hash;
+    Err(refused(format!("{} has other contents: expected NarHash {expected}, found {found}", place.display())))
+}
+
+/// Unpacks a path from one cache. A download that breaks is retried.
+async fn download(context: &Arc<UnpackContext>, candidate: &Arc<Candidate>) -> Result<(), UnpackError> {
+    let mut backoff = Backoff::new(context.sources.remote(candidate).max_attempts());
+    loop {
+        let body = fetch::open_nar(&context.sources, candidate).await.map_err(UnpackError::OfPath)?;
+        let broken = Arc::clone(&body.broken);
+        let Err(error) = unpack_body(body, candidate, context).await else { return Ok(()) };
+        let broken = broken.load(Ordering::Acquire);
+        if broken && backoff.next_attempt().await {
+            continue;
+        }
+        return Err(if broken || error.is_refusal() { UnpackError::OfPath(error) } else { UnpackError::OfRoot(error) });
+    }
+}
+
+/// Unpacks a body into the temporary directory of its path. When this returns the path has been verified, or nothing of
+/// it is left.
+async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<UnpackContext>) -> Result {
+    let path = candidate.narinfo.full_path();
+    let (candidate, context) = (Arc::clone(candidate), Arc::clone(context));
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let (narinfo, options) = (&candidate.narinfo, context.options);
+        let temporary = context.staging.temporary(&narinfo.path);
+        let mut restorer = Restorer::new(&temporary);
+        let body = Cancellable { inner: body.into_reader(), cancelled: &context.cancelled };
+        let result = if options.case_hack {
+            fetch::verify_nar(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
+        } else {
+            fetch::verify_nar(body, narinfo, &mut restorer, |_| Ok(()))
+        };
+        let result = result.and_then(|()| options.owner.map_or(Ok(()), |owner| owner.apply(&temporary)));
+        if result.is_err() {
+            restorer.undo().context(|| narinfo.full_path())?;
+        }
+        result
+    });
+    // A decoder that panics on malicious bytes must not end the pull. Its files are removed with the other temporary
+    // ones.
+    unpacked
+        .await
+        .map_err(|_| Error::refused(format!("{path}: cannot decompress its NAR: internal error in the decoder")))?
+}
+
+/// A reader that fails when the pull has been aborted.
+struct Cancellable<'a, R> {
+    inner: R,
+    cancelled: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Cancellable<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(Error::failed("interrupted").into());
+        }
+        self.inner.read(buf)
+    }
+}

@@ -1,0 +1,265 @@
+//! Preparation shared by `bench push` and `bench pull`: a generated closure, a key, and pipelines that run on them.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use cache_tests::generated_closure::{self, FileContents, GeneratedPath};
+use cache_tests::pipeline::{FinishedStage, Pipeline, Stage};
+use cache_tests::{Credentials, Scratch, processors};
+use clap::ValueEnum;
+use serde_json::json;
+use walkdir::WalkDir;
+
+use crate::measurement::{self, Row, run};
+
+/// Time limit of a measurement.
+const MEASUREMENT_TIMEOUT: Duration = Duration::from_hours(1);
+
+/// The closure is the same in every run.
+const SEED: u64 = 4;
+
+/// Command-line arguments; `C` is a case to measure.
+#[derive(clap::Args)]
+pub struct Args<C: ValueEnum + Send + Sync + 'static> {
+    /// Number of store paths [default: 300; with --small: 40]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    paths: Option<u32>,
+    /// Total size of their files [default: 1500MB; with --small: 30MB]
+    #[arg(long, value_name = "BYTES")]
+    size: Option<ByteSize>,
+    /// Milliseconds to add to a round trip, separated by commas [default: 0,50; with --small: 0]
+    #[arg(long, value_name = "MS", value_delimiter = ',')]
+    latency: Vec<u32>,
+    /// Number of runs of each command [default: 3; with --small: 1]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    runs: Option<u32>,
+    /// Measure only these cases, separated by commas [default: all]
+    #[arg(long, value_name = "CASE", value_delimiter = ',')]
+    only: Vec<C>,
+    /// Write the results to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure a small closure once, without latency
+    #[arg(long)]
+    small: bool,
+}
+
+impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
+    fn paths(&self) -> usize {
+        self.paths.unwrap_or(if self.small { 40 } else { 300 }) as usize
+    }
+
+    fn bytes(&self) -> u64 {
+        self.size.map_or(if self.small { 30_000_000 } else { 1_500_000_000 }, |size| size.as_u64())
+    }
+
+    /// Returns the latencies to measure in milliseconds.
+    pub fn latencies(&self) -> Vec<u32> {
+        match self.latency.as_slice() {
+            [] if self.small => vec![0],
+            [] => vec![0, 50],
+            latencies => latencies.to_vec(),
+        }
+    }
+
+    /// Returns the number of runs of each command.
+    pub fn runs(&self) -> u32 {
+        self.runs.unwrap_or(if self.small { 1 } else { 3 })
+    }
+
+    /// Returns whether a case is to be measured.
+    pub fn selects(&self, case: &C) -> bool {
+        self.only.is_empty() || self.only.contains(case)
+    }
+
+    /// Prints the table, and writes the JSON file if there is to be one.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn report(&self, rows: &[Row], bench: &ClosureBench, compression: &str, note: &str) -> Result<(), String> {
+        let total: u64 = bench.paths.iter().map(|path| path.size).sum();
+        let heading = format!(
+            "{} paths, {} MB in files, {compression}, {} run(s), {} processors",
+            bench.paths.len(),
+            total / 1_000_000,
+            self.runs(),
+            processors()
+        );
+        measurement::print_table(rows, &heading, note);
+        let Some(file) = &self.json else { return Ok(()) };
+        let report = json!({
+            "paths": self.paths(),
+            "bytes": self.bytes(),
+            "runs": self.runs(),
+            "processors": processors(),
+            "rows": measurement::to_json(rows),
+        });
+        measurement::write_json(file, &report)
+    }
+}
+
+/// A generated closure in a scratch directory.
+pub struct ClosureBench {
+    /// Where all commands run.
+    pub scratch: Scratch,
+    /// The closure, whose trees are below `root/`.
+    pub paths: Vec<GeneratedPath>,
+    /// Whether rclone is installed.
+    pub has_rclone: bool,
+}
+
+impl ClosureBench {
+    /// Generates the closure, its path list, its references as path-info JSON, and a key.
+    ///
+    /// # Errors
+    /// If the key cannot be generated.
+    pub fn prepare<C: ValueEnum + Send + Sync + PartialEq + 'static>(args: &Args<C>) -> Result<Self, String> {
+        let mut scratch = Scratch::removed_on_interrupt();
+        eprintln!("Generating a closure of {} paths, {} MB", args.paths(), args.bytes() / 1_000_000);
+        let paths = generated_closure::for_bench(SEED, args.paths(), args.bytes());
+        generated_closure::write(&paths, &scratch.dir("root"), FileContents::Mixed, SEED);
+        scratch.write("paths", generated_closure::path_list(&paths));
+        scratch.write("info.json", path_info(&paths));
+        scratch.dir("logs");
+        scratch.env("RCLONE_CONFIG", scratch.path().join("rclone.conf"));
+        run(&mut scratch.tool("cache-sign", &["keygen", "bench-1", "key.sec", "key.pub"]))?;
+        let has_rclone = run(scratch.command("rclone").arg("version")).is_ok();
+        Ok(Self { scratch, paths, has_rclone })
+    }
+
+    /// Returns the path of a file or directory in the scratch directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Returns one of our tools as a stage.
+    pub fn tool(&self, name: &'static str, args: &[&str]) -> Stage {
+        Stage { name, command: self.scratch.tool(name, args) }
+    }
+
+    /// Returns the stage that packs the closure. The references are given, as they are where Nix is installed.
+    pub fn pack(&self) -> Stage {
+        let args = ["--root", "root", "--no-nix", "--path-info", "info.json", "--export", "--stdin"];
+        self.tool("nar-pack", &args)
+    }
+
+    /// Returns the stages from a path list to a signed cache archive.
+    pub fn archive(&self, compression: &str) -> Vec<Stage> {
+        let describe = self.tool("narinfo-gen", &["--archive", "--no-nix", "--compression", compression]);
+        vec![self.pack(), describe, self.tool("cache-sign", &["-k", "key.sec"])]
+    }
+
+    /// Writes the closure as a cache to the directory `dir`, and as a cache archive to the file `archive`.
+    ///
+    /// # Errors
+    /// The message of a stage that fails.
+    pub fn write_cache(&self, compression: &str, dir: &str) -> Result<(), String> {
+        self.scratch.dir(dir);
+        self.run(self.archive(compression), "paths", "archive")?;
+        run(self.scratch.command("tar").args(["xf", "archive", "-C", dir])).map(drop)
+    }
+
+    /// Runs a pipeline from one file to another and requires that it succeeds.
+    ///
+    /// # Errors
+    /// The message of the last stage that fails.
+    pub fn run(&self, stages: Vec<Stage>, input: &str, output: &str) -> Result<(Duration, Vec<FinishedStage>), String> {
+        let pipeline = Pipeline::start(stages, &self.path(input), &self.path(output), &self.path("logs"))?;
+        pipeline.succeed(MEASUREMENT_TIMEOUT)
+    }
+
+    /// Empties a directory. Store paths may be read-only.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn reset_dir(&self, name: &str) -> Result<PathBuf, String> {
+        let script = "[ ! -e \"$1\" ] || { chmod -R u+w -- \"$1\"; rm -rf -- \"$1\"; }; mkdir -p -- \"$1\"";
+        run(self.scratch.command("bash").args(["-euc", script, "reset", name]))?;
+        Ok(self.path(name))
+    }
+
+    /// Writes everything to the disk and forgets what tools keep in their home directory, as Nix does about caches.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn settle(&self) -> Result<(), String> {
+        self.reset_dir("home")?;
+        run(&mut self.scratch.command("sync")).map(drop)
+    }
+
+    /// Returns a command of rclone that copies one remote or directory to another; `bench:` is the server at `endpoint`.
+    pub fn rclone(
+        &self,
+        endpoint: &str,
+        credentials: &Credentials,
+        from: impl AsRef<OsStr>,
+        to: impl AsRef<OsStr>,
+    ) -> Stage {
+        let mut command = self.scratch.command("rclone");
+        command.args(["copy", "--quiet", "--transfers", "16", "--checkers", "16", "--s3-no-check-bucket"]);
+        command.arg(from).arg(to);
+        let address = format!("http://{endpoint}");
+        for (name, value) in [
+            ("TYPE", "s3"),
+            ("PROVIDER", "Minio"),
+            ("REGION", "us-east-1"),
+            ("ACCESS_KEY_ID", &credentials.access_key),
+            ("SECRET_ACCESS_KEY", &credentials.secret_key),
+            ("ENDPOINT", &address),
+        ] {
+            command.env(format!("RCLONE_CONFIG_BENCH_{name}"), value);
+        }
+        Stage { name: "rclone", command }
+    }
+}
+
+/// Returns whether a program is installed.
+pub fn is_installed(program: &str) -> bool {
+    run(Command::new(program).arg("--version")).is_ok()
+}
+
+/// Returns what `nix path-info --json` would print for the closure.
+fn path_info(paths: &[GeneratedPath]) -> String {
+    let entry = |path: &GeneratedPath| {
+        let references: Vec<&str> = path.references.iter().map(|&index| paths[index].path.as_str()).collect();
+        json!({ "path": path.path, "references": references })
+    };
+    serde_json::Value::from(paths.iter().map(entry).collect::<Vec<_>>()).to_string()
+}
+
+/// Returns the total size of the files below a directory in bytes.
+pub fn tree_size(dir: &Path) -> u64 {
+    let entries = WalkDir::new(dir).into_iter().flatten().filter(|entry| !entry.file_type().is_dir());
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::push::Case;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: super::Args<Case>,
+    }
+
+    #[test]
+    fn sizes_have_units_and_small_changes_the_defaults() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["bench"], args].concat()).map(|cli| cli.args);
+        let bytes = |size: &str| parse(&["--size", size]).map(|args| args.bytes()).ok();
+        assert_eq!(bytes("1500MB"), Some(1_500_000_000));
+        assert_eq!(bytes("5MiB"), Some(5 << 20));
+        assert_eq!(bytes("7"), Some(7));
+        assert_eq!(bytes("x7"), None);
+        let small = parse(&["--small", "--runs", "2"]).ok();
+        assert!(small.is_some_and(|args| (args.paths(), args.runs(), args.latencies()) == (40, 2, vec![0])));
+        let only = parse(&["--only", "ours,mc"]).ok();
+        assert!(only.is_some_and(|args| args.selects(&Case::Mc) && !args.selects(&Case::NixFile)));
+        assert!(parse(&["--runs", "0"]).is_err() && parse(&["--only", "curl"]).is_err());
+    }
+}

@@ -1,0 +1,131 @@
+//! Measurements of commands, their medians, and how they are reported.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cache_tests::pipeline::FinishedStage;
+use serde_json::{Value, json};
+
+/// One run of one command.
+#[derive(Clone)]
+pub struct Measurement {
+    /// Wall-clock time.
+    pub elapsed: Duration,
+    /// User and system time of all its processes.
+    pub cpu: Duration,
+    /// Peak of the resident memory of its largest process, in KiB.
+    pub peak_kib: u64,
+    /// Requests that the server answered.
+    pub requests: Option<u64>,
+    /// Bytes that arrived.
+    pub bytes: u64,
+}
+
+impl Measurement {
+    /// Sums up the stages of a pipeline.
+    pub fn new(elapsed: Duration, stages: &[FinishedStage], requests: Option<u64>, bytes: u64) -> Self {
+        let cpu = stages.iter().map(|stage| stage.cpu).sum();
+        let peak_kib = stages.iter().map(|stage| stage.peak_kib).max().unwrap_or(0);
+        Self { elapsed, cpu, peak_kib, requests, bytes }
+    }
+}
+
+/// The median of the runs of one command at one latency.
+pub struct Row {
+    name: String,
+    latency_ms: u32,
+    median: Measurement,
+    /// Wall-clock time divided by that of the plain copy by mc, and by rclone.
+    ratios: [Option<f64>; 2],
+}
+
+/// Returns the medians of all commands at one latency, in the order in which they ran first; `baselines` are the names
+/// of the plain copies.
+pub fn medians(runs: &[(String, Measurement)], latency_ms: u32, baselines: [&str; 2]) -> Vec<Row> {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in runs {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let median_of = |name: &str| {
+        let mut own: Vec<&Measurement> = runs.iter().filter(|run| run.0 == name).map(|run| &run.1).collect();
+        own.sort_unstable_by_key(|measurement| measurement.elapsed);
+        own.get(own.len() / 2).copied().cloned()
+    };
+    let baselines = baselines.map(|name| median_of(name).map(|baseline| baseline.elapsed.as_secs_f64()));
+    let row = |name: &str| {
+        let median = median_of(name)?;
+        let ratios = baselines.map(|baseline| baseline.map(|baseline| median.elapsed.as_secs_f64() / baseline));
+        Some(Row { name: name.to_owned(), latency_ms, median, ratios })
+    };
+    names.into_iter().filter_map(row).collect()
+}
+
+/// Prints the rows below a heading.
+pub fn print_table(rows: &[Row], heading: &str, note: &str) {
+    println!("{heading}\n");
+    println!(
+        "{:42} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}",
+        "", "latency", "wall", "CPU", "peak", "requests", "bytes", "/ mc", "/ rcl."
+    );
+    for Row { name, latency_ms, median, ratios } in rows {
+        let requests = median.requests.map_or_else(|| "-".to_owned(), |requests| requests.to_string());
+        let [mc, rclone] = ratios.map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")));
+        println!(
+            "{name:42} {latency_ms:4} ms {:6.2} s {:6.2} s {:5} MiB {requests:>9} {:6} MB {mc:>6} {rclone:>6}",
+            median.elapsed.as_secs_f64(),
+            median.cpu.as_secs_f64(),
+            median.peak_kib / 1024,
+            median.bytes.div_ceil(1_000_000),
+        );
+    }
+    println!("\nlatency: added to a round trip. {note}");
+}
+
+/// Returns the rows as JSON.
+pub fn to_json(rows: &[Row]) -> Value {
+    let row = |Row { name, latency_ms, median, ratios: [mc, rclone] }: &Row| {
+        json!({
+            "name": name,
+            "latencyMs": latency_ms,
+            "wallSeconds": rounded(median.elapsed.as_secs_f64()),
+            "cpuSeconds": rounded(median.cpu.as_secs_f64()),
+            "peakKiB": median.peak_kib,
+            "requests": median.requests,
+            "bytes": median.bytes,
+            "ratioToMc": mc.map(rounded),
+            "ratioToRclone": rclone.map(rounded),
+        })
+    };
+    rows.iter().map(row).collect()
+}
+
+/// Rounds to three decimal places.
+pub fn rounded(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
+}
+
+/// Writes a report.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_json(file: &Path, report: &Value) -> Result<(), String> {
+    fs::write(file, format!("{report:#}\n")).map_err(|error| format!("cannot write {}: {error}", file.display()))
+}
+
+/// Runs a command and returns its standard output.
+///
+/// # Errors
+/// If it cannot be run or fails; the message has the last line of its standard error.
+pub fn run(command: &mut Command) -> Result<String, String> {
+    let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("cannot run {name}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{name} failed ({}): {}", output.status, stderr.trim().lines().last().unwrap_or_default()))
+}

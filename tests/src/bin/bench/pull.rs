@@ -1,0 +1,238 @@
+//! `bench pull`: how long a closure takes from a bucket to an empty root, with `s3-pull` and with Nix, as a ratio to a
+//! plain download of the same files with decompression.
+
+use std::cmp::Reverse;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cache_tests::pipeline::{FinishedStage, Stage};
+use cache_tests::{DelayProxy, Minio, cache_url, mc_target, processors};
+use clap::ValueEnum;
+
+use crate::closure_bench::{Args, ClosureBench, is_installed, tree_size};
+use crate::measurement::{Measurement, medians};
+
+/// A compression of the cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    Zstd,
+    Xz,
+}
+
+impl Compression {
+    const ALL: [Self; 2] = [Self::Zstd, Self::Xz];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Xz => "xz",
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Zstd => "zst",
+            Self::Xz => "xz",
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Case {
+    /// Download by MinIO's client and decompression on every processor: the baseline
+    Mc,
+    /// The same with rclone
+    Rclone,
+    /// `s3-pull` over S3
+    S3,
+    /// `s3-pull` over plain HTTP
+    Http,
+    /// `nix copy` over plain HTTP, the only way in which every Nix can read from MinIO
+    Nix,
+}
+
+impl Case {
+    const ALL: [Self; 5] = [Self::Mc, Self::Rclone, Self::S3, Self::Http, Self::Nix];
+
+    fn name(self, compression: Compression) -> String {
+        let compression = compression.name();
+        match self {
+            Self::Mc => format!("mc cp -r, then {compression} -d"),
+            Self::Rclone => format!("rclone copy --transfers 16, then {compression} -d"),
+            Self::S3 => format!("s3-pull s3://, {compression}"),
+            Self::Http => format!("s3-pull http://, {compression}"),
+            Self::Nix => format!("nix copy --from http://, {compression}"),
+        }
+    }
+
+    /// Returns whether the case only copies and decompresses files.
+    fn is_plain_download(self) -> bool {
+        matches!(self, Self::Mc | Self::Rclone)
+    }
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// The message of a command that fails.
+pub fn run(args: &Args<Case>) -> Result<(), String> {
+    let closure = ClosureBench::prepare(args)?;
+    let source = Source::fill(&closure)?;
+    let mut rows = Vec::new();
+    for latency in args.latencies() {
+        let proxy = (latency > 0).then(|| DelayProxy::start(&source.minio.endpoint(), latency));
+        let endpoint = proxy.as_ref().map_or_else(|| source.minio.endpoint(), |proxy| proxy.endpoint().to_owned());
+        for compression in Compression::ALL {
+            let mut runs = Vec::new();
+            for number in 1..=args.runs() {
+                let selected = Case::ALL.into_iter().filter(|case| args.selects(case));
+                for case in selected.filter(|&case| source.can_measure(case, compression)) {
+                    eprintln!("{latency} ms, run {number} of {}: {}", args.runs(), case.name(compression));
+                    runs.push((case.name(compression), source.measure(case, compression, &endpoint)?));
+                }
+            }
+            let baselines = [Case::Mc, Case::Rclone].map(|case| case.name(compression));
+            rows.extend(medians(&runs, latency, [&baselines[0], &baselines[1]]));
+        }
+    }
+    let note = "/ mc, / rcl.: wall-clock time divided by that of a plain download\n\
+                with decompression of each file on every processor, at the same latency.";
+    args.report(&rows, &closure, "zstd and xz", note)
+}
+
+/// A server with the closure in a bucket for each compression.
+struct Source<'a> {
+    closure: &'a ClosureBench,
+    minio: Minio,
+    /// The buckets, in the order of [`Compression::ALL`].
+    buckets: Vec<String>,
+    key: String,
+    /// The directory that is pulled into.
+    out: PathBuf,
+}
+
+impl<'a> Source<'a> {
+    fn fill(closure: &'a ClosureBench) -> Result<Self, String> {
+        let minio = Minio::start().ok_or("MinIO is required")?;
+        let mut buckets = Vec::new();
+        for compression in Compression::ALL {
+            eprintln!("Uploading the closure, compressed with {}", compression.name());
+            closure.write_cache(compression.name(), "cache")?;
+            let bucket = minio.make_bucket();
+            // Neither Nix nor our HTTP client has credentials.
+            minio.make_public(&bucket);
+            let cache = format!("{}/", closure.path("cache").display());
+            minio.mc(&["cp", "--quiet", "--recursive", &cache, &mc_target(&bucket)]);
+            closure.reset_dir("cache")?;
+            buckets.push(bucket);
+        }
+        let key = fs::read_to_string(closure.path("key.pub"));
+        let key = key.map_err(|error| format!("cannot read the public key: {error}"))?.trim().to_owned();
+        Ok(Self { closure, minio, buckets, key, out: closure.path("out") })
+    }
+
+    fn bucket(&self, compression: Compression) -> &str {
+        &self.buckets[compression as usize]
+    }
+
+    fn can_measure(&self, case: Case, compression: Compression) -> bool {
+        let installed = match case {
+            Case::Mc => is_installed(compression.name()),
+            Case::Rclone => self.closure.has_rclone && is_installed(compression.name()),
+            Case::S3 | Case::Http => true,
+            Case::Nix => is_installed("nix"),
+        };
+        if !installed {
+            eprintln!("bench: not measured, because it is not installed: {}", case.name(compression));
+        }
+        installed
+    }
+
+    /// Measures one command into an empty directory.
+    fn measure(&self, case: Case, compression: Compression, endpoint: &str) -> Result<Measurement, String> {
+        self.closure.reset_dir("out")?;
+        self.closure.settle()?;
+        let requests = self.minio.requests();
+        let fetch = vec![self.fetch(case, compression, endpoint)];
+        let (mut elapsed, mut stages) = self.closure.run(fetch, "paths", "output")?;
+        let requests = self.minio.requests() - requests;
+        if case.is_plain_download() {
+            let (decompressing, more) = self.decompress(compression)?;
+            elapsed += decompressing;
+            stages.extend(more);
+        }
+        self.check_complete(case, compression)?;
+        Ok(Measurement::new(elapsed, &stages, Some(requests), tree_size(&self.out)))
+    }
+
+    fn fetch(&self, case: Case, compression: Compression, endpoint: &str) -> Stage {
+        let (closure, bucket) = (self.closure, self.bucket(compression));
+        let http = format!("http://{endpoint}/{bucket}");
+        let out = self.out.display().to_string();
+        match case {
+            Case::Mc => {
+                let command = self.minio.mc_command(endpoint, &["cp", "--recursive", &mc_target(bucket), &out]);
+                Stage { name: "mc", command }
+            }
+            Case::Rclone => closure.rclone(endpoint, &self.minio.root(), format!("bench:{bucket}"), &out),
+            Case::S3 | Case::Http => {
+                let mut stage = closure.tool("s3-pull", &["--recursive", "--stdin", "--quiet", "--root", &out]);
+                stage.command.args(["--trusted-public-key", &self.key]);
+                if case == Case::S3 {
+                    stage.command.arg(cache_url(endpoint, bucket));
+                    self.minio.root().authorize(&mut stage.command);
+                } else {
+                    stage.command.arg(http);
+                }
+                stage
+            }
+            Case::Nix => {
+                let mut command = closure.scratch.command("nix");
+                command.args(["--option", "trusted-public-keys", &self.key]);
+                command.args(["copy", "--from", &http, "--to", &out]);
+                command.args(closure.paths.iter().map(|path| &path.path));
+                Stage { name: "nix", command }
+            }
+        }
+    }
+
+    /// Decompresses the downloaded files, a share of them on each processor.
+    fn decompress(&self, compression: Compression) -> Result<(Duration, Vec<FinishedStage>), String> {
+        let mut files = self.downloaded(compression.extension())?;
+        files.sort_by_key(|(size, _)| Reverse(*size));
+        let processes = processors().min(files.len());
+        let share = |index| {
+            let mut command = self.closure.scratch.command(compression.name());
+            command.args(["-d", "-q", "-k", "-f", "--"]);
+            command.args(files.iter().skip(index).step_by(processes).map(|(_, file)| file));
+            Stage { name: compression.name(), command }
+        };
+        self.closure.run((0..processes).map(share).collect(), "paths", "output")
+    }
+
+    /// Returns the downloaded NARs with that extension, and their sizes.
+    fn downloaded(&self, extension: &str) -> Result<Vec<(u64, PathBuf)>, String> {
+        let dir = self.out.join("nar");
+        let entries = fs::read_dir(&dir).map_err(|error| format!("cannot list {}: {error}", dir.display()))?;
+        let files =
+            entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == extension));
+        Ok(files.map(|path| (path.metadata().map_or(0, |meta| meta.len()), path)).collect())
+    }
+
+    /// Checks that every path has arrived.
+    fn check_complete(&self, case: Case, compression: Compression) -> Result<(), String> {
+        let (arrived, expected) = if case.is_plain_download() {
+            (self.downloaded("nar")?.len(), self.downloaded(compression.extension())?.len())
+        } else {
+            let entries = fs::read_dir(self.out.join("nix/store")).into_iter().flatten().flatten();
+            let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            (names.filter(|name| !name.starts_with('.')).count(), self.closure.paths.len())
+        };
+        if arrived == expected && arrived > 0 {
+            return Ok(());
+        }
+        Err(format!("{}: {arrived} of {expected} arrived", case.name(compression)))
+    }
+}

@@ -1,0 +1,131 @@
+//! `embedded-s3 [--remove DIR] ROOT-DIR`: an S3 server in one process, for the demo and for quick tests.
+//!
+//! Buckets are the directories in ROOT-DIR. Listens on a free loopback port and says `ENDPOINT 127.0.0.1:PORT` on
+//! standard output. Takes the credentials in `$EMBEDDED_S3_ACCESS_KEY` and `$EMBEDDED_S3_SECRET_KEY`; anonymous clients
+//! may read. Ends when standard input closes, and with --remove removes DIR then, so whoever started it need not live.
+
+use std::env;
+use std::error::Error;
+use std::ffi::OsString;
+use std::future::ready;
+use std::io::{self, Read as _, Write as _};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::thread;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::S3Result;
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s_fs::FileSystem;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+const USAGE: &str = "usage: embedded-s3 [--remove DIR] ROOT-DIR";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("embedded-s3: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse(env::args_os().skip(1))?;
+    let service = service(&options.root)?;
+    let served = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(service));
+    if let Some(dir) = options.remove {
+        cache_tests::remove_tree(&dir)?;
+    }
+    served
+}
+
+struct Options {
+    root: PathBuf,
+    remove: Option<PathBuf>,
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, &'static str> {
+        let mut first = args.next().ok_or(USAGE)?;
+        let mut remove = None;
+        if first == "--remove" {
+            remove = Some(args.next().ok_or(USAGE)?.into());
+            first = args.next().ok_or(USAGE)?;
+        }
+        if args.next().is_some() || first.as_encoded_bytes().starts_with(b"-") {
+            return Err(USAGE);
+        }
+        Ok(Self { root: first.into(), remove })
+    }
+}
+
+fn service(root: &PathBuf) -> Result<S3Service, Box<dyn Error>> {
+    let files = FileSystem::new(root).map_err(|error| format!("{}: {error:?}", root.display()))?;
+    let access_key = env::var("EMBEDDED_S3_ACCESS_KEY").map_err(|_| "EMBEDDED_S3_ACCESS_KEY is not set")?;
+    let secret_key = env::var("EMBEDDED_S3_SECRET_KEY").map_err(|_| "EMBEDDED_S3_SECRET_KEY is not set")?;
+    let mut builder = S3ServiceBuilder::new(files);
+    builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
+    builder.set_access(PublicRead);
+    Ok(builder.build())
+}
+
+/// Everybody reads objects, as with a bucket policy like the Nix manual's; the rest takes credentials.
+struct PublicRead;
+
+impl S3Access for PublicRead {
+    // What the attribute macro of async-trait makes of an `async fn`; not worth a dependency for one function.
+    fn check<'a, 'b, 'c, 'f>(
+        &'a self,
+        context: &'b mut S3AccessContext<'c>,
+    ) -> Pin<Box<dyn Future<Output = S3Result<()>> + Send + 'f>>
+    where
+        Self: 'f,
+        'a: 'f,
+        'b: 'f,
+        'c: 'f,
+    {
+        let reads = matches!(context.s3_op().name(), "GetObject" | "HeadObject" | "GetBucketLocation");
+        let allowed = reads || context.credentials().is_some();
+        Box::pin(ready(if allowed { Ok(()) } else { Err(s3s::s3_error!(AccessDenied)) }))
+    }
+}
+
+async fn serve(service: S3Service) -> Result<(), Box<dyn Error>> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "ENDPOINT {}", listener.local_addr()?)?;
+    drop(stdout);
+    let mut closed = watch_stdin();
+    let server = Builder::new(TokioExecutor::new());
+    loop {
+        let (socket, _) = tokio::select! {
+            accepted = listener.accept() => accepted?,
+            _ = &mut closed => return Ok(()),
+        };
+        let connection = server.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
+        tokio::spawn(async move {
+            // A client that goes away is the client's business.
+            drop(connection.await);
+        });
+    }
+}
+
+/// Resolves when standard input closes. A thread of its own, since a blocking task would keep the runtime from ending.
+fn watch_stdin() -> oneshot::Receiver<()> {
+    let (sender, receiver) = oneshot::channel();
+    thread::spawn(move || {
+        let mut buffer = [0; 256];
+        while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
+        // The receiver is gone only if the server already ended.
+        sender.send(()).unwrap_or_default();
+    });
+    receiver
+}

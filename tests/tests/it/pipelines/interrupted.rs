@@ -1,0 +1,358 @@
+//! Truncated streams, killed processes and dropped connections: the cache stays closed, and the next run completes.
+
+use crate::fixtures::bucket::{Fields, assert_closed, narinfo_keys, snapshot};
+use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, below, make_key};
+use cache_tests::random_seed;
+use cache_tests::{EmbeddedS3, Random};
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+/// A pipeline by its stages, and what all of them but the last write.
+struct Pipeline {
+    name: &'static str,
+    stages: &'static [&'static str],
+    streams: &'static [Stream],
+}
+
+/// How a stream tells its end.
+#[derive(Clone, Copy)]
+enum Stream {
+    /// A path list, or narinfo text: may by chance be cut where it still is whole.
+    Text,
+    /// Its very last byte is needed.
+    Export,
+    /// It ends in a block of zeros, and then in padding that nobody needs.
+    Archive,
+}
+
+impl Stream {
+    /// Whether the first `bytes` of `whole` are for certain not a whole stream.
+    fn is_cut(self, whole: &[u8], bytes: usize) -> bool {
+        match self {
+            Self::Text => false,
+            Self::Export => bytes < whole.len(),
+            Self::Archive => whole[bytes..].iter().any(|&byte| byte != 0),
+        }
+    }
+}
+
+const PIPELINES: [Pipeline; 5] = [
+    Pipeline {
+        name: "five stages",
+        stages: &[
+            "s3-push --missing \"$C\" < paths",
+            "nar-pack --root root --no-nix --export --stdin",
+            "narinfo-gen --no-nix --archive",
+            "cache-sign -k key.sec",
+            "s3-push --no-nix \"$C\"",
+        ],
+        streams: &[Stream::Text, Stream::Export, Stream::Archive, Stream::Archive],
+    },
+    Pipeline {
+        name: "an export stream",
+        stages: &["nar-pack --root root --no-nix --export --stdin < paths", "s3-push --no-nix \"$C\""],
+        streams: &[Stream::Export],
+    },
+    Pipeline {
+        name: "an unsorted archive",
+        stages: &["tar c -C cache $NARINFOS nar nix-cache-info", "s3-push --no-nix \"$C\""],
+        streams: &[Stream::Archive],
+    },
+    Pipeline {
+        name: "a mirror",
+        stages: &["s3-pull -r --archive \"file://$PWD/cache\" \"$TOP\"", "s3-push \"$C\""],
+        streams: &[Stream::Archive],
+    },
+    Pipeline {
+        name: "a mirror by an export stream",
+        stages: &["s3-pull -r --export \"file://$PWD/cache\" \"$TOP\"", "s3-push --no-nix \"$C\""],
+        streams: &[Stream::Export],
+    },
+];
+
+/// The pipeline with `head -c BYTES` after the stage `at`.
+fn cut(stages: &[&str], at: usize, bytes: usize) -> String {
+    let head = format!("head -c {bytes}");
+    let mut stages = stages.to_vec();
+    stages.insert(at + 1, &head);
+    stages.join(" | ")
+}
+
+/// Where to cut a stream of so many bytes: at its ends, in the middle, and anywhere.
+fn cuts(length: usize, random: &mut Random) -> Vec<usize> {
+    assert_ne!(length, 0, "there is nothing to cut");
+    let mut cuts = vec![0, 1, 8, 513, length / 2, length.saturating_sub(1025)];
+    cuts.extend([random.below(length), random.below(length)]);
+    cuts.retain(|&bytes| bytes < length);
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts
+}
+
+fn assert_cuts_are_harmless(pipeline: &Pipeline) {
+    let mut site = Site::new();
+    let s3 = EmbeddedS3::shared();
+    site.scratch.sh(&format!("mkdir cache; {ARCHIVE} | tar x -C cache")).ok();
+    let narinfos: Vec<_> = site.closure.paths().iter().rev().map(|path| Site::narinfo_key(path)).collect();
+    site.scratch.env("NARINFOS", narinfos.join(" "));
+    let mut random = Random::new(random_seed());
+    for (at, stream) in pipeline.streams.iter().enumerate() {
+        site.fresh_bucket(s3);
+        let whole = site.scratch.sh(&pipeline.stages[..=at].join(" | "));
+        whole.ok();
+        for bytes in cuts(whole.stdout.len(), &mut random) {
+            let bucket = site.fresh_bucket(s3);
+            let script = cut(pipeline.stages, at, bytes);
+            let outcome = site.scratch.sh(&script);
+            let objects = snapshot(s3, &bucket);
+            assert_closed(&objects);
+            if stream.is_cut(&whole.stdout, bytes) {
+                assert_ne!(outcome.status, 0, "{}: {script}\n{}", pipeline.name, outcome.stderr);
+                let last = outcome.stderr.lines().rfind(|line| line.starts_with("s3-push: "));
+                assert!(last.is_some(), "{script}: the last stage says nothing\n{}", outcome.stderr);
+            }
+            let again = site.scratch.sh(&pipeline.stages.join(" | "));
+            again.ok();
+            site.assert_complete(&snapshot(s3, &bucket));
+        }
+    }
+}
+
+#[test]
+fn five_stages_may_be_cut_anywhere() {
+    assert_cuts_are_harmless(&PIPELINES[0]);
+}
+
+#[test]
+fn an_export_stream_may_be_cut_anywhere() {
+    assert_cuts_are_harmless(&PIPELINES[1]);
+}
+
+#[test]
+fn an_unsorted_archive_may_be_cut_anywhere() {
+    assert_cuts_are_harmless(&PIPELINES[2]);
+}
+
+#[test]
+fn a_mirror_may_be_cut_anywhere() {
+    assert_cuts_are_harmless(&PIPELINES[3]);
+}
+
+#[test]
+fn a_mirror_by_an_export_stream_may_be_cut_anywhere() {
+    assert_cuts_are_harmless(&PIPELINES[4]);
+}
+
+#[test]
+fn a_nar_may_be_cut_anywhere() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch.sh("nar-pack --root root --no-nix \"$LIB\" > nar").ok();
+    let length = usize::try_from(fs::metadata(site.path("nar")).unwrap().len()).unwrap();
+    for bytes in cuts(length, &mut Random::new(random_seed())).into_iter().chain([length - 1]) {
+        let consumers = [
+            "s3-push --no-nix \"$C\" \"$LIB\"",
+            "nar-pack --unpack out",
+            "narinfo-gen --no-nix \"$LIB\"",
+            "narinfo-gen --no-nix --archive \"$LIB\" | s3-push \"$C\"",
+        ];
+        for consumer in consumers {
+            let said = site.scratch.sh(&format!("head -c {bytes} nar | {consumer}"));
+            assert_eq!(said.status, 1, "{consumer} of {bytes} bytes: {}", said.stderr);
+            assert_eq!(said.text(), "");
+        }
+        assert!(!site.path("out").exists(), "a half of it was unpacked");
+        assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
+    }
+    site.scratch.sh("s3-push --no-nix \"$C\" \"$LIB\" < nar; nar-pack --unpack out < nar").ok();
+    assert_closed(&snapshot(s3, &bucket));
+}
+
+#[test]
+fn a_rotation_may_be_cut_anywhere() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch.sh(PUBLISH).ok();
+    make_key(&site.scratch, "new");
+    let stages = ["s3-pull --narinfo --all \"$C\"", "cache-sign -k new.sec", "s3-push \"$C\""];
+    let mut random = Random::new(random_seed());
+    for at in 0..2 {
+        let length = site.scratch.sh(&stages[..=at].join(" | ")).stdout.len();
+        for bytes in cuts(length, &mut random) {
+            site.scratch.sh(&cut(&stages, at, bytes));
+            site.assert_complete(&snapshot(s3, &bucket));
+            site.assert_pulls("$C", "");
+        }
+    }
+    site.scratch.sh(&stages.join(" | ")).ok();
+    let objects = snapshot(s3, &bucket);
+    assert!(narinfo_keys(&objects).iter().all(|key| Fields::parse(&objects[*key]).all("Sig").len() == 2));
+}
+
+#[test]
+fn any_bytes_cut_off_leave_no_object() {
+    let (site, s3, bucket) = Site::embedded();
+    // Whoever feeds it tells nobody that it failed, but the shell does; a multipart upload that breaks is no object.
+    let body = "head -c 12000000 /dev/urandom";
+    let killed = "s3-push \"$C\" --part-size 5MiB --key log/x < fifo & pid=$!; exec 3>fifo; \
+                  head -c 12000000 /dev/urandom >&3; kill -KILL $pid; wait $pid || echo \"status $?\"";
+    assert_eq!(site.scratch.sh(&format!("mkfifo fifo; {killed}")).ok(), "status 137");
+    assert_eq!(s3.objects(&bucket), [""; 0]);
+    site.scratch.sh(&format!("{body} | s3-push \"$C\" --part-size 5MiB --key log/x")).ok();
+    assert_eq!(s3.get(&bucket, "log/x").len(), 12_000_000);
+}
+
+#[test]
+fn a_killed_push_leaves_a_valid_cache_and_the_next_completes_it() {
+    let mut site = Site::new();
+    let s3 = EmbeddedS3::shared();
+    site.scratch.sh(&format!("mkfifo fifo; {ARCHIVE} > archive")).ok();
+    let length = usize::try_from(fs::metadata(site.path("archive")).unwrap().len()).unwrap();
+    let mut random = Random::new(random_seed());
+    for bytes in cuts(length, &mut random).into_iter().chain([length]) {
+        let bucket = site.fresh_bucket(s3);
+        // It dies after it was given so much, wherever it is then. All of it is held back from the end: the pipe stays open.
+        let killed = format!(
+            "s3-push --no-nix \"$C\" < fifo & pid=$!; exec 3>fifo; head -c {bytes} archive >&3; kill -KILL $pid; \
+             wait $pid || echo \"status $?\""
+        );
+        assert_eq!(site.scratch.sh(&killed).ok().lines().last(), Some("status 137"));
+        assert_closed(&snapshot(s3, &bucket));
+        site.scratch.sh("s3-push --no-nix \"$C\" < archive").ok();
+        site.assert_complete(&snapshot(s3, &bucket));
+    }
+}
+
+#[test]
+fn a_pull_that_stops_in_the_middle_leaves_only_whole_paths_and_the_next_completes_it() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch.sh(PUBLISH).ok();
+    // The second path of three is damaged: the pull stops in the middle.
+    let url = Fields::parse(&s3.get(&bucket, &Site::narinfo_key(&site.closure.app))).one("URL").to_owned();
+    let nar = s3.get(&bucket, &url);
+    s3.put(&bucket, &url, b"damaged");
+    let said = site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").fails(1);
+    assert!(said.contains(&site.closure.app), "{said}");
+    let left = site.scratch.sh("mkdir -p out/nix/store; ls -A out/nix/store").ok();
+    for name in left.lines() {
+        let path = format!("/nix/store/{name}");
+        assert_ne!(path, site.closure.app);
+        assert!(site.closure.paths().contains(&path.as_str()), "{name} is left");
+        assert_eq!(
+            cache_tests::tree(below(&site.path("out"), &path)),
+            cache_tests::tree(below(&site.path("root"), &path))
+        );
+    }
+    s3.put(&bucket, &url, &nar);
+    site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
+    site.assert_trees("out");
+}
+
+#[test]
+fn narinfo_text_cut_at_the_end_of_a_line_loses_nothing() {
+    let (site, s3, bucket) = Site::embedded();
+    site.scratch.sh(PUBLISH).ok();
+    make_key(&site.scratch, "new");
+    let before = snapshot(s3, &bucket);
+    let signed = site.scratch.sh("s3-pull --narinfo --all \"$C\" | cache-sign -k new.sec").ok() + "\n";
+    let last = signed.rfind("\n\n").unwrap() + 2;
+    // Each is the beginning of the text, and looks like the end of a narinfo that has fewer lines.
+    for (at, _) in signed.match_indices('\n').filter(|(at, _)| *at > last) {
+        let cut = &signed[..=at];
+        site.scratch.sh_with_input("s3-push --no-nix \"$C\"", cut.as_bytes());
+        let after = snapshot(s3, &bucket);
+        site.assert_complete(&after);
+        for key in narinfo_keys(&after) {
+            let [old, new] = [&before, &after].map(|objects| Fields::parse(&objects[key]));
+            for field in &old.0 {
+                assert!(new.0.contains(field), "{key} lost {field:?} to\n{cut}");
+            }
+        }
+    }
+    site.scratch.sh_with_input("s3-push --no-nix \"$C\"", signed.as_bytes()).ok();
+}
+
+/// An HTTP cache that breaks off in the middle of one file.
+struct Breaking {
+    listener: TcpListener,
+    dir: PathBuf,
+    key: String,
+    /// Hears of each break, and holds the connection until it has said what to do: go on listening, or end.
+    broken: Sender<()>,
+    go_on: Receiver<()>,
+}
+
+impl Breaking {
+    /// Answers one request after the other until a client goes away whom nobody wants to wait for.
+    fn serve(&self) {
+        for connection in self.listener.incoming() {
+            let Ok(true) = self.answer(&mut connection.unwrap()) else { return };
+        }
+    }
+
+    /// Whether to listen further.
+    fn answer(&self, connection: &mut TcpStream) -> io::Result<bool> {
+        let mut request = String::new();
+        let mut reader = BufReader::new(connection.try_clone()?);
+        while reader.read_line(&mut request)? > 2 {}
+        let key = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
+        let Ok(body) = fs::read(self.dir.join(&key)) else {
+            write!(connection, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+            return Ok(true);
+        };
+        write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+        if key != self.key {
+            connection.write_all(&body)?;
+            return Ok(true);
+        }
+        connection.write_all(&body[..body.len() / 2])?;
+        self.broken.send(()).unwrap();
+        Ok(self.go_on.recv().is_ok())
+    }
+}
+
+/// A site with its cache in `cache/`, and such a server for it on a thread: the URL, who hears of breaks, and who answers.
+fn breaking_site() -> (Site, String, Receiver<()>, Sender<()>) {
+    let (site, _, _, lib) = Site::with_cache();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (broken, hear) = mpsc::channel();
+    let (say, go_on) = mpsc::channel();
+    let server = Breaking { listener, dir: site.path("cache"), key: lib.one("URL").to_owned(), broken, go_on };
+    thread::spawn(move || server.serve());
+    (site, url, hear, say)
+}
+
+#[test]
+fn a_server_that_breaks_off_is_a_failure() {
+    let (site, url, hear, say) = breaking_site();
+    // However often it is asked.
+    thread::spawn(move || while hear.recv().is_ok_and(|()| say.send(()).is_ok()) {});
+    for output in ["--root out", "--export", "--nar", "--archive"] {
+        let pulled = site.scratch.sh(&format!("timeout 60 s3-pull {output} {url} \"$LIB\" | cat > got"));
+        assert!([1, 2].contains(&pulled.status), "{output}: status {}: {}", pulled.status, pulled.stderr);
+        assert!(pulled.stderr.contains(&site.closure.lib), "{output}: {}", pulled.stderr);
+        site.assert_nothing_below("out");
+        // Whoever reads on gets nothing that could pass for whole.
+        for reader in ["nar-pack --unpack tree", "s3-push --no-nix \"$C\"", "s3-push --no-nix \"$C\" \"$LIB\""] {
+            assert_ne!(site.scratch.sh(&format!("{reader} < got")).status, 0, "{output} | {reader}");
+        }
+        assert!(!site.path("tree").exists());
+    }
+}
+
+#[test]
+fn a_killed_pull_leaves_nothing_under_a_final_name_and_the_next_tidies_up() {
+    let (site, url, hear, say) = breaking_site();
+    let mut pull = site.scratch.command("s3-pull").args(["--root", "out", &url, &site.closure.lib]).spawn().unwrap();
+    hear.recv().unwrap();
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+    drop(say);
+    assert!(!below(&site.path("out"), &site.closure.lib).exists());
+    site.scratch.sh("s3-pull -r --root out file://$PWD/cache \"$TOP\"").ok();
+    site.assert_trees("out");
+    assert_eq!(site.scratch.sh("ls -A out/nix/store | wc -l").ok(), "3", "nothing temporary is left");
+}

@@ -1,0 +1,115 @@
+//! Documents that are not policies: lifecycle, CORS and trust.
+
+use super::document;
+use crate::fixtures::calls::Caller;
+use crate::fixtures::site;
+use cache_tests::{Minio, Scratch, Versitygw};
+use serde_json::Value;
+use std::fs;
+
+/// What the documents that are no policies say reaches the servers that know of such things.
+#[test]
+fn configurations_are_accepted_by_the_servers_that_have_them() {
+    let scratch = Scratch::new();
+    if let Some(minio) = Minio::shared() {
+        let bucket = minio.make_bucket();
+        let mut scratch = Scratch::new();
+        minio.mc_alias(&mut scratch, "cache");
+        let rule = document(&scratch, &format!("--lifecycle 7 s3://{bucket}/nar"));
+        let import = |text: &str| scratch.sh_with_input(&format!("mc ilm import cache/{bucket}"), text.as_bytes());
+        // Read, and refused for the one thing that MinIO has not.
+        let said = import(&rule).fails(1);
+        assert!(said.contains("did not validate"), "{said}");
+        let mut more: Value = serde_json::from_str(&rule).unwrap();
+        more["Rules"][0]["Expiration"] = serde_json::json!({ "Days": 400 });
+        import(&more.to_string()).ok();
+        let set: Value = serde_json::from_str(&scratch.sh(&format!("mc ilm export cache/{bucket}")).ok()).unwrap();
+        println!("lifecycle on MinIO: {set}");
+        assert_eq!(set["Rules"][0]["ID"], "abort-incomplete-uploads");
+        assert_eq!(
+            (&set["Rules"][0]["Status"], &set["Rules"][0]["Filter"]["Prefix"]),
+            (&"Enabled".into(), &"nar/".into())
+        );
+        // The reader of policies gets as far as the provider's own keys, which it does not know; it names one, any.
+        let trust = "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main";
+        fs::write(scratch.path().join("trust.json"), document(&scratch, trust)).unwrap();
+        let said = scratch.sh("mc admin policy create cache trust trust.json").fails(1);
+        assert!(said.contains("invalid condition key 'token.actions.githubusercontent.com:"), "{said}");
+    }
+    if let Some(gateway) = Versitygw::shared() {
+        let owner = Caller::new(&gateway.endpoint(), Some(&gateway.root()));
+        let bucket = owner.make_bucket();
+        let cors = document(&scratch, "--cors --origin https://example.org");
+        owner.set_cors(&bucket, &serde_json::from_str(&cors).unwrap()).unwrap();
+        let (host, port) = (gateway.endpoint(), gateway.endpoint());
+        let (host, port) = (host.split_once(':').unwrap().0, port.split_once(':').unwrap().1);
+        let ask = |origin: &str| {
+            let request = format!(
+                "OPTIONS /{bucket}/nix-cache-info HTTP/1.1\\r\\nHost: {host}:{port}\\r\\nOrigin: {origin}\\r\\n\
+                 Access-Control-Request-Method: GET\\r\\nAccess-Control-Request-Headers: range\\r\\nConnection: close\\r\\n\\r\\n"
+            );
+            let answer = scratch.sh(&format!("exec 3<>/dev/tcp/{host}/{port}; printf '{request}' >&3; cat <&3")).ok();
+            answer.to_lowercase()
+        };
+        let allowed = ask("https://example.org");
+        println!("CORS on versitygw: {allowed}");
+        assert!(allowed.contains("access-control-allow-origin: https://example.org"), "{allowed}");
+        assert!(!ask("https://elsewhere.example.org").contains("access-control-allow-origin"));
+    }
+}
+
+#[test]
+fn configurations_and_misplaced_flags() {
+    let mut scratch = Scratch::new();
+    let key = site::make_key(&scratch, "key");
+    scratch.env("KEY", key);
+    for arguments in [
+        "--lifecycle 7 s3://my-cache/prefix",
+        "--lifecycle 7",
+        "--cors --origin https://example.org",
+        "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main",
+        "--admin --principal 123456789012 --require-tls my-cache",
+        "--upload --partition aws-cn --vpc-endpoint vpce-1a2b my-cache",
+        "--upload 's3://my-cache?region=us-gov-west-1'",
+    ] {
+        let parsed: Value = serde_json::from_str(&document(&scratch, arguments)).unwrap();
+        assert!(parsed.is_object(), "{arguments}");
+    }
+    let partition = document(&scratch, "--upload 's3://my-cache?region=us-gov-west-1'");
+    assert!(partition.contains("arn:aws-us-gov:s3:::my-cache/*"), "{partition}");
+    for arguments in [
+        "--cors my-cache",
+        "--lifecycle 0 my-cache",
+        "--lifecycle 7 --require-tls my-cache",
+        "--upload --allow-list my-cache",
+        "--upload --identity my-cache",
+        "--read-only --upload my-cache",
+        "--nix-conf my-cache",
+        "--nix-conf --trusted-public-key x my-cache",
+        "--nix-conf --trusted-public-key x --write a --remove b my-cache",
+        "--oidc-trust example.org",
+        "--upload",
+        "--upload 192.0.2.1",
+        "--upload s3://192.0.2.1",
+        "--upload --source-ip 192.0.2.1/24 my-cache",
+        "--upload --partition aws-cn 's3://my-cache?region=eu-west-2'",
+        "--read-only --principal arn:aws-cn:iam::123456789012:root 's3://my-cache?region=eu-west-2'",
+        "--lifecycle 7 's3://my-cache/a*'",
+        "--oidc-trust example.org:443 --account 123456789012 --subject a:b/c",
+        "--nix-conf --trusted-public-key \"$KEY\" 'https://example.org?token=hidden'",
+    ] {
+        let said = scratch.sh(&format!("cache-policy {arguments}"));
+        let bad_key = arguments.contains("--trusted-public-key x my-cache");
+        assert!(said.status == if bad_key { 1 } else { 2 } && said.stdout.is_empty(), "{arguments}: {}", said.stderr);
+        assert!(!said.stderr.contains("hidden"), "{arguments}: {}", said.stderr);
+        assert_eq!(said.stderr.lines().count(), 1, "{arguments}: {}", said.stderr);
+    }
+}
+
+/// What help says of MinIO.
+#[test]
+fn minio_has_no_rule_for_unfinished_uploads() {
+    let Some(minio) = Minio::shared() else { return };
+    let owner = Caller::new(&minio.endpoint(), Some(&minio.root()));
+    assert!(!owner.abort_after(&minio.make_bucket(), 7));
+}

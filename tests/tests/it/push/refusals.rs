@@ -1,0 +1,106 @@
+//! Cache archives that a push refuses; nothing of them is published.
+
+use crate::fixtures::bucket::{assert_closed, narinfo_keys, snapshot};
+use crate::fixtures::site::{ARCHIVE, Site};
+use cache_tests::EmbeddedS3;
+use std::fs;
+
+/// Pushes the archive of `members` of `cache/` and expects a refusal that says `word`, after which no narinfo is there.
+#[track_caller]
+fn assert_refused(site: &Site, s3: &EmbeddedS3, bucket: &str, members: &str, word: &str) {
+    let pushed = site.scratch.sh(&format!("tar c -C cache {members} | s3-push --no-nix \"$C\""));
+    let said = pushed.fails(1);
+    assert!(said.contains(word), "{word:?} in {said}");
+    assert_eq!(pushed.stdout.len(), 0, "nothing was published");
+    let objects = snapshot(s3, bucket);
+    assert_eq!(narinfo_keys(&objects), [""; 0]);
+}
+
+#[test]
+fn a_narinfo_without_its_nar_is_refused() {
+    let (site, s3, bucket, lib) = Site::with_cache();
+    let key = Site::narinfo_key(&site.closure.lib);
+    assert_refused(&site, s3, &bucket, &format!("nix-cache-info {key}"), lib.one("URL"));
+    let said = site.scratch.sh(&format!("s3-push \"$C\" < cache/{key}")).fails(1);
+    assert!(said.contains(lib.one("URL")), "{said}");
+    assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
+    // With the NAR there, narinfo text is enough.
+    s3.put(&bucket, lib.one("URL"), &fs::read(site.path("cache").join(lib.one("URL"))).unwrap());
+    assert_eq!(site.scratch.sh(&format!("s3-push \"$C\" < cache/{key}")).ok(), site.closure.lib);
+    assert_closed(&snapshot(s3, &bucket));
+}
+
+#[test]
+fn changed_nar_bytes_are_refused() {
+    let (site, s3, bucket, lib) = Site::with_cache();
+    let file = site.path("cache").join(lib.one("URL"));
+    let bytes = fs::read(&file).unwrap();
+    let mut flipped = bytes.clone();
+    flipped[bytes.len() / 2] ^= 1;
+    let cases = [flipped, bytes[..bytes.len() - 1].to_vec(), [bytes.as_slice(), b"x"].concat(), Vec::new()];
+    for changed in cases {
+        fs::write(&file, changed).unwrap();
+        assert_refused(&site, s3, &bucket, ".", lib.one("URL"));
+        // In the order of our own archives too.
+        let order = format!("nix-cache-info {} {}", lib.one("URL"), Site::narinfo_key(&site.closure.lib));
+        assert_refused(&site, s3, &bucket, &order, lib.one("URL"));
+        assert!(
+            !s3.objects(&bucket).contains(&lib.one("URL").to_owned()),
+            "wrong bytes under the name of the right ones"
+        );
+    }
+}
+
+#[test]
+fn a_narinfo_that_lies_is_refused() {
+    let (site, s3, bucket, lib) = Site::with_cache();
+    let key = Site::narinfo_key(&site.closure.lib);
+    let file = site.path("cache").join(&key);
+    let truth = fs::read_to_string(&file).unwrap();
+    let other = format!("sha256:{}", cache_tests::sha256_base32(b"other"));
+    let lies = [
+        ("NarHash", truth.replace(lib.one("NarHash"), &other)),
+        ("FileHash", truth.replace(&format!("FileHash: {}", lib.one("FileHash")), &format!("FileHash: {other}"))),
+        ("NarSize", truth.replace(&format!("NarSize: {}", lib.one("NarSize")), "NarSize: 408")),
+        ("FileSize", truth.replace(&format!("FileSize: {}", lib.one("FileSize")), "FileSize: 7")),
+    ];
+    for (field, lie) in lies {
+        assert_ne!(lie, truth, "{field}");
+        fs::write(&file, lie).unwrap();
+        assert_refused(&site, s3, &bucket, ".", field);
+        assert_refused(&site, s3, &bucket, &format!("nix-cache-info nar {key}"), field);
+    }
+    // A narinfo under the name of another path.
+    fs::write(&file, fs::read(site.path("cache").join(Site::narinfo_key(&site.closure.app))).unwrap()).unwrap();
+    assert_refused(&site, s3, &bucket, ".", &key);
+}
+
+#[test]
+fn missing_references_are_refused_unless_they_are_allowed() {
+    let (site, s3, bucket, _) = Site::with_cache();
+    let app = Site::narinfo_key(&site.closure.app);
+    let lib = &site.closure.lib["/nix/store/".len()..];
+    assert_refused(&site, s3, &bucket, &format!("nix-cache-info nar {app}"), lib);
+    assert_refused(&site, s3, &bucket, &format!("{app} nar"), lib);
+    let allowed =
+        format!("tar c -C cache nix-cache-info nar {app} | s3-push --no-nix --allow-missing-references \"$C\"");
+    assert_eq!(site.scratch.sh(&allowed).ok(), site.closure.app);
+    // What is in the cache already counts.
+    let lib = Site::narinfo_key(&site.closure.lib);
+    let top = Site::narinfo_key(&site.closure.top);
+    site.scratch.sh(&format!("tar c -C cache nar {lib} | s3-push --no-nix \"$C\"")).ok();
+    site.scratch.sh(&format!("tar c -C cache nar {top} | s3-push --no-nix \"$C\"")).ok();
+    site.assert_complete(&snapshot(s3, &bucket));
+}
+
+#[test]
+fn a_bucket_of_another_store_directory_is_refused() {
+    let (site, s3, bucket) = Site::embedded();
+    s3.put(&bucket, "nix-cache-info", b"StoreDir: /gnu/store\n");
+    let said = site.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix \"$C\"")).fails(1);
+    assert!(said.contains("/gnu/store"), "{said}");
+    assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
+    assert_eq!(s3.get(&bucket, "nix-cache-info"), b"StoreDir: /gnu/store\n");
+    let said = site.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
+    assert!(said.contains(&site.closure.lib) || said.contains("/gnu/store"), "{said}");
+}

@@ -1,0 +1,191 @@
+//! `cache-sign verify` of a cache archive passes only what is trusted.
+
+use super::contributors;
+use crate::fixtures::bucket::{Fields, assert_closed, snapshot};
+use crate::fixtures::site::Site;
+use std::fs;
+
+/// Of an archive, narinfos and NARs that do not hold stay out, and what passes is a cache that can be pushed.
+#[test]
+fn verify_of_an_archive_passes_only_what_holds() {
+    let (mut site, [alice, ..]) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    // Only `lib` is signed.
+    sh("mkdir dir; tar x -C dir < archive").ok();
+    let lib = Site::narinfo_key(&site.closure.lib);
+    sh(&format!("cache-sign -k alice.sec < dir/{lib} > signed; mv signed dir/{lib}; chmod u+w -R dir")).ok();
+    let url = Fields::parse(&fs::read(site.path(&format!("dir/{lib}"))).unwrap()).one("URL").to_owned();
+    // NARs first, as narinfo-gen writes them, and narinfos first, as tar may find them.
+    for order in ["nix-cache-info nar *.narinfo", "*.narinfo nix-cache-info nar"] {
+        let verify = format!("cd dir; tar c {order} | cache-sign verify --trusted-public-key '{alice}' > ../passed");
+        let said = sh(&verify).fails(1);
+        assert!(said.contains("2 of 3 paths are not trusted"), "{said}");
+        let mut members: Vec<String> = sh("tar t < passed").ok().lines().map(str::to_owned).collect();
+        members.sort_unstable();
+        let mut wanted = vec![lib.clone(), url.clone(), "nix-cache-info".to_owned()];
+        wanted.sort_unstable();
+        assert_eq!(members, wanted, "{order}");
+    }
+    let s3 = cache_tests::EmbeddedS3::shared();
+    let bucket = site.fresh_bucket(s3);
+    site.scratch.sh("s3-push --no-nix \"$C\" < passed").ok();
+    assert_closed(&snapshot(s3, &bucket));
+    // A stream that is cut off is no verdict.
+    site.scratch
+        .sh(&format!("head -c 3000 archive | cache-sign verify --trusted-public-key '{alice}' > /dev/null"))
+        .fails(1);
+}
+
+/// A signed archive in `signed` and its members below `dir`, and the NAR's key of each path.
+fn signed_archive(site: &Site) -> [String; 3] {
+    site.scratch
+        .sh("cache-sign -k alice.sec < archive > signed; mkdir dir; tar x -C dir < signed; chmod -R u+w dir")
+        .ok();
+    site.closure.paths().map(|path| {
+        let narinfo = fs::read(site.path("dir").join(Site::narinfo_key(path))).unwrap();
+        Fields::parse(&narinfo).one("URL").to_owned()
+    })
+}
+
+/// NARs before narinfos, and narinfos before NARs.
+const ORDERS: [&str; 2] = ["nix-cache-info nar *.narinfo", "*.narinfo nix-cache-info nar"];
+
+/// What is signed is the narinfo: a NAR passes only if it is what the narinfo says.
+#[test]
+fn verify_of_an_archive_holds_each_nar_against_its_narinfo() {
+    let (site, [alice, ..]) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    let [lib, app, top] = signed_archive(&site);
+    let lib_info = Site::narinfo_key(&site.closure.lib);
+    let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
+    sh(&format!("{verify} < signed > passed; cmp signed passed")).ok();
+    // What is wrong, how it is made, what is said, and whether the NAR alone is to blame.
+    let cases = [
+        ("another NAR", format!("cp {app} {lib}"), "FileHash is"),
+        ("a NAR that is cut off", format!("truncate -s -1 {lib}"), "cannot decompress|truncated|end"),
+        ("a NAR with a changed byte", format!("printf x | dd of={lib} bs=1 seek=40 conv=notrunc status=none"), &lib),
+        ("no NAR at all", format!("echo hello > {lib}"), "not a NAR"),
+        ("FileSize", format!("sed -i 's/^FileSize: .*/FileSize: 12345/' {lib_info}"), "FileSize is 12345"),
+        (
+            "FileHash",
+            format!(
+                "sed -i \"s|^FileHash: .*|$(grep ^FileHash: {})|\" {lib_info}",
+                Site::narinfo_key(&site.closure.app)
+            ),
+            "FileHash is",
+        ),
+        (
+            "only NarHash tells",
+            format!("cp {app} {lib}; sed -i '/^FileHash: /d; /^FileSize: /d' {lib_info}"),
+            "NarHash is",
+        ),
+        ("compression", format!("sed -i 's/^Compression: .*/Compression: xz/' {lib_info}"), "Compression is"),
+    ];
+    for (what, change, message) in cases {
+        sh(&format!("rm -rf bad; cp -r dir bad; cd bad; {change}")).ok();
+        for order in ORDERS {
+            let run = |flags: &str| sh(&format!("cd bad; tar c {order} | {verify} {flags} > ../passed"));
+            let said = run("").fails(1);
+            assert!(message.split('|').any(|message| said.contains(message)), "{what}, {order}: {said}");
+            let members = sh("tar t < passed").ok();
+            assert!(!members.contains(&lib) && members.contains(&app) && members.contains(&top), "{what}: {members}");
+            if order.starts_with("nix-cache-info") {
+                assert!(!members.contains(&lib_info), "{what}: {members}");
+            }
+            run("--json").fails(1);
+            let trusted = sh("grep -c '\"trusted\":true' passed").ok();
+            assert_eq!(trusted, if order.starts_with("nix-cache-info") { "2" } else { "3" }, "{what}, {order}");
+        }
+    }
+}
+
+/// Nobody signs the URL: one that names something else than a NAR would let that pass.
+#[test]
+fn verify_refuses_a_narinfo_whose_url_is_no_nar() {
+    let (site, [alice, ..]) = contributors();
+    signed_archive(&site);
+    let info = Site::narinfo_key(&site.closure.lib);
+    for url in
+        ["log/x.drv", "debuginfo/ab", "realisations/x.doi", "nix-cache-info", &info, &info.replace("narinfo", "ls")]
+    {
+        let said = site
+            .scratch
+            .sh(&format!(
+                "cp dir/{info} honest; sed -i 's|^URL: .*|URL: {url}|' dir/{info}
+                 cp dir/{info} {info}; cp honest dir/{info}
+                 mkdir -p evil/log evil/debuginfo evil/realisations; cp dir/nix-cache-info evil/
+                 [ -e evil/{url} ] || echo evil > evil/{url}; cp {info} evil/{info}
+                 tar c -C evil $(cd evil; find . -type f -printf '%P ') | cache-sign verify --trusted-public-key '{alice}' > passed \\
+                   || s=$?; rm -r evil; exit ${{s:-0}}"
+            ))
+            .fails(1);
+        assert!(said.contains("not the key of a NAR"), "{url}: {said}");
+        assert!(!site.scratch.sh("tar t < passed").ok().contains("narinfo"), "{url}");
+    }
+}
+
+#[test]
+fn verify_of_an_archive_refuses_members_that_are_there_twice_or_that_nobody_names() {
+    let (site, [alice, ..]) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    let [lib, app, _] = signed_archive(&site);
+    let lib_info = Site::narinfo_key(&site.closure.lib);
+    let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
+    sh(&format!("mkdir -p evil/nar; cp dir/{app} evil/{lib}; cp dir/{lib_info} evil; echo x > evil/nar/extra.nar.zst"))
+        .ok();
+    sh(&format!("cp dir/{lib} evil/nar/unnamed.nar.zst")).ok();
+    for order in ORDERS {
+        let run = |appended: &str| {
+            sh(&format!(
+                "cd dir; tar cf ../t {order}; cd ..; tar rf t {appended}; {verify} --json < t > json || true; {verify} < t > passed"
+            ))
+        };
+        let members = || sh("tar t < passed | sort").ok();
+        let whole = sh("tar t < signed | sort").ok();
+        // A second, evil NAR.
+        let said = run(&format!("-C evil {lib}")).fails(1);
+        assert!(said.contains(&format!("{lib}: duplicate archive member with different contents")), "{said}");
+        assert!(said.contains("1 other archive member was refused"), "{said}");
+        assert_eq!(members(), whole, "{order}: the good one passes, once");
+        sh(&format!("tar x -O {lib} < passed | cmp - dir/{lib}")).ok();
+        // The same NAR again is what narinfo-gen writes for paths of the same contents.
+        run(&format!("-C dir {lib}")).ok();
+        assert_eq!(members(), whole);
+        let said = run(&format!("-C evil {lib_info}")).fails(1);
+        assert!(said.contains(&format!("{lib_info}: duplicate archive member")), "{said}");
+        assert_eq!(members(), whole);
+        let said = run("-C dir nix-cache-info").fails(1);
+        assert!(said.contains("nix-cache-info: duplicate archive member"), "{said}");
+        let said = run("-C evil nar/unnamed.nar.zst nar/extra.nar.zst").fails(1);
+        assert!(said.contains("nar/unnamed.nar.zst: no narinfo in the archive refers to this NAR"), "{said}");
+        assert!(said.contains("nar/extra.nar.zst: not a NAR"), "{said}");
+        assert!(said.contains("2 other archive members were refused"), "{said}");
+        assert_eq!(members(), whole);
+    }
+    // The evil one first: neither passes.
+    sh(&format!("tar cf t -C evil {lib}; cd dir; tar rf ../t nix-cache-info nar *.narinfo")).ok();
+    let said = sh(&format!("{verify} < t > passed")).fails(1);
+    assert!(said.contains("different contents") && said.contains("FileHash is"), "{said}");
+    assert!(!sh("tar t < passed").ok().contains(&lib));
+}
+
+/// Two paths of the same contents share a NAR; one of them may be unsigned.
+#[test]
+fn verify_passes_a_nar_that_a_path_which_holds_shares_with_one_that_does_not() {
+    let (site, [alice, ..]) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    let twin = cache_tests::store_path("twin", cache_tests::random_seed());
+    let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
+    sh(&format!("cp -a root$LIB root{twin}; nar-pack --root root --no-nix --export $LIB {twin} | narinfo-gen --no-nix --archive | cache-sign -k alice.sec > twins")).ok();
+    sh(&format!("{verify} < twins > passed; test $(tar t < passed | grep -c ^nar/) = 1; mkdir d; tar x -C d < twins; chmod -R u+w d")).ok();
+    for unsigned in [&site.closure.lib, &twin] {
+        let key = Site::narinfo_key(unsigned);
+        sh(&format!("rm -rf e; cp -r d e; sed -i '/^Sig: /d' e/{key}")).ok();
+        for order in ORDERS {
+            let said = sh(&format!("cd e; tar c {order} | {verify} > ../passed")).fails(1);
+            assert!(said.contains("1 of 2 paths are not trusted") && !said.contains("archive member"), "{said}");
+            let members = sh("tar t < passed").ok();
+            assert!(members.contains("nar/") && !members.contains(&key), "{order}: {members}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Where keys come from, and whose signatures count.
+
+use super::contributors;
+use crate::fixtures::site::{Site, make_key};
+use cache_tests::Scratch;
+use cache_tests::nix;
+use serde_json::Value;
+use std::fs;
+
+fn signers(line: &str) -> (bool, Vec<String>) {
+    let report: Value = serde_json::from_str(line).unwrap();
+    let names = report["signedBy"].as_array().unwrap().iter();
+    (report["trusted"].as_bool().unwrap(), names.map(|name| name.as_str().unwrap().to_owned()).collect())
+}
+
+#[test]
+fn two_of_three_contributors_must_sign() {
+    let (site, _) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    let trust = "--trusted-public-key \"$(cat alice.pub) $(cat bob.pub)\" --trusted-public-key-file carol.pub";
+    let verify = format!("cache-sign verify --threshold 2 {trust}");
+    sh("cache-sign -k alice.sec < narinfos > one; cache-sign -k bob.sec < one > two").ok();
+    sh("cache-sign -k carol.sec < two > three; cache-sign -k alice.sec -k bob.sec < three | cmp - three").ok();
+    for (file, status, names) in [
+        ("narinfos", 1, &[][..]),
+        ("one", 1, &["alice-1"][..]),
+        ("two", 0, &["alice-1", "bob-1"]),
+        ("three", 0, &["alice-1", "bob-1", "carol-1"]),
+    ] {
+        let report = sh(&format!("{verify} --json < {file}"));
+        println!("{file}: exit {}\n{}\n{}", report.status, report.text(), report.stderr.trim());
+        assert_eq!(report.status, status, "{}", report.stderr);
+        assert_eq!(report.text().lines().count(), 3);
+        for line in report.text().lines() {
+            assert_eq!(signers(line), (status == 0, names.iter().map(|&name| name.to_owned()).collect()), "{line}");
+        }
+        let passed = sh(&format!("{verify} < {file}"));
+        assert_eq!(passed.status, status);
+        assert_eq!(passed.stdout, if status == 0 { fs::read(site.path(file)).unwrap() } else { Vec::new() });
+    }
+    // A key under two names is one signer.
+    sh("sed s/alice-1/other-1/ alice.sec > other.sec; sed s/alice-1/other-1/ alice.pub > other.pub").ok();
+    sh("cache-sign -k other.sec < one | cache-sign verify --threshold 2 --trusted-public-key-file alice.pub \
+        --trusted-public-key-file other.pub --trusted-public-key-file bob.pub")
+    .fails(1);
+    // A signature that is moved to another key's name is worth nothing.
+    let moved = sh(&format!("sed 's/^Sig: alice-1/Sig: carol-1/' two | {verify} --json"));
+    assert!(moved.status == 1 && moved.text().contains(r#"{"key":"carol-1","verdict":"wrong"}"#), "{}", moved.text());
+}
+
+#[test]
+fn keys_come_from_files_descriptors_and_variables() {
+    let (mut site, [alice, ..]) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    sh("cache-sign -k alice.sec < narinfos > signed").ok();
+    let secret = fs::read_to_string(site.path("alice.sec")).unwrap();
+    let half = {
+        let digits = sh("cut -d: -f2 alice.sec | base64 -d | head -c 32 | base64 -w0").ok();
+        format!("alice-1:{digits}")
+    };
+    fs::write(site.path("half.sec"), &half).unwrap();
+    for script in [
+        "cache-sign --key-fd 3 3< alice.sec < narinfos",
+        "cache-sign --key-fd 7 7< <(cat alice.sec) < narinfos",
+        "K=$(cat alice.sec) cache-sign --key-env K < narinfos",
+        "chmod 600 half.sec; cache-sign --seed -k half.sec < narinfos",
+        "cache-sign --seed -k <(cat half.sec) < narinfos",
+    ] {
+        let outcome = sh(&format!("{script} | cmp - signed"));
+        outcome.ok();
+        assert_eq!(outcome.stderr, "", "{script}");
+    }
+    assert_eq!(sh("cache-sign public-key --seed --key-fd 3 3< half.sec").ok(), alice);
+    let said = sh("chmod 644 alice.sec; cache-sign -k alice.sec < narinfos > out; chmod 600 alice.sec");
+    said.ok();
+    assert!(said.stderr.contains("readable by other users (mode 0644)"), "{}", said.stderr);
+    site.scratch.env("SECRET", &secret);
+    for (script, status) in [
+        ("cache-sign --key-fd 9 < narinfos", 2),
+        ("cache-sign --key-fd 0 < narinfos", 2),
+        ("cache-sign --key-fd 3 --key-fd 3 3< alice.sec < narinfos", 2),
+        ("cache-sign --key-env NO_SUCH < narinfos", 2),
+        ("cache-sign --key-env \"$SECRET\" < narinfos", 2),
+        ("cache-sign --key-fd \"$SECRET\" < narinfos", 2),
+        ("cache-sign -k \"$SECRET\" < narinfos", 2),
+        ("cache-sign -k - < narinfos", 2),
+        ("cache-sign -k bob.pub < narinfos | head -c 1", 0),
+        ("cache-sign --key-fd 3 3< /dev/null < narinfos", 1),
+        ("cache-sign --key-fd 3 3< <(head -c 5000 /dev/zero) < narinfos", 1),
+    ] {
+        if status == 0 {
+            continue;
+        }
+        let outcome = site.scratch.sh(script);
+        assert_eq!(outcome.status, status, "{script}: {}", outcome.stderr);
+        assert!(outcome.stdout.is_empty() && outcome.stderr.lines().count() == 1, "{script}: {}", outcome.stderr);
+        let digits = secret.split(':').nth(1).unwrap();
+        assert!(!outcome.stderr.contains(&digits[..20]) && !outcome.stderr.contains(&digits[50..]), "{script}");
+    }
+}
+
+/// Other tools' signatures stay byte for byte; `--replace` drops those of one name, and the base of NarHash is no matter.
+#[test]
+fn signatures_of_others_stay_and_every_base_is_the_same_path() {
+    let (site, _) = contributors();
+    let sh = |script: &str| site.scratch.sh(script);
+    let lib = &site.closure.lib;
+    sh(&format!("awk -v RS= -v p='StorePath: {lib}' 'index($0, p)' narinfos > plain")).ok();
+    sh("cache-sign -k alice.sec < plain > signed").ok();
+    let signature = sh("grep '^Sig: ' signed").ok();
+    let foreign = "Sig: elsewhere-1:not even base 64 =\nSig: elsewhere-2:AAAA";
+    sh(&format!("(cat plain; printf '%s\\n' '{foreign}') | cache-sign -k alice.sec > both; grep -F '{foreign}' both"))
+        .ok();
+    assert_eq!(sh("grep -c '^Sig: ' both").ok(), "3");
+    let replaced = sh("cache-sign -k bob.sec --replace alice-1 --replace elsewhere-2 < both");
+    assert!(replaced.text().contains("Sig: elsewhere-1:not even base 64 =") && replaced.text().contains("Sig: bob-1:"));
+    assert!(!replaced.text().contains("alice-1") && !replaced.text().contains("elsewhere-2"), "{}", replaced.text());
+    assert!(sh("cache-sign -k bob.sec --replace nobody < both").stderr.contains("--replace nobody"));
+    let hash = sh("sed -n 's/^NarHash: //p' plain").ok();
+    let bytes = base32(hash.strip_prefix("sha256:").unwrap());
+    let hex = bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    let base64 = sh(&format!("printf {hex} | sed 's/../\\\\x&/g' | xargs -0 printf | base64 -w0")).ok();
+    for other in [format!("sha256:{hex}"), format!("sha256:{base64}"), format!("sha256-{base64}")] {
+        let signed =
+            sh(&format!("sed 's|^NarHash: .*|NarHash: {other}|' plain | cache-sign -k alice.sec | grep '^Sig: '"));
+        assert_eq!(signed.ok(), signature, "{other}");
+    }
+}
+
+/// Nix's base 32, read by other code than ours.
+fn base32(digits: &str) -> Vec<u8> {
+    let mut bytes = vec![0_u8; 32];
+    for (n, digit) in digits.bytes().rev().enumerate() {
+        let value =
+            u16::try_from("0123456789abcdfghijklmnpqrsvwxyz".bytes().position(|d| d == digit).unwrap()).unwrap();
+        let (at, shift) = (n * 5 / 8, n * 5 % 8);
+        let [low, high] = (value << shift).to_le_bytes();
+        bytes[at] |= low;
+        if let Some(next) = bytes.get_mut(at + 1) {
+            *next |= high;
+        }
+    }
+    bytes
+}
+
+/// What Nix signs, we accept; what we sign, Nix accepts; neither accepts a stranger's.
+#[test]
+fn a_real_nix_in_both_directions() {
+    if !nix::available() {
+        return;
+    }
+    let mut scratch = Scratch::new();
+    let closure = nix::build(&scratch);
+    let (ours, theirs) = (make_key(&scratch, "ours"), make_key(&scratch, "theirs"));
+    scratch.env("TOP", &closure.top);
+    let stranger = make_key(&scratch, "stranger");
+    // By `nix copy` with a key, and by `nix store sign`.
+    scratch.sh("nix copy --to \"file://$PWD/copied?secret-key=$PWD/theirs.sec\" $TOP").ok();
+    scratch.sh("nix store sign -k theirs.sec -r $TOP; nix copy --to file://$PWD/signed $TOP").ok();
+    for dir in ["copied", "signed"] {
+        let archive = format!("tar c -C {dir} . | cache-sign verify --trusted-public-key");
+        scratch.sh(&format!("{archive} '{theirs}' > /dev/null")).ok();
+        let said = scratch.sh(&format!("{archive} '{stranger}' > /dev/null")).fails(1);
+        assert!(said.contains("3 of 3 paths are not trusted"), "{said}");
+    }
+    // Nix's signatures are still there, byte for byte, after we added ours; and Nix takes either.
+    scratch.sh("mkdir both; tar c -C signed . | cache-sign -k ours.sec | tar x -C both").ok();
+    scratch.sh("chmod -R u+w both; for f in signed/*.narinfo; do grep ^Sig: $f | grep -qFf - both/${f#*/}; done").ok();
+    // In another base, as other tools write it.
+    for path in closure.paths() {
+        let info = format!("both/{}", Site::narinfo_key(path));
+        scratch
+            .sh(&format!(
+                "h=$(sed -n 's/^NarHash: //p' {info}); sed -i \"s|^NarHash: .*|NarHash: $(nix hash to-sri $h)|\" {info}"
+            ))
+            .ok();
+    }
+    for (key, accepted) in [(&ours, true), (&theirs, true), (&stranger, false)] {
+        let mut client = Scratch::new();
+        client.env("NIX_CONFIG", format!("require-sigs = true\ntrusted-public-keys = {key}\n"));
+        let store = nix::fresh_store(&client);
+        let copy = format!("nix copy --from file://{}/both --to {store} {}", scratch.path().display(), closure.top);
+        assert_eq!(client.sh(&copy).status == 0, accepted, "{key}");
+    }
+}

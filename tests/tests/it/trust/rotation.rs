@@ -1,0 +1,99 @@
+//! A key is replaced while clients read.
+
+use crate::fixtures::bucket::{Fields, assert_closed, narinfo_keys, snapshot};
+use crate::fixtures::site;
+use crate::fixtures::site::Site;
+use cache_tests::Minio;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+
+/// ETag and time of change of each object.
+fn states(minio: &Minio, bucket: &str) -> BTreeMap<String, String> {
+    let listing = String::from_utf8(minio.mc(&["ls", "--recursive", "--json", &format!("cache/{bucket}/")])).unwrap();
+    let state = |line: &str| {
+        let entry: Value = serde_json::from_str(line).unwrap();
+        (entry["key"].as_str().unwrap().to_owned(), format!("{} {}", entry["etag"], entry["lastModified"]))
+    };
+    listing.lines().map(state).collect()
+}
+
+fn summary(report: &str) -> Value {
+    serde_json::from_str::<Value>(report.lines().last().unwrap()).unwrap()["summary"].clone()
+}
+
+#[test]
+fn a_key_is_rotated_while_clients_read_and_no_nar_moves() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut site = Site::new();
+    let bucket = minio.make_bucket();
+    let policy = site.scratch.sh(&format!("cache-policy --upload {bucket}")).ok();
+    minio.add_user(&policy).apply(&mut site.scratch);
+    site.scratch.env("C", minio.cache_url(&bucket));
+    site.scratch.sh("cache-sign keygen old-1 old.sec old.pub; cache-sign keygen new-1 new.sec new.pub").ok();
+    site.scratch.sh(&site::PUBLISH.replace("key.sec", "old.sec")).ok();
+    let before = states(minio, &bucket);
+    let (stop, moved, reads) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU32::new(0));
+    let site = &site;
+    thread::scope(|scope| {
+        // A client that trusts the old key until the new one is everywhere, and the new one from then on.
+        let client = scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                let n = reads.load(Ordering::SeqCst);
+                let key = if moved.load(Ordering::SeqCst) { "new.pub" } else { "old.pub" };
+                let pull = format!("s3-pull -q -r --root out{n} --trusted-public-key-file {key} \"$C\" \"$TOP\"");
+                site.scratch.sh(&pull).ok();
+                reads.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let read_once_more = |stage: &str| {
+            let seen = reads.load(Ordering::SeqCst);
+            while reads.load(Ordering::SeqCst) < seen + 2 && !client.is_finished() {
+                thread::yield_now();
+            }
+            println!("{stage}: {} closures read so far", reads.load(Ordering::SeqCst));
+        };
+        read_once_more("before");
+        let report = site.scratch.sh(
+            "s3-pull --narinfo --all --trusted-public-key-file old.pub \"$C\" | cache-sign -k new.sec | s3-push --json \"$C\"",
+        );
+        let first = summary(&report.ok());
+        println!("signed anew: {first}\n{}", report.stderr.trim());
+        assert_eq!((&first["signed"], &first["bytes"]), (&3.into(), &0.into()));
+        assert_eq!(first["requests"]["put"], 3, "three narinfos and nothing else: {first}");
+        read_once_more("signed by both, read with the old key");
+        moved.store(true, Ordering::SeqCst);
+        read_once_more("signed by both, read with the new key");
+        // Everybody trusts the new key by now: the old one goes, and the client goes on.
+        let report = site.scratch.sh(
+            "s3-pull --narinfo --all --trusted-public-key-file new.pub \"$C\" | cache-sign -k new.sec --replace old-1 \
+             | s3-push --json --exact \"$C\"",
+        );
+        let second = summary(&report.ok());
+        println!("old key dropped: {second}");
+        assert_eq!((&second["requests"]["put"], &second["bytes"]), (&3.into(), &0.into()), "{second}");
+        read_once_more("signed by the new key alone");
+        stop.store(true, Ordering::SeqCst);
+        client.join().unwrap();
+    });
+    println!("{} closures read meanwhile", reads.load(Ordering::SeqCst));
+    assert!(reads.load(Ordering::SeqCst) >= 8);
+    let objects = snapshot(minio, &bucket);
+    assert_closed(&objects);
+    for key in narinfo_keys(&objects) {
+        let narinfo = Fields::parse(&objects[key]);
+        let signatures = narinfo.all("Sig");
+        assert!(signatures.len() == 1 && signatures[0].starts_with("new-1:"), "{key}: {signatures:?}");
+    }
+    site.scratch.sh("s3-pull -r --root gone --trusted-public-key-file old.pub \"$C\" \"$TOP\"").fails(1);
+    site.scratch.sh("s3-pull -r --root last --trusted-public-key-file new.pub \"$C\" \"$TOP\"").ok();
+    site.assert_trees("last");
+    let after = states(minio, &bucket);
+    for (key, state) in &before {
+        let same = after[key] == *state;
+        println!("{key:70} {} {}", if same { "unchanged" } else { "rewritten" }, after[key]);
+        assert_eq!(same, !key.ends_with(".narinfo"), "{key}");
+    }
+    assert_eq!(before.len(), after.len());
+}

@@ -1,0 +1,88 @@
+//! Builds and runs the binaries of the `tests` package: the demo, the chaos experiment and the benchmarks.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use crate::build::{Profile, built_dir, cargo, run};
+use crate::{Result, minio};
+
+/// Runs the demo.
+pub fn demo(profile: Profile) -> Result<ExitCode> {
+    execute(Command::new(build_all(profile)?.join("demo")))
+}
+
+/// Runs the chaos experiment, which needs MinIO.
+pub fn chaos(args: &[&str]) -> Result<ExitCode> {
+    let mut command = Command::new(build_all(Profile::Debug)?.join("chaos"));
+    command.args(args);
+    if !asks_for_help(args) {
+        minio::find_or_install()?.set_env(&mut command);
+    }
+    execute(command)
+}
+
+/// Runs `bench push` or `bench pull`, which need MinIO.
+pub fn bench(args: &[&str]) -> Result<ExitCode> {
+    let is_measurement = matches!(args.first(), Some(&("push" | "pull"))) && !asks_for_help(args);
+    let profile = if is_measurement { Profile::Release } else { Profile::Debug };
+    let mut command = Command::new(build_all(profile)?.join("bench"));
+    command.args(args);
+    if is_measurement {
+        minio::find_or_install()?.set_env(&mut command);
+    }
+    execute(command)
+}
+
+/// Runs `bench pack`. Only the measured tools and the benchmark are built: the other tools depend on the AWS SDK.
+pub fn bench_pack(args: &[&str]) -> Result<ExitCode> {
+    let dir = match prebuilt_dir() {
+        Some(dir) => dir,
+        None => {
+            let mut command = cargo();
+            command.args(["build", "--quiet", "--release", "-p", "nar-pack", "-p", "narinfo-gen", "-p", "tests"]);
+            command.args(["--bins", "--example", "scan"]);
+            eprintln!("Building nar-pack, narinfo-gen and the benchmark");
+            run(&mut command, "cargo build")?;
+            built_dir(Profile::Release)?
+        }
+    };
+    let mut command = Command::new(dir.join("bench"));
+    command.arg("pack").args(args);
+    execute(command)
+}
+
+/// Builds all binaries of the workspace but this one, and returns their directory.
+fn build_all(profile: Profile) -> Result<PathBuf> {
+    if let Some(dir) = prebuilt_dir() {
+        return Ok(dir);
+    }
+    eprintln!("Building the tools; the first build takes a few minutes");
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--workspace", "--exclude", "xtask", "--bins"]);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    run(&mut command, "cargo build")?;
+    built_dir(profile)
+}
+
+/// Returns `$NIX_S3_CACHE_BIN`, a directory of binaries that are built already.
+fn prebuilt_dir() -> Option<PathBuf> {
+    env::var_os("NIX_S3_CACHE_BIN").map(PathBuf::from)
+}
+
+/// Runs a binary, and passes on its exit status: 1 if it fails, 2 if its arguments are wrong.
+fn execute(mut command: Command) -> Result<ExitCode> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().map_err(|error| format!("cannot run {name}: {error}"))?;
+    Ok(match status.code() {
+        Some(0) => ExitCode::SUCCESS,
+        Some(2) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn asks_for_help(args: &[&str]) -> bool {
+    args.iter().any(|&arg| arg == "-h" || arg == "--help")
+}
