@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::nar::{Cat, Listed, Listing};
+use nar_pack::nar::{Cat, Listing, ListingEntry};
 use nar_pack::stdio::Output;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::spool::{Spool, SpoolReader};
@@ -74,10 +74,10 @@ pub fn cat_unverified(
         Err(Error::refused(format!("{listing}: {}/{file} {message}", narinfo.path)))
     };
     let (size, offset) = match entry {
-        Some(Listed::File { size, nar_offset: Some(offset), .. }) => (size, offset),
-        Some(Listed::File { .. }) => return Ok(false),
-        Some(Listed::Directory) => return refused("is a directory, not a file"),
-        Some(Listed::Symlink { target }) => {
+        Some(ListingEntry::File { size, nar_offset: Some(offset), .. }) => (size, offset),
+        Some(ListingEntry::File { .. }) => return Ok(false),
+        Some(ListingEntry::Directory) => return refused("is a directory, not a file"),
+        Some(ListingEntry::Symlink { target }) => {
             return refused(&format!("is a symbolic link, not a file; its target is {}", target.escape_debug()));
         }
         None => return refused("is not in the listing"),
