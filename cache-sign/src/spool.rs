@@ -1,5 +1,6 @@
-//! Stores the NARs of an archive in one unlinked temporary file until they are verified. The file takes no more space
-//! than the NARs that are stored: the space of a released NAR is given back to the file system at once.
+//! Stores the NARs of an archive in one unlinked temporary file, created by [`narinfo_gen::spool`], until they are
+//! verified. Unlike [`narinfo_gen::spool::Spool`] it holds many NARs, and the space of a released NAR is given back to
+//! the file system at once.
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
