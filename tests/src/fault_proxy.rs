@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::loopback_listener::LoopbackListener;
@@ -57,6 +57,8 @@ pub struct Request {
     pub query: String,
     /// The headers, names in lower case.
     pub headers: Vec<(String, String)>,
+    /// Requests in flight at the proxy when this one arrived, this one included.
+    pub in_flight: usize,
     head: Vec<u8>,
 }
 
@@ -70,7 +72,7 @@ impl Request {
         let (method, path, query) = (method.to_owned(), path.to_owned(), query.to_owned());
         let headers = lines.filter_map(|line| line.split_once(':'));
         let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
-        Ok(Self { method, path, query, headers, head })
+        Ok(Self { method, path, query, headers, in_flight: 0, head })
     }
 
     /// The value of a header; `name` in lower case.
@@ -222,6 +224,7 @@ pub struct FaultProxy {
 struct Shared {
     target: String,
     plan: Box<dyn Fn(&Request) -> Fault + Send + Sync>,
+    in_flight: AtomicUsize,
     seen: Mutex<Vec<(Kind, Fault)>>,
 }
 
@@ -234,7 +237,12 @@ impl fmt::Debug for FaultProxy {
 impl FaultProxy {
     /// Starts one in front of the server at `target` (`ADDRESS:PORT`).
     pub fn start(target: &str, plan: impl Fn(&Request) -> Fault + Send + Sync + 'static) -> Self {
-        let shared = Arc::new(Shared { target: target.to_owned(), plan: Box::new(plan), seen: Mutex::default() });
+        let shared = Arc::new(Shared {
+            target: target.to_owned(),
+            plan: Box::new(plan),
+            in_flight: AtomicUsize::new(0),
+            seen: Mutex::default(),
+        });
         let serving = Arc::clone(&shared);
         Self { listener: LoopbackListener::start(move |client| serving.serve(&client)), shared }
     }
@@ -260,6 +268,25 @@ impl FaultProxy {
     }
 }
 
+/// A request in flight.
+struct InFlight<'a> {
+    counter: &'a AtomicUsize,
+    /// Requests in flight when this one began, this one included.
+    count: usize,
+}
+
+impl<'a> InFlight<'a> {
+    fn enter(counter: &'a AtomicUsize) -> Self {
+        Self { counter, count: counter.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// How a connection goes on after a request.
 enum Next {
     Request,
@@ -276,7 +303,9 @@ struct Answer {
 impl Shared {
     fn serve(&self, client: &TcpStream) -> io::Result<()> {
         client.set_nodelay(true)?;
-        while let Some((request, unread)) = read_head(client)? {
+        while let Some((mut request, unread)) = read_head(client)? {
+            let in_flight = InFlight::enter(&self.in_flight);
+            request.in_flight = in_flight.count;
             let fault = (self.plan)(&request);
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).push((request.kind(), fault));
             if fault == Fault::Reset {
@@ -285,14 +314,20 @@ impl Shared {
             }
             let mut rest = client;
             rest.read_exact(&mut vec![0; unread])?;
-            if let Next::Close = self.answer(client, &request, fault)? {
+            if let Next::Close = self.answer(client, &request, fault, in_flight)? {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    fn answer(&self, mut client: &TcpStream, request: &Request, fault: Fault) -> io::Result<Next> {
+    fn answer(
+        &self,
+        mut client: &TcpStream,
+        request: &Request,
+        fault: Fault,
+        in_flight: InFlight<'_>,
+    ) -> io::Result<Next> {
         if request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
             client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
@@ -301,11 +336,14 @@ impl Shared {
         let kept = match fault {
             Fault::Pass => {
                 let answer = self.forward(request, &body)?;
+                // Before the client can send the next request.
+                drop(in_flight);
                 client.write_all(&answer.head)?;
                 client.write_all(&answer.body)?;
                 return Ok(if answer.until_closed { Next::Close } else { Next::Request });
             }
             Fault::Refuse(refusal) => {
+                drop(in_flight);
                 client.write_all(&refusal.answer(request))?;
                 return Ok(Next::Request);
             }

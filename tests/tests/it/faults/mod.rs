@@ -13,6 +13,7 @@ use std::thread;
 mod pull;
 mod push;
 mod requests;
+mod throttling;
 
 /// A fault, and the words of which one must be in the message when it ends a run.
 struct Case {

@@ -82,7 +82,7 @@ fn a_narinfo_that_is_forbidden_is_missing_and_a_hint_says_so() {
             GOODS.paths[..2].join(" ")
         );
         let said = user.scratch.sh(&script).fails(1);
-        assert_eq!(said.matches("forbidden (403)").count(), 1, "one hint: {said}");
+        assert_eq!(said.matches("forbidden (HTTP 403)").count(), 1, "one hint: {said}");
         for path in &GOODS.paths[..2] {
             assert!(said.contains(&format!("{path}: not found in the cache")), "{said}");
         }

@@ -1,0 +1,88 @@
+//! A pull reduces its concurrency while the server throttles, and completes.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Condvar, Mutex};
+
+use cache_tests::fault_proxy::{Fault, FaultProxy, Kind, Request, SLOW_DOWN, What};
+use cache_tests::lying_server::{Answer, LyingServer};
+use cache_tests::{Credentials, Scratch};
+use narinfo_gen::compression::Compression;
+
+use crate::fixtures::forgery::{Forged, Forger, objects, small_nar};
+
+/// `--jobs`: so many narinfos are requested at once, and the limit is twice as many requests.
+const JOBS: usize = 8;
+/// How often each of the first narinfos is throttled. That halves the limit three times, from 16 to 2.
+const ROUNDS: usize = 3;
+/// The limit after the first narinfos have arrived: it grew to 3 after two successes, to 4 after three more.
+const REDUCED: usize = 4;
+const PATHS: usize = 24;
+
+/// Throttles the first narinfos, and records how many requests are in flight when others arrive.
+#[derive(Default)]
+struct Throttle {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Requests for the first narinfos.
+    burst: usize,
+    burst_keys: BTreeSet<String>,
+    /// For each later request the number of requests in flight.
+    later: Vec<usize>,
+}
+
+impl Throttle {
+    /// Throttles a request or lets it pass. Requests wait for each other, so that as many are in flight at the same time
+    /// as the client allows: the first narinfos in each round, and the requests that follow them.
+    fn plan(&self, request: &Request) -> Fault {
+        if request.kind() == Kind::GetObject(What::CacheInfo) {
+            return Fault::Pass;
+        }
+        let mut state = self.state.lock().unwrap();
+        let is_burst = state.burst_keys.len() < JOBS || state.burst_keys.contains(request.key());
+        if is_burst {
+            state.burst_keys.insert(request.key().to_owned());
+            state.burst += 1;
+            let round = (state.burst - 1) / JOBS;
+            self.arrived.notify_all();
+            drop(self.arrived.wait_while(state, |state| state.burst < (round + 1) * JOBS).unwrap());
+            return if round < ROUNDS { SLOW_DOWN } else { Fault::Pass };
+        }
+        state.later.push(request.in_flight);
+        self.arrived.notify_all();
+        drop(self.arrived.wait_while(state, |state| state.later.len() < REDUCED).unwrap());
+        Fault::Pass
+    }
+}
+
+#[test]
+fn pull_reduces_its_concurrency_while_the_server_throttles() {
+    let forger = Forger::new();
+    let paths: Vec<Forged> = (0..PATHS)
+        .map(|number| forger.path(&format!("path-{number:02}"), small_nar(b's'), Compression::Zstd, &[]))
+        .collect();
+    let all = objects(&paths);
+    let server = LyingServer::start(move |asked| Answer::honest(&all, asked));
+    for url in [server.s3_url(), server.http_url()] {
+        let throttle = Arc::new(Throttle::default());
+        let plan = Arc::clone(&throttle);
+        let proxy = FaultProxy::start(server.endpoint(), move |request| plan.plan(request));
+        let mut scratch = Scratch::new();
+        scratch.env("NIX_CONFIG", format!("trusted-public-keys = {}\n", forger.public()));
+        Credentials::random().apply(&mut scratch);
+        let names: Vec<String> = paths.iter().map(Forged::full_path).collect();
+        let url = url.replace(server.endpoint(), proxy.endpoint());
+        let pull = format!("timeout 60 s3-pull -q --jobs {JOBS} --root out '{url}' {}", names.join(" "));
+        scratch.sh(&pull).ok();
+        assert!(paths.iter().all(|path| path.lies_below(&scratch.path().join("out"))), "{url}");
+        assert_eq!(proxy.faults(), ROUNDS * JOBS, "{url}: every throttled request was retried");
+        let state = throttle.state.lock().unwrap();
+        assert_eq!(state.burst, (ROUNDS + 1) * JOBS, "{url}");
+        let max = state.later[..JOBS].iter().max();
+        // Two more than the reduced limit, which has grown meanwhile.
+        assert!(max <= Some(&(REDUCED + 2)), "{url}: requests in flight after throttling: {:?}", state.later);
+    }
+}
