@@ -211,4 +211,4 @@ Exit status:
   0    success
   1    refused: a missing path, a bad signature, a hash mismatch, or a malformed narinfo or NAR
   2    usage error, or an operation failed
-  141  the reader of standard output closed it";
+  141  the reader of standard output closed the pipe";
