@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
 use narinfo_gen::cli::CompressionArgs;
 
-use crate::option_values::{parse_byte_size, parse_idle_timeout};
+use crate::remote::option_values::{parse_byte_size, parse_idle_timeout};
 use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache
