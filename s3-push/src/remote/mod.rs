@@ -14,6 +14,7 @@
 //! | `listing` | the store paths of a bucket, and listing it in parallel |
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
 //! | `progress` | verbosity and the progress bar of the tools that use a remote cache |
+//! | `option_values` | the byte sizes and durations in their options |
 
 #[cfg(feature = "client")]
 pub mod chunks;
@@ -32,6 +33,8 @@ pub mod listing;
 pub mod location;
 #[cfg(feature = "client")]
 pub mod netrc;
+#[cfg(feature = "client")]
+pub mod option_values;
 #[cfg(feature = "client")]
 pub mod progress;
 #[cfg(feature = "client")]

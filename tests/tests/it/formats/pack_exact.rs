@@ -133,7 +133,7 @@ fn unpacking_renames_names_that_differ_only_in_case_on_request() {
         .sh("mkdir -p tree/sub; for name in MAKEFILE Makefile makefile sub/a sub/A; do echo $name > tree/$name; done")
         .ok();
     scratch.sh("nar-pack tree > nar; nar-pack --unpack out --case-hack < nar; nar-pack --unpack plain nar").ok();
-    let names = |dir: &str| scratch.sh(&format!("cd {dir}; find . -type f | LC_ALL=C sort; cat [Mm]*")).ok();
+    let names = |dir: &str| scratch.sh(&format!("export LC_ALL=C; cd {dir}; find . -type f | sort; cat [Mm]*")).ok();
     assert_eq!(
         names("out"),
         "./MAKEFILE\n./Makefile~nix~case~hack~1\n./makefile~nix~case~hack~2\n./sub/A\n./sub/a~nix~case~hack~1\n\

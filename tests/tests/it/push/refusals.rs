@@ -105,3 +105,43 @@ fn a_bucket_of_another_store_directory_is_refused() {
     let stderr = fixture.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
     assert!(stderr.contains(&fixture.closure.lib) || stderr.contains("/gnu/store"), "{stderr}");
 }
+
+/// One bad NAR keeps every path above it from being published: the cause is printed once, with their number, and their
+/// names only with `-v`.
+#[test]
+fn refused_dependents_are_counted_and_named_with_verbose() {
+    let (site, s3, bucket, lib) = Site::with_cache();
+    let file = site.path("cache").join(lib.one("URL"));
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let push = |flags: &str| site.scratch.sh(&format!("tar c -C cache . | s3-push --no-nix {flags} \"$C\""));
+    let stderr = push("").fails(1);
+    assert_eq!(stderr.lines().filter(|line| line.starts_with("s3-push: ")).count(), 1, "{stderr}");
+    assert!(stderr.contains(lib.one("URL")) && stderr.contains(&site.closure.lib), "{stderr}");
+    assert!(stderr.contains("2 paths depend on it and were not published"), "{stderr}");
+    assert!(!stderr.contains(&site.closure.app) && !stderr.contains(&site.closure.top), "{stderr}");
+    let stderr = push("-v").fails(1);
+    for path in [&site.closure.app, &site.closure.top] {
+        let line = format!("s3-push: {path}: not published, because it depends on {}", lib.one("URL"));
+        assert!(stderr.lines().any(|found| found == line), "{stderr}");
+    }
+    // JSON has an object for each path, whatever its cause.
+    let report = push("--json");
+    assert_eq!(report.status, 1);
+    assert_eq!(report.text().matches("\"status\":\"refused\"").count(), 3, "{}", report.text());
+    assert!(report.text().contains("\"refused\":3"), "{}", report.text());
+    assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
+}
+
+/// Several paths that lack the same reference have one cause, and a hint.
+#[test]
+fn a_missing_reference_is_reported_once() {
+    let (site, _, _, _) = Site::with_cache();
+    let keys = [&site.closure.app, &site.closure.top].map(|path| Site::narinfo_key(path)).join(" ");
+    let stderr = site.scratch.sh(&format!("tar c -C cache nar {keys} | s3-push --no-nix \"$C\"")).fails(1);
+    assert!(stderr.contains(&site.closure.lib) && stderr.contains("1 path depends on it"), "{stderr}");
+    assert_eq!(stderr.matches("hint: ").count(), 1, "{stderr}");
+    assert!(stderr.contains("--allow-missing-references"), "{stderr}");
+}
