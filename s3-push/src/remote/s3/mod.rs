@@ -109,23 +109,28 @@ impl Bucket {
 
     /// Sends a request. It holds a permit until its response has arrived, also while the SDK delays a retry: so a server
     /// that throttles gets fewer requests.
-    async fn send<T, E>(
+    fn send<T, E>(
         &self,
         kind: RequestKind,
-        request: impl Future<Output = Result<T, Sdk<E>>>,
-    ) -> Result<T, Sdk<E>> {
-        self.send_keeping_permit(kind, request).await.0
+        request: impl Future<Output = Result<T, Sdk<E>>> + Send,
+    ) -> impl Future<Output = Result<T, Sdk<E>>> + Send {
+        let response = self.send_keeping_permit(kind, request);
+        async move { response.await.0 }
     }
 
     /// Sends a request whose response is not complete yet when this returns; the caller keeps the permit until it is.
-    async fn send_keeping_permit<T, E>(
+    fn send_keeping_permit<T, E>(
         &self,
         kind: RequestKind,
-        request: impl Future<Output = Result<T, Sdk<E>>>,
-    ) -> (Result<T, Sdk<E>>, Permit) {
-        let permit = self.limit.acquire().await;
-        self.counts.by_kind[kind as usize].fetch_add(1, Ordering::Relaxed);
-        (request.await, permit)
+        request: impl Future<Output = Result<T, Sdk<E>>> + Send,
+    ) -> impl Future<Output = (Result<T, Sdk<E>>, Permit)> + Send {
+        // On the heap at once: a request of the SDK takes more than 16 KiB, and would be part of each future that awaits it.
+        let request = Box::pin(request);
+        async move {
+            let permit = self.limit.acquire().await;
+            self.counts.by_kind[kind as usize].fetch_add(1, Ordering::Relaxed);
+            (request.await, permit)
+        }
     }
 
     /// Returns the delays between attempts at what the SDK does not retry.
