@@ -36,6 +36,13 @@ pub struct RequestLimits {
     pub max_in_flight: u16,
 }
 
+impl RequestLimits {
+    /// Returns the message of an attempt that was aborted after the idle timeout.
+    pub(super) fn timeout_message(&self) -> String {
+        format!("timed out after {} seconds without progress", self.idle_timeout.as_secs())
+    }
+}
+
 /// Counts the attempts at one operation and delays the retries: exponential backoff with full jitter.
 #[derive(Debug)]
 pub struct Backoff {

@@ -359,13 +359,19 @@ fn we_refuse(message: &str) -> Option<&'static str> {
             "expected a space after",
             "nix-narinfo needs no space after the colon; Nix takes two characters after the key",
         ),
-        ("its last line does not end with a newline", "nix-narinfo takes a last line without an end; Nix and we do not"),
-        ("missing field \"References\"", "we want References, which every writer writes: without it the narinfo was cut off"),
+        (
+            "its last line does not end with a newline",
+            "nix-narinfo takes a last line without an end; Nix and we do not",
+        ),
+        (
+            "missing field \"References\"",
+            "we want References, which every writer writes: without it the narinfo was cut off",
+        ),
         ("is outside the cache", "we want URLs within the cache"),
         ("is not a SHA-256 hash", "we want SHA-256, which every cache has"),
         ("invalid store path name", "we want base names as references, as Nix writes and reads them"),
         ("is not a number of bytes", "nix-narinfo takes a sign or white space before a number"),
-("is not a store path in", "nix-narinfo strips the white space before a value, we one space as Nix does"),
+        ("is not a store path in", "nix-narinfo strips the white space before a value, we one space as Nix does"),
         ("expected a field name before the colon", "we want a key before the colon"),
     ];
     reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)

@@ -66,7 +66,12 @@ fn narinfo_gen() {
         case("random bytes", "narinfo-gen < random", 1, "NAR"),
         case("narinfo text", "narinfo-gen < narinfos", 1, "narinfo text"),
         case("a cache archive", "narinfo-gen < archive", 1, "archive"),
-        case("something after the NAR", "cat nar random | narinfo-gen --no-nix \"$LIB\"", 1, "after the end of the NAR"),
+        case(
+            "something after the NAR",
+            "cat nar random | narinfo-gen --no-nix \"$LIB\"",
+            1,
+            "after the end of the NAR",
+        ),
         case("NAR without a store path", "narinfo-gen < nar", 2, "STORE-PATH"),
         case("export stream with a store path", "narinfo-gen --no-nix \"$LIB\" < export", 2, "export stream"),
         case("bad hash part", format!("narinfo-gen {BAD_PATH} < nar"), 1, "eeee|base-32"),
