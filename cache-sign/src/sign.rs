@@ -44,7 +44,7 @@ pub fn sign(options: &SignOptions) -> Result {
 fn sign_text(input: impl BufRead, signer: &mut NarInfoSigner<'_>, store_dir: &StoreDir) -> Result {
     let mut text = TextWriter::new(stdio::stdout(None)?);
     let result = narinfo::read_text(input, store_dir, |narinfo, more| text.write(&signer.sign(narinfo), more));
-    result.inspect_err(|_| text.cut_off())?;
+    result.inspect_err(|_| text.mark_truncated())?;
     text.into_inner().finish()
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::stdio::read_text;
-use narinfo_gen::content_address::proves_itself;
+use narinfo_gen::content_address::is_content_addressed;
 use narinfo_gen::narinfo::NarInfo;
 
 use crate::cli::{TrustArgs, TrustedKeyArgs};
@@ -139,7 +139,7 @@ impl TrustedKeys {
                 signers.push(key);
             }
         }
-        TrustCheck { signers, is_content_addressed: proves_itself(narinfo), threshold: self.threshold }
+        TrustCheck { signers, is_content_addressed: is_content_addressed(narinfo), threshold: self.threshold }
     }
 
     /// Determines the status of `signature`, one of the signatures of the narinfo.

@@ -57,7 +57,7 @@ fn filter_text(input: impl BufRead, options: &VerifyOptions) -> Result<Summary> 
         let is_trusted = summary.count_path(&options.trusted.require(&narinfo));
         if is_trusted { text.write(&narinfo, false) } else { Ok(()) }
     });
-    result.inspect_err(|_| text.cut_off())?;
+    result.inspect_err(|_| text.mark_truncated())?;
     text.into_inner().finish()?;
     Ok(summary)
 }

@@ -1,14 +1,14 @@
 //! One file of a path on standard output. A verified file needs the whole NAR; an unverified one needs only its range
 //! in an uncompressed NAR.
 
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::nar::{Cat, Listed, Listing};
+use nar_pack::nar::{Cat, Listing, ListingEntry};
 use nar_pack::stdio::Output;
 use narinfo_gen::compression::Compression;
-use tempfile::SpooledTempFile;
+use narinfo_gen::spool::{Spool, SpoolReader};
 use tokio::runtime::Handle;
 
 use crate::fetch;
@@ -35,19 +35,18 @@ pub fn cat(runtime: &Handle, sources: &Sources, candidate: &Arc<Candidate>, file
             Err(error) => runtime.block_on(alternatives.next(sources, error))?,
         }
     };
-    contents.rewind()?;
     io::copy(&mut contents, &mut out)?;
     out.finish()
 }
 
 /// Reads a file of a path and verifies its NAR.
-fn read_file(runtime: &Handle, sources: &Sources, candidate: &Candidate, file: &[u8]) -> Result<SpooledTempFile> {
+fn read_file(runtime: &Handle, sources: &Sources, candidate: &Candidate, file: &[u8]) -> Result<SpoolReader> {
     let body = runtime.block_on(fetch::open_nar(sources, candidate))?;
-    let mut contents = tempfile::spooled_tempfile(MAX_FILE_IN_MEMORY);
+    let mut contents = Spool::new(MAX_FILE_IN_MEMORY);
     let mut visitor = Cat::new(file, &mut contents);
     fetch::verify_nar(body.into_reader(), &candidate.narinfo, &mut visitor, |_| Ok(()))?;
     visitor.finish().context(|| candidate.narinfo.full_path())?;
-    Ok(contents)
+    contents.into_reader()
 }
 
 /// Writes one file of a path without verification: the range of an uncompressed NAR that the cache's listing gives for
@@ -75,10 +74,10 @@ pub fn cat_unverified(
         Err(Error::refused(format!("{listing}: {}/{file} {message}", narinfo.path)))
     };
     let (size, offset) = match entry {
-        Some(Listed::File { size, nar_offset: Some(offset), .. }) => (size, offset),
-        Some(Listed::File { .. }) => return Ok(false),
-        Some(Listed::Directory) => return refused("is a directory, not a file"),
-        Some(Listed::Symlink { target }) => {
+        Some(ListingEntry::File { size, nar_offset: Some(offset), .. }) => (size, offset),
+        Some(ListingEntry::File { .. }) => return Ok(false),
+        Some(ListingEntry::Directory) => return refused("is a directory, not a file"),
+        Some(ListingEntry::Symlink { target }) => {
             return refused(&format!("is a symbolic link, not a file; its target is {}", target.escape_debug()));
         }
         None => return refused("is not in the listing"),

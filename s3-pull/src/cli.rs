@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cache_sign::cli::Trust;
+use cache_sign::cli::TrustArgs;
 use clap::{ArgAction, Parser};
 
 use crate::mode::DEFAULT_MAX_ATTEMPTS;
@@ -102,7 +102,7 @@ pub struct Cli {
 
     /// The keys to trust
     #[command(flatten, next_help_heading = "Trust")]
-    pub trust: Trust,
+    pub trust: TrustArgs,
 
     /// Do not verify signatures; hashes are still verified
     #[arg(long, help_heading = "Trust")]

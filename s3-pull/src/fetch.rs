@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::Visitor;
-use narinfo_gen::compression::{Compression, XZ_THREADS_MEMORY};
+use narinfo_gen::compression::{Compression, MAX_XZ_THREADING_MEMORY};
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{Threads, digest_nar_with};
 
@@ -77,7 +77,7 @@ pub fn verify_nar(
     };
     let parallel = if narinfo.nar_size >= MIN_PARALLEL_NAR_SIZE { PARALLEL_DECODER.try_lock().ok() } else { None };
     let (threads, max_read_ahead) =
-        if parallel.is_some() { (Threads::All, XZ_THREADS_MEMORY) } else { (Threads::One, MAX_READ_AHEAD) };
+        if parallel.is_some() { (Threads::All, MAX_XZ_THREADING_MEMORY) } else { (Threads::One, MAX_READ_AHEAD) };
     let max_size = max_compressed_size(narinfo.nar_size).saturating_add(MAX_COMPRESSION_OVERHEAD);
     let max_size = narinfo.file_size.unwrap_or(max_size).min(max_size);
     let input = LimitedReader { inner: input, read: 0, max_size, decompressed: &decompressed, max_read_ahead };

@@ -167,13 +167,13 @@ async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: V
             Ok(None) => {}
             Err(error) if error.is_refusal() => refusals.add(requested.hash_part(), error),
             Err(error) => {
-                text.cut_off();
+                text.mark_truncated();
                 return Err(error);
             }
         }
     }
     if refusals.count() > 0 {
-        text.cut_off();
+        text.mark_truncated();
     }
     text.into_inner().finish()?;
     list.finish()?;

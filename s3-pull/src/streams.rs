@@ -68,7 +68,7 @@ pub fn export(runtime: &Handle, sources: &Arc<Sources>, candidates: &[Arc<Candid
             references: narinfo.references.clone(),
             deriver: narinfo.deriver.clone(),
         };
-        writer.path(&sources.store_dir, &trailer, |out| write_nar(body, narinfo, out))?;
+        writer.write_path(&sources.store_dir, &trailer, |out| write_nar(body, narinfo, out))?;
     }
     writer.finish()?.finish()
 }
@@ -122,7 +122,7 @@ fn archive_key(narinfo: &NarInfo) -> Result<String> {
     let has_hash =
         matches!(Object::of_key(&narinfo.url), Some(Object::Nar(Some(hash))) if Some(hash) == narinfo.file_hash);
     let method = Compression::from_name(&narinfo.compression)?;
-    if has_hash && method.is_told_by(&narinfo.url) {
+    if has_hash && method.matches_key(&narinfo.url) {
         return Ok(narinfo.url.clone());
     }
     match narinfo.file_hash {

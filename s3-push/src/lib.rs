@@ -1,17 +1,24 @@
-//! Where a bucket is, the S3 client, and uploads that never leave a cache broken; the library behind `s3-push`.
+//! The library behind `s3-push`: access to remote caches, and uploads that keep a cache valid at all times.
 //!
-//! | module | owns |
+//! | module | responsibility |
 //! | --- | --- |
-//! | [`remote`] | a remote cache of any kind; its `location` needs neither the SDK nor async |
+//! | [`remote`] | remote caches of any kind; its `location` needs neither the SDK nor async |
 //! | `publish` | what is uploaded, and the order in which it becomes visible |
-//! | `report` | results on standard output, messages on standard error |
+//! | `report`, `refusals` | results on standard output, messages on standard error |
+//! | `mode`, `run` | from the command line to one typed mode, and its execution |
 
 pub mod remote;
 
 #[cfg(feature = "client")]
 pub mod cli;
 #[cfg(feature = "client")]
+mod mode;
+#[cfg(feature = "client")]
+mod option_values;
+#[cfg(feature = "client")]
 pub mod publish;
+#[cfg(feature = "client")]
+pub mod refusals;
 #[cfg(feature = "client")]
 pub mod report;
 #[cfg(feature = "client")]

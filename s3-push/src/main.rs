@@ -1,4 +1,4 @@
-//! `s3-push`; see the library.
+//! The binary `s3-push`; see the library.
 
 use std::process::ExitCode;
 

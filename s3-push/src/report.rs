@@ -1,39 +1,43 @@
-//! What a push tells: store paths or JSON on standard output, everything else on standard error.
+//! The report of a push: store paths or JSON on standard output, messages on standard error.
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::Write;
 
-use indicatif::ProgressBar;
-use nar_pack::error::{Error, Result};
+use indicatif::{HumanBytes, ProgressBar};
+use nar_pack::error::Result;
 use nar_pack::process;
 use nar_pack::stdio::Output;
 use serde_json::json;
 
 use crate::TOOL;
 use crate::publish::upload::Uploader;
+use crate::refusals::{PathError, Refusals};
 use crate::remote::progress::Verbosity;
 
-/// What became of a path.
+/// The result of publishing a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// It is new in the cache; `bytes` is the size of its compressed NAR.
+    /// The path is new in the cache.
     Sent {
-        /// Size of the compressed NAR.
+        /// Size of the compressed NAR in bytes.
         bytes: u64,
-        /// Whether clients will trust it.
+        /// Whether clients that verify signatures accept the path.
         signed: bool,
     },
-    /// The cache had it; nothing was written.
+    /// The cache had the path; nothing was written.
     Present,
-    /// The cache had it, and got signatures.
+    /// The cache had the path, and signatures or fields were added to its narinfo.
     Signed,
-    /// Another cache serves it; nothing was written.
+    /// An upstream cache has the path; nothing was written.
     Upstream,
     /// The cache has other contents under this path, which were kept.
     Other,
 }
 
 impl Status {
-    fn word(self) -> &'static str {
+    /// Returns its name in JSON and in messages.
+    fn name(self) -> &'static str {
         match self {
             Self::Sent { .. } => "sent",
             Self::Present => "present",
@@ -44,57 +48,69 @@ impl Status {
     }
 }
 
-/// Gathers and tells.
+/// Collects the results of all paths, and prints them.
 pub struct Report {
     out: Output,
-    json: bool,
-    talk: Verbosity,
+    is_json: bool,
+    verbosity: Verbosity,
     sent: u64,
     present: u64,
     signed: u64,
     upstream: u64,
-    bytes: u64,
-    refusals: Vec<Error>,
+    nar_bytes: u64,
+    refusals: Refusals,
     bar: ProgressBar,
 }
 
 impl Report {
-    /// A report on `out`.
+    /// Creates a report that prints results on `out`.
     #[must_use]
-    pub fn new(out: Output, json: bool, talk: Verbosity) -> Self {
-        let bar = talk.progress_bar();
-        Self { out, json, talk, sent: 0, present: 0, signed: 0, upstream: 0, bytes: 0, refusals: Vec::new(), bar }
+    pub fn new(out: Output, is_json: bool, verbosity: Verbosity) -> Self {
+        Self {
+            out,
+            is_json,
+            verbosity,
+            sent: 0,
+            present: 0,
+            signed: 0,
+            upstream: 0,
+            nar_bytes: 0,
+            refusals: Refusals::default(),
+            bar: verbosity.progress_bar(),
+        }
     }
 
-    /// Shows how far the push is, on a terminal.
-    pub fn progress(&self, moved: u64) {
-        self.bar.set_message(format!(
-            "{} of {} paths sent,",
-            self.sent,
-            self.sent + self.present + self.signed + self.upstream
-        ));
-        self.bar.set_position(moved);
+    /// Updates the progress bar.
+    pub fn progress(&self, processed_bytes: u64) {
+        let total = self.sent + self.present + self.signed + self.upstream;
+        self.bar.set_message(format!("{} of {total} paths sent,", self.sent));
+        self.bar.set_position(processed_bytes);
     }
 
-    /// A line on standard error, above the bar if there is one.
-    fn say(&self, message: impl std::fmt::Display) {
+    /// Prints a message on standard error, above the progress bar.
+    fn print(&self, message: impl Display) {
         self.bar.suspend(|| process::print_message(TOOL, message));
     }
 
-    /// Tells of a path.
+    fn is_quiet(&self) -> bool {
+        self.verbosity == Verbosity::Quiet
+    }
+
+    /// Reports the result of a path.
     ///
     /// # Errors
-    /// What standard output says.
-    pub fn path(&mut self, path: &str, status: Status) -> Result {
+    /// Fails when standard output cannot be written.
+    pub fn add_result(&mut self, path: &str, status: Status) -> Result {
+        let mut bytes = 0;
         match status {
-            Status::Sent { bytes, signed } => {
+            Status::Sent { bytes: nar_bytes, signed } => {
+                bytes = nar_bytes;
                 self.sent += 1;
-                self.bytes += bytes;
-                if !signed && self.talk != Verbosity::Quiet {
-                    process::print_message(
-                        TOOL,
-                        format!("{path}: published unsigned; clients that check signatures will not take it"),
-                    );
+                self.nar_bytes += nar_bytes;
+                if !signed && !self.is_quiet() {
+                    self.print(format!(
+                        "warning: {path}: published without a signature; clients that verify signatures will reject it"
+                    ));
                 }
             }
             Status::Present => self.present += 1,
@@ -102,88 +118,97 @@ impl Report {
             Status::Upstream => self.upstream += 1,
             Status::Other => {
                 self.present += 1;
-                if self.talk != Verbosity::Quiet {
-                    self.say(format!("{path}: the cache has other contents under this path; they were kept"));
+                if !self.is_quiet() {
+                    self.print(format!(
+                        "warning: {path}: not published, because the cache has other contents under this path"
+                    ));
                 }
             }
         }
-        if self.talk == Verbosity::Verbose {
-            self.say(format!("{path}: {}", status.word()));
+        if self.verbosity == Verbosity::Verbose {
+            self.print(format!("{path}: {}", status.name()));
         }
-        if self.json {
-            let bytes = if let Status::Sent { bytes, .. } = status { bytes } else { 0 };
-            writeln!(self.out, "{}", json!({ "path": path, "status": status.word(), "fileSize": bytes }))?;
+        if self.is_json {
+            writeln!(self.out, "{}", json!({ "path": path, "status": status.name(), "fileSize": bytes }))?;
         } else if matches!(status, Status::Sent { .. } | Status::Signed) {
             writeln!(self.out, "{path}")?;
         }
         Ok(self.out.flush()?)
     }
 
-    /// Notes a refusal; a failed operation is not one, and ends the push.
+    /// Reports the refusal of a path or object. The message is printed at the end, once for each root cause.
     ///
     /// # Errors
-    /// The failure itself, if it is no refusal.
-    pub fn refused(&mut self, what: &str, failure: Error) -> Result {
-        if !failure.is_refusal() {
-            return Err(failure.context(what));
+    /// Returns an error that is not a refusal: a failed operation ends the push.
+    pub fn add_refusal(&mut self, path: &str, refusal: &PathError) -> Result {
+        let error = refusal.error();
+        if !error.is_refusal() {
+            return Err(error.clone().context(path));
         }
-        if self.json {
-            writeln!(self.out, "{}", json!({ "path": what, "status": "refused", "why": failure.message() }))?;
+        if self.is_json {
+            writeln!(self.out, "{}", json!({ "path": path, "status": "refused", "why": error.message() }))?;
         }
-        let named = failure.message().contains(what);
-        self.refusals.push(if named { failure } else { failure.context(what) });
+        if let (Verbosity::Verbose, Some(subject)) = (self.verbosity, refusal.other_subject(path)) {
+            self.print(format!("{path}: not published, because it depends on {subject}"));
+        }
+        self.refusals.add(path, refusal);
         Ok(())
     }
 
-    /// Tells what was refused before the push itself failed.
-    pub fn abandon(self) {
+    /// Ends the report of a push that failed: prints what was refused before.
+    pub fn abort(self) {
         self.bar.finish_and_clear();
-        for refusal in &self.refusals {
-            self.say(refusal);
+        self.print_root_causes();
+    }
+
+    fn print_root_causes(&self) {
+        for error in self.refusals.root_causes() {
+            self.print(error);
         }
     }
 
     /// Ends the report.
     ///
     /// # Errors
-    /// The refusal, when there was one; when there were several each is told, and how many there were.
+    /// Returns the refusal if there was one. If there were several root causes, prints each and returns their number.
     pub fn finish(mut self, uploader: &Uploader) -> Result {
-        let (requests, retries) = (uploader.bucket.request_counts(), uploader.bucket.retries());
-        let total: u64 = requests.iter().map(|(_, count)| count).sum();
-        if self.json {
-            let summary = json!({ "summary": {
-                "sent": self.sent, "present": self.present, "signed": self.signed, "upstream": self.upstream,
-                "skipped": self.present + self.upstream, "refused": self.refusals.len(),
-                "bytes": uploader.sent(), "partsContinued": uploader.continued(), "retries": retries,
-                "requests": requests.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-            }});
-            writeln!(self.out, "{summary}")?;
+        if self.is_json {
+            self.print_json_summary(uploader)?;
         }
+        self.out.flush()?;
         self.bar.finish_and_clear();
-        self.out.finish()?;
-        match self.refusals.as_slice() {
-            [] => {}
-            [refusal] => return Err(refusal.clone()),
-            several => {
-                for refusal in several {
-                    process::print_message(TOOL, refusal);
-                }
-                return Err(Error::refused(format!("{} paths were refused", several.len())));
+        if let Some(error) = self.refusals.to_error() {
+            if self.refusals.root_causes().nth(1).is_some() {
+                self.print_root_causes();
             }
+            return Err(error);
         }
-        if self.talk != Verbosity::Quiet {
-            let again = if retries > 0 { format!(", {retries} repeated") } else { String::new() };
-            let signed = if self.signed > 0 { format!(", {} signed anew", self.signed) } else { String::new() };
-            process::print_message(
-                TOOL,
-                format!(
-                    "{} sent ({}), {} there already{signed}, {total} requests{again}",
-                    self.sent,
-                    indicatif::HumanBytes(self.bytes),
-                    self.present
-                ),
-            );
+        if !self.is_quiet() {
+            self.print(self.summary(uploader));
         }
         Ok(())
+    }
+
+    fn print_json_summary(&mut self, uploader: &Uploader) -> Result {
+        let requests: BTreeMap<_, _> = uploader.bucket.request_counts().into_iter().collect();
+        let summary = json!({ "summary": {
+            "sent": self.sent, "present": self.present, "signed": self.signed, "upstream": self.upstream,
+            "skipped": self.present + self.upstream, "refused": self.refusals.count(),
+            "bytes": uploader.uploaded_bytes(), "partsContinued": uploader.reused_parts(),
+            "retries": uploader.bucket.retries(), "requests": requests,
+        }});
+        Ok(writeln!(self.out, "{summary}")?)
+    }
+
+    fn summary(&self, uploader: &Uploader) -> String {
+        let requests: u64 = uploader.bucket.request_counts().iter().map(|(_, count)| count).sum();
+        let retries = match uploader.bucket.retries() {
+            0 => String::new(),
+            1 => ", 1 retry".to_owned(),
+            count => format!(", {count} retries"),
+        };
+        let signed = if self.signed > 0 { format!(", {} updated", self.signed) } else { String::new() };
+        let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present);
+        format!("{sent} sent ({bytes}), {present} already present{signed}; {requests} requests{retries}")
     }
 }

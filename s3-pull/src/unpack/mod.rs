@@ -63,7 +63,7 @@ pub async fn unpack(
     options: UnpackOptions,
     report: &mut Report,
 ) -> Result {
-    let store = sources.store_dir.dir_below(Some(root));
+    let store = sources.store_dir.real_dir(Some(root));
     if options.dry_run {
         return dry_run(walk, sources, &store, options.require_references, report).await;
     }

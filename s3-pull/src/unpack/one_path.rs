@@ -115,7 +115,7 @@ async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<Unpac
         };
         let result = result.and_then(|()| options.owner.map_or(Ok(()), |owner| owner.apply(&temporary)));
         if result.is_err() {
-            restorer.undo().context(|| narinfo.full_path())?;
+            restorer.abort().context(|| narinfo.full_path())?;
         }
         result
     });

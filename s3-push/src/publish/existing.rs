@@ -1,4 +1,4 @@
-//! What the cache has: learnt by listing where that is cheaper, else by asking for each path.
+//! The narinfos that the bucket has: found by listing if that needs fewer requests, else by one lookup per path.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,102 +11,103 @@ use tokio::sync::Mutex;
 use crate::remote::listing::{estimate_pages_after, list_after};
 use crate::remote::s3::{Bucket, ListFrom, ListedObject};
 
-/// Pages above which a cache is not listed: what is known of its paths, 50 bytes each, must fit into memory.
-const MOST_PAGES: u64 = 500;
-/// The narinfos of a cache, as far as they are known. Nothing is remembered from one run to the next.
+/// Maximum number of pages that are listed: the narinfos found, 50 bytes each, must fit into memory.
+const MAX_LISTED_PAGES: u64 = 500;
+
+/// The narinfos in the bucket, as far as they are known. Nothing is cached between runs.
 pub struct Existing {
     state: Mutex<State>,
 }
 
 struct State {
-    /// Narinfos seen in listings or by asking, with their entity tags where known.
+    /// Narinfos found by listings and lookups, with their entity tags if known.
     found: HashMap<HashPart, Option<Md5Tag>>,
-    /// Paths that were asked for and are not there. One that somebody else publishes meanwhile is met when it is written.
+    /// Paths that a lookup did not find. If another process publishes one later, the conditional write finds it.
     absent: HashSet<HashPart>,
-    listed: Listing,
-    /// Paths asked about so far.
-    asked: u64,
+    listing: Listing,
+    /// Number of lookups expected so far.
+    expected_lookups: u64,
 }
 
-/// How much of the cache has been listed.
+/// How much of the bucket has been listed.
 enum Listing {
     Complete,
-    /// Up to this key.
+    /// All keys up to this one.
     UpTo(String),
-    /// Listing is not allowed, or not in the order of the keys (as in S3's directory buckets).
-    Useless,
+    /// Listing is forbidden, or not in the order of the keys (as in S3 directory buckets).
+    Unusable,
 }
 
 impl Existing {
-    /// Lists the first page, which is all there is in a small cache. Where listing is forbidden, each path is asked for.
+    /// Lists the first page, which is the whole of a small cache. If listing is forbidden, each path is looked up.
     ///
     /// # Errors
     /// Fails when the service does.
-    pub async fn look(bucket: &Bucket) -> Result<Self> {
+    pub async fn open(bucket: &Bucket) -> Result<Self> {
         let mut found = HashMap::new();
-        let listed = match bucket.list("", ListFrom::Beginning).await? {
+        let listing = match bucket.list("", ListFrom::Beginning).await? {
             Some(page) if page.entries.is_sorted_by(|a, b| a.key < b.key) => {
                 let last = page.entries.last().map(|entry| entry.key.clone()).unwrap_or_default();
-                note(&mut found, page.entries);
+                add_narinfos(&mut found, page.entries);
                 if page.next.is_none() { Listing::Complete } else { Listing::UpTo(last) }
             }
-            Some(_) | None => Listing::Useless,
+            Some(_) | None => Listing::Unusable,
         };
-        Ok(Self { state: Mutex::new(State { found, absent: HashSet::new(), listed, asked: 0 }) })
+        Ok(Self { state: Mutex::new(State { found, absent: HashSet::new(), listing, expected_lookups: 0 }) })
     }
 
-    /// Says that `count` paths will be asked about, and lists the whole cache if that is cheaper than asking for each.
+    /// Announces `count` lookups, and lists the whole cache if that needs fewer requests.
     ///
     /// # Errors
-    /// Fails when the listing does; a failed check is never "missing".
-    pub async fn expect(&self, bucket: &Bucket, count: u64) -> Result {
+    /// Fails when the listing does: a failed listing never counts as missing.
+    pub async fn expect_lookups(&self, bucket: &Bucket, count: u64) -> Result {
         let mut state = self.state.lock().await;
-        state.asked += count;
-        let Listing::UpTo(last) = &state.listed else { return Ok(()) };
+        state.expected_lookups += count;
+        let Listing::UpTo(last) = &state.listing else { return Ok(()) };
         let pages = estimate_pages_after(last);
-        if state.asked < pages || pages > MOST_PAGES {
+        if state.expected_lookups < pages || pages > MAX_LISTED_PAGES {
             return Ok(());
         }
         let entries = list_after(bucket, last).await?;
-        note(&mut state.found, entries);
-        state.listed = Listing::Complete;
+        add_narinfos(&mut state.found, entries);
+        state.listing = Listing::Complete;
         Ok(())
     }
 
-    /// Whether the cache has the narinfo of that path.
+    /// Returns whether the bucket has the narinfo of that path.
     ///
     /// # Errors
-    /// Fails when it cannot be told.
+    /// Fails when the lookup does.
     pub async fn has(&self, bucket: &Bucket, hash: HashPart) -> Result<bool> {
         let key = format!("{hash}.narinfo");
         {
             let state = self.state.lock().await;
-            let listed = match &state.listed {
+            let is_listed = match &state.listing {
                 Listing::Complete => true,
                 Listing::UpTo(last) => key <= *last,
-                Listing::Useless => false,
+                Listing::Unusable => false,
             };
-            if listed || state.found.contains_key(&hash) || state.absent.contains(&hash) {
+            if is_listed || state.found.contains_key(&hash) || state.absent.contains(&hash) {
                 return Ok(state.found.contains_key(&hash));
             }
         }
-        let there = bucket.size(&key).await?.is_some();
+        let is_present = bucket.size(&key).await?.is_some();
         let mut state = self.state.lock().await;
-        if there {
+        if is_present {
             state.found.entry(hash).or_default();
         } else {
             state.absent.insert(hash);
         }
-        Ok(there)
+        Ok(is_present)
     }
 
-    /// Whether a listing told that the narinfo of that path is this text, which the cache has then to the letter.
-    pub async fn is(&self, hash: HashPart, text: &str) -> bool {
+    /// Returns whether the narinfo of that path in the bucket is exactly this text, according to its entity tag.
+    pub async fn has_text(&self, hash: HashPart, text: &str) -> bool {
         let state = self.state.lock().await;
         state.found.get(&hash).is_some_and(|tag| *tag == Some(Md5::digest(text).into()))
     }
 
-    /// Notes that the cache has the path now.
+    /// Records that the bucket has the path now.
     pub async fn add(&self, hash: HashPart) {
         let mut state = self.state.lock().await;
         state.absent.remove(&hash);
@@ -114,7 +115,7 @@ impl Existing {
     }
 }
 
-/// An entity tag that is an MD5, as it is for what was written in one request, unless keys of KMS encrypt it.
+/// An entity tag that is an MD5 hash: that of an object uploaded in one request without encryption by KMS keys.
 type Md5Tag = [u8; 16];
 
 fn md5_tag(etag: &str) -> Option<Md5Tag> {
@@ -123,7 +124,7 @@ fn md5_tag(etag: &str) -> Option<Md5Tag> {
     Some(tag)
 }
 
-fn note(found: &mut HashMap<HashPart, Option<Md5Tag>>, entries: Vec<ListedObject>) {
+fn add_narinfos(found: &mut HashMap<HashPart, Option<Md5Tag>>, entries: Vec<ListedObject>) {
     for entry in entries {
         if let Some(Object::Narinfo(hash)) = Object::of_key(&entry.key) {
             found.insert(hash, md5_tag(&entry.etag));
@@ -136,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_that_are_no_md5_are_none() {
+    fn entity_tags_that_are_not_md5_hashes_are_ignored() {
         assert_eq!(
             md5_tag("000102030405060708090a0b0c0d0e0f"),
             Some([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])

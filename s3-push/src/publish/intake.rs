@@ -1,4 +1,5 @@
-//! Standard input to events: runs on a thread of its own, because reading, decompressing and hashing block.
+//! Reads standard input and turns it into events for the publisher. It runs on a thread of its own, because reading,
+//! decompression and hashing block. It waits when the memory budget is used up, which limits the memory of the push.
 
 use std::io::{BufRead, Read};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compress_nar::CompressedNar;
 use narinfo_gen::compression::{Compression, Settings};
 use narinfo_gen::extras::Extras;
+use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{self, NarInfo};
 use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder};
 use narinfo_gen::stream::Kind;
@@ -21,98 +23,108 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::TOOL;
-use crate::publish::upload::{Body, BodyLength, ByteBudget, Part, PartSizes};
+use crate::publish::body::{Body, Part};
+use crate::publish::byte_budget::ByteBudget;
+use crate::publish::part_sizes::PartSizes;
 use crate::remote::chunks::{Chunk, ChunkReader};
 
-/// Largest object beside NARs and narinfos (a build log, a listing), in bytes.
-const MAX_OBJECT: u64 = 64 << 20;
-
-/// Largest object that S3 takes, in bytes: 5 TiB.
-const MAX_NAR: u64 = 5 << 40;
-/// Bytes that are set aside for a part before any of it is there.
+/// Maximum size of an object other than NARs and narinfos (such as a build log or a listing), in bytes.
+const MAX_OBJECT_SIZE: u64 = 64 << 20;
+/// Maximum size of an object in S3, in bytes: 5 TiB.
+const MAX_NAR_SIZE: u64 = 5 << 40;
+/// Maximum size of the memory that is allocated before any byte of a part has arrived.
 const MAX_PREALLOCATION: usize = 16 << 20;
+/// Parts that are buffered between the intake and an upload or a verifier.
+const PART_CHANNEL_CAPACITY: usize = 2;
 
-/// What comes in.
+/// A piece of the input.
 pub enum Event {
     /// `nix-cache-info`.
     CacheInfo(CacheInfo),
-    /// A NAR; its body may still be arriving.
-    Nar(Nar),
+    /// A NAR. Its body may still be arriving.
+    Nar(ReceivedNar),
     /// A narinfo.
     Narinfo(Box<NarInfo>),
     /// Any other object of a cache.
     Object {
         /// Its key.
         key: String,
-        /// What it is.
+        /// Its kind.
         object: Object,
-        /// All of it.
+        /// Its whole body.
         body: Part,
     },
-    /// Reading waits for memory, which bodies that wait for something hold.
-    Pressure,
+    /// The intake waits for memory. Bodies that are kept for later must be uploaded now.
+    MemoryFull,
 }
 
-/// A compressed NAR on its way.
-pub struct Nar {
+/// A compressed NAR that has arrived, or is arriving.
+pub struct ReceivedNar {
     /// Its key.
     pub key: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Its bytes.
+    /// Its body.
     pub body: Body,
-    /// What it turned out to be, once all of it has been read.
-    pub verdict: oneshot::Receiver<Result<NarDigests>>,
+    /// Its digests, sent when all of it has been read and verified.
+    pub digests: oneshot::Receiver<Result<NarDigests>>,
 }
 
-/// What a NAR of that key turned out to be; one whose reading ended before its verdict is cut off.
+/// Waits for the digests of the NAR with that key.
 ///
 /// # Errors
-/// What the verdict says.
-pub async fn verified(key: &str, verdict: oneshot::Receiver<Result<NarDigests>>) -> Result<NarDigests> {
-    verdict.await.unwrap_or_else(|_| Err(Error::refused("the NAR is cut off"))).context(|| key.to_owned())
+/// Refuses a NAR that failed verification or is truncated.
+pub async fn await_digests(key: &str, digests: oneshot::Receiver<Result<NarDigests>>) -> Result<NarDigests> {
+    digests.await.unwrap_or_else(|_| Err(truncated_nar())).context(|| key.to_owned())
 }
 
-/// The reading side.
+fn truncated_nar() -> Error {
+    Error::refused("the NAR is truncated")
+}
+
+/// The reader of standard input.
 pub struct Intake {
-    /// Where events go.
+    /// The publisher's channel.
     pub events: mpsc::Sender<Event>,
-    /// What bodies share.
+    /// The memory budget of all bodies.
     pub memory: ByteBudget,
-    /// Least size of a part.
+    /// Minimum part size in bytes.
     pub part_size: u64,
-    /// NARs that may be examined at once.
-    pub examiners: Arc<Semaphore>,
-    /// The runtime on which the other side runs.
+    /// Permits to verify a NAR; one per verifier thread.
+    pub verifiers: Arc<Semaphore>,
+    /// The runtime of the publisher.
     pub runtime: Handle,
 }
 
 impl Intake {
     fn send(&self, event: Event) -> Result {
-        // Closed only when the push has failed, and that failure is the one to report.
-        self.events.blocking_send(event).map_err(|_| Error::failed("the push was given up"))
+        // The channel is closed only after the push has failed; that failure is reported.
+        self.events.blocking_send(event).map_err(|_| Error::failed("push cancelled"))
     }
 
-    /// Reads `size` bytes into memory that the budget allows.
-    fn part(&self, body: &mut dyn Read, size: usize) -> Result<Part> {
-        let share = if let Some(share) = self.memory.try_take(size) {
-            share
+    /// Reads at most `size` bytes, after waiting for memory.
+    fn read_part(&self, body: &mut dyn Read, size: usize) -> Result<Part> {
+        let permit = if let Some(permit) = self.memory.try_acquire(size) {
+            permit
         } else {
-            self.send(Event::Pressure)?;
-            self.runtime.block_on(self.memory.take(size))?
+            self.send(Event::MemoryFull)?;
+            self.runtime.block_on(self.memory.acquire(size))?
         };
-        // Not more at once than is sure to come: sizes are what somebody claims.
+        // The size comes from a header, which may lie, so not all of it is allocated in advance.
         let mut bytes = Vec::with_capacity(size.min(MAX_PREALLOCATION));
         body.take(size as u64).read_to_end(&mut bytes)?;
-        Ok(Part::new(Bytes::from(bytes), share))
+        Ok(Part::new(Bytes::from(bytes), permit))
     }
 
     /// Reads a cache archive.
-    pub fn archive(&self, input: impl BufRead, store_dir: &StoreDir) -> Result {
-        archive::read(input, |member| self.member(member, store_dir))
+    ///
+    /// # Errors
+    /// Refuses a malformed or truncated archive.
+    pub fn read_archive(&self, input: impl BufRead, store_dir: &StoreDir) -> Result {
+        archive::read(input, |member| self.read_member(member, store_dir))
     }
 
-    fn member(&self, mut member: Member<'_>, store_dir: &StoreDir) -> Result {
+    fn read_member(&self, mut member: Member<'_>, store_dir: &StoreDir) -> Result {
         match member.object {
             Object::CacheInfo => {
                 let info = CacheInfo::parse(&member.text(member.text_limit())?)?;
@@ -125,92 +137,94 @@ impl Intake {
                 }
                 self.send(Event::Narinfo(Box::new(narinfo)))
             }
-            Object::Nar(hash) => self.received_nar(&mut member, hash),
+            Object::Nar(hash) => self.read_archived_nar(&mut member, hash),
             object => {
-                if member.size > MAX_OBJECT {
-                    return Err(Error::refused(format!("larger than {MAX_OBJECT} bytes")));
+                if member.size > MAX_OBJECT_SIZE {
+                    return Err(Error::refused(format!("larger than {MAX_OBJECT_SIZE} bytes")));
                 }
                 let size = usize::try_from(member.size).unwrap_or(usize::MAX);
-                let body = self.part(member.body, size)?;
+                let body = self.read_part(member.body, size)?;
                 self.send(Event::Object { key: member.key, object, body })
             }
         }
     }
 
-    /// A NAR that somebody else packed is examined while it is sent.
-    fn received_nar(&self, member: &mut Member<'_>, hash: Option<narinfo_gen::hash::Sha256>) -> Result {
-        if member.size > MAX_NAR {
-            return Err(Error::refused(format!("{} bytes; S3 takes no object above 5 TiB", member.size)));
+    /// Reads a NAR of a cache archive. Another thread verifies it while it is uploaded.
+    fn read_archived_nar(&self, member: &mut Member<'_>, file_hash: Option<Sha256>) -> Result {
+        if member.size > MAX_NAR_SIZE {
+            return Err(Error::refused(format!("{} bytes; the maximum object size of S3 is 5 TiB", member.size)));
         }
-        let place = Arc::clone(&self.examiners);
-        let place = self.runtime.block_on(place.acquire_owned()).map_err(|_| Error::failed("the push was given up"))?;
-        let (chunks, to_examine) = mpsc::channel(2);
-        let (verdict, verified) = oneshot::channel();
+        let verifiers = Arc::clone(&self.verifiers);
+        let permit = self.runtime.block_on(verifiers.acquire_owned()).map_err(|_| Error::failed("push cancelled"))?;
+        let (chunks, chunks_to_verify) = mpsc::channel(PART_CHANNEL_CAPACITY);
+        let (sender, digests) = oneshot::channel();
         let key = member.key.clone();
         self.runtime.spawn_blocking(move || {
-            let digests = digest_named_nar(ChunkReader::new(to_examine), &key, &mut nar_pack::nar::Skip);
-            let digests = digests.and_then(|digests| match hash {
-                Some(hash) if hash != digests.file_hash => {
-                    Err(Error::refused(format!("its FileHash is {}, not what its name says", digests.file_hash)))
-                }
-                _ => Ok(digests),
-            });
-            drop(place);
-            // Nobody listens any more when the push has failed.
-            let _ = verdict.send(digests);
+            let digests = digest_archived_nar(ChunkReader::new(chunks_to_verify), &key, file_hash);
+            drop(permit);
+            // Fails if the push has failed.
+            let _ = sender.send(digests);
         });
-        self.nar(&member.key, member.size, member.body, verified, |part| {
-            // An examiner that has seen enough has given its verdict.
+        self.read_nar(&member.key, member.size, member.body, digests, |part| {
+            // Fails if the verifier has already refused the NAR.
             let _ = chunks.blocking_send(Ok(part.map_or(Chunk::End, Chunk::Data)));
         })
     }
 
-    /// Announces a NAR and sends its parts, each also to `each`, and none to it at the end.
-    fn nar(
+    /// Reads a NAR part by part. Passes each part to `on_part` too, and `None` at the end.
+    fn read_nar(
         &self,
         key: &str,
         size: u64,
         body: &mut dyn Read,
-        verdict: oneshot::Receiver<Result<NarDigests>>,
-        mut each: impl FnMut(Option<Part>),
+        digests: oneshot::Receiver<Result<NarDigests>>,
+        mut on_part: impl FnMut(Option<Part>),
     ) -> Result {
         let sizes = PartSizes::new(self.part_size, Some(size));
-        let (parts, arriving) = mpsc::channel(2);
-        let nar = Nar { key: key.to_owned(), size, body: Body { parts: arriving, form: sizes.form() }, verdict };
-        let mut nar = Some(nar);
-        if matches!(sizes.form(), BodyLength::Large { .. }) {
-            self.announce(&mut nar)?;
+        let length = sizes.body_length();
+        let (sender, parts) = mpsc::channel(PART_CHANNEL_CAPACITY);
+        let mut nar = Some(ReceivedNar { key: key.to_owned(), size, body: Body { parts, length }, digests });
+        // The upload of a large NAR starts before all of it has arrived.
+        if length.is_multipart() {
+            self.announce_nar(&mut nar)?;
         }
-        let mut left = size;
+        let mut remaining = size;
         for index in 0.. {
-            if left == 0 {
+            if remaining == 0 {
                 break;
             }
-            let want = sizes.of(index).min(usize::try_from(left).unwrap_or(usize::MAX));
-            let part = self.part(body, want)?;
-            if part.bytes.len() < want {
-                return Err(Error::refused("the NAR is cut off"));
+            let part_size = sizes.size_of(index).min(usize::try_from(remaining).unwrap_or(usize::MAX));
+            let part = self.read_part(body, part_size)?;
+            if part.bytes.len() < part_size {
+                return Err(truncated_nar());
             }
-            left -= want as u64;
-            each(Some(part.clone()));
-            // Closed when the bucket has this NAR already; it is read to its end all the same, to be verified.
-            let _ = parts.blocking_send(part);
+            remaining -= part_size as u64;
+            on_part(Some(part.clone()));
+            // Fails if the bucket has the NAR already. It is read to the end nevertheless, to be verified.
+            let _ = sender.blocking_send(part);
         }
-        each(None);
-        self.announce(&mut nar)
+        on_part(None);
+        self.announce_nar(&mut nar)
     }
 
-    fn announce(&self, nar: &mut Option<Nar>) -> Result {
+    /// Sends the event of a NAR, the first time it is called.
+    fn announce_nar(&self, nar: &mut Option<ReceivedNar>) -> Result {
         nar.take().map_or(Ok(()), |nar| self.send(Event::Nar(nar)))
     }
 
     /// Reads narinfo text.
-    pub fn text(&self, input: impl BufRead, store_dir: &StoreDir) -> Result {
+    ///
+    /// # Errors
+    /// Refuses malformed text.
+    pub fn read_text(&self, input: impl BufRead, store_dir: &StoreDir) -> Result {
         narinfo::read_text(input, store_dir, |narinfo, _| self.send(Event::Narinfo(Box::new(narinfo))))
     }
 
-    /// Reads a NAR or an export stream, and does what `narinfo-gen` does.
-    pub fn describe(
+    /// Reads a NAR or an export stream, compresses its NARs and describes them, as `narinfo-gen` does.
+    ///
+    /// # Errors
+    /// Refuses a malformed or truncated stream.
+    pub fn read_nars(
         &self,
         kind: Kind,
         mut input: impl BufRead,
@@ -218,7 +232,7 @@ impl Intake {
         settings: Settings,
         path_info: &mut PathInfoSource,
     ) -> Result {
-        let writer = Packed { intake: self, method: settings.method };
+        let writer = EventWriter { intake: self, compression: settings.method };
         let (extras, warn) = (Extras::default(), |warning: &str| process::print_message(TOOL, warning));
         let mut builder = NarInfoBuilder { settings, path_info, extras, writer, warn };
         match path {
@@ -228,24 +242,34 @@ impl Intake {
     }
 }
 
-/// What is packed here, on its way to the bucket.
-struct Packed<'a> {
-    intake: &'a Intake,
-    method: Compression,
+/// Computes the digests of a NAR of a cache archive, and compares its hash with the one in its key.
+fn digest_archived_nar(body: ChunkReader<Part>, key: &str, file_hash: Option<Sha256>) -> Result<NarDigests> {
+    let digests = digest_named_nar(body, key, &mut nar_pack::nar::Skip)?;
+    match file_hash {
+        Some(hash) if hash != digests.file_hash => {
+            Err(Error::refused(format!("its FileHash is {}, which differs from its file name", digests.file_hash)))
+        }
+        _ => Ok(digests),
+    }
 }
 
-impl EntryWriter for Packed<'_> {
+/// Sends what [`NarInfoBuilder`] makes as events.
+struct EventWriter<'a> {
+    intake: &'a Intake,
+    compression: Compression,
+}
+
+impl EntryWriter for EventWriter<'_> {
     fn write_nar(&mut self, key: &str, mut nar: CompressedNar) -> Result {
-        let digests = NarDigests {
-            method: self.method,
+        let (sender, digests) = oneshot::channel();
+        let _ = sender.send(Ok(NarDigests {
+            method: self.compression,
             file_hash: nar.file_hash,
             file_size: nar.file_size,
             nar_hash: nar.nar_hash,
             nar_size: nar.nar_size,
-        };
-        let (verdict, verified) = oneshot::channel();
-        let _ = verdict.send(Ok(digests));
-        self.intake.nar(key, nar.file_size, &mut nar.body, verified, |_| {})
+        }));
+        self.intake.read_nar(key, nar.file_size, &mut nar.body, digests, |_| {})
     }
 
     fn write_narinfo(&mut self, narinfo: NarInfo, _: bool) -> Result {

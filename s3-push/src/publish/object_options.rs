@@ -1,4 +1,4 @@
-//! The options of the objects that are written, from the command line.
+//! Object options (storage class, encryption, tags, retention, caching) from the command line.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,26 +7,26 @@ use nar_pack::error::{Error, Result};
 use crate::cli::{LockMode, ObjectOptionArgs, Sse};
 use crate::remote::s3::{Encryption, ObjectOptions, Retention, RetentionMode};
 
-/// Seconds in a day.
-const DAY: u64 = 24 * 60 * 60;
-/// Tags of one object (Amazon S3 user guide, "Object tags").
+/// Seconds per day.
+const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
+/// Maximum number of tags of an object (Amazon S3 user guide, "Object tags").
 const MAX_TAGS: usize = 10;
 
 /// Returns the options that the flags select.
 ///
 /// # Errors
-/// A usage error for invalid tags.
+/// Returns a usage error for invalid tags.
 pub fn object_options(args: &ObjectOptionArgs) -> Result<ObjectOptions> {
     let tags = args.tag.iter().map(|tag| parse_tag(tag)).collect::<Result<Vec<_>>>()?;
     if tags.len() > MAX_TAGS {
-        return Err(Error::usage(format!("{} tags given, an object has at most {MAX_TAGS}", tags.len())));
+        return Err(Error::usage(format!("{} tags given: an object can have at most {MAX_TAGS}", tags.len())));
     }
     let retention = args.object_lock_days.map(|days| Retention {
         mode: match args.object_lock_mode {
             LockMode::Governance => RetentionMode::Governance,
             LockMode::Compliance => RetentionMode::Compliance,
         },
-        until: SystemTime::now() + Duration::from_secs(u64::from(days) * DAY),
+        until: SystemTime::now() + Duration::from_secs(u64::from(days) * SECONDS_PER_DAY),
     });
     let encryption = match (&args.sse_kms_key_id, args.sse) {
         (None, None) => None,

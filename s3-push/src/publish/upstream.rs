@@ -1,4 +1,4 @@
-//! Other caches, whose clients have their paths already: what one of them serves need not be pushed.
+//! Upstream caches: paths that one of them has are not published, because clients get them from there.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,18 +11,18 @@ use crate::remote::retry::RequestLimits;
 use crate::remote::s3::Access;
 use crate::remote::{Remote, RemoteOptions};
 
-/// The caches that are asked, and what they answered.
+/// The upstream caches, and their answers so far.
 pub struct Upstreams {
     caches: Vec<Remote>,
     answers: Mutex<HashMap<HashPart, bool>>,
 }
 
 impl Upstreams {
-    /// The caches at these URLs (`s3://`, `https://`, `http://`, `file://`), each of which must be one of `store_dir`.
+    /// Opens the caches with these URLs (`s3://`, `https://`, `http://`, `file://`).
     ///
     /// # Errors
-    /// A usage failure for a URL of another kind; fails when a cache cannot be read, refuses one of another store
-    /// directory.
+    /// Returns a usage error for a URL of another kind. Fails when a cache cannot be read. Refuses a cache of another
+    /// store directory than `store_dir`.
     pub async fn open(
         urls: &[String],
         store_dir: &StoreDir,
@@ -39,11 +39,11 @@ impl Upstreams {
         Ok(Self { caches, answers: Mutex::default() })
     }
 
-    /// Whether one of the caches has the narinfo of that path. Asked once for each path.
+    /// Returns whether one of the caches has the narinfo of that path. Each path is looked up once.
     ///
     /// # Errors
-    /// Fails when it cannot be told; a failed check is neither "there" nor "missing".
-    pub async fn serve(&self, path: &StorePath) -> Result<bool> {
+    /// Fails when a lookup does: a failed lookup means neither present nor missing.
+    pub async fn have(&self, path: &StorePath) -> Result<bool> {
         let hash = path.hash_part();
         if self.caches.is_empty() {
             return Ok(false);
@@ -51,19 +51,19 @@ impl Upstreams {
         if let Some(answer) = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(&hash) {
             return Ok(*answer);
         }
-        let mut there = false;
+        let mut is_present = false;
         for cache in &self.caches {
-            there = cache.exists(&format!("{hash}.narinfo")).await?;
-            if there {
+            is_present = cache.exists(&format!("{hash}.narinfo")).await?;
+            if is_present {
                 break;
             }
         }
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, there);
-        Ok(there)
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, is_present);
+        Ok(is_present)
     }
 }
 
-/// Checks that this is a cache at all: every path would be missing from a mistyped URL, and be pushed.
+/// Checks that this is a binary cache of `store_dir`. With a mistyped URL every path would count as missing.
 async fn require_cache(cache: &Remote, store_dir: &StoreDir) -> Result {
     let max_size = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
     let text = cache.text(cache_info::KEY, max_size).await?;

@@ -1,0 +1,175 @@
+//! The typed mode of an invocation: the command line is checked and turned into one of three modes here, and nothing
+//! below looks at flags.
+
+use nar_pack::error::{Error, Result};
+use nar_pack::path_info::PathInfoSource;
+use nar_pack::store_path::{StoreDir, StorePath};
+use narinfo_gen::compression::Settings;
+
+use crate::cli::Cli;
+use crate::publish::object_options::object_options;
+use crate::publish::put_key::KeyTarget;
+use crate::remote::location::{Location, VARIABLE};
+use crate::remote::progress::Verbosity;
+use crate::remote::retry::RequestLimits;
+use crate::remote::s3::ObjectOptions;
+
+/// What an invocation does.
+pub enum Mode {
+    /// Publishes the paths on standard input.
+    Push(Box<PushOptions>),
+    /// Prints the paths that the cache lacks.
+    Missing(MissingOptions),
+    /// Uploads standard input under one key.
+    PutKey(Box<PutKeyOptions>),
+}
+
+/// The bucket and how to access it.
+pub struct BucketOptions {
+    /// The bucket.
+    pub location: Location,
+    /// Limits of the requests.
+    pub limits: RequestLimits,
+    /// Which messages are printed.
+    pub verbosity: Verbosity,
+}
+
+/// Options of every upload.
+pub struct UploadOptions {
+    /// Headers of every object.
+    pub object_options: ObjectOptions,
+    /// Whether nothing is written.
+    pub is_dry_run: bool,
+    /// Memory for bodies in flight, in bytes.
+    pub memory: u64,
+    /// Minimum part size in bytes.
+    pub part_size: u64,
+}
+
+/// Options of [`Mode::Push`].
+pub struct PushOptions {
+    /// The bucket.
+    pub bucket: BucketOptions,
+    /// Options of the uploads.
+    pub upload: UploadOptions,
+    /// The store directory of every path.
+    pub store_dir: StoreDir,
+    /// The path of a NAR on standard input.
+    pub path: Option<StorePath>,
+    /// URLs of upstream caches.
+    pub upstreams: Vec<String>,
+    /// Whether paths with missing references are published.
+    pub allow_missing_references: bool,
+    /// Whether narinfo text replaces narinfos instead of being merged.
+    pub exact: bool,
+    /// Priority of a new `nix-cache-info`.
+    pub priority: Option<u32>,
+    /// `WantMassQuery` of a new `nix-cache-info`.
+    pub want_mass_query: Option<bool>,
+    /// Whether the report is JSON.
+    pub is_json: bool,
+    /// How NARs are compressed.
+    pub compression: Settings,
+    /// Where references and other facts about paths come from.
+    pub path_info: PathInfoSource,
+}
+
+/// Options of [`Mode::Missing`].
+pub struct MissingOptions {
+    /// The bucket.
+    pub bucket: BucketOptions,
+    /// The store directory of every path.
+    pub store_dir: StoreDir,
+    /// URLs of upstream caches.
+    pub upstreams: Vec<String>,
+}
+
+/// Options of [`Mode::PutKey`].
+pub struct PutKeyOptions {
+    /// The bucket.
+    pub bucket: BucketOptions,
+    /// Options of the upload.
+    pub upload: UploadOptions,
+    /// The object.
+    pub target: KeyTarget,
+}
+
+impl Mode {
+    /// Turns the command line and the environment into a mode.
+    ///
+    /// # Errors
+    /// Returns a usage error for an invalid combination. Fails when the file of `--path-info` cannot be read.
+    pub fn from_cli(cli: &Cli) -> Result<Self> {
+        let store_dir = StoreDir::new(&cli.path_info_args.store_dir)?;
+        let (url, path) = split_targets(&cli.targets)?;
+        let bucket = BucketOptions {
+            location: Location::parse(&url)?,
+            limits: RequestLimits {
+                idle_timeout: cli.idle_timeout,
+                max_attempts: cli.attempts,
+                max_in_flight: cli.jobs,
+            },
+            verbosity: Verbosity::new(cli.quiet, cli.verbose),
+        };
+        if cli.memory < 2 * cli.part_size {
+            return Err(Error::usage("--memory must be at least twice --part-size"));
+        }
+        let path = path.map(|path| store_dir.parse(&path)).transpose()?;
+        if cli.missing {
+            refuse_path("--missing", path.as_ref())?;
+            return Ok(Self::Missing(MissingOptions { bucket, store_dir, upstreams: cli.upstream.clone() }));
+        }
+        if let Some(key) = &cli.key {
+            refuse_path("--key", path.as_ref())?;
+            let target = KeyTarget::new(key, cli.content_type.as_deref())?;
+            return Ok(Self::PutKey(Box::new(PutKeyOptions { bucket, upload: UploadOptions::from_cli(cli)?, target })));
+        }
+        Ok(Self::Push(Box::new(PushOptions {
+            bucket,
+            upload: UploadOptions::from_cli(cli)?,
+            store_dir,
+            path,
+            upstreams: cli.upstream.clone(),
+            allow_missing_references: cli.allow_missing_references,
+            exact: cli.exact,
+            priority: cli.priority,
+            want_mass_query: cli.want_mass_query,
+            is_json: cli.json,
+            compression: cli.compression_args.settings()?,
+            path_info: PathInfoSource::open(&cli.path_info_args, None)?,
+        })))
+    }
+}
+
+impl UploadOptions {
+    fn from_cli(cli: &Cli) -> Result<Self> {
+        Ok(Self {
+            object_options: object_options(&cli.object_options)?,
+            is_dry_run: cli.dry_run,
+            memory: cli.memory,
+            part_size: cli.part_size,
+        })
+    }
+}
+
+/// Splits the positional arguments into the URL of the bucket and a store path, each of which is optional.
+fn split_targets(targets: &[String]) -> Result<(String, Option<String>)> {
+    let default_url = || {
+        let url = std::env::var(VARIABLE).ok().filter(|url| !url.is_empty());
+        url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET or set {VARIABLE}")))
+    };
+    match targets {
+        [] => Ok((default_url()?, None)),
+        [path] if path.starts_with('/') => Ok((default_url()?, Some(path.clone()))),
+        [url] => Ok((url.clone(), None)),
+        [url, path] => Ok((url.clone(), Some(path.clone()))),
+        _ => Err(Error::usage("expected a bucket and at most one store path")),
+    }
+}
+
+fn refuse_path(flag: &str, path: Option<&StorePath>) -> Result {
+    match path {
+        None => Ok(()),
+        Some(path) => Err(Error::usage(format!("unexpected argument {path}: {flag} takes no STORE-PATH"))),
+    }
+}

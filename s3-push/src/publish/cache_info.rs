@@ -1,0 +1,63 @@
+//! The `nix-cache-info` of the bucket: checked before a push, and written before the first narinfo.
+
+use nar_pack::error::{Context, Result};
+use nar_pack::store_path::StoreDir;
+use narinfo_gen::archive::Object;
+use narinfo_gen::cache_info::{CacheInfo, KEY, MAX_SIZE};
+
+use crate::publish::publisher::PublishOptions;
+use crate::remote::s3::Bucket;
+
+/// Whether the bucket has a `nix-cache-info`, and where its values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheInfoState {
+    /// There is none yet.
+    Missing,
+    /// This push wrote one with default values. One from the input replaces it.
+    Default,
+    /// The bucket had one, or this push wrote the one from the input.
+    Present,
+}
+
+impl CacheInfoState {
+    /// Reads the `nix-cache-info` of the bucket.
+    ///
+    /// # Errors
+    /// Fails when it cannot be read. Refuses one of another store directory.
+    pub async fn read(bucket: &Bucket, store_dir: &StoreDir) -> Result<Self> {
+        match bucket.get_text(KEY, max_size()).await? {
+            None => Ok(Self::Missing),
+            Some(object) => {
+                let info = CacheInfo::parse(&object.text).and_then(|info| info.require(store_dir));
+                info.context(|| bucket.display_url(KEY))?;
+                Ok(Self::Present)
+            }
+        }
+    }
+
+    /// Writes a `nix-cache-info` if there is none, with the values of `given` if there is one. In a tar of any order
+    /// `given` may arrive after the first narinfo; it then replaces the default.
+    ///
+    /// # Errors
+    /// Fails when it cannot be written.
+    pub async fn ensure(&mut self, bucket: &Bucket, options: &PublishOptions, given: Option<CacheInfo>) -> Result {
+        match (*self, &given) {
+            (Self::Missing, _) | (Self::Default, Some(_)) => {}
+            _ => return Ok(()),
+        }
+        let replaces_default = *self == Self::Default;
+        *self = if given.is_some() { Self::Present } else { Self::Default };
+        let mut info = given.unwrap_or_else(|| CacheInfo::new(options.store_dir.clone()));
+        info.priority = options.priority.or(info.priority);
+        info.want_mass_query = options.want_mass_query.or(info.want_mass_query);
+        let (content_type, text) = (Object::CacheInfo.content_type(), info.to_string());
+        if replaces_default {
+            return bucket.put(KEY, content_type, text.into()).await;
+        }
+        bucket.put_new(KEY, content_type, text.into()).await.map(drop)
+    }
+}
+
+fn max_size() -> usize {
+    usize::try_from(MAX_SIZE).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,105 @@
+//! Updates of narinfos that the bucket already has: signatures and fields are merged, or the narinfo is replaced. Each
+//! update is a conditional write, repeated when another process changed the narinfo in between.
+
+use nar_pack::error::{Context, Error, Result};
+use narinfo_gen::narinfo::{self, NarInfo};
+
+use crate::publish::publish_path::{PublishContext, is_signed, narinfo_content_type};
+use crate::remote::s3::PutOutcome;
+use crate::report::Status;
+
+/// Maximum attempts to update a narinfo that other processes update at the same time.
+const MAX_MERGE_ATTEMPTS: u32 = 20;
+
+/// A narinfo in the bucket.
+struct RemoteNarInfo {
+    narinfo: NarInfo,
+    etag: Option<String>,
+}
+
+impl PublishContext {
+    /// Returns the status of a path that the cache has, after adding the signatures that it lacks. Returns `None` if the
+    /// cache does not have the path.
+    pub async fn merge_if_cached(&self, narinfo: &NarInfo) -> Result<Option<Status>> {
+        let hash = narinfo.path.hash_part();
+        if !self.existing.has(self.bucket(), hash).await? {
+            return Ok(None);
+        }
+        if self.existing.has_text(hash, &narinfo.to_string()).await {
+            return Ok(Some(Status::Present));
+        }
+        self.merge_into_remote(narinfo).await
+    }
+
+    /// Adds signatures and fields to the narinfo in the cache. Returns `None` if there is no narinfo.
+    pub async fn merge_into_remote(&self, narinfo: &NarInfo) -> Result<Option<Status>> {
+        for _ in 0..MAX_MERGE_ATTEMPTS {
+            let Some(remote) = self.fetch_narinfo(narinfo).await? else { return Ok(None) };
+            if !remote.narinfo.same_contents(narinfo) {
+                return Ok(Some(Status::Other));
+            }
+            let merged = remote.narinfo.clone().merged_with(narinfo);
+            if merged == remote.narinfo {
+                return Ok(Some(Status::Present));
+            }
+            if self.replace_narinfo(&merged, remote.etag.as_deref()).await? {
+                return Ok(Some(Status::Signed));
+            }
+        }
+        Err(too_many_conflicts(narinfo))
+    }
+
+    /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, or replaces it with
+    /// `--exact`. If it describes another NAR, that NAR is read from the bucket and verified.
+    pub async fn publish_narinfo_alone(&self, narinfo: &NarInfo) -> Result<Status> {
+        for _ in 0..MAX_MERGE_ATTEMPTS {
+            let remote = self.fetch_narinfo(narinfo).await?;
+            let (remote, etag) = remote.map_or((None, None), |remote| (Some(remote.narinfo), remote.etag));
+            let merge_with = remote.as_ref().filter(|remote| !self.options.exact && remote.same_contents(narinfo));
+            let merged = merge_with.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().merged_with(remote));
+            if remote.as_ref() == Some(&merged) {
+                return Ok(Status::Present);
+            }
+            let is_same_nar =
+                remote.is_some_and(|remote| is_same_file(&remote, &merged) && remote.same_contents(&merged));
+            if !is_same_nar {
+                self.verify_remote_nar(&merged).await?;
+            }
+            if self.replace_narinfo(&merged, etag.as_deref()).await? {
+                return Ok(if is_same_nar {
+                    Status::Signed
+                } else {
+                    Status::Sent { bytes: 0, signed: is_signed(&merged) }
+                });
+            }
+        }
+        Err(too_many_conflicts(narinfo))
+    }
+
+    /// Reads the narinfo of the same path from the cache.
+    async fn fetch_narinfo(&self, narinfo: &NarInfo) -> Result<Option<RemoteNarInfo>> {
+        let Some(found) = self.bucket().get_text(&narinfo.key(), narinfo::MAX_SIZE).await? else { return Ok(None) };
+        let url = || self.bucket().display_url(&narinfo.key());
+        let narinfo = NarInfo::parse(&found.text, &self.options.store_dir).context(url)?;
+        Ok(Some(RemoteNarInfo { narinfo, etag: found.etag }))
+    }
+
+    /// Replaces the narinfo that has `etag`. Returns false if another process has changed it.
+    async fn replace_narinfo(&self, narinfo: &NarInfo, etag: Option<&str>) -> Result<bool> {
+        let body = narinfo.to_text()?.into();
+        let outcome = self.bucket().put_if_unchanged(&narinfo.key(), narinfo_content_type(narinfo), body, etag).await?;
+        self.existing.add(narinfo.path.hash_part()).await;
+        Ok(outcome == PutOutcome::Created)
+    }
+}
+
+/// Returns whether both describe the same file with the same compression.
+fn is_same_file(a: &NarInfo, b: &NarInfo) -> bool {
+    (&a.url, &a.compression, a.file_hash, a.file_size) == (&b.url, &b.compression, b.file_hash, b.file_size)
+}
+
+fn too_many_conflicts(narinfo: &NarInfo) -> Error {
+    let path = narinfo.full_path();
+    Error::failed(format!("{path}: its narinfo was changed by other processes {MAX_MERGE_ATTEMPTS} times in a row"))
+        .with_hint("run the same command again")
+}

@@ -1,0 +1,227 @@
+//! Multipart uploads: parts are sent concurrently, and an upload of a NAR that an earlier run left incomplete is
+//! continued. This is safe because the key of a NAR is the hash of its bytes: parts found under it belong to the same
+//! bytes, no matter who uploaded them.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nar_pack::error::{Error, Result};
+use tokio::sync::{RwLock, mpsc};
+use tokio::task::{JoinError, JoinSet};
+
+use crate::publish::body::{Body, BodyLength, Part};
+use crate::publish::upload::{ObjectTarget, Overwrite, UploadedObject, Uploader, md5_hex};
+use crate::remote::s3::{MultipartUpload, RemotePart, UploadedPart};
+
+/// The multipart uploads in progress, which are aborted when the push fails.
+#[derive(Debug, Default)]
+pub struct OpenUploads {
+    by_key: Mutex<HashMap<String, OpenUpload>>,
+    /// Read-locked by each request that creates an upload, until the upload is recorded in `by_key`.
+    creating: Arc<RwLock<()>>,
+}
+
+/// A multipart upload in progress.
+#[derive(Debug, Clone)]
+struct OpenUpload {
+    upload: MultipartUpload,
+    /// Whether a later run can continue it, in which case its parts are kept.
+    is_resumable: bool,
+}
+
+impl OpenUploads {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, OpenUpload>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, upload: &MultipartUpload, is_resumable: bool) {
+        self.lock().insert(upload.key.clone(), OpenUpload { upload: upload.clone(), is_resumable });
+    }
+
+    fn remove(&self, key: &str) {
+        self.lock().remove(key);
+    }
+}
+
+/// The state of one multipart upload while its parts are sent.
+struct MultipartState<'a> {
+    upload: &'a MultipartUpload,
+    overwrite: Overwrite,
+    length: BodyLength,
+    /// Parts that an earlier run uploaded, by number.
+    existing_parts: HashMap<i32, RemotePart>,
+    received_bytes: u64,
+}
+
+impl MultipartState<'_> {
+    /// Returns whether the whole body has arrived.
+    fn is_fully_received(&self) -> bool {
+        matches!(self.length, BodyLength::Multipart { size, .. } if size == self.received_bytes)
+    }
+}
+
+impl Uploader {
+    /// Uploads a body in parts. `first_parts` have already been taken from it.
+    pub(super) async fn upload_multipart<V>(
+        self: &Arc<Self>,
+        target: &ObjectTarget<'_>,
+        first_parts: Vec<Part>,
+        mut body: Body,
+        verification: impl Future<Output = Result<V>>,
+    ) -> Result<(V, UploadedObject)> {
+        let (upload, existing_parts) = self.resume_or_create(target, body.length).await?;
+        let overwrite = target.overwrite;
+        let mut state =
+            MultipartState { upload: &upload, overwrite, length: body.length, existing_parts, received_bytes: 0 };
+        let result = self.send_and_complete(&mut state, first_parts, &mut body.parts, verification).await;
+        // Good parts are kept for the next run. A body that arrived whole and was refused is not worth keeping.
+        let is_refused_whole = result.as_ref().is_err_and(Error::is_refusal) && state.is_fully_received();
+        if is_refused_whole || (result.is_err() && !is_resumable(overwrite, body.length)) {
+            self.bucket.abort_multipart_upload(&upload).await;
+        }
+        self.open_uploads.remove(target.key);
+        result
+    }
+
+    /// Finds an upload to continue, or creates one.
+    async fn resume_or_create(
+        self: &Arc<Self>,
+        target: &ObjectTarget<'_>,
+        length: BodyLength,
+    ) -> Result<(MultipartUpload, HashMap<i32, RemotePart>)> {
+        let is_resumable = is_resumable(target.overwrite, length);
+        if is_resumable
+            && let BodyLength::Multipart { part_size, .. } = length
+            && let Some((upload, parts)) = self.bucket.find_resumable_upload(target.key).await
+            && have_part_size(&parts, part_size)
+        {
+            self.open_uploads.add(&upload, is_resumable);
+            return Ok((upload, parts));
+        }
+        // On a separate task, because a signal cancels this one, and an upload that was created must be recorded.
+        let (uploader, key, content_type) = (Arc::clone(self), target.key.to_owned(), target.content_type.to_owned());
+        let creating = Arc::clone(&self.open_uploads.creating).read_owned().await;
+        let created = tokio::spawn(async move {
+            let upload = uploader.bucket.create_multipart_upload(&key, &content_type).await?;
+            uploader.open_uploads.add(&upload, is_resumable);
+            drop(creating);
+            Ok((upload, HashMap::new()))
+        });
+        created.await.map_err(task_panicked)?
+    }
+
+    /// Sends the parts, waits for `verification`, and completes the upload.
+    async fn send_and_complete<V>(
+        self: &Arc<Self>,
+        state: &mut MultipartState<'_>,
+        first_parts: Vec<Part>,
+        parts: &mut mpsc::Receiver<Part>,
+        verification: impl Future<Output = Result<V>>,
+    ) -> Result<(V, UploadedObject)> {
+        let sent = self.send_parts(state, first_parts, parts).await;
+        if let Err(error) = &sent {
+            // Another process that continued the same upload may have completed it. Then the rest is only verified.
+            if self.find_completed(state).await.is_none() {
+                return Err(error.clone());
+            }
+            while parts.recv().await.is_some() {}
+        }
+        let value = verification.await?;
+        let is_new_only = state.overwrite == Overwrite::Never;
+        let outcome = match sent {
+            Ok(parts) => self.bucket.complete_multipart_upload(state.upload, parts, is_new_only).await,
+            Err(error) => Err(error),
+        };
+        let object = match outcome {
+            Ok(outcome) => self.confirm(&state.upload.key, outcome, state.received_bytes).await?,
+            Err(error) => self.find_completed(state).await.ok_or(error)?,
+        };
+        Ok((value, object))
+    }
+
+    /// Looks up the object of a NAR, which another process may have completed.
+    async fn find_completed(&self, state: &MultipartState<'_>) -> Option<UploadedObject> {
+        match (state.overwrite, state.length) {
+            (Overwrite::Never, BodyLength::Multipart { size, .. }) => {
+                self.find_object(&state.upload.key, Some(size)).await.ok().flatten()
+            }
+            _ => None,
+        }
+    }
+
+    async fn send_parts(
+        self: &Arc<Self>,
+        state: &mut MultipartState<'_>,
+        first_parts: Vec<Part>,
+        parts: &mut mpsc::Receiver<Part>,
+    ) -> Result<Vec<UploadedPart>> {
+        let mut tasks = JoinSet::new();
+        let mut completed = Vec::new();
+        let mut first_parts = first_parts.into_iter();
+        for number in 1.. {
+            let next = match first_parts.next() {
+                Some(part) => Some(part),
+                None => parts.recv().await,
+            };
+            let Some(part) = next else { break };
+            let size = part.bytes.len() as u64;
+            state.received_bytes += size;
+            let existing = state.existing_parts.remove(&number).filter(|existing| existing.size == size);
+            let (uploader, upload) = (Arc::clone(self), state.upload.clone());
+            tasks.spawn(async move { uploader.send_part(&upload, number, part, existing).await });
+            while let Some(sent) = tasks.try_join_next() {
+                completed.push(sent.map_err(task_panicked)??);
+            }
+        }
+        while let Some(sent) = tasks.join_next().await {
+            completed.push(sent.map_err(task_panicked)??);
+        }
+        Ok(completed)
+    }
+
+    /// Sends a part, unless an earlier run uploaded the same bytes.
+    async fn send_part(
+        &self,
+        upload: &MultipartUpload,
+        number: i32,
+        part: Part,
+        existing: Option<RemotePart>,
+    ) -> Result<UploadedPart> {
+        let sent = match existing.filter(|existing| existing.etag == md5_hex(&part.bytes)) {
+            Some(existing) => {
+                self.reused_parts.fetch_add(1, Ordering::Relaxed);
+                Ok(existing.uploaded)
+            }
+            None => self.bucket.upload_part(upload, number, part.bytes.clone()).await,
+        };
+        self.processed_bytes.fetch_add(part.bytes.len() as u64, Ordering::Relaxed);
+        sent
+    }
+
+    /// Aborts the uploads in progress that cannot be continued. Parts of NARs are kept for the next run.
+    pub async fn abort_all(&self) {
+        let _all_recorded = self.open_uploads.creating.write().await;
+        let open: Vec<OpenUpload> = self.open_uploads.lock().drain().map(|(_, open)| open).collect();
+        for open in open.iter().filter(|open| !open.is_resumable) {
+            self.bucket.abort_multipart_upload(&open.upload).await;
+        }
+    }
+}
+
+/// Returns whether the next run can continue such an upload: the part boundaries must be known, and the key must
+/// determine the bytes.
+fn is_resumable(overwrite: Overwrite, length: BodyLength) -> bool {
+    overwrite == Overwrite::Never && length.is_multipart()
+}
+
+/// Returns whether the parts have our part size. If not, another process with another part size may be at work, and the
+/// two would overwrite each other's parts.
+fn have_part_size(parts: &HashMap<i32, RemotePart>, part_size: u64) -> bool {
+    let last = parts.keys().max();
+    parts.iter().all(|(number, part)| part.size == part_size || (Some(number) == last && part.size < part_size))
+}
+
+fn task_panicked(_: JoinError) -> Error {
+    Error::failed("internal error: upload task panicked")
+}

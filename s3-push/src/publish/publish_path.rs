@@ -1,0 +1,171 @@
+//! One path: its narinfo is written after its NAR is complete and after the narinfos of its references are visible. The
+//! types enforce the first half: `put_narinfo` takes an [`UploadedObject`], which only an upload or a lookup creates.
+
+use std::sync::Arc;
+
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::store_path::StorePath;
+use narinfo_gen::archive::Object;
+use narinfo_gen::compression::Compression;
+use narinfo_gen::content_address::is_content_addressed;
+use narinfo_gen::narinfo::NarInfo;
+use narinfo_gen::verify_nar::digest_nar;
+use tokio::sync::watch;
+
+use crate::publish::existing::Existing;
+use crate::publish::nar_state::{NarState, SharedResult};
+use crate::publish::publisher::PublishOptions;
+use crate::publish::unclaimed::UnclaimedNars;
+use crate::publish::upload::{UploadedObject, Uploader};
+use crate::publish::upstream::Upstreams;
+use crate::refusals::{PathError, RootCause};
+use crate::remote::Remote;
+use crate::remote::s3::{Bucket, PutOutcome};
+use crate::report::Status;
+
+/// How the publishing of a path ends: `None` until then. A channel and not a shared future, because polling a long chain
+/// of references would recurse as deep as the chain is long.
+pub type PublishedSignal = watch::Receiver<Option<Result<(), Arc<RootCause>>>>;
+
+/// A reference to another path of this push.
+pub struct PendingReference {
+    /// The path.
+    pub path: StorePath,
+    /// How its publishing ends.
+    pub published: PublishedSignal,
+}
+
+/// What every publishing task needs.
+pub struct PublishContext {
+    /// NARs that were not needed so far.
+    pub unclaimed_nars: UnclaimedNars,
+    /// The uploader to the bucket.
+    pub uploader: Arc<Uploader>,
+    /// The bucket, for reading NARs.
+    pub reader: Arc<Remote>,
+    /// The narinfos in the bucket.
+    pub existing: Existing,
+    /// Other caches, whose paths are not published.
+    pub upstreams: Upstreams,
+    /// The options of the push.
+    pub options: PublishOptions,
+}
+
+impl PublishContext {
+    /// Returns the bucket.
+    pub fn bucket(&self) -> &Bucket {
+        &self.uploader.bucket
+    }
+
+    /// Returns whether clients find the path already, in this cache or in an upstream one.
+    pub async fn is_cached(&self, path: &StorePath) -> Result<bool> {
+        Ok(self.existing.has(self.bucket(), path.hash_part()).await? || self.upstreams.have(path).await?)
+    }
+
+    /// Publishes a path, or finds that the cache has it.
+    pub async fn publish(
+        &self,
+        narinfo: NarInfo,
+        nar: Option<SharedResult<NarState>>,
+        references: Vec<PendingReference>,
+    ) -> Result<Status, PathError> {
+        if self.options.is_narinfo_only {
+            if self.options.exact && narinfo.signatures.is_empty() {
+                let message = format!("{}: --exact would drop every signature", narinfo.full_path());
+                return Err(Error::refused(message).with_hint("sign the narinfo first, with cache-sign").into());
+            }
+            self.await_references(references).await?;
+            return Ok(self.publish_narinfo_alone(&narinfo).await?);
+        }
+        let state = match nar {
+            Some(nar) => Some(nar.await.map_err(|error| PathError::shared(&narinfo.url, error))?),
+            None => None,
+        };
+        if let Some(state) = &state {
+            state.digests().require(&narinfo)?;
+        }
+        if let Some(status) = self.merge_if_cached(&narinfo).await? {
+            return Ok(status);
+        }
+        if self.upstreams.have(&narinfo.path).await? {
+            return Ok(Status::Upstream);
+        }
+        let object = self.ensure_nar_object(&narinfo, state).await?;
+        self.await_references(references).await?;
+        Ok(self.put_narinfo(&narinfo, object).await?)
+    }
+
+    /// Returns the proof that the NAR is in the bucket, uploading or verifying it if necessary.
+    async fn ensure_nar_object(&self, narinfo: &NarInfo, state: Option<NarState>) -> Result<UploadedObject> {
+        match state {
+            // The size alone does not prove an object whose key contains no hash.
+            Some(NarState::Uploaded(_, object)) if object.existed() && !has_hash_in_key(&narinfo.url) => {
+                self.verify_remote_nar(narinfo).await
+            }
+            Some(NarState::Uploaded(_, object)) => Ok(object),
+            Some(NarState::Unclaimed(nar)) => match self.claim_nar(&nar).await? {
+                Some(object) => Ok(object),
+                None => self.verify_remote_nar(narinfo).await,
+            },
+            // An earlier push uploaded it.
+            None => self.verify_remote_nar(narinfo).await,
+        }
+    }
+
+    /// Waits until all references are published.
+    async fn await_references(&self, references: Vec<PendingReference>) -> Result<(), PathError> {
+        for PendingReference { path, mut published } in references {
+            let result = match published.wait_for(Option::is_some).await {
+                Ok(result) => result.clone().unwrap_or(Ok(())),
+                Err(_) => return Err(Error::failed("push cancelled").into()),
+            };
+            if let (Err(root_cause), false) = (result, self.options.allow_missing_references) {
+                return Err(PathError::depends_on(&self.options.store_dir.join(&path), root_cause));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a narinfo, which makes the path visible. `UploadedObject` is the proof that its NAR is complete.
+    async fn put_narinfo(&self, narinfo: &NarInfo, _: UploadedObject) -> Result<Status> {
+        let text = narinfo.to_text()?.into();
+        let outcome = self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), text).await?;
+        let merged = match outcome {
+            PutOutcome::Existed => self.merge_into_remote(narinfo).await?,
+            PutOutcome::Created => None,
+        };
+        self.existing.add(narinfo.path.hash_part()).await;
+        let sent = Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) };
+        Ok(merged.unwrap_or(sent))
+    }
+
+    /// Reads the NAR of a narinfo from the bucket and verifies it against the narinfo.
+    pub async fn verify_remote_nar(&self, narinfo: &NarInfo) -> Result<UploadedObject> {
+        let missing =
+            || Error::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
+        let compression = Compression::from_name(&narinfo.compression)?;
+        let uploaded = self.uploader.find_object(&narinfo.url, None).await?.ok_or_else(missing)?;
+        let body = self.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
+        let nar_size = narinfo.nar_size;
+        let verification = tokio::task::spawn_blocking(move || {
+            digest_nar(body.into_reader(), compression, Some(nar_size), &mut nar_pack::nar::Skip)
+        });
+        let digests = verification.await.map_err(|_| Error::failed("internal error: verification task panicked"))?;
+        digests.context(|| self.bucket().display_url(&narinfo.url))?.require(narinfo)?;
+        Ok(uploaded)
+    }
+}
+
+/// Returns the content type of a narinfo.
+pub fn narinfo_content_type(narinfo: &NarInfo) -> &'static str {
+    Object::Narinfo(narinfo.path.hash_part()).content_type()
+}
+
+/// Returns whether clients that verify signatures accept the path.
+pub fn is_signed(narinfo: &NarInfo) -> bool {
+    !narinfo.signatures.is_empty() || is_content_addressed(narinfo)
+}
+
+fn has_hash_in_key(key: &str) -> bool {
+    matches!(Object::of_key(key), Some(Object::Nar(Some(_))))
+}

@@ -1,0 +1,161 @@
+//! Uploads any bytes under a key of the user's choice, for `--key`. Keys whose contents other clients trust are refused
+//! or verified: nobody can publish an unchecked narinfo or a NAR under a wrong hash this way.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use nar_pack::error::{Context, Error, Result};
+use narinfo_gen::archive::Object;
+use narinfo_gen::hash::{Hasher, Sha256};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::publish::body::{Body, BodyLength, Part};
+use crate::publish::byte_budget::ByteBudget;
+use crate::publish::part_sizes::PartSizes;
+use crate::publish::upload::{ObjectTarget, Overwrite, Uploader};
+
+/// Maximum length of a key in S3, in bytes.
+const MAX_KEY_LENGTH: usize = 1024;
+/// Parts that are buffered between the reader and the upload.
+const PART_CHANNEL_CAPACITY: usize = 2;
+
+/// An object under a key of the user's choice.
+#[derive(Debug)]
+pub struct KeyTarget {
+    key: String,
+    content_type: String,
+    overwrite: Overwrite,
+    /// The hash that the bytes must have, if the key is that of a NAR.
+    file_hash: Option<Sha256>,
+}
+
+impl KeyTarget {
+    /// Checks the key. The content type defaults to that of the key's kind of object.
+    ///
+    /// # Errors
+    /// Returns a usage error for an invalid key, and for one that only a regular push may write.
+    pub fn new(key: &str, content_type: Option<&str>) -> Result<Self> {
+        let object = Object::of_key(key);
+        let name = key.rsplit('/').next().unwrap_or_default();
+        if let Some(Object::Narinfo(_) | Object::CacheInfo) = Object::of_key(name) {
+            return Err(Error::usage(format!("{key} cannot be uploaded with --key, because it would not be verified"))
+                .with_hint("push it without --key, as narinfo text or in a cache archive"));
+        }
+        if object == Some(Object::Nar(None)) {
+            return Err(Error::usage(format!("{key}: the key of a NAR must be nar/<FileHash>.nar[.EXTENSION]")));
+        }
+        check_key(key)?;
+        let (file_hash, overwrite) = match object {
+            Some(Object::Nar(hash)) => (hash, Overwrite::Never),
+            _ => (None, Overwrite::Allowed),
+        };
+        let default = object.map_or("application/octet-stream", Object::content_type);
+        let content_type = content_type.unwrap_or(default).to_owned();
+        Ok(Self { key: key.to_owned(), content_type, overwrite, file_hash })
+    }
+
+    /// Returns the key.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    fn verify(&self, hash: Sha256) -> Result {
+        match self.file_hash {
+            Some(expected) if expected != hash => Err(Error::refused(format!(
+                "{}: the hash of the bytes is {hash}, which differs from the key",
+                self.key
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_key(key: &str) -> Result {
+    let problem = if key.is_empty() {
+        "it must not be empty"
+    } else if key.len() > MAX_KEY_LENGTH {
+        "it must not be longer than 1024 bytes"
+    } else if key.starts_with('/') {
+        "it must not start with /"
+    } else if key.contains(|c: char| c.is_control()) {
+        "it must not contain control characters"
+    } else if key.split('/').any(|part| matches!(part, "." | "..")) {
+        "it must not contain . or .. as a component"
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(format!("invalid key {key:?}: {problem}")))
+}
+
+/// Uploads `input` to its end; returns its size in bytes. `part_size` is the minimum size of a part.
+///
+/// # Errors
+/// Fails when reading or the upload does. Refuses bytes whose hash differs from the one in the key of a NAR.
+pub async fn put_key(
+    uploader: &Arc<Uploader>,
+    target: &KeyTarget,
+    mut input: impl Read + Send + 'static,
+    memory: ByteBudget,
+    part_size: u64,
+) -> Result<u64> {
+    let (sender, parts) = mpsc::channel(PART_CHANNEL_CAPACITY);
+    let (sizes, runtime) = (PartSizes::new(part_size, None), Handle::current());
+    let reader = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, sizes, &sender, &runtime));
+    let verification = async {
+        let result = reader.await.unwrap_or_else(|_| Err(Error::failed("internal error: reader thread panicked")));
+        let (hash, size) = result?;
+        target.verify(hash)?;
+        Ok(size)
+    };
+    let object = ObjectTarget { key: &target.key, content_type: &target.content_type, overwrite: target.overwrite };
+    let body = Body { parts, length: BodyLength::Unknown };
+    let (size, _) = uploader.upload(&object, body, verification).await?;
+    Ok(size)
+}
+
+/// Splits `input` into parts; returns the hash and the number of all bytes.
+fn read_parts(
+    input: &mut impl Read,
+    memory: &ByteBudget,
+    sizes: PartSizes,
+    parts: &mpsc::Sender<Part>,
+    runtime: &Handle,
+) -> Result<(Sha256, u64)> {
+    let mut hasher = Hasher::default();
+    for index in 0.. {
+        let size = sizes.size_of(index);
+        let permit = runtime.block_on(memory.acquire(size))?;
+        let mut bytes = Vec::new();
+        let mut part = input.by_ref().take(size as u64);
+        part.read_to_end(&mut bytes).map_err(Error::from).context(|| "reading standard input")?;
+        hasher.update(&bytes);
+        let is_last = bytes.len() < size;
+        if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), permit)).is_err() {
+            return Err(Error::failed("upload cancelled"));
+        }
+        if is_last {
+            break;
+        }
+    }
+    Ok(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invalid_and_reserved_keys_are_usage_errors() {
+        let too_long = "x".repeat(1025);
+        for key in ["", "/x", "a/../b", ".", "a\nb", &too_long, "nix-cache-info", "a/nix-cache-info", "nar/x.nar"] {
+            assert!(KeyTarget::new(key, None).unwrap_err().is_usage(), "{key}");
+        }
+        let log = KeyTarget::new("log/x.drv", None).unwrap();
+        assert_eq!((log.overwrite, log.content_type.as_str()), (Overwrite::Allowed, "text/plain; charset=utf-8"));
+        let other = KeyTarget::new("x", Some("text/html")).unwrap();
+        assert_eq!((other.key(), other.content_type.as_str()), ("x", "text/html"));
+    }
+}
