@@ -1,10 +1,12 @@
-//! Stores the NARs of an archive in one unlinked temporary file until they are verified. The file takes no more space
-//! than the NARs that are stored: the space of a released NAR is given back to the file system at once.
+//! Stores the NARs of an archive in one unlinked temporary file, created by [`narinfo_gen::spool`], until they are
+//! verified. Unlike [`narinfo_gen::spool::Spool`] it holds many NARs, and the space of a released NAR is given back to
+//! the file system at once.
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
 
 use nar_pack::error::{Context, Error, Result};
+use narinfo_gen::spool::{create_spool_file, spool_write_error};
 use rustix::fs::{FallocateFlags, fallocate};
 
 /// Alignment of the NARs in bytes. A file system gives back only whole blocks, so no block may belong to two NARs; no
@@ -89,15 +91,6 @@ impl Write for SpoolWriter<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn create_spool_file() -> Result<File> {
-    tempfile::tempfile().map_err(spool_write_error)
-}
-
-fn spool_write_error(error: io::Error) -> Error {
-    let error = Error::failed(format!("cannot write to the spool file in {}: {error}", std::env::temp_dir().display()));
-    error.with_hint("set TMPDIR to a writable directory with enough free space")
 }
 
 #[cfg(test)]

@@ -16,7 +16,9 @@ use crate::compression::Compression;
     disable_help_flag = true, disable_version_flag = true
 )]
 pub struct Cli {
-    /// Store path of the NAR on standard input; not for an export stream, which contains its paths
+    /// Store path of the NAR on standard input; not for an export stream
+    ///
+    /// An export stream contains the store path of each NAR.
     #[arg(value_name = "STORE-PATH")]
     pub store_path: Option<String>,
 
@@ -92,7 +94,7 @@ pub struct CompressionArgs {
     #[arg(short, long, value_name = "METHOD", value_enum, default_value_t = Method::Zstd, help_heading = "Output")]
     pub compression: Method,
 
-    /// Set the compression level
+    /// Set the compression level [default: 3 for zstd]
     ///
     /// Range and default: zstd 1-19 (3), xz 0-9 (6), gzip 0-9 (6), bzip2 1-9 (9), br 0-11 (6).
     #[arg(long, value_name = "N", help_heading = "Output")]
@@ -154,7 +156,7 @@ Examples:
 Memory: 16 MiB and about 40 MiB per thread (zstd level 3; with xz level 6, 300 MiB per thread), independent of the size of the NARs, and about 200 bytes per path. A compressed NAR above 16 MiB is spooled to an unlinked temporary file in $TMPDIR until its hash is known.
 
 Exit status:
-  0    done
-  1    malformed or truncated input
-  2    wrong usage, or an operation failed
-  141  the reader of standard output closed it";
+  0    success
+  1    refused: a malformed or truncated stream
+  2    usage error, or an operation failed
+  141  the reader of standard output closed the pipe";

@@ -1,11 +1,12 @@
 //! The command line of `s3-pull`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cache_sign::cli::TrustArgs;
 use clap::{ArgAction, Parser};
 
-use crate::mode::DEFAULT_MAX_ATTEMPTS;
+use crate::mode::{DEFAULT_MAX_ATTEMPTS, parse_idle_timeout};
 use crate::staging::Owner;
 
 /// Fetch store paths from a Nix binary cache, verify them, and unpack them
@@ -118,14 +119,15 @@ pub struct Cli {
     #[arg(long, value_name = "FILE", help_heading = "Network", hide_short_help = true)]
     pub netrc_file: Option<PathBuf>,
 
-    /// Abort and retry a request after SECONDS without progress
+    /// Abort and retry a request after DURATION without progress
     ///
-    /// The duration of a whole transfer is not limited.
+    /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not
+    /// limited.
     #[arg(
-        long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3600),
-        help_heading = "Network", hide_short_help = true
+        long, value_name = "DURATION", default_value = "30s", value_parser = parse_idle_timeout, help_heading = "Network",
+        hide_short_help = true
     )]
-    pub idle_timeout: u16,
+    pub idle_timeout: Duration,
 
     /// Maximum attempts per request, with exponential backoff and jitter between them
     #[arg(
@@ -163,7 +165,7 @@ pub struct Cli {
     )]
     pub store_dir: String,
 
-    /// Print help; --help prints all options, examples and exit codes
+    /// Print help: a summary with -h, all of it with --help
     #[arg(short, long, action = ArgAction::Help, help_heading = "Common")]
     pub help: Option<bool>,
 
@@ -205,5 +207,8 @@ Memory: 64 MiB, independent of the size of a NAR, and about 1 KiB per path. In a
 (--jobs) takes 1 MiB and the memory of its decoder: 10 MiB for NARs compressed by narinfo-gen, at most 128 MiB (zstd) \
 or 256 MiB (xz) for others. One NAR of 32 MiB or more at a time is decompressed on all cores, which takes 128 MiB.
 
-Exit status: 0 success; 1 refused (missing path, bad signature, hash mismatch, malformed narinfo or NAR); 2 usage \
-error or failed operation; 141 the reader of standard output closed it.";
+Exit status:
+  0    success
+  1    refused: a missing path, a bad signature, a hash mismatch, or a malformed narinfo or NAR
+  2    usage error, or an operation failed
+  141  the reader of standard output closed the pipe";

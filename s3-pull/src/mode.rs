@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use cache_sign::trust::TrustedKeys;
 use nar_pack::error::{Error, Result};
@@ -17,6 +16,8 @@ use s3_push::remote::s3::Access;
 use crate::cli::Cli;
 use crate::unpack::UnpackOptions;
 
+// For cli.rs, which imports nothing but clap, other command lines and its own crate.
+pub use s3_push::remote::option_values::parse_idle_timeout;
 pub use s3_push::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// One invocation.
@@ -167,7 +168,7 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
     RemoteSettings {
         access: if cli.no_sign_request { Access::Anonymous } else { Access::SignedIfPossible },
         limits: RequestLimits {
-            idle_timeout: Duration::from_secs(cli.idle_timeout.into()),
+            idle_timeout: cli.idle_timeout,
             max_attempts: cli.attempts,
             // Lookups and downloads run at the same time.
             max_in_flight: 2 * cli.jobs,

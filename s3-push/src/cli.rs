@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
 use narinfo_gen::cli::CompressionArgs;
 
-use crate::option_values::{parse_byte_size, parse_idle_timeout};
+use crate::remote::option_values::{parse_byte_size, parse_idle_timeout};
 use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache
@@ -17,7 +17,9 @@ use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 #[derive(Debug, Parser)]
 #[command(
     name = "s3-push", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,
-    disable_help_flag = true, disable_version_flag = true
+    disable_help_flag = true, disable_version_flag = true,
+    mut_arg("candidates", |arg| arg.hide_short_help(true)), mut_arg("level", |arg| arg.hide_short_help(true)),
+    mut_arg("threads", |arg| arg.hide_short_help(true)),
 )]
 pub struct Cli {
     /// Bucket [default: $NIX_S3_CACHE], and the store path of a NAR on standard input
@@ -44,7 +46,9 @@ pub struct Cli {
     #[arg(long, value_name = "URL", conflicts_with = "key", help_heading = "Input")]
     pub upstream: Vec<String>,
 
-    /// Publish paths even if a reference is neither in the cache nor in this push
+    /// Publish paths even if references are missing
+    ///
+    /// A reference is missing if it is neither in the cache, nor in an --upstream cache, nor in this push.
     #[arg(long, help_heading = "Output")]
     pub allow_missing_references: bool,
 
@@ -58,7 +62,7 @@ pub struct Cli {
     #[arg(short = 'n', long, help_heading = "Output")]
     pub dry_run: bool,
 
-    /// Print one JSON object per path and a summary instead of the store paths
+    /// Print one JSON object per path and a summary
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 
@@ -79,12 +83,12 @@ pub struct Cli {
     #[command(flatten)]
     pub object_options: ObjectOptionArgs,
 
-    /// Abort and retry a request after DURATION without progress
+    /// Abort and retry a request after SECONDS without progress
     ///
-    /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not limited.
+    /// A duration with a unit, such as 30s or 1m, is accepted too. The duration of a whole transfer is not limited.
     #[arg(
-        long, value_name = "DURATION", default_value = "30s", value_parser = parse_idle_timeout,
-        help_heading = "Network",
+        long, value_name = "SECONDS", default_value = "30", value_parser = parse_idle_timeout,
+        help_heading = "Network", hide_short_help = true,
     )]
     pub idle_timeout: Duration,
 
@@ -119,14 +123,6 @@ pub struct Cli {
     )]
     pub part_size: u64,
 
-    /// Options of compression, for a NAR or an export stream
-    #[command(flatten)]
-    pub compression_args: CompressionArgs,
-
-    /// Sources of information about store paths
-    #[command(flatten)]
-    pub path_info_args: PathInfoArgs,
-
     /// Print only errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Logging")]
     pub quiet: bool,
@@ -134,6 +130,14 @@ pub struct Cli {
     /// Print the result of each path on standard error
     #[arg(short, long, help_heading = "Logging")]
     pub verbose: bool,
+
+    /// Options of compression, for a NAR or an export stream
+    #[command(flatten)]
+    pub compression_args: CompressionArgs,
+
+    /// Sources of information about store paths
+    #[command(flatten)]
+    pub path_info_args: PathInfoArgs,
 
     /// Print help: a summary with -h, all of it with --help
     #[arg(short, long, action = ArgAction::Help, help_heading = "Common")]
@@ -202,7 +206,9 @@ pub enum LockMode {
 
 const AFTER_HELP: &str = "\
 Example:
-  narinfo-gen --archive < closure.export | cache-sign -k key.sec | s3-push s3://my-cache";
+  narinfo-gen --archive < closure.export | cache-sign -k key.sec | s3-push s3://my-cache
+
+Run 's3-push --help' for all options, more examples and the exit status.";
 
 const AFTER_LONG_HELP: &str = "\
 The bucket is written as in Nix and Lix:

@@ -14,8 +14,6 @@ pub mod cli;
 #[cfg(feature = "client")]
 mod mode;
 #[cfg(feature = "client")]
-mod option_values;
-#[cfg(feature = "client")]
 pub mod publish;
 #[cfg(feature = "client")]
 pub mod refusals;

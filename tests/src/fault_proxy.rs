@@ -1,8 +1,8 @@
-//! A proxy in front of an S3 server that lets requests through unchanged, counts them, and does to some of them what
-//! networks and services do: refuse, reset, stall, cut off, lose the answer.
+//! A proxy in front of an S3 server that forwards requests unchanged, counts them, and injects faults of networks and
+//! services: error responses, resets, stalls, truncation, lost responses.
 //!
-//! What happens to a request is said by a plan, a function of the request; see [`always`], [`once`], [`once_per_kind`],
-//! [`every`] and [`only`]. A plan may block: nothing but that request waits for it.
+//! A plan, which is a function of the request, decides the fault; see [`always`], [`once`], [`once_per_kind`], [`every`]
+//! and [`only`]. A plan may block: only that request waits for it.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::loopback_listener::LoopbackListener;
 
-/// Longest head of a request.
-const MAX_HEAD: usize = 64 << 10;
+/// Maximum size of the head of a request in bytes.
+const MAX_HEAD_SIZE: usize = 64 << 10;
 
-/// What an object is, by its key.
+/// The kind of an object, by its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum What {
+pub enum ObjectKind {
     /// `nix-cache-info`.
     CacheInfo,
     /// `<hash>.narinfo`.
@@ -29,13 +29,13 @@ pub enum What {
     Other,
 }
 
-/// What a request asks for.
+/// The operation of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)] // the names are S3's
-pub enum Kind {
-    GetObject(What),
-    HeadObject(What),
-    PutObject(What),
+pub enum RequestKind {
+    GetObject(ObjectKind),
+    HeadObject(ObjectKind),
+    PutObject(ObjectKind),
     ListObjects,
     CreateMultipartUpload,
     UploadPart,
@@ -75,120 +75,122 @@ impl Request {
         Ok(Self { method, path, query, headers, in_flight: 0, head })
     }
 
-    /// The value of a header; `name` in lower case.
+    /// Returns the value of a header; the name must be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
-    /// The key of the object, prefix included; empty for the bucket itself.
+    /// Returns the key of the object, including the prefix; empty for the bucket itself.
     pub fn key(&self) -> &str {
         self.path.trim_start_matches('/').split_once('/').map_or("", |(_, key)| key)
     }
 
-    /// Whether the query has that parameter.
-    fn asks(&self, parameter: &str) -> bool {
+    /// Returns whether the query has that parameter.
+    fn has_parameter(&self, parameter: &str) -> bool {
         self.query.split('&').any(|pair| pair.split('=').next() == Some(parameter))
     }
 
-    /// What the object is.
-    pub fn what(&self) -> What {
+    /// Returns the kind of the object.
+    pub fn object_kind(&self) -> ObjectKind {
         let key = self.key();
         let name = key.rsplit('/').next().unwrap_or_default();
         if name == "nix-cache-info" {
-            What::CacheInfo
+            ObjectKind::CacheInfo
         } else if Path::new(name).extension().is_some_and(|extension| extension == "narinfo") {
-            What::Narinfo
+            ObjectKind::Narinfo
         } else if key.starts_with("nar/") || key.contains("/nar/") {
-            What::Nar
+            ObjectKind::Nar
         } else {
-            What::Other
+            ObjectKind::Other
         }
     }
 
-    /// What is asked for.
-    pub fn kind(&self) -> Kind {
-        match (self.method.as_str(), self.asks("uploadId")) {
-            ("GET", _) if self.asks("uploads") => Kind::ListMultipartUploads,
-            ("GET", true) => Kind::ListParts,
-            ("GET", false) if self.key().is_empty() => Kind::ListObjects,
-            ("GET", false) => Kind::GetObject(self.what()),
-            ("HEAD", _) => Kind::HeadObject(self.what()),
-            ("PUT", true) => Kind::UploadPart,
-            ("PUT", false) => Kind::PutObject(self.what()),
-            ("POST", true) => Kind::CompleteMultipartUpload,
-            ("POST", false) if self.asks("uploads") => Kind::CreateMultipartUpload,
-            ("DELETE", true) => Kind::AbortMultipartUpload,
-            _ => Kind::Other,
+    /// Returns the operation.
+    pub fn kind(&self) -> RequestKind {
+        match (self.method.as_str(), self.has_parameter("uploadId")) {
+            ("GET", _) if self.has_parameter("uploads") => RequestKind::ListMultipartUploads,
+            ("GET", true) => RequestKind::ListParts,
+            ("GET", false) if self.key().is_empty() => RequestKind::ListObjects,
+            ("GET", false) => RequestKind::GetObject(self.object_kind()),
+            ("HEAD", _) => RequestKind::HeadObject(self.object_kind()),
+            ("PUT", true) => RequestKind::UploadPart,
+            ("PUT", false) => RequestKind::PutObject(self.object_kind()),
+            ("POST", true) => RequestKind::CompleteMultipartUpload,
+            ("POST", false) if self.has_parameter("uploads") => RequestKind::CreateMultipartUpload,
+            ("DELETE", true) => RequestKind::AbortMultipartUpload,
+            _ => RequestKind::Other,
         }
     }
 
     fn content_length(&self) -> io::Result<usize> {
         if self.header("transfer-encoding").is_some() {
-            return Err(malformed("a request body without a length"));
+            return Err(malformed("request body without a Content-Length"));
         }
         let length = self.header("content-length").unwrap_or("0");
-        length.parse().map_err(|_| malformed("a length that is none"))
+        length.parse().map_err(|_| malformed("invalid Content-Length"))
     }
 }
 
-/// An answer of the service with an error inside.
+/// An error response of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorResponse {
     /// The status.
     pub status: u16,
-    /// S3's word for it.
+    /// The error code of S3.
     pub code: &'static str,
     /// Seconds in Retry-After.
     pub retry_after: Option<u32>,
 }
 
-/// 503, as S3 says that it is asked too much.
-pub const SLOW_DOWN: Fault = Fault::Refuse(Refusal { status: 503, code: "SlowDown", retry_after: None });
+/// 503, with which S3 throttles clients.
+pub const SLOW_DOWN: Fault = Fault::Respond(ErrorResponse { status: 503, code: "SlowDown", retry_after: None });
 /// 500.
-pub const INTERNAL_ERROR: Fault = Fault::Refuse(Refusal { status: 500, code: "InternalError", retry_after: None });
-/// 429, with a second to wait.
+pub const INTERNAL_ERROR: Fault =
+    Fault::Respond(ErrorResponse { status: 500, code: "InternalError", retry_after: None });
+/// 429 with a Retry-After of one second.
 pub const TOO_MANY_REQUESTS: Fault =
-    Fault::Refuse(Refusal { status: 429, code: "TooManyRequests", retry_after: Some(1) });
+    Fault::Respond(ErrorResponse { status: 429, code: "TooManyRequests", retry_after: Some(1) });
 /// 403.
-pub const ACCESS_DENIED: Fault = Fault::Refuse(Refusal { status: 403, code: "AccessDenied", retry_after: None });
+pub const ACCESS_DENIED: Fault = Fault::Respond(ErrorResponse { status: 403, code: "AccessDenied", retry_after: None });
 /// 501.
-pub const NOT_IMPLEMENTED: Fault = Fault::Refuse(Refusal { status: 501, code: "NotImplemented", retry_after: None });
-/// 200 with an error in the body, as CompleteMultipartUpload may answer.
-pub const ERROR_IN_200: Fault = Fault::Refuse(Refusal { status: 200, code: "InternalError", retry_after: None });
+pub const NOT_IMPLEMENTED: Fault =
+    Fault::Respond(ErrorResponse { status: 501, code: "NotImplemented", retry_after: None });
+/// 200 with an error in the body, which CompleteMultipartUpload may return.
+pub const ERROR_IN_200: Fault = Fault::Respond(ErrorResponse { status: 200, code: "InternalError", retry_after: None });
 
-/// What becomes of a request.
+/// A fault, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It goes through.
+    /// The request is forwarded.
     Pass,
-    /// The server does not hear of it; this is the answer.
-    Refuse(Refusal),
-    /// The server does not hear of it; the connection is reset.
+    /// The server does not receive the request; this is the response.
+    Respond(ErrorResponse),
+    /// The server does not receive the request; the connection is reset.
     Reset,
-    /// The server does not hear of it; nobody answers until the client gives up.
+    /// The server does not receive the request; there is no response until the client disconnects.
     Stall,
-    /// The server hears half of it, and the connection closes.
+    /// The server receives half of the request, and the connection closes.
     TruncateRequest,
-    /// The server does what it is asked for, and the connection closes without an answer.
+    /// The server processes the request, and the connection closes without a response.
     LoseResponse,
-    /// The answer's body stops after so many bytes, and the connection closes.
+    /// The body of the response stops after so many bytes, and the connection closes.
     TruncateResponse(usize),
-    /// The answer's body stops after so many bytes, and nothing more happens until the client gives up.
+    /// The body of the response stops after so many bytes, and stalls until the client disconnects.
     StallResponse(usize),
 }
 
-/// Does the same to every request.
+/// Injects the fault into every request.
 pub fn always(fault: Fault) -> impl Fn(&Request) -> Fault + Send + Sync {
     move |_| fault
 }
 
-/// Does it to the first request.
+/// Injects the fault into the first request.
 pub fn once(fault: Fault) -> impl Fn(&Request) -> Fault + Send + Sync {
     let done = AtomicBool::new(false);
     move |_| if done.swap(true, Ordering::Relaxed) { Fault::Pass } else { fault }
 }
 
-/// Does it to the first request of each kind.
+/// Injects the fault into the first request of each kind.
 pub fn once_per_kind(fault: Fault) -> impl Fn(&Request) -> Fault + Send + Sync {
     let seen = Mutex::new(Vec::new());
     move |request| {
@@ -201,21 +203,21 @@ pub fn once_per_kind(fault: Fault) -> impl Fn(&Request) -> Fault + Send + Sync {
     }
 }
 
-/// Does it to every `n`th request.
+/// Injects the fault into every `n`th request.
 pub fn every(n: u64, fault: Fault) -> impl Fn(&Request) -> Fault + Send + Sync {
     let count = AtomicU64::new(0);
     move |_| if (count.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(n) { fault } else { Fault::Pass }
 }
 
-/// Lets `plan` know of those requests only, and lets all others pass.
+/// Applies `plan` to the matching requests only.
 pub fn only(
-    those: impl Fn(&Request) -> bool + Send + Sync,
+    matches: impl Fn(&Request) -> bool + Send + Sync,
     plan: impl Fn(&Request) -> Fault + Send + Sync,
 ) -> impl Fn(&Request) -> Fault + Send + Sync {
-    move |request| if those(request) { plan(request) } else { Fault::Pass }
+    move |request| if matches(request) { plan(request) } else { Fault::Pass }
 }
 
-/// A proxy on a loopback port of its own. It ends when this is dropped.
+/// A proxy on a free loopback port. It stops when dropped.
 pub struct FaultProxy {
     listener: LoopbackListener,
     shared: Arc<Shared>,
@@ -225,7 +227,7 @@ struct Shared {
     target: String,
     plan: Box<dyn Fn(&Request) -> Fault + Send + Sync>,
     in_flight: AtomicUsize,
-    seen: Mutex<Vec<(Kind, Fault)>>,
+    seen: Mutex<Vec<(RequestKind, Fault)>>,
 }
 
 impl fmt::Debug for FaultProxy {
@@ -235,7 +237,7 @@ impl fmt::Debug for FaultProxy {
 }
 
 impl FaultProxy {
-    /// Starts one in front of the server at `target` (`ADDRESS:PORT`).
+    /// Starts a proxy in front of the server at `target` (`ADDRESS:PORT`).
     pub fn start(target: &str, plan: impl Fn(&Request) -> Fault + Send + Sync + 'static) -> Self {
         let shared = Arc::new(Shared {
             target: target.to_owned(),
@@ -252,17 +254,17 @@ impl FaultProxy {
         self.listener.endpoint()
     }
 
-    /// The kinds of the requests so far, in the order in which they came.
-    pub fn requests(&self) -> Vec<Kind> {
+    /// Returns the kinds of the requests so far, in order of arrival.
+    pub fn requests(&self) -> Vec<RequestKind> {
         self.seen().into_iter().map(|(kind, _)| kind).collect()
     }
 
-    /// The requests so far, and what became of each.
-    pub fn seen(&self) -> Vec<(Kind, Fault)> {
+    /// Returns the requests so far with the fault of each.
+    pub fn seen(&self) -> Vec<(RequestKind, Fault)> {
         self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many requests something was done to.
+    /// Returns how many requests had a fault.
     pub fn faults(&self) -> usize {
         self.seen().iter().filter(|(_, fault)| *fault != Fault::Pass).count()
     }
@@ -287,14 +289,14 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// How a connection goes on after a request.
+/// What follows a response on the connection.
 enum Next {
     Request,
     Close,
 }
 
-/// An answer of the server: its head, its body as it is framed, and whether only the connection's end ends it.
-struct Answer {
+/// A response of the server: its head, its body with its framing, and whether the end of the connection ends it.
+struct Response {
     head: Vec<u8>,
     body: Vec<u8>,
     until_closed: bool,
@@ -309,19 +311,19 @@ impl Shared {
             let fault = (self.plan)(&request);
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).push((request.kind(), fault));
             if fault == Fault::Reset {
-                // Closing a socket that holds unread bytes resets the connection.
+                // Closing a socket with unread bytes resets the connection.
                 return Ok(());
             }
             let mut rest = client;
             rest.read_exact(&mut vec![0; unread])?;
-            if let Next::Close = self.answer(client, &request, fault, in_flight)? {
+            if let Next::Close = self.response(client, &request, fault, in_flight)? {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    fn answer(
+    fn response(
         &self,
         mut client: &TcpStream,
         request: &Request,
@@ -335,16 +337,16 @@ impl Shared {
         client.read_exact(&mut body)?;
         let kept = match fault {
             Fault::Pass => {
-                let answer = self.forward(request, &body)?;
+                let response = self.forward(request, &body)?;
                 // Before the client can send the next request.
                 drop(in_flight);
-                client.write_all(&answer.head)?;
-                client.write_all(&answer.body)?;
-                return Ok(if answer.until_closed { Next::Close } else { Next::Request });
+                client.write_all(&response.head)?;
+                client.write_all(&response.body)?;
+                return Ok(if response.until_closed { Next::Close } else { Next::Request });
             }
-            Fault::Refuse(refusal) => {
+            Fault::Respond(error) => {
                 drop(in_flight);
-                client.write_all(&refusal.answer(request))?;
+                client.write_all(&error.response(request))?;
                 return Ok(Next::Request);
             }
             Fault::TruncateRequest => {
@@ -361,9 +363,9 @@ impl Shared {
             Fault::TruncateResponse(kept) | Fault::StallResponse(kept) => Some(kept),
         };
         if let Some(kept) = kept {
-            let answer = self.forward(request, &body)?;
-            client.write_all(&answer.head)?;
-            client.write_all(&answer.body[..kept.min(answer.body.len())])?;
+            let response = self.forward(request, &body)?;
+            client.write_all(&response.head)?;
+            client.write_all(&response.body[..kept.min(response.body.len())])?;
         }
         if !matches!(fault, Fault::TruncateResponse(_)) {
             io::copy(&mut client, &mut io::sink())?;
@@ -371,8 +373,8 @@ impl Shared {
         Ok(Next::Close)
     }
 
-    /// Sends the request to the server, as it came, and reads the whole answer.
-    fn forward(&self, request: &Request, body: &[u8]) -> io::Result<Answer> {
+    /// Forwards the request unchanged and reads the whole response.
+    fn forward(&self, request: &Request, body: &[u8]) -> io::Result<Response> {
         let mut server = TcpStream::connect(&self.target)?;
         server.set_nodelay(true)?;
         server.write_all(&request.head)?;
@@ -383,7 +385,7 @@ impl Shared {
             let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
             let status = text.split(' ').nth(1).unwrap_or_default();
             if status.starts_with('1') {
-                // To a request that expected it; the client was told long ago.
+                // The client has got its 100 Continue from the proxy.
                 continue;
             }
             let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
@@ -393,42 +395,42 @@ impl Shared {
             } else if header("transfer-encoding:") == Some("chunked") {
                 read_chunks(&mut server, &mut body)?;
             } else if let Some(length) = header("content-length:") {
-                body = vec![0; length.parse().map_err(|_| malformed("a length that is none"))?];
+                body = vec![0; length.parse().map_err(|_| malformed("invalid Content-Length"))?];
                 server.read_exact(&mut body)?;
             } else {
                 server.read_to_end(&mut body)?;
                 until_closed = true;
             }
-            return Ok(Answer { head, body, until_closed });
+            return Ok(Response { head, body, until_closed });
         }
     }
 }
 
-impl Refusal {
-    fn answer(&self, request: &Request) -> Vec<u8> {
+impl ErrorResponse {
+    fn response(&self, request: &Request) -> Vec<u8> {
         let Self { status, code, retry_after } = self;
         let body = format!(
-            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>A fault of the proxy's \
-             making.</Message><RequestId>1</RequestId></Error>"
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>An injected \
+             fault.</Message><RequestId>1</RequestId></Error>"
         );
-        let mut answer = format!("HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\n");
+        let mut response = format!("HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\n");
         if let Some(seconds) = retry_after {
             // Writing to a string cannot fail.
-            let _ = write!(answer, "Retry-After: {seconds}\r\n");
+            let _ = write!(response, "Retry-After: {seconds}\r\n");
         }
-        let _ = write!(answer, "Content-Length: {}\r\n\r\n", body.len());
+        let _ = write!(response, "Content-Length: {}\r\n\r\n", body.len());
         if request.method != "HEAD" {
-            answer += &body;
+            response += &body;
         }
-        answer.into_bytes()
+        response.into_bytes()
     }
 }
 
-/// Reads the head of a request, but for its last bytes, of which it returns the number: those stay in the socket. None
-/// when the client has no more requests.
+/// Reads the head of a request except its last bytes, which stay in the socket, and returns their number. Returns None
+/// if the client has disconnected.
 fn read_head(mut client: &TcpStream) -> io::Result<Option<(Request, usize)>> {
     const END: &[u8] = b"\r\n\r\n";
-    let (mut head, mut buffer) = (Vec::new(), vec![0; MAX_HEAD]);
+    let (mut head, mut buffer) = (Vec::new(), vec![0; MAX_HEAD_SIZE]);
     loop {
         let arrived = client.peek(&mut buffer)?;
         if arrived == 0 && head.is_empty() {
@@ -436,21 +438,21 @@ fn read_head(mut client: &TcpStream) -> io::Result<Option<(Request, usize)>> {
         }
         let before = head.len();
         head.extend_from_slice(&buffer[..arrived]);
-        // The end may lie across what was read before.
+        // The end may span two reads.
         let from = before.saturating_sub(END.len() - 1);
         if let Some(at) = head[from..].windows(END.len()).position(|bytes| bytes == END) {
             head.truncate(from + at + END.len());
             let unread = head.len() - before;
             return Ok(Some((Request::parse(head)?, unread)));
         }
-        if arrived == 0 || head.len() > MAX_HEAD {
-            return Err(malformed("a head without an end"));
+        if arrived == 0 || head.len() > MAX_HEAD_SIZE {
+            return Err(malformed("the head has no end"));
         }
         client.read_exact(&mut buffer[..arrived])?;
     }
 }
 
-/// Reads lines up to an empty one, which is included.
+/// Reads lines up to and including an empty one.
 fn read_lines(from: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
     let mut lines = Vec::new();
     loop {
@@ -462,14 +464,14 @@ fn read_lines(from: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Reads a chunked body with its frames.
+/// Reads a chunked body with its framing.
 fn read_chunks(from: &mut BufReader<TcpStream>, into: &mut Vec<u8>) -> io::Result<()> {
     loop {
         let start = into.len();
         from.read_until(b'\n', into)?;
-        let line = str::from_utf8(&into[start..]).map_err(|_| malformed("a chunk without a size"))?;
+        let line = str::from_utf8(&into[start..]).map_err(|_| malformed("chunk without a size"))?;
         let size = line.split(';').next().unwrap_or_default().trim();
-        let size = u64::from_str_radix(size, 16).map_err(|_| malformed("a chunk without a size"))?;
+        let size = u64::from_str_radix(size, 16).map_err(|_| malformed("chunk without a size"))?;
         if size == 0 {
             into.extend(read_lines(from)?);
             return Ok(());
@@ -478,6 +480,6 @@ fn read_chunks(from: &mut BufReader<TcpStream>, into: &mut Vec<u8>) -> io::Resul
     }
 }
 
-fn malformed(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
+fn malformed(message: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
 }

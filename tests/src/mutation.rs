@@ -1,12 +1,12 @@
-//! Bytes that were something, and are not quite that any more.
+//! Mutations of valid inputs.
 
 use crate::Random;
 
-/// Numbers that readers get wrong.
+/// Numbers at the limits that readers may handle incorrectly.
 const NUMBERS: [u64; 10] = [0, 1, 7, 8, 255, 256, 4096, 1 << 32, u64::MAX - 7, u64::MAX];
 
-/// Changes `input` in one to four places: bits, bytes, numbers of 64 bits, pieces that are removed, repeated, or taken
-/// from `other`. The same for the same random numbers.
+/// Changes `input` in one to four places: flips bits, replaces bytes and 64-bit numbers, removes or repeats pieces, or
+/// inserts pieces of `other`.
 pub fn mutate(input: &[u8], other: &[u8], random: &mut Random) -> Vec<u8> {
     let mut bytes = input.to_vec();
     for _ in 0..=random.below(4) {
@@ -17,7 +17,7 @@ pub fn mutate(input: &[u8], other: &[u8], random: &mut Random) -> Vec<u8> {
 
 fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let at = random.below(bytes.len() + 1);
-    // Formats of strings with lengths have their borders at multiples of 8.
+    // The strings of a NAR begin at multiples of 8.
     let word = at / 8 * 8;
     let length = 1 + random.below(16);
     match random.below(10) {

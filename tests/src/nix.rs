@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use crate::{Scratch, report_missing, unique};
 
-/// Whether Nix is installed; a loud line where it is not, and a panic where `CI=true`.
+/// Returns whether Nix is installed. If not, prints a line, and panics if `CI=true`.
 pub fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     let available = *AVAILABLE.get_or_init(|| {
@@ -19,50 +19,50 @@ pub fn available() -> bool {
     available
 }
 
-/// Three real store paths, each with a name and contents that no other call gets.
+/// Three real store paths with unique names and contents.
 #[derive(Debug, Clone)]
 pub struct Closure {
-    /// Refers to nothing.
+    /// Has no references.
     pub lib: String,
     /// Refers to `lib`; `bin/app` prints `greeting`.
     pub app: String,
-    /// Refers to `app` by a symbolic link `bin`, and so `bin/app` runs from here too.
+    /// Refers to `app` by a symbolic link `bin`, so that `bin/app` runs from here too.
     pub top: String,
-    /// What the program prints.
+    /// The output of the program.
     pub greeting: String,
 }
 
 impl Closure {
-    /// All paths, references first.
+    /// Returns all paths, references first.
     pub fn paths(&self) -> [&str; 3] {
         [&self.lib, &self.app, &self.top]
     }
 }
 
-/// Builds `lib` <- `app` <- `top` in the local store with /bin/sh as builder.
+/// Builds `lib`, `app` and `top` in the local store with /bin/sh as the builder.
 pub fn build(scratch: &Scratch) -> Closure {
     let seed = unique("");
     let file = scratch.path().join(format!("closure-{seed}.nix"));
     fs::write(&file, expression(&seed)).unwrap();
     let file = file.display();
-    // What the builders say is of interest only if one fails.
+    // The output of the builders matters only if one fails.
     let build = format!("nix-build --no-out-link --option sandbox false '{file}' 2>build.log -A");
     let out = |name: &str| scratch.sh(&format!("{build} {name} || {{ cat build.log >&2; exit 1; }}")).ok();
     Closure { lib: out("lib"), app: out("app"), top: out("top"), greeting: format!("greetings from {seed}") }
 }
 
-/// Removes the paths of the closure from the local store; nothing else may refer to them.
+/// Removes the paths of the closure from the local store; no other path may refer to them.
 pub fn delete(scratch: &Scratch, closure: &Closure) {
-    // References last: Nix refuses a path while another one refers to it.
+    // References last: Nix does not delete a path that another one refers to.
     let Closure { lib, app, top, .. } = closure;
     scratch.sh(&format!("nix-store --delete {top} {app} {lib}")).ok();
 }
 
-/// The directory of an empty store, for `--store DIR` or `NIX_REMOTE=DIR`: `/nix/store/x` lands at `DIR/nix/store/x`.
+/// Creates the directory of an empty store, for `--store DIR` or `NIX_REMOTE=DIR`; `/nix/store/x` is `DIR/nix/store/x`.
 pub fn fresh_store(scratch: &Scratch) -> String {
     let dir = scratch.path().join(unique("store-"));
     fs::create_dir(&dir).unwrap();
-    dir.to_str().expect("the temporary directory's name is text").to_owned()
+    dir.to_str().expect("the path of the temporary directory is UTF-8").to_owned()
 }
 
 fn expression(seed: &str) -> String {

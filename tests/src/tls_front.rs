@@ -1,4 +1,4 @@
-//! TLS before a server that has none, with a certificate of its own.
+//! TLS in front of a plain HTTP server, with a self-signed certificate.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -9,7 +9,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::loopback_listener::LoopbackListener;
 
-/// The front, on a loopback port of its own. It ends when this is dropped.
+/// The TLS server, on a free loopback port. It stops when dropped.
 #[derive(Debug)]
 pub struct TlsFront {
     listener: LoopbackListener,
@@ -17,12 +17,12 @@ pub struct TlsFront {
 }
 
 impl TlsFront {
-    /// Passes requests, one for each connection, on to the server at `HOST:PORT`.
+    /// Starts a server that forwards requests, one per connection, to `server` (`HOST:PORT`).
     pub fn start(server: &str) -> Self {
         let host = Ipv4Addr::LOCALHOST.to_string();
         let made = rcgen::generate_simple_self_signed(vec![host]).expect("a certificate");
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("its key");
-        // Installing it twice is the only way in which this fails.
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("the key of the certificate");
+        // This fails only if a provider is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = ServerConfig::builder().with_no_client_auth();
         let config = Arc::new(config.with_single_cert(vec![made.cert.der().clone()], key).expect("a configuration"));
@@ -36,13 +36,13 @@ impl TlsFront {
         self.listener.endpoint()
     }
 
-    /// The certificate in PEM, for who is to trust it.
+    /// Returns the certificate in PEM.
     pub fn certificate(&self) -> &str {
         &self.certificate
     }
 }
 
-/// One request without a body, and its answer; the connection then ends.
+/// Forwards one request without a body and its response, then closes the connection.
 fn pass(client: TcpStream, config: Arc<ServerConfig>, server: &str) -> io::Result<()> {
     let session = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut client = BufReader::new(StreamOwned::new(session, client));

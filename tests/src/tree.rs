@@ -15,13 +15,13 @@ use crate::Random;
 /// One file of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// The path below the tree's root, which itself is empty; escaped where it is not UTF-8, one to one.
+    /// The path relative to the root of the tree, empty for the root itself; bytes that are not ASCII are escaped.
     pub path: String,
-    /// What it is.
+    /// The kind of the file.
     pub kind: Kind,
 }
 
-/// What a NAR knows about a file.
+/// The properties of a file that a NAR records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the names say it
 pub enum Kind {
@@ -30,7 +30,7 @@ pub enum Kind {
     Symlink { target: String },
 }
 
-/// The bytes of a file; shown as their number and a hash.
+/// The bytes of a file, printed as their number and a hash.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Contents(pub Vec<u8>);
 
@@ -42,7 +42,7 @@ impl fmt::Debug for Contents {
     }
 }
 
-/// Describes the tree at `path`, sorted by path; two trees are the same store object if this is equal.
+/// Returns the files of the tree at `path`, sorted by path; equal results mean the same store object.
 pub fn tree(path: impl AsRef<Path>) -> Vec<Node> {
     let path = path.as_ref();
     let entries = WalkDir::new(path).follow_root_links(false).sort_by_file_name().into_iter();
@@ -66,8 +66,8 @@ fn escape(name: &OsStr) -> String {
     name.as_bytes().escape_ascii().to_string()
 }
 
-/// Makes the directory `dir` with one of everything: an empty file, an executable, nested directories, an empty one,
-/// symbolic links (one dangling), names with spaces and bytes that are not UTF-8, and 1 MiB that does not compress.
+/// Creates the directory `dir` with every kind of file: an empty one, an executable, nested directories, an empty one,
+/// symbolic links (one dangling), names with spaces and bytes that are not UTF-8, and 1 MiB of incompressible bytes.
 pub fn make_tree(dir: impl AsRef<Path>, seed: u64) {
     let dir = dir.as_ref();
     let mut random = Random::new(seed);
@@ -80,7 +80,7 @@ pub fn make_tree(dir: impl AsRef<Path>, seed: u64) {
     fs::write(dir.join("share/doc/deep/deeper/text"), "a line that compresses well\n".repeat(500)).unwrap();
     fs::write(dir.join("share/with some spaces"), b"7 bytes").unwrap();
     fs::write(dir.join(OsStr::from_bytes(b"share/not-utf8-\xff\xfe")), b"x").unwrap();
-    // Sorts by bytes, not by locale: upper case first, and `a.b` before `a/b`'s directory.
+    // Sorted by bytes, not by locale: upper case first, and `share.txt` before `share/…`.
     fs::write(dir.join("Zebra"), b"8 bytes!").unwrap();
     fs::write(dir.join("share.txt"), format!("{seed}\n")).unwrap();
     fs::write(dir.join("noise"), random.bytes(1 << 20)).unwrap();

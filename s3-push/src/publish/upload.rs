@@ -132,7 +132,7 @@ impl Uploader {
         match self.bucket.size(key).await? {
             Some(found) if found == size => Ok(UploadedObject { existed: true }),
             found => Err(Error::refused(format!(
-                "{}: expected an object of {size} bytes, found {} bytes under this key",
+                "{}: expected {size} bytes, found an object of {} bytes under this key",
                 self.bucket.display_url(key),
                 found.unwrap_or(0)
             ))

@@ -16,6 +16,7 @@
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
 //! | `error_chain` | the text of errors of other libraries |
 //! | `progress` | verbosity and the progress bar of the tools that use a remote cache |
+//! | `option_values` | the byte sizes and durations in their options |
 
 #[cfg(feature = "client")]
 pub mod chunks;
@@ -32,6 +33,8 @@ pub mod listing;
 pub mod location;
 #[cfg(feature = "client")]
 mod netrc;
+#[cfg(feature = "client")]
+pub mod option_values;
 #[cfg(feature = "client")]
 pub mod progress;
 #[cfg(feature = "client")]

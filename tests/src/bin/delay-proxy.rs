@@ -1,8 +1,8 @@
-//! `delay-proxy TARGET MILLISECONDS`: a distant server, made of a near one.
+//! `delay-proxy TARGET MILLISECONDS`: makes a local server look distant.
 //!
-//! Listens on a free loopback port, says `ENDPOINT 127.0.0.1:PORT` on standard output, and forwards each connection to
-//! TARGET (`ADDRESS:PORT`). Whatever goes either way arrives so many milliseconds later, and a new connection takes a
-//! round trip more, as its handshake would. Bandwidth is not limited. Ends when standard input closes.
+//! Listens on a free loopback port, prints `ENDPOINT 127.0.0.1:PORT`, and forwards each connection to TARGET
+//! (`ADDRESS:PORT`). Data arrives MILLISECONDS later in each direction, and a new connection takes an additional round
+//! trip for its handshake. Bandwidth is not limited. Exits when standard input closes.
 
 use std::collections::VecDeque;
 use std::env;
@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 const USAGE: &str = "usage: delay-proxy TARGET MILLISECONDS";
 
-/// Most bytes read at once.
-const CHUNK: usize = 64 << 10;
+/// Maximum number of bytes per read.
+const CHUNK_SIZE: usize = 64 << 10;
 
-/// Most bytes on their way in one direction of a connection: more than a link of 1 Gbit/s holds in half a second.
-const IN_FLIGHT: usize = 64 << 20;
+/// Maximum number of bytes in flight in one direction of a connection: more than a link of 1 Gbit/s holds in half a
+/// second.
+const MAX_IN_FLIGHT: usize = 64 << 20;
 
 fn main() -> ExitCode {
     match run() {
@@ -52,7 +53,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(SocketAddr, Duration
 }
 
 fn accept(listener: &TcpListener, target: SocketAddr, delay: Duration) {
-    // A client that goes away is the client's business.
+    // Errors of a connection, such as a client that disconnects, are ignored.
     for client in listener.incoming().flatten() {
         thread::spawn(move || drop(connect(client, target, delay)));
     }
@@ -60,7 +61,7 @@ fn accept(listener: &TcpListener, target: SocketAddr, delay: Duration) {
 
 /// Forwards one connection, both ways, until both ends have closed it.
 fn connect(client: TcpStream, target: SocketAddr, delay: Duration) -> io::Result<()> {
-    // The client believes to be connected already; what it sends would not have left before the handshake's end.
+    // The client is connected already, but its data would not have left before the end of the handshake.
     let established = Instant::now() + 2 * delay;
     let server = TcpStream::connect(target)?;
     for stream in [&client, &server] {
@@ -83,10 +84,10 @@ fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration, established:
             }
         }
         arriving.cut();
-        // Where the other end is gone there is nothing left to close.
+        // If the other end is closed, there is nothing to shut down.
         drop(to.shutdown(Shutdown::Write));
     });
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = vec![0; CHUNK_SIZE];
     loop {
         let length = from.read(&mut buffer).unwrap_or(0);
         let due = Instant::now().max(established) + delay;
@@ -95,11 +96,11 @@ fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration, established:
         }
     }
     drop(writer.join());
-    // When the writing end failed, the reading end must hear of it.
+    // After a write error, the sender must notice.
     drop(from.shutdown(Shutdown::Read));
 }
 
-/// What is on its way, and when it is due; no bytes at all are the end.
+/// Data in flight with the time of its arrival; an empty chunk is the end.
 #[derive(Default)]
 struct Line {
     state: Mutex<State>,
@@ -114,10 +115,10 @@ struct State {
 }
 
 impl Line {
-    /// Sends bytes on their way; false when nobody receives them any more.
+    /// Adds a chunk; returns false if the receiver has stopped.
     fn send(&self, due: Instant, bytes: Vec<u8>) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |state: &mut State| state.bytes >= IN_FLIGHT && !state.cut;
+        let full = |state: &mut State| state.bytes >= MAX_IN_FLIGHT && !state.cut;
         let mut state = self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
         state.bytes += bytes.len();
         state.chunks.push_back((due, bytes));
@@ -125,7 +126,7 @@ impl Line {
         !state.cut
     }
 
-    /// Waits until the next bytes are due; None in the end.
+    /// Waits for the arrival of the next chunk; returns None at the end.
     fn receive(&self) -> Option<Vec<u8>> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let empty = |state: &mut State| state.chunks.is_empty();
@@ -139,7 +140,7 @@ impl Line {
         (!bytes.is_empty()).then_some(bytes)
     }
 
-    /// Nobody receives any more.
+    /// Stops receiving.
     fn cut(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).cut = true;
         self.changed.notify_all();

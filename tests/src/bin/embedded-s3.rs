@@ -1,8 +1,8 @@
 //! `embedded-s3 [--remove DIR] ROOT-DIR`: an S3 server in one process, for the demo and for quick tests.
 //!
-//! Buckets are the directories in ROOT-DIR. Listens on a free loopback port and says `ENDPOINT 127.0.0.1:PORT` on
-//! standard output. Takes the credentials in `$EMBEDDED_S3_ACCESS_KEY` and `$EMBEDDED_S3_SECRET_KEY`; anonymous clients
-//! may read. Ends when standard input closes, and with --remove removes DIR then, so whoever started it need not live.
+//! Buckets are the directories in ROOT-DIR. Listens on a free loopback port and prints `ENDPOINT 127.0.0.1:PORT`.
+//! Accepts the credentials in `$EMBEDDED_S3_ACCESS_KEY` and `$EMBEDDED_S3_SECRET_KEY`; anonymous clients may read. Exits
+//! when standard input closes, and with --remove then removes DIR, even if the process that started it was killed.
 
 use std::env;
 use std::error::Error;
@@ -77,11 +77,11 @@ fn service(root: &PathBuf) -> Result<S3Service, Box<dyn Error>> {
     Ok(builder.build())
 }
 
-/// Everybody reads objects, as with a bucket policy like the Nix manual's; the rest takes credentials.
+/// Allows anonymous reads of objects, as the bucket policy of the Nix manual does; other requests need credentials.
 struct PublicRead;
 
 impl S3Access for PublicRead {
-    // What the attribute macro of async-trait makes of an `async fn`; not worth a dependency for one function.
+    // Written as the macro of async-trait expands an `async fn`, which avoids a dependency for one function.
     fn check<'a, 'b, 'c, 'f>(
         &'a self,
         context: &'b mut S3AccessContext<'c>,
@@ -112,19 +112,20 @@ async fn serve(service: S3Service) -> Result<(), Box<dyn Error>> {
         };
         let connection = server.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
         tokio::spawn(async move {
-            // A client that goes away is the client's business.
+            // Errors of a connection, such as a client that disconnects, are ignored.
             drop(connection.await);
         });
     }
 }
 
-/// Resolves when standard input closes. A thread of its own, since a blocking task would keep the runtime from ending.
+/// Resolves when standard input closes. Uses a thread, because a blocking task would keep the runtime from shutting
+/// down.
 fn watch_stdin() -> oneshot::Receiver<()> {
     let (sender, receiver) = oneshot::channel();
     thread::spawn(move || {
         let mut buffer = [0; 256];
         while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
-        // The receiver is gone only if the server already ended.
+        // The receiver is dropped only if the server has ended.
         sender.send(()).unwrap_or_default();
     });
     receiver

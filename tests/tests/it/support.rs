@@ -4,7 +4,7 @@ use std::fs;
 use std::panic;
 
 use crate::fixtures::bucket::{Fields, Objects, assert_closed, snapshot};
-use crate::fixtures::site::{PUBLISH, Site};
+use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
 use cache_tests::{EmbeddedS3, Minio, Scratch, http_status, make_tree, nix, store_path, tree};
 
 fn status(endpoint: &str, method: &str, path: &str) -> u16 {
@@ -44,7 +44,7 @@ fn minio_enforces_policies() {
 }
 
 #[test]
-fn embedded_s3_lets_everybody_read_and_takes_parts() {
+fn embedded_s3_allows_anonymous_reads_and_multipart_uploads() {
     let s3 = EmbeddedS3::shared();
     let (bucket, endpoint) = (s3.make_bucket(), s3.endpoint());
     s3.put(&bucket, "a/b", b"x");
@@ -88,7 +88,7 @@ fn nix_builds_copies_and_deletes_a_closure() {
 }
 
 #[test]
-fn scratch_tells_what_happened() {
+fn scratch_reports_status_and_output() {
     let scratch = Scratch::new();
     assert_eq!(scratch.sh("false | true").status, 1);
     assert_eq!(scratch.sh("kill -9 $$").status, 137);
@@ -131,13 +131,13 @@ fn store_paths_look_valid_and_are_reproducible() {
 }
 
 #[test]
-fn the_checker_sees_what_is_missing() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
+fn the_closure_check_finds_every_damage() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
     let whole = snapshot(s3, &bucket);
     assert_closed(&whole);
-    let lib = Site::narinfo_key(&site.closure.lib);
-    let top = Site::narinfo_key(&site.closure.top);
+    let lib = Fixture::narinfo_key(&fixture.closure.lib);
+    let top = Fixture::narinfo_key(&fixture.closure.top);
     let url = Fields::parse(&whole[&top]).one("URL").to_owned();
     let broken = |change: &dyn Fn(&mut Objects)| {
         let mut objects = whole.clone();

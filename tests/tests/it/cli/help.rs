@@ -19,12 +19,12 @@ const COMMANDS: [&str; 9] = [
 ];
 
 #[test]
-fn help_is_what_is_pinned() {
+fn help_matches_the_pinned_text() {
     let scratch = Scratch::new();
     for command in COMMANDS {
-        let outcome = scratch.sh(&format!("{command} --help"));
-        let help = outcome.ok() + "\n";
-        assert_eq!(outcome.stderr, "", "{command} --help");
+        let output = scratch.sh(&format!("{command} --help"));
+        let help = output.ok() + "\n";
+        assert_eq!(output.stderr, "", "{command} --help");
         let pinned = repository().join("tests/tests/it/cli/help").join(format!("{}.txt", command.replace(' ', "-")));
         if std::env::var_os("PIN_HELP").is_some() {
             fs::create_dir_all(pinned.parent().unwrap()).unwrap();
@@ -36,7 +36,7 @@ fn help_is_what_is_pinned() {
 }
 
 #[test]
-fn help_says_what_the_contract_wants() {
+fn help_has_examples_and_exit_statuses() {
     let scratch = Scratch::new();
     for tool in COMMANDS.iter().filter(|command| !command.contains(' ')) {
         let help = scratch.sh(&format!("{tool} --help")).ok();

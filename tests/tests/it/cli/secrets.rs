@@ -7,84 +7,84 @@ use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 use std::thread;
 
-use crate::fixtures::bucket::Service;
-use crate::fixtures::site::{ARCHIVE, PUBLISH, Site};
+use crate::fixtures::bucket::S3Server;
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH};
 use cache_tests::{CommandOutput, Credentials, EmbeddedS3, Minio};
 
 /// A site whose every secret is known.
-struct Watched {
-    site: Site,
+struct SecretFixture {
+    fixture: Fixture,
     secrets: Vec<String>,
 }
 
-impl Watched {
+impl SecretFixture {
     /// A site with a bucket `$C` of `service`, and with the environment that makes libraries talk.
-    fn new(service: &impl Service) -> Self {
-        let mut site = Site::new();
+    fn new(service: &impl S3Server) -> Self {
+        let mut fixture = Fixture::new();
         let owner = service.owner();
-        owner.apply(&mut site.scratch);
-        site.scratch.env("C", service.url(&service.fresh()));
-        site.scratch.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
-        let file = fs::read_to_string(site.path("key.sec")).unwrap();
-        let mut secrets = pieces(file.split_once(':').unwrap().1.trim());
+        owner.apply(&mut fixture.scratch);
+        fixture.scratch.env("C", service.url(&service.new_bucket()));
+        fixture.scratch.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
+        let file = fs::read_to_string(fixture.path("key.sec")).unwrap();
+        let mut secrets = secret_fragments(file.split_once(':').unwrap().1.trim());
         secrets.push(owner.secret_key);
-        Self { site, secrets }
+        Self { fixture, secrets }
     }
 
-    fn also(&mut self, secret: &str) {
+    fn add_secret(&mut self, secret: &str) {
         self.secrets.push(secret.to_owned());
     }
 
     /// Runs a script and looks at every word that it wrote.
     #[track_caller]
     fn run(&self, script: &str) -> CommandOutput {
-        let outcome = self.site.scratch.sh(script);
-        let stdout = String::from_utf8_lossy(&outcome.stdout);
+        let output = self.fixture.scratch.sh(script);
+        let stdout = String::from_utf8_lossy(&output.stdout);
         for secret in &self.secrets {
             assert!(!stdout.contains(secret), "a secret on standard output of {script}");
-            assert!(!outcome.stderr.contains(secret), "a secret on standard error of {script}");
+            assert!(!output.stderr.contains(secret), "a secret on standard error of {script}");
         }
-        outcome
+        output
     }
 }
 
 /// The secret half of a key, in base 64, and parts of it that give it away as well. The last third is the public key.
-fn pieces(base64: &str) -> Vec<String> {
+fn secret_fragments(base64: &str) -> Vec<String> {
     let seed = &base64[..42];
     vec![base64.to_owned(), seed.to_owned(), seed[..20].to_owned(), seed[20..].to_owned()]
 }
 
-fn succeed(watched: &Watched) {
+fn succeed(fixture: &SecretFixture) {
     let verbose = PUBLISH.replace("s3-push", "s3-push -v");
-    let said = watched.run(&verbose);
-    said.ok();
-    assert!(said.stderr.contains("credentials from the environment"), "{}", said.stderr);
-    watched.run(&verbose).ok();
-    watched.run("cache-sign public-key key.sec").ok();
-    watched.run("cache-sign public-key - < key.sec").ok();
-    watched.run("cache-sign keygen more-1 more.sec more.pub").ok();
-    watched.run("s3-pull -v -r --root out \"$C\" \"$TOP\"").ok();
+    let output = fixture.run(&verbose);
+    output.ok();
+    assert!(output.stderr.contains("credentials from the environment"), "{}", output.stderr);
+    fixture.run(&verbose).ok();
+    fixture.run("cache-sign public-key key.sec").ok();
+    fixture.run("cache-sign public-key - < key.sec").ok();
+    fixture.run("cache-sign keygen more-1 more.sec more.pub").ok();
+    fixture.run("s3-pull -v -r --root out \"$C\" \"$TOP\"").ok();
     for output in ["--narinfo", "--export", "--archive", "--list"] {
-        watched.run(&format!("s3-pull -v -r {output} \"$C\" \"$TOP\"")).ok();
+        fixture.run(&format!("s3-pull -v -r {output} \"$C\" \"$TOP\"")).ok();
     }
-    watched.run("s3-pull -v --narinfo --all \"$C\" | cache-sign -k key.sec | s3-push -v --json \"$C\"").ok();
-    watched.run("head -c 12000000 /dev/zero | s3-push -v --part-size 5MiB \"$C\" --key log/x").ok();
-    watched.run("cache-policy --read-only \"$C\"; cache-policy --upload \"$C\"").ok();
+    fixture.run("s3-pull -v --narinfo --all \"$C\" | cache-sign -k key.sec | s3-push -v --json \"$C\"").ok();
+    fixture.run("head -c 12000000 /dev/zero | s3-push -v --part-size 5MiB \"$C\" --key log/x").ok();
+    fixture.run("cache-policy --read-only \"$C\"; cache-policy --upload \"$C\"").ok();
 }
 
 #[test]
 fn success_prints_no_secret() {
-    succeed(&Watched::new(EmbeddedS3::shared()));
+    succeed(&SecretFixture::new(EmbeddedS3::shared()));
     if let Some(minio) = Minio::shared() {
-        succeed(&Watched::new(minio));
+        succeed(&SecretFixture::new(minio));
     }
 }
 
-fn fail_at_the_server(watched: &mut Watched, endpoint: &str) {
+fn fail_at_the_server(fixture: &mut SecretFixture, endpoint: &str) {
     let stranger = Credentials::random();
-    watched.also(&stranger.secret_key);
+    fixture.add_secret(&stranger.secret_key);
     let Credentials { access_key, secret_key } = &stranger;
-    watched.site.scratch.sh(&format!("{ARCHIVE} > archive")).ok();
+    fixture.fixture.scratch.sh(&format!("{ARCHIVE} > archive")).ok();
     let wrong = [
         format!("export AWS_SECRET_ACCESS_KEY={secret_key}"),
         format!("export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}"),
@@ -100,10 +100,10 @@ fn fail_at_the_server(watched: &mut Watched, endpoint: &str) {
         "s3-pull -v --all --list \"$C\"",
     ];
     // All at once: what fails at a server fails after some more attempts.
-    let watched = &*watched;
+    let fixture = &*fixture;
     thread::scope(|scope| {
         for script in wrong.iter().flat_map(|wrong| commands.map(|command| format!("{wrong}; {command}"))) {
-            scope.spawn(move || watched.run(&script));
+            scope.spawn(move || fixture.run(&script));
         }
     });
 }
@@ -111,40 +111,40 @@ fn fail_at_the_server(watched: &mut Watched, endpoint: &str) {
 #[test]
 fn failure_at_the_server_prints_no_secret() {
     let s3 = EmbeddedS3::shared();
-    fail_at_the_server(&mut Watched::new(s3), &s3.endpoint());
+    fail_at_the_server(&mut SecretFixture::new(s3), &s3.endpoint());
     if let Some(minio) = Minio::shared() {
-        fail_at_the_server(&mut Watched::new(minio), &minio.endpoint());
+        fail_at_the_server(&mut SecretFixture::new(minio), &minio.endpoint());
     }
 }
 
 #[test]
-fn credentials_from_a_profile_stay_secret() {
+fn credentials_of_a_profile_are_not_printed() {
     let s3 = EmbeddedS3::shared();
-    let mut watched = Watched::new(s3);
+    let mut fixture = SecretFixture::new(s3);
     let owner = s3.credentials();
-    let dir = watched.site.path("home/.aws");
+    let dir = fixture.fixture.path("home/.aws");
     fs::create_dir(&dir).unwrap();
     let profile = |name: &str, owner: &Credentials| {
         format!("[{name}]\naws_access_key_id = {}\naws_secret_access_key = {}\n", owner.access_key, owner.secret_key)
     };
     let stranger = Credentials::random();
-    watched.also(&stranger.secret_key);
+    fixture.add_secret(&stranger.secret_key);
     fs::write(dir.join("credentials"), profile("good", &owner) + &profile("bad", &stranger)).unwrap();
     let unset = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY";
-    let said = watched.run(&format!("{unset}; C=\"$C&profile=good\"; {}", PUBLISH.replace("s3-push", "s3-push -v")));
-    said.ok();
-    assert!(said.stderr.contains("credentials from a profile"), "{}", said.stderr);
-    watched.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
+    let output = fixture.run(&format!("{unset}; C=\"$C&profile=good\"; {}", PUBLISH.replace("s3-push", "s3-push -v")));
+    output.ok();
+    assert!(output.stderr.contains("credentials from a profile"), "{}", output.stderr);
+    fixture.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
     // A file that is no such file.
     fs::write(dir.join("credentials"), format!("[bad\naws_secret_access_key = {}\n", stranger.secret_key)).unwrap();
-    watched.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
-    watched.run(&format!("{unset}; s3-pull -v --all --list \"$C&profile=bad\"")).fails(2);
+    fixture.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
+    fixture.run(&format!("{unset}; s3-pull -v --all --list \"$C&profile=bad\"")).fails(2);
 }
 
 #[test]
-fn bad_key_files_are_not_quoted() {
-    let watched = Watched::new(EmbeddedS3::shared());
-    let secret = fs::read_to_string(watched.site.path("key.sec")).unwrap();
+fn invalid_key_files_are_not_quoted() {
+    let fixture = SecretFixture::new(EmbeddedS3::shared());
+    let secret = fs::read_to_string(fixture.fixture.path("key.sec")).unwrap();
     let (name, base64) = secret.split_once(':').unwrap();
     let base64 = base64.trim();
     let bad = [
@@ -156,42 +156,42 @@ fn bad_key_files_are_not_quoted() {
         format!("{name}:!{base64}"),
         format!("{name}:{base64}\nmore"),
     ];
-    watched
-        .site
+    fixture
+        .fixture
         .scratch
         .sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix > narinfos")
         .ok();
     for text in bad {
-        fs::write(watched.site.path("bad.sec"), text).unwrap();
-        watched.run("cache-sign -k bad.sec < narinfos").fails(1);
-        watched.run("cache-sign public-key bad.sec").fails(1);
-        watched.run("cache-sign public-key - < bad.sec").fails(1);
+        fs::write(fixture.fixture.path("bad.sec"), text).unwrap();
+        fixture.run("cache-sign -k bad.sec < narinfos").fails(1);
+        fixture.run("cache-sign public-key bad.sec").fails(1);
+        fixture.run("cache-sign public-key - < bad.sec").fails(1);
     }
 }
 
 #[test]
-fn a_secret_key_in_the_place_of_a_public_one_is_not_quoted() {
-    let watched = Watched::new(EmbeddedS3::shared());
-    watched.run(PUBLISH).ok();
-    watched.run("s3-pull --narinfo --all \"$C\" > narinfos").ok();
-    watched.run("cache-sign verify --trusted-public-key \"$(cat key.sec)\" < narinfos").fails(1);
-    watched.run("cache-sign verify --trusted-public-key \"$(cut -d: -f2 key.sec)\" < narinfos").fails(1);
-    watched.run("s3-pull --root out --trusted-public-key \"$(cat key.sec)\" \"$C\" \"$LIB\"").fails(1);
-    watched.run("echo \"trusted-public-keys = $(cat key.sec)\" > nix.conf; s3-pull --root out --nix-conf nix.conf \"$C\" \"$LIB\"").fails(1);
+fn a_secret_key_given_as_a_public_key_is_not_quoted() {
+    let fixture = SecretFixture::new(EmbeddedS3::shared());
+    fixture.run(PUBLISH).ok();
+    fixture.run("s3-pull --narinfo --all \"$C\" > narinfos").ok();
+    fixture.run("cache-sign verify --trusted-public-key \"$(cat key.sec)\" < narinfos").fails(1);
+    fixture.run("cache-sign verify --trusted-public-key \"$(cut -d: -f2 key.sec)\" < narinfos").fails(1);
+    fixture.run("s3-pull --root out --trusted-public-key \"$(cat key.sec)\" \"$C\" \"$LIB\"").fails(1);
+    fixture.run("echo \"trusted-public-keys = $(cat key.sec)\" > nix.conf; s3-pull --root out --nix-conf nix.conf \"$C\" \"$LIB\"").fails(1);
     // A key file where a stream should be.
-    watched.run("cache-sign -k key.sec < key.sec").fails(1);
-    watched.run("s3-push \"$C\" < key.sec").fails(1);
-    watched.run("narinfo-gen < key.sec").fails(1);
-    watched.run("nar-pack --list < key.sec").fails(1);
-    watched.run("s3-push --missing \"$C\" < key.sec").fails(1);
+    fixture.run("cache-sign -k key.sec < key.sec").fails(1);
+    fixture.run("s3-push \"$C\" < key.sec").fails(1);
+    fixture.run("narinfo-gen < key.sec").fails(1);
+    fixture.run("nar-pack --list < key.sec").fails(1);
+    fixture.run("s3-push --missing \"$C\" < key.sec").fails(1);
 }
 
 /// Wherever a key is pasted, and in whichever form: no message shows it, of clap's neither.
 #[test]
-fn a_key_in_the_place_of_any_other_argument_is_not_quoted() {
-    let watched = Watched::new(EmbeddedS3::shared());
-    watched
-        .site
+fn a_key_given_as_any_other_argument_is_not_quoted() {
+    let fixture = SecretFixture::new(EmbeddedS3::shared());
+    fixture
+        .fixture
         .scratch
         .sh("nar-pack --root root --no-nix --export --stdin < paths | narinfo-gen --no-nix > narinfos
              cut -d: -f2 key.sec > bare; (cut -d: -f1 key.sec; base64 -d bare | head -c 32 | base64 -w0) | paste -sd: > seed")
@@ -229,13 +229,13 @@ fn a_key_in_the_place_of_any_other_argument_is_not_quoted() {
     ];
     for form in ["key.sec", "bare", "seed"] {
         for script in misplaced {
-            let said = watched.run(&format!("K=$(cat {form}); {script}"));
-            assert!(matches!(said.status, 1 | 2), "{script} with {form}: {}", said.stderr);
-            assert_eq!(said.stderr.lines().count(), 1, "{script} with {form}: {}", said.stderr);
+            let output = fixture.run(&format!("K=$(cat {form}); {script}"));
+            assert!(matches!(output.status, 1 | 2), "{script} with {form}: {}", output.stderr);
+            assert_eq!(output.stderr.lines().count(), 1, "{script} with {form}: {}", output.stderr);
         }
-        let said = watched.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
-        said.ok();
-        assert!(said.stderr.contains("no signature by a key of this name"), "{}", said.stderr);
+        let output = fixture.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
+        output.ok();
+        assert!(output.stderr.contains("no signature by a key of this name"), "{}", output.stderr);
     }
 }
 
@@ -260,15 +260,15 @@ fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
 /// itself is there once.
 #[test]
 fn the_text_of_a_key_is_wiped_from_memory() {
-    let mut site = Site::new();
+    let mut fixture = Fixture::new();
     let s3 = EmbeddedS3::shared();
-    site.fresh_bucket(s3);
-    site.scratch.sh(&format!("{ARCHIVE} > archive; cut -d: -f2 key.sec | base64 -d > raw")).ok();
-    let archive = fs::read(site.path("archive")).unwrap();
-    let secret = fs::read_to_string(site.path("key.sec")).unwrap();
+    fixture.fresh_bucket(s3);
+    fixture.scratch.sh(&format!("{ARCHIVE} > archive; cut -d: -f2 key.sec | base64 -d > raw")).ok();
+    let archive = fs::read(fixture.path("archive")).unwrap();
+    let secret = fs::read_to_string(fixture.path("key.sec")).unwrap();
     let digits = &secret.split_once(':').unwrap().1.as_bytes()[..42];
-    let seed = &fs::read(site.path("raw")).unwrap()[..32];
-    let mut command = site.scratch.command("cache-sign");
+    let seed = &fs::read(fixture.path("raw")).unwrap()[..32];
+    let mut command = fixture.scratch.command("cache-sign");
     command.args(["-k", "key.sec"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -295,19 +295,19 @@ fn the_text_of_a_key_is_wiped_from_memory() {
 
 #[test]
 fn a_password_in_a_url_is_not_quoted() {
-    let mut watched = Watched::new(EmbeddedS3::shared());
+    let mut fixture = SecretFixture::new(EmbeddedS3::shared());
     let stranger = Credentials::random();
-    watched.also(&stranger.secret_key);
+    fixture.add_secret(&stranger.secret_key);
     let user = format!("{}:{}@127.0.0.1:1", stranger.access_key, stranger.secret_key);
-    watched.run(&format!("s3-pull --root out http://{user}/x \"$LIB\"")).fails(2);
-    watched.run(&format!("s3-pull --root out 's3://bucket?scheme=http&endpoint={user}' \"$LIB\"")).fails(2);
-    watched.run(&format!("s3-push 's3://bucket?scheme=http&endpoint={user}' --key log/x < paths")).fails(2);
+    fixture.run(&format!("s3-pull --root out http://{user}/x \"$LIB\"")).fails(2);
+    fixture.run(&format!("s3-pull --root out 's3://bucket?scheme=http&endpoint={user}' \"$LIB\"")).fails(2);
+    fixture.run(&format!("s3-push 's3://bucket?scheme=http&endpoint={user}' --key log/x < paths")).fails(2);
 }
 
 /// `base64` wraps what is longer than 76 digits, and so a key, which somebody may paste in the place of a file.
 #[test]
-fn a_key_that_was_wrapped_is_not_shown() {
-    let site = Site::new();
+fn a_wrapped_key_is_not_printed() {
+    let fixture = Fixture::new();
     for wrapped in [
         "\"$(cut -d: -f1 key.sec):$(cut -d: -f2 key.sec | fold -w 76)\"",
         "\"$(cut -d: -f2 key.sec | fold -w 76)\"",
@@ -318,11 +318,11 @@ fn a_key_that_was_wrapped_is_not_shown() {
             if wrapped.contains("sed") && command.contains("--store-dir") {
                 continue;
             }
-            let said = site.scratch.sh(&format!("{} < paths", command.replace("KEY", wrapped)));
-            assert_ne!(said.status, 0);
-            let secret = fs::read_to_string(site.path("key.sec")).unwrap();
+            let output = fixture.scratch.sh(&format!("{} < paths", command.replace("KEY", wrapped)));
+            assert_ne!(output.status, 0);
+            let secret = fs::read_to_string(fixture.path("key.sec")).unwrap();
             let digits = &secret.split_once(':').unwrap().1[..30];
-            assert!(!said.stderr.contains(digits), "{command} {wrapped}: {}", said.stderr);
+            assert!(!output.stderr.contains(digits), "{command} {wrapped}: {}", output.stderr);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What networks and services do to a push and to a pull: it completes, or it fails with one line that names the cause;
 //! the cache is closed either way, and the next run completes.
 
-use crate::fixtures::bucket::{Objects, Service, assert_closed, snapshot};
-use crate::fixtures::site::{ARCHIVE, Site, below};
+use crate::fixtures::bucket::{Objects, S3Server, assert_closed, snapshot};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, path_in_root};
 use cache_tests::fault_proxy::{Fault, FaultProxy, INTERNAL_ERROR, Request, SLOW_DOWN, TOO_MANY_REQUESTS};
 use cache_tests::{CommandOutput, EmbeddedS3, Node, Random, Scratch, store_path, tree};
 use std::fs;
@@ -23,26 +23,28 @@ struct Case {
 }
 
 /// Words for a connection that ends where it should not.
-const BROKEN: &[&str] = &["reset", "closed", "refused", "broken pipe", "end of file", "cut off", "incomplete"];
+const CONNECTION_ERRORS: &[&str] =
+    &["reset", "closed", "refused", "broken pipe", "end of file", "cut off", "incomplete"];
 
 /// What happens on the way to the service, and what it says when it cannot.
 const CASES: [Case; 9] = [
     Case { name: "503 SlowDown", fault: SLOW_DOWN, causes: &["HTTP 503"] },
     Case { name: "500 InternalError", fault: INTERNAL_ERROR, causes: &["HTTP 500"] },
     Case { name: "429 with Retry-After", fault: TOO_MANY_REQUESTS, causes: &["HTTP 429"] },
-    Case { name: "reset", fault: Fault::Reset, causes: BROKEN },
-    Case { name: "stall", fault: Fault::Stall, causes: IDLE },
-    Case { name: "cut off request", fault: Fault::TruncateRequest, causes: BROKEN },
-    Case { name: "lost answer", fault: Fault::LoseResponse, causes: BROKEN },
-    Case { name: "cut off answer", fault: Fault::TruncateResponse(60), causes: BROKEN },
-    Case { name: "stalled answer", fault: Fault::StallResponse(60), causes: IDLE },
+    Case { name: "reset", fault: Fault::Reset, causes: CONNECTION_ERRORS },
+    Case { name: "stall", fault: Fault::Stall, causes: TIMEOUT_ERRORS },
+    Case { name: "cut off request", fault: Fault::TruncateRequest, causes: CONNECTION_ERRORS },
+    Case { name: "lost answer", fault: Fault::LoseResponse, causes: CONNECTION_ERRORS },
+    Case { name: "cut off answer", fault: Fault::TruncateResponse(60), causes: CONNECTION_ERRORS },
+    Case { name: "stalled answer", fault: Fault::StallResponse(60), causes: TIMEOUT_ERRORS },
 ];
 
 /// Words for a service that says nothing.
-const IDLE: &[&str] = &["did not answer in time", "timed out", "time-out", "stalled", "throughput", "nothing moved"];
+const TIMEOUT_ERRORS: &[&str] =
+    &["did not answer in time", "timed out", "time-out", "stalled", "throughput", "nothing moved"];
 
 /// A closure with a multipart NAR, and everything that is known of it.
-struct Goods {
+struct TestClosure {
     /// The signed cache archive.
     archive: Vec<u8>,
     /// The store paths, references first: three small ones, a large one, a small one that refers to it.
@@ -54,47 +56,47 @@ struct Goods {
     objects: Objects,
 }
 
-static GOODS: LazyLock<Goods> = LazyLock::new(|| {
-    let (site, s3, bucket) = Site::embedded();
+static CLOSURE: LazyLock<TestClosure> = LazyLock::new(|| {
+    let (fixture, s3, bucket) = Fixture::embedded();
     let (big, last) = (store_path("big", 1), store_path("last", 1));
-    let mut paths: Vec<String> = site.closure.paths().map(str::to_owned).to_vec();
-    fs::write(below(&site.path("root"), &big), Random::new(1).bytes(12 << 20)).unwrap();
-    fs::write(below(&site.path("root"), &last), format!("{big}\n{}\n", site.closure.lib)).unwrap();
+    let mut paths: Vec<String> = fixture.closure.paths().map(str::to_owned).to_vec();
+    fs::write(path_in_root(&fixture.path("root"), &big), Random::new(1).bytes(12 << 20)).unwrap();
+    fs::write(path_in_root(&fixture.path("root"), &last), format!("{big}\n{}\n", fixture.closure.lib)).unwrap();
     paths.extend([big, last]);
-    fs::write(site.path("paths"), paths.join("\n") + "\n").unwrap();
-    site.scratch.sh(&format!("{ARCHIVE} > archive; s3-push -q --no-nix --part-size 5MiB \"$C\" < archive")).ok();
+    fs::write(fixture.path("paths"), paths.join("\n") + "\n").unwrap();
+    fixture.scratch.sh(&format!("{ARCHIVE} > archive; s3-push -q --no-nix --part-size 5MiB \"$C\" < archive")).ok();
     let objects = snapshot(s3, &bucket);
     assert_closed(&objects);
     assert_eq!(objects.len(), 11, "{:?}", objects.keys());
-    let trees = paths.iter().map(|path| tree(below(&site.path("root"), path))).collect();
-    Goods { archive: fs::read(site.path("archive")).unwrap(), paths, trees, key: site.key.clone(), objects }
+    let trees = paths.iter().map(|path| tree(path_in_root(&fixture.path("root"), path))).collect();
+    TestClosure { archive: fs::read(fixture.path("archive")).unwrap(), paths, trees, key: fixture.key.clone(), objects }
 });
 
 /// A directory with the archive of the goods, a fresh bucket, and the credentials for it.
-struct User<'a, S> {
+struct FaultFixture<'a, S> {
     scratch: Scratch,
     service: &'a S,
     bucket: String,
 }
 
-impl<'a, S: Service> User<'a, S> {
+impl<'a, S: S3Server> FaultFixture<'a, S> {
     fn new(service: &'a S) -> Self {
-        let bucket = service.fresh();
-        Self::of(service, bucket)
+        let bucket = service.new_bucket();
+        Self::with_bucket(service, bucket)
     }
 
-    fn of(service: &'a S, bucket: String) -> Self {
+    fn with_bucket(service: &'a S, bucket: String) -> Self {
         let mut scratch = Scratch::new();
-        fs::write(scratch.path().join("archive"), &GOODS.archive).unwrap();
+        fs::write(scratch.path().join("archive"), &CLOSURE.archive).unwrap();
         service.owner().apply(&mut scratch);
-        scratch.env("NIX_CONFIG", format!("trusted-public-keys = {}\n", GOODS.key));
+        scratch.env("NIX_CONFIG", format!("trusted-public-keys = {}\n", CLOSURE.key));
         // Four attempts take two seconds.
         scratch.env("AWS_MAX_ATTEMPTS", "4");
         Self { scratch, service, bucket }
     }
 
     /// The bucket behind a proxy.
-    fn through(&self, proxy: &FaultProxy) -> String {
+    fn url_through(&self, proxy: &FaultProxy) -> String {
         self.service.url(&self.bucket).replace(&self.service.address(), proxy.endpoint())
     }
 
@@ -108,7 +110,7 @@ impl<'a, S: Service> User<'a, S> {
     }
 
     fn push_through(&self, proxy: &FaultProxy, fault: Fault) -> CommandOutput {
-        self.push(&self.through(proxy), idle_flag(fault))
+        self.push(&self.url_through(proxy), idle_flag(fault))
     }
 
     fn objects(&self) -> Objects {
@@ -129,9 +131,9 @@ impl<'a, S: Service> User<'a, S> {
     fn assert_complete(&self, what: &str) {
         let objects = self.objects();
         assert_closed(&objects);
-        assert_eq!(objects.keys().collect::<Vec<_>>(), GOODS.objects.keys().collect::<Vec<_>>(), "{what}");
+        assert_eq!(objects.keys().collect::<Vec<_>>(), CLOSURE.objects.keys().collect::<Vec<_>>(), "{what}");
         for (key, bytes) in &objects {
-            assert!(GOODS.objects[key] == *bytes, "{what}: {key} has other bytes");
+            assert!(CLOSURE.objects[key] == *bytes, "{what}: {key} has other bytes");
         }
     }
 }
@@ -142,31 +144,31 @@ fn idle_flag(fault: Fault) -> &'static str {
 
 /// Asserts that a run completed, or failed with one line that names the cause; says whether it completed.
 #[track_caller]
-fn assert_clear(what: &str, outcome: &CommandOutput, causes: &[&str]) -> bool {
-    let said = outcome.stderr.trim();
-    let said = said.rsplit_once("\nhint: ").map_or(said, |(messages, _)| messages);
-    if outcome.status == 0 {
-        assert_eq!(said, "", "{what}: it completed and says");
+fn assert_clear_result(what: &str, output: &CommandOutput, causes: &[&str]) -> bool {
+    let stderr = output.stderr.trim();
+    let output = output.rsplit_once("\nhint: ").map_or(output, |(messages, _)| messages);
+    if output.status == 0 {
+        assert_eq!(output, "", "{what}: it completed and says");
         println!("{what}: completed");
         return true;
     }
-    println!("{what}: {said}");
-    assert_eq!(outcome.status, 2, "{what}: {said}");
+    println!("{what}: {output}");
+    assert_eq!(output.status, 2, "{what}: {output}");
     // A pull goes on with other paths, and tells of each.
-    assert!(said.lines().count() == 1 || said.starts_with("s3-pull: "), "{what}: {said}");
-    let tool = said.lines().all(|line| line.starts_with("s3-push: ") || line.starts_with("s3-pull: "));
-    let lower = said.to_lowercase();
+    assert!(output.lines().count() == 1 || output.starts_with("s3-pull: "), "{what}: {output}");
+    let tool = output.lines().all(|line| line.starts_with("s3-push: ") || line.starts_with("s3-pull: "));
+    let lower = output.to_lowercase();
     let named = causes.iter().any(|cause| lower.contains(&cause.to_lowercase()));
-    assert!(tool && named, "{what}: no word of {causes:?} in: {said}");
+    assert!(tool && named, "{what}: no word of {causes:?} in: {output}");
     false
 }
 
 /// Runs something for each item; most of what these tests do is to wait.
-fn each<T: Sync>(items: &[T], run: impl Fn(&T) + Sync) {
-    const AT_ONCE: usize = 6;
+fn for_each_in_parallel<T: Sync>(items: &[T], run: impl Fn(&T) + Sync) {
+    const CONCURRENCY: usize = 6;
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE.min(items.len()) {
+        for _ in 0..CONCURRENCY.min(items.len()) {
             scope.spawn(|| {
                 while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
                     run(item);
@@ -177,9 +179,9 @@ fn each<T: Sync>(items: &[T], run: impl Fn(&T) + Sync) {
 }
 
 /// A bucket with the goods in it.
-fn stocked(s3: &EmbeddedS3) -> String {
+fn bucket_with_closure(s3: &EmbeddedS3) -> String {
     let bucket = s3.make_bucket();
-    for (key, bytes) in &GOODS.objects {
+    for (key, bytes) in &CLOSURE.objects {
         s3.put(&bucket, key, bytes);
     }
     bucket

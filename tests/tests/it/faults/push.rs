@@ -1,10 +1,11 @@
 //! Faults during a push.
 
-use super::{CASES, GOODS, User, assert_clear, each, idle_flag, stocked};
-use crate::fixtures::bucket::{Service, assert_closed, nar_keys};
-use crate::fixtures::site::Site;
+use super::{CASES, CLOSURE, FaultFixture, assert_clear_result, bucket_with_closure, for_each_in_parallel, idle_flag};
+use crate::fixtures::bucket::{S3Server, assert_closed, nar_keys};
+use crate::fixtures::closure_fixture::Fixture;
 use cache_tests::fault_proxy::{
-    ACCESS_DENIED, ERROR_IN_200, Fault, Kind, NOT_IMPLEMENTED, Request, What, always, every, once_per_kind, only,
+    ACCESS_DENIED, ERROR_IN_200, Fault, NOT_IMPLEMENTED, ObjectKind, Request, RequestKind, always, every,
+    once_per_kind, only,
 };
 use cache_tests::{EmbeddedS3, Minio, store_path};
 use std::fs;
@@ -13,191 +14,191 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 #[test]
-fn the_proxy_lets_requests_through_and_counts_them() {
-    let user = User::new(EmbeddedS3::shared());
-    let proxy = user.proxy(always(Fault::Pass));
-    user.push_through(&proxy, Fault::Pass).ok();
-    user.assert_complete("nothing");
+fn the_proxy_forwards_and_counts_requests() {
+    let fixture = FaultFixture::new(EmbeddedS3::shared());
+    let proxy = fixture.proxy(always(Fault::Pass));
+    fixture.push_through(&proxy, Fault::Pass).ok();
+    fixture.assert_complete("nothing");
     let kinds = proxy.requests();
     let count = |kind| kinds.iter().filter(|found| **found == kind).count();
-    assert_eq!(count(Kind::PutObject(What::Narinfo)), 5, "{kinds:?}");
-    assert_eq!(count(Kind::PutObject(What::Nar)), 4, "{kinds:?}");
-    assert_eq!(count(Kind::PutObject(What::CacheInfo)), 1, "{kinds:?}");
-    assert_eq!(count(Kind::CreateMultipartUpload), 1, "{kinds:?}");
-    assert_eq!(count(Kind::UploadPart), 3, "{kinds:?}");
-    assert_eq!(count(Kind::CompleteMultipartUpload), 1, "{kinds:?}");
-    assert_eq!(count(Kind::Other) + count(Kind::AbortMultipartUpload), 0, "{kinds:?}");
+    assert_eq!(count(RequestKind::PutObject(ObjectKind::Narinfo)), 5, "{kinds:?}");
+    assert_eq!(count(RequestKind::PutObject(ObjectKind::Nar)), 4, "{kinds:?}");
+    assert_eq!(count(RequestKind::PutObject(ObjectKind::CacheInfo)), 1, "{kinds:?}");
+    assert_eq!(count(RequestKind::CreateMultipartUpload), 1, "{kinds:?}");
+    assert_eq!(count(RequestKind::UploadPart), 3, "{kinds:?}");
+    assert_eq!(count(RequestKind::CompleteMultipartUpload), 1, "{kinds:?}");
+    assert_eq!(count(RequestKind::Other) + count(RequestKind::AbortMultipartUpload), 0, "{kinds:?}");
     assert_eq!(proxy.faults(), 0);
 }
 
 /// One accident for each kind of request: a retry heals it.
 #[test]
-fn a_push_outlives_each_fault_once() {
-    each(&CASES, |case| {
+fn a_push_survives_each_fault_once() {
+    for_each_in_parallel(&CASES, |case| {
         let what = format!("{} once for each kind of request", case.name);
-        let user = User::new(EmbeddedS3::shared());
-        let proxy = user.proxy(once_per_kind(case.fault));
-        let outcome = user.push_through(&proxy, case.fault);
+        let fixture = FaultFixture::new(EmbeddedS3::shared());
+        let proxy = fixture.proxy(once_per_kind(case.fault));
+        let output = fixture.push_through(&proxy, case.fault);
         assert!(proxy.faults() > 8, "{what}: {:?}", proxy.seen());
-        let completed = assert_clear(&what, &outcome, case.causes);
-        user.assert_closed_and_completed(&what);
-        assert!(completed, "{what}: a single accident ended the push: {}", outcome.stderr);
+        let completed = assert_clear_result(&what, &output, case.causes);
+        fixture.assert_closed_and_completed(&what);
+        assert!(completed, "{what}: a single accident ended the push: {}", output.stderr);
     });
 }
 
 #[test]
-fn a_push_outlives_each_fault_at_every_third_request() {
-    each(&CASES, |case| {
+fn a_push_survives_or_reports_a_fault_in_every_third_request() {
+    for_each_in_parallel(&CASES, |case| {
         let what = format!("{} at every third request", case.name);
-        let user = User::new(EmbeddedS3::shared());
-        let proxy = user.proxy(every(3, case.fault));
-        assert_clear(&what, &user.push_through(&proxy, case.fault), case.causes);
+        let fixture = FaultFixture::new(EmbeddedS3::shared());
+        let proxy = fixture.proxy(every(3, case.fault));
+        assert_clear_result(&what, &fixture.push_through(&proxy, case.fault), case.causes);
         assert!(proxy.faults() > 0, "{what}");
-        user.assert_closed_and_completed(&what);
+        fixture.assert_closed_and_completed(&what);
     });
 }
 
 /// A real server: with ListMultipartUploads, locks, and an opinion on broken requests.
 #[test]
-fn minio_behind_faults() {
+fn a_push_to_minio_survives_or_reports_faults() {
     let Some(minio) = Minio::shared() else { return };
-    each(&CASES, |case| {
+    for_each_in_parallel(&CASES, |case| {
         let what = format!("MinIO, {} at every third request", case.name);
-        let user = User::new(minio);
-        let proxy = user.proxy(every(3, case.fault));
-        assert_clear(&what, &user.push_through(&proxy, case.fault), case.causes);
+        let fixture = FaultFixture::new(minio);
+        let proxy = fixture.proxy(every(3, case.fault));
+        assert_clear_result(&what, &fixture.push_through(&proxy, case.fault), case.causes);
         assert!(proxy.faults() > 0, "{what}");
-        user.assert_closed_and_completed(&what);
+        fixture.assert_closed_and_completed(&what);
     });
 }
 
 #[test]
-fn a_fault_that_stays_ends_the_push_in_time() {
-    each(&CASES[..7], |case| {
+fn a_persistent_fault_ends_the_push_in_time() {
+    for_each_in_parallel(&CASES[..7], |case| {
         let what = format!("{} at every request", case.name);
-        let user = User::new(EmbeddedS3::shared());
-        let proxy = user.proxy(always(case.fault));
+        let fixture = FaultFixture::new(EmbeddedS3::shared());
+        let proxy = fixture.proxy(always(case.fault));
         let flags = format!("--attempts 2 {}", idle_flag(case.fault));
-        let completed = assert_clear(&what, &user.push(&user.through(&proxy), &flags), case.causes);
+        let completed = assert_clear_result(&what, &fixture.push(&fixture.url_through(&proxy), &flags), case.causes);
         assert!(!completed, "{what}: who has answered?");
-        user.assert_closed_and_completed(&what);
+        fixture.assert_closed_and_completed(&what);
     });
 }
 
 /// One thing that the service never does; all else works.
 #[test]
-fn a_fault_that_stays_at_one_kind_of_request_leaves_the_cache_closed() {
-    use Kind::{
+fn a_persistent_fault_in_one_kind_of_request_leaves_the_cache_closed() {
+    use RequestKind::{
         CompleteMultipartUpload, CreateMultipartUpload, GetObject, HeadObject, ListMultipartUploads, ListObjects,
         PutObject, UploadPart,
     };
     // Whether the push can do without it.
     let kinds = [
-        (GetObject(What::CacheInfo), false),
+        (GetObject(ObjectKind::CacheInfo), false),
         (ListObjects, false),
-        (PutObject(What::CacheInfo), false),
-        (PutObject(What::Nar), false),
-        (PutObject(What::Narinfo), false),
-        (HeadObject(What::Nar), false),
+        (PutObject(ObjectKind::CacheInfo), false),
+        (PutObject(ObjectKind::Nar), false),
+        (PutObject(ObjectKind::Narinfo), false),
+        (HeadObject(ObjectKind::Nar), false),
         (ListMultipartUploads, true),
         (CreateMultipartUpload, false),
         (UploadPart, false),
         (CompleteMultipartUpload, false),
     ];
     let pairs: Vec<_> = kinds.iter().flat_map(|kind| [0, 3, 4].map(|at| (*kind, &CASES[at]))).collect();
-    each(&pairs, |((kind, dispensable), case)| {
+    for_each_in_parallel(&pairs, |((kind, dispensable), case)| {
         let (kind, what) = (*kind, format!("{} at every {kind:?}", case.name));
-        let user = User::new(EmbeddedS3::shared());
-        let proxy = user.proxy(only(move |request| request.kind() == kind, always(case.fault)));
+        let fixture = FaultFixture::new(EmbeddedS3::shared());
+        let proxy = fixture.proxy(only(move |request| request.kind() == kind, always(case.fault)));
         let flags = format!("--attempts 2 {}", idle_flag(case.fault));
-        let completed = assert_clear(&what, &user.push(&user.through(&proxy), &flags), case.causes);
+        let completed = assert_clear_result(&what, &fixture.push(&fixture.url_through(&proxy), &flags), case.causes);
         assert!(proxy.faults() > 0, "{what}: there was none");
         assert_eq!(completed, *dispensable, "{what}");
-        user.assert_closed_and_completed(&what);
+        fixture.assert_closed_and_completed(&what);
     });
 }
 
 #[test]
 fn an_error_inside_200_is_an_error() {
-    let completing = |request: &Request| request.kind() == Kind::CompleteMultipartUpload;
-    let user = User::new(EmbeddedS3::shared());
-    let proxy = user.proxy(only(completing, always(ERROR_IN_200)));
+    let completing = |request: &Request| request.kind() == RequestKind::CompleteMultipartUpload;
+    let fixture = FaultFixture::new(EmbeddedS3::shared());
+    let proxy = fixture.proxy(only(completing, always(ERROR_IN_200)));
     let what = "200 with an error inside";
-    assert!(!assert_clear(what, &user.push_through(&proxy, ERROR_IN_200), &["InternalError"]));
+    assert!(!assert_clear_result(what, &fixture.push_through(&proxy, ERROR_IN_200), &["InternalError"]));
     assert!(proxy.faults() > 0);
     // Neither the NAR, which was never completed, nor the two narinfos that need it.
-    let objects = user.objects();
-    let big = GOODS.objects.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0;
+    let objects = fixture.objects();
+    let big = CLOSURE.objects.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0;
     assert!(!objects.contains_key(big));
-    for path in &GOODS.paths[3..] {
-        assert!(!objects.contains_key(&Site::narinfo_key(path)), "{path}");
+    for path in &CLOSURE.paths[3..] {
+        assert!(!objects.contains_key(&Fixture::narinfo_key(path)), "{path}");
     }
-    user.assert_closed_and_completed(what);
+    fixture.assert_closed_and_completed(what);
 
-    let user = User::new(EmbeddedS3::shared());
-    let proxy = user.proxy(only(completing, once_per_kind(ERROR_IN_200)));
-    let completed = assert_clear(what, &user.push_through(&proxy, ERROR_IN_200), &["InternalError"]);
+    let fixture = FaultFixture::new(EmbeddedS3::shared());
+    let proxy = fixture.proxy(only(completing, once_per_kind(ERROR_IN_200)));
+    let completed = assert_clear_result(what, &fixture.push_through(&proxy, ERROR_IN_200), &["InternalError"]);
     if completed {
-        user.assert_complete(what);
+        fixture.assert_complete(what);
     }
-    user.assert_closed_and_completed(what);
+    fixture.assert_closed_and_completed(what);
 }
 
 /// Somebody else is faster with each object in turn: 412, and the push is content.
 #[test]
-fn an_object_of_the_same_bytes_that_comes_first_is_as_good() {
+fn an_object_written_first_with_the_same_bytes_is_accepted() {
     let s3 = EmbeddedS3::shared();
-    let user = User::new(s3);
-    let bucket = user.bucket.clone();
+    let fixture = FaultFixture::new(s3);
+    let bucket = fixture.bucket.clone();
     let plan = move |request: &Request| {
-        if matches!(request.kind(), Kind::PutObject(_) | Kind::CompleteMultipartUpload) {
+        if matches!(request.kind(), RequestKind::PutObject(_) | RequestKind::CompleteMultipartUpload) {
             let key = request.path.trim_start_matches(&format!("/{bucket}/")).to_owned();
             assert_eq!(request.header("if-none-match"), Some("*"), "{request:?}");
-            s3.put(&bucket, &key, &GOODS.objects[&key]);
+            s3.put(&bucket, &key, &CLOSURE.objects[&key]);
         }
         Fault::Pass
     };
-    let proxy = user.proxy(plan);
-    let outcome = user.push_through(&proxy, Fault::Pass);
-    assert_eq!(outcome.ok(), "", "nothing of this was published here");
-    assert_eq!(outcome.stderr, "");
-    user.assert_complete("each object was there a moment before");
+    let proxy = fixture.proxy(plan);
+    let output = fixture.push_through(&proxy, Fault::Pass);
+    assert_eq!(output.ok(), "", "nothing of this was published here");
+    assert_eq!(output.stderr, "");
+    fixture.assert_complete("each object was there a moment before");
 }
 
 /// Under the key of a NAR lies something else, which came first or was cut off: it stays, and no narinfo names it.
 #[test]
-fn an_object_of_other_bytes_that_comes_first_is_refused() {
+fn an_object_written_first_with_different_bytes_is_refused() {
     let s3 = EmbeddedS3::shared();
-    for which in [Kind::PutObject(What::Nar), Kind::CompleteMultipartUpload] {
-        let user = User::new(s3);
-        let bucket = user.bucket.clone();
+    for which in [RequestKind::PutObject(ObjectKind::Nar), RequestKind::CompleteMultipartUpload] {
+        let fixture = FaultFixture::new(s3);
+        let bucket = fixture.bucket.clone();
         let plan = move |request: &Request| {
             if request.kind() == which {
                 s3.put(&bucket, request.path.trim_start_matches(&format!("/{bucket}/")), b"cut off");
             }
             Fault::Pass
         };
-        let proxy = user.proxy(plan);
-        let said = user.push_through(&proxy, Fault::Pass).fails(1);
-        assert!(said.contains("an object of 7 bytes"), "{said}");
-        let objects = user.objects();
+        let proxy = fixture.proxy(plan);
+        let stderr = fixture.push_through(&proxy, Fault::Pass).fails(1);
+        assert!(stderr.contains("an object of 7 bytes"), "{stderr}");
+        let objects = fixture.objects();
         assert_closed(&objects);
         let damaged: Vec<_> = nar_keys(&objects).into_iter().filter(|key| objects[*key] == b"cut off").collect();
         assert!(!damaged.is_empty());
         for key in damaged {
-            s3.remove(&user.bucket, key);
+            s3.remove(&fixture.bucket, key);
         }
-        user.assert_closed_and_completed("an object of other bytes was removed");
+        fixture.assert_closed_and_completed("an object of other bytes was removed");
     }
 }
 
 /// Two pushers that both see an empty bucket before either writes.
-fn race(service: &(impl Service + Sync)) -> String {
-    let user = User::new(service);
+fn push_concurrently(service: &(impl S3Server + Sync)) -> String {
+    let fixture = FaultFixture::new(service);
     // Both have asked for nix-cache-info when they list, and both have listed when they write.
-    let gates = [Kind::ListObjects, Kind::PutObject(What::CacheInfo)];
+    let gates = [RequestKind::ListObjects, RequestKind::PutObject(ObjectKind::CacheInfo)];
     let gates = Arc::new(gates.map(|kind| (kind, AtomicUsize::new(0), Barrier::new(2))));
-    let proxy = user.proxy(move |request| {
+    let proxy = fixture.proxy(move |request| {
         for (kind, passed, barrier) in gates.iter() {
             // One that is repeated finds the gate open.
             if request.kind() == *kind && passed.fetch_add(1, Ordering::SeqCst) < 2 {
@@ -206,29 +207,29 @@ fn race(service: &(impl Service + Sync)) -> String {
         }
         Fault::Pass
     });
-    let url = user.through(&proxy);
+    let url = fixture.url_through(&proxy);
     let outcomes = thread::scope(|scope| {
-        let pushers = [(); 2].map(|()| scope.spawn(|| user.push(&url, "")));
+        let pushers = [(); 2].map(|()| scope.spawn(|| fixture.push(&url, "")));
         pushers.map(|pusher| pusher.join().unwrap())
     });
-    for outcome in &outcomes {
-        outcome.ok();
-        assert_eq!(outcome.stderr, "");
+    for output in &outcomes {
+        output.ok();
+        assert_eq!(output.stderr, "");
     }
-    let lists = proxy.requests().into_iter().filter(|kind| *kind == Kind::ListObjects).count();
+    let lists = proxy.requests().into_iter().filter(|kind| *kind == RequestKind::ListObjects).count();
     assert_eq!(lists, 2, "nobody gave up and began again");
-    user.assert_complete("two pushers at once");
-    user.bucket
+    fixture.assert_complete("two pushers at once");
+    fixture.bucket
 }
 
 #[test]
-fn two_pushers_at_once_both_succeed() {
+fn two_concurrent_pushes_both_succeed() {
     for _ in 0..3 {
-        race(EmbeddedS3::shared());
+        push_concurrently(EmbeddedS3::shared());
     }
     let Some(minio) = Minio::shared() else { return };
     for _ in 0..2 {
-        let bucket = race(minio);
+        let bucket = push_concurrently(minio);
         assert_eq!(
             String::from_utf8(minio.mc(&["ls", "--recursive", "--incomplete", &format!("cache/{bucket}")])).unwrap(),
             "",
@@ -238,60 +239,61 @@ fn two_pushers_at_once_both_succeed() {
 }
 
 #[test]
-fn a_service_without_conditional_writes_will_do() {
+fn a_service_without_conditional_writes_is_supported() {
     let conditional =
         |request: &Request| request.header("if-none-match").is_some() || request.header("if-match").is_some();
-    let user = User::new(EmbeddedS3::shared());
-    let proxy = user.proxy(only(conditional, always(NOT_IMPLEMENTED)));
-    assert!(assert_clear("no conditional writes", &user.push_through(&proxy, NOT_IMPLEMENTED), &[]));
+    let fixture = FaultFixture::new(EmbeddedS3::shared());
+    let proxy = fixture.proxy(only(conditional, always(NOT_IMPLEMENTED)));
+    assert!(assert_clear_result("no conditional writes", &fixture.push_through(&proxy, NOT_IMPLEMENTED), &[]));
     assert!(proxy.faults() > 0);
-    user.assert_complete("no conditional writes");
+    fixture.assert_complete("no conditional writes");
     // Also where they are missing for uploads in parts only.
-    let user = User::new(EmbeddedS3::shared());
-    let completing = move |request: &Request| conditional(request) && request.kind() == Kind::CompleteMultipartUpload;
-    let proxy = user.proxy(only(completing, always(NOT_IMPLEMENTED)));
-    assert!(assert_clear("no conditional completing", &user.push_through(&proxy, NOT_IMPLEMENTED), &[]));
+    let fixture = FaultFixture::new(EmbeddedS3::shared());
+    let completing =
+        move |request: &Request| conditional(request) && request.kind() == RequestKind::CompleteMultipartUpload;
+    let proxy = fixture.proxy(only(completing, always(NOT_IMPLEMENTED)));
+    assert!(assert_clear_result("no conditional completing", &fixture.push_through(&proxy, NOT_IMPLEMENTED), &[]));
     assert_eq!(proxy.faults(), 1);
-    user.assert_complete("no conditional completing");
+    fixture.assert_complete("no conditional completing");
 }
 
 #[test]
-fn a_failed_check_is_never_missing() {
+fn a_failed_lookup_is_not_reported_as_missing() {
     let s3 = EmbeddedS3::shared();
-    let bucket = stocked(s3);
+    let bucket = bucket_with_closure(s3);
     // By listing, and, where that is forbidden, path by path.
     let pairs: Vec<_> = CASES.iter().flat_map(|case| [(case, false), (case, true)]).collect();
-    each(&pairs, |(case, by_head)| {
+    for_each_in_parallel(&pairs, |(case, by_head)| {
         let (fault, by_head) = (case.fault, *by_head);
         let what = format!("--missing, {} at every {}", case.name, if by_head { "HEAD" } else { "LIST" });
         if by_head && matches!(fault, Fault::TruncateResponse(_) | Fault::StallResponse(_)) {
             return; // its answer has no body
         }
-        let user = User::of(s3, bucket.clone());
-        fs::write(user.scratch.path().join("paths"), GOODS.paths.join("\n") + "\n").unwrap();
-        let proxy = user.proxy(move |request| match request.kind() {
-            Kind::ListObjects if by_head => ACCESS_DENIED,
-            Kind::ListObjects | Kind::HeadObject(_) => fault,
+        let fixture = FaultFixture::with_bucket(s3, bucket.clone());
+        fs::write(fixture.scratch.path().join("paths"), CLOSURE.paths.join("\n") + "\n").unwrap();
+        let proxy = fixture.proxy(move |request| match request.kind() {
+            RequestKind::ListObjects if by_head => ACCESS_DENIED,
+            RequestKind::ListObjects | RequestKind::HeadObject(_) => fault,
             _ => Fault::Pass,
         });
-        let url = user.through(&proxy);
+        let url = fixture.url_through(&proxy);
         let script = format!("timeout 100 s3-push -q --attempts 2 --missing {} '{url}' < paths", idle_flag(fault));
-        let outcome = user.scratch.sh(&script);
-        assert!(!assert_clear(&what, &outcome, case.causes), "{what}: who has answered?");
-        assert_eq!(outcome.text(), "", "{what}: it names paths that are there");
+        let output = fixture.scratch.sh(&script);
+        assert!(!assert_clear_result(&what, &output, case.causes), "{what}: who has answered?");
+        assert_eq!(output.text(), "", "{what}: it names paths that are there");
     });
 }
 
 #[test]
-fn what_is_there_is_known_by_asking_where_listing_is_forbidden() {
+fn existing_paths_are_found_by_head_if_listing_is_forbidden() {
     let s3 = EmbeddedS3::shared();
-    let user = User::of(s3, stocked(s3));
+    let fixture = FaultFixture::with_bucket(s3, bucket_with_closure(s3));
     let absent = store_path("absent", 1);
-    fs::write(user.scratch.path().join("paths"), format!("{}\n{absent}\n", GOODS.paths.join("\n"))).unwrap();
-    let proxy = user.proxy(only(|request| request.kind() == Kind::ListObjects, always(ACCESS_DENIED)));
-    let url = user.through(&proxy);
-    assert_eq!(user.scratch.sh(&format!("s3-push --missing '{url}' < paths")).ok(), absent);
-    let again = user.push(&url, "");
+    fs::write(fixture.scratch.path().join("paths"), format!("{}\n{absent}\n", CLOSURE.paths.join("\n"))).unwrap();
+    let proxy = fixture.proxy(only(|request| request.kind() == RequestKind::ListObjects, always(ACCESS_DENIED)));
+    let url = fixture.url_through(&proxy);
+    assert_eq!(fixture.scratch.sh(&format!("s3-push --missing '{url}' < paths")).ok(), absent);
+    let again = fixture.push(&url, "");
     assert_eq!((again.ok().as_str(), again.stderr.as_str()), ("", ""));
-    user.assert_complete("listing is forbidden");
+    fixture.assert_complete("listing is forbidden");
 }

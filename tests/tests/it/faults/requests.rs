@@ -1,33 +1,33 @@
 //! How many requests a push makes.
 
-use crate::fixtures::bucket::{Service, assert_closed, narinfo_keys, snapshot};
-use crate::fixtures::site::{ARCHIVE, Site};
-use cache_tests::fault_proxy::{ACCESS_DENIED, Fault, FaultProxy, Kind, What, always, only};
+use crate::fixtures::bucket::{S3Server, assert_closed, narinfo_keys, snapshot};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
+use cache_tests::fault_proxy::{ACCESS_DENIED, Fault, FaultProxy, ObjectKind, RequestKind, always, only};
 use cache_tests::{EmbeddedS3, Minio, store_path};
 use std::fs;
 
 /// The archives of a site of three paths, of all of them and of the first two, and a directory for them.
-fn small(service: &impl Service) -> (Site, String) {
-    let mut site = Site::new();
-    let bucket = service.fresh();
-    service.owner().apply(&mut site.scratch);
+fn three_path_fixture(service: &impl S3Server) -> (Fixture, String) {
+    let mut fixture = Fixture::new();
+    let bucket = service.new_bucket();
+    service.owner().apply(&mut fixture.scratch);
     let two = ARCHIVE.replace("< paths", "< two");
-    site.scratch.sh(&format!("head -n 2 paths > two; {ARCHIVE} > three.tar; {two} > two.tar")).ok();
-    (site, bucket)
+    fixture.scratch.sh(&format!("head -n 2 paths > two; {ARCHIVE} > three.tar; {two} > two.tar")).ok();
+    (fixture, bucket)
 }
 
 /// The requests of a push that succeeds.
 #[track_caller]
-fn requests(site: &Site, service: &impl Service, bucket: &str, script: &str) -> Vec<Kind> {
+fn requests(fixture: &Fixture, service: &impl S3Server, bucket: &str, script: &str) -> Vec<RequestKind> {
     let proxy = FaultProxy::start(&service.address(), always(Fault::Pass));
     let url = service.url(bucket).replace(&service.address(), proxy.endpoint());
-    site.scratch.sh(&script.replace("$C", &url)).ok();
+    fixture.scratch.sh(&script.replace("$C", &url)).ok();
     proxy.requests()
 }
 
-fn assert_few_requests(service: &impl Service, tells_md5: bool) {
-    let (site, bucket) = small(service);
-    let push = |archive: &str| requests(&site, service, &bucket, &format!("s3-push -q --no-nix '$C' < {archive}"));
+fn assert_few_requests(service: &impl S3Server, tells_md5: bool) {
+    let (fixture, bucket) = three_path_fixture(service);
+    let push = |archive: &str| requests(&fixture, service, &bucket, &format!("s3-push -q --no-nix '$C' < {archive}"));
     // Two for each path; beside it nix-cache-info, read and written, and a listing.
     let new = push("two.tar");
     assert!(new.len() <= 2 * 2 + 3, "two new paths: {new:?}");
@@ -43,7 +43,7 @@ fn assert_few_requests(service: &impl Service, tells_md5: bool) {
 }
 
 #[test]
-fn a_push_takes_two_requests_for_a_new_path_and_none_for_one_that_is_there() {
+fn a_push_makes_two_requests_per_new_path_and_none_per_existing_path() {
     if let Some(minio) = Minio::shared() {
         assert_few_requests(minio, true);
     }
@@ -52,32 +52,35 @@ fn a_push_takes_two_requests_for_a_new_path_and_none_for_one_that_is_there() {
 
 /// Where nothing can be listed, a path is asked for once.
 #[test]
-fn a_push_asks_once_for_a_path_where_listing_is_forbidden() {
+fn a_push_looks_up_a_path_once_if_listing_is_forbidden() {
     let s3 = EmbeddedS3::shared();
-    let (site, bucket) = small(s3);
-    let proxy =
-        FaultProxy::start(&s3.address(), only(|request| request.kind() == Kind::ListObjects, always(ACCESS_DENIED)));
+    let (fixture, bucket) = three_path_fixture(s3);
+    let proxy = FaultProxy::start(
+        &s3.address(),
+        only(|request| request.kind() == RequestKind::ListObjects, always(ACCESS_DENIED)),
+    );
     let url = s3.url(&bucket).replace(&s3.address(), proxy.endpoint());
-    site.scratch.sh(&format!("s3-push -q --no-nix '{url}' < three.tar")).ok();
-    let asked = proxy.requests().into_iter().filter(|kind| *kind == Kind::HeadObject(What::Narinfo)).count();
+    fixture.scratch.sh(&format!("s3-push -q --no-nix '{url}' < three.tar")).ok();
+    let asked =
+        proxy.requests().into_iter().filter(|kind| *kind == RequestKind::HeadObject(ObjectKind::Narinfo)).count();
     assert_eq!(asked, 3, "{:?}", proxy.requests());
 }
 
 #[test]
-fn a_thousand_paths_that_are_there_take_five_requests() {
+fn a_thousand_existing_paths_take_five_requests() {
     let s3 = EmbeddedS3::shared();
-    let (site, bucket) = small(s3);
+    let (fixture, bucket) = three_path_fixture(s3);
     let paths: Vec<String> = (0..1000).map(|seed| store_path("tiny", seed)).collect();
-    fs::write(site.path("many"), paths.join("\n") + "\n").unwrap();
+    fs::write(fixture.path("many"), paths.join("\n") + "\n").unwrap();
     for path in &paths {
-        s3.put(&bucket, &Site::narinfo_key(path), b"StorePath: that it is there is all that is asked\n");
+        s3.put(&bucket, &Fixture::narinfo_key(path), b"StorePath: that it is there is all that is asked\n");
     }
     let missing = "s3-push -q --missing '$C' < many > missing; test ! -s missing";
-    let kinds = requests(&site, s3, &bucket, missing);
+    let kinds = requests(&fixture, s3, &bucket, missing);
     assert!(kinds.len() <= 5, "{} requests: {kinds:?}", kinds.len());
     // As a cache of a thousand paths is: what lies beside its narinfos makes the listing longer than one page.
     s3.put(&bucket, "nix-cache-info", b"StoreDir: /nix/store\n");
     s3.put(&bucket, "nar/0000000000000000000000000000000000000000000000000000.nar.zst", b"x");
-    let kinds = requests(&site, s3, &bucket, missing);
+    let kinds = requests(&fixture, s3, &bucket, missing);
     assert!(kinds.len() <= 5, "{} requests: {kinds:?}", kinds.len());
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex};
 
-use cache_tests::fault_proxy::{Fault, FaultProxy, Kind, Request, SLOW_DOWN, What};
-use cache_tests::lying_server::{Answer, LyingServer};
+use cache_tests::fault_proxy::{Fault, FaultProxy, ObjectKind, Request, RequestKind, SLOW_DOWN};
+use cache_tests::lying_server::{LyingServer, Response};
 use cache_tests::{Credentials, Scratch};
 use narinfo_gen::compression::Compression;
 
-use crate::fixtures::forgery::{Forged, Forger, objects, small_nar};
+use crate::fixtures::malicious_cache::{Attacker, CachedPath, objects, small_nar};
 
 /// `--jobs`: so many narinfos are requested at once, and the limit is twice as many requests.
 const JOBS: usize = 8;
@@ -38,7 +38,7 @@ impl Throttle {
     /// Throttles a request or lets it pass. Requests wait for each other, so that as many are in flight at the same time
     /// as the client allows: the first narinfos in each round, and the requests that follow them.
     fn plan(&self, request: &Request) -> Fault {
-        if request.kind() == Kind::GetObject(What::CacheInfo) {
+        if request.kind() == RequestKind::GetObject(ObjectKind::CacheInfo) {
             return Fault::Pass;
         }
         let mut state = self.state.lock().unwrap();
@@ -60,24 +60,24 @@ impl Throttle {
 
 #[test]
 fn pull_reduces_its_concurrency_while_the_server_throttles() {
-    let forger = Forger::new();
-    let paths: Vec<Forged> = (0..PATHS)
-        .map(|number| forger.path(&format!("path-{number:02}"), small_nar(b's'), Compression::Zstd, &[]))
+    let attacker = Attacker::new();
+    let paths: Vec<CachedPath> = (0..PATHS)
+        .map(|number| attacker.path(&format!("path-{number:02}"), small_nar(b's'), Compression::Zstd, &[]))
         .collect();
     let all = objects(&paths);
-    let server = LyingServer::start(move |asked| Answer::honest(&all, asked));
+    let server = LyingServer::start(move |request| Response::correct(&all, request));
     for url in [server.s3_url(), server.http_url()] {
         let throttle = Arc::new(Throttle::default());
         let plan = Arc::clone(&throttle);
         let proxy = FaultProxy::start(server.endpoint(), move |request| plan.plan(request));
         let mut scratch = Scratch::new();
-        scratch.env("NIX_CONFIG", format!("trusted-public-keys = {}\n", forger.public()));
+        scratch.env("NIX_CONFIG", format!("trusted-public-keys = {}\n", attacker.public()));
         Credentials::random().apply(&mut scratch);
-        let names: Vec<String> = paths.iter().map(Forged::full_path).collect();
+        let names: Vec<String> = paths.iter().map(CachedPath::full_path).collect();
         let url = url.replace(server.endpoint(), proxy.endpoint());
         let pull = format!("timeout 60 s3-pull -q --jobs {JOBS} --root out '{url}' {}", names.join(" "));
         scratch.sh(&pull).ok();
-        assert!(paths.iter().all(|path| path.lies_below(&scratch.path().join("out"))), "{url}");
+        assert!(paths.iter().all(|path| path.is_in_root(&scratch.path().join("out"))), "{url}");
         assert_eq!(proxy.faults(), ROUNDS * JOBS, "{url}: every throttled request was retried");
         let state = throttle.state.lock().unwrap();
         assert_eq!(state.burst, (ROUNDS + 1) * JOBS, "{url}");

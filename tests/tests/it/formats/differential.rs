@@ -14,7 +14,7 @@ use std::process::Stdio;
 use std::sync::Mutex;
 use std::thread;
 
-use crate::fixtures::forgery::{directory, file, link, nar_of, store_dir};
+use crate::fixtures::malicious_cache::{directory, file, link, nar_of, store_dir};
 use crate::properties::corpus::entries;
 use cache_tests::{Random, Scratch, mutate, nix, remove_tree, repository};
 use nar_pack::error::{Error, Result};
@@ -23,7 +23,7 @@ use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
 
 /// Inputs that Nix is asked about.
-const INPUTS: usize = 250;
+const DEFAULT_INPUTS: usize = 250;
 
 /// What two readers make of the same input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,12 +54,12 @@ fn print(what: &str, seed: u64, counts: &Counts) {
     }
 }
 
-fn number(name: &str, default: usize) -> usize {
+fn env_number(name: &str, default: usize) -> usize {
     env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
 fn seed() -> u64 {
-    number("DIFFERENTIAL_SEED", 1) as u64
+    env_number("DIFFERENTIAL_SEED", 1) as u64
 }
 
 /// The strings of a random tree.
@@ -120,22 +120,22 @@ fn nars(count: usize, random: &mut Random) -> Vec<Vec<u8>> {
 fn unpack(nar: &[u8], place: &Path) -> Result {
     let mut input = Cursor::new(nar);
     restore(&mut input, place)?;
-    nothing_follows(&input)
+    check_end(&input)
 }
 
-fn nothing_follows(input: &Cursor<&[u8]>) -> Result {
+fn check_end(input: &Cursor<&[u8]>) -> Result {
     let size = input.get_ref().len() as u64;
     if input.position() == size { Ok(()) } else { Err(Error::refused("unexpected data after the end of the NAR")) }
 }
 
-fn packed(place: &Path) -> Vec<u8> {
+fn pack(place: &Path) -> Vec<u8> {
     let mut nar = Vec::new();
     dump(place, &mut nar, &mut |_| {}).unwrap();
     nar
 }
 
 #[test]
-fn nars_as_nix_reads_them() {
+fn nars_are_accepted_or_refused_as_by_nix() {
     if !nix::available() {
         return;
     }
@@ -143,7 +143,7 @@ fn nars_as_nix_reads_them() {
     // Else a size that lies would have the disk filled.
     scratch.env("NIX_CONFIG", "preallocate-contents = false\n");
     let seed = seed();
-    let nars = nars(number("DIFFERENTIAL", INPUTS), &mut Random::new(seed));
+    let nars = nars(env_number("DIFFERENTIAL", DEFAULT_INPUTS), &mut Random::new(seed));
     let counts = Mutex::new(Counts::new());
     let workers = thread::available_parallelism().map_or(2, usize::from);
     thread::scope(|scope| {
@@ -151,7 +151,7 @@ fn nars_as_nix_reads_them() {
             let (scratch, nars, counts) = (&scratch, &nars, &counts);
             scope.spawn(move || {
                 for (index, nar) in nars.iter().enumerate().skip(worker).step_by(workers) {
-                    let verdict = beside_nix(scratch, index, nar).unwrap_or_else(|why| {
+                    let verdict = compare_with_nix(scratch, index, nar).unwrap_or_else(|why| {
                         panic!("input {index} of seed {seed}: {why}: b\"{}\"", nar.escape_ascii())
                     });
                     *counts.lock().unwrap().entry(verdict).or_default() += 1;
@@ -165,7 +165,7 @@ fn nars_as_nix_reads_them() {
 }
 
 /// Restores a NAR with our reader and with Nix's.
-fn beside_nix(scratch: &Scratch, index: usize, nar: &[u8]) -> Result<Verdict, String> {
+fn compare_with_nix(scratch: &Scratch, index: usize, nar: &[u8]) -> Result<Verdict, String> {
     let at = |name: &str| scratch.path().join(format!("{name}-{index}"));
     let (ours, theirs, input) = (at("ours"), at("theirs"), at("nar"));
     fs::write(&input, nar).unwrap();
@@ -175,14 +175,14 @@ fn beside_nix(scratch: &Scratch, index: usize, nar: &[u8]) -> Result<Verdict, St
     command.args(["-c", "ulimit -v 1000000; exec nix-store --restore \"$1\"", "restore"]).arg(&theirs);
     command.stdin(File::open(&input).unwrap());
     let output = command.stdout(Stdio::null()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let verdict = match (unpacked, output.status.success()) {
-        (Ok(()), true) if packed(&ours) == nar && packed(&theirs) == nar => Ok(Verdict::BothAccept),
+        (Ok(()), true) if pack(&ours) == nar && pack(&theirs) == nar => Ok(Verdict::BothAccept),
         (Ok(()), true) => Err("both accept it, but one made another tree of it".to_owned()),
-        (Err(failure), false) if failure.is_refusal() => Ok(Verdict::BothRefuse),
-        (Ok(()), false) => we_alone(&said),
-        (Err(failure), true) if failure.is_refusal() => nix_alone(nar, &failure, &theirs),
-        (Err(failure), _) => Err(format!("not a refusal: {failure}")),
+        (Err(error), false) if error.is_refusal() => Ok(Verdict::BothRefuse),
+        (Ok(()), false) => why_only_we_accept(&stderr),
+        (Err(error), true) if error.is_refusal() => why_only_nix_accepts(nar, &error, &theirs),
+        (Err(error), _) => Err(format!("not a refusal: {error}")),
     };
     for place in [ours, theirs, input] {
         if place.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
@@ -195,17 +195,17 @@ fn beside_nix(scratch: &Scratch, index: usize, nar: &[u8]) -> Result<Verdict, St
 }
 
 /// Why we accept what Nix 2.8 does not.
-fn we_alone(said: &str) -> Result<Verdict, String> {
+fn why_only_we_accept(stderr: &str) -> Result<Verdict, String> {
     // It restores by whole paths, we by names below open directories.
-    if said.contains("File name too long") {
+    if stderr.contains("File name too long") {
         return Ok(Verdict::Known("Nix 2.8 cannot restore paths of more than 4095 bytes"));
     }
-    Err(format!("we accept it, and Nix says: {}", said.trim()))
+    Err(format!("we accept it, and Nix says: {}", stderr.trim()))
 }
 
 /// Why Nix 2.8 accepts what we do not.
-fn nix_alone(nar: &[u8], failure: &Error, theirs: &Path) -> Result<Verdict, String> {
-    let message = failure.message();
+fn why_only_nix_accepts(nar: &[u8], error: &Error, theirs: &Path) -> Result<Verdict, String> {
+    let message = error.message();
     if message.starts_with("unexpected data after") {
         return Ok(Verdict::Known("Nix 2.8 does not look at what follows a NAR"));
     }
@@ -216,7 +216,7 @@ fn nix_alone(nar: &[u8], failure: &Error, theirs: &Path) -> Result<Verdict, Stri
     if theirs.symlink_metadata().is_err() {
         return Ok(Verdict::Known("Nix 2.8 accepts a NAR of nothing; 2.36 does not"));
     }
-    if packed(theirs) != nar {
+    if pack(theirs) != nar {
         return Ok(Verdict::Known(
             "Nix 2.8 accepts what is not canonical, and would write it otherwise; 2.36 does not",
         ));
@@ -225,23 +225,25 @@ fn nix_alone(nar: &[u8], failure: &Error, theirs: &Path) -> Result<Verdict, Stri
 }
 
 #[test]
-fn nars_as_nix_archive_reads_them() {
+fn nars_are_accepted_or_refused_as_by_nix_archive() {
     let seed = seed();
     let mut counts = Counts::new();
-    for (index, nar) in nars(100 * number("DIFFERENTIAL", INPUTS), &mut Random::new(seed)).iter().enumerate() {
+    for (index, nar) in
+        nars(100 * env_number("DIFFERENTIAL", DEFAULT_INPUTS), &mut Random::new(seed)).iter().enumerate()
+    {
         let mut input = Cursor::new(nar.as_slice());
-        let ours = parse(&mut input, &mut Skip).and_then(|_| nothing_follows(&input));
+        let ours = parse(&mut input, &mut Skip).and_then(|_| check_end(&input));
         let theirs = nix_archive::nar::decode_events(nar, |_| Ok(()));
         let verdict = match (&ours, &theirs) {
             (Ok(()), Ok(())) => Verdict::BothAccept,
             (Err(_), Err(_)) => Verdict::BothRefuse,
-            (Err(failure), Ok(())) if failure.message().contains("a file name of") => {
+            (Err(error), Ok(())) if error.message().contains("a file name of") => {
                 Verdict::Known("nix-archive has no limit for names in memory; Nix 2.36 has ours, 255")
             }
-            (Err(failure), Ok(())) if failure.message().contains("a link target of") => {
+            (Err(error), Ok(())) if error.message().contains("a link target of") => {
                 Verdict::Known("nix-archive has no limit for targets in memory; Nix 2.36 has ours, 4095")
             }
-            (Err(failure), Ok(())) if failure.message().contains("a link target that is empty") => {
+            (Err(error), Ok(())) if error.message().contains("a link target that is empty") => {
                 Verdict::Known("nix-archive takes targets that are empty or have a NUL byte; Nix 2.36 does not")
             }
             _ => panic!(
@@ -298,11 +300,13 @@ fn narinfos(count: usize, random: &mut Random) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn narinfos_as_nix_narinfo_reads_them() {
+fn narinfos_are_parsed_as_by_nix_narinfo() {
     let seed = seed();
     let mut counts = Counts::new();
     let store = nix_derivation::StoreDir::default();
-    for (index, text) in narinfos(100 * number("DIFFERENTIAL", INPUTS), &mut Random::new(seed)).iter().enumerate() {
+    for (index, text) in
+        narinfos(100 * env_number("DIFFERENTIAL", DEFAULT_INPUTS), &mut Random::new(seed)).iter().enumerate()
+    {
         let ours = str::from_utf8(text)
             .map_err(|_| Error::refused("not UTF-8"))
             .and_then(|text| NarInfo::parse(text, &store_dir()));
@@ -319,7 +323,7 @@ fn narinfos_as_nix_narinfo_reads_them() {
                     && ours.deriver.is_some() == theirs.deriver().is_some();
                 let differ = |what: &str| panic!("input {index} of seed {seed}: {what}:\n{}", shown());
                 if !same {
-                    match agreed(ours, theirs) {
+                    match known_disagreement(ours, theirs) {
                         Some(reason) => Verdict::Known(reason),
                         None => differ("they agree that it is one, and differ on what it says"),
                     }
@@ -330,10 +334,10 @@ fn narinfos_as_nix_narinfo_reads_them() {
                 }
             }
             (Err(_), Err(_)) => Verdict::BothRefuse,
-            (Err(failure), Ok(_)) => Verdict::Known(we_refuse(failure.message()).unwrap_or_else(|| {
-                panic!("input {index} of seed {seed}: nix-narinfo accepts it; we say {failure}:\n{}", shown())
+            (Err(error), Ok(_)) => Verdict::Known(why_we_refuse(error.message()).unwrap_or_else(|| {
+                panic!("input {index} of seed {seed}: nix-narinfo accepts it; we say {error}:\n{}", shown())
             })),
-            (Ok(_), Err(error)) => Verdict::Known(they_refuse(&error.to_string()).unwrap_or_else(|| {
+            (Ok(_), Err(error)) => Verdict::Known(why_nix_narinfo_refuses(&error.to_string()).unwrap_or_else(|| {
                 panic!("input {index} of seed {seed}: we accept it; nix-narinfo says {error}:\n{}", shown())
             })),
         };
@@ -344,7 +348,7 @@ fn narinfos_as_nix_narinfo_reads_them() {
 }
 
 /// Why both accept a narinfo and differ on what it says.
-fn agreed(ours: &NarInfo, theirs: &nix_narinfo::NarInfo) -> Option<&'static str> {
+fn known_disagreement(ours: &NarInfo, theirs: &nix_narinfo::NarInfo) -> Option<&'static str> {
     if ours.compression.trim() == theirs.compression().as_str() || ours.url.trim() == theirs.url() {
         return Some("nix-narinfo strips the white space before a value, we one space as Nix does");
     }
@@ -352,7 +356,7 @@ fn agreed(ours: &NarInfo, theirs: &nix_narinfo::NarInfo) -> Option<&'static str>
 }
 
 /// Why we refuse what nix-narinfo accepts.
-fn we_refuse(message: &str) -> Option<&'static str> {
+fn why_we_refuse(message: &str) -> Option<&'static str> {
     let reasons = [
         ("expected KEY: VALUE", "nix-narinfo skips blank lines; to us they stand between two narinfos"),
         (
@@ -378,7 +382,7 @@ fn we_refuse(message: &str) -> Option<&'static str> {
 }
 
 /// Why nix-narinfo refuses what we accept.
-fn they_refuse(message: &str) -> Option<&'static str> {
+fn why_nix_narinfo_refuses(message: &str) -> Option<&'static str> {
     let reasons = [
         ("`CA`", "we keep a CA that we do not understand; nothing is trusted for it"),
         ("CA", "we keep a CA that we do not understand; nothing is trusted for it"),

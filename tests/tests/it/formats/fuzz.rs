@@ -9,40 +9,40 @@ use crate::properties::{Property, TARGETS};
 use cache_tests::{Random, mutate, repository};
 
 /// Mutations of each target.
-const INPUTS: usize = 10_000;
+const DEFAULT_INPUTS: usize = 10_000;
 
-fn number(name: &str, default: usize) -> usize {
+fn env_number(name: &str, default: usize) -> usize {
     env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
 /// Runs a property; a panic tells the input too.
-fn hold(target: &str, property: Property, name: &str, input: &[u8]) {
+fn check(target: &str, property: Property, name: &str, input: &[u8]) {
     let held = catch_unwind(AssertUnwindSafe(|| property(input)));
     assert!(held.is_ok(), "{target}, {name}: the property does not hold for b\"{}\"", input.escape_ascii());
 }
 
 #[test]
 fn properties_hold_for_the_corpus_and_mutations_of_it() {
-    let (inputs, seed) = (number("FUZZ_INPUTS", INPUTS), number("FUZZ_SEED", 1));
+    let (inputs, seed) = (env_number("FUZZ_INPUTS", DEFAULT_INPUTS), env_number("FUZZ_SEED", 1));
     for (target, property) in TARGETS {
         let corpus = entries(&repository().join("tests/fuzz/corpus").join(target)).unwrap();
         assert!(!corpus.is_empty(), "{target} has no corpus");
         for (name, input) in &corpus {
-            hold(target, property, name, input);
+            check(target, property, name, input);
         }
         let mut random = Random::new(seed as u64);
         for count in 0..inputs {
             let (name, input) = &corpus[random.below(corpus.len())];
             let other = &corpus[random.below(corpus.len())].1;
             let input = mutate(input, other, &mut random);
-            hold(target, property, &format!("mutation {count} (of {name}) of seed {seed}"), &input);
+            check(target, property, &format!("mutation {count} (of {name}) of seed {seed}"), &input);
         }
         println!("{target}: {} inputs of the corpus, {inputs} mutations of seed {seed}", corpus.len());
     }
 }
 
 #[test]
-fn every_target_is_a_property_and_has_a_corpus() {
+fn every_target_has_a_property_and_a_corpus() {
     let dir = repository().join("tests/fuzz");
     let names = |folder: &str| {
         let entries = std::fs::read_dir(dir.join(folder)).unwrap();
@@ -57,7 +57,7 @@ fn every_target_is_a_property_and_has_a_corpus() {
 }
 
 #[test]
-fn the_corpus_says_what_it_seems_to() {
+fn corpus_lines_are_expanded_to_bytes() {
     assert_eq!(expand("# x\ns ab\nn 1\nt \\x00\\n\nb c\nz 2\np 8\nx 0fF0\n").unwrap(), {
         let mut bytes = b"\x02\0\0\0\0\0\0\0ab\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\n\nc\0\0".to_vec();
         bytes.resize(32, 0);

@@ -1,8 +1,8 @@
 //! NARs, export streams, narinfos, keys and signatures are byte for byte what a real Nix writes.
 
 use crate::fixtures::bucket::Fields;
-use crate::fixtures::nix_builder::{Builder, COMPRESSIONS, described_paths};
-use crate::fixtures::site::make_key;
+use crate::fixtures::closure_fixture::generate_key;
+use crate::fixtures::nix_builder::{COMPRESSIONS, NixBuilder, described_paths};
 use cache_tests::nix::{self};
 use cache_tests::{Scratch, make_tree, tree};
 use std::fs;
@@ -26,7 +26,7 @@ fn every_kind_of_node_is_packed_as_nix_does() {
 
 #[test]
 fn an_export_stream_is_the_one_of_nix() {
-    let Some(builder) = Builder::new() else { return };
+    let Some(builder) = NixBuilder::new() else { return };
     let sh = |script: &str| builder.sh(script);
     sh("nix-store --export $(nix-store -qR $TOP) > nix.export").ok();
     sh("nar-pack --export $(nix-store -qR $TOP) | cmp - nix.export").ok();
@@ -49,7 +49,7 @@ fn an_export_stream_is_the_one_of_nix() {
 
 #[test]
 fn narinfos_are_those_of_nix_field_by_field() {
-    let Some(builder) = Builder::new() else { return };
+    let Some(builder) = NixBuilder::new() else { return };
     let paths = described_paths(&builder);
     for compression in COMPRESSIONS {
         let copy =
@@ -89,7 +89,7 @@ fn narinfos_are_those_of_nix_field_by_field() {
 
 #[test]
 fn a_nar_alone_is_described_as_nix_does() {
-    let Some(builder) = Builder::new() else { return };
+    let Some(builder) = NixBuilder::new() else { return };
     for path in described_paths(&builder) {
         builder.sh(&format!("nix copy --to \"file://$PWD/cache?compression=none\" {path}")).ok();
         let ours = builder.sh(&format!("nar-pack {path} | narinfo-gen -c none {path}"));
@@ -108,7 +108,7 @@ fn a_nar_alone_is_described_as_nix_does() {
 }
 
 #[test]
-fn keys_are_those_of_nix() {
+fn keys_are_compatible_with_nix() {
     if !nix::available() {
         return;
     }
@@ -126,8 +126,8 @@ fn keys_are_those_of_nix() {
 }
 
 #[test]
-fn signatures_of_nix_are_ours() {
-    let Some(builder) = Builder::new() else { return };
+fn signatures_are_identical_to_those_of_nix() {
+    let Some(builder) = NixBuilder::new() else { return };
     let sh = |script: &str| builder.sh(script);
     sh("nix store sign --key-file key.sec --recursive $TOP; nix copy --to file://$PWD/signed $TOP").ok();
     // Ed25519 has one signature for one message: ours are the same bytes.
@@ -140,7 +140,7 @@ fn signatures_of_nix_are_ours() {
     }
     let verify = "cache-sign verify --trusted-public-key";
     sh(&format!("tar c -C signed . | {verify} \"$KEY\" | tar t | grep -c narinfo")).ok();
-    let stranger = make_key(&builder.scratch, "stranger");
+    let stranger = generate_key(&builder.scratch, "stranger");
     let refused = sh(&format!("tar c -C signed . | {verify} {stranger}")).fails(1);
     for path in builder.closure.paths() {
         assert!(refused.contains(path), "{refused}");
@@ -153,7 +153,7 @@ fn signatures_that_nix_makes_after_a_build_are_accepted() {
         return;
     }
     let mut scratch = Scratch::new();
-    let key = make_key(&scratch, "key");
+    let key = generate_key(&scratch, "key");
     let secret = scratch.path().join("key.sec");
     scratch.env("NIX_CONFIG", format!("secret-key-files = {}\ntrusted-public-keys = {key}\n", secret.display()));
     let closure = nix::build(&scratch);

@@ -18,9 +18,9 @@ const INSTALLED: [&str; 9] = [
     "/etc/ssl",
 ];
 /// Files of each that are taken.
-const FILES: usize = 1000;
+const MAX_FILES: usize = 1000;
 /// Larger files are left out: the closure shall be read in seconds.
-const LARGEST: &str = "1024k";
+const MAX_FILE_SIZE: &str = "1024k";
 
 /// A derivation for each tree, and an expression for the last.
 fn expression(trees: &[&str], seed: &str) -> String {
@@ -51,7 +51,7 @@ fn derivation(index: usize, tree: &str, seed: &str) -> String {
     args = [ "-euc" ''
       mkdir -p $out/tree
       cd {tree}
-      find . -size -{LARGEST} \( -type f -o -type l \) | sort | head -{FILES} | tar c --no-recursion -T - | tar x -C $out/tree
+      find . -size -{MAX_FILE_SIZE} \( -type f -o -type l \) | sort | head -{MAX_FILES} | tar c --no-recursion -T - | tar x -C $out/tree
       if [ -n "''${{dev-}}" ]; then echo dev > $dev; fi
       head -c 65530 /dev/zero > $out/mentions
       echo "$out x{references} ${{text}}${{source}}" >> $out/mentions
@@ -62,7 +62,7 @@ fn derivation(index: usize, tree: &str, seed: &str) -> String {
 }
 
 #[test]
-fn a_closure_of_installed_trees_is_described_as_nix_describes_it() {
+fn a_closure_of_installed_trees_has_the_narinfos_of_nix() {
     if !nix::available() {
         return;
     }

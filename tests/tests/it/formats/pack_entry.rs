@@ -143,13 +143,13 @@ fn realisations_are_those_of_nix() {
     let store = nix::fresh_store(&scratch);
     scratch.sh(&format!("nix copy --no-check-sigs --from file://$PWD/ours --to {store} $(cat out)")).ok();
     // Where no Nix tells, that is said, and the rest is written.
-    let said = scratch.sh("nix-store --export $(cat out) > export; nix path-info --json $(cat out) > info
+    let output = scratch.sh("nix-store --export $(cat out) > export; nix path-info --json $(cat out) > info
                            narinfo-gen --archive --realisations --no-nix --path-info info < export | tar t; false");
-    assert!(said.stderr.contains("no realisation is written: no installed Nix"), "{}", said.stderr);
+    assert!(output.stderr.contains("no realisation is written: no installed Nix"), "{}", output.stderr);
 }
 
 #[test]
-fn a_nix_that_names_outputs_is_asked_for_all_of_them() {
+fn realisations_of_all_outputs_are_queried_at_once() {
     if !nix::available() {
         return;
     }
@@ -187,7 +187,7 @@ fn a_nix_that_names_outputs_is_asked_for_all_of_them() {
 }
 
 #[test]
-fn every_object_is_pushed_with_its_content_type_and_pulled_around() {
+fn extras_are_pushed_with_their_content_type_and_ignored_by_pull() {
     let s3 = EmbeddedS3::shared();
     let mut scratch = Scratch::new();
     s3.credentials().apply(&mut scratch);
@@ -231,10 +231,10 @@ fn every_object_is_pushed_with_its_content_type_and_pulled_around() {
 }
 
 #[test]
-fn what_has_no_place_outside_an_archive_is_a_usage_error() {
+fn extras_without_an_archive_are_a_usage_error() {
     let scratch = Scratch::new();
     for flag in ["--listing", "--debug-info", "--log", "--realisations"] {
-        let said = scratch.sh(&format!("narinfo-gen {flag} < /dev/null")).fails(2);
-        assert!(said.contains("--archive"), "{said}");
+        let stderr = scratch.sh(&format!("narinfo-gen {flag} < /dev/null")).fails(2);
+        assert!(stderr.contains("--archive"), "{stderr}");
     }
 }

@@ -7,36 +7,36 @@ use std::os::unix::net::UnixListener;
 use cache_tests::{Random, Scratch, make_tree, store_path};
 
 /// Large beside the pipe and what is read ahead.
-const LARGE: usize = 12 << 20;
+const LARGE_SIZE: usize = 12 << 20;
 
 /// Packs `tree`; once the first bytes are there, runs `change`; then reads the rest. Returns what was said.
 fn pack_while(scratch: &Scratch, change: &str) -> String {
-    let outcome = scratch.sh(&format!(
+    let output = scratch.sh(&format!(
         "rm -f pipe; mkfifo pipe
          nar-pack tree > pipe & packer=$!
          {{ head -c 65536; {change}; cat; }} < pipe > nar
          wait $packer"
     ));
-    let said = outcome.fails(2);
+    let stderr = output.fails(2);
     // What there is of the NAR is seen to be cut off.
     let refused = scratch.sh("nar-pack --list < nar > /dev/null").fails(1);
     assert!(refused.contains("truncated"), "{refused}");
-    said
+    stderr
 }
 
 #[test]
-fn a_file_that_changes_while_it_is_packed_leaves_no_whole_nar() {
+fn a_file_that_changes_during_packing_truncates_the_nar() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.path().join("tree")).unwrap();
-    let make = || fs::write(scratch.path().join("tree/large"), vec![7; LARGE]).unwrap();
+    let make = || fs::write(scratch.path().join("tree/large"), vec![7; LARGE_SIZE]).unwrap();
     for (change, why) in [
         ("truncate -s 10M tree/large", "shorter"),
         ("truncate -s 13M tree/large", "grew"),
         ("printf x | dd of=tree/large bs=1 seek=12000000 conv=notrunc status=none", "changed"),
     ] {
         make();
-        let said = pack_while(&scratch, change);
-        assert!(said.contains("tree/large") && said.contains(why), "{change}: {said}");
+        let stderr = pack_while(&scratch, change);
+        assert!(stderr.contains("tree/large") && stderr.contains(why), "{change}: {stderr}");
     }
     make();
     fs::write(scratch.path().join("tree/z"), "").unwrap();
@@ -44,12 +44,12 @@ fn a_file_that_changes_while_it_is_packed_leaves_no_whole_nar() {
     for index in 0..200 {
         fs::write(scratch.path().join(format!("tree/m{index}")), "x").unwrap();
     }
-    let said = pack_while(&scratch, "rm tree/z; mkdir tree/z");
-    assert!(said.contains("tree/z") && said.contains("the file type changed"), "{said}");
+    let stderr = pack_while(&scratch, "rm tree/z; mkdir tree/z");
+    assert!(stderr.contains("tree/z") && stderr.contains("the file type changed"), "{stderr}");
 }
 
 #[test]
-fn what_is_no_file_is_named_and_no_nar_is_whole() {
+fn special_files_are_named_and_truncate_the_nar() {
     let scratch = Scratch::new();
     let is_root = scratch.sh("id -u").ok() == "0";
     let dir = scratch.path().join("tree");
@@ -61,9 +61,9 @@ fn what_is_no_file_is_named_and_no_nar_is_whole() {
         cases.push(("mknod tree/b b 7 200", "a device"));
     }
     let expect = |kind: &str| {
-        let outcome = scratch.sh("nar-pack tree > nar");
-        let said = outcome.fails(2);
-        assert!(said.trim_end() == format!("nar-pack: cannot pack tree/b: a NAR cannot contain {kind}"), "{said}");
+        let output = scratch.sh("nar-pack tree > nar");
+        let stderr = output.fails(2);
+        assert!(stderr.trim_end() == format!("nar-pack: cannot pack tree/b: a NAR cannot contain {kind}"), "{stderr}");
         scratch.sh("nar-pack --list < nar").fails(1);
     };
     for (make, kind) in cases {
@@ -76,7 +76,7 @@ fn what_is_no_file_is_named_and_no_nar_is_whole() {
 }
 
 #[test]
-fn what_may_not_be_read_is_named() {
+fn unreadable_files_are_named() {
     let scratch = Scratch::new();
     // Root may read everything, so it is somebody else who packs, with a tool that he can reach.
     let is_root = scratch.sh("id -u").ok() == "0";
@@ -86,17 +86,17 @@ fn what_may_not_be_read_is_named() {
              mkdir -p tree/sub tree/open; echo x > tree/sub/file; echo y > tree/open/secret; chmod 0 tree/sub")
         .ok();
     let pack = format!("{drop} ./tool tree > nar");
-    let said = scratch.sh(&pack).fails(2);
+    let stderr = scratch.sh(&pack).fails(2);
     scratch.sh("chmod 755 tree/sub; chmod 0 tree/open/secret").ok();
     let file = scratch.sh(&pack).fails(2);
-    for (said, path) in [(said, "tree/sub"), (file, "tree/open/secret")] {
-        assert!(said.contains(&format!("cannot pack {path}: Permission denied")), "{said}");
+    for (stderr, path) in [(stderr, "tree/sub"), (file, "tree/open/secret")] {
+        assert!(stderr.contains(&format!("cannot pack {path}: Permission denied")), "{stderr}");
         scratch.sh("nar-pack --list < nar").fails(1);
     }
 }
 
 #[test]
-fn what_is_unpacked_has_the_modes_of_a_store_whatever_the_umask() {
+fn unpacked_files_have_store_modes_for_every_umask() {
     let scratch = Scratch::new();
     make_tree(scratch.path().join("tree"), 6);
     scratch.sh("nar-pack tree > nar").ok();
@@ -111,18 +111,18 @@ fn what_is_unpacked_has_the_modes_of_a_store_whatever_the_umask() {
 }
 
 #[test]
-fn what_follows_a_nar_is_told() {
+fn data_after_a_nar_is_refused() {
     let scratch = Scratch::new();
     scratch.sh("echo x > file; nar-pack file > nar; { cat nar; printf '\\0'; } > longer; cat nar nar > twice").ok();
     for input in ["longer", "twice"] {
         for read in ["--list", "--cat /", "--unpack out"] {
-            let said = scratch.sh(&format!("nar-pack {read} < {input}")).fails(1);
-            assert!(said.contains("unexpected data after the end of the NAR"), "{read}: {said}");
+            let stderr = scratch.sh(&format!("nar-pack {read} < {input}")).fails(1);
+            assert!(stderr.contains("unexpected data after the end of the NAR"), "{read}: {stderr}");
             assert!(!fs::exists(scratch.path().join("out")).unwrap());
         }
         let path = store_path("x", 1);
-        let said = scratch.sh(&format!("narinfo-gen --no-nix {path} < {input}")).fails(1);
-        assert!(said.contains("follows the end of a NAR"), "{said}");
+        let stderr = scratch.sh(&format!("narinfo-gen --no-nix {path} < {input}")).fails(1);
+        assert!(stderr.contains("follows the end of a NAR"), "{stderr}");
     }
 }
 
@@ -133,7 +133,7 @@ fn unpacking_renames_names_that_differ_only_in_case_on_request() {
         .sh("mkdir -p tree/sub; for name in MAKEFILE Makefile makefile sub/a sub/A; do echo $name > tree/$name; done")
         .ok();
     scratch.sh("nar-pack tree > nar; nar-pack --unpack out --case-hack < nar; nar-pack --unpack plain nar").ok();
-    let names = |dir: &str| scratch.sh(&format!("cd {dir}; find . -type f | LC_ALL=C sort; cat [Mm]*")).ok();
+    let names = |dir: &str| scratch.sh(&format!("export LC_ALL=C; cd {dir}; find . -type f | sort; cat [Mm]*")).ok();
     assert_eq!(
         names("out"),
         "./MAKEFILE\n./Makefile~nix~case~hack~1\n./makefile~nix~case~hack~2\n./sub/A\n./sub/a~nix~case~hack~1\n\
@@ -155,7 +155,7 @@ fn unpacking_renames_names_that_differ_only_in_case_on_request() {
 }
 
 #[test]
-fn one_file_is_read_out_of_any_nar() {
+fn one_file_is_read_from_a_nar() {
     let scratch = Scratch::new();
     make_tree(scratch.path().join("tree"), 5);
     scratch
@@ -176,8 +176,8 @@ fn one_file_is_read_out_of_any_nar() {
         ("share/doc/hello", "does not exist"),
         ("doc/deep", "does not exist"),
     ] {
-        let said = scratch.sh(&format!("nar-pack --cat {file} nar")).fails(1);
-        assert!(said.contains(why), "{file}: {said}");
+        let stderr = scratch.sh(&format!("nar-pack --cat {file} nar")).fails(1);
+        assert!(stderr.contains(why), "{file}: {stderr}");
     }
     // The listing tells where each file lies.
     scratch
@@ -185,8 +185,8 @@ fn one_file_is_read_out_of_any_nar() {
              offset=$(nar-pack --list one.nar | grep -o '\"noise\":{\"narOffset\":[0-9]*' | grep -o '[0-9]*$')
              tail -c +$((offset + 1)) one.nar | head -c 1048576 | cmp - tree/noise")
         .ok();
-    let said = scratch.sh("head -c 5000 nar | nar-pack --cat noise").fails(1);
-    assert!(said.contains("truncated"), "{said}");
+    let stderr = scratch.sh("head -c 5000 nar | nar-pack --cat noise").fails(1);
+    assert!(stderr.contains("truncated"), "{stderr}");
     scratch.sh("nar-pack --cat x --list nar").fails(2);
 }
 
@@ -211,7 +211,7 @@ fn a_tree_of_many_files_is_packed_as_nix_does() {
         .ok();
     // A reader that goes away ends it at once and quietly.
     let gone =
-        scratch.sh("set +o pipefail; nar-pack tree 2> said | head -c 100 | wc -c; echo ${PIPESTATUS[0]}; cat said");
+        scratch.sh("set +o pipefail; nar-pack tree 2> stderr | head -c 100 | wc -c; echo ${PIPESTATUS[0]}; cat stderr");
     assert_eq!(gone.ok().split_whitespace().collect::<Vec<_>>(), ["100", "141"]);
 }
 
@@ -235,7 +235,7 @@ fn the_archive_is_the_same_for_any_number_of_threads() {
 }
 
 #[test]
-fn what_a_filter_does_not_know_it_passes_on() {
+fn unknown_fields_are_passed_through() {
     let scratch = Scratch::new();
     let path = store_path("x", 2);
     scratch
@@ -256,9 +256,9 @@ fn what_a_filter_does_not_know_it_passes_on() {
              cache-sign -k key.sec < big | grep -qx 'NarSize: 18446744073709551615'
              cache-sign -k key.sec < big | grep -qx 'FileSize: 9007199254740993'")
         .ok();
-    let said =
+    let stderr =
         scratch.sh("sed 's/^NarSize: .*/NarSize: 18446744073709551616/' narinfo | cache-sign -k key.sec").fails(1);
-    assert!(said.contains("line 7: NarSize"), "{said}");
+    assert!(stderr.contains("line 7: NarSize"), "{stderr}");
     // A mebibyte is written and taken, one byte more neither written nor taken.
     scratch
         .sh("size=$(stat -c %s signed); { cat narinfo; printf 'X: '; head -c $((1048576 - size - 4)) /dev/zero | tr '\\0' x; echo; } > most
@@ -266,8 +266,8 @@ fn what_a_filter_does_not_know_it_passes_on() {
              cache-sign -k key.sec < full | cmp - full")
         .ok();
     for file in ["most", "full"] {
-        let said = scratch.sh(&format!("sed 's/^X: /X: y/' {file} | cache-sign -k key.sec")).fails(1);
-        assert!(said.contains("larger than 1048576 bytes"), "{said}");
+        let stderr = scratch.sh(&format!("sed 's/^X: /X: y/' {file} | cache-sign -k key.sec")).fails(1);
+        assert!(stderr.contains("larger than 1048576 bytes"), "{stderr}");
     }
 }
 
@@ -329,7 +329,7 @@ fn every_version_of_path_info_gives_the_same_narinfo() {
 }
 
 #[test]
-fn what_cannot_be_written_is_named_and_nothing_is_left() {
+fn files_that_cannot_be_written_are_named_and_nothing_remains() {
     let scratch = Scratch::new();
     // Small enough to be made beside the thread that reads, and then too large for the limit.
     for (size, count) in [(200_000, 40), (900_000, 3)] {
@@ -340,16 +340,17 @@ fn what_cannot_be_written_is_named_and_nothing_is_left() {
             fs::write(dir.join("small"), "x").unwrap();
             fs::write(dir.join("zlarge"), vec![7; if index == count - 2 { size } else { 50_000 }]).unwrap();
         }
-        let said = scratch.sh("nar-pack tree > nar; trap '' XFSZ; ulimit -f 100; nar-pack --unpack out < nar").fails(2);
+        let stderr =
+            scratch.sh("nar-pack tree > nar; trap '' XFSZ; ulimit -f 100; nar-pack --unpack out < nar").fails(2);
         let wanted = format!("nar-pack: cannot unpack out/d{}/zlarge: File too large", count - 2);
-        assert!(said.starts_with(&wanted), "{said}");
+        assert!(stderr.starts_with(&wanted), "{stderr}");
         assert!(!fs::exists(scratch.path().join("out")).unwrap());
         fs::remove_dir_all(tree).unwrap();
     }
 }
 
 #[test]
-fn a_tree_of_many_directories_takes_few_descriptors() {
+fn a_tree_of_many_directories_uses_few_descriptors() {
     let scratch = Scratch::new();
     scratch
         .sh("mkdir tree; for i in $(seq 2000); do mkdir tree/$i; echo $i > tree/$i/f; done

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::fixtures::bucket::{assert_closed, narinfo_keys, snapshot};
-use crate::fixtures::site::make_key;
+use crate::fixtures::closure_fixture::generate_key;
 use cache_tests::{CommandOutput, EmbeddedS3, Scratch, nix, repository, tree, unique};
 
 /// A project with a `default.nix` that builds a program and a library, a key pair `cache.sec` and `cache.pub`, and a
@@ -30,7 +30,7 @@ impl Project {
         let bucket = s3.make_bucket();
         s3.credentials().apply(&mut scratch);
         scratch.env("NIX_S3_CACHE", s3.cache_url(&bucket));
-        let key = make_key(&scratch, "cache");
+        let key = generate_key(&scratch, "cache");
         scratch.env("CACHE_KEY_FILE", scratch.path().join("cache.sec"));
         Some(Self { scratch, bucket, key, name })
     }
@@ -107,7 +107,7 @@ fn the_makefile_pushes_what_is_missing() {
 }
 
 #[test]
-fn the_makefile_makes_a_key_once_and_policies() {
+fn the_makefile_generates_a_key_once_and_policies() {
     let Some(project) = Project::new() else { return };
     make(&project, "key KEY=mine.sec NAME=mine-1").ok();
     assert!(project.sh("cat mine.pub").ok().starts_with("mine-1:"));
@@ -123,7 +123,7 @@ fn the_makefile_makes_a_key_once_and_policies() {
 }
 
 #[test]
-fn the_makefile_fails_when_a_stage_does() {
+fn the_makefile_fails_if_a_stage_fails() {
     let Some(project) = Project::new() else { return };
     assert_ne!(make(&project, "push KEY=no-such-key").status, 0);
     assert!(!fs::exists(project.scratch.path().join("signed.tar")).unwrap(), "half an archive was left");
@@ -230,9 +230,9 @@ fn run_job(project: &mut Project, values: &BTreeMap<&str, String>) -> Result<(),
     assert_eq!(steps.len(), 4);
     for Step { name, script } in steps {
         fs::write(project.scratch.path().join("step.sh"), script).unwrap();
-        let outcome = project.sh("exec bash --noprofile --norc -eo pipefail step.sh");
-        if outcome.status != 0 {
-            return Err((name, outcome));
+        let output = project.sh("exec bash --noprofile --norc -eo pipefail step.sh");
+        if output.status != 0 {
+            return Err((name, output));
         }
     }
     Ok(())
@@ -256,8 +256,8 @@ fn the_ci_job_publishes_a_closure() {
     let Some(mut project) = Project::new() else { return };
     let settings = settings(&project);
     for _ in 0..2 {
-        if let Err((step, outcome)) = run_job(&mut project, &settings) {
-            panic!("{step}: {}", outcome.stderr);
+        if let Err((step, output)) = run_job(&mut project, &settings) {
+            panic!("{step}: {}", output.stderr);
         }
         assert_eq!(project.published(), 2);
     }
@@ -269,8 +269,8 @@ fn the_ci_job_fails_without_its_key() {
     let Some(mut project) = Project::new() else { return };
     let mut settings = settings(&project);
     settings.insert("CACHE_SECRET_KEY", String::new());
-    let (step, outcome) = run_job(&mut project, &settings).unwrap_err();
-    assert!(step.starts_with("Sign and push") && outcome.stderr.contains("cache-sign: "), "{step}: {}", outcome.stderr);
+    let (step, output) = run_job(&mut project, &settings).unwrap_err();
+    assert!(step.starts_with("Sign and push") && output.stderr.contains("cache-sign: "), "{step}: {}", output.stderr);
     assert_eq!(project.published(), 0);
 }
 
@@ -278,7 +278,7 @@ fn the_ci_job_fails_without_its_key() {
 fn the_ci_job_fails_when_no_client_would_trust_the_paths() {
     let Some(mut project) = Project::new() else { return };
     let mut settings = settings(&project);
-    settings.insert("CACHE_PUBLIC_KEY", make_key(&project.scratch, "other"));
-    let (step, outcome) = run_job(&mut project, &settings).unwrap_err();
-    assert!(step.starts_with("Check"), "{step}: {}", outcome.stderr);
+    settings.insert("CACHE_PUBLIC_KEY", generate_key(&project.scratch, "other"));
+    let (step, output) = run_job(&mut project, &settings).unwrap_err();
+    assert!(step.starts_with("Check"), "{step}: {}", output.stderr);
 }

@@ -1,7 +1,7 @@
 //! Truncated streams, killed processes and dropped connections: the cache stays closed, and the next run completes.
 
 use crate::fixtures::bucket::{Fields, assert_closed, narinfo_keys, snapshot};
-use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, below, make_key};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, generate_key, path_in_root};
 use cache_tests::random_seed;
 use cache_tests::{EmbeddedS3, Random};
 use std::fs;
@@ -31,7 +31,7 @@ enum Stream {
 
 impl Stream {
     /// Whether the first `bytes` of `whole` are for certain not a whole stream.
-    fn is_cut(self, whole: &[u8], bytes: usize) -> bool {
+    fn is_truncated(self, whole: &[u8], bytes: usize) -> bool {
         match self {
             Self::Text => false,
             Self::Export => bytes < whole.len(),
@@ -75,7 +75,7 @@ const PIPELINES: [Pipeline; 5] = [
 ];
 
 /// The pipeline with `head -c BYTES` after the stage `at`.
-fn cut(stages: &[&str], at: usize, bytes: usize) -> String {
+fn truncated_pipeline(stages: &[&str], at: usize, bytes: usize) -> String {
     let head = format!("head -c {bytes}");
     let mut stages = stages.to_vec();
     stages.insert(at + 1, &head);
@@ -83,76 +83,76 @@ fn cut(stages: &[&str], at: usize, bytes: usize) -> String {
 }
 
 /// Where to cut a stream of so many bytes: at its ends, in the middle, and anywhere.
-fn cuts(length: usize, random: &mut Random) -> Vec<usize> {
+fn positions(length: usize, random: &mut Random) -> Vec<usize> {
     assert_ne!(length, 0, "there is nothing to cut");
-    let mut cuts = vec![0, 1, 8, 513, length / 2, length.saturating_sub(1025)];
-    cuts.extend([random.below(length), random.below(length)]);
-    cuts.retain(|&bytes| bytes < length);
-    cuts.sort_unstable();
-    cuts.dedup();
-    cuts
+    let mut positions = vec![0, 1, 8, 513, length / 2, length.saturating_sub(1025)];
+    positions.extend([random.below(length), random.below(length)]);
+    positions.retain(|&bytes| bytes < length);
+    positions.sort_unstable();
+    positions.dedup();
+    positions
 }
 
-fn assert_cuts_are_harmless(pipeline: &Pipeline) {
-    let mut site = Site::new();
+fn assert_truncation_is_harmless(pipeline: &Pipeline) {
+    let mut fixture = Fixture::new();
     let s3 = EmbeddedS3::shared();
-    site.scratch.sh(&format!("mkdir cache; {ARCHIVE} | tar x -C cache")).ok();
-    let narinfos: Vec<_> = site.closure.paths().iter().rev().map(|path| Site::narinfo_key(path)).collect();
-    site.scratch.env("NARINFOS", narinfos.join(" "));
+    fixture.scratch.sh(&format!("mkdir cache; {ARCHIVE} | tar x -C cache")).ok();
+    let narinfos: Vec<_> = fixture.closure.paths().iter().rev().map(|path| Fixture::narinfo_key(path)).collect();
+    fixture.scratch.env("NARINFOS", narinfos.join(" "));
     let mut random = Random::new(random_seed());
     for (at, stream) in pipeline.streams.iter().enumerate() {
-        site.fresh_bucket(s3);
-        let whole = site.scratch.sh(&pipeline.stages[..=at].join(" | "));
+        fixture.fresh_bucket(s3);
+        let whole = fixture.scratch.sh(&pipeline.stages[..=at].join(" | "));
         whole.ok();
-        for bytes in cuts(whole.stdout.len(), &mut random) {
-            let bucket = site.fresh_bucket(s3);
-            let script = cut(pipeline.stages, at, bytes);
-            let outcome = site.scratch.sh(&script);
+        for bytes in positions(whole.stdout.len(), &mut random) {
+            let bucket = fixture.fresh_bucket(s3);
+            let script = truncated_pipeline(pipeline.stages, at, bytes);
+            let output = fixture.scratch.sh(&script);
             let objects = snapshot(s3, &bucket);
             assert_closed(&objects);
-            if stream.is_cut(&whole.stdout, bytes) {
-                assert_ne!(outcome.status, 0, "{}: {script}\n{}", pipeline.name, outcome.stderr);
-                let last = outcome.stderr.lines().rfind(|line| line.starts_with("s3-push: "));
-                assert!(last.is_some(), "{script}: the last stage says nothing\n{}", outcome.stderr);
+            if stream.is_truncated(&whole.stdout, bytes) {
+                assert_ne!(output.status, 0, "{}: {script}\n{}", pipeline.name, output.stderr);
+                let last = output.stderr.lines().rfind(|line| line.starts_with("s3-push: "));
+                assert!(last.is_some(), "{script}: the last stage says nothing\n{}", output.stderr);
             }
-            let again = site.scratch.sh(&pipeline.stages.join(" | "));
+            let again = fixture.scratch.sh(&pipeline.stages.join(" | "));
             again.ok();
-            site.assert_complete(&snapshot(s3, &bucket));
+            fixture.assert_complete(&snapshot(s3, &bucket));
         }
     }
 }
 
 #[test]
-fn five_stages_may_be_cut_anywhere() {
-    assert_cuts_are_harmless(&PIPELINES[0]);
+fn a_truncated_stream_between_five_stages_is_harmless() {
+    assert_truncation_is_harmless(&PIPELINES[0]);
 }
 
 #[test]
-fn an_export_stream_may_be_cut_anywhere() {
-    assert_cuts_are_harmless(&PIPELINES[1]);
+fn a_truncated_export_stream_is_harmless() {
+    assert_truncation_is_harmless(&PIPELINES[1]);
 }
 
 #[test]
-fn an_unsorted_archive_may_be_cut_anywhere() {
-    assert_cuts_are_harmless(&PIPELINES[2]);
+fn a_truncated_unsorted_archive_is_harmless() {
+    assert_truncation_is_harmless(&PIPELINES[2]);
 }
 
 #[test]
-fn a_mirror_may_be_cut_anywhere() {
-    assert_cuts_are_harmless(&PIPELINES[3]);
+fn a_truncated_mirror_is_harmless() {
+    assert_truncation_is_harmless(&PIPELINES[3]);
 }
 
 #[test]
-fn a_mirror_by_an_export_stream_may_be_cut_anywhere() {
-    assert_cuts_are_harmless(&PIPELINES[4]);
+fn a_truncated_mirror_by_an_export_stream_is_harmless() {
+    assert_truncation_is_harmless(&PIPELINES[4]);
 }
 
 #[test]
-fn a_nar_may_be_cut_anywhere() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh("nar-pack --root root --no-nix \"$LIB\" > nar").ok();
-    let length = usize::try_from(fs::metadata(site.path("nar")).unwrap().len()).unwrap();
-    for bytes in cuts(length, &mut Random::new(random_seed())).into_iter().chain([length - 1]) {
+fn a_truncated_nar_is_refused() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh("nar-pack --root root --no-nix \"$LIB\" > nar").ok();
+    let length = usize::try_from(fs::metadata(fixture.path("nar")).unwrap().len()).unwrap();
+    for bytes in positions(length, &mut Random::new(random_seed())).into_iter().chain([length - 1]) {
         let consumers = [
             "s3-push --no-nix \"$C\" \"$LIB\"",
             "nar-pack --unpack out",
@@ -160,131 +160,131 @@ fn a_nar_may_be_cut_anywhere() {
             "narinfo-gen --no-nix --archive \"$LIB\" | s3-push \"$C\"",
         ];
         for consumer in consumers {
-            let said = site.scratch.sh(&format!("head -c {bytes} nar | {consumer}"));
-            assert_eq!(said.status, 1, "{consumer} of {bytes} bytes: {}", said.stderr);
-            assert_eq!(said.text(), "");
+            let output = fixture.scratch.sh(&format!("head -c {bytes} nar | {consumer}"));
+            assert_eq!(output.status, 1, "{consumer} of {bytes} bytes: {}", output.stderr);
+            assert_eq!(output.text(), "");
         }
-        assert!(!site.path("out").exists(), "a half of it was unpacked");
+        assert!(!fixture.path("out").exists(), "a half of it was unpacked");
         assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
     }
-    site.scratch.sh("s3-push --no-nix \"$C\" \"$LIB\" < nar; nar-pack --unpack out < nar").ok();
+    fixture.scratch.sh("s3-push --no-nix \"$C\" \"$LIB\" < nar; nar-pack --unpack out < nar").ok();
     assert_closed(&snapshot(s3, &bucket));
 }
 
 #[test]
-fn a_rotation_may_be_cut_anywhere() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
-    make_key(&site.scratch, "new");
+fn a_truncated_rotation_is_harmless() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    generate_key(&fixture.scratch, "new");
     let stages = ["s3-pull --narinfo --all \"$C\"", "cache-sign -k new.sec", "s3-push \"$C\""];
     let mut random = Random::new(random_seed());
     for at in 0..2 {
-        let length = site.scratch.sh(&stages[..=at].join(" | ")).stdout.len();
-        for bytes in cuts(length, &mut random) {
-            site.scratch.sh(&cut(&stages, at, bytes));
-            site.assert_complete(&snapshot(s3, &bucket));
-            site.assert_pulls("$C", "");
+        let length = fixture.scratch.sh(&stages[..=at].join(" | ")).stdout.len();
+        for bytes in positions(length, &mut random) {
+            fixture.scratch.sh(&truncated_pipeline(&stages, at, bytes));
+            fixture.assert_complete(&snapshot(s3, &bucket));
+            fixture.assert_pulls("$C", "");
         }
     }
-    site.scratch.sh(&stages.join(" | ")).ok();
+    fixture.scratch.sh(&stages.join(" | ")).ok();
     let objects = snapshot(s3, &bucket);
     assert!(narinfo_keys(&objects).iter().all(|key| Fields::parse(&objects[*key]).all("Sig").len() == 2));
 }
 
 #[test]
-fn any_bytes_cut_off_leave_no_object() {
-    let (site, s3, bucket) = Site::embedded();
+fn a_killed_upload_of_any_bytes_leaves_no_object() {
+    let (fixture, s3, bucket) = Fixture::embedded();
     // Whoever feeds it tells nobody that it failed, but the shell does; a multipart upload that breaks is no object.
     let body = "head -c 12000000 /dev/urandom";
     let killed = "s3-push \"$C\" --part-size 5MiB --key log/x < fifo & pid=$!; exec 3>fifo; \
                   head -c 12000000 /dev/urandom >&3; kill -KILL $pid; wait $pid || echo \"status $?\"";
-    assert_eq!(site.scratch.sh(&format!("mkfifo fifo; {killed}")).ok(), "status 137");
+    assert_eq!(fixture.scratch.sh(&format!("mkfifo fifo; {killed}")).ok(), "status 137");
     assert_eq!(s3.objects(&bucket), [""; 0]);
-    site.scratch.sh(&format!("{body} | s3-push \"$C\" --part-size 5MiB --key log/x")).ok();
+    fixture.scratch.sh(&format!("{body} | s3-push \"$C\" --part-size 5MiB --key log/x")).ok();
     assert_eq!(s3.get(&bucket, "log/x").len(), 12_000_000);
 }
 
 #[test]
 fn a_killed_push_leaves_a_valid_cache_and_the_next_completes_it() {
-    let mut site = Site::new();
+    let mut fixture = Fixture::new();
     let s3 = EmbeddedS3::shared();
-    site.scratch.sh(&format!("mkfifo fifo; {ARCHIVE} > archive")).ok();
-    let length = usize::try_from(fs::metadata(site.path("archive")).unwrap().len()).unwrap();
+    fixture.scratch.sh(&format!("mkfifo fifo; {ARCHIVE} > archive")).ok();
+    let length = usize::try_from(fs::metadata(fixture.path("archive")).unwrap().len()).unwrap();
     let mut random = Random::new(random_seed());
-    for bytes in cuts(length, &mut random).into_iter().chain([length]) {
-        let bucket = site.fresh_bucket(s3);
+    for bytes in positions(length, &mut random).into_iter().chain([length]) {
+        let bucket = fixture.fresh_bucket(s3);
         // It dies after it was given so much, wherever it is then. All of it is held back from the end: the pipe stays open.
         let killed = format!(
             "s3-push --no-nix \"$C\" < fifo & pid=$!; exec 3>fifo; head -c {bytes} archive >&3; kill -KILL $pid; \
              wait $pid || echo \"status $?\""
         );
-        assert_eq!(site.scratch.sh(&killed).ok().lines().last(), Some("status 137"));
+        assert_eq!(fixture.scratch.sh(&killed).ok().lines().last(), Some("status 137"));
         assert_closed(&snapshot(s3, &bucket));
-        site.scratch.sh("s3-push --no-nix \"$C\" < archive").ok();
-        site.assert_complete(&snapshot(s3, &bucket));
+        fixture.scratch.sh("s3-push --no-nix \"$C\" < archive").ok();
+        fixture.assert_complete(&snapshot(s3, &bucket));
     }
 }
 
 #[test]
-fn a_pull_that_stops_in_the_middle_leaves_only_whole_paths_and_the_next_completes_it() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
+fn a_failed_pull_leaves_only_complete_paths_and_the_next_completes_it() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
     // The second path of three is damaged: the pull stops in the middle.
-    let url = Fields::parse(&s3.get(&bucket, &Site::narinfo_key(&site.closure.app))).one("URL").to_owned();
+    let url = Fields::parse(&s3.get(&bucket, &Fixture::narinfo_key(&fixture.closure.app))).one("URL").to_owned();
     let nar = s3.get(&bucket, &url);
     s3.put(&bucket, &url, b"damaged");
-    let said = site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").fails(1);
-    assert!(said.contains(&site.closure.app), "{said}");
-    let left = site.scratch.sh("mkdir -p out/nix/store; ls -A out/nix/store").ok();
+    let stderr = fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").fails(1);
+    assert!(stderr.contains(&fixture.closure.app), "{stderr}");
+    let left = fixture.scratch.sh("mkdir -p out/nix/store; ls -A out/nix/store").ok();
     for name in left.lines() {
         let path = format!("/nix/store/{name}");
-        assert_ne!(path, site.closure.app);
-        assert!(site.closure.paths().contains(&path.as_str()), "{name} is left");
+        assert_ne!(path, fixture.closure.app);
+        assert!(fixture.closure.paths().contains(&path.as_str()), "{name} is left");
         assert_eq!(
-            cache_tests::tree(below(&site.path("out"), &path)),
-            cache_tests::tree(below(&site.path("root"), &path))
+            cache_tests::tree(path_in_root(&fixture.path("out"), &path)),
+            cache_tests::tree(path_in_root(&fixture.path("root"), &path))
         );
     }
     s3.put(&bucket, &url, &nar);
-    site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
-    site.assert_trees("out");
+    fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
+    fixture.assert_trees("out");
 }
 
 #[test]
-fn narinfo_text_cut_at_the_end_of_a_line_loses_nothing() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
-    make_key(&site.scratch, "new");
+fn narinfo_text_truncated_after_a_line_loses_no_fields() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    generate_key(&fixture.scratch, "new");
     let before = snapshot(s3, &bucket);
-    let signed = site.scratch.sh("s3-pull --narinfo --all \"$C\" | cache-sign -k new.sec").ok() + "\n";
+    let signed = fixture.scratch.sh("s3-pull --narinfo --all \"$C\" | cache-sign -k new.sec").ok() + "\n";
     let last = signed.rfind("\n\n").unwrap() + 2;
     // Each is the beginning of the text, and looks like the end of a narinfo that has fewer lines.
     for (at, _) in signed.match_indices('\n').filter(|(at, _)| *at > last) {
-        let cut = &signed[..=at];
-        site.scratch.sh_with_input("s3-push --no-nix \"$C\"", cut.as_bytes());
+        let truncated_pipeline = &signed[..=at];
+        fixture.scratch.sh_with_input("s3-push --no-nix \"$C\"", truncated_pipeline.as_bytes());
         let after = snapshot(s3, &bucket);
-        site.assert_complete(&after);
+        fixture.assert_complete(&after);
         for key in narinfo_keys(&after) {
             let [old, new] = [&before, &after].map(|objects| Fields::parse(&objects[key]));
             for field in &old.0 {
-                assert!(new.0.contains(field), "{key} lost {field:?} to\n{cut}");
+                assert!(new.0.contains(field), "{key} lost {field:?} to\n{truncated_pipeline}");
             }
         }
     }
-    site.scratch.sh_with_input("s3-push --no-nix \"$C\"", signed.as_bytes()).ok();
+    fixture.scratch.sh_with_input("s3-push --no-nix \"$C\"", signed.as_bytes()).ok();
 }
 
 /// An HTTP cache that breaks off in the middle of one file.
-struct Breaking {
+struct InterruptingServer {
     listener: TcpListener,
     dir: PathBuf,
     key: String,
     /// Hears of each break, and holds the connection until it has said what to do: go on listening, or end.
-    broken: Sender<()>,
-    go_on: Receiver<()>,
+    interrupted: Sender<()>,
+    resumed: Receiver<()>,
 }
 
-impl Breaking {
+impl InterruptingServer {
     /// Answers one request after the other until a client goes away whom nobody wants to wait for.
     fn serve(&self) {
         for connection in self.listener.incoming() {
@@ -308,51 +308,58 @@ impl Breaking {
             return Ok(true);
         }
         connection.write_all(&body[..body.len() / 2])?;
-        self.broken.send(()).unwrap();
-        Ok(self.go_on.recv().is_ok())
+        self.interrupted.send(()).unwrap();
+        Ok(self.resumed.recv().is_ok())
     }
 }
 
 /// A site with its cache in `cache/`, and such a server for it on a thread: the URL, who hears of breaks, and who answers.
-fn breaking_site() -> (Site, String, Receiver<()>, Sender<()>) {
-    let (site, _, _, lib) = Site::with_cache();
+fn interrupted_fixture() -> (Fixture, String, Receiver<()>, Sender<()>) {
+    let (fixture, _, _, lib) = Fixture::with_cache();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let (broken, hear) = mpsc::channel();
-    let (say, go_on) = mpsc::channel();
-    let server = Breaking { listener, dir: site.path("cache"), key: lib.one("URL").to_owned(), broken, go_on };
+    let (interrupted, interruptions) = mpsc::channel();
+    let (resume, resumed) = mpsc::channel();
+    let server = InterruptingServer {
+        listener,
+        dir: fixture.path("cache"),
+        key: lib.one("URL").to_owned(),
+        interrupted,
+        resumed,
+    };
     thread::spawn(move || server.serve());
-    (site, url, hear, say)
+    (fixture, url, interruptions, resume)
 }
 
 #[test]
-fn a_server_that_breaks_off_is_a_failure() {
-    let (site, url, hear, say) = breaking_site();
+fn an_interrupted_response_is_an_error() {
+    let (fixture, url, interruptions, resume) = interrupted_fixture();
     // However often it is asked.
-    thread::spawn(move || while hear.recv().is_ok_and(|()| say.send(()).is_ok()) {});
+    thread::spawn(move || while interruptions.recv().is_ok_and(|()| resume.send(()).is_ok()) {});
     for output in ["--root out", "--export", "--nar", "--archive"] {
-        let pulled = site.scratch.sh(&format!("timeout 60 s3-pull {output} {url} \"$LIB\" | cat > got"));
+        let pulled = fixture.scratch.sh(&format!("timeout 60 s3-pull {output} {url} \"$LIB\" | cat > got"));
         assert!([1, 2].contains(&pulled.status), "{output}: status {}: {}", pulled.status, pulled.stderr);
-        assert!(pulled.stderr.contains(&site.closure.lib), "{output}: {}", pulled.stderr);
-        site.assert_nothing_below("out");
+        assert!(pulled.stderr.contains(&fixture.closure.lib), "{output}: {}", pulled.stderr);
+        fixture.assert_nothing_below("out");
         // Whoever reads on gets nothing that could pass for whole.
         for reader in ["nar-pack --unpack tree", "s3-push --no-nix \"$C\"", "s3-push --no-nix \"$C\" \"$LIB\""] {
-            assert_ne!(site.scratch.sh(&format!("{reader} < got")).status, 0, "{output} | {reader}");
+            assert_ne!(fixture.scratch.sh(&format!("{reader} < got")).status, 0, "{output} | {reader}");
         }
-        assert!(!site.path("tree").exists());
+        assert!(!fixture.path("tree").exists());
     }
 }
 
 #[test]
-fn a_killed_pull_leaves_nothing_under_a_final_name_and_the_next_tidies_up() {
-    let (site, url, hear, say) = breaking_site();
-    let mut pull = site.scratch.command("s3-pull").args(["--root", "out", &url, &site.closure.lib]).spawn().unwrap();
-    hear.recv().unwrap();
+fn a_killed_pull_leaves_nothing_under_a_final_name_and_the_next_cleans_up() {
+    let (fixture, url, interruptions, resume) = interrupted_fixture();
+    let mut pull =
+        fixture.scratch.command("s3-pull").args(["--root", "out", &url, &fixture.closure.lib]).spawn().unwrap();
+    interruptions.recv().unwrap();
     pull.kill().unwrap();
     pull.wait().unwrap();
-    drop(say);
-    assert!(!below(&site.path("out"), &site.closure.lib).exists());
-    site.scratch.sh("s3-pull -r --root out file://$PWD/cache \"$TOP\"").ok();
-    site.assert_trees("out");
-    assert_eq!(site.scratch.sh("ls -A out/nix/store | wc -l").ok(), "3", "nothing temporary is left");
+    drop(resume);
+    assert!(!path_in_root(&fixture.path("out"), &fixture.closure.lib).exists());
+    fixture.scratch.sh("s3-pull -r --root out file://$PWD/cache \"$TOP\"").ok();
+    fixture.assert_trees("out");
+    assert_eq!(fixture.scratch.sh("ls -A out/nix/store | wc -l").ok(), "3", "nothing temporary is left");
 }

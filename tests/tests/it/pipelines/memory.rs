@@ -8,25 +8,25 @@ use cache_tests::{EmbeddedS3, Random, Scratch, store_path};
 
 const MIB: u64 = 1 << 20;
 /// Large beside every bound below.
-const LARGE: usize = 256 << 20;
+const LARGE_SIZE: usize = 256 << 20;
 /// What a tool still waits for when it is measured.
-const TAIL: usize = 4096;
+const TAIL_SIZE: usize = 4096;
 
 /// A root with one path of a large file, its NAR, and a signed cache archive of it.
-struct Large {
+struct LargePath {
     scratch: Scratch,
     path: String,
 }
 
-impl Large {
-    fn make() -> Self {
+impl LargePath {
+    fn new() -> Self {
         let mut scratch = Scratch::new();
         let path = store_path("large", 1);
         let dir = scratch.path().join("root").join(path.trim_start_matches('/'));
         fs::create_dir_all(&dir).unwrap();
         let mut random = Random::new(7);
         let mut file = fs::File::create(dir.join("data")).unwrap();
-        for _ in 0..LARGE / (1 << 20) {
+        for _ in 0..LARGE_SIZE / (1 << 20) {
             file.write_all(&random.bytes(1 << 20)).unwrap();
         }
         scratch.env("P", &path);
@@ -48,28 +48,28 @@ impl Large {
         let mut child = command.spawn().unwrap();
         let bytes = fs::read(self.scratch.path().join(input)).unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(&bytes[..bytes.len() - TAIL]).unwrap();
-        let peak = high_water_mark(&child);
-        stdin.write_all(&bytes[bytes.len() - TAIL..]).unwrap();
+        stdin.write_all(&bytes[..bytes.len() - TAIL_SIZE]).unwrap();
+        let peak = peak_memory(&child);
+        stdin.write_all(&bytes[bytes.len() - TAIL_SIZE..]).unwrap();
         drop(stdin);
-        let mut said = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(child.wait().unwrap().success(), "{tool} {args:?}: {said}");
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert!(child.wait().unwrap().success(), "{tool} {args:?}: {stderr}");
         peak
     }
 }
 
 /// The largest resident size of a process so far, in bytes.
-fn high_water_mark(child: &Child) -> u64 {
+fn peak_memory(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
 #[test]
-fn no_tool_grows_with_the_nar() {
+fn memory_does_not_grow_with_the_nar() {
     let s3 = EmbeddedS3::shared();
-    let mut large = Large::make();
+    let mut large = LargePath::new();
     s3.credentials().apply(&mut large.scratch);
     let url = |bucket: &str| s3.cache_url(bucket);
     let (one, two) = (url(&s3.make_bucket()), url(&s3.make_bucket()));
@@ -94,9 +94,9 @@ fn no_tool_grows_with_the_nar() {
 }
 
 #[test]
-fn s3_pull_does_not_grow_with_the_nar() {
+fn memory_of_s3_pull_does_not_grow_with_the_nar() {
     let s3 = EmbeddedS3::shared();
-    let mut large = Large::make();
+    let mut large = LargePath::new();
     s3.credentials().apply(&mut large.scratch);
     let url = s3.cache_url(&s3.make_bucket());
     large.scratch.env("C", &url);

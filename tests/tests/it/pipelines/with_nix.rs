@@ -2,8 +2,8 @@
 
 use crate::fixtures::bucket::{Fields, assert_closed, snapshot};
 use crate::fixtures::bucket::{policy, uploader};
-use crate::fixtures::nix_builder::{Builder, COMPRESSIONS, described_paths};
-use crate::fixtures::site::make_key;
+use crate::fixtures::closure_fixture::generate_key;
+use crate::fixtures::nix_builder::{COMPRESSIONS, NixBuilder, described_paths};
 use cache_tests::nix::{self};
 use cache_tests::{CommandOutput, Minio, Scratch, tree};
 use std::fs;
@@ -15,32 +15,32 @@ const PUBLISH: &str = "nix-store -qR $TOP | s3-push --missing \"$C\" | nar-pack 
 /// Somebody else, who has nothing but a URL and a public key: copies `path` with Nix into an empty store.
 ///
 /// Returns also the directory that holds the store.
-fn fetch(url: &str, path: &str, key: &str) -> (Scratch, String, CommandOutput) {
+fn copy_with_nix(url: &str, path: &str, key: &str) -> (Scratch, String, CommandOutput) {
     let mut scratch = Scratch::new();
     scratch.env("NIX_CONFIG", format!("require-sigs = true\ntrusted-public-keys = {key}\n"));
     let store = nix::fresh_store(&scratch);
-    let outcome = scratch.sh(&format!("nix copy --from '{url}' --to '{store}' {path}"));
-    (scratch, store, outcome)
+    let output = scratch.sh(&format!("nix copy --from '{url}' --to '{store}' {path}"));
+    (scratch, store, output)
 }
 
 /// Asserts that Nix fills an empty store from `url` and that the program runs there, but not for whoever trusts another key.
 #[track_caller]
-fn assert_nix_reads(builder: &Builder, url: &str) {
-    let (scratch, store, copied) = fetch(url, &builder.closure.top, &builder.key);
+fn assert_nix_reads(builder: &NixBuilder, url: &str) {
+    let (scratch, store, copied) = copy_with_nix(url, &builder.closure.top, &builder.key);
     copied.ok();
     builder.assert_trees(&store);
     let program = format!("GREETING_ROOT={store} {store}{}/bin/app", builder.closure.app);
     assert_eq!(scratch.sh(&program).ok(), builder.closure.greeting);
-    let stranger = make_key(&scratch, "stranger");
-    let (_other, store, refused) = fetch(url, &builder.closure.top, &stranger);
+    let stranger = generate_key(&scratch, "stranger");
+    let (_other, store, refused) = copy_with_nix(url, &builder.closure.top, &stranger);
     assert_ne!(refused.status, 0);
     assert!(refused.stderr.contains("signature"), "{}", refused.stderr);
     assert!(!fs::exists(format!("{store}{}", builder.closure.lib)).unwrap(), "not even a part of it");
 }
 
 #[test]
-fn nix_reads_a_directory_of_ours_in_every_compression() {
-    let Some(builder) = Builder::new() else { return };
+fn nix_reads_our_directory_in_every_compression() {
+    let Some(builder) = NixBuilder::new() else { return };
     for compression in COMPRESSIONS {
         builder
             .sh(&format!(
@@ -54,7 +54,7 @@ fn nix_reads_a_directory_of_ours_in_every_compression() {
 
 #[test]
 fn nix_reads_a_public_bucket_in_every_compression() {
-    let Some(mut builder) = Builder::new() else { return };
+    let Some(mut builder) = NixBuilder::new() else { return };
     let Some(minio) = Minio::shared() else { return };
     let (bucket, _) = uploader(minio, &mut builder.scratch);
     let http = minio.http_url(&bucket);
@@ -65,7 +65,7 @@ fn nix_reads_a_public_bucket_in_every_compression() {
         let publish = PUBLISH.replace("--archive", &format!("--archive -c {compression}")).replace("$C", &url);
         builder.sh(&publish).ok();
     }
-    let (_scratch, _store, closed) = fetch(&http, &builder.closure.top, &builder.key);
+    let (_scratch, _store, closed) = copy_with_nix(&http, &builder.closure.top, &builder.key);
     assert_ne!(closed.status, 0, "the bucket is not public yet");
     minio.set_bucket_policy(&bucket, &policy(&builder.scratch, "--read-only", &bucket));
     assert_nix_reads(&builder, &http);
@@ -76,8 +76,8 @@ fn nix_reads_a_public_bucket_in_every_compression() {
 }
 
 #[test]
-fn a_path_that_its_nar_hash_names_needs_no_signature() {
-    let Some(mut builder) = Builder::new() else { return };
+fn a_content_addressed_path_needs_no_signature() {
+    let Some(mut builder) = NixBuilder::new() else { return };
     let Some(minio) = Minio::shared() else { return };
     uploader(minio, &mut builder.scratch);
     let [_, added, written] = described_paths(&builder);
@@ -86,8 +86,8 @@ fn a_path_that_its_nar_hash_names_needs_no_signature() {
     builder.sh(&format!("{pull} {added}")).ok();
     assert_eq!(tree(format!("{}/out{added}", builder.scratch.path().display())), tree(&added));
     // The hash of a text is not that of its NAR: such a path is signed like any other.
-    let said = builder.sh(&format!("{pull} {written}")).fails(1);
-    assert!(said.contains(&written) && said.contains("signed"), "{said}");
+    let stderr = builder.sh(&format!("{pull} {written}")).fails(1);
+    assert!(stderr.contains(&written) && stderr.contains("signed"), "{stderr}");
     // To say so is not enough: the path must follow from the hash.
     let lib = &builder.closure.lib;
     let forge = "sed '/^Sig:/d; s/^NarHash: \\(.*\\)/&\\nCA: fixed:r:\\1/'";
@@ -101,14 +101,14 @@ fn a_path_that_its_nar_hash_names_needs_no_signature() {
             "mkdir bad; tar x -C bad < a; chmod -R u+w bad; {forge} -i bad/*.narinfo; grep -q ^CA: bad/*.narinfo"
         ))
         .ok();
-    let said = builder.sh(&format!("s3-pull --root out --nix-conf /dev/null file://$PWD/bad {lib}")).fails(1);
-    assert!(said.contains(lib.as_str()), "{said}");
+    let stderr = builder.sh(&format!("s3-pull --root out --nix-conf /dev/null file://$PWD/bad {lib}")).fails(1);
+    assert!(stderr.contains(lib.as_str()), "{stderr}");
     assert!(!fs::exists(builder.scratch.path().join("out").join(&lib[1..])).unwrap());
 }
 
 #[test]
-fn a_directory_of_nix_goes_through_the_bucket() {
-    let Some(mut builder) = Builder::new() else { return };
+fn a_cache_written_by_nix_is_pushed_and_pulled() {
+    let Some(mut builder) = NixBuilder::new() else { return };
     let Some(minio) = Minio::shared() else { return };
     for compression in ["xz", "zstd"] {
         let (bucket, _) = uploader(minio, &mut builder.scratch);
@@ -135,8 +135,8 @@ fn a_directory_of_nix_goes_through_the_bucket() {
 }
 
 #[test]
-fn the_first_day_of_a_cache() {
-    let Some(mut builder) = Builder::new() else { return };
+fn a_published_closure_is_imported_after_it_is_deleted() {
+    let Some(mut builder) = NixBuilder::new() else { return };
     let Some(minio) = Minio::shared() else { return };
     uploader(minio, &mut builder.scratch);
     let before: Vec<_> = builder.closure.paths().iter().map(tree).collect();

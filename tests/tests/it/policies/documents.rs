@@ -1,8 +1,8 @@
 //! Documents that are not policies: lifecycle, CORS and trust.
 
 use super::document;
-use crate::fixtures::calls::Caller;
-use crate::fixtures::site;
+use crate::fixtures::closure_fixture;
+use crate::fixtures::s3_calls::S3Client;
 use cache_tests::{Minio, Scratch, Versitygw};
 use serde_json::Value;
 use std::fs;
@@ -18,8 +18,8 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
         let rule = document(&scratch, &format!("--lifecycle 7 s3://{bucket}/nar"));
         let import = |text: &str| scratch.sh_with_input(&format!("mc ilm import cache/{bucket}"), text.as_bytes());
         // Read, and refused for the one thing that MinIO has not.
-        let said = import(&rule).fails(1);
-        assert!(said.contains("did not validate"), "{said}");
+        let stderr = import(&rule).fails(1);
+        assert!(stderr.contains("did not validate"), "{stderr}");
         let mut more: Value = serde_json::from_str(&rule).unwrap();
         more["Rules"][0]["Expiration"] = serde_json::json!({ "Days": 400 });
         import(&more.to_string()).ok();
@@ -33,11 +33,11 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
         // The reader of policies gets as far as the provider's own keys, which it does not know; it names one, any.
         let trust = "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main";
         fs::write(scratch.path().join("trust.json"), document(&scratch, trust)).unwrap();
-        let said = scratch.sh("mc admin policy create cache trust trust.json").fails(1);
-        assert!(said.contains("invalid condition key 'token.actions.githubusercontent.com:"), "{said}");
+        let stderr = scratch.sh("mc admin policy create cache trust trust.json").fails(1);
+        assert!(stderr.contains("invalid condition key 'token.actions.githubusercontent.com:"), "{stderr}");
     }
     if let Some(gateway) = Versitygw::shared() {
-        let owner = Caller::new(&gateway.endpoint(), Some(&gateway.root()));
+        let owner = S3Client::new(&gateway.endpoint(), Some(&gateway.root()));
         let bucket = owner.make_bucket();
         let cors = document(&scratch, "--cors --origin https://example.org");
         owner.set_cors(&bucket, &serde_json::from_str(&cors).unwrap()).unwrap();
@@ -48,8 +48,8 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
                 "OPTIONS /{bucket}/nix-cache-info HTTP/1.1\\r\\nHost: {host}:{port}\\r\\nOrigin: {origin}\\r\\n\
                  Access-Control-Request-Method: GET\\r\\nAccess-Control-Request-Headers: range\\r\\nConnection: close\\r\\n\\r\\n"
             );
-            let answer = scratch.sh(&format!("exec 3<>/dev/tcp/{host}/{port}; printf '{request}' >&3; cat <&3")).ok();
-            answer.to_lowercase()
+            let access = scratch.sh(&format!("exec 3<>/dev/tcp/{host}/{port}; printf '{request}' >&3; cat <&3")).ok();
+            access.to_lowercase()
         };
         let allowed = ask("https://example.org");
         println!("CORS on versitygw: {allowed}");
@@ -59,9 +59,9 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
 }
 
 #[test]
-fn configurations_and_misplaced_flags() {
+fn configurations_are_printed_and_misplaced_flags_are_refused() {
     let mut scratch = Scratch::new();
-    let key = site::make_key(&scratch, "key");
+    let key = closure_fixture::generate_key(&scratch, "key");
     scratch.env("KEY", key);
     for arguments in [
         "--lifecycle 7 s3://my-cache/prefix",
@@ -98,18 +98,22 @@ fn configurations_and_misplaced_flags() {
         "--oidc-trust example.org:443 --account 123456789012 --subject a:b/c",
         "--nix-conf --trusted-public-key \"$KEY\" 'https://example.org?token=hidden'",
     ] {
-        let said = scratch.sh(&format!("cache-policy {arguments}"));
+        let output = scratch.sh(&format!("cache-policy {arguments}"));
         let bad_key = arguments.contains("--trusted-public-key x my-cache");
-        assert!(said.status == if bad_key { 1 } else { 2 } && said.stdout.is_empty(), "{arguments}: {}", said.stderr);
-        assert!(!said.stderr.contains("hidden"), "{arguments}: {}", said.stderr);
-        assert_eq!(said.stderr.lines().count(), 1, "{arguments}: {}", said.stderr);
+        assert!(
+            output.status == if bad_key { 1 } else { 2 } && output.stdout.is_empty(),
+            "{arguments}: {}",
+            output.stderr
+        );
+        assert!(!output.stderr.contains("hidden"), "{arguments}: {}", output.stderr);
+        assert_eq!(output.stderr.lines().count(), 1, "{arguments}: {}", output.stderr);
     }
 }
 
 /// What help says of MinIO.
 #[test]
-fn minio_has_no_rule_for_unfinished_uploads() {
+fn minio_does_not_support_rules_for_incomplete_uploads() {
     let Some(minio) = Minio::shared() else { return };
-    let owner = Caller::new(&minio.endpoint(), Some(&minio.root()));
-    assert!(!owner.abort_after(&minio.make_bucket(), 7));
+    let owner = S3Client::new(&minio.endpoint(), Some(&minio.root()));
+    assert!(!owner.supports_abort_rule(&minio.make_bucket(), 7));
 }

@@ -1,7 +1,7 @@
 //! nix.conf, written and read.
 
 use super::document;
-use crate::fixtures::site;
+use crate::fixtures::closure_fixture;
 use cache_sign::nix_conf::Settings;
 use cache_tests::nix;
 use cache_tests::{CommandOutput, Minio, Scratch};
@@ -24,7 +24,7 @@ fn nix_conf_is_merged_in_place_and_a_real_nix_substitutes() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     let closure = nix::build(&scratch);
-    site::make_key(&scratch, "key");
+    closure_fixture::generate_key(&scratch, "key");
     let bucket = minio.make_bucket();
     minio.root().apply(&mut scratch);
     scratch.env("C", minio.cache_url(&bucket)).env("TOP", &closure.top);
@@ -72,7 +72,7 @@ fn nix_conf_names_a_bucket_and_a_real_nix_reads_it() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     let closure = nix::build(&scratch);
-    let key = site::make_key(&scratch, "key");
+    let key = closure_fixture::generate_key(&scratch, "key");
     let bucket = minio.make_bucket();
     minio.root().apply(&mut scratch);
     let url = minio.cache_url(&bucket);
@@ -108,9 +108,9 @@ fn nix_conf_names_a_bucket_and_a_real_nix_reads_it() {
 
 /// What an include or a hand says already is not said again; what a hand wrote stays.
 #[test]
-fn nix_conf_respects_what_is_there() {
+fn nix_conf_keeps_existing_settings() {
     let scratch = Scratch::new();
-    let key = site::make_key(&scratch, "key");
+    let key = closure_fixture::generate_key(&scratch, "key");
     let run = |arguments: &str| -> CommandOutput {
         scratch
             .sh(&format!("cache-policy --nix-conf --trusted-public-key '{key}' {arguments} https://cache.example.org"))
@@ -121,23 +121,23 @@ fn nix_conf_respects_what_is_there() {
     conf("include more.conf\n");
     run("--write nix.conf").ok();
     assert!(!now().contains(&key) && now().contains("extra-substituters = https://cache.example.org\n"), "{}", now());
-    let said = run("--remove nix.conf");
-    said.ok();
+    let output = run("--remove nix.conf");
+    output.ok();
     assert_eq!(now(), "include more.conf\n");
     conf("substituters = https://cache.example.org/\n");
     run("--write nix.conf").ok();
-    let said = run("--remove nix.conf");
-    said.ok();
-    assert!(said.stderr.contains("still configured"), "{}", said.stderr);
+    let output = run("--remove nix.conf");
+    output.ok();
+    assert!(output.stderr.contains("still configured"), "{}", output.stderr);
     assert_eq!(now(), "substituters = https://cache.example.org/\n");
     // Nothing is written where it cannot be: not half of it either.
     conf("include absent.conf\n");
     run("--write nix.conf").fails(2);
     assert_eq!(now(), "include absent.conf\n");
     // To remove is not to judge what is left.
-    let said = run("--remove nix.conf");
-    said.ok();
-    assert!(said.stderr.contains("absent.conf"), "{}", said.stderr);
+    let output = run("--remove nix.conf");
+    output.ok();
+    assert!(output.stderr.contains("absent.conf"), "{}", output.stderr);
     // Nix joins no lines.
     conf("substituters = a \\");
     run("--write nix.conf").ok();
@@ -146,9 +146,9 @@ fn nix_conf_respects_what_is_there() {
     assert_eq!(now(), "substituters = a \\");
     // What Nix refuses stays, and is said.
     conf("no setting at all\n\u{b} = 1\n");
-    let said = run("--write nix.conf");
-    said.ok();
-    assert!(said.stderr.contains("nix.conf, line 1: invalid line"), "{}", said.stderr);
+    let output = run("--write nix.conf");
+    output.ok();
+    assert!(output.stderr.contains("nix.conf, line 1: invalid line"), "{}", output.stderr);
     assert!(now().starts_with("no setting at all\n\u{b} = 1\n# cache-policy begin"), "{}", now());
     run("--write no/such/directory/nix.conf").fails(2);
     run("--write new.conf").ok();
@@ -161,8 +161,8 @@ fn nix_conf_respects_what_is_there() {
     for arguments in ["--write -", "--remove -", "--write ''"] {
         run(arguments).fails(2);
     }
-    let said = run("--write /proc/self/nix.conf").fails(2);
-    assert!(said.contains("cannot write /proc/self/nix.conf") && !said.contains(".cache-policy."), "{said}");
+    let stderr = run("--write /proc/self/nix.conf").fails(2);
+    assert!(stderr.contains("cannot write /proc/self/nix.conf") && !stderr.contains(".cache-policy."), "{stderr}");
     let only = run("--only").ok();
     assert_eq!(only, format!("substituters = https://cache.example.org\ntrusted-public-keys = {key}"));
 }
@@ -240,34 +240,34 @@ fn nix_conf_is_read_as_a_real_nix_reads_it() {
         assert_eq!(read("etc"), nix, "{text:?}");
     }
     fs::write(scratch.path().join("etc/nix.conf"), "substituters = a\ninclude ../etc/more.conf").unwrap();
-    for (dir, wanted) in [("real", &["beside-the-link"][..]), ("linked-dir", &["a", "more"])] {
-        assert_eq!(as_nix_reads(&scratch, dir).unwrap(), wanted, "{dir}");
-        assert_eq!(read(dir).unwrap(), wanted, "{dir}");
+    for (dir, expected_row) in [("real", &["beside-the-link"][..]), ("linked-dir", &["a", "more"])] {
+        assert_eq!(as_nix_reads(&scratch, dir).unwrap(), expected_row, "{dir}");
+        assert_eq!(read(dir).unwrap(), expected_row, "{dir}");
     }
 }
 
 /// A nix.conf that is a link, as NixOS and Debian lay it out: what it includes lies beside the link.
 #[test]
-fn a_linked_nix_conf_includes_what_lies_beside_the_link() {
+fn a_linked_nix_conf_includes_files_beside_the_link() {
     let scratch = Scratch::new();
-    let key = site::make_key(&scratch, "key");
+    let key = closure_fixture::generate_key(&scratch, "key");
     scratch
         .sh("mkdir etc static; echo 'include keys.conf' > static/nix.conf; ln -s ../static/nix.conf etc/nix.conf")
         .ok();
     fs::write(scratch.path().join("etc/keys.conf"), format!("extra-trusted-public-keys = {key}\n")).unwrap();
     let run = |arguments: &str| {
-        let outcome = scratch
+        let output = scratch
             .sh(&format!("cache-policy --nix-conf --trusted-public-key '{key}' {arguments} https://c.example.org"));
-        outcome.ok();
-        outcome
+        output.ok();
+        output
     };
     run("--write etc/nix.conf");
     let text = scratch.sh("cat static/nix.conf").ok();
     assert!(text.contains("extra-substituters = https://c.example.org") && !text.contains(&key), "{text}");
     assert_eq!(scratch.sh("readlink etc/nix.conf").ok(), "../static/nix.conf");
     fs::write(scratch.path().join("etc/keys.conf"), "substituters = https://c.example.org/?priority=3\n").unwrap();
-    let said = run("--remove etc/nix.conf");
-    assert!(said.stderr.contains("still configured"), "{}", said.stderr);
+    let output = run("--remove etc/nix.conf");
+    assert!(output.stderr.contains("still configured"), "{}", output.stderr);
     assert_eq!(scratch.sh("cat static/nix.conf").ok(), "include keys.conf");
 }
 
@@ -275,7 +275,7 @@ fn a_linked_nix_conf_includes_what_lies_beside_the_link() {
 #[test]
 fn parallel_writers_of_one_nix_conf_wait_for_each_other() {
     let scratch = Scratch::new();
-    site::make_key(&scratch, "key");
+    closure_fixture::generate_key(&scratch, "key");
     fs::write(scratch.path().join("nix.conf"), "max-jobs = 1\n").unwrap();
     let write = "cache-policy --nix-conf --trusted-public-key-file key.pub --write nix.conf";
     // Writing is what the limit forbids, so the kernel kills it after it has made its temporary file.

@@ -1,11 +1,11 @@
 //! The table of permissions in `cache-policy --help` holds on two servers.
 
 use super::document;
-use crate::fixtures::calls::{Answer, CALLS, Caller};
+use crate::fixtures::s3_calls::{Access, CALLS, S3Client};
 use cache_tests::{Minio, Scratch, Versitygw};
 
 /// The documents of the table in `cache-policy --help`, each with the answers to all calls.
-fn table_of_help(scratch: &Scratch) -> Vec<(String, [Answer; 10])> {
+fn table_of_help(scratch: &Scratch) -> Vec<(String, [Access; 10])> {
     let help = scratch.sh("cache-policy --help").ok();
     let lines = help.lines().skip_while(|line| !line.trim_start().starts_with("document "));
     let mut lines = lines.take_while(|line| !line.trim().is_empty());
@@ -13,32 +13,32 @@ fn table_of_help(scratch: &Scratch) -> Vec<(String, [Answer; 10])> {
     assert_eq!(columns, CALLS);
     let row = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let (flags, answers) = words.split_at(words.len() - CALLS.len());
-        let answers: Vec<Answer> = answers
+        let (flags, accesses) = words.split_at(words.len() - CALLS.len());
+        let accesses: Vec<Access> = accesses
             .iter()
             .map(|word| match *word {
-                "yes" => Answer::Yes,
-                "no" => Answer::No,
+                "yes" => Access::Allowed,
+                "no" => Access::Denied,
                 other => panic!("{other} in {line}"),
             })
             .collect();
-        (flags.join(" "), answers.try_into().unwrap())
+        (flags.join(" "), accesses.try_into().unwrap())
     };
     let rows: Vec<_> = lines.map(row).collect();
     assert_eq!(rows.len(), 4);
     rows
 }
 
-const NOTHING: [Answer; 10] = [Answer::No; 10];
+const NO_ACCESS: [Access; 10] = [Access::Denied; 10];
 
 /// What a server that cannot do a call makes of the row; a prefix takes the lifecycle away.
-fn expected(mut row: [Answer; 10], found: [Answer; 10], prefix: &str) -> [Answer; 10] {
+fn expected(mut row: [Access; 10], found: [Access; 10], prefix: &str) -> [Access; 10] {
     if !prefix.is_empty() {
-        row[8] = Answer::No;
+        row[8] = Access::Denied;
     }
-    for (answer, found) in row.iter_mut().zip(found) {
-        if found == Answer::Never {
-            *answer = Answer::Never;
+    for (access, found) in row.iter_mut().zip(found) {
+        if found == Access::Unsupported {
+            *access = Access::Unsupported;
         }
     }
     row
@@ -46,11 +46,11 @@ fn expected(mut row: [Answer; 10], found: [Answer; 10], prefix: &str) -> [Answer
 
 /// Prints a row and compares it with the one that is expected.
 #[track_caller]
-fn check(server: &str, document: &str, who: &str, found: [Answer; 10], wanted: [Answer; 10]) {
+fn check(server: &str, document: &str, who: &str, found: [Access; 10], expected_row: [Access; 10]) {
     let words: Vec<String> =
         found.iter().zip(CALLS).map(|(a, call)| format!("{:w$}", a.word(), w = call.len())).collect();
     println!("{server:9} {document:36} {who:9} {}", words.join(" "));
-    assert_eq!(found, wanted, "{server}, {document}, {who}: {CALLS:?}");
+    assert_eq!(found, expected_row, "{server}, {document}, {who}: {CALLS:?}");
 }
 
 fn print_head(server: &str) {
@@ -59,21 +59,21 @@ fn print_head(server: &str) {
 
 /// Nobody gets at what lies beside the prefix.
 #[track_caller]
-fn assert_nothing_beside(caller: &Caller, owner: &Caller, bucket: &str) {
+fn assert_no_access_beside(caller: &S3Client, owner: &S3Client, bucket: &str) {
     for call in ["GET", "LIST", "PUT", "ABORT", "DELETE"] {
-        assert_eq!(caller.call(call, owner, bucket, "beside/"), Err(Answer::No), "{call} beside the prefix");
+        assert_eq!(caller.call(call, owner, bucket, "beside/"), Err(Access::Denied), "{call} beside the prefix");
     }
 }
 
 #[test]
-fn minio_allows_what_help_says() {
+fn minio_allows_exactly_what_help_says() {
     let Some(minio) = Minio::shared() else { return };
     let scratch = Scratch::new();
     let (server, endpoint) = ("MinIO", minio.endpoint());
-    let owner = Caller::new(&endpoint, Some(&minio.root()));
-    let anonymous = Caller::new(&endpoint, None);
+    let owner = S3Client::new(&endpoint, Some(&minio.root()));
+    let anonymous = S3Client::new(&endpoint, None);
     let unrelated = document(&scratch, "--read-only --identity unrelated-bucket");
-    let stranger = Caller::new(&endpoint, Some(&minio.add_user(&unrelated)));
+    let other = S3Client::new(&endpoint, Some(&minio.add_user(&unrelated)));
     print_head(server);
     for (flags, row) in table_of_help(&scratch) {
         for prefix in ["", "some/where/"] {
@@ -84,9 +84,9 @@ fn minio_allows_what_help_says() {
                 minio.set_bucket_policy(&bucket, &document(&scratch, &format!("{flags} '{place}'")));
                 let found = anonymous.row(&owner, &bucket, prefix);
                 check(server, &shown, "anonymous", found, expected(row, found, prefix));
-                check(server, &shown, "stranger", stranger.row(&owner, &bucket, prefix), NOTHING);
+                check(server, &shown, "stranger", other.row(&owner, &bucket, prefix), NO_ACCESS);
                 if !prefix.is_empty() {
-                    assert_nothing_beside(&anonymous, &owner, &bucket);
+                    assert_no_access_beside(&anonymous, &owner, &bucket);
                 }
             }
             let bucket = minio.make_bucket();
@@ -94,28 +94,28 @@ fn minio_allows_what_help_says() {
             let identity = if flags.starts_with("--read-only") { " --identity" } else { "" };
             let shown = format!("{flags}{identity}{}", if prefix.is_empty() { "" } else { " PREFIX" });
             let user = minio.add_user(&document(&scratch, &format!("{flags}{identity} '{place}'")));
-            let user = Caller::new(&endpoint, Some(&user));
+            let user = S3Client::new(&endpoint, Some(&user));
             let found = user.row(&owner, &bucket, prefix);
             check(server, &shown, "named", found, expected(row, found, prefix));
-            check(server, &shown, "stranger", stranger.row(&owner, &bucket, prefix), NOTHING);
-            check(server, &shown, "anonymous", anonymous.row(&owner, &bucket, prefix), NOTHING);
+            check(server, &shown, "stranger", other.row(&owner, &bucket, prefix), NO_ACCESS);
+            check(server, &shown, "anonymous", anonymous.row(&owner, &bucket, prefix), NO_ACCESS);
             if !prefix.is_empty() {
-                assert_nothing_beside(&user, &owner, &bucket);
+                assert_no_access_beside(&user, &owner, &bucket);
             }
         }
     }
 }
 
 #[test]
-fn versitygw_allows_what_help_says() {
+fn versitygw_allows_exactly_what_help_says() {
     let Some(gateway) = Versitygw::shared() else { return };
     let scratch = Scratch::new();
     let (server, endpoint) = ("versitygw", gateway.endpoint());
-    let owner = Caller::new(&endpoint, Some(&gateway.root()));
-    let anonymous = Caller::new(&endpoint, None);
+    let owner = S3Client::new(&endpoint, Some(&gateway.root()));
+    let anonymous = S3Client::new(&endpoint, None);
     let named = gateway.add_user();
-    let user = Caller::new(&endpoint, Some(&named));
-    let stranger = Caller::new(&endpoint, Some(&gateway.add_user()));
+    let user = S3Client::new(&endpoint, Some(&named));
+    let other = S3Client::new(&endpoint, Some(&gateway.add_user()));
     print_head(server);
     for (flags, row) in table_of_help(&scratch) {
         for prefix in ["", "some/where/"] {
@@ -123,7 +123,7 @@ fn versitygw_allows_what_help_says() {
             if flags.starts_with("--read-only") {
                 let bucket = owner.make_bucket();
                 owner.set_policy(&bucket, &document(&scratch, &format!("{flags} s3://{bucket}/{prefix}"))).unwrap();
-                for (who, caller) in [("anonymous", &anonymous), ("stranger", &stranger)] {
+                for (who, caller) in [("anonymous", &anonymous), ("stranger", &other)] {
                     let found = caller.row(&owner, &bucket, prefix);
                     check(server, &shown(""), who, found, expected(row, found, prefix));
                 }
@@ -133,26 +133,26 @@ fn versitygw_allows_what_help_says() {
             owner.set_policy(&bucket, &document(&scratch, &arguments)).unwrap();
             let found = user.row(&owner, &bucket, prefix);
             check(server, &shown(" --principal-key-id"), "named", found, expected(row, found, prefix));
-            for (who, caller) in [("stranger", &stranger), ("anonymous", &anonymous)] {
+            for (who, caller) in [("stranger", &other), ("anonymous", &anonymous)] {
                 let found = caller.row(&owner, &bucket, prefix);
-                check(server, &shown(" --principal-key-id"), who, found, expected(NOTHING, found, prefix));
+                check(server, &shown(" --principal-key-id"), who, found, expected(NO_ACCESS, found, prefix));
             }
             if !prefix.is_empty() {
-                assert_nothing_beside(&user, &owner, &bucket);
+                assert_no_access_beside(&user, &owner, &bucket);
             }
         }
     }
 }
 
 #[test]
-fn conditions_are_looked_at() {
+fn policy_conditions_are_enforced() {
     let Some(minio) = Minio::shared() else { return };
     let scratch = Scratch::new();
-    let owner = Caller::new(&minio.endpoint(), Some(&minio.root()));
+    let owner = S3Client::new(&minio.endpoint(), Some(&minio.root()));
     let of = |flags: &str| {
         let bucket = minio.make_bucket();
         let user = minio.add_user(&document(&scratch, &format!("--upload {flags} {bucket}")));
-        let user = Caller::new(&minio.endpoint(), Some(&user));
+        let user = S3Client::new(&minio.endpoint(), Some(&user));
         ["GET", "PUT", "LIST"].map(|call| user.call(call, &owner, &bucket, "").is_ok())
     };
     assert_eq!(of("--source-ip 127.0.0.0/8"), [true; 3]);

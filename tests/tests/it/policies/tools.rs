@@ -2,9 +2,9 @@
 
 use super::document;
 use crate::fixtures::bucket::{Fields, narinfo_keys, snapshot};
-use crate::fixtures::calls::Caller;
-use crate::fixtures::site;
-use crate::fixtures::site::Site;
+use crate::fixtures::closure_fixture;
+use crate::fixtures::closure_fixture::Fixture;
+use crate::fixtures::s3_calls::S3Client;
 use cache_tests::{Credentials, Minio, Random, Versitygw};
 use serde_json::Value;
 use std::fs;
@@ -26,22 +26,26 @@ fn without(document: &str, action: &str) -> String {
 }
 
 /// A site whose closure and one large path wait to be pushed, by somebody without `action`.
-fn pusher_without(minio: &Minio, action: Option<&str>) -> (Site, String) {
-    let mut site = Site::new();
+fn pusher_without(minio: &Minio, action: Option<&str>) -> (Fixture, String) {
+    let mut fixture = Fixture::new();
     let bucket = minio.make_bucket();
-    let upload = document(&site.scratch, &format!("--upload {bucket}"));
+    let upload = document(&fixture.scratch, &format!("--upload {bucket}"));
     let user = minio.add_user(&action.map_or(upload.clone(), |action| without(&upload, action)));
-    user.apply(&mut site.scratch);
-    site.scratch.env("C", minio.cache_url(&bucket));
+    user.apply(&mut fixture.scratch);
+    fixture.scratch.env("C", minio.cache_url(&bucket));
     let large = cache_tests::store_path("large", cache_tests::random_seed());
-    fs::write(site::below(&site.path("root"), &large), Random::new(cache_tests::random_seed()).bytes(11 << 20))
-        .unwrap();
-    site.scratch.env("LARGE", &large);
-    site.scratch
+    fs::write(
+        closure_fixture::path_in_root(&fixture.path("root"), &large),
+        Random::new(cache_tests::random_seed()).bytes(11 << 20),
+    )
+    .unwrap();
+    fixture.scratch.env("LARGE", &large);
+    fixture
+        .scratch
         .sh("nar-pack --root root --no-nix --export $LARGE | narinfo-gen --no-nix --archive \
             | cache-sign -k key.sec > large")
         .ok();
-    (site, bucket)
+    (fixture, bucket)
 }
 
 const LARGE: &str = "s3-push --no-nix --json --part-size 5MiB --memory 16MiB \"$C\" < large";
@@ -54,18 +58,18 @@ const ROTATE: &str = "s3-pull --narinfo --all \"$C\" | cache-sign -k key.sec | s
 
 /// Takes each permission away from the upload policy, and shows the command that misses it.
 #[test]
-fn a_push_needs_every_permission_and_names_the_one_that_it_lacks() {
+fn a_push_needs_every_permission_and_names_a_missing_one() {
     let Some(minio) = Minio::shared() else { return };
-    let (site, bucket) = pusher_without(minio, None);
-    for script in [site::PUBLISH, LARGE, ROTATE, "s3-pull -r --root out \"$C\" \"$TOP\""] {
-        let outcome = site.scratch.sh(script);
-        outcome.ok();
-        assert!(!outcome.stderr.contains("s3:"), "nothing is missing: {}", outcome.stderr);
+    let (fixture, bucket) = pusher_without(minio, None);
+    for script in [closure_fixture::PUBLISH, LARGE, ROTATE, "s3-pull -r --root out \"$C\" \"$TOP\""] {
+        let output = fixture.scratch.sh(script);
+        output.ok();
+        assert!(!output.stderr.contains("s3:"), "nothing is missing: {}", output.stderr);
     }
-    site.scratch.sh(DAMAGED).fails(1);
+    fixture.scratch.sh(DAMAGED).fails(1);
     assert_eq!(narinfo_keys(&snapshot(minio, &bucket)).len(), 4);
     let cases: [(&str, &str, i32); 6] = [
-        ("s3:PutObject", site::PUBLISH, 2),
+        ("s3:PutObject", closure_fixture::PUBLISH, 2),
         ("s3:GetObject", "s3-pull -r --root out \"$C\" \"$TOP\"", 1),
         ("s3:ListBucket", "s3-pull --narinfo --all \"$C\" > narinfos", 2),
         ("s3:AbortMultipartUpload", DAMAGED, 1),
@@ -75,67 +79,67 @@ fn a_push_needs_every_permission_and_names_the_one_that_it_lacks() {
     ];
     println!("\n{:30} {:60} status, message", "without", "command");
     for (action, script, status) in cases {
-        let (site, bucket) = pusher_without(minio, Some(action));
+        let (fixture, bucket) = pusher_without(minio, Some(action));
         if action == "s3:ListMultipartUploadParts" {
             // Somebody began an upload of the same NAR.
-            let archive = site.scratch.sh("tar xf large --wildcards '*.narinfo' -O").ok();
+            let archive = fixture.scratch.sh("tar xf large --wildcards '*.narinfo' -O").ok();
             let key = Fields::parse(archive.as_bytes()).one("URL").to_owned();
-            Caller::new(&minio.endpoint(), Some(&minio.root())).begin(&bucket, &key).unwrap();
+            S3Client::new(&minio.endpoint(), Some(&minio.root())).create_multipart_upload(&bucket, &key).unwrap();
         }
-        let outcome = site.scratch.sh(script);
-        let named = outcome.stderr.lines().find(|line| line.contains(action)).unwrap_or("-");
+        let output = fixture.scratch.sh(script);
+        let named = output.stderr.lines().find(|line| line.contains(action)).unwrap_or("-");
         let shown: String = script.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(60).collect();
-        println!("{action:30} {shown:60} {}, {named}", outcome.status);
-        assert_eq!(outcome.status, status, "{action}: {}", outcome.stderr);
+        println!("{action:30} {shown:60} {}, {named}", output.status);
+        assert_eq!(output.status, status, "{action}: {}", output.stderr);
         let whole_word = |line: &str| {
             line.match_indices(action)
                 .any(|(at, _)| !line[at + action.len()..].starts_with(|c: char| c.is_ascii_alphanumeric()))
         };
-        assert!(outcome.stderr.lines().any(whole_word), "{action} is not named: {}", outcome.stderr);
+        assert!(output.stderr.lines().any(whole_word), "{action} is not named: {}", output.stderr);
     }
 }
 
 /// Reading takes one permission, through either door, and says which when it is not there.
 #[test]
-fn a_pull_needs_get_object_alone() {
+fn a_pull_needs_only_get_object() {
     let Some(minio) = Minio::shared() else { return };
-    let (mut site, bucket) = pusher_without(minio, None);
-    site.scratch.sh(site::PUBLISH).ok();
-    let read = document(&site.scratch, &format!("--read-only --identity {bucket}"));
+    let (mut fixture, bucket) = pusher_without(minio, None);
+    fixture.scratch.sh(closure_fixture::PUBLISH).ok();
+    let read = document(&fixture.scratch, &format!("--read-only --identity {bucket}"));
     assert_eq!(read.matches("s3:").count(), 1 + read.matches("arn:aws:s3:").count(), "one action: {read}");
-    minio.add_user(&read).apply(&mut site.scratch);
-    site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
-    site.assert_trees("out");
+    minio.add_user(&read).apply(&mut fixture.scratch);
+    fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
+    fixture.assert_trees("out");
     let http = format!("s3-pull -r --root web '{}' \"$TOP\"", minio.http_url(&bucket));
-    let said = site.scratch.sh(&http).fails(1);
-    assert!(said.contains("s3:GetObject"), "{said}");
-    minio.set_bucket_policy(&bucket, &document(&site.scratch, &format!("--read-only {bucket}")));
-    site.scratch.sh(&http).ok();
-    site.assert_trees("web");
-    let said = site.scratch.sh("s3-pull --list --all \"$C\"").fails(2);
-    assert!(said.contains("s3:ListBucket"), "{said}");
+    let stderr = fixture.scratch.sh(&http).fails(1);
+    assert!(stderr.contains("s3:GetObject"), "{stderr}");
+    minio.set_bucket_policy(&bucket, &document(&fixture.scratch, &format!("--read-only {bucket}")));
+    fixture.scratch.sh(&http).ok();
+    fixture.assert_trees("web");
+    let stderr = fixture.scratch.sh("s3-pull --list --all \"$C\"").fails(2);
+    assert!(stderr.contains("s3:ListBucket"), "{stderr}");
 }
 
 /// Push and pull on versitygw, with bucket policies that name who may.
 #[test]
 fn the_tools_work_on_versitygw_with_these_policies() {
     let Some(gateway) = Versitygw::shared() else { return };
-    let mut site = Site::new();
-    let owner = Caller::new(&gateway.endpoint(), Some(&gateway.root()));
+    let mut fixture = Fixture::new();
+    let owner = S3Client::new(&gateway.endpoint(), Some(&gateway.root()));
     let (user, bucket): (Credentials, String) = (gateway.add_user(), owner.make_bucket());
-    site.scratch.env("C", format!("s3://{bucket}?endpoint={}&scheme=http&region=us-east-1", gateway.endpoint()));
-    user.apply(&mut site.scratch);
-    let said = site.scratch.sh(site::PUBLISH).fails(2);
-    assert!(said.contains("s3:PutObject"), "{said}");
+    fixture.scratch.env("C", format!("s3://{bucket}?endpoint={}&scheme=http&region=us-east-1", gateway.endpoint()));
+    user.apply(&mut fixture.scratch);
+    let stderr = fixture.scratch.sh(closure_fixture::PUBLISH).fails(2);
+    assert!(stderr.contains("s3:PutObject"), "{stderr}");
     let upload = format!("--upload --principal-key-id {} {bucket}", user.access_key);
-    owner.set_policy(&bucket, &document(&site.scratch, &upload)).unwrap();
-    site.scratch.sh(site::PUBLISH).ok();
-    site.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
-    site.assert_trees("out");
-    owner.set_policy(&bucket, &document(&site.scratch, &format!("--read-only {bucket}"))).unwrap();
+    owner.set_policy(&bucket, &document(&fixture.scratch, &upload)).unwrap();
+    fixture.scratch.sh(closure_fixture::PUBLISH).ok();
+    fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
+    fixture.assert_trees("out");
+    owner.set_policy(&bucket, &document(&fixture.scratch, &format!("--read-only {bucket}"))).unwrap();
     let http = format!("http://{}/{bucket}", gateway.endpoint());
-    site.scratch.sh(&format!("s3-pull -r --root web '{http}' \"$TOP\"")).ok();
-    site.assert_trees("web");
+    fixture.scratch.sh(&format!("s3-pull -r --root web '{http}' \"$TOP\"")).ok();
+    fixture.assert_trees("web");
 }
 
 /// Takes each permission away from the administration policy, and shows what misses it. Our tools name the permission;
@@ -143,19 +147,19 @@ fn the_tools_work_on_versitygw_with_these_policies() {
 #[test]
 fn an_admin_needs_every_permission() {
     let Some(minio) = Minio::shared() else { return };
-    let mut site = Site::new();
+    let mut fixture = Fixture::new();
     let bucket = minio.make_bucket();
-    let owner = Caller::new(&minio.endpoint(), Some(&minio.root()));
-    minio.root().apply(&mut site.scratch);
-    site.scratch.env("C", minio.cache_url(&bucket)).env("BUCKET", &bucket);
-    site.scratch.env("MC_CONFIG_DIR", site.path("mc"));
-    site.scratch.sh(site::PUBLISH).ok();
-    let admin = document(&site.scratch, &format!("--admin {bucket}"));
+    let owner = S3Client::new(&minio.endpoint(), Some(&minio.root()));
+    minio.root().apply(&mut fixture.scratch);
+    fixture.scratch.env("C", minio.cache_url(&bucket)).env("BUCKET", &bucket);
+    fixture.scratch.env("MC_CONFIG_DIR", fixture.path("mc"));
+    fixture.scratch.sh(closure_fixture::PUBLISH).ok();
+    let admin = document(&fixture.scratch, &format!("--admin {bucket}"));
     // MinIO has no rule for unfinished uploads, so the rule does something else besides.
     let mut lifecycle: Value =
-        serde_json::from_str(&document(&site.scratch, &format!("--lifecycle 7 {bucket}"))).unwrap();
+        serde_json::from_str(&document(&fixture.scratch, &format!("--lifecycle 7 {bucket}"))).unwrap();
     lifecycle["Rules"][0]["Expiration"] = serde_json::json!({ "Days": 400 });
-    fs::write(site.path("lifecycle.json"), lifecycle.to_string()).unwrap();
+    fs::write(fixture.path("lifecycle.json"), lifecycle.to_string()).unwrap();
     let cases = [
         ("s3:GetObject", "s3-pull -r --root $(mktemp -d) \"$C\" \"$TOP\"", 1),
         ("s3:ListBucket", "s3-pull --list --all \"$C\"", 2),
@@ -174,32 +178,32 @@ fn an_admin_needs_every_permission() {
     let whole = minio.add_user(&admin);
     for (action, script, status) in cases {
         let reduced = minio.add_user(&without(&admin, action));
-        for (user, wanted) in [(&whole, 0), (&reduced, status)] {
+        for (user, expected_row) in [(&whole, 0), (&reduced, status)] {
             owner.put(&bucket, "log/old").unwrap();
             if script.starts_with('(') {
-                let caller = Caller::new(&minio.endpoint(), Some(user));
+                let caller = S3Client::new(&minio.endpoint(), Some(user));
                 let found = if action == "s3:AbortMultipartUpload" {
                     caller.call("ABORT", &owner, &bucket, "")
                 } else {
-                    let id = owner.begin(&bucket, "log/unfinished").unwrap();
+                    let id = owner.create_multipart_upload(&bucket, "log/unfinished").unwrap();
                     caller.list_parts(&bucket, "log/unfinished", &id)
                 };
-                assert_eq!(found.is_ok(), wanted == 0, "{action}: {found:?}");
-                if wanted != 0 {
+                assert_eq!(found.is_ok(), expected_row == 0, "{action}: {found:?}");
+                if expected_row != 0 {
                     println!("{action:30} {script:60} 403");
                 }
                 continue;
             }
-            user.apply(&mut site.scratch);
+            user.apply(&mut fixture.scratch);
             let host = format!("http://{}:{}@{}", user.access_key, user.secret_key, minio.endpoint());
-            site.scratch.env("MC_HOST_admin", host);
-            let outcome = site.scratch.sh(script);
-            assert_eq!(outcome.status, wanted, "{action}, {script}: {}", outcome.stderr);
-            if wanted != 0 {
-                let said = outcome.stderr.trim();
-                println!("{action:30} {script:60} {}, {said}", outcome.status);
+            fixture.scratch.env("MC_HOST_admin", host);
+            let output = fixture.scratch.sh(script);
+            assert_eq!(output.status, expected_row, "{action}, {script}: {}", output.stderr);
+            if expected_row != 0 {
+                let stderr = output.stderr.trim();
+                println!("{action:30} {script:60} {}, {stderr}", output.status);
                 let named = if script.starts_with("s3-") { action } else { "Access Denied" };
-                assert!(said.contains(named), "{action}: {said}");
+                assert!(stderr.contains(named), "{action}: {stderr}");
             }
         }
     }

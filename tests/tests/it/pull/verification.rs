@@ -1,39 +1,39 @@
 //! What a pull refuses: bad signatures, damaged objects, missing paths.
 
 use crate::fixtures::bucket::Fields;
-use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, make_key};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, generate_key};
 use cache_tests::random_seed;
 use cache_tests::store_path;
 
 #[test]
 fn a_wrong_key_leaves_nothing_visible() {
-    let (site, _, _) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
-    let other = make_key(&site.scratch, "other");
+    let (fixture, _, _) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    let other = generate_key(&fixture.scratch, "other");
     // One under another name, and one that has the right name.
-    let name = site.key.split_once(':').unwrap().0;
-    let forged = format!("{name}:{}", other.split_once(':').unwrap().1);
-    for key in [other, forged] {
+    let name = fixture.key.split_once(':').unwrap().0;
+    let cached = format!("{name}:{}", other.split_once(':').unwrap().1);
+    for key in [other, cached] {
         for output in ["--root out", "--nar", "--export", "--archive", "--narinfo"] {
-            let pulled = site.scratch.sh(&format!("s3-pull {output} --trusted-public-key {key} \"$C\" \"$LIB\""));
+            let pulled = fixture.scratch.sh(&format!("s3-pull {output} --trusted-public-key {key} \"$C\" \"$LIB\""));
             let line = pulled.fails(1);
-            assert!(line.contains(&site.closure.lib), "{output}: {line}");
+            assert!(line.contains(&fixture.closure.lib), "{output}: {line}");
             assert_eq!(pulled.stdout.len(), 0, "{output}: nothing unverified goes out");
-            site.assert_nothing_below("out");
+            fixture.assert_nothing_below("out");
         }
     }
-    let trusting_nobody = site.scratch.sh("s3-pull --root out --nix-conf /dev/null \"$C\" \"$LIB\"").fails(1);
-    assert!(trusting_nobody.contains(&site.closure.lib), "{trusting_nobody}");
-    site.assert_nothing_below("out");
-    site.scratch.sh("s3-pull -r --root out --nix-conf /dev/null --no-verify-signatures \"$C\" \"$TOP\"").ok();
-    site.assert_trees("out");
+    let trusting_nobody = fixture.scratch.sh("s3-pull --root out --nix-conf /dev/null \"$C\" \"$LIB\"").fails(1);
+    assert!(trusting_nobody.contains(&fixture.closure.lib), "{trusting_nobody}");
+    fixture.assert_nothing_below("out");
+    fixture.scratch.sh("s3-pull -r --root out --nix-conf /dev/null --no-verify-signatures \"$C\" \"$TOP\"").ok();
+    fixture.assert_trees("out");
 }
 
 #[test]
-fn damaged_objects_are_refused_on_the_way_in() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
-    let narinfo_key = Site::narinfo_key(&site.closure.lib);
+fn damaged_objects_are_refused() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    let narinfo_key = Fixture::narinfo_key(&fixture.closure.lib);
     let narinfo = s3.get(&bucket, &narinfo_key);
     let url = Fields::parse(&narinfo).one("URL").to_owned();
     let nar = s3.get(&bucket, &url);
@@ -44,29 +44,29 @@ fn damaged_objects_are_refused_on_the_way_in() {
         s3.put(&bucket, &url, damaged);
         // Hashes are checked whoever signed.
         for trust in ["", "--no-verify-signatures"] {
-            let line = site.scratch.sh(&format!("s3-pull {trust} --root out \"$C\" \"$LIB\"")).fails(1);
-            assert!(line.contains(&site.closure.lib), "{line}");
-            site.assert_nothing_below("out");
+            let line = fixture.scratch.sh(&format!("s3-pull {trust} --root out \"$C\" \"$LIB\"")).fails(1);
+            assert!(line.contains(&fixture.closure.lib), "{line}");
+            fixture.assert_nothing_below("out");
         }
     }
     s3.remove(&bucket, &url);
-    let line = site.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
-    assert!(line.contains(&url) || line.contains(&site.closure.lib), "{line}");
-    site.assert_nothing_below("out");
+    let line = fixture.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
+    assert!(line.contains(&url) || line.contains(&fixture.closure.lib), "{line}");
+    fixture.assert_nothing_below("out");
     s3.put(&bucket, &url, &nar);
     for cut in [0, 1, narinfo.len() / 2, narinfo.len() - 1] {
         s3.put(&bucket, &narinfo_key, &narinfo[..cut]);
-        let line = site.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
-        assert!(line.contains(&narinfo_key) || line.contains(&site.closure.lib), "{line}");
-        site.assert_nothing_below("out");
+        let line = fixture.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
+        assert!(line.contains(&narinfo_key) || line.contains(&fixture.closure.lib), "{line}");
+        fixture.assert_nothing_below("out");
     }
 }
 
 #[test]
-fn a_signed_lie_is_refused_on_the_way_in() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
-    let narinfos: Vec<_> = site.closure.paths().iter().map(|path| Site::narinfo_key(path)).collect();
+fn signed_but_wrong_hashes_and_sizes_are_refused() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    let narinfos: Vec<_> = fixture.closure.paths().iter().map(|path| Fixture::narinfo_key(path)).collect();
     let [lib, app] = [0, 1].map(|at| Fields::parse(&s3.get(&bucket, &narinfos[at])));
     let truth = String::from_utf8(s3.get(&bucket, &narinfos[0])).unwrap();
     let lies = [
@@ -78,28 +78,28 @@ fn a_signed_lie_is_refused_on_the_way_in() {
         assert_ne!(lie, truth);
         let unsigned: String =
             lie.lines().filter(|line| !line.starts_with("Sig:")).fold(String::new(), |text, line| text + line + "\n");
-        let signed = site.scratch.sh_with_input("cache-sign -k key.sec", unsigned.as_bytes());
+        let signed = fixture.scratch.sh_with_input("cache-sign -k key.sec", unsigned.as_bytes());
         signed.ok();
         s3.put(&bucket, &narinfos[0], &signed.stdout);
-        let line = site.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
-        assert!(line.contains(&site.closure.lib), "{line}");
-        site.assert_nothing_below("out");
+        let line = fixture.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
+        assert!(line.contains(&fixture.closure.lib), "{line}");
+        fixture.assert_nothing_below("out");
     }
 }
 
 #[test]
-fn a_missing_path_is_a_no() {
-    let (site, _, _) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
+fn a_missing_path_exits_with_status_1() {
+    let (fixture, _, _) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
     let absent = store_path("absent", random_seed());
     for url in ["$C", "file://$PWD/cache"] {
-        site.scratch.sh(&format!("mkdir -p cache; {ARCHIVE} | tar x -C cache")).ok();
+        fixture.scratch.sh(&format!("mkdir -p cache; {ARCHIVE} | tar x -C cache")).ok();
         for output in ["--root out", "--nar", "--export", "--archive", "--narinfo", "--list"] {
-            let pulled = site.scratch.sh(&format!("s3-pull {output} \"{url}\" {absent}"));
+            let pulled = fixture.scratch.sh(&format!("s3-pull {output} \"{url}\" {absent}"));
             let line = pulled.fails(1);
             assert!(line.contains(&absent), "{line}");
             assert_eq!(pulled.stdout.len(), 0);
-            site.assert_nothing_below("out");
+            fixture.assert_nothing_below("out");
         }
     }
 }

@@ -6,22 +6,22 @@ use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 
 use crate::fixtures::bucket::{assert_closed, snapshot};
-use crate::fixtures::site;
-use crate::fixtures::site::Site;
+use crate::fixtures::closure_fixture;
+use crate::fixtures::closure_fixture::Fixture;
 use cache_tests::{EmbeddedS3, Minio, Scratch, store_path};
 
 /// A directory with an empty bucket `$C` of the embedded server, two keys, and the archive of one path `$P`.
-fn site(seed: u64) -> (Scratch, &'static EmbeddedS3, String) {
+fn fixture(seed: u64) -> (Scratch, &'static EmbeddedS3, String) {
     let s3 = EmbeddedS3::shared();
     let mut scratch = Scratch::new();
     s3.credentials().apply(&mut scratch);
     let bucket = s3.make_bucket();
     scratch.env("C", s3.cache_url(&bucket));
-    lay_out(&mut scratch, seed);
+    write(&mut scratch, seed);
     (scratch, s3, bucket)
 }
 
-fn lay_out(scratch: &mut Scratch, seed: u64) {
+fn write(scratch: &mut Scratch, seed: u64) {
     let path = store_path("one", seed);
     let file = scratch.path().join("root").join(path.trim_start_matches('/'));
     fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -36,13 +36,13 @@ fn lay_out(scratch: &mut Scratch, seed: u64) {
 
 /// A push that began before another one and ends after it adds its signature to the other's.
 #[test]
-fn two_pushers_with_different_keys_both_sign() {
+fn concurrent_pushes_with_different_keys_keep_both_signatures() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     minio.root().apply(&mut scratch);
     let url = minio.cache_url(&minio.make_bucket());
     scratch.env("C", &url);
-    lay_out(&mut scratch, 1);
+    write(&mut scratch, 1);
     let archive = fs::read(scratch.path().join("one")).unwrap();
     let mut command = scratch.command("s3-push");
     command.args(["--json", &url]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -61,12 +61,12 @@ fn two_pushers_with_different_keys_both_sign() {
 
 /// Several people sign the same path at the same time; no signature is lost.
 #[test]
-fn signatures_that_are_added_at_the_same_time_all_stay() {
+fn signatures_added_concurrently_are_all_kept() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     minio.root().apply(&mut scratch);
     scratch.env("C", minio.cache_url(&minio.make_bucket()));
-    lay_out(&mut scratch, 2);
+    write(&mut scratch, 2);
     let narinfo = scratch
         .sh("s3-push -q \"$C\" < one
              s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\" > text
@@ -82,21 +82,21 @@ fn signatures_that_are_added_at_the_same_time_all_stay() {
 
 /// The compression is not signed, so it must be checked.
 #[test]
-fn a_narinfo_that_lies_about_its_compression_is_refused() {
-    let (scratch, s3, bucket) = site(3);
+fn a_narinfo_with_the_wrong_compression_is_refused() {
+    let (scratch, s3, bucket) = fixture(3);
     scratch
         .sh("mkdir c; tar x -C c -f one; chmod u+w c/*; sed -i 's/^Compression: zstd/Compression: xz/' c/*.narinfo
              tar c -C c nix-cache-info nar \"$H.narinfo\" > lie")
         .ok();
-    let said = scratch.sh("s3-push \"$C\" < lie").fails(1);
-    assert!(said.contains("Compression is xz in the narinfo, but the NAR has zstd"), "{said}");
+    let stderr = scratch.sh("s3-push \"$C\" < lie").fails(1);
+    assert!(stderr.contains("Compression is xz in the narinfo, but the NAR has zstd"), "{stderr}");
     assert!(!s3.objects(&bucket).iter().any(|key| key.contains("narinfo")));
 }
 
 /// `--key` writes nothing under a name that promises something else.
 #[test]
-fn keys_that_promise_something_are_kept_to_it() {
-    let (scratch, s3, bucket) = site(4);
+fn reserved_keys_require_matching_contents() {
+    let (scratch, s3, bucket) = fixture(4);
     let hash = "0".repeat(52);
     scratch.sh(&format!("echo x | s3-push \"$C\" --key nar/{hash}.nar")).fails(1);
     for key in ["nar/x.nar", "nix-cache-info", "sub/00000000000000000000000000000000.narinfo"] {
@@ -110,11 +110,11 @@ fn keys_that_promise_something_are_kept_to_it() {
 /// An object under the NAR's key that somebody cut off is not taken for the NAR.
 #[test]
 fn a_damaged_object_under_the_key_of_a_nar_is_refused() {
-    let (scratch, s3, bucket) = site(5);
+    let (scratch, s3, bucket) = fixture(5);
     let key = scratch.sh("tar tf one | grep '^nar/'").ok();
     s3.put(&bucket, &key, b"xx");
-    let said = scratch.sh("s3-push \"$C\" < one").fails(1);
-    assert!(said.contains("2 bytes under this key"), "{said}");
+    let stderr = scratch.sh("s3-push \"$C\" < one").fails(1);
+    assert!(stderr.contains("2 bytes under this key"), "{stderr}");
     assert!(!s3.objects(&bucket).iter().any(|key| key.contains("narinfo")));
 }
 
@@ -122,7 +122,7 @@ fn a_damaged_object_under_the_key_of_a_nar_is_refused() {
 #[test]
 fn a_long_chain_in_the_wrong_order_is_published() {
     const LENGTH: u64 = 1500;
-    let (scratch, s3, bucket) = site(6);
+    let (scratch, s3, bucket) = fixture(6);
     let nar = scratch.sh("tar tf one | grep '^nar/'").ok();
     let narinfo = scratch.sh("tar xOf unsigned \"$H.narinfo\"").ok();
     fs::create_dir(scratch.path().join("chain")).unwrap();
@@ -151,8 +151,8 @@ fn a_long_chain_in_the_wrong_order_is_published() {
 
 /// Sizes are what a header claims: nothing is set aside for them.
 #[test]
-fn headers_that_claim_too_much_are_refused() {
-    let (scratch, _, _) = site(7);
+fn tar_headers_with_huge_sizes_are_refused() {
+    let (scratch, _, _) = fixture(7);
     for (name, kind, size) in [
         (format!("nar/{}.nar.zst", "0".repeat(52)), b'0', 1_u64 << 50),
         (format!("nar/{}.nar.zst", "0".repeat(52)), b'0', u64::MAX - 1100),
@@ -173,17 +173,17 @@ fn headers_that_claim_too_much_are_refused() {
         header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
         let input = [header.to_vec(), vec![0; 4096]].concat();
         for tool in ["s3-push \"$C\"", "cache-sign -k k1.sec"] {
-            let outcome = scratch.sh_with_input(&format!("{tool} > /dev/null"), &input);
-            let said = outcome.fails(1);
-            assert_eq!(said.lines().count(), 1, "{tool}, {size}: {said}");
+            let output = scratch.sh_with_input(&format!("{tool} > /dev/null"), &input);
+            let stderr = output.fails(1);
+            assert_eq!(stderr.lines().count(), 1, "{tool}, {size}: {stderr}");
         }
     }
 }
 
 /// `nix-cache-info` last, as a plain tar of a directory may have it.
 #[test]
-fn a_late_nix_cache_info_counts() {
-    let (scratch, s3, bucket) = site(8);
+fn a_nix_cache_info_at_the_end_is_used() {
+    let (scratch, s3, bucket) = fixture(8);
     scratch
         .sh("mkdir c; tar x -C c -f one; chmod u+w c/*; echo 'Priority: 7' >> c/nix-cache-info
              tar c -C c nar \"$H.narinfo\" nix-cache-info | s3-push -q \"$C\"")
@@ -194,39 +194,46 @@ fn a_late_nix_cache_info_counts() {
 
 #[test]
 fn exact_does_not_drop_every_signature() {
-    let (scratch, _, _) = site(9);
+    let (scratch, _, _) = fixture(9);
     scratch.sh("s3-push -q \"$C\" < one").ok();
-    let said = scratch
+    let stderr = scratch
         .sh("s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\" | grep -v ^Sig | s3-push --exact \"$C\"")
         .fails(1);
-    assert!(said.contains("--exact would drop every signature"), "{said}");
+    assert!(stderr.contains("--exact would drop every signature"), "{stderr}");
     scratch.sh("s3-pull --narinfo \"$C\" \"$P\" --trusted-public-key \"$(cat k1.pub)\"").ok();
 }
 
 /// One path is in the cache under another compression, and a path of the same contents comes after more than fits into
 /// memory: the NAR that the first did not need is there for the second.
 #[test]
-fn a_nar_that_a_later_path_needs_outlives_short_memory() {
-    let (site, s3, bucket) = Site::embedded();
+fn a_nar_needed_by_a_later_path_is_kept_despite_little_memory() {
+    let (fixture, s3, bucket) = Fixture::embedded();
     let paths: Vec<String> = (0..6).map(|seed| store_path("same", seed)).collect();
     for (index, path) in paths.iter().enumerate() {
         // The first and the last are alike.
         let seed = if index == 5 { 0 } else { index as u64 };
-        fs::write(site::below(&site.path("root"), path), cache_tests::Random::new(seed).bytes(4 << 20)).unwrap();
+        fs::write(
+            closure_fixture::path_in_root(&fixture.path("root"), path),
+            cache_tests::Random::new(seed).bytes(4 << 20),
+        )
+        .unwrap();
     }
     let pack = "nar-pack --root root --no-nix --export";
-    site.scratch.sh(&format!("{pack} {} | narinfo-gen --no-nix -c xz -a | s3-push -q --no-nix \"$C\"", paths[0])).ok();
-    site.scratch.sh(&format!("mkdir d; {pack} {} | narinfo-gen --no-nix -a | tar x -C d", paths.join(" "))).ok();
-    let narinfo = |path: &String| Site::narinfo_key(path);
+    fixture
+        .scratch
+        .sh(&format!("{pack} {} | narinfo-gen --no-nix -c xz -a | s3-push -q --no-nix \"$C\"", paths[0]))
+        .ok();
+    fixture.scratch.sh(&format!("mkdir d; {pack} {} | narinfo-gen --no-nix -a | tar x -C d", paths.join(" "))).ok();
+    let narinfo = |path: &String| Fixture::narinfo_key(path);
     let nar = |path: &String| {
-        let text = fs::read_to_string(site.path("d").join(narinfo(path))).unwrap();
+        let text = fs::read_to_string(fixture.path("d").join(narinfo(path))).unwrap();
         text.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap().to_owned()
     };
     let mut members = vec!["nix-cache-info".to_owned(), nar(&paths[0]), narinfo(&paths[0])];
     members.extend(paths[1..5].iter().flat_map(|path| [nar(path), narinfo(path)]));
     members.push(narinfo(&paths[5]));
     let push = "s3-push -q --no-nix --memory 10MiB --part-size 5MiB \"$C\"";
-    site.scratch.sh(&format!("tar c -C d {} | {push}", members.join(" "))).ok();
+    fixture.scratch.sh(&format!("tar c -C d {} | {push}", members.join(" "))).ok();
     let objects = snapshot(s3, &bucket);
     assert_closed(&objects);
     assert!(objects.contains_key(&narinfo(&paths[5])));

@@ -1,8 +1,8 @@
 //! What s3-push writes to a bucket.
 
-mod continuation;
 mod hostile;
+mod object_options;
 mod output;
 mod refusals;
-mod storage;
+mod resume;
 mod upstream;

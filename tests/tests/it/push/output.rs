@@ -1,79 +1,79 @@
 //! What a push writes: objects, their metadata and order, and its report.
 
 use crate::fixtures::bucket::{assert_closed, head, nar_keys, snapshot};
-use crate::fixtures::site::{ARCHIVE, PUBLISH, Site, below};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, path_in_root};
 use cache_tests::random_seed;
 use cache_tests::{EmbeddedS3, Random, Scratch, store_path};
 use std::fs;
 
 #[test]
-fn missing_prints_what_the_cache_lacks() {
-    let (site, s3, bucket) = Site::embedded();
+fn missing_prints_the_paths_that_the_cache_lacks() {
+    let (fixture, s3, bucket) = Fixture::embedded();
     let missing = "s3-push --missing \"$C\"";
-    let sh = |script: &str| site.scratch.sh(script);
-    assert_eq!(sh(&format!("{missing} < paths")).lines(), site.closure.paths());
+    let sh = |script: &str| fixture.scratch.sh(script);
+    assert_eq!(sh(&format!("{missing} < paths")).lines(), fixture.closure.paths());
     assert_eq!(s3.objects(&bucket), [""; 0], "a question changes nothing");
     sh("nar-pack --root root --no-nix \"$LIB\" | s3-push --no-nix \"$C\" \"$LIB\"").ok();
-    assert_eq!(sh(&format!("{missing} < paths")).lines(), [site.closure.app.as_str(), &site.closure.top]);
-    assert_eq!(sh(&format!("tac paths | {missing}")).lines(), [site.closure.top.as_str(), &site.closure.app]);
+    assert_eq!(sh(&format!("{missing} < paths")).lines(), [fixture.closure.app.as_str(), &fixture.closure.top]);
+    assert_eq!(sh(&format!("tac paths | {missing}")).lines(), [fixture.closure.top.as_str(), &fixture.closure.app]);
     assert_eq!(sh(&format!("head -n 1 paths | {missing}")).ok(), "");
     assert_eq!(sh(&format!("{missing} < /dev/null")).ok(), "", "an empty path list lacks nothing");
 }
 
 #[test]
-fn any_bytes_go_under_a_key() {
-    let (site, s3, bucket) = Site::embedded();
-    let sh = |script: &str| site.scratch.sh(script);
+fn any_bytes_are_stored_under_a_key() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
     let body = Random::new(random_seed()).bytes(12 << 20);
     let push = "s3-push \"$C\" --part-size 5MiB --key";
     // A pipe has no length; a file has one.
-    site.scratch.sh_with_input(&format!("cat | {push} log/pipe"), &body).ok();
-    fs::write(site.path("body"), &body).unwrap();
+    fixture.scratch.sh_with_input(&format!("cat | {push} log/pipe"), &body).ok();
+    fs::write(fixture.path("body"), &body).unwrap();
     sh(&format!("{push} log/file < body")).ok();
     sh(&format!("{push} log/empty < /dev/null; printf x | {push} log/short --content-type text/x-test")).ok();
     assert_eq!(s3.objects(&bucket), ["log/empty", "log/file", "log/pipe", "log/short"]);
     assert!(s3.get(&bucket, "log/pipe") == body && s3.get(&bucket, "log/file") == body);
     assert_eq!((s3.get(&bucket, "log/empty").len(), s3.get(&bucket, "log/short").len()), (0, 1));
-    let about = head(&site.scratch, &s3.endpoint(), &format!("/{bucket}/log/short"));
+    let about = head(&fixture.scratch, &s3.endpoint(), &format!("/{bucket}/log/short"));
     assert!(about.contains("content-type: text/x-test"), "{about}");
 }
 
 #[test]
-fn a_large_nar_goes_in_parts() {
-    let (site, s3, bucket) = Site::embedded();
+fn a_large_nar_is_uploaded_in_parts() {
+    let (fixture, s3, bucket) = Fixture::embedded();
     let big = store_path("big", random_seed());
     let noise = Random::new(random_seed()).bytes(20 << 20);
-    fs::write(below(&site.path("root"), &big), &noise).unwrap();
+    fs::write(path_in_root(&fixture.path("root"), &big), &noise).unwrap();
     let push = "s3-push --no-nix --part-size 5MiB --memory 16MiB -v \"$C\"";
     let pack = format!("nar-pack --root root --no-nix --export {big} | narinfo-gen --no-nix --archive");
-    site.scratch.sh(&format!("{pack} | cache-sign -k key.sec | {push}")).ok();
+    fixture.scratch.sh(&format!("{pack} | cache-sign -k key.sec | {push}")).ok();
     assert_closed(&snapshot(s3, &bucket));
-    site.scratch.sh(&format!("s3-pull --root out \"$C\" {big}; cmp root{big} out{big}")).ok();
+    fixture.scratch.sh(&format!("s3-pull --root out \"$C\" {big}; cmp root{big} out{big}")).ok();
     // The same straight from the NAR.
     let other = s3.make_bucket();
     let push = push.replace("$C", &s3.cache_url(&other));
-    site.scratch.sh(&format!("nar-pack --root root --no-nix {big} | {push} {big}")).ok();
+    fixture.scratch.sh(&format!("nar-pack --root root --no-nix {big} | {push} {big}")).ok();
     assert_eq!(nar_keys(&snapshot(s3, &other)), nar_keys(&snapshot(s3, &bucket)), "the same bytes, the same name");
     assert_closed(&snapshot(s3, &other));
 }
 
 #[test]
-fn the_report_may_be_json() {
-    let (site, _, _) = Site::embedded();
-    let report = site.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix --json \"$C\""));
+fn the_report_is_json_on_request() {
+    let (fixture, _, _) = Fixture::embedded();
+    let report = fixture.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix --json \"$C\""));
     let entries: Vec<serde_json::Value> = report.ok().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(entries.len(), 4, "one object per path and a summary: {}", report.text());
-    for path in site.closure.paths() {
+    for path in fixture.closure.paths() {
         assert!(entries[..3].iter().any(|entry| entry.to_string().contains(path)), "{path} in {}", report.text());
     }
 }
 
 #[test]
-fn objects_have_the_types_that_nix_gives_them() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(PUBLISH).ok();
+fn objects_have_the_content_types_of_nix() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
     for key in s3.objects(&bucket) {
-        let about = head(&site.scratch, &s3.endpoint(), &format!("/{bucket}/{key}"));
+        let about = head(&fixture.scratch, &s3.endpoint(), &format!("/{bucket}/{key}"));
         let expected = match key.as_str() {
             "nix-cache-info" => "text/x-nix-cache-info",
             key if key.starts_with("nar/") => "application/x-nix-nar",
@@ -85,21 +85,21 @@ fn objects_have_the_types_that_nix_gives_them() {
 }
 
 #[test]
-fn nix_cache_info_is_made_once() {
-    let (site, s3, bucket) = Site::embedded();
-    site.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix --priority 17 --want-mass-query=true \"$C\"")).ok();
+fn nix_cache_info_is_written_once() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix --priority 17 --want-mass-query=true \"$C\"")).ok();
     let info = String::from_utf8(s3.get(&bucket, "nix-cache-info")).unwrap();
     for line in ["StoreDir: /nix/store", "Priority: 17", "WantMassQuery: 1"] {
         assert!(info.lines().any(|found| found == line), "{line} in {info}");
     }
-    site.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix --priority 18 \"$C\"")).ok();
+    fixture.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix --priority 18 \"$C\"")).ok();
     assert_eq!(s3.get(&bucket, "nix-cache-info"), info.as_bytes(), "one that is there stays");
 }
 
 /// Two paths of the same contents share a NAR. The cache has one of them, compressed otherwise, so that its own NAR is
 /// not needed for this one, but it is for the other.
 #[test]
-fn paths_of_the_same_contents_share_a_nar_that_one_of_them_does_not_need() {
+fn paths_with_the_same_contents_share_a_nar_that_one_does_not_need() {
     let s3 = EmbeddedS3::shared();
     let mut scratch = Scratch::new();
     s3.credentials().apply(&mut scratch);
@@ -136,12 +136,12 @@ fn paths_of_the_same_contents_share_a_nar_that_one_of_them_does_not_need() {
 
 /// Of paths whose sizes are known the largest goes first, after what it references.
 #[test]
-fn the_largest_path_goes_first() {
-    let mut site = Site::new();
+fn the_largest_path_is_packed_first() {
+    let mut fixture = Fixture::new();
     let names = ["small", "large", "base", "middle"];
     let paths = names.map(|name| store_path(name, 1));
     for path in &paths {
-        fs::write(below(&site.path("root"), path), path).unwrap();
+        fs::write(path_in_root(&fixture.path("root"), path), path).unwrap();
     }
     let entry = |index: usize, size: u64, references: &[&String]| {
         serde_json::json!({
@@ -149,10 +149,10 @@ fn the_largest_path_goes_first() {
         })
     };
     let info = [entry(0, 10, &[]), entry(1, 9000, &[&paths[2]]), entry(2, 5, &[]), entry(3, 800, &[])];
-    fs::write(site.path("info.json"), serde_json::Value::from(info.to_vec()).to_string()).unwrap();
-    site.scratch.env("PATHS", paths.join(" "));
+    fs::write(fixture.path("info.json"), serde_json::Value::from(info.to_vec()).to_string()).unwrap();
+    fixture.scratch.env("PATHS", paths.join(" "));
     let script = "nar-pack --root root --no-nix --path-info info.json --export $PATHS | narinfo-gen --no-nix \
                   | sed -n 's/^StorePath: //p'";
     let expected = [2, 1, 3, 0].map(|index: usize| paths[index].as_str());
-    assert_eq!(site.scratch.sh(script).ok(), expected.join("\n"));
+    assert_eq!(fixture.scratch.sh(script).ok(), expected.join("\n"));
 }

@@ -1,16 +1,16 @@
 //! Cache archives that a push refuses; nothing of them is published.
 
 use crate::fixtures::bucket::{assert_closed, narinfo_keys, snapshot};
-use crate::fixtures::site::{ARCHIVE, Site};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
 use cache_tests::EmbeddedS3;
 use std::fs;
 
 /// Pushes the archive of `members` of `cache/` and expects a refusal that says `word`, after which no narinfo is there.
 #[track_caller]
-fn assert_refused(site: &Site, s3: &EmbeddedS3, bucket: &str, members: &str, word: &str) {
-    let pushed = site.scratch.sh(&format!("tar c -C cache {members} | s3-push --no-nix \"$C\""));
-    let said = pushed.fails(1);
-    assert!(said.contains(word), "{word:?} in {said}");
+fn assert_refused(fixture: &Fixture, s3: &EmbeddedS3, bucket: &str, members: &str, word: &str) {
+    let pushed = fixture.scratch.sh(&format!("tar c -C cache {members} | s3-push --no-nix \"$C\""));
+    let stderr = pushed.fails(1);
+    assert!(stderr.contains(word), "{word:?} in {stderr}");
     assert_eq!(pushed.stdout.len(), 0, "nothing was published");
     let objects = snapshot(s3, bucket);
     assert_eq!(narinfo_keys(&objects), [""; 0]);
@@ -18,32 +18,32 @@ fn assert_refused(site: &Site, s3: &EmbeddedS3, bucket: &str, members: &str, wor
 
 #[test]
 fn a_narinfo_without_its_nar_is_refused() {
-    let (site, s3, bucket, lib) = Site::with_cache();
-    let key = Site::narinfo_key(&site.closure.lib);
-    assert_refused(&site, s3, &bucket, &format!("nix-cache-info {key}"), lib.one("URL"));
-    let said = site.scratch.sh(&format!("s3-push \"$C\" < cache/{key}")).fails(1);
-    assert!(said.contains(lib.one("URL")), "{said}");
+    let (fixture, s3, bucket, lib) = Fixture::with_cache();
+    let key = Fixture::narinfo_key(&fixture.closure.lib);
+    assert_refused(&fixture, s3, &bucket, &format!("nix-cache-info {key}"), lib.one("URL"));
+    let stderr = fixture.scratch.sh(&format!("s3-push \"$C\" < cache/{key}")).fails(1);
+    assert!(stderr.contains(lib.one("URL")), "{stderr}");
     assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
     // With the NAR there, narinfo text is enough.
-    s3.put(&bucket, lib.one("URL"), &fs::read(site.path("cache").join(lib.one("URL"))).unwrap());
-    assert_eq!(site.scratch.sh(&format!("s3-push \"$C\" < cache/{key}")).ok(), site.closure.lib);
+    s3.put(&bucket, lib.one("URL"), &fs::read(fixture.path("cache").join(lib.one("URL"))).unwrap());
+    assert_eq!(fixture.scratch.sh(&format!("s3-push \"$C\" < cache/{key}")).ok(), fixture.closure.lib);
     assert_closed(&snapshot(s3, &bucket));
 }
 
 #[test]
 fn changed_nar_bytes_are_refused() {
-    let (site, s3, bucket, lib) = Site::with_cache();
-    let file = site.path("cache").join(lib.one("URL"));
+    let (fixture, s3, bucket, lib) = Fixture::with_cache();
+    let file = fixture.path("cache").join(lib.one("URL"));
     let bytes = fs::read(&file).unwrap();
     let mut flipped = bytes.clone();
     flipped[bytes.len() / 2] ^= 1;
     let cases = [flipped, bytes[..bytes.len() - 1].to_vec(), [bytes.as_slice(), b"x"].concat(), Vec::new()];
     for changed in cases {
         fs::write(&file, changed).unwrap();
-        assert_refused(&site, s3, &bucket, ".", lib.one("URL"));
+        assert_refused(&fixture, s3, &bucket, ".", lib.one("URL"));
         // In the order of our own archives too.
-        let order = format!("nix-cache-info {} {}", lib.one("URL"), Site::narinfo_key(&site.closure.lib));
-        assert_refused(&site, s3, &bucket, &order, lib.one("URL"));
+        let order = format!("nix-cache-info {} {}", lib.one("URL"), Fixture::narinfo_key(&fixture.closure.lib));
+        assert_refused(&fixture, s3, &bucket, &order, lib.one("URL"));
         assert!(
             !s3.objects(&bucket).contains(&lib.one("URL").to_owned()),
             "wrong bytes under the name of the right ones"
@@ -52,10 +52,10 @@ fn changed_nar_bytes_are_refused() {
 }
 
 #[test]
-fn a_narinfo_that_lies_is_refused() {
-    let (site, s3, bucket, lib) = Site::with_cache();
-    let key = Site::narinfo_key(&site.closure.lib);
-    let file = site.path("cache").join(&key);
+fn a_narinfo_that_does_not_match_its_nar_is_refused() {
+    let (fixture, s3, bucket, lib) = Fixture::with_cache();
+    let key = Fixture::narinfo_key(&fixture.closure.lib);
+    let file = fixture.path("cache").join(&key);
     let truth = fs::read_to_string(&file).unwrap();
     let other = format!("sha256:{}", cache_tests::sha256_base32(b"other"));
     let lies = [
@@ -67,40 +67,81 @@ fn a_narinfo_that_lies_is_refused() {
     for (field, lie) in lies {
         assert_ne!(lie, truth, "{field}");
         fs::write(&file, lie).unwrap();
-        assert_refused(&site, s3, &bucket, ".", field);
-        assert_refused(&site, s3, &bucket, &format!("nix-cache-info nar {key}"), field);
+        assert_refused(&fixture, s3, &bucket, ".", field);
+        assert_refused(&fixture, s3, &bucket, &format!("nix-cache-info nar {key}"), field);
     }
     // A narinfo under the name of another path.
-    fs::write(&file, fs::read(site.path("cache").join(Site::narinfo_key(&site.closure.app))).unwrap()).unwrap();
-    assert_refused(&site, s3, &bucket, ".", &key);
+    fs::write(&file, fs::read(fixture.path("cache").join(Fixture::narinfo_key(&fixture.closure.app))).unwrap())
+        .unwrap();
+    assert_refused(&fixture, s3, &bucket, ".", &key);
 }
 
 #[test]
-fn missing_references_are_refused_unless_they_are_allowed() {
-    let (site, s3, bucket, _) = Site::with_cache();
-    let app = Site::narinfo_key(&site.closure.app);
-    let lib = &site.closure.lib["/nix/store/".len()..];
-    assert_refused(&site, s3, &bucket, &format!("nix-cache-info nar {app}"), lib);
-    assert_refused(&site, s3, &bucket, &format!("{app} nar"), lib);
+fn missing_references_are_refused_unless_allowed() {
+    let (fixture, s3, bucket, _) = Fixture::with_cache();
+    let app = Fixture::narinfo_key(&fixture.closure.app);
+    let lib = &fixture.closure.lib["/nix/store/".len()..];
+    assert_refused(&fixture, s3, &bucket, &format!("nix-cache-info nar {app}"), lib);
+    assert_refused(&fixture, s3, &bucket, &format!("{app} nar"), lib);
     let allowed =
         format!("tar c -C cache nix-cache-info nar {app} | s3-push --no-nix --allow-missing-references \"$C\"");
-    assert_eq!(site.scratch.sh(&allowed).ok(), site.closure.app);
+    assert_eq!(fixture.scratch.sh(&allowed).ok(), fixture.closure.app);
     // What is in the cache already counts.
-    let lib = Site::narinfo_key(&site.closure.lib);
-    let top = Site::narinfo_key(&site.closure.top);
-    site.scratch.sh(&format!("tar c -C cache nar {lib} | s3-push --no-nix \"$C\"")).ok();
-    site.scratch.sh(&format!("tar c -C cache nar {top} | s3-push --no-nix \"$C\"")).ok();
-    site.assert_complete(&snapshot(s3, &bucket));
+    let lib = Fixture::narinfo_key(&fixture.closure.lib);
+    let top = Fixture::narinfo_key(&fixture.closure.top);
+    fixture.scratch.sh(&format!("tar c -C cache nar {lib} | s3-push --no-nix \"$C\"")).ok();
+    fixture.scratch.sh(&format!("tar c -C cache nar {top} | s3-push --no-nix \"$C\"")).ok();
+    fixture.assert_complete(&snapshot(s3, &bucket));
 }
 
 #[test]
 fn a_bucket_of_another_store_directory_is_refused() {
-    let (site, s3, bucket) = Site::embedded();
+    let (fixture, s3, bucket) = Fixture::embedded();
     s3.put(&bucket, "nix-cache-info", b"StoreDir: /gnu/store\n");
-    let said = site.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix \"$C\"")).fails(1);
-    assert!(said.contains("/gnu/store"), "{said}");
+    let stderr = fixture.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix \"$C\"")).fails(1);
+    assert!(stderr.contains("/gnu/store"), "{stderr}");
     assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
     assert_eq!(s3.get(&bucket, "nix-cache-info"), b"StoreDir: /gnu/store\n");
-    let said = site.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
-    assert!(said.contains(&site.closure.lib) || said.contains("/gnu/store"), "{said}");
+    let stderr = fixture.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
+    assert!(stderr.contains(&fixture.closure.lib) || stderr.contains("/gnu/store"), "{stderr}");
+}
+
+/// One bad NAR keeps every path above it from being published: the cause is printed once, with their number, and their
+/// names only with `-v`.
+#[test]
+fn refused_dependents_are_counted_and_named_with_verbose() {
+    let (site, s3, bucket, lib) = Site::with_cache();
+    let file = site.path("cache").join(lib.one("URL"));
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let push = |flags: &str| site.scratch.sh(&format!("tar c -C cache . | s3-push --no-nix {flags} \"$C\""));
+    let stderr = push("").fails(1);
+    assert_eq!(stderr.lines().filter(|line| line.starts_with("s3-push: ")).count(), 1, "{stderr}");
+    assert!(stderr.contains(lib.one("URL")) && stderr.contains(&site.closure.lib), "{stderr}");
+    assert!(stderr.contains("2 paths depend on it and were not published"), "{stderr}");
+    assert!(!stderr.contains(&site.closure.app) && !stderr.contains(&site.closure.top), "{stderr}");
+    let stderr = push("-v").fails(1);
+    for path in [&site.closure.app, &site.closure.top] {
+        let line = format!("s3-push: {path}: not published, because it depends on {}", lib.one("URL"));
+        assert!(stderr.lines().any(|found| found == line), "{stderr}");
+    }
+    // JSON has an object for each path, whatever its cause.
+    let report = push("--json");
+    assert_eq!(report.status, 1);
+    assert_eq!(report.text().matches("\"status\":\"refused\"").count(), 3, "{}", report.text());
+    assert!(report.text().contains("\"refused\":3"), "{}", report.text());
+    assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
+}
+
+/// Several paths that lack the same reference have one cause, and a hint.
+#[test]
+fn a_missing_reference_is_reported_once() {
+    let (site, _, _, _) = Site::with_cache();
+    let keys = [&site.closure.app, &site.closure.top].map(|path| Site::narinfo_key(path)).join(" ");
+    let stderr = site.scratch.sh(&format!("tar c -C cache nar {keys} | s3-push --no-nix \"$C\"")).fails(1);
+    assert!(stderr.contains(&site.closure.lib) && stderr.contains("1 path depends on it"), "{stderr}");
+    assert_eq!(stderr.matches("hint: ").count(), 1, "{stderr}");
+    assert!(stderr.contains("--allow-missing-references"), "{stderr}");
 }

@@ -2,47 +2,49 @@
 
 use super::contributors;
 use crate::fixtures::bucket::{Fields, assert_closed, snapshot};
-use crate::fixtures::site::Site;
+use crate::fixtures::closure_fixture::Fixture;
 use std::fs;
 
 /// Of an archive, narinfos and NARs that do not hold stay out, and what passes is a cache that can be pushed.
 #[test]
-fn verify_of_an_archive_passes_only_what_holds() {
-    let (mut site, [alice, ..]) = contributors();
-    let sh = |script: &str| site.scratch.sh(script);
+fn verify_of_an_archive_passes_only_trusted_paths() {
+    let (mut fixture, [alice, ..]) = contributors();
+    let sh = |script: &str| fixture.scratch.sh(script);
     // Only `lib` is signed.
     sh("mkdir dir; tar x -C dir < archive").ok();
-    let lib = Site::narinfo_key(&site.closure.lib);
+    let lib = Fixture::narinfo_key(&fixture.closure.lib);
     sh(&format!("cache-sign -k alice.sec < dir/{lib} > signed; mv signed dir/{lib}; chmod u+w -R dir")).ok();
-    let url = Fields::parse(&fs::read(site.path(&format!("dir/{lib}"))).unwrap()).one("URL").to_owned();
+    let url = Fields::parse(&fs::read(fixture.path(&format!("dir/{lib}"))).unwrap()).one("URL").to_owned();
     // NARs first, as narinfo-gen writes them, and narinfos first, as tar may find them.
     for order in ["nix-cache-info nar *.narinfo", "*.narinfo nix-cache-info nar"] {
         let verify = format!("cd dir; tar c {order} | cache-sign verify --trusted-public-key '{alice}' > ../passed");
-        let said = sh(&verify).fails(1);
-        assert!(said.contains("2 of 3 paths are not trusted"), "{said}");
+        let stderr = sh(&verify).fails(1);
+        assert!(stderr.contains("2 of 3 paths are not trusted"), "{stderr}");
         let mut members: Vec<String> = sh("tar t < passed").ok().lines().map(str::to_owned).collect();
         members.sort_unstable();
-        let mut wanted = vec![lib.clone(), url.clone(), "nix-cache-info".to_owned()];
-        wanted.sort_unstable();
-        assert_eq!(members, wanted, "{order}");
+        let mut expected = vec![lib.clone(), url.clone(), "nix-cache-info".to_owned()];
+        expected.sort_unstable();
+        assert_eq!(members, expected, "{order}");
     }
     let s3 = cache_tests::EmbeddedS3::shared();
-    let bucket = site.fresh_bucket(s3);
-    site.scratch.sh("s3-push --no-nix \"$C\" < passed").ok();
+    let bucket = fixture.fresh_bucket(s3);
+    fixture.scratch.sh("s3-push --no-nix \"$C\" < passed").ok();
     assert_closed(&snapshot(s3, &bucket));
     // A stream that is cut off is no verdict.
-    site.scratch
+    fixture
+        .scratch
         .sh(&format!("head -c 3000 archive | cache-sign verify --trusted-public-key '{alice}' > /dev/null"))
         .fails(1);
 }
 
 /// A signed archive in `signed` and its members below `dir`, and the NAR's key of each path.
-fn signed_archive(site: &Site) -> [String; 3] {
-    site.scratch
+fn signed_archive(fixture: &Fixture) -> [String; 3] {
+    fixture
+        .scratch
         .sh("cache-sign -k alice.sec < archive > signed; mkdir dir; tar x -C dir < signed; chmod -R u+w dir")
         .ok();
-    site.closure.paths().map(|path| {
-        let narinfo = fs::read(site.path("dir").join(Site::narinfo_key(path))).unwrap();
+    fixture.closure.paths().map(|path| {
+        let narinfo = fs::read(fixture.path("dir").join(Fixture::narinfo_key(path))).unwrap();
         Fields::parse(&narinfo).one("URL").to_owned()
     })
 }
@@ -52,11 +54,11 @@ const ORDERS: [&str; 2] = ["nix-cache-info nar *.narinfo", "*.narinfo nix-cache-
 
 /// What is signed is the narinfo: a NAR passes only if it is what the narinfo says.
 #[test]
-fn verify_of_an_archive_holds_each_nar_against_its_narinfo() {
-    let (site, [alice, ..]) = contributors();
-    let sh = |script: &str| site.scratch.sh(script);
-    let [lib, app, top] = signed_archive(&site);
-    let lib_info = Site::narinfo_key(&site.closure.lib);
+fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
+    let (fixture, [alice, ..]) = contributors();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    let [lib, app, top] = signed_archive(&fixture);
+    let lib_info = Fixture::narinfo_key(&fixture.closure.lib);
     let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
     sh(&format!("{verify} < signed > passed; cmp signed passed")).ok();
     // What is wrong, how it is made, what is said, and whether the NAR alone is to blame.
@@ -70,7 +72,7 @@ fn verify_of_an_archive_holds_each_nar_against_its_narinfo() {
             "FileHash",
             format!(
                 "sed -i \"s|^FileHash: .*|$(grep ^FileHash: {})|\" {lib_info}",
-                Site::narinfo_key(&site.closure.app)
+                Fixture::narinfo_key(&fixture.closure.app)
             ),
             "FileHash is",
         ),
@@ -85,8 +87,8 @@ fn verify_of_an_archive_holds_each_nar_against_its_narinfo() {
         sh(&format!("rm -rf bad; cp -r dir bad; cd bad; {change}")).ok();
         for order in ORDERS {
             let run = |flags: &str| sh(&format!("cd bad; tar c {order} | {verify} {flags} > ../passed"));
-            let said = run("").fails(1);
-            assert!(message.split('|').any(|message| said.contains(message)), "{what}, {order}: {said}");
+            let stderr = run("").fails(1);
+            assert!(message.split('|').any(|message| stderr.contains(message)), "{what}, {order}: {stderr}");
             let members = sh("tar t < passed").ok();
             assert!(!members.contains(&lib) && members.contains(&app) && members.contains(&top), "{what}: {members}");
             if order.starts_with("nix-cache-info") {
@@ -101,14 +103,14 @@ fn verify_of_an_archive_holds_each_nar_against_its_narinfo() {
 
 /// Nobody signs the URL: one that names something else than a NAR would let that pass.
 #[test]
-fn verify_refuses_a_narinfo_whose_url_is_no_nar() {
-    let (site, [alice, ..]) = contributors();
-    signed_archive(&site);
-    let info = Site::narinfo_key(&site.closure.lib);
+fn verify_refuses_a_url_that_is_not_a_nar() {
+    let (fixture, [alice, ..]) = contributors();
+    signed_archive(&fixture);
+    let info = Fixture::narinfo_key(&fixture.closure.lib);
     for url in
         ["log/x.drv", "debuginfo/ab", "realisations/x.doi", "nix-cache-info", &info, &info.replace("narinfo", "ls")]
     {
-        let said = site
+        let stderr = fixture
             .scratch
             .sh(&format!(
                 "cp dir/{info} honest; sed -i 's|^URL: .*|URL: {url}|' dir/{info}
@@ -119,17 +121,17 @@ fn verify_refuses_a_narinfo_whose_url_is_no_nar() {
                    || s=$?; rm -r evil; exit ${{s:-0}}"
             ))
             .fails(1);
-        assert!(said.contains("not the key of a NAR"), "{url}: {said}");
-        assert!(!site.scratch.sh("tar t < passed").ok().contains("narinfo"), "{url}");
+        assert!(stderr.contains("not the key of a NAR"), "{url}: {stderr}");
+        assert!(!fixture.scratch.sh("tar t < passed").ok().contains("narinfo"), "{url}");
     }
 }
 
 #[test]
-fn verify_of_an_archive_refuses_members_that_are_there_twice_or_that_nobody_names() {
-    let (site, [alice, ..]) = contributors();
-    let sh = |script: &str| site.scratch.sh(script);
-    let [lib, app, _] = signed_archive(&site);
-    let lib_info = Site::narinfo_key(&site.closure.lib);
+fn verify_of_an_archive_refuses_duplicate_and_unreferenced_members() {
+    let (fixture, [alice, ..]) = contributors();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    let [lib, app, _] = signed_archive(&fixture);
+    let lib_info = Fixture::narinfo_key(&fixture.closure.lib);
     let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
     sh(&format!("mkdir -p evil/nar; cp dir/{app} evil/{lib}; cp dir/{lib_info} evil; echo x > evil/nar/extra.nar.zst"))
         .ok();
@@ -143,47 +145,47 @@ fn verify_of_an_archive_refuses_members_that_are_there_twice_or_that_nobody_name
         let members = || sh("tar t < passed | sort").ok();
         let whole = sh("tar t < signed | sort").ok();
         // A second, evil NAR.
-        let said = run(&format!("-C evil {lib}")).fails(1);
-        assert!(said.contains(&format!("{lib}: duplicate archive member with different contents")), "{said}");
-        assert!(said.contains("1 other archive member was refused"), "{said}");
+        let stderr = run(&format!("-C evil {lib}")).fails(1);
+        assert!(stderr.contains(&format!("{lib}: duplicate archive member with different contents")), "{stderr}");
+        assert!(stderr.contains("1 other archive member was refused"), "{stderr}");
         assert_eq!(members(), whole, "{order}: the good one passes, once");
         sh(&format!("tar x -O {lib} < passed | cmp - dir/{lib}")).ok();
         // The same NAR again is what narinfo-gen writes for paths of the same contents.
         run(&format!("-C dir {lib}")).ok();
         assert_eq!(members(), whole);
-        let said = run(&format!("-C evil {lib_info}")).fails(1);
-        assert!(said.contains(&format!("{lib_info}: duplicate archive member")), "{said}");
+        let stderr = run(&format!("-C evil {lib_info}")).fails(1);
+        assert!(stderr.contains(&format!("{lib_info}: duplicate archive member")), "{stderr}");
         assert_eq!(members(), whole);
-        let said = run("-C dir nix-cache-info").fails(1);
-        assert!(said.contains("nix-cache-info: duplicate archive member"), "{said}");
-        let said = run("-C evil nar/unnamed.nar.zst nar/extra.nar.zst").fails(1);
-        assert!(said.contains("nar/unnamed.nar.zst: no narinfo in the archive refers to this NAR"), "{said}");
-        assert!(said.contains("nar/extra.nar.zst: not a NAR"), "{said}");
-        assert!(said.contains("2 other archive members were refused"), "{said}");
+        let stderr = run("-C dir nix-cache-info").fails(1);
+        assert!(stderr.contains("nix-cache-info: duplicate archive member"), "{stderr}");
+        let stderr = run("-C evil nar/unnamed.nar.zst nar/extra.nar.zst").fails(1);
+        assert!(stderr.contains("nar/unnamed.nar.zst: no narinfo in the archive refers to this NAR"), "{stderr}");
+        assert!(stderr.contains("nar/extra.nar.zst: not a NAR"), "{stderr}");
+        assert!(stderr.contains("2 other archive members were refused"), "{stderr}");
         assert_eq!(members(), whole);
     }
     // The evil one first: neither passes.
     sh(&format!("tar cf t -C evil {lib}; cd dir; tar rf ../t nix-cache-info nar *.narinfo")).ok();
-    let said = sh(&format!("{verify} < t > passed")).fails(1);
-    assert!(said.contains("different contents") && said.contains("FileHash is"), "{said}");
+    let stderr = sh(&format!("{verify} < t > passed")).fails(1);
+    assert!(stderr.contains("different contents") && stderr.contains("FileHash is"), "{stderr}");
     assert!(!sh("tar t < passed").ok().contains(&lib));
 }
 
 /// Two paths of the same contents share a NAR; one of them may be unsigned.
 #[test]
-fn verify_passes_a_nar_that_a_path_which_holds_shares_with_one_that_does_not() {
-    let (site, [alice, ..]) = contributors();
-    let sh = |script: &str| site.scratch.sh(script);
+fn verify_passes_a_nar_shared_by_a_trusted_and_an_untrusted_path() {
+    let (fixture, [alice, ..]) = contributors();
+    let sh = |script: &str| fixture.scratch.sh(script);
     let twin = cache_tests::store_path("twin", cache_tests::random_seed());
     let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
     sh(&format!("cp -a root$LIB root{twin}; nar-pack --root root --no-nix --export $LIB {twin} | narinfo-gen --no-nix --archive | cache-sign -k alice.sec > twins")).ok();
     sh(&format!("{verify} < twins > passed; test $(tar t < passed | grep -c ^nar/) = 1; mkdir d; tar x -C d < twins; chmod -R u+w d")).ok();
-    for unsigned in [&site.closure.lib, &twin] {
-        let key = Site::narinfo_key(unsigned);
+    for unsigned in [&fixture.closure.lib, &twin] {
+        let key = Fixture::narinfo_key(unsigned);
         sh(&format!("rm -rf e; cp -r d e; sed -i '/^Sig: /d' e/{key}")).ok();
         for order in ORDERS {
-            let said = sh(&format!("cd e; tar c {order} | {verify} > ../passed")).fails(1);
-            assert!(said.contains("1 of 2 paths are not trusted") && !said.contains("archive member"), "{said}");
+            let stderr = sh(&format!("cd e; tar c {order} | {verify} > ../passed")).fails(1);
+            assert!(stderr.contains("1 of 2 paths are not trusted") && !stderr.contains("archive member"), "{stderr}");
             let members = sh("tar t < passed").ok();
             assert!(members.contains("nar/") && !members.contains(&key), "{order}: {members}");
         }

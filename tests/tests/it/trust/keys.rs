@@ -1,7 +1,7 @@
 //! Where keys come from, and whose signatures count.
 
 use super::contributors;
-use crate::fixtures::site::{Site, make_key};
+use crate::fixtures::closure_fixture::{Fixture, generate_key};
 use cache_tests::Scratch;
 use cache_tests::nix;
 use serde_json::Value;
@@ -15,8 +15,8 @@ fn signers(line: &str) -> (bool, Vec<String>) {
 
 #[test]
 fn two_of_three_contributors_must_sign() {
-    let (site, _) = contributors();
-    let sh = |script: &str| site.scratch.sh(script);
+    let (fixture, _) = contributors();
+    let sh = |script: &str| fixture.scratch.sh(script);
     let trust = "--trusted-public-key \"$(cat alice.pub) $(cat bob.pub)\" --trusted-public-key-file carol.pub";
     let verify = format!("cache-sign verify --threshold 2 {trust}");
     sh("cache-sign -k alice.sec < narinfos > one; cache-sign -k bob.sec < one > two").ok();
@@ -36,7 +36,7 @@ fn two_of_three_contributors_must_sign() {
         }
         let passed = sh(&format!("{verify} < {file}"));
         assert_eq!(passed.status, status);
-        assert_eq!(passed.stdout, if status == 0 { fs::read(site.path(file)).unwrap() } else { Vec::new() });
+        assert_eq!(passed.stdout, if status == 0 { fs::read(fixture.path(file)).unwrap() } else { Vec::new() });
     }
     // A key under two names is one signer.
     sh("sed s/alice-1/other-1/ alice.sec > other.sec; sed s/alice-1/other-1/ alice.pub > other.pub").ok();
@@ -49,16 +49,16 @@ fn two_of_three_contributors_must_sign() {
 }
 
 #[test]
-fn keys_come_from_files_descriptors_and_variables() {
-    let (mut site, [alice, ..]) = contributors();
-    let sh = |script: &str| site.scratch.sh(script);
+fn keys_are_read_from_files_descriptors_and_variables() {
+    let (mut fixture, [alice, ..]) = contributors();
+    let sh = |script: &str| fixture.scratch.sh(script);
     sh("cache-sign -k alice.sec < narinfos > signed").ok();
-    let secret = fs::read_to_string(site.path("alice.sec")).unwrap();
+    let secret = fs::read_to_string(fixture.path("alice.sec")).unwrap();
     let half = {
         let digits = sh("cut -d: -f2 alice.sec | base64 -d | head -c 32 | base64 -w0").ok();
         format!("alice-1:{digits}")
     };
-    fs::write(site.path("half.sec"), &half).unwrap();
+    fs::write(fixture.path("half.sec"), &half).unwrap();
     for script in [
         "cache-sign --key-fd 3 3< alice.sec < narinfos",
         "cache-sign --key-fd 7 7< <(cat alice.sec) < narinfos",
@@ -66,15 +66,15 @@ fn keys_come_from_files_descriptors_and_variables() {
         "chmod 600 half.sec; cache-sign --seed -k half.sec < narinfos",
         "cache-sign --seed -k <(cat half.sec) < narinfos",
     ] {
-        let outcome = sh(&format!("{script} | cmp - signed"));
-        outcome.ok();
-        assert_eq!(outcome.stderr, "", "{script}");
+        let output = sh(&format!("{script} | cmp - signed"));
+        output.ok();
+        assert_eq!(output.stderr, "", "{script}");
     }
     assert_eq!(sh("cache-sign public-key --seed --key-fd 3 3< half.sec").ok(), alice);
-    let said = sh("chmod 644 alice.sec; cache-sign -k alice.sec < narinfos > out; chmod 600 alice.sec");
-    said.ok();
-    assert!(said.stderr.contains("readable by other users (mode 0644)"), "{}", said.stderr);
-    site.scratch.env("SECRET", &secret);
+    let output = sh("chmod 644 alice.sec; cache-sign -k alice.sec < narinfos > out; chmod 600 alice.sec");
+    output.ok();
+    assert!(output.stderr.contains("readable by other users (mode 0644)"), "{}", output.stderr);
+    fixture.scratch.env("SECRET", &secret);
     for (script, status) in [
         ("cache-sign --key-fd 9 < narinfos", 2),
         ("cache-sign --key-fd 0 < narinfos", 2),
@@ -91,20 +91,20 @@ fn keys_come_from_files_descriptors_and_variables() {
         if status == 0 {
             continue;
         }
-        let outcome = site.scratch.sh(script);
-        assert_eq!(outcome.status, status, "{script}: {}", outcome.stderr);
-        assert!(outcome.stdout.is_empty() && outcome.stderr.lines().count() == 1, "{script}: {}", outcome.stderr);
+        let output = fixture.scratch.sh(script);
+        assert_eq!(output.status, status, "{script}: {}", output.stderr);
+        assert!(output.stdout.is_empty() && output.stderr.lines().count() == 1, "{script}: {}", output.stderr);
         let digits = secret.split(':').nth(1).unwrap();
-        assert!(!outcome.stderr.contains(&digits[..20]) && !outcome.stderr.contains(&digits[50..]), "{script}");
+        assert!(!output.stderr.contains(&digits[..20]) && !output.stderr.contains(&digits[50..]), "{script}");
     }
 }
 
 /// Other tools' signatures stay byte for byte; `--replace` drops those of one name, and the base of NarHash is no matter.
 #[test]
-fn signatures_of_others_stay_and_every_base_is_the_same_path() {
-    let (site, _) = contributors();
-    let sh = |script: &str| site.scratch.sh(script);
-    let lib = &site.closure.lib;
+fn foreign_signatures_are_kept_and_hash_bases_are_equivalent() {
+    let (fixture, _) = contributors();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    let lib = &fixture.closure.lib;
     sh(&format!("awk -v RS= -v p='StorePath: {lib}' 'index($0, p)' narinfos > plain")).ok();
     sh("cache-sign -k alice.sec < plain > signed").ok();
     let signature = sh("grep '^Sig: ' signed").ok();
@@ -145,30 +145,30 @@ fn base32(digits: &str) -> Vec<u8> {
 
 /// What Nix signs, we accept; what we sign, Nix accepts; neither accepts a stranger's.
 #[test]
-fn a_real_nix_in_both_directions() {
+fn nix_accepts_our_signatures_and_we_accept_those_of_nix() {
     if !nix::available() {
         return;
     }
     let mut scratch = Scratch::new();
     let closure = nix::build(&scratch);
-    let (ours, theirs) = (make_key(&scratch, "ours"), make_key(&scratch, "theirs"));
+    let (ours, theirs) = (generate_key(&scratch, "ours"), generate_key(&scratch, "theirs"));
     scratch.env("TOP", &closure.top);
-    let stranger = make_key(&scratch, "stranger");
+    let stranger = generate_key(&scratch, "stranger");
     // By `nix copy` with a key, and by `nix store sign`.
     scratch.sh("nix copy --to \"file://$PWD/copied?secret-key=$PWD/theirs.sec\" $TOP").ok();
     scratch.sh("nix store sign -k theirs.sec -r $TOP; nix copy --to file://$PWD/signed $TOP").ok();
     for dir in ["copied", "signed"] {
         let archive = format!("tar c -C {dir} . | cache-sign verify --trusted-public-key");
         scratch.sh(&format!("{archive} '{theirs}' > /dev/null")).ok();
-        let said = scratch.sh(&format!("{archive} '{stranger}' > /dev/null")).fails(1);
-        assert!(said.contains("3 of 3 paths are not trusted"), "{said}");
+        let stderr = scratch.sh(&format!("{archive} '{stranger}' > /dev/null")).fails(1);
+        assert!(stderr.contains("3 of 3 paths are not trusted"), "{stderr}");
     }
     // Nix's signatures are still there, byte for byte, after we added ours; and Nix takes either.
     scratch.sh("mkdir both; tar c -C signed . | cache-sign -k ours.sec | tar x -C both").ok();
     scratch.sh("chmod -R u+w both; for f in signed/*.narinfo; do grep ^Sig: $f | grep -qFf - both/${f#*/}; done").ok();
     // In another base, as other tools write it.
     for path in closure.paths() {
-        let info = format!("both/{}", Site::narinfo_key(path));
+        let info = format!("both/{}", Fixture::narinfo_key(path));
         scratch
             .sh(&format!(
                 "h=$(sed -n 's/^NarHash: //p' {info}); sed -i \"s|^NarHash: .*|NarHash: $(nix hash to-sri $h)|\" {info}"

@@ -1,18 +1,19 @@
 //! Keys and signatures: several contributors, archives, a rotation while clients read, and a real Nix.
 
-use crate::fixtures::site::Site;
+use crate::fixtures::closure_fixture::Fixture;
 
 mod archives;
 mod keys;
 mod rotation;
 
 /// A site with the unsigned narinfos and archive of its closure, and a key for each of three contributors.
-fn contributors() -> (Site, [String; 3]) {
-    let site = Site::new();
-    let keys = ["alice", "bob", "carol"]
-        .map(|name| site.scratch.sh(&format!("cache-sign keygen {name}-1 {name}.sec {name}.pub; cat {name}.pub")).ok());
+fn contributors() -> (Fixture, [String; 3]) {
+    let fixture = Fixture::new();
+    let keys = ["alice", "bob", "carol"].map(|name| {
+        fixture.scratch.sh(&format!("cache-sign keygen {name}-1 {name}.sec {name}.pub; cat {name}.pub")).ok()
+    });
     let export = "nar-pack --root root --no-nix --export --stdin < paths";
-    site.scratch.sh(&format!("{export} | narinfo-gen --no-nix > narinfos")).ok();
-    site.scratch.sh(&format!("{export} | narinfo-gen --no-nix --archive > archive")).ok();
-    (site, keys)
+    fixture.scratch.sh(&format!("{export} | narinfo-gen --no-nix > narinfos")).ok();
+    fixture.scratch.sh(&format!("{export} | narinfo-gen --no-nix --archive > archive")).ok();
+    (fixture, keys)
 }

@@ -1,8 +1,8 @@
 //! A key is replaced while clients read.
 
 use crate::fixtures::bucket::{Fields, assert_closed, narinfo_keys, snapshot};
-use crate::fixtures::site;
-use crate::fixtures::site::Site;
+use crate::fixtures::closure_fixture;
+use crate::fixtures::closure_fixture::Fixture;
 use cache_tests::Minio;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -24,18 +24,18 @@ fn summary(report: &str) -> Value {
 }
 
 #[test]
-fn a_key_is_rotated_while_clients_read_and_no_nar_moves() {
+fn a_key_is_rotated_while_clients_read_and_no_nar_is_rewritten() {
     let Some(minio) = Minio::shared() else { return };
-    let mut site = Site::new();
+    let mut fixture = Fixture::new();
     let bucket = minio.make_bucket();
-    let policy = site.scratch.sh(&format!("cache-policy --upload {bucket}")).ok();
-    minio.add_user(&policy).apply(&mut site.scratch);
-    site.scratch.env("C", minio.cache_url(&bucket));
-    site.scratch.sh("cache-sign keygen old-1 old.sec old.pub; cache-sign keygen new-1 new.sec new.pub").ok();
-    site.scratch.sh(&site::PUBLISH.replace("key.sec", "old.sec")).ok();
+    let policy = fixture.scratch.sh(&format!("cache-policy --upload {bucket}")).ok();
+    minio.add_user(&policy).apply(&mut fixture.scratch);
+    fixture.scratch.env("C", minio.cache_url(&bucket));
+    fixture.scratch.sh("cache-sign keygen old-1 old.sec old.pub; cache-sign keygen new-1 new.sec new.pub").ok();
+    fixture.scratch.sh(&closure_fixture::PUBLISH.replace("key.sec", "old.sec")).ok();
     let before = states(minio, &bucket);
     let (stop, moved, reads) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU32::new(0));
-    let site = &site;
+    let fixture = &fixture;
     thread::scope(|scope| {
         // A client that trusts the old key until the new one is everywhere, and the new one from then on.
         let client = scope.spawn(|| {
@@ -43,7 +43,7 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_moves() {
                 let n = reads.load(Ordering::SeqCst);
                 let key = if moved.load(Ordering::SeqCst) { "new.pub" } else { "old.pub" };
                 let pull = format!("s3-pull -q -r --root out{n} --trusted-public-key-file {key} \"$C\" \"$TOP\"");
-                site.scratch.sh(&pull).ok();
+                fixture.scratch.sh(&pull).ok();
                 reads.fetch_add(1, Ordering::SeqCst);
             }
         });
@@ -55,7 +55,7 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_moves() {
             println!("{stage}: {} closures read so far", reads.load(Ordering::SeqCst));
         };
         read_once_more("before");
-        let report = site.scratch.sh(
+        let report = fixture.scratch.sh(
             "s3-pull --narinfo --all --trusted-public-key-file old.pub \"$C\" | cache-sign -k new.sec | s3-push --json \"$C\"",
         );
         let first = summary(&report.ok());
@@ -66,7 +66,7 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_moves() {
         moved.store(true, Ordering::SeqCst);
         read_once_more("signed by both, read with the new key");
         // Everybody trusts the new key by now: the old one goes, and the client goes on.
-        let report = site.scratch.sh(
+        let report = fixture.scratch.sh(
             "s3-pull --narinfo --all --trusted-public-key-file new.pub \"$C\" | cache-sign -k new.sec --replace old-1 \
              | s3-push --json --exact \"$C\"",
         );
@@ -86,9 +86,9 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_moves() {
         let signatures = narinfo.all("Sig");
         assert!(signatures.len() == 1 && signatures[0].starts_with("new-1:"), "{key}: {signatures:?}");
     }
-    site.scratch.sh("s3-pull -r --root gone --trusted-public-key-file old.pub \"$C\" \"$TOP\"").fails(1);
-    site.scratch.sh("s3-pull -r --root last --trusted-public-key-file new.pub \"$C\" \"$TOP\"").ok();
-    site.assert_trees("last");
+    fixture.scratch.sh("s3-pull -r --root gone --trusted-public-key-file old.pub \"$C\" \"$TOP\"").fails(1);
+    fixture.scratch.sh("s3-pull -r --root last --trusted-public-key-file new.pub \"$C\" \"$TOP\"").ok();
+    fixture.assert_trees("last");
     let after = states(minio, &bucket);
     for (key, state) in &before {
         let same = after[key] == *state;

@@ -1,14 +1,14 @@
 //! Bad input to nar-pack, narinfo-gen and cache-sign.
 
-use super::{BAD_PATH, Bench, GONE, case, on_terminal};
+use super::{BAD_PATH, BadInputFixture, CLOSED_STDOUT, case, on_terminal};
 use cache_tests::random_seed;
 use cache_tests::{EmbeddedS3, store_path};
 use std::fs;
 
 #[test]
-fn nar_pack() {
+fn nar_pack_reports_bad_input() {
     let s3 = EmbeddedS3::shared();
-    let bench = Bench::new(s3);
+    let fixture = BadInputFixture::new(s3);
     let absent = store_path("absent", random_seed());
     let local = "nar-pack --root root --no-nix";
     let mut cases = vec![
@@ -42,21 +42,21 @@ fn nar_pack() {
             2,
             "terminal",
         ),
-        case("closed output", format!("{GONE}; nar-pack nar >&3"), 141, ""),
-        case("closed output of --list", format!("{GONE}; nar-pack --list < app.nar >&3"), 141, ""),
+        case("closed output", format!("{CLOSED_STDOUT}; nar-pack nar >&3"), 141, ""),
+        case("closed output of --list", format!("{CLOSED_STDOUT}; nar-pack --list < app.nar >&3"), 141, ""),
         case("full disk", "nar-pack nar > /dev/full", 2, "No space left"),
         case("unknown flag", "nar-pack --exprt nar", 2, "--exprt|--export|--help"),
         case("bad store directory", "nar-pack --store-dir nix/store --export x", 2, "nix/store|absolute"),
     ];
     cases.push(case("a FIFO", "mkfifo fifo; nar-pack fifo", 2, "fifo"));
-    bench.run("nar-pack", s3, &cases);
-    assert!(!fs::exists(bench.site.path("out")).unwrap(), "what could not be unpacked is not there");
+    fixture.run("nar-pack", s3, &cases);
+    assert!(!fs::exists(fixture.fixture.path("out")).unwrap(), "what could not be unpacked is not there");
 }
 
 #[test]
-fn narinfo_gen() {
+fn narinfo_gen_reports_bad_input() {
     let s3 = EmbeddedS3::shared();
-    let bench = Bench::new(s3);
+    let fixture = BadInputFixture::new(s3);
     let cases = [
         case("empty input", "narinfo-gen < empty", 1, "empty|NAR"),
         case("empty input to --archive", "narinfo-gen --archive < empty > out || exit $?", 1, "empty"),
@@ -85,25 +85,30 @@ fn narinfo_gen() {
         ),
         case("terminal as input", on_terminal("narinfo-gen"), 2, "terminal|NAR"),
         case("terminal as output", on_terminal("narinfo-gen --no-nix --archive < export"), 2, "terminal|archive"),
-        case("closed output", format!("{GONE}; narinfo-gen --no-nix < export >&3"), 141, ""),
-        case("closed output of --archive", format!("{GONE}; narinfo-gen --no-nix --archive < export >&3"), 141, ""),
+        case("closed output", format!("{CLOSED_STDOUT}; narinfo-gen --no-nix < export >&3"), 141, ""),
+        case(
+            "closed output of --archive",
+            format!("{CLOSED_STDOUT}; narinfo-gen --no-nix --archive < export >&3"),
+            141,
+            "",
+        ),
         case("full disk", "narinfo-gen --no-nix < export > /dev/full", 2, "No space left"),
         case("unknown compression", "narinfo-gen -c zst < export", 2, "zst|zstd"),
         case("level that is too high", "narinfo-gen --level 99 < export", 2, "99|19"),
         case("unknown flag", "narinfo-gen --archiv < export", 2, "--archiv|--archive|--help"),
     ];
-    bench.run("narinfo-gen", s3, &cases);
+    fixture.run("narinfo-gen", s3, &cases);
 }
 
 #[test]
-fn cache_sign() {
+fn cache_sign_reports_bad_input() {
     let s3 = EmbeddedS3::shared();
-    let bench = Bench::new(s3);
-    fs::write(bench.site.path("short.sec"), "short-1:AAAA").unwrap();
-    fs::write(bench.site.path("noname.sec"), "AAAA").unwrap();
-    fs::write(bench.site.path("text.sec"), "text-1:this is not base 64!").unwrap();
+    let fixture = BadInputFixture::new(s3);
+    fs::write(fixture.fixture.path("short.sec"), "short-1:AAAA").unwrap();
+    fs::write(fixture.fixture.path("noname.sec"), "AAAA").unwrap();
+    fs::write(fixture.fixture.path("text.sec"), "text-1:this is not base 64!").unwrap();
     // Or there is a warning too, of a key that others can read.
-    bench.site.scratch.sh("chmod 600 *.sec key.pub empty random").ok();
+    fixture.fixture.scratch.sh("chmod 600 *.sec key.pub empty random").ok();
     let sign = "cache-sign -k key.sec";
     let verify = "cache-sign verify --trusted-public-key";
     let cases = [
@@ -135,14 +140,14 @@ fn cache_sign() {
         case("keygen with a bad name", "cache-sign keygen a:b a.sec a.pub", 1, "name|colon"),
         case("terminal as input", on_terminal("cache-sign -k key.sec"), 2, "terminal|narinfo"),
         case("terminal as output", on_terminal("cache-sign -k key.sec < archive"), 2, "terminal|archive"),
-        case("closed output", format!("{GONE}; {sign} < narinfos >&3"), 141, ""),
-        case("closed output of an archive", format!("{GONE}; {sign} < archive >&3"), 141, ""),
+        case("closed output", format!("{CLOSED_STDOUT}; {sign} < narinfos >&3"), 141, ""),
+        case("closed output of an archive", format!("{CLOSED_STDOUT}; {sign} < archive >&3"), 141, ""),
         case("full disk", format!("{sign} < archive > /dev/full"), 2, "No space left"),
         case("unknown command", "cache-sign verfy", 2, "verfy|verify"),
         case("unknown flag", "cache-sign --keyfile key.sec", 2, "--keyfile|--key-file|--help"),
     ];
-    bench.run("cache-sign", s3, &cases);
+    fixture.run("cache-sign", s3, &cases);
     for file in ["new.pub", "a.sec", "a.pub"] {
-        assert!(!fs::exists(bench.site.path(file)).unwrap(), "{file} was left");
+        assert!(!fs::exists(fixture.fixture.path(file)).unwrap(), "{file} was left");
     }
 }

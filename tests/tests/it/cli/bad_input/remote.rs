@@ -1,8 +1,8 @@
 //! Bad input to s3-push, s3-pull and cache-policy.
 
-use super::{BAD_PATH, Bench, Case, GONE, case, on_terminal};
-use crate::fixtures::bucket::{Service, assert_closed, narinfo_keys, snapshot};
-use crate::fixtures::site::{PUBLISH, Site};
+use super::{BAD_PATH, BadInputFixture, CLOSED_STDOUT, Case, case, on_terminal};
+use crate::fixtures::bucket::{S3Server, assert_closed, narinfo_keys, snapshot};
+use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
 use cache_tests::random_seed;
 use cache_tests::{Credentials, EmbeddedS3, Minio, store_path};
 use std::net::TcpListener;
@@ -24,12 +24,12 @@ fn url_cases(command: &str, rest: &str) -> Vec<Case> {
 }
 
 /// Servers that are not there or do not let us in.
-fn server_cases(service: &impl Service, command: &str, rest: &str) -> Vec<Case> {
+fn server_cases(service: &impl S3Server, command: &str, rest: &str) -> Vec<Case> {
     let endpoint = service.address();
     let closed = closed_port();
-    let stranger = Credentials::random();
-    let wrong_secret = format!("export AWS_SECRET_ACCESS_KEY={}", stranger.secret_key);
-    let wrong_both = format!("{wrong_secret} AWS_ACCESS_KEY_ID={}", stranger.access_key);
+    let other = Credentials::random();
+    let wrong_secret = format!("export AWS_SECRET_ACCESS_KEY={}", other.secret_key);
+    let wrong_both = format!("{wrong_secret} AWS_ACCESS_KEY_ID={}", other.access_key);
     // The embedded server tells of a missing bucket only whoever lists it.
     let hidden = service.hides_missing_buckets() && (command.contains("--key") || command.contains("--root"));
     let none = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY";
@@ -47,7 +47,7 @@ fn server_cases(service: &impl Service, command: &str, rest: &str) -> Vec<Case> 
     cases
 }
 
-fn s3_push_cases(service: &impl Service) -> Vec<Case> {
+fn s3_push_cases(service: &impl S3Server) -> Vec<Case> {
     let push = "s3-push --no-nix \"$C\"";
     let mut cases = vec![
         case("no bucket", "s3-push < archive", 2, "s3://"),
@@ -71,7 +71,7 @@ fn s3_push_cases(service: &impl Service) -> Vec<Case> {
         case("terminal for --missing", on_terminal("s3-push --missing $C"), 2, "terminal|path list"),
         case("bad --part-size", format!("{push} --part-size 5Mb < archive"), 2, "--part-size|MiB"),
         case("unknown flag", format!("{push} --mising < archive"), 2, "--mising|--missing|--help"),
-        case("closed output", format!("{GONE}; s3-push --missing \"$C\" < paths >&3"), 141, ""),
+        case("closed output", format!("{CLOSED_STDOUT}; s3-push --missing \"$C\" < paths >&3"), 141, ""),
     ];
     cases.extend(url_cases("s3-push --no-nix", "< archive"));
     cases.extend(url_cases("s3-push --missing", "< paths"));
@@ -81,7 +81,7 @@ fn s3_push_cases(service: &impl Service) -> Vec<Case> {
     cases
 }
 
-fn s3_pull_cases(service: &impl Service) -> Vec<Case> {
+fn s3_pull_cases(service: &impl S3Server) -> Vec<Case> {
     let pull = "s3-pull --root out \"$FULL\"";
     let absent = store_path("absent", random_seed());
     let closed = closed_port();
@@ -119,8 +119,8 @@ fn s3_pull_cases(service: &impl Service) -> Vec<Case> {
         case("terminal as output", on_terminal("s3-pull --nar $FULL $LIB"), 2, "terminal|NAR"),
         case("terminal for an archive", on_terminal("s3-pull --archive $FULL $LIB"), 2, "terminal|archive"),
         case("terminal for an export stream", on_terminal("s3-pull --export $FULL $LIB"), 2, "terminal|export"),
-        case("closed output", format!("{GONE}; s3-pull --nar \"$FULL\" \"$LIB\" >&3"), 141, ""),
-        case("closed output of --list", format!("{GONE}; s3-pull --list \"$FULL\" \"$LIB\" >&3"), 141, ""),
+        case("closed output", format!("{CLOSED_STDOUT}; s3-pull --nar \"$FULL\" \"$LIB\" >&3"), 141, ""),
+        case("closed output of --list", format!("{CLOSED_STDOUT}; s3-pull --list \"$FULL\" \"$LIB\" >&3"), 141, ""),
         case("full disk", "s3-pull --nar \"$FULL\" \"$LIB\" > /dev/full", 2, "No space left"),
         case("unknown flag", "s3-pull --rot out \"$FULL\" \"$LIB\"", 2, "--rot|--root|--help"),
     ];
@@ -131,65 +131,65 @@ fn s3_pull_cases(service: &impl Service) -> Vec<Case> {
 }
 
 /// Cases whose answer depends on how a server treats strangers: the embedded one lets them read.
-fn not_for_public_buckets(case: &Case) -> bool {
+fn applies_to_public_buckets(case: &Case) -> bool {
     case.name != "no credentials" || !case.script.contains("s3-pull --root")
 }
 
 #[test]
-fn s3_push() {
+fn s3_push_reports_bad_input() {
     let s3 = EmbeddedS3::shared();
-    let bench = Bench::new(s3);
-    bench.run("s3-push", s3, &s3_push_cases(s3));
+    let fixture = BadInputFixture::new(s3);
+    fixture.run("s3-push", s3, &s3_push_cases(s3));
 }
 
 #[test]
-fn what_was_published_before_anybody_could_be_told_stays() {
+fn published_paths_remain_if_stdout_is_closed() {
     let s3 = EmbeddedS3::shared();
-    let mut bench = Bench::new(s3);
-    let bucket = bench.site.fresh_bucket(s3);
-    let told = bench.site.scratch.sh(&format!("{GONE}; s3-push --quiet --no-nix \"$C\" < archive >&3"));
-    assert_eq!(told.fails(141), "", "the reader is gone");
+    let mut fixture = BadInputFixture::new(s3);
+    let bucket = fixture.fixture.fresh_bucket(s3);
+    let output = fixture.fixture.scratch.sh(&format!("{CLOSED_STDOUT}; s3-push --quiet --no-nix \"$C\" < archive >&3"));
+    assert_eq!(output.fails(141), "", "the reader is gone");
     assert_closed(&snapshot(s3, &bucket));
-    bench.site.scratch.sh(PUBLISH).ok();
+    fixture.fixture.scratch.sh(PUBLISH).ok();
     assert_eq!(narinfo_keys(&snapshot(s3, &bucket)).len(), 3);
 }
 
 #[test]
-fn s3_push_to_minio() {
+fn s3_push_reports_errors_of_minio() {
     let Some(minio) = Minio::shared() else { return };
-    let bench = Bench::new(minio);
+    let fixture = BadInputFixture::new(minio);
     let commands =
         [("s3-push --no-nix", "< archive"), ("s3-push --missing", "< paths"), ("s3-push --key log/x", "< paths")];
     let cases: Vec<Case> = commands.iter().flat_map(|(command, rest)| server_cases(minio, command, rest)).collect();
-    bench.run("s3-push", minio, &cases);
+    fixture.run("s3-push", minio, &cases);
 }
 
 #[test]
-fn s3_pull() {
+fn s3_pull_reports_bad_input() {
     let s3 = EmbeddedS3::shared();
-    let bench = Bench::new(s3);
-    let cases: Vec<Case> = s3_pull_cases(s3).into_iter().filter(not_for_public_buckets).collect();
-    bench.run("s3-pull", s3, &cases);
-    bench.site.assert_nothing_below("out");
+    let fixture = BadInputFixture::new(s3);
+    let cases: Vec<Case> = s3_pull_cases(s3).into_iter().filter(applies_to_public_buckets).collect();
+    fixture.run("s3-pull", s3, &cases);
+    fixture.fixture.assert_nothing_below("out");
 }
 
 #[test]
-fn s3_pull_from_minio() {
+fn s3_pull_reports_errors_of_minio() {
     let Some(minio) = Minio::shared() else { return };
-    let bench = Bench::new(minio);
+    let fixture = BadInputFixture::new(minio);
     let commands = [("s3-pull --root out", "\"$LIB\""), ("s3-pull --list --all", "")];
     let cases: Vec<Case> = commands.iter().flat_map(|(command, rest)| server_cases(minio, command, rest)).collect();
-    bench.run("s3-pull", minio, &cases);
-    bench.site.assert_nothing_below("out");
+    fixture.run("s3-pull", minio, &cases);
+    fixture.fixture.assert_nothing_below("out");
 }
 
 /// Objects of a cache that are wrong, on a directory as cache, which is as good as a bucket.
 #[test]
-fn s3_pull_from_a_bad_cache() {
+fn s3_pull_reports_bad_objects() {
     let s3 = EmbeddedS3::shared();
-    let bench = Bench::new(s3);
+    let fixture = BadInputFixture::new(s3);
     let pull = "s3-pull --root out file://$PWD/bad \"$LIB\"";
-    let narinfo = Site::narinfo_key(&bench.site.closure.lib);
+    let narinfo = Fixture::narinfo_key(&fixture.fixture.closure.lib);
     let bad = |how: &str| format!("rm -rf bad; cp -r cache bad; chmod -R u+w bad; N=bad/{narinfo}; {how}; {pull}");
     let nar = "bad/$(sed -n 's/^URL: //p' $N)";
     let cases = [
@@ -198,7 +198,7 @@ fn s3_pull_from_a_bad_cache() {
         case("random bytes as narinfo", bad("cp random $N"), 1, "narinfo"),
         case(
             "narinfo of another path",
-            bad(&format!("cp bad/{} $N", Site::narinfo_key(&bench.site.closure.app))),
+            bad(&format!("cp bad/{} $N", Fixture::narinfo_key(&fixture.fixture.closure.app))),
             1,
             "another path|app",
         ),
@@ -217,14 +217,14 @@ fn s3_pull_from_a_bad_cache() {
             "/gnu/store",
         ),
     ];
-    bench.run("s3-pull", s3, &cases);
-    bench.site.assert_nothing_below("out");
+    fixture.run("s3-pull", s3, &cases);
+    fixture.fixture.assert_nothing_below("out");
 }
 
 #[test]
-fn cache_policy() {
+fn cache_policy_reports_bad_input() {
     let s3 = EmbeddedS3::shared();
-    let bench = Bench::new(s3);
+    let fixture = BadInputFixture::new(s3);
     let mut cases = vec![
         case("no argument", "cache-policy", 2, "--read-only|--upload|--help"),
         case("no bucket", "cache-policy --read-only", 2, "bucket"),
@@ -233,11 +233,11 @@ fn cache_policy() {
         case("bucket name with a quote", "cache-policy --upload 'a\"b'", 2, "a\\\"b"),
         case("bad ARN", "cache-policy --read-only --principal bob my-cache", 2, "bob|ARN"),
         case("both documents", "cache-policy --read-only --upload my-cache", 2, "--upload"),
-        case("closed output", format!("{GONE}; cache-policy --read-only my-cache >&3"), 141, ""),
+        case("closed output", format!("{CLOSED_STDOUT}; cache-policy --read-only my-cache >&3"), 141, ""),
         case("full disk", "cache-policy --read-only my-cache > /dev/full", 2, "No space left"),
         case("unknown flag", "cache-policy --readonly my-cache", 2, "--readonly|--read-only|--help"),
     ];
     let unknown = |case: &Case| case.name.starts_with("unknown");
     cases.extend(url_cases("cache-policy --read-only", "").into_iter().filter(unknown));
-    bench.run("cache-policy", s3, &cases);
+    fixture.run("cache-policy", s3, &cases);
 }

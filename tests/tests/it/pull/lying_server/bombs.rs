@@ -1,8 +1,8 @@
 //! Decompression bombs and endless bodies.
 
-use super::{Said, Scene, at, shown, unclear};
-use crate::fixtures::forgery::{Forged, compressed, nar_of, objects, visible};
-use cache_tests::lying_server::{Answer, LyingServer};
+use super::{CommandOutput, PullFixture, find_problems, table_cell, with_response};
+use crate::fixtures::malicious_cache::{CachedPath, compressed, nar_of, objects, visible_names};
+use cache_tests::lying_server::{LyingServer, Response};
 use narinfo_gen::compression::{Compression, decoder};
 use std::fs;
 use std::io::Read as _;
@@ -14,53 +14,53 @@ const MIB: u64 = 1 << 20;
 
 /// Bombs and bodies without an end: refused, and never in memory.
 #[test]
-fn bombs_and_endless_bodies_take_no_memory() {
-    let scene = Scene::new();
+fn decompression_bombs_and_endless_bodies_use_little_memory() {
+    let fixture = PullFixture::new();
     let zeros = vec![0; 8 << 20];
     // A NAR that holds 1 TiB of zeros and begins to; the narinfo says that it has 1,000 bytes.
     let mut start = nar_of(&[b"(", b"type", b"regular", b"contents"]);
     start.extend((1_u64 << 40).to_le_bytes());
     let claim = |method: Compression| {
-        let forged = scene.forger.stored(&format!("bomb-{method}"), start.clone(), Vec::new(), method.name(), &[]);
-        let forged = forged.but(|narinfo| {
+        let cached = fixture.attacker.stored(&format!("bomb-{method}"), start.clone(), Vec::new(), method.name(), &[]);
+        let cached = cached.with(|narinfo| {
             narinfo.nar_size = 1000;
             narinfo.file_hash = None;
             narinfo.file_size = None;
         });
-        scene.forger.signed(forged)
+        fixture.attacker.signed(cached)
     };
     for method in Compression::ALL {
-        let forged = claim(method);
-        let (first, again) = (compressed(method, &start), compressed(method, &zeros));
+        let cached = claim(method);
+        let (first, repeated) = (compressed(method, &start), compressed(method, &zeros));
         // One stream after another is one file to all of them but brotli.
         let file = match method {
             Compression::Brotli => compressed(method, &[start.as_slice(), &zeros.repeat(32)].concat()),
             Compression::None => start.clone(),
-            _ => [first.clone(), again.repeat(32)].concat(),
+            _ => [first.clone(), repeated.repeat(32)].concat(),
         };
         let (size, unpacked) = (file.len(), if method == Compression::None { 0 } else { unpacked_size(method, &file) });
-        let server = LyingServer::start(at(objects([&forged]), &forged.narinfo.url, Answer::object(file)));
-        let (said, peak) = measured(&scene, &server, &forged);
+        let server = LyingServer::start(with_response(objects([&cached]), &cached.narinfo.url, Response::object(file)));
+        let (output, peak) = pull_and_measure(&fixture, &server, &cached);
         println!(
             "| a bomb in {method}: {size} bytes for {} MiB, NarSize 1000 | http | {} | {} | peak {} KiB |",
             unpacked / MIB,
-            said.status,
-            shown(said.stderr.trim_end()),
+            output.status,
+            table_cell(output.stderr.trim_end()),
             peak / 1024
         );
-        assert_eq!((said.status, unclear(&said.stderr)), (1, Vec::new()));
+        assert_eq!((output.status, find_problems(&output.stderr)), (1, Vec::new()));
         assert!(peak < 100 * MIB, "{method}: {peak} bytes");
-        let endless = at(objects([&forged]), &forged.narinfo.url, Answer::endless(first, again));
+        let endless = with_response(objects([&cached]), &cached.narinfo.url, Response::endless(first, repeated));
         let server = LyingServer::start(endless);
-        let (said, peak) = measured(&scene, &server, &forged);
+        let (output, peak) = pull_and_measure(&fixture, &server, &cached);
         println!(
             "| a file without an end in {method}, NarSize 1000 | http | {} | {} | peak {} KiB, {} bytes sent |",
-            said.status,
-            shown(said.stderr.trim_end()),
+            output.status,
+            table_cell(output.stderr.trim_end()),
             peak / 1024,
             server.sent()
         );
-        assert_eq!((said.status, unclear(&said.stderr)), (1, Vec::new()));
+        assert_eq!((output.status, find_problems(&output.stderr)), (1, Vec::new()));
         assert!(peak < 100 * MIB, "{method}: {peak} bytes");
     }
 }
@@ -71,11 +71,11 @@ fn unpacked_size(method: Compression, file: &[u8]) -> u64 {
 }
 
 /// Pulls one path that must not appear, and returns the largest resident size of `s3-pull` too.
-fn measured(scene: &Scene, server: &LyingServer, forged: &Forged) -> (Said, u64) {
-    let root = scene.root();
-    let mut command = scene.scratch.command("s3-pull");
-    command.args(["--idle-timeout", "2", "--trusted-public-key", &scene.forger.public(), "--root"]).arg(&root);
-    command.arg(server.http_url()).arg(forged.full_path());
+fn pull_and_measure(fixture: &PullFixture, server: &LyingServer, cached: &CachedPath) -> (CommandOutput, u64) {
+    let root = fixture.root();
+    let mut command = fixture.scratch.command("s3-pull");
+    command.args(["--idle-timeout", "2", "--trusted-public-key", &fixture.attacker.public(), "--root"]).arg(&root);
+    command.arg(server.http_url()).arg(cached.full_path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let status = PathBuf::from(format!("/proc/{}/status", child.id()));
@@ -89,6 +89,7 @@ fn measured(scene: &Scene, server: &LyingServer, forged: &Forged) -> (Said, u64)
     }
     let mut stderr = String::new();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert_eq!(visible(&root), Vec::<String>::new(), "{stderr}");
-    (Said { status: child.wait().unwrap().code().unwrap_or(-1), stderr, stdout: Vec::new() }, peak)
+    assert_eq!(visible_names(&root), Vec::<String>::new(), "{stderr}");
+    let status = child.wait().unwrap().code().unwrap_or(-1);
+    (CommandOutput { script: "s3-pull".to_owned(), status, stderr, stdout: Vec::new() }, peak)
 }

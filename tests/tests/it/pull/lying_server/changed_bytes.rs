@@ -1,7 +1,7 @@
 //! Every byte of a narinfo and of a NAR, changed in turn.
 
-use super::{Scene, honest, unclear};
-use crate::fixtures::forgery::{Forged, compressed, objects, small_nar, store_dir, visible};
+use super::{PullFixture, correct, find_problems};
+use crate::fixtures::malicious_cache::{CachedPath, compressed, objects, small_nar, store_dir, visible_names};
 use cache_tests::lying_server::{LyingServer, Objects};
 use cache_tests::{Random, store_path};
 use narinfo_gen::compression::Compression;
@@ -10,21 +10,21 @@ use std::collections::{BTreeMap, HashSet};
 /// Each byte of a narinfo is changed in turn: the path is refused, or the change is in a field that nobody signs and that
 /// does not matter, and the path is what was signed.
 #[test]
-fn a_narinfo_with_a_changed_byte() {
-    let scene = Scene::new();
+fn a_narinfo_with_a_changed_byte_is_refused_or_equivalent() {
+    let fixture = PullFixture::new();
     let seed = seed();
     let mut random = Random::new(seed);
     let deriver = store_dir().parse(&store_path("victim.drv", 1)).unwrap();
     let make = |index: usize| {
-        let forged = scene.forger.path(&format!("byte-{index:04}"), small_nar(b'v'), Compression::None, &[]);
-        scene.forger.signed(forged.but(|narinfo| narinfo.deriver = Some(deriver.clone())))
+        let cached = fixture.attacker.path(&format!("byte-{index:04}"), small_nar(b'v'), Compression::None, &[]);
+        fixture.attacker.signed(cached.with(|narinfo| narinfo.deriver = Some(deriver.clone())))
     };
     let length = make(0).narinfo.to_string().len();
-    let paths: Vec<Forged> = (0..length).map(make).collect();
+    let paths: Vec<CachedPath> = (0..length).map(make).collect();
     let mut all = objects(&paths);
     let mut fields = Vec::new();
-    for (index, forged) in paths.iter().enumerate() {
-        let text = forged.narinfo.to_string();
+    for (index, cached) in paths.iter().enumerate() {
+        let text = cached.narinfo.to_string();
         fields.push(text[..index].lines().last().filter(|_| !text[..index].ends_with('\n')).map_or_else(
             || text[index..].split(':').next().unwrap_or_default().to_owned(),
             |line| {
@@ -37,9 +37,9 @@ fn a_narinfo_with_a_changed_byte() {
                     .to_owned()
             },
         ));
-        all.insert(forged.narinfo.key(), flipped(text.as_bytes(), index, &mut random));
+        all.insert(cached.narinfo.key(), flipped(text.as_bytes(), index, &mut random));
     }
-    let accepted = pull_all(&scene, &all, &paths, seed);
+    let accepted = pull_all(&fixture, &all, &paths, seed);
     let mut by_field: BTreeMap<&str, usize> = BTreeMap::new();
     for index in &accepted {
         *by_field.entry(&fields[*index]).or_default() += 1;
@@ -57,8 +57,8 @@ fn a_narinfo_with_a_changed_byte() {
 /// Each byte of a NAR is changed in turn, in every compression: the path is refused by FileHash, or where the liar
 /// makes that fit, by NarHash, unless what comes out is what was signed.
 #[test]
-fn a_nar_with_a_changed_byte() {
-    let scene = Scene::new();
+fn a_nar_with_a_changed_byte_is_refused_or_equivalent() {
+    let fixture = PullFixture::new();
     let seed = seed();
     let mut random = Random::new(seed);
     for refiled in [false, true] {
@@ -68,19 +68,19 @@ fn a_nar_with_a_changed_byte() {
             counts.push((method, stored.len()));
             for index in 0..stored.len() {
                 let name = format!("{}-{index}", method.name());
-                let forged = scene.forger.path(&name, small_nar(b'v'), method, &[]);
-                let bytes = flipped(&forged.file, index, &mut random);
+                let cached = fixture.attacker.path(&name, small_nar(b'v'), method, &[]);
+                let bytes = flipped(&cached.file, index, &mut random);
                 let url = format!("nar/{name}");
-                let forged = if refiled {
-                    forged.filed(url, bytes)
+                let cached = if refiled {
+                    cached.stored_as(url, bytes)
                 } else {
-                    Forged { file: bytes, ..forged.but(|narinfo| narinfo.url = url) }
+                    CachedPath { file: bytes, ..cached.with(|narinfo| narinfo.url = url) }
                 };
-                all.extend(forged.objects());
-                paths.push(forged);
+                all.extend(cached.objects());
+                paths.push(cached);
             }
         }
-        let accepted = pull_all(&scene, &all, &paths, seed);
+        let accepted = pull_all(&fixture, &all, &paths, seed);
         let sizes: Vec<String> = counts.iter().map(|(method, size)| format!("{method} {size}")).collect();
         let mut of: BTreeMap<&str, usize> = BTreeMap::new();
         for index in &accepted {
@@ -113,19 +113,19 @@ fn flipped(bytes: &[u8], index: usize, random: &mut Random) -> Vec<u8> {
 
 /// Pulls all paths at once, every one of which is a lie, and returns which were accepted all the same; each of those is
 /// what was signed, and each other one is named on standard error.
-fn pull_all(scene: &Scene, all: &Objects, paths: &[Forged], seed: u64) -> Vec<usize> {
-    let server = LyingServer::start(honest(all.clone()));
-    let root = scene.root();
-    let wanted: Vec<String> = paths.iter().map(Forged::full_path).collect();
-    let said = scene.pull_to(&server.http_url(), &root, &[], &wanted);
-    assert_eq!((said.status, unclear(&said.stderr)), (1, Vec::new()), "seed {seed}");
-    let accepted: Vec<usize> = (0..paths.len()).filter(|&index| paths[index].lies_below(&root)).collect();
-    assert_eq!(visible(&root).len(), accepted.len(), "seed {seed}: something is there that was not asked for");
+fn pull_all(fixture: &PullFixture, all: &Objects, paths: &[CachedPath], seed: u64) -> Vec<usize> {
+    let server = LyingServer::start(correct(all.clone()));
+    let root = fixture.root();
+    let requested: Vec<String> = paths.iter().map(CachedPath::full_path).collect();
+    let output = fixture.pull_to(&server.http_url(), &root, &[], &requested);
+    assert_eq!((output.status, find_problems(&output.stderr)), (1, Vec::new()), "seed {seed}");
+    let accepted: Vec<usize> = (0..paths.len()).filter(|&index| paths[index].is_in_root(&root)).collect();
+    assert_eq!(visible_names(&root).len(), accepted.len(), "seed {seed}: something is there that was not asked for");
     let words: HashSet<&str> =
-        said.stderr.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| word.len() == 32).collect();
-    let silent: Vec<usize> = (0..paths.len())
+        output.stderr.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| word.len() == 32).collect();
+    let unreported: Vec<usize> = (0..paths.len())
         .filter(|index| !accepted.contains(index) && !words.contains(paths[*index].narinfo.path.hash_part().as_str()))
         .collect();
-    assert!(silent.is_empty(), "seed {seed}: nothing is said of {silent:?}");
+    assert!(unreported.is_empty(), "seed {seed}: nothing is said of {unreported:?}");
     accepted
 }

@@ -1,147 +1,166 @@
 //! Lies in a narinfo.
 
-use super::{Lie, PAGE, Scene, at, honest};
-use crate::fixtures::forgery::{Forged, Forger, compressed, objects, small_nar, store_dir};
-use cache_tests::lying_server::{Answer, BUCKET};
+use super::{Case, HTML_PAGE, PullFixture, correct, with_response};
+use crate::fixtures::malicious_cache::{Attacker, CachedPath, compressed, objects, small_nar, store_dir};
+use cache_tests::lying_server::{BUCKET, Response};
 use narinfo_gen::compression::Compression;
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::MAX_SIZE;
 
 #[test]
 #[allow(clippy::too_many_lines)] // a table
-fn lies_about_a_narinfo() {
-    let scene = Scene::new();
-    let forger = &scene.forger;
-    let victim = forger.path("victim", small_nar(b'v'), Compression::Zstd, &[]);
-    let other = forger.path("other", small_nar(b'o'), Compression::Zstd, &[]);
-    let stranger = Forger::new();
+fn every_lie_about_a_narinfo_is_refused() {
+    let fixture = PullFixture::new();
+    let attacker = &fixture.attacker;
+    let victim = attacker.path("victim", small_nar(b'v'), Compression::Zstd, &[]);
+    let other = attacker.path("other", small_nar(b'o'), Compression::Zstd, &[]);
+    let other_attacker = Attacker::new();
     let (key, text) = (victim.narinfo.key(), victim.narinfo.to_string());
     let all = objects([&victim, &other]);
-    let of = |forged: &Forged| honest(objects([forged, &other]));
-    let says = |text: &str| {
+    let of = |cached: &CachedPath| correct(objects([cached, &other]));
+    let with_text = |text: &str| {
         let mut all = all.clone();
         all.insert(key.clone(), text.as_bytes().to_vec());
-        honest(all)
+        correct(all)
     };
-    let answers = |answer: Answer| at(all.clone(), &key, answer);
+    let responds = |response: Response| with_response(all.clone(), &key, response);
     let with = |from: &str, to: &str| {
         assert!(text.contains(from), "{text}");
-        says(&text.replacen(from, to, 1))
+        with_text(&text.replacen(from, to, 1))
     };
     let hash = |letter: u8| Sha256::of(&[letter]);
     let bomb = compressed(Compression::Gzip, &vec![b'\n'; 8 << 20]);
-    let signed = |change: &dyn Fn(&mut narinfo_gen::narinfo::NarInfo)| of(&forger.signed(victim.clone().but(change)));
-    let unsigned = |change: &dyn Fn(&mut narinfo_gen::narinfo::NarInfo)| of(&victim.clone().but(change));
+    let signed =
+        |change: &dyn Fn(&mut narinfo_gen::narinfo::NarInfo)| of(&attacker.signed(victim.clone().with(change)));
+    let unsigned = |change: &dyn Fn(&mut narinfo_gen::narinfo::NarInfo)| of(&victim.clone().with(change));
     let renamed = victim.full_path().replace("-victim", "-impostor");
-    let lie = |name, plan| Lie::of(name, &[1], &[&victim], plan);
-    let broken = |name, plan| Lie::of(name, &[1, 2], &[&victim], plan);
-    let lies = vec![
-        lie("no narinfo, as MinIO says it (404)", answers(Answer::no_such_key())),
-        lie("no narinfo, as AWS says it without ListBucket (403)", answers(Answer::access_denied())),
-        broken("no narinfo (410)", answers(Answer::status(410))),
-        lie("a page in place of the narinfo", says(PAGE)),
-        lie("an empty narinfo", says("")),
-        lie("another path's narinfo", says(&other.narinfo.to_string())),
-        lie("another name under the same hash, signed", signed(&|n| n.path = store_dir().parse(&renamed).unwrap())),
-        lie("a narinfo of another store directory", with("/nix/store", "/gnu/store")),
-        lie("a narinfo that is not UTF-8", answers(Answer::object([text.as_bytes(), b"Note: \xff\xfe\n"].concat()))),
-        lie("a narinfo with a NUL byte", says(&format!("{text}\0"))),
-        lie("a narinfo and half of another", says(&format!("{text}StorePath: /nix/store/"))),
-        lie("two narinfos", says(&format!("{text}\n{}", other.narinfo))),
-        lie("a narinfo of 1 MiB and a byte", says(&format!("{text}X: {}\n", "x".repeat(MAX_SIZE - text.len() - 3)))),
-        lie("a narinfo without an end, no length", answers(Answer::endless(text.clone(), vec![b'x'; 65536]))),
-        lie("a narinfo of 2^60 bytes", answers(Answer::endless_stated(text.clone(), vec![b'x'; 65536], 1 << 60))),
-        lie("a narinfo that is a gzip bomb", answers(Answer::object(bomb).header("Content-Encoding", "gzip"))),
-        lie("a narinfo in gzip that is none", answers(Answer::object(text.clone()).header("Content-Encoding", "gzip"))),
-        lie("a narinfo in an unknown encoding", answers(Answer::object(text.clone()).header("Content-Encoding", "x"))),
-        lie("no signature", unsigned(&|n| n.signatures.clear())),
-        lie("a stranger's signature", of(&stranger.signed(victim.clone()))),
-        lie(
-            "a stranger's signature under the trusted name",
-            unsigned(&|n| n.signatures = vec![stranger.signed(victim.clone()).narinfo.signatures[0].clone()]),
+    let refused = |name, respond| Case::of(name, &[1], &[&victim], respond);
+    let failed = |name, respond| Case::of(name, &[1, 2], &[&victim], respond);
+    let cases = vec![
+        refused("no narinfo, as MinIO says it (404)", responds(Response::no_such_key())),
+        refused("no narinfo, as AWS says it without ListBucket (403)", responds(Response::access_denied())),
+        failed("no narinfo (410)", responds(Response::status(410))),
+        refused("a page in place of the narinfo", with_text(HTML_PAGE)),
+        refused("an empty narinfo", with_text("")),
+        refused("another path's narinfo", with_text(&other.narinfo.to_string())),
+        refused("another name under the same hash, signed", signed(&|n| n.path = store_dir().parse(&renamed).unwrap())),
+        refused("a narinfo of another store directory", with("/nix/store", "/gnu/store")),
+        refused(
+            "a narinfo that is not UTF-8",
+            responds(Response::object([text.as_bytes(), b"Note: \xff\xfe\n"].concat())),
         ),
-        lie("another path's signature", unsigned(&|n| n.signatures.clone_from(&other.narinfo.signatures))),
-        lie(
+        refused("a narinfo with a NUL byte", with_text(&format!("{text}\0"))),
+        refused("a narinfo and half of another", with_text(&format!("{text}StorePath: /nix/store/"))),
+        refused("two narinfos", with_text(&format!("{text}\n{}", other.narinfo))),
+        refused(
+            "a narinfo of 1 MiB and a byte",
+            with_text(&format!("{text}X: {}\n", "x".repeat(MAX_SIZE - text.len() - 3))),
+        ),
+        refused("a narinfo without an end, no length", responds(Response::endless(text.clone(), vec![b'x'; 65536]))),
+        refused(
+            "a narinfo of 2^60 bytes",
+            responds(Response::endless_with_length(text.clone(), vec![b'x'; 65536], 1 << 60)),
+        ),
+        refused("a narinfo that is a gzip bomb", responds(Response::object(bomb).header("Content-Encoding", "gzip"))),
+        refused(
+            "a narinfo in gzip that is none",
+            responds(Response::object(text.clone()).header("Content-Encoding", "gzip")),
+        ),
+        refused(
+            "a narinfo in an unknown encoding",
+            responds(Response::object(text.clone()).header("Content-Encoding", "x")),
+        ),
+        refused("no signature", unsigned(&|n| n.signatures.clear())),
+        refused("a stranger's signature", of(&other_attacker.signed(victim.clone()))),
+        refused(
+            "a stranger's signature under the trusted name",
+            unsigned(&|n| n.signatures = vec![other_attacker.signed(victim.clone()).narinfo.signatures[0].clone()]),
+        ),
+        refused("another path's signature", unsigned(&|n| n.signatures.clone_from(&other.narinfo.signatures))),
+        refused(
             "ten thousand bad signatures",
             unsigned(&|n| n.signatures = (0..10_000).map(|i| format!("k-{i}:x")).collect()),
         ),
-        lie("a signature that is no base 64", unsigned(&|n| n.signatures = vec!["forger-1:!".to_owned()])),
-        lie("NarHash changed", unsigned(&|n| n.nar_hash = hash(1))),
-        lie("NarSize changed", unsigned(&|n| n.nar_size += 8)),
-        lie("a reference added", unsigned(&|n| n.references.push(other.narinfo.path.clone()))),
-        lie(
+        refused("a signature that is no base 64", unsigned(&|n| n.signatures = vec!["forger-1:!".to_owned()])),
+        refused("NarHash changed", unsigned(&|n| n.nar_hash = hash(1))),
+        refused("NarSize changed", unsigned(&|n| n.nar_size += 8)),
+        refused("a reference added", unsigned(&|n| n.references.push(other.narinfo.path.clone()))),
+        refused(
             "CA claims to prove it",
             unsigned(&|n| {
                 n.signatures.clear();
                 n.ca = Some(format!("fixed:r:{}", n.nar_hash));
             }),
         ),
-        lie(
+        refused(
             "CA: text, without a signature",
             unsigned(&|n| {
                 n.signatures.clear();
                 n.ca = Some(format!("text:{}", n.nar_hash));
             }),
         ),
-        lie("signed NarHash of other bytes", signed(&|n| n.nar_hash = hash(1))),
-        lie("signed NarSize one too small", signed(&|n| n.nar_size -= 1)),
-        lie("signed NarSize 8 too small", signed(&|n| n.nar_size -= 8)),
-        lie("signed NarSize one too large", signed(&|n| n.nar_size += 1)),
-        lie("signed NarSize 2^64-1", signed(&|n| n.nar_size = u64::MAX)),
-        lie("NarSize 0", with(&format!("NarSize: {}", victim.narinfo.nar_size), "NarSize: 0")),
-        lie("NarSize -1", with("NarSize: ", "NarSize: -")),
-        lie("NarSize 2^64", with(&format!("NarSize: {}", victim.narinfo.nar_size), "NarSize: 18446744073709551616")),
-        lie("FileHash of other bytes", unsigned(&|n| n.file_hash = Some(hash(2)))),
-        lie("FileSize one too small", unsigned(&|n| n.file_size = n.file_size.map(|size| size - 1))),
-        lie("FileSize one too large", unsigned(&|n| n.file_size = n.file_size.map(|size| size + 1))),
-        lie("FileSize 0", unsigned(&|n| n.file_size = Some(0))),
-        lie("FileSize 2^64-1", unsigned(&|n| n.file_size = Some(u64::MAX))),
-        lie("Compression: xz, but it is zstd", with("Compression: zstd", "Compression: xz")),
-        lie("Compression: none, but it is zstd", with("Compression: zstd", "Compression: none")),
-        lie("no Compression, but it is zstd", with("Compression: zstd\n", "")),
-        lie("Compression: nonsense", with("Compression: zstd", "Compression: nonsense")),
-        lie("the URL leaves the cache: ..", with("URL: nar/", "URL: ../nar/")),
-        lie("the URL leaves the cache: percent-encoded", with("URL: nar/", "URL: nar/%2e%2e/%2E%2E/")),
-        lie("the URL leaves the cache: another host", with("URL: nar/", "URL: http://127.0.0.1:1/")),
-        lie("the URL leaves the cache: file://", with("URL: nar/", "URL: file:///etc/passwd#")),
-        lie("the URL leaves the cache: absolute", with("URL: nar/", "URL: /etc/passwd#")),
-        lie("the URL is the narinfo's own", with("URL: nar/", &format!("URL: {key}#"))),
-        lie("StorePath twice", with("URL: ", &format!("StorePath: {}\nURL: ", other.full_path()))),
-        lie("NarHash of another algorithm", with("NarHash: sha256:", "NarHash: sha512:")),
-        lie("a reference that is no store path", with("References: ", "References: ../../etc")),
-        lie("a reference in another store", with("References: ", "References: /gnu/store/x")),
-        lie("control characters in what is said", with("References: ", "References: \x1b[2Jx\x07")),
-        broken("the narinfo redirects to itself", answers(Answer::redirect(format!("/{BUCKET}/{key}")))),
-        broken("the narinfo redirects to a file", answers(Answer::redirect("file:///etc/passwd"))),
-        broken("the narinfo redirects to nowhere", answers(Answer::status(302))),
-        broken("the narinfo redirects to no URL", answers(Answer::redirect("http://[:::"))),
-        broken("the narinfo is not HTTP", answers(Answer::raw("SSH-2.0-OpenSSH_9.9\r\n"))),
-        broken(
+        refused("signed NarHash of other bytes", signed(&|n| n.nar_hash = hash(1))),
+        refused("signed NarSize one too small", signed(&|n| n.nar_size -= 1)),
+        refused("signed NarSize 8 too small", signed(&|n| n.nar_size -= 8)),
+        refused("signed NarSize one too large", signed(&|n| n.nar_size += 1)),
+        refused("signed NarSize 2^64-1", signed(&|n| n.nar_size = u64::MAX)),
+        refused("NarSize 0", with(&format!("NarSize: {}", victim.narinfo.nar_size), "NarSize: 0")),
+        refused("NarSize -1", with("NarSize: ", "NarSize: -")),
+        refused(
+            "NarSize 2^64",
+            with(&format!("NarSize: {}", victim.narinfo.nar_size), "NarSize: 18446744073709551616"),
+        ),
+        refused("FileHash of other bytes", unsigned(&|n| n.file_hash = Some(hash(2)))),
+        refused("FileSize one too small", unsigned(&|n| n.file_size = n.file_size.map(|size| size - 1))),
+        refused("FileSize one too large", unsigned(&|n| n.file_size = n.file_size.map(|size| size + 1))),
+        refused("FileSize 0", unsigned(&|n| n.file_size = Some(0))),
+        refused("FileSize 2^64-1", unsigned(&|n| n.file_size = Some(u64::MAX))),
+        refused("Compression: xz, but it is zstd", with("Compression: zstd", "Compression: xz")),
+        refused("Compression: none, but it is zstd", with("Compression: zstd", "Compression: none")),
+        refused("no Compression, but it is zstd", with("Compression: zstd\n", "")),
+        refused("Compression: nonsense", with("Compression: zstd", "Compression: nonsense")),
+        refused("the URL leaves the cache: ..", with("URL: nar/", "URL: ../nar/")),
+        refused("the URL leaves the cache: percent-encoded", with("URL: nar/", "URL: nar/%2e%2e/%2E%2E/")),
+        refused("the URL leaves the cache: another host", with("URL: nar/", "URL: http://127.0.0.1:1/")),
+        refused("the URL leaves the cache: file://", with("URL: nar/", "URL: file:///etc/passwd#")),
+        refused("the URL leaves the cache: absolute", with("URL: nar/", "URL: /etc/passwd#")),
+        refused("the URL is the narinfo's own", with("URL: nar/", &format!("URL: {key}#"))),
+        refused("StorePath twice", with("URL: ", &format!("StorePath: {}\nURL: ", other.full_path()))),
+        refused("NarHash of another algorithm", with("NarHash: sha256:", "NarHash: sha512:")),
+        refused("a reference that is no store path", with("References: ", "References: ../../etc")),
+        refused("a reference in another store", with("References: ", "References: /gnu/store/x")),
+        refused("control characters in what is said", with("References: ", "References: \x1b[2Jx\x07")),
+        failed("the narinfo redirects to itself", responds(Response::redirect(format!("/{BUCKET}/{key}")))),
+        failed("the narinfo redirects to a file", responds(Response::redirect("file:///etc/passwd"))),
+        failed("the narinfo redirects to nowhere", responds(Response::status(302))),
+        failed("the narinfo redirects to no URL", responds(Response::redirect("http://[:::"))),
+        failed("the narinfo is not HTTP", responds(Response::raw("SSH-2.0-OpenSSH_9.9\r\n"))),
+        failed(
             "the narinfo's head does not end",
-            answers(Answer::raw(format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(1 << 20)))),
+            responds(Response::raw(format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(1 << 20)))),
         ),
-        broken("the connection closes without an answer", answers(Answer::raw(""))),
-        broken(
+        failed("the connection closes without an answer", responds(Response::raw(""))),
+        failed(
             "the narinfo is half as long as its head says",
-            answers(Answer::stated(&text.as_bytes()[..100], text.len() as u64)),
+            responds(Response::with_length(&text.as_bytes()[..100], text.len() as u64)),
         ),
-        broken("the narinfo stalls", answers(Answer::stalled(&text.as_bytes()[..100], text.len() as u64))),
-        broken("no answer at all", answers(Answer::silent())),
-        broken("status 500", answers(Answer::status(500))),
-        broken(
+        failed("the narinfo stalls", responds(Response::stalled(&text.as_bytes()[..100], text.len() as u64))),
+        failed("no answer at all", responds(Response::silent())),
+        failed("status 500", responds(Response::status(500))),
+        failed(
             "status 503, as S3 says it",
-            answers(Answer::error(503, "SlowDown", "Please reduce your request rate.")),
+            responds(Response::error(503, "SlowDown", "Please reduce your request rate.")),
         ),
-        broken("status 401", answers(Answer::status(401))),
-        broken(
+        failed("status 401", responds(Response::status(401))),
+        failed(
             "an error of S3 with status 200",
-            answers(Answer::error(200, "InternalError", "We encountered an internal error.")),
+            responds(Response::error(200, "InternalError", "We encountered an internal error.")),
         ),
-        broken(
+        failed(
             "a body of chunks that are none",
-            answers(Answer::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n")),
+            responds(Response::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n")),
         ),
-        broken("two lengths", answers(Answer::stated(text.clone(), 10).header("Content-Length", "99999"))),
+        failed("two lengths", responds(Response::with_length(text.clone(), 10).header("Content-Length", "99999"))),
     ];
-    scene.tell_all(lies);
+    fixture.run_cases(cases);
 }

@@ -1,116 +1,125 @@
 //! Lies about references and about the cache.
 
-use super::{Lie, PAGE, Scene, at, honest, shown, unclear};
-use crate::fixtures::forgery::{Forged, objects, small_nar, store_dir, visible};
-use cache_tests::lying_server::{Answer, BUCKET, LyingServer};
+use super::{Case, HTML_PAGE, PullFixture, correct, find_problems, table_cell, with_response};
+use crate::fixtures::malicious_cache::{CachedPath, objects, small_nar, store_dir, visible_names};
+use cache_tests::lying_server::{BUCKET, LyingServer, Response};
 use cache_tests::store_path;
 use narinfo_gen::compression::Compression;
 
 #[test]
-fn lies_about_references_and_the_cache() {
-    let scene = Scene::new();
-    let forger = &scene.forger;
-    let victim = forger.path("victim", small_nar(b'v'), Compression::Zstd, &[]);
-    let user = forger.path("user", small_nar(b'u'), Compression::Zstd, &[&victim]);
-    let alone = forger.path("alone", small_nar(b'a'), Compression::Zstd, &[]);
-    let back = forger.signed(victim.clone().but(|narinfo| narinfo.references.push(user.narinfo.path.clone())));
-    let many: Vec<Forged> =
-        (0..3).map(|i| forger.path(&format!("ring-{i}"), small_nar(b'r'), Compression::None, &[])).collect();
-    let ring: Vec<Forged> = (0..3)
+fn every_lie_about_references_or_the_cache_is_refused() {
+    let fixture = PullFixture::new();
+    let attacker = &fixture.attacker;
+    let victim = attacker.path("victim", small_nar(b'v'), Compression::Zstd, &[]);
+    let user = attacker.path("user", small_nar(b'u'), Compression::Zstd, &[&victim]);
+    let alone = attacker.path("alone", small_nar(b'a'), Compression::Zstd, &[]);
+    let back = attacker.signed(victim.clone().with(|narinfo| narinfo.references.push(user.narinfo.path.clone())));
+    let many: Vec<CachedPath> =
+        (0..3).map(|i| attacker.path(&format!("ring-{i}"), small_nar(b'r'), Compression::None, &[])).collect();
+    let ring: Vec<CachedPath> = (0..3)
         .map(|i| {
             let next = many[(i + 1) % 3].narinfo.path.clone();
-            forger.signed(many[i].clone().but(|narinfo| narinfo.references.push(next)))
+            attacker.signed(many[i].clone().with(|narinfo| narinfo.references.push(next)))
         })
         .collect();
     let absent = |name: String| store_dir().parse(&store_path(&name, 9)).unwrap();
-    let crowd = forger.signed(victim.clone().but(|narinfo| {
+    let many_references = attacker.signed(victim.clone().with(|narinfo| {
         narinfo.references = (0..300).map(|i| absent(format!("absent-{i}"))).collect();
         narinfo.references.sort_unstable();
     }));
-    let info = |answer: Answer| at(objects([&victim]), "nix-cache-info", answer);
-    let recursive = |name, codes, wanted: &[&Forged], plan, there: &[&Forged]| Lie {
+    let info = |response: Response| with_response(objects([&victim]), "nix-cache-info", response);
+    let recursive = |name, codes, requested: &[&CachedPath], respond, expected: &[&CachedPath]| Case {
         args: &["-r"],
-        there: there.iter().map(|&forged| forged.clone()).collect(),
-        ..Lie::of(name, codes, wanted, plan)
+        expected: expected.iter().map(|&cached| cached.clone()).collect(),
+        ..Case::of(name, codes, requested, respond)
     };
     let mut bad = objects([&victim, &user, &alone]);
     bad.insert(victim.narinfo.url.clone(), b"x".to_vec());
     let mut unsigned = objects([&victim, &user, &alone]);
     unsigned
-        .insert(victim.narinfo.key(), victim.clone().but(|n| n.signatures.clear()).narinfo.to_string().into_bytes());
-    let lie = |name, plan| Lie::of(name, &[1], &[&victim], plan);
-    let broken = |name, plan| Lie::of(name, &[1, 2], &[&victim], plan);
-    let circle = recursive(
+        .insert(victim.narinfo.key(), victim.clone().with(|n| n.signatures.clear()).narinfo.to_string().into_bytes());
+    let refused = |name, respond| Case::of(name, &[1], &[&victim], respond);
+    let failed = |name, respond| Case::of(name, &[1, 2], &[&victim], respond);
+    let cycle = recursive(
         "references in a circle; another path is good",
         &[1],
         &[&user, &back, &alone],
-        honest(objects([&user, &back, &alone])),
+        correct(objects([&user, &back, &alone])),
         &[],
     );
-    let lies = vec![
-        Lie { maybe: vec![alone.clone()], ..circle },
-        recursive("references in a circle of two", &[1], &[&user, &back], honest(objects([&user, &back])), &[]),
+    let cases = vec![
+        Case { allowed: vec![alone.clone()], ..cycle },
+        recursive("references in a circle of two", &[1], &[&user, &back], correct(objects([&user, &back])), &[]),
         recursive(
             "references in a circle of three",
             &[1],
             &[&ring[0], &ring[1], &ring[2]],
-            honest(objects(&ring)),
+            correct(objects(&ring)),
             &[],
         ),
-        recursive("300 references that are not there", &[1], &[&crowd], honest(objects([&crowd])), &[]),
-        recursive("a reference's NAR is bad; another path is good", &[1], &[&user, &alone], honest(bad), &[&alone]),
+        recursive(
+            "300 references that are not there",
+            &[1],
+            &[&many_references],
+            correct(objects([&many_references])),
+            &[],
+        ),
+        recursive("a reference's NAR is bad; another path is good", &[1], &[&user, &alone], correct(bad), &[&alone]),
         recursive(
             "a reference is not signed; another path is good",
             &[1],
             &[&user, &alone],
-            honest(unsigned),
+            correct(unsigned),
             &[&alone],
         ),
         recursive(
             "a reference is not there; another path is good",
             &[1],
             &[&user, &alone],
-            honest(objects([&user, &alone])),
+            correct(objects([&user, &alone])),
             &[&alone],
         ),
-        lie("a cache of another store directory", info(Answer::object("StoreDir: /gnu/store\n"))),
-        lie("a page in place of nix-cache-info", info(Answer::object(PAGE))),
-        lie("a nix-cache-info without an end", info(Answer::endless("StoreDir: /nix/store\n", vec![b'x'; 65536]))),
-        lie("a nix-cache-info that is not UTF-8", info(Answer::object(b"StoreDir: \xff\n".to_vec()))),
-        broken(
-            "a nix-cache-info that redirects to itself",
-            info(Answer::redirect(format!("/{BUCKET}/nix-cache-info"))),
+        refused("a cache of another store directory", info(Response::object("StoreDir: /gnu/store\n"))),
+        refused("a page in place of nix-cache-info", info(Response::object(HTML_PAGE))),
+        refused(
+            "a nix-cache-info without an end",
+            info(Response::endless("StoreDir: /nix/store\n", vec![b'x'; 65536])),
         ),
-        broken("a nix-cache-info that never comes", info(Answer::silent())),
+        refused("a nix-cache-info that is not UTF-8", info(Response::object(b"StoreDir: \xff\n".to_vec()))),
+        failed(
+            "a nix-cache-info that redirects to itself",
+            info(Response::redirect(format!("/{BUCKET}/nix-cache-info"))),
+        ),
+        failed("a nix-cache-info that never comes", info(Response::silent())),
     ];
-    scene.tell_all(lies);
+    fixture.run_cases(cases);
 }
 
 /// A chain of references, ten thousand deep: taken where it is whole, refused to the last where its end is missing.
 #[test]
-fn references_ten_thousand_deep() {
+fn a_chain_of_ten_thousand_references_is_followed() {
     const DEEP: usize = 10_000;
-    let scene = Scene::new();
-    let mut chain: Vec<Forged> = Vec::with_capacity(DEEP);
+    let fixture = PullFixture::new();
+    let mut chain: Vec<CachedPath> = Vec::with_capacity(DEEP);
     for i in 0..DEEP {
-        let next: Vec<&Forged> = chain.last().into_iter().collect();
-        chain.push(scene.forger.path(&format!("link-{i}"), small_nar(b'x'), Compression::None, &next));
+        let next: Vec<&CachedPath> = chain.last().into_iter().collect();
+        chain.push(fixture.attacker.path(&format!("link-{i}"), small_nar(b'x'), Compression::None, &next));
     }
     let top = [chain.last().unwrap().full_path()];
     let mut all = objects(&chain);
-    let whole = LyingServer::start(honest(all.clone()));
-    let said = scene.pull(&whole.http_url(), &["-r", "--list", "--jobs", "64"], &top);
-    assert_eq!(said.status, 0, "{}", said.stderr);
-    assert_eq!(String::from_utf8(said.stdout).unwrap().lines().next(), Some(chain[0].full_path().as_str()));
+    let whole = LyingServer::start(correct(all.clone()));
+    let output = fixture.pull(&whole.http_url(), &["-r", "--list", "--jobs", "64"], &top);
+    assert_eq!(output.status, 0, "{}", output.stderr);
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().next(), Some(chain[0].full_path().as_str()));
     all.remove(&chain[0].narinfo.key());
-    let cut = LyingServer::start(honest(all));
-    let root = scene.root();
-    let said = scene.pull_to(&cut.http_url(), &root, &["-r", "--jobs", "64"], &top);
+    let cut = LyingServer::start(correct(all));
+    let root = fixture.root();
+    let output = fixture.pull_to(&cut.http_url(), &root, &["-r", "--jobs", "64"], &top);
     println!(
         "| a chain of {DEEP} references without its end | http | {} | {} |",
-        said.status,
-        shown(said.stderr.trim_end())
+        output.status,
+        table_cell(output.stderr.trim_end())
     );
-    assert_eq!((said.status, unclear(&said.stderr)), (1, Vec::new()));
-    assert_eq!(visible(&root), Vec::<String>::new());
+    assert_eq!((output.status, find_problems(&output.stderr)), (1, Vec::new()));
+    assert_eq!(visible_names(&root), Vec::<String>::new());
 }

@@ -2,33 +2,33 @@
 
 use std::fs;
 
-use crate::fixtures::site::{ARCHIVE, Site, below};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, path_in_root};
 use cache_tests::{Minio, Random, store_path};
 use serde_json::Value;
 
 /// A site with one more path, whose NAR goes up in parts, and a bucket that the site may write.
-fn site(minio: &Minio, bucket: &str) -> Site {
-    let mut site = Site::new();
+fn fixture(minio: &Minio, bucket: &str) -> Fixture {
+    let mut fixture = Fixture::new();
     let large = store_path("large", 7);
-    fs::write(below(&site.path("root"), &large), Random::new(7).bytes(12 << 20)).unwrap();
-    site.scratch.sh(&format!("echo {large} >> paths; {ARCHIVE} > archive")).ok();
-    minio.root().apply(&mut site.scratch);
-    site.scratch.env("C", minio.cache_url(bucket));
-    site
+    fs::write(path_in_root(&fixture.path("root"), &large), Random::new(7).bytes(12 << 20)).unwrap();
+    fixture.scratch.sh(&format!("echo {large} >> paths; {ARCHIVE} > archive")).ok();
+    minio.root().apply(&mut fixture.scratch);
+    fixture.scratch.env("C", minio.cache_url(bucket));
+    fixture
 }
 
 /// Pushes with these flags, and returns what the service tells of each object.
 fn pushed(minio: &Minio, bucket: &str, flags: &str) -> Vec<(String, Value)> {
-    let site = site(minio, bucket);
-    site.scratch.sh(&format!("s3-push -q --part-size 5MiB {flags} \"$C\" < archive")).ok();
+    let fixture = fixture(minio, bucket);
+    fixture.scratch.sh(&format!("s3-push -q --part-size 5MiB {flags} \"$C\" < archive")).ok();
     let keys = minio.objects(bucket);
     assert_eq!(keys.len(), 9, "{keys:?}");
-    let told = |key: &String| {
+    let stat_of = |key: &String| {
         let stat = minio.mc(&["stat", "--json", &format!("cache/{bucket}/{key}")]);
         let stat = serde_json::from_slice(&stat).unwrap();
         (key.clone(), stat)
     };
-    keys.iter().map(told).collect()
+    keys.iter().map(stat_of).collect()
 }
 
 /// The metadata `name` of an object, whatever its case.
@@ -39,7 +39,7 @@ fn metadata<'a>(stat: &'a Value, name: &str) -> &'a str {
 }
 
 #[test]
-fn content_types_and_cache_control() {
+fn content_types_and_cache_control_are_set() {
     let Some(minio) = Minio::shared() else { return };
     let bucket = minio.make_bucket();
     for (key, stat) in pushed(minio, &bucket, "--cache-control 'public, max-age=31536000'") {
@@ -55,7 +55,7 @@ fn content_types_and_cache_control() {
 }
 
 #[test]
-fn encryption_at_rest() {
+fn encryption_at_rest_is_requested() {
     let Some(minio) = Minio::shared() else { return };
     let header = "x-amz-server-side-encryption";
     let cases = [
@@ -70,16 +70,16 @@ fn encryption_at_rest() {
             assert_eq!(metadata(&stat, header), expected, "{flags}: {key}");
         }
         // What is encrypted comes back as it was, and is recognised.
-        let site = site(minio, &bucket);
+        let fixture = fixture(minio, &bucket);
         let large = minio.objects(&bucket).into_iter().filter(|key| key.ends_with(".narinfo"));
         assert_eq!(large.count(), 4);
-        site.scratch.sh("s3-pull --all --archive --no-verify-signatures \"$C\" | tar t > members").ok();
-        assert_eq!(site.scratch.sh("sort members | uniq | wc -l").ok(), "9", "{flags}");
+        fixture.scratch.sh("s3-pull --all --archive --no-verify-signatures \"$C\" | tar t > members").ok();
+        assert_eq!(fixture.scratch.sh("sort members | uniq | wc -l").ok(), "9", "{flags}");
     }
 }
 
 #[test]
-fn storage_class_and_tags() {
+fn storage_class_and_tags_are_set() {
     let Some(minio) = Minio::shared() else { return };
     let bucket = minio.make_bucket();
     let flags = "--storage-class REDUCED_REDUNDANCY --tag team=build --tag 'note=a b+c'";
@@ -93,7 +93,7 @@ fn storage_class_and_tags() {
 }
 
 #[test]
-fn object_lock() {
+fn object_lock_is_set_or_reported() {
     let Some(minio) = Minio::shared() else { return };
     let bucket = cache_tests::unique("locked-");
     minio.mc(&["mb", "--with-lock", &format!("cache/{bucket}")]);
@@ -104,8 +104,8 @@ fn object_lock() {
     }
     // A bucket without it refuses, in words.
     let bucket = minio.make_bucket();
-    let site = site(minio, &bucket);
-    let said = site.scratch.sh("s3-push -q --object-lock-days 2 \"$C\" < archive").fails(2);
-    assert!(said.contains("ObjectLock") || said.to_lowercase().contains("object lock"), "{said}");
+    let fixture = fixture(minio, &bucket);
+    let stderr = fixture.scratch.sh("s3-push -q --object-lock-days 2 \"$C\" < archive").fails(2);
+    assert!(stderr.contains("ObjectLock") || stderr.to_lowercase().contains("object lock"), "{stderr}");
     assert_eq!(minio.objects(&bucket), Vec::<String>::new());
 }

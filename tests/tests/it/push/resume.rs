@@ -6,14 +6,14 @@ use std::process::Stdio;
 
 use cache_tests::{Minio, Random, Scratch, store_path};
 
-const PART: usize = 5 << 20;
+const PART_SIZE: usize = 5 << 20;
 
 /// An archive of one path of 40 MiB that does not compress.
 fn archive(scratch: &mut Scratch, seed: u64) -> Vec<u8> {
     let path = store_path("large", seed);
     let dir = scratch.path().join("root").join(path.trim_start_matches('/'));
     fs::create_dir_all(&dir).unwrap();
-    fs::write(dir.join("data"), Random::new(seed).bytes(8 * PART)).unwrap();
+    fs::write(dir.join("data"), Random::new(seed).bytes(8 * PART_SIZE)).unwrap();
     scratch.env("P", &path);
     scratch.sh("nar-pack --root root --no-nix --export \"$P\" | narinfo-gen --no-nix --archive > archive").ok();
     fs::read(scratch.path().join("archive")).unwrap()
@@ -25,7 +25,7 @@ fn push_and_kill(scratch: &Scratch, url: &str, bytes: &[u8]) {
     let mut command = scratch.command("s3-push");
     command.args(["--no-nix", "--quiet", "--part-size", "5MiB", "--memory", "10MiB", url]).stdin(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    child.stdin.as_mut().unwrap().write_all(&bytes[..6 * PART + (1 << 20)]).unwrap();
+    child.stdin.as_mut().unwrap().write_all(&bytes[..6 * PART_SIZE + (1 << 20)]).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -37,7 +37,7 @@ fn push_again(scratch: &Scratch, url: &str) -> serde_json::Value {
 }
 
 #[test]
-fn parts_that_are_there_are_not_sent_again() {
+fn uploaded_parts_are_not_sent_again() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     minio.root().apply(&mut scratch);
@@ -54,18 +54,18 @@ fn parts_that_are_there_are_not_sent_again() {
 
 /// Somebody began an upload under the key of our NAR with other bytes: each part is compared, and sent where it differs.
 #[test]
-fn parts_of_other_bytes_are_replaced() {
+fn parts_with_different_bytes_are_replaced() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     minio.root().apply(&mut scratch);
     let url = minio.cache_url(&minio.make_bucket());
     let bytes = archive(&mut scratch, 2);
-    let mut forged = bytes.clone();
+    let mut changed = bytes.clone();
     // Within the first part: after the headers of the members before the NAR.
-    for byte in &mut forged[1 << 20..(1 << 20) + 100] {
+    for byte in &mut changed[1 << 20..(1 << 20) + 100] {
         *byte ^= 0xff;
     }
-    push_and_kill(&scratch, &url, &forged);
+    push_and_kill(&scratch, &url, &changed);
     let summary = push_again(&scratch, &url);
     assert_eq!(summary["sent"], 1, "{summary}");
     assert!(summary["requests"]["uploadPart"].as_u64().unwrap() >= 1, "{summary}");
@@ -74,7 +74,7 @@ fn parts_of_other_bytes_are_replaced() {
 }
 
 #[test]
-fn an_interrupted_upload_of_other_bytes_is_given_up() {
+fn a_terminated_upload_of_any_bytes_is_aborted() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     minio.root().apply(&mut scratch);
@@ -82,7 +82,7 @@ fn an_interrupted_upload_of_other_bytes_is_given_up() {
     let mut command = scratch.command("s3-push");
     command.args(["--quiet", "--part-size", "5MiB", "--memory", "10MiB", "--key", "log/x", &minio.cache_url(&bucket)]);
     let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    child.stdin.as_mut().unwrap().write_all(&Random::new(3).bytes(6 * PART)).unwrap();
+    child.stdin.as_mut().unwrap().write_all(&Random::new(3).bytes(6 * PART_SIZE)).unwrap();
     scratch.sh(&format!("kill -TERM {}", child.id())).ok();
     assert_eq!(child.wait().unwrap().code(), Some(2));
     assert_eq!(minio.mc(&["ls", "--recursive", "--incomplete", &format!("cache/{bucket}")]), b"");
@@ -91,7 +91,7 @@ fn an_interrupted_upload_of_other_bytes_is_given_up() {
 
 /// What an upload was begun with stays with it, and nobody tells what that was.
 #[test]
-fn an_upload_is_not_continued_where_something_is_asked_of_the_object() {
+fn an_upload_with_object_options_is_not_resumed() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     minio.root().apply(&mut scratch);
@@ -106,7 +106,7 @@ fn an_upload_is_not_continued_where_something_is_asked_of_the_object() {
 }
 
 #[test]
-fn an_upload_that_nobody_can_continue_is_given_up() {
+fn an_upload_that_cannot_be_resumed_is_aborted() {
     let Some(minio) = Minio::shared() else { return };
     let mut scratch = Scratch::new();
     minio.root().apply(&mut scratch);
