@@ -1,5 +1,5 @@
 //! Retries: which requests are retried, after which delay. The SDK retries its requests with exponential backoff and
-//! jitter; [`ThrottleClassifier`] makes it treat 429 as throttling and honour `Retry-After`. [`Backoff`] covers what the
+//! jitter; `ThrottleClassifier` makes it treat 429 as throttling and honour `Retry-After`. [`Backoff`] covers what the
 //! SDK cannot retry: plain HTTP requests, truncated bodies, and conflicting conditional writes.
 
 use std::sync::Arc;
@@ -34,6 +34,13 @@ pub struct RequestLimits {
     pub max_attempts: u32,
     /// Requests in flight at the same time.
     pub max_in_flight: u16,
+}
+
+impl RequestLimits {
+    /// Returns the message of an attempt that was aborted after the idle timeout.
+    pub(super) fn timeout_message(&self) -> String {
+        format!("timed out after {} seconds without progress", self.idle_timeout.as_secs())
+    }
 }
 
 /// Counts the attempts at one operation and delays the retries: exponential backoff with full jitter.
