@@ -48,7 +48,8 @@ pub struct Cli {
     /// With --unpack: rename files whose names differ only in case, as Nix does on macOS
     ///
     /// Appends ~nix~case~hack~N to the second and each further name.
-    #[arg(long, requires = "unpack", help_heading = "Output")]
+    // clap does not enforce `requires` if an argument conflicts with the required one.
+    #[arg(long, requires = "unpack", conflicts_with_all = ["export", "list", "cat"], help_heading = "Output")]
     pub case_hack: bool,
 
     /// Print the listing of a NAR as JSON
