@@ -3,8 +3,8 @@
 //! Packing small files is dominated by system calls, so several threads read a large tree: each takes the next batch of
 //! entries in NAR order ([`walk`]) and reads it ([`leaf`]), and the calling thread writes the batches in order. The number
 //! of batches and chunks read ahead is bounded, so memory does not grow with the tree. A small tree is read by the calling
-//! thread alone. The threads of [`mod@super::restore`] are not built on the same pipeline: here scoped threads produce chunks
-//! whose order matters, there threads that outlive the call consume batches in any order.
+//! thread alone. The threads of [`mod@super::restore`] are not built on the same pipeline: here scoped threads produce
+//! chunks whose order matters, there threads that outlive the call consume batches in any order.
 
 mod leaf;
 mod walk;
