@@ -231,7 +231,7 @@ fn a_key_given_as_any_other_argument_is_not_quoted() {
         for script in misplaced {
             let output = fixture.run(&format!("K=$(cat {form}); {script}"));
             assert!(matches!(output.status, 1 | 2), "{script} with {form}: {}", output.stderr);
-            assert_eq!(output.stderr.lines().count(), 1, "{script} with {form}: {}", output.stderr);
+            assert_eq!(output.error_lines().len(), 1, "{script} with {form}: {}", output.stderr);
         }
         let output = fixture.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
         output.ok();

@@ -4,7 +4,7 @@
 use crate::fixtures::bucket::{Objects, S3Server, assert_closed, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, path_in_root};
 use cache_tests::fault_proxy::{Fault, FaultProxy, INTERNAL_ERROR, Request, SLOW_DOWN, TOO_MANY_REQUESTS};
-use cache_tests::{CommandOutput, EmbeddedS3, Node, Random, Scratch, store_path, tree};
+use cache_tests::{CommandOutput, EmbeddedS3, Node, Random, Scratch, split_hint, store_path, tree};
 use std::fs;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -144,22 +144,21 @@ fn idle_flag(fault: Fault) -> &'static str {
 
 /// Asserts that a run completed, or failed with one line that names the cause; says whether it completed.
 #[track_caller]
-fn assert_clear_result(what: &str, output: &CommandOutput, causes: &[&str]) -> bool {
-    let stderr = output.stderr.trim();
-    let output = output.rsplit_once("\nhint: ").map_or(output, |(messages, _)| messages);
+fn assert_clear_result(what: &str, output: &CommandOutput, expected_causes: &[&str]) -> bool {
+    let (messages, _) = split_hint(&output.stderr);
     if output.status == 0 {
-        assert_eq!(output, "", "{what}: it completed and says");
+        assert_eq!(messages, "", "{what}: it completed, but printed a message");
         println!("{what}: completed");
         return true;
     }
-    println!("{what}: {output}");
-    assert_eq!(output.status, 2, "{what}: {output}");
-    // A pull goes on with other paths, and tells of each.
-    assert!(output.lines().count() == 1 || output.starts_with("s3-pull: "), "{what}: {output}");
-    let tool = output.lines().all(|line| line.starts_with("s3-push: ") || line.starts_with("s3-pull: "));
-    let lower = output.to_lowercase();
-    let named = causes.iter().any(|cause| lower.contains(&cause.to_lowercase()));
-    assert!(tool && named, "{what}: no word of {causes:?} in: {output}");
+    println!("{what}: {messages}");
+    assert_eq!(output.status, 2, "{what}: {messages}");
+    // A pull continues with other paths and reports each.
+    assert!(messages.lines().count() == 1 || messages.starts_with("s3-pull: "), "{what}: {messages}");
+    let has_prefix = messages.lines().all(|line| line.starts_with("s3-push: ") || line.starts_with("s3-pull: "));
+    let lower = messages.to_lowercase();
+    let names_cause = expected_causes.iter().any(|cause| lower.contains(&cause.to_lowercase()));
+    assert!(has_prefix && names_cause, "{what}: expected one of {expected_causes:?} in: {messages}");
     false
 }
 

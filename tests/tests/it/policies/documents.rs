@@ -106,7 +106,7 @@ fn configurations_are_printed_and_misplaced_flags_are_refused() {
             output.stderr
         );
         assert!(!output.stderr.contains("hidden"), "{arguments}: {}", output.stderr);
-        assert_eq!(output.stderr.lines().count(), 1, "{arguments}: {}", output.stderr);
+        assert_eq!(output.error_lines().len(), 1, "{arguments}: {}", output.stderr);
     }
 }
 

@@ -110,20 +110,20 @@ fn a_bucket_of_another_store_directory_is_refused() {
 /// names only with `-v`.
 #[test]
 fn refused_dependents_are_counted_and_named_with_verbose() {
-    let (site, s3, bucket, lib) = Site::with_cache();
-    let file = site.path("cache").join(lib.one("URL"));
+    let (fixture, s3, bucket, lib) = Fixture::with_cache();
+    let file = fixture.path("cache").join(lib.one("URL"));
     let mut bytes = fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&file, bytes).unwrap();
-    let push = |flags: &str| site.scratch.sh(&format!("tar c -C cache . | s3-push --no-nix {flags} \"$C\""));
+    let push = |flags: &str| fixture.scratch.sh(&format!("tar c -C cache . | s3-push --no-nix {flags} \"$C\""));
     let stderr = push("").fails(1);
     assert_eq!(stderr.lines().filter(|line| line.starts_with("s3-push: ")).count(), 1, "{stderr}");
-    assert!(stderr.contains(lib.one("URL")) && stderr.contains(&site.closure.lib), "{stderr}");
+    assert!(stderr.contains(lib.one("URL")) && stderr.contains(&fixture.closure.lib), "{stderr}");
     assert!(stderr.contains("2 paths depend on it and were not published"), "{stderr}");
-    assert!(!stderr.contains(&site.closure.app) && !stderr.contains(&site.closure.top), "{stderr}");
+    assert!(!stderr.contains(&fixture.closure.app) && !stderr.contains(&fixture.closure.top), "{stderr}");
     let stderr = push("-v").fails(1);
-    for path in [&site.closure.app, &site.closure.top] {
+    for path in [&fixture.closure.app, &fixture.closure.top] {
         let line = format!("s3-push: {path}: not published, because it depends on {}", lib.one("URL"));
         assert!(stderr.lines().any(|found| found == line), "{stderr}");
     }
@@ -138,10 +138,10 @@ fn refused_dependents_are_counted_and_named_with_verbose() {
 /// Several paths that lack the same reference have one cause, and a hint.
 #[test]
 fn a_missing_reference_is_reported_once() {
-    let (site, _, _, _) = Site::with_cache();
-    let keys = [&site.closure.app, &site.closure.top].map(|path| Site::narinfo_key(path)).join(" ");
-    let stderr = site.scratch.sh(&format!("tar c -C cache nar {keys} | s3-push --no-nix \"$C\"")).fails(1);
-    assert!(stderr.contains(&site.closure.lib) && stderr.contains("1 path depends on it"), "{stderr}");
+    let (fixture, _, _, _) = Fixture::with_cache();
+    let keys = [&fixture.closure.app, &fixture.closure.top].map(|path| Fixture::narinfo_key(path)).join(" ");
+    let stderr = fixture.scratch.sh(&format!("tar c -C cache nar {keys} | s3-push --no-nix \"$C\"")).fails(1);
+    assert!(stderr.contains(&fixture.closure.lib) && stderr.contains("1 path depends on it"), "{stderr}");
     assert_eq!(stderr.matches("hint: ").count(), 1, "{stderr}");
     assert!(stderr.contains("--allow-missing-references"), "{stderr}");
 }

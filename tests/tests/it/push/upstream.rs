@@ -4,7 +4,7 @@
 use crate::fixtures::bucket::{nar_keys, narinfo_keys, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
 use cache_tests::fault_proxy::{FaultProxy, INTERNAL_ERROR, ObjectKind, Request, RequestKind, always, only};
-use cache_tests::{EmbeddedS3, unique};
+use cache_tests::{EmbeddedS3, split_hint, unique};
 
 /// A site, its bucket, and the URLs of another cache that has `lib` only.
 fn fixture() -> (Fixture, &'static EmbeddedS3, String, [String; 3]) {
@@ -79,7 +79,7 @@ fn an_unreachable_upstream_cache_is_an_error() {
             let output = fixture.scratch.sh(&script);
             assert_eq!(output.text(), "", "{script}");
             let stderr = output.fails(2);
-            let lines = stderr.lines().filter(|line| !line.starts_with("hint: ")).count();
+            let lines = split_hint(&stderr).0.lines().count();
             assert!(stderr.contains(cause) && lines == 1, "{script}: {stderr}");
         }
     }

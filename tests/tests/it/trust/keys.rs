@@ -93,7 +93,7 @@ fn keys_are_read_from_files_descriptors_and_variables() {
         }
         let output = fixture.scratch.sh(script);
         assert_eq!(output.status, status, "{script}: {}", output.stderr);
-        assert!(output.stdout.is_empty() && output.stderr.lines().count() == 1, "{script}: {}", output.stderr);
+        assert!(output.stdout.is_empty() && output.error_lines().len() == 1, "{script}: {}", output.stderr);
         let digits = secret.split(':').nth(1).unwrap();
         assert!(!output.stderr.contains(&digits[..20]) && !output.stderr.contains(&digits[50..]), "{script}");
     }

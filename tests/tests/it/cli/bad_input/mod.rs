@@ -3,8 +3,8 @@
 
 use crate::fixtures::bucket::S3Server;
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
-use cache_tests::Random;
 use cache_tests::random_seed;
+use cache_tests::{Random, split_hint};
 use std::fs;
 
 mod formats;
@@ -72,10 +72,8 @@ impl BadInputFixture {
         println!("| {tool} | {} | {} | {} |", case.name, output.status, stderr.replace('\n', " ⏎ "));
         let lower = stderr.to_lowercase();
         let missing: Vec<&String> = case.words.iter().filter(|word| !lower.contains(word.as_str())).collect();
-        let mut lines = stderr.lines();
-        let one_line = lines.next().is_some_and(|line| line.starts_with(&format!("{tool}: ")))
-            && lines.next().is_none_or(|line| line.starts_with("hint: "))
-            && lines.next().is_none();
+        let (message, _) = split_hint(stderr);
+        let one_line = message.lines().count() == 1 && message.starts_with(&format!("{tool}: "));
         let jargon = INTERNAL_TERMS.iter().find(|word| lower.contains(**word));
         let published = service.keys(&bucket).into_iter().filter(|key| !may_remain(case, key)).collect::<Vec<_>>();
         let wrong = [

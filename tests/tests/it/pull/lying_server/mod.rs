@@ -184,7 +184,10 @@ fn find_problems(text: &str) -> Vec<String> {
         wrong.push("it says nothing".to_owned());
     }
     for line in text.lines().filter(|line| !line.starts_with("hint: ")) {
-        if !line.starts_with("s3-pull: ") || line.len() > MAX_LINE || INTERNAL_TERMS.iter().any(|word| line.contains(word)) {
+        if !line.starts_with("s3-pull: ")
+            || line.len() > MAX_LINE
+            || INTERNAL_TERMS.iter().any(|word| line.contains(word))
+        {
             wrong.push(format!("not a clear line: {line:?}"));
         }
     }
