@@ -36,16 +36,15 @@ pub fn bench(args: &[&str]) -> Result<ExitCode> {
 
 /// Runs `bench pack`. Only the measured tools and the benchmark are built: the other tools depend on the AWS SDK.
 pub fn bench_pack(args: &[&str]) -> Result<ExitCode> {
-    let dir = match prebuilt_dir() {
-        Some(dir) => dir,
-        None => {
-            let mut command = cargo();
-            command.args(["build", "--quiet", "--release", "-p", "nar-pack", "-p", "narinfo-gen", "-p", "tests"]);
-            command.args(["--bins", "--example", "scan"]);
-            eprintln!("Building nar-pack, narinfo-gen and the benchmark");
-            run(&mut command, "cargo build")?;
-            built_dir(Profile::Release)?
-        }
+    let dir = if let Some(dir) = prebuilt_dir() {
+        dir
+    } else {
+        let mut command = cargo();
+        command.args(["build", "--quiet", "--release", "-p", "nar-pack", "-p", "narinfo-gen", "-p", "tests"]);
+        command.args(["--bins", "--example", "scan"]);
+        eprintln!("Building nar-pack, narinfo-gen and the benchmark");
+        run(&mut command, "cargo build")?;
+        built_dir(Profile::Release)?
     };
     let mut command = Command::new(dir.join("bench"));
     command.arg("pack").args(args);

@@ -47,12 +47,6 @@ impl AdaptiveLimit {
         Permit { limit: Arc::clone(self), permit }
     }
 
-    /// Returns how many requests may be in flight now.
-    #[must_use]
-    pub fn current(&self) -> usize {
-        self.state().limit
-    }
-
     /// Records a response by which the server does not throttle.
     pub fn record_success(&self) {
         let mut state = self.state();
@@ -109,6 +103,10 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    fn current(limit: &AdaptiveLimit) -> usize {
+        limit.state().limit
+    }
+
     fn available(limit: &AdaptiveLimit) -> usize {
         limit.permits.available_permits()
     }
@@ -123,11 +121,11 @@ mod tests {
         for _ in 0..16 {
             limit.record_throttled();
         }
-        assert_eq!(limit.current(), 8);
+        assert_eq!(current(&limit), 8);
         drop(held);
         assert_eq!(available(&limit), 8);
         limit.record_throttled();
-        assert_eq!((limit.current(), available(&limit)), (4, 4));
+        assert_eq!((current(&limit), available(&limit)), (4, 4));
     }
 
     #[test]
@@ -136,7 +134,7 @@ mod tests {
         for _ in 0..100 {
             limit.record_throttled();
         }
-        assert_eq!((limit.current(), available(&limit)), (1, 1));
+        assert_eq!((current(&limit), available(&limit)), (1, 1));
     }
 
     #[test]
@@ -147,13 +145,13 @@ mod tests {
         }
         let responses = (1..).take_while(|_| {
             limit.record_success();
-            limit.current() < 8
+            current(&limit) < 8
         });
         assert!(responses.count() < 40);
         for _ in 0..100 {
             limit.record_success();
         }
-        assert_eq!((limit.current(), available(&limit)), (8, 8));
+        assert_eq!((current(&limit), available(&limit)), (8, 8));
     }
 
     #[tokio::test]
@@ -164,7 +162,7 @@ mod tests {
             held.push(limit.acquire().await);
         }
         limit.record_throttled();
-        assert_eq!((limit.current(), available(&limit)), (4, 0));
+        assert_eq!((current(&limit), available(&limit)), (4, 0));
         held.truncate(4);
         assert_eq!(available(&limit), 0);
         held.clear();

@@ -16,7 +16,7 @@ pub(super) fn chain(error: &dyn Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Returns the last source of an error.
+/// Returns the last source of an error, or the error itself if it has none.
 pub(super) fn root_cause(error: &dyn Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {

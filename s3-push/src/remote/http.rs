@@ -11,10 +11,10 @@ use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use reqwest::{Client, Method, Url};
 
-use crate::remote::client::{TextObject, read_text};
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
 use crate::remote::error_chain::{chain, root_cause};
 use crate::remote::netrc::{self, Login};
+use crate::remote::reader::{TextObject, read_text};
 use crate::remote::retry::{Backoff, CONNECT_TIMEOUT, RequestLimits, is_throttling, parse_retry_after};
 use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
 
@@ -26,7 +26,7 @@ pub struct HttpCache {
     display_base: String,
     login: Option<Login>,
     limit: Arc<AdaptiveLimit>,
-    max_attempts: u32,
+    limits: RequestLimits,
     tool: &'static str,
     /// Set once a forbidden read was reported.
     was_forbidden: AtomicBool,
@@ -81,7 +81,7 @@ impl HttpCache {
             display_base: without_slash(&display_base),
             login,
             limit: AdaptiveLimit::new(limits.max_in_flight),
-            max_attempts: limits.max_attempts,
+            limits,
             tool,
             was_forbidden: AtomicBool::new(false),
         })
@@ -96,7 +96,7 @@ impl HttpCache {
     /// Returns the number of attempts at one request, including the first.
     #[must_use]
     pub fn max_attempts(&self) -> u32 {
-        self.max_attempts
+        self.limits.max_attempts
     }
 
     /// Requests an object or a range of it, optionally on condition that its entity tag is still `etag`.
@@ -115,7 +115,8 @@ impl HttpCache {
     /// # Errors
     /// Fails if the network or the server does; refuses a larger object and one that is not text.
     pub async fn get_text(&self, key: &str, max_size: usize) -> Result<Option<TextObject>> {
-        read_text(|| self.get(key, None, None).boxed(), &self.display_url(key), self.max_attempts, max_size).await
+        read_text(|| self.get(key, None, None).boxed(), &self.display_url(key), self.limits.max_attempts, max_size)
+            .await
     }
 
     /// Returns whether an object exists.
@@ -138,8 +139,8 @@ impl HttpCache {
         } else {
             None
         };
-        let url = self.display_url(key);
-        let failed = move |error| Error::failed(format!("reading {url}: {}", describe(error)));
+        let (url, limits) = (self.display_url(key), self.limits);
+        let failed = move |error| Error::failed(format!("reading {url}: {}", describe(error, limits)));
         Ok(ObjectStream {
             start: part.map_or(0, |(start, _)| start),
             partial,
@@ -161,7 +162,7 @@ impl HttpCache {
         etag: Option<&str>,
     ) -> Result<(Answer, Permit)> {
         let permit = self.limit.acquire().await;
-        let mut backoff = Backoff::new(self.max_attempts);
+        let mut backoff = Backoff::new(self.limits.max_attempts);
         loop {
             let result = self.request(method.clone(), key, range, etag).send().await;
             match &result {
@@ -193,7 +194,7 @@ impl HttpCache {
             Ok(response) => response,
             Err(error) => {
                 let is_transient = error.is_connect() || error.is_timeout() || error.is_request();
-                return failed(self.error(key, &describe(error)), is_transient);
+                return failed(self.error(key, &describe(error, self.limits)), is_transient);
             }
         };
         match response.status().as_u16() {
@@ -261,11 +262,14 @@ impl HttpCache {
 }
 
 /// Returns the message of an error without its URL, which may contain a password and is printed before the message.
-fn describe(error: reqwest::Error) -> String {
+fn describe(error: reqwest::Error, limits: RequestLimits) -> String {
     let error = error.without_url();
     match () {
         () if error.is_connect() => format!("cannot connect: {}", root_cause(&error)),
         () if error.is_redirect() => format!("cannot follow the redirect: {}", root_cause(&error)),
+        () if error.is_timeout() => limits.timeout_message(),
+        () if error.is_request() => format!("cannot send the request: {}", root_cause(&error)),
+        () if error.is_body() || error.is_decode() => format!("cannot read the response: {}", root_cause(&error)),
         () => chain(&error),
     }
 }

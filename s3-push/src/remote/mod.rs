@@ -1,42 +1,44 @@
 //! Remote caches, the only code that speaks to one: a bucket (`s3`), a web server (`http`) or a directory (`file`).
 //!
-//! [`Remote`] reads any of them; [`s3::Bucket`] also writes. A caller asks for objects and never for connections:
-//! permits of the cache's concurrency limit, retries, timeouts, decoding of `Content-Encoding` and the classification of
-//! errors happen inside each call.
+//! `Remote` reads any of them; `s3::Bucket` also writes. Permits of the cache's concurrency limit, retries, timeouts,
+//! decoding of `Content-Encoding` and the classification of errors are inside each call, so that no caller can forget
+//! them. What is read and why is decided by the callers.
 //!
 //! | module | responsibility |
 //! | --- | --- |
-//! | [`location`] | the URL of a bucket; needs neither the SDK nor async |
+//! | `reader` | `Remote`: reads a cache of any kind |
+//! | `location` | the URL of a bucket; needs neither the SDK nor async |
 //! | `s3` | requests to S3: connect, read, write, multipart uploads, errors |
 //! | `http`, `netrc` | requests to web servers, and their user names and passwords |
 //! | `file` | directories |
 //! | `transfer`, `chunks` | bodies: ranges, resuming, and passing them to threads that block |
 //! | `listing` | the store paths of a bucket, and listing it in parallel |
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
+//! | `error_chain` | the text of errors of other libraries |
 //! | `progress` | verbosity and the progress bar of the tools that use a remote cache |
 //! | `option_values` | the byte sizes and durations in their options |
 
 #[cfg(feature = "client")]
 pub mod chunks;
 #[cfg(feature = "client")]
-mod client;
-#[cfg(feature = "client")]
-pub mod concurrency;
+mod concurrency;
 #[cfg(feature = "client")]
 mod error_chain;
 #[cfg(feature = "client")]
-pub mod file;
+mod file;
 #[cfg(feature = "client")]
-pub mod http;
+mod http;
 #[cfg(feature = "client")]
 pub mod listing;
 pub mod location;
 #[cfg(feature = "client")]
-pub mod netrc;
+mod netrc;
 #[cfg(feature = "client")]
 pub mod option_values;
 #[cfg(feature = "client")]
 pub mod progress;
+#[cfg(feature = "client")]
+mod reader;
 #[cfg(feature = "client")]
 pub mod retry;
 #[cfg(feature = "client")]
@@ -45,4 +47,4 @@ pub mod s3;
 pub mod transfer;
 
 #[cfg(feature = "client")]
-pub use client::{Remote, RemoteOptions, TextObject};
+pub use reader::{Remote, RemoteOptions, TextObject};

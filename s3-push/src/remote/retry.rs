@@ -1,5 +1,5 @@
 //! Retries: which requests are retried, after which delay. The SDK retries its requests with exponential backoff and
-//! jitter; [`ThrottleClassifier`] makes it treat 429 as throttling and honour `Retry-After`. [`Backoff`] covers what the
+//! jitter; `ThrottleClassifier` makes it treat 429 as throttling and honour `Retry-After`. [`Backoff`] covers what the
 //! SDK cannot retry: plain HTTP requests, truncated bodies, and conflicting conditional writes.
 
 use std::sync::Arc;
@@ -34,6 +34,13 @@ pub struct RequestLimits {
     pub max_attempts: u32,
     /// Requests in flight at the same time.
     pub max_in_flight: u16,
+}
+
+impl RequestLimits {
+    /// Returns the message of an attempt that was aborted after the idle timeout.
+    pub(super) fn timeout_message(&self) -> String {
+        format!("timed out after {} seconds without progress", self.idle_timeout.as_secs())
+    }
 }
 
 /// Counts the attempts at one operation and delays the retries: exponential backoff with full jitter.
@@ -158,7 +165,7 @@ mod tests {
     fn retry_after_is_a_number_of_seconds_or_a_date() {
         assert_eq!(parse_retry_after(" 7 "), Some(Duration::from_secs(7)));
         assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600));
+        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_hours(1));
         let delay = parse_retry_after(&later).unwrap();
         assert!((3500..=3600).contains(&delay.as_secs()), "{delay:?}");
         for malformed in ["", "soon", "-1", "1.5"] {

@@ -29,15 +29,14 @@ pub(super) const MAX_RANGES_AHEAD_IN_ALL: usize = 8;
 /// Largest chunk that a buffered range is passed on in, in bytes.
 const MAX_CHUNK_SIZE: usize = 256 << 10;
 /// Bytes after which a resumed body may break off again as often as a new one. With less progress than this, a server
-/// could keep the transfer going for ever.
+/// could keep the transfer going forever.
 const MIN_PROGRESS: u64 = 64 << 10;
 
 /// The body of an object, while it arrives.
 pub struct Body {
     /// The size in bytes, if known.
     pub size: Option<u64>,
-    /// The chunks.
-    pub chunks: mpsc::Receiver<Result<Chunk>>,
+    pub(super) chunks: mpsc::Receiver<Result<Chunk>>,
     /// Set if the body could not be read to its end.
     pub broken: Arc<AtomicBool>,
 }

@@ -187,7 +187,7 @@ struct Threads {
     sender: Option<SyncSender<Batch>>,
     /// Written batches, to be reused.
     free_batches: Receiver<Batch>,
-    threads: Vec<JoinHandle<()>>,
+    handles: Vec<JoinHandle<()>>,
     /// The first error; after it no batch is written.
     error: Arc<Mutex<Option<Error>>>,
 }
@@ -200,14 +200,14 @@ impl Threads {
         let (free_sender, free_batches) = sync_channel(MAX_BATCHES_WAITING + count);
         let batches = Arc::new(Mutex::new(batches));
         let error = Arc::new(Mutex::new(None));
-        let mut threads = Vec::new();
+        let mut handles = Vec::new();
         for _ in 0..count {
             let (batches, free_sender, error) = (Arc::clone(&batches), free_sender.clone(), Arc::clone(&error));
             let thread = thread::Builder::new().spawn(move || write_batches(&batches, &free_sender, &error));
             // Works with any number of threads, so a thread that cannot be started is not an error.
-            threads.extend(thread);
+            handles.extend(thread);
         }
-        Self { sender: Some(sender), free_batches, threads, error }
+        Self { sender: Some(sender), free_batches, handles, error }
     }
 
     /// Sends the batch to the threads and replaces it by an empty one.
@@ -216,7 +216,7 @@ impl Threads {
             return Err(error);
         }
         match &self.sender {
-            Some(sender) if !self.threads.is_empty() => {
+            Some(sender) if !self.handles.is_empty() => {
                 let empty = self.free_batches.try_recv().unwrap_or_default();
                 sender.send(std::mem::replace(batch, empty)).map_err(|_| writer_panicked())
             }
@@ -227,7 +227,7 @@ impl Threads {
     /// Waits until all batches sent are written and the threads have ended.
     fn join(&mut self) -> Result {
         self.sender = None;
-        let panicked = take(&mut self.threads).into_iter().filter_map(|thread| thread.join().err()).count() > 0;
+        let panicked = take(&mut self.handles).into_iter().filter_map(|thread| thread.join().err()).count() > 0;
         match lock(&self.error).take() {
             Some(error) => Err(error),
             None if panicked => Err(writer_panicked()),
@@ -238,7 +238,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if !self.threads.is_empty() {
+        if !self.handles.is_empty() {
             lock(&self.error).get_or_insert_with(|| Error::failed("cancelled"));
             // Whoever cancels reports the reason.
             let _ = self.join();

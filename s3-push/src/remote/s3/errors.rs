@@ -16,11 +16,13 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
 use aws_sdk_s3::operation::list_parts::ListPartsError;
 use aws_sdk_s3::operation::put_object::PutObjectError;
 use aws_sdk_s3::operation::upload_part::UploadPartError;
+use aws_sdk_s3::primitives::ByteStreamError;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 
 use super::{Bucket, Sdk};
 use crate::remote::error_chain::{chain, root_cause};
+use crate::remote::retry::RequestLimits;
 
 const NO_CREDENTIALS: &str =
     "no AWS credentials found in the environment, profile, SSO, web identity, container or instance";
@@ -153,9 +155,23 @@ impl Bucket {
             (None, SdkError::DispatchFailure(failure)) if failure.is_io() || failure.is_timeout() => {
                 format!("cannot reach {}: {}", self.service(), root_cause(error))
             }
-            (None, SdkError::TimeoutError(_)) => format!("{} did not answer in time", self.service()),
-            _ => text.trim_start_matches("dispatch failure: ").trim_start_matches("other: ").to_owned(),
+            (None, SdkError::TimeoutError(_)) => format!("{}: {}", self.service(), self.limits.timeout_message()),
+            _ => ["dispatch failure: ", "other: ", "client error (SendRequest): "]
+                .iter()
+                .fold(text.as_str(), |text, prefix| text.strip_prefix(prefix).unwrap_or(text))
+                .to_owned(),
         }
+    }
+
+    /// Returns the error of a body that could not be read to its end.
+    pub(super) fn body_error(url: &str, limits: RequestLimits, error: &ByteStreamError) -> Error {
+        let cause = root_cause(error);
+        let cause = if cause.contains("minimum throughput") {
+            limits.timeout_message()
+        } else {
+            format!("cannot read the response: {cause}")
+        };
+        Error::failed(format!("reading {url}: {cause}"))
     }
 
     fn service(&self) -> String {

@@ -15,6 +15,8 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::SdkError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
 use crate::remote::location::Location;
@@ -109,23 +111,29 @@ impl Bucket {
 
     /// Sends a request. It holds a permit until its response has arrived, also while the SDK delays a retry: so a server
     /// that throttles gets fewer requests.
-    async fn send<T, E>(
-        &self,
+    fn send<'a, T: Send, E: Send>(
+        &'a self,
         kind: RequestKind,
-        request: impl Future<Output = Result<T, Sdk<E>>>,
-    ) -> Result<T, Sdk<E>> {
-        self.send_keeping_permit(kind, request).await.0
+        request: impl Future<Output = Result<T, Sdk<E>>> + Send + 'a,
+    ) -> impl Future<Output = Result<T, Sdk<E>>> + Send {
+        let sending = self.send_keeping_permit(kind, request);
+        async { sending.await.0 }
     }
 
     /// Sends a request whose response is not complete yet when this returns; the caller keeps the permit until it is.
-    async fn send_keeping_permit<T, E>(
-        &self,
+    ///
+    /// Boxed, because the futures of the SDK are several kilobytes large, and so would be every future that awaits one.
+    fn send_keeping_permit<'a, T: Send, E: Send>(
+        &'a self,
         kind: RequestKind,
-        request: impl Future<Output = Result<T, Sdk<E>>>,
-    ) -> (Result<T, Sdk<E>>, Permit) {
-        let permit = self.limit.acquire().await;
-        self.counts.by_kind[kind as usize].fetch_add(1, Ordering::Relaxed);
-        (request.await, permit)
+        request: impl Future<Output = Result<T, Sdk<E>>> + Send + 'a,
+    ) -> BoxFuture<'a, (Result<T, Sdk<E>>, Permit)> {
+        let sending = async move {
+            let permit = self.limit.acquire().await;
+            self.counts.by_kind[kind as usize].fetch_add(1, Ordering::Relaxed);
+            (request.await, permit)
+        };
+        sending.boxed()
     }
 
     /// Returns the delays between attempts at what the SDK does not retry.

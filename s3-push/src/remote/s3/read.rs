@@ -8,8 +8,7 @@ use nar_pack::error::{Error, Result};
 
 use super::errors::status;
 use super::{Bucket, RequestKind};
-use crate::remote::client::{TextObject, read_text};
-use crate::remote::error_chain::chain;
+use crate::remote::reader::{TextObject, read_text};
 use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
 
 /// An object of a listing.
@@ -71,7 +70,8 @@ impl Bucket {
         };
         let size = output.content_length.and_then(|size| u64::try_from(size).ok());
         let bytes = stream::unfold(output.body, |mut body| async { body.next().await.map(|bytes| (bytes, body)) });
-        let failed = move |error| Error::failed(format!("reading {url}: {}", chain(&error)));
+        let limits = self.limits;
+        let failed = move |error| Self::body_error(&url, limits, &error);
         Ok(Response::Object(ObjectStream {
             start: part.map_or(0, |(start, _)| start),
             partial: part.is_some(),
