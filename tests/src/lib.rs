@@ -53,14 +53,14 @@ pub fn bin_dir() -> PathBuf {
         return PathBuf::from(dir);
     }
     let exe = env::current_exe().expect("the path of the running program");
-    let dir = exe.parent().expect("a program lies in a directory");
-    if dir.ends_with("deps") { dir.parent().expect("deps lies in a directory").to_owned() } else { dir.to_owned() }
+    let dir = exe.parent().expect("a program is in a directory");
+    if dir.ends_with("deps") { dir.parent().expect("deps is in a directory").to_owned() } else { dir.to_owned() }
 }
 
 /// Returns the top directory of the repository.
 pub fn repository() -> PathBuf {
     let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
-    manifest.parent().expect("the tests lie in the repository").to_owned()
+    manifest.parent().expect("the tests are in the repository").to_owned()
 }
 
 /// Returns the `s3://` URL of a bucket, or of a prefix in it, of the server at `endpoint`.

@@ -50,7 +50,7 @@ pub fn tree(path: impl AsRef<Path>) -> Vec<Node> {
 }
 
 fn node(root: &Path, entry: &DirEntry) -> Node {
-    let path = entry.path().strip_prefix(root).expect("an entry lies below the root");
+    let path = entry.path().strip_prefix(root).expect("an entry is below the root");
     let kind = match entry.file_type() {
         kind if kind.is_dir() => Kind::Directory,
         kind if kind.is_symlink() => Kind::Symlink { target: escape(fs::read_link(entry.path()).unwrap().as_os_str()) },

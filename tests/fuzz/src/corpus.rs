@@ -1,27 +1,27 @@
-//! The corpus as text, so that it can be read and reviewed: one file for each input, in a folder for each target.
+//! The corpus as text, so that it can be reviewed: one file for each input, in a directory for each target.
 //!
-//! Each line says some bytes. What follows the first word may hold the escapes of Rust's byte strings.
+//! Each line describes some bytes. The argument of a line may contain the escapes of Rust byte strings.
 //!
 //! | line | bytes |
 //! | --- | --- |
-//! | `# …` | none: a remark |
-//! | `s TEXT` | a string as NARs hold it: its length, its bytes, zeros up to a multiple of 8 |
+//! | `# …` | none: a comment |
+//! | `s TEXT` | a string of a NAR: its length, its bytes, zeros up to a multiple of 8 |
 //! | `n NUMBER` | a number of 64 bits, little-endian |
 //! | `t TEXT` | the text and a line feed |
 //! | `b TEXT` | the text |
 //! | `x HEX` | bytes in hexadecimal |
 //! | `z COUNT` | zeros |
-//! | `p SIZE` | zeros up to a multiple of so many bytes |
-//! | `m KEY SIZE [TYPE]` | the head of a member of a tar; TYPE is a letter, `0` where there is none |
-//! | `r COUNT` … `.` | the lines between, so many times |
+//! | `p SIZE` | zeros up to a multiple of SIZE |
+//! | `m KEY SIZE [TYPE]` | the header of a tar member; TYPE is a letter, default `0` |
+//! | `r COUNT` … `.` | the lines in between, COUNT times |
 
 use std::fs;
 use std::path::Path;
 
-/// The bytes that a text says.
+/// Returns the bytes that a text describes.
 ///
 /// # Errors
-/// Names the line that it does not understand.
+/// The message names the invalid line.
 pub fn expand(text: &str) -> Result<Vec<u8>, String> {
     let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
     let mut bytes = Vec::new();
@@ -29,10 +29,10 @@ pub fn expand(text: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Every file of a folder: its name, and the bytes that it says; sorted by name.
+/// Returns the name and the bytes of every file in a directory, sorted by name.
 ///
 /// # Errors
-/// Names the file, and the line.
+/// The message names the file and the invalid line.
 pub fn entries(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
     let mut found = Vec::new();
@@ -58,7 +58,7 @@ fn expand_until<'a>(
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let wrong = || format!("line {number}: {line:?} says nothing");
+        let wrong = || format!("line {number}: {line:?} is invalid");
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         let count = || rest.trim().parse::<usize>().map_err(|_| wrong());
         match word {
@@ -117,7 +117,7 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// A member's head in the ustar format.
+/// Returns the header of a tar member in the ustar format.
 fn tar_head(text: &str) -> Option<Vec<u8>> {
     let mut words = text.split(' ');
     let (key, size, kind) = (unescape(words.next()?)?, words.next()?.parse::<u64>().ok()?, words.next().unwrap_or("0"));

@@ -1,8 +1,8 @@
-//! What has to hold for each reader, whatever bytes it is given. Two callers: the fuzz targets beside this, and
-//! `tests/tests/it/formats/fuzz.rs`, which replays the corpus and mutations of it where there is no fuzzer.
+//! Properties of each reader that hold for any input. They are checked by the fuzz targets in this directory and by
+//! `tests/tests/it/formats/fuzz.rs`, which uses the corpus and mutations of it.
 //!
-//! A property is a function of bytes that panics when it does not hold. For most readers it is: what is refused is
-//! refused in a line, and what is accepted, written again and read again, is the same.
+//! A property is a function of bytes that panics if it does not hold. For most readers: refused input gets a message of
+//! one line, and accepted input is the same after it is written and read again.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a property says that it does not hold
 
@@ -28,7 +28,7 @@ use serde_json::Value;
 /// A property.
 pub type Property = fn(&[u8]);
 
-/// All properties by the names of their targets.
+/// All properties by target name.
 pub const TARGETS: [(&str, Property); 12] = [
     ("archive", archive),
     ("base32", base32),
@@ -44,11 +44,10 @@ pub const TARGETS: [(&str, Property); 12] = [
     ("store_path", store_path),
 ];
 
-/// Bytes of what is accepted at most, where a reader asks.
+/// Size limit in bytes for readers that take one.
 const MOST: usize = 1 << 20;
 
-/// What a reader in memory says of bytes that it does not take: that they are refused, and why. Anything else would be
-/// an operation that failed, of which there is none.
+/// Asserts that the error of a reader is a refusal with a message of one line: in memory, no operation can fail.
 fn refused(failure: &Error) {
     assert!(failure.is_refusal() && !failure.message().is_empty(), "not a refusal: {failure}");
     assert!(!failure.to_string().contains('\n'), "more than one line: {failure}");
@@ -58,17 +57,17 @@ fn store_dir() -> StoreDir {
     StoreDir::new("/nix/store").unwrap()
 }
 
-/// A NAR that is read, written again. It is the same if the reader accepts the canonical form only.
+/// Writes a NAR again while it is read. The copy is identical if the reader accepts only canonical NARs.
 #[derive(Default)]
 struct Rewriter {
     nar: Vec<u8>,
-    /// Names of the entries that are open, for the listing.
+    /// Names of the open entries, for the listing.
     names: Vec<Vec<u8>>,
-    /// Files: the path of each, where its contents begin and how long they are.
+    /// The path, the offset and the size of each file.
     files: Vec<(Vec<Vec<u8>>, u64, u64)>,
-    /// Whether a name or target is not UTF-8.
+    /// Whether any name or target is not UTF-8.
     not_text: bool,
-    /// How many entries were open at most.
+    /// The maximum number of open entries.
     deepest: usize,
     expected: u64,
 }
@@ -146,7 +145,7 @@ impl Visitor for Rewriter {
     }
 }
 
-/// A NAR that is accepted, written again, is the same bytes; how it arrives does not matter.
+/// An accepted NAR is identical after it is written again, regardless of how it arrives.
 pub fn nar(bytes: &[u8]) {
     let (mut rewriter, mut input) = (Rewriter::default(), bytes);
     let verdict = parse(&mut input, &mut rewriter);
@@ -163,7 +162,7 @@ pub fn nar(bytes: &[u8]) {
     }
 }
 
-/// A listing is JSON, and says where in the NAR each file is. There is one for every NAR that is text.
+/// A listing is JSON with the offset of each file. Every NAR whose names are UTF-8 has one.
 pub fn listing(bytes: &[u8]) {
     let mut rewriter = Rewriter::default();
     let size = parse(&mut &*bytes, &mut rewriter);
@@ -183,7 +182,7 @@ pub fn listing(bytes: &[u8]) {
         let same = matches!(found, Some(ListingEntry::File { size: s, nar_offset: Some(o), .. }) if (s, o) == (*size, *offset));
         assert!(same, "{names:?}: {found:?}");
     }
-    // Each directory is two levels of JSON, and serde_json reads no deeper than 128.
+    // Each directory has two levels of JSON, and serde_json has a limit of 128.
     if rewriter.deepest > 60 {
         return;
     }
@@ -199,16 +198,16 @@ pub fn listing(bytes: &[u8]) {
     }
 }
 
-/// A listing that is accepted says of each path what any reader of JSON sees there.
+/// An accepted listing has the same entry for each path as a JSON reader finds.
 pub fn read_listing(bytes: &[u8]) {
     let listing = match Listing::parse(bytes, MOST) {
         Ok(listing) => listing,
         Err(failure) => return refused(&failure),
     };
-    // It may be deeper than serde_json reads by default.
+    // It may be nested deeper than the default limit of serde_json.
     let Ok(json) = serde_json::from_slice::<Value>(bytes) else { return };
     let mut nodes = vec![(String::new(), &json["root"])];
-    // Each look reads all of it again.
+    // Each lookup reads the whole listing.
     for _ in 0..100 {
         let Some((path, node)) = nodes.pop() else { return };
         let wanted = match node["type"].as_str().unwrap() {
@@ -222,7 +221,7 @@ pub fn read_listing(bytes: &[u8]) {
         };
         match listing.find(path.as_bytes()) {
             Ok(found) => assert_eq!(found, Some(wanted), "{path:?}"),
-            // A name that is there twice, of which a reader of JSON sees the last.
+            // A duplicate name, of which a JSON reader sees the last.
             Err(failure) => refused(&failure),
         }
         let entries = node["entries"].as_object().into_iter().flatten();
@@ -230,10 +229,10 @@ pub fn read_listing(bytes: &[u8]) {
     }
 }
 
-/// A path of an export stream: its NAR and what follows it.
+/// A path of an export stream: its NAR and its trailer.
 type Exported = (Vec<u8>, Trailer);
 
-/// An export stream that is accepted, written again and read again, is the same.
+/// An accepted export stream is the same after it is written and read again.
 pub fn export_stream(bytes: &[u8]) {
     match read_export(bytes) {
         Ok(paths) => {
@@ -270,7 +269,7 @@ fn write_export(paths: &[Exported]) -> Vec<u8> {
     writer.finish().unwrap()
 }
 
-/// A cache archive that is accepted, written again and read again, has the same members.
+/// An accepted cache archive has the same members after it is written and read again.
 pub fn archive(bytes: &[u8]) {
     match read_archive(bytes) {
         Ok(members) => {
@@ -297,7 +296,7 @@ fn read_archive(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(members)
 }
 
-/// A narinfo that is accepted, written again and read again, is the same, also as one of several.
+/// An accepted narinfo is the same after it is written and read again, alone or among several.
 pub fn narinfo(bytes: &[u8]) {
     if let Ok(text) = str::from_utf8(bytes) {
         match NarInfo::parse(text, &store_dir()) {
@@ -332,7 +331,7 @@ fn read_narinfos(bytes: &[u8]) -> Result<Vec<NarInfo>> {
     Ok(narinfos)
 }
 
-/// A store path, store directory or path list that is accepted is what was read.
+/// An accepted store path, store directory or path list is formatted as it was read.
 pub fn store_path(bytes: &[u8]) {
     if let Some(hash) = HashPart::parse(bytes) {
         assert_eq!(hash.as_str().as_bytes(), bytes);
@@ -359,7 +358,7 @@ pub fn store_path(bytes: &[u8]) {
     }
 }
 
-/// A hash in any base is the same in ours.
+/// A hash in any base equals the hash in our base.
 pub fn base32(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     if let Some(hash) = Sha256::from_base32(text) {
@@ -374,7 +373,7 @@ pub fn base32(bytes: &[u8]) {
     }
 }
 
-/// A key that is accepted is read back from what is written of it, and no message shows a secret one.
+/// An accepted key is the same after it is formatted and read again, and no message contains a secret key.
 pub fn keys(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     match PublicKey::parse(text) {
@@ -393,16 +392,16 @@ pub fn keys(bytes: &[u8]) {
         Err(failure) => {
             refused(&failure);
             let (name, digits) = text.split_once(':').unwrap_or(("", text));
-            // What is no base 64 is no part of a key, and may be words of the message.
+            // Text that is not base 64 is not part of a key and may occur in the message.
             let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
             let secret =
                 digits.trim().get(..16).filter(|secret| secret.bytes().all(is_digit) && !name.contains(secret));
-            assert!(secret.is_none_or(|secret| !failure.message().contains(secret)), "the message shows the key");
+            assert!(secret.is_none_or(|secret| !failure.message().contains(secret)), "the message contains the key");
         }
     }
 }
 
-/// A `nix-cache-info` that is accepted, written again and read again, is the same.
+/// An accepted `nix-cache-info` is the same after it is written and read again.
 pub fn cache_info(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     match CacheInfo::parse(text) {
@@ -411,7 +410,7 @@ pub fn cache_info(bytes: &[u8]) {
     }
 }
 
-/// A file in any compression, chosen by the first byte, unpacks to a NAR of at most 1 MiB or is refused.
+/// A file in any compression, chosen by the first byte, is decompressed to at most 1 MiB or refused.
 pub fn compressed(bytes: &[u8]) {
     let most = MOST as u64;
     let Some((&first, file)) = bytes.split_first() else { return };
@@ -431,9 +430,9 @@ pub fn compressed(bytes: &[u8]) {
     }
 }
 
-/// What is merged into a nix.conf has an effect, stays the same when it is merged again, and can be taken out.
+/// Settings merged into a nix.conf take effect, are unchanged when merged again, and can be removed.
 pub fn nix_conf(bytes: &[u8]) {
-    // A file that is included is none of these bytes.
+    // Included files are not part of this input.
     if bytes.windows(7).any(|window| window == b"include") {
         return;
     }
@@ -450,7 +449,7 @@ pub fn nix_conf(bytes: &[u8]) {
             (Ok(_), Err(failure)) => panic!("what is merged cannot be taken out: {failure}"),
         };
         assert_eq!(client.merge(&merged, path).unwrap(), merged, "merged again it is another");
-        assert_eq!(client.without_lines(&merged).unwrap(), rest, "something else was touched");
+        assert_eq!(client.without_lines(&merged).unwrap(), rest, "other lines changed");
         let text = String::from_utf8_lossy(&merged);
         assert!(text.to_lowercase().contains("//a.example") && text.contains(&key.to_string()), "it has no effect");
     }

@@ -1,6 +1,6 @@
-//! The integration tests, by subject, in one binary: each test links the AWS SDK once.
+//! The integration tests by subject, in one binary, so that the AWS SDK is linked once.
 
-// A panic is how a test fails, and its tables are for readers.
+// A panic is how a test fails, and its tables on standard output are for people.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod cli;
@@ -11,7 +11,7 @@ mod layers;
 mod names;
 mod pipelines;
 mod policies;
-/// What the fuzz targets check, replayed here without a fuzzer.
+/// The properties that the fuzz targets check, checked here without a fuzzer.
 #[path = "../../fuzz/src/lib.rs"]
 mod properties;
 mod pull;

@@ -74,7 +74,11 @@ fn identifiers_use_the_standard_terms() {
             }
         }
     }
-    assert!(found.is_empty(), "private words in identifiers:\n{}", found.into_iter().collect::<Vec<_>>().join("\n"));
+    assert!(
+        found.is_empty(),
+        "nonstandard terms in identifiers:\n{}",
+        found.into_iter().collect::<Vec<_>>().join("\n")
+    );
 }
 
 fn shorten(path: &Path) -> String {

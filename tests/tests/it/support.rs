@@ -1,4 +1,4 @@
-//! The support library does what the other tests take for granted.
+//! The support library works as the other tests assume.
 
 use std::fs;
 use std::panic;
@@ -53,7 +53,7 @@ fn embedded_s3_allows_anonymous_reads_and_multipart_uploads() {
     assert_eq!(status(&endpoint, "PUT", &format!("/{bucket}/a/c")), 403);
     assert_eq!(status(&endpoint, "GET", &format!("/{bucket}?list-type=2")), 403);
 
-    // Without mc there is no other client here; s3-push has tests of its own.
+    // Without mc there is no other S3 client; s3-push is tested elsewhere.
     let (mut scratch, credentials) = (Scratch::new(), s3.credentials());
     if scratch.sh("command -v mc").status != 0 {
         return;

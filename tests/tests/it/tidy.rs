@@ -1,4 +1,4 @@
-//! The rules of the house: where files lie, who may depend on whom, and how a tool is laid out.
+//! Rules of the repository: its top level, dependencies between crates, and the files of each tool.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ const TOOLS: [&str; 5] = ["nar-pack", "narinfo-gen", "cache-sign", "s3-push", "s
 const CODE: [&str; 8] =
     ["nar-pack", "narinfo-gen", "cache-sign", "s3-push", "s3-pull", "cache-policy", "xtask", "tests"];
 
-/// What may lie beside them.
+/// Other files and directories at the top level.
 const BESIDE: [&str; 13] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -33,7 +33,7 @@ const BESIDE: [&str; 13] = [
     "deny.toml",
 ];
 
-/// Crates that belong to the network's side of the house, by name or by the beginning of it.
+/// Crates for networking, by name or prefix of the name.
 const NETWORK: [&str; 11] =
     ["aws-", "tokio", "reqwest", "futures", "hyper", "h2", "http", "rustls", "async-", "s3s", "tower"];
 
@@ -43,8 +43,8 @@ fn top_level_is_the_list() {
     let expected: BTreeSet<_> = CODE.iter().chain(&BESIDE).map(|&name| name.to_owned()).collect();
     let surplus: Vec<_> = found.difference(&expected).filter(|name| !name.starts_with('.')).collect();
     let missing: Vec<_> = expected.difference(&found).collect();
-    assert!(surplus.is_empty(), "the top level has {surplus:?}, for which there is no place");
-    assert!(missing.is_empty(), "the top level lacks {missing:?}");
+    assert!(surplus.is_empty(), "unexpected files at the top level: {surplus:?}");
+    assert!(missing.is_empty(), "missing at the top level: {missing:?}");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn no_file_chooses_a_toolchain() {
             let found = repository().join(dir).join(name).exists();
             assert!(
                 !found,
-                "{dir}/{name} would make rustup download one; rust-version in Cargo.toml says what is needed"
+                "{dir}/{name} would make rustup download a toolchain; rust-version in Cargo.toml is sufficient"
             );
         }
     }
@@ -112,7 +112,7 @@ fn no_module_is_a_grab_bag() {
         let dir = path.parent().and_then(Path::file_name).unwrap_or_default();
         let stem = path.file_stem().unwrap_or_default();
         let bag = GRAB_BAGS.iter().find(|&&bag| stem == bag || dir == bag);
-        assert!(bag.is_none(), "{}: {} says nothing about what is inside", path.display(), bag.unwrap_or(&""));
+        assert!(bag.is_none(), "{}: the name {} does not describe the contents", path.display(), bag.unwrap_or(&""));
     }
 }
 
@@ -128,7 +128,7 @@ fn every_tool_is_a_library_a_command_line_and_a_thin_main() {
     }
 }
 
-/// Help text, man pages and completions come from cli.rs alone.
+/// Help text, man pages and completions are generated from cli.rs alone.
 #[test]
 fn command_lines_are_clap_only() {
     const ALLOWED: [&str; 2] = ["std::", "clap::"];
@@ -148,7 +148,7 @@ fn is_network(name: &str) -> bool {
     NETWORK.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// What git tracks or would track; where there is no git, what lies there but for build output.
+/// Returns what git tracks or would track; without git, all files except build output.
 fn top_level() -> BTreeSet<String> {
     let args = ["ls-files", "--cached", "--others", "--exclude-standard"];
     let output = Command::new("git").args(args).current_dir(repository()).output();
@@ -167,7 +167,7 @@ fn top_level() -> BTreeSet<String> {
     }
 }
 
-/// All Rust files of the repository.
+/// Returns all Rust files of the repository.
 pub(crate) fn sources() -> Vec<std::path::PathBuf> {
     let files = CODE.iter().flat_map(|dir| WalkDir::new(repository().join(dir)));
     let files = files.map(|entry| entry.unwrap().into_path());
@@ -184,7 +184,7 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().unwrap().clone()
 }
 
-/// The names of a package's dependencies, those of its tests only on request.
+/// Returns the names of a package's dependencies, including those of its tests on request.
 fn dependencies(package: &Value, with_tests: bool) -> Vec<String> {
     let dependencies = package["dependencies"].as_array().unwrap().iter();
     let dependencies = dependencies.filter(|dependency| with_tests || dependency["kind"] != "dev");

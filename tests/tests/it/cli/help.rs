@@ -1,6 +1,6 @@
-//! The command line as data: `--help` and `--version` of every tool are pinned, so that a change to the interface shows.
+//! The output of `--help` of every tool is pinned, so that a change of the interface is visible in the diff.
 //!
-//! After a wanted change: `PIN_HELP=1 cargo test -p tests --test it cli::help`, and look at the difference.
+//! After an intended change, run `PIN_HELP=1 cargo test -p tests --test it cli::help` and review the diff.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ fn help_matches_the_pinned_text() {
             fs::write(&pinned, &help).unwrap();
         }
         let wanted = fs::read_to_string(&pinned).unwrap_or_default();
-        assert!(help == wanted, "{command} --help is not what {} says:\n{help}", pinned.display());
+        assert!(help == wanted, "{command} --help differs from {}:\n{help}", pinned.display());
     }
 }
 
@@ -41,7 +41,7 @@ fn help_has_examples_and_exit_statuses() {
     for tool in COMMANDS.iter().filter(|command| !command.contains(' ')) {
         let help = scratch.sh(&format!("{tool} --help")).ok();
         assert!(help.contains("Examples:") && help.contains("Exit status:"), "{tool}");
-        // A document of a few hundred bytes needs no word on memory.
+        // cache-policy prints documents of a few hundred bytes, so its help does not mention memory.
         assert!(help.contains("Memory:") || *tool == "cache-policy", "{tool}");
         assert!(help.lines().all(|line| line.len() <= 160), "{tool}: a line is too long");
         assert_eq!(scratch.sh(&format!("{tool} --version")).ok(), format!("{tool} {}", env!("CARGO_PKG_VERSION")));

@@ -1,4 +1,4 @@
-//! The command lines.
+//! Command lines: help, bad input, and secrets that must not be printed.
 
 mod bad_input;
 mod help;

@@ -1,5 +1,5 @@
-//! No secret is ever printed: neither the secret half of a signing key nor an AWS secret key or session token, in
-//! success and in failure, however much a tool is asked to say.
+//! No secret is printed, neither a signing key nor an AWS secret key or session token, on success or failure, at any
+//! verbosity.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,14 +11,14 @@ use crate::fixtures::bucket::S3Server;
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH};
 use cache_tests::{CommandOutput, Credentials, EmbeddedS3, Minio};
 
-/// A site whose every secret is known.
+/// A fixture whose secrets are all known.
 struct SecretFixture {
     fixture: Fixture,
     secrets: Vec<String>,
 }
 
 impl SecretFixture {
-    /// A site with a bucket `$C` of `service`, and with the environment that makes libraries talk.
+    /// Creates a fixture with a bucket `$C` of `service`, and with environment variables that make libraries verbose.
     fn new(service: &impl S3Server) -> Self {
         let mut fixture = Fixture::new();
         let owner = service.owner();
@@ -35,7 +35,7 @@ impl SecretFixture {
         self.secrets.push(secret.to_owned());
     }
 
-    /// Runs a script and looks at every word that it wrote.
+    /// Runs a script and checks that its output contains no secret.
     #[track_caller]
     fn run(&self, script: &str) -> CommandOutput {
         let output = self.fixture.scratch.sh(script);
@@ -48,7 +48,8 @@ impl SecretFixture {
     }
 }
 
-/// The secret half of a key, in base 64, and parts of it that give it away as well. The last third is the public key.
+/// Returns the secret half of a key in base 64, and parts of it that must not be printed either. The last third is the
+/// public key.
 fn secret_fragments(base64: &str) -> Vec<String> {
     let seed = &base64[..42];
     vec![base64.to_owned(), seed.to_owned(), seed[..20].to_owned(), seed[20..].to_owned()]
@@ -81,9 +82,9 @@ fn success_prints_no_secret() {
 }
 
 fn fail_at_the_server(fixture: &mut SecretFixture, endpoint: &str) {
-    let stranger = Credentials::random();
-    fixture.add_secret(&stranger.secret_key);
-    let Credentials { access_key, secret_key } = &stranger;
+    let other = Credentials::random();
+    fixture.add_secret(&other.secret_key);
+    let Credentials { access_key, secret_key } = &other;
     fixture.fixture.scratch.sh(&format!("{ARCHIVE} > archive")).ok();
     let wrong = [
         format!("export AWS_SECRET_ACCESS_KEY={secret_key}"),
@@ -99,7 +100,7 @@ fn fail_at_the_server(fixture: &mut SecretFixture, endpoint: &str) {
         "s3-pull -v --root out \"$C\" \"$LIB\"",
         "s3-pull -v --all --list \"$C\"",
     ];
-    // All at once: what fails at a server fails after some more attempts.
+    // In parallel, because failing requests are retried.
     let fixture = &*fixture;
     thread::scope(|scope| {
         for script in wrong.iter().flat_map(|wrong| commands.map(|command| format!("{wrong}; {command}"))) {
@@ -127,16 +128,16 @@ fn credentials_of_a_profile_are_not_printed() {
     let profile = |name: &str, owner: &Credentials| {
         format!("[{name}]\naws_access_key_id = {}\naws_secret_access_key = {}\n", owner.access_key, owner.secret_key)
     };
-    let stranger = Credentials::random();
-    fixture.add_secret(&stranger.secret_key);
-    fs::write(dir.join("credentials"), profile("good", &owner) + &profile("bad", &stranger)).unwrap();
+    let other = Credentials::random();
+    fixture.add_secret(&other.secret_key);
+    fs::write(dir.join("credentials"), profile("good", &owner) + &profile("bad", &other)).unwrap();
     let unset = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY";
     let output = fixture.run(&format!("{unset}; C=\"$C&profile=good\"; {}", PUBLISH.replace("s3-push", "s3-push -v")));
     output.ok();
     assert!(output.stderr.contains("credentials from a profile"), "{}", output.stderr);
     fixture.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
-    // A file that is no such file.
-    fs::write(dir.join("credentials"), format!("[bad\naws_secret_access_key = {}\n", stranger.secret_key)).unwrap();
+    // An invalid credentials file.
+    fs::write(dir.join("credentials"), format!("[bad\naws_secret_access_key = {}\n", other.secret_key)).unwrap();
     fixture.run(&format!("{unset}; s3-push -v \"$C&profile=bad\" --key log/x < paths")).fails(2);
     fixture.run(&format!("{unset}; s3-pull -v --all --list \"$C&profile=bad\"")).fails(2);
 }
@@ -178,7 +179,7 @@ fn a_secret_key_given_as_a_public_key_is_not_quoted() {
     fixture.run("cache-sign verify --trusted-public-key \"$(cut -d: -f2 key.sec)\" < narinfos").fails(1);
     fixture.run("s3-pull --root out --trusted-public-key \"$(cat key.sec)\" \"$C\" \"$LIB\"").fails(1);
     fixture.run("echo \"trusted-public-keys = $(cat key.sec)\" > nix.conf; s3-pull --root out --nix-conf nix.conf \"$C\" \"$LIB\"").fails(1);
-    // A key file where a stream should be.
+    // A key file instead of a stream.
     fixture.run("cache-sign -k key.sec < key.sec").fails(1);
     fixture.run("s3-push \"$C\" < key.sec").fails(1);
     fixture.run("narinfo-gen < key.sec").fails(1);
@@ -186,7 +187,7 @@ fn a_secret_key_given_as_a_public_key_is_not_quoted() {
     fixture.run("s3-push --missing \"$C\" < key.sec").fails(1);
 }
 
-/// Wherever a key is pasted, and in whichever form: no message shows it, of clap's neither.
+/// A key is pasted as any argument and in any form; neither our messages nor those of clap print it.
 #[test]
 fn a_key_given_as_any_other_argument_is_not_quoted() {
     let fixture = SecretFixture::new(EmbeddedS3::shared());
@@ -231,7 +232,7 @@ fn a_key_given_as_any_other_argument_is_not_quoted() {
         for script in misplaced {
             let output = fixture.run(&format!("K=$(cat {form}); {script}"));
             assert!(matches!(output.status, 1 | 2), "{script} with {form}: {}", output.stderr);
-            assert_eq!(output.stderr.lines().count(), 1, "{script} with {form}: {}", output.stderr);
+            assert_eq!(output.error_lines().len(), 1, "{script} with {form}: {}", output.stderr);
         }
         let output = fixture.run(&format!("K=$(cat {form}); cache-sign -k key.sec --replace \"$K\" < narinfos"));
         output.ok();
@@ -239,7 +240,7 @@ fn a_key_given_as_any_other_argument_is_not_quoted() {
     }
 }
 
-/// How often `needle` is in the memory of a process that we may look at.
+/// Counts the occurrences of `needle` in the memory of a child process.
 fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
@@ -248,7 +249,7 @@ fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
         let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [from, to] = [from, to].map(|digits| u64::from_str_radix(digits, 16).unwrap());
         let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
-        // Some regions cannot be read.
+        // Some regions are not readable.
         if memory.read_exact_at(&mut bytes, from).is_ok() {
             count += bytes.windows(needle.len()).filter(|window| *window == needle).count();
         }
@@ -256,8 +257,8 @@ fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
     count
 }
 
-/// What read the key has been wiped while the tool still signs: the text of the key is nowhere in its memory, and the key
-/// itself is there once.
+/// While the tool signs, the buffer that held the text of the key is wiped: the text is nowhere in memory, and the key
+/// itself exists once.
 #[test]
 fn the_text_of_a_key_is_wiped_from_memory() {
     let mut fixture = Fixture::new();
@@ -272,7 +273,7 @@ fn the_text_of_a_key_is_wiped_from_memory() {
     command.args(["-k", "key.sec"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    // All but its end, so that the tool has signed and waits for more.
+    // All but the end of the archive, so that the tool has signed and waits for more input.
     let (begin, end) = archive.split_at(archive.len() - 1024);
     let (mut signed, mut piece) = (Vec::new(), [0; 4096]);
     thread::scope(|scope| {
@@ -296,15 +297,15 @@ fn the_text_of_a_key_is_wiped_from_memory() {
 #[test]
 fn a_password_in_a_url_is_not_quoted() {
     let mut fixture = SecretFixture::new(EmbeddedS3::shared());
-    let stranger = Credentials::random();
-    fixture.add_secret(&stranger.secret_key);
-    let user = format!("{}:{}@127.0.0.1:1", stranger.access_key, stranger.secret_key);
+    let other = Credentials::random();
+    fixture.add_secret(&other.secret_key);
+    let user = format!("{}:{}@127.0.0.1:1", other.access_key, other.secret_key);
     fixture.run(&format!("s3-pull --root out http://{user}/x \"$LIB\"")).fails(2);
     fixture.run(&format!("s3-pull --root out 's3://bucket?scheme=http&endpoint={user}' \"$LIB\"")).fails(2);
     fixture.run(&format!("s3-push 's3://bucket?scheme=http&endpoint={user}' --key log/x < paths")).fails(2);
 }
 
-/// `base64` wraps what is longer than 76 digits, and so a key, which somebody may paste in the place of a file.
+/// `base64` wraps lines after 76 digits and so wraps a key, which may be pasted instead of a file name.
 #[test]
 fn a_wrapped_key_is_not_printed() {
     let fixture = Fixture::new();
@@ -314,7 +315,7 @@ fn a_wrapped_key_is_not_printed() {
         "\"$(cut -d: -f2 key.sec | sed 's/^.\\{40\\}/& /')\"",
     ] {
         for command in ["cache-sign -k KEY", "cache-sign public-key KEY", "cache-sign -k key.sec --store-dir KEY"] {
-            // Torn where nobody wraps, it is known only where a key file is expected.
+            // A key that is split elsewhere is recognized only where a key file is expected.
             if wrapped.contains("sed") && command.contains("--store-dir") {
                 continue;
             }

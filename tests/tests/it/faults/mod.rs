@@ -1,5 +1,5 @@
-//! What networks and services do to a push and to a pull: it completes, or it fails with one line that names the cause;
-//! the cache is closed either way, and the next run completes.
+//! Faults of networks and services: a push or a pull completes, or fails with one line that names the cause. Either way
+//! the cache is closed, and the next run completes.
 
 use crate::fixtures::bucket::{Objects, S3Server, assert_closed, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, path_in_root};
@@ -15,44 +15,44 @@ mod push;
 mod requests;
 mod throttling;
 
-/// A fault, and the words of which one must be in the message when it ends a run.
+/// A fault, and the words of which one must be in the error message if a run fails.
 struct Case {
     name: &'static str,
     fault: Fault,
     causes: &'static [&'static str],
 }
 
-/// Words for a connection that ends where it should not.
+/// Expected words if a connection ends unexpectedly.
 const CONNECTION_ERRORS: &[&str] =
     &["reset", "closed", "refused", "broken pipe", "end of file", "cut off", "incomplete"];
 
-/// What happens on the way to the service, and what it says when it cannot.
+/// Faults of the network, and errors of the service.
 const CASES: [Case; 9] = [
     Case { name: "503 SlowDown", fault: SLOW_DOWN, causes: &["HTTP 503"] },
     Case { name: "500 InternalError", fault: INTERNAL_ERROR, causes: &["HTTP 500"] },
     Case { name: "429 with Retry-After", fault: TOO_MANY_REQUESTS, causes: &["HTTP 429"] },
     Case { name: "reset", fault: Fault::Reset, causes: CONNECTION_ERRORS },
     Case { name: "stall", fault: Fault::Stall, causes: TIMEOUT_ERRORS },
-    Case { name: "cut off request", fault: Fault::TruncateRequest, causes: CONNECTION_ERRORS },
-    Case { name: "lost answer", fault: Fault::LoseResponse, causes: CONNECTION_ERRORS },
-    Case { name: "cut off answer", fault: Fault::TruncateResponse(60), causes: CONNECTION_ERRORS },
-    Case { name: "stalled answer", fault: Fault::StallResponse(60), causes: TIMEOUT_ERRORS },
+    Case { name: "truncated request", fault: Fault::TruncateRequest, causes: CONNECTION_ERRORS },
+    Case { name: "lost response", fault: Fault::LoseResponse, causes: CONNECTION_ERRORS },
+    Case { name: "truncated response", fault: Fault::TruncateResponse(60), causes: CONNECTION_ERRORS },
+    Case { name: "stalled response", fault: Fault::StallResponse(60), causes: TIMEOUT_ERRORS },
 ];
 
-/// Words for a service that says nothing.
+/// Expected words if a service does not respond.
 const TIMEOUT_ERRORS: &[&str] =
     &["did not answer in time", "timed out", "time-out", "stalled", "throughput", "nothing moved"];
 
-/// A closure with a multipart NAR, and everything that is known of it.
+/// A closure with a NAR that is uploaded in parts, and its expected contents everywhere.
 struct TestClosure {
     /// The signed cache archive.
     archive: Vec<u8>,
-    /// The store paths, references first: three small ones, a large one, a small one that refers to it.
+    /// The store paths, references first: three small ones, a large one, and a small one that refers to the large one.
     paths: Vec<String>,
     trees: Vec<Vec<Node>>,
     /// The public key.
     key: String,
-    /// The bucket that an undisturbed push makes of it.
+    /// The objects that a push without faults writes.
     objects: Objects,
 }
 
@@ -72,7 +72,7 @@ static CLOSURE: LazyLock<TestClosure> = LazyLock::new(|| {
     TestClosure { archive: fs::read(fixture.path("archive")).unwrap(), paths, trees, key: fixture.key.clone(), objects }
 });
 
-/// A directory with the archive of the goods, a fresh bucket, and the credentials for it.
+/// A directory with the archive of the closure, a bucket, and the credentials for it.
 struct FaultFixture<'a, S> {
     scratch: Scratch,
     service: &'a S,
@@ -90,12 +90,12 @@ impl<'a, S: S3Server> FaultFixture<'a, S> {
         fs::write(scratch.path().join("archive"), &CLOSURE.archive).unwrap();
         service.owner().apply(&mut scratch);
         scratch.env("NIX_CONFIG", format!("trusted-public-keys = {}\n", CLOSURE.key));
-        // Four attempts take two seconds.
+        // Four attempts take about two seconds.
         scratch.env("AWS_MAX_ATTEMPTS", "4");
         Self { scratch, service, bucket }
     }
 
-    /// The bucket behind a proxy.
+    /// Returns the URL of the bucket through a proxy.
     fn url_through(&self, proxy: &FaultProxy) -> String {
         self.service.url(&self.bucket).replace(&self.service.address(), proxy.endpoint())
     }
@@ -117,7 +117,7 @@ impl<'a, S: S3Server> FaultFixture<'a, S> {
         snapshot(self.service, &self.bucket)
     }
 
-    /// Asserts that the bucket is closed, and that another push, which nothing disturbs, completes it.
+    /// Asserts that the bucket is closed, and that another push without faults completes it.
     #[track_caller]
     fn assert_closed_and_completed(&self, what: &str) {
         let objects = self.objects();
@@ -142,27 +142,27 @@ fn idle_flag(fault: Fault) -> &'static str {
     if matches!(fault, Fault::Stall | Fault::StallResponse(_)) { "--idle-timeout 2" } else { "" }
 }
 
-/// Asserts that a run completed, or failed with one line that names the cause; says whether it completed.
+/// Asserts that a run completed, or failed with one line that names the cause; returns whether it completed.
 #[track_caller]
-fn assert_clear_result(what: &str, output: &CommandOutput, causes: &[&str]) -> bool {
-    let (messages, _) = split_hint(output.stderr.trim());
+fn assert_clear_result(what: &str, output: &CommandOutput, expected_causes: &[&str]) -> bool {
+    let (messages, _) = split_hint(&output.stderr);
     if output.status == 0 {
-        assert_eq!(messages, "", "{what}: it completed with messages");
+        assert_eq!(messages, "", "{what}: it completed, but printed a message");
         println!("{what}: completed");
         return true;
     }
     println!("{what}: {messages}");
     assert_eq!(output.status, 2, "{what}: {messages}");
-    // A pull goes on with other paths, and reports each.
+    // A pull continues with other paths and reports each.
     assert!(messages.lines().count() == 1 || messages.starts_with("s3-pull: "), "{what}: {messages}");
-    let has_tool = messages.lines().all(|line| line.starts_with("s3-push: ") || line.starts_with("s3-pull: "));
+    let has_prefix = messages.lines().all(|line| line.starts_with("s3-push: ") || line.starts_with("s3-pull: "));
     let lower = messages.to_lowercase();
-    let is_named = causes.iter().any(|cause| lower.contains(&cause.to_lowercase()));
-    assert!(has_tool && is_named, "{what}: none of {causes:?} in: {messages}");
+    let names_cause = expected_causes.iter().any(|cause| lower.contains(&cause.to_lowercase()));
+    assert!(has_prefix && names_cause, "{what}: expected one of {expected_causes:?} in: {messages}");
     false
 }
 
-/// Runs something for each item; most of what these tests do is to wait.
+/// Runs a function for each item, several at a time, because these tests mostly wait.
 fn for_each_in_parallel<T: Sync>(items: &[T], run: impl Fn(&T) + Sync) {
     const CONCURRENCY: usize = 6;
     let next = AtomicUsize::new(0);
@@ -177,7 +177,7 @@ fn for_each_in_parallel<T: Sync>(items: &[T], run: impl Fn(&T) + Sync) {
     });
 }
 
-/// A bucket with the goods in it.
+/// Creates a bucket that contains the closure.
 fn bucket_with_closure(s3: &EmbeddedS3) -> String {
     let bucket = s3.make_bucket();
     for (key, bytes) in &CLOSURE.objects {

@@ -8,12 +8,12 @@ use cache_tests::fault_proxy::{
 use cache_tests::{CommandOutput, EmbeddedS3, tree};
 use std::fs;
 
-/// Pulls the last path's closure and the three small ones into `out`.
+/// Pulls all paths into `out`.
 fn pull(fixture: &FaultFixture<EmbeddedS3>, url: &str, flags: &str) -> CommandOutput {
     fixture.scratch.sh(&format!("timeout 100 s3-pull -q -r --root out {flags} '{url}' {}", CLOSURE.paths.join(" ")))
 }
 
-/// Asserts that whatever lies below `out` is whole, and, when the pull has completed, that nothing is missing.
+/// Asserts that every path below `out` is complete, and, if the pull has completed, that none is missing.
 #[track_caller]
 fn assert_whole(what: &str, fixture: &FaultFixture<EmbeddedS3>, completed: bool) {
     let out = fixture.scratch.path().join("out");
@@ -24,11 +24,11 @@ fn assert_whole(what: &str, fixture: &FaultFixture<EmbeddedS3>, completed: bool)
     }
     if completed {
         let left = fs::read_dir(out.join("nix/store")).unwrap().count();
-        assert_eq!(left, CLOSURE.paths.len(), "{what}: something temporary is left");
+        assert_eq!(left, CLOSURE.paths.len(), "{what}: temporary files remain");
     }
 }
 
-/// Pulls by S3 and by HTTP through faults, and then without; `heals` when the faults must not end the pull.
+/// Pulls over S3 and over HTTP with faults, and then without; `heals` means that the first pull must complete.
 fn assert_pulls<P>(how: &str, heals: bool, plan: impl Fn(Fault) -> P + Sync)
 where
     P: Fn(&Request) -> Fault + Send + Sync + 'static,
@@ -43,19 +43,19 @@ where
         let proxy = fixture.proxy(plan(case.fault));
         let flags = format!("{} --attempts {}", idle_flag(case.fault), if heals { 4 } else { 2 });
         let output = pull(&fixture, &url.replace(&s3.endpoint(), proxy.endpoint()), &flags);
-        assert!(proxy.faults() > 0, "{what}: there was none");
+        assert!(proxy.faults() > 0, "{what}: no fault was injected");
         let completed = assert_clear_result(&what, &output, case.causes);
         assert_whole(&what, &fixture, completed);
         let again = pull(&fixture, &url, "");
         assert_eq!(again.status, 0, "{what}, then the next pull: {}", again.stderr);
         assert_whole(&what, &fixture, true);
-        assert!(completed || !heals, "{what}: a single accident ended the pull: {}", output.stderr);
+        assert!(completed || !heals, "{what}: a single fault ended the pull: {}", output.stderr);
     });
 }
 
 #[test]
 fn a_pull_survives_each_fault_once() {
-    assert_pulls("once for each kind of request", true, once_per_kind);
+    assert_pulls("once per kind of request", true, once_per_kind);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_forbidden_narinfo_is_missing_and_has_a_hint() {
             assert!(stderr.contains(&format!("{path}: not found in the cache")), "{stderr}");
         }
         let store = path_in_root(&fixture.scratch.path().join("out"), "/nix/store");
-        assert_eq!(fs::read_dir(store).map_or(0, Iterator::count), 0, "nothing is left");
+        assert_eq!(fs::read_dir(store).map_or(0, Iterator::count), 0, "no file remains");
         assert_eq!(proxy.faults(), 2, "a refusal is not repeated: {:?}", proxy.seen());
     }
 }

@@ -31,18 +31,18 @@ fn the_proxy_forwards_and_counts_requests() {
     assert_eq!(proxy.faults(), 0);
 }
 
-/// One accident for each kind of request: a retry heals it.
+/// One fault in each kind of request: a retry succeeds.
 #[test]
 fn a_push_survives_each_fault_once() {
     for_each_in_parallel(&CASES, |case| {
-        let what = format!("{} once for each kind of request", case.name);
+        let what = format!("{} once per kind of request", case.name);
         let fixture = FaultFixture::new(EmbeddedS3::shared());
         let proxy = fixture.proxy(once_per_kind(case.fault));
         let output = fixture.push_through(&proxy, case.fault);
         assert!(proxy.faults() > 8, "{what}: {:?}", proxy.seen());
         let completed = assert_clear_result(&what, &output, case.causes);
         fixture.assert_closed_and_completed(&what);
-        assert!(completed, "{what}: a single accident ended the push: {}", output.stderr);
+        assert!(completed, "{what}: a single fault ended the push: {}", output.stderr);
     });
 }
 
@@ -58,7 +58,7 @@ fn a_push_survives_or_reports_a_fault_in_every_third_request() {
     });
 }
 
-/// A real server: with ListMultipartUploads, locks, and an opinion on broken requests.
+/// A real server has ListMultipartUploads and locks, and validates requests.
 #[test]
 fn a_push_to_minio_survives_or_reports_faults() {
     let Some(minio) = Minio::shared() else { return };
@@ -80,19 +80,19 @@ fn a_persistent_fault_ends_the_push_in_time() {
         let proxy = fixture.proxy(always(case.fault));
         let flags = format!("--attempts 2 {}", idle_flag(case.fault));
         let completed = assert_clear_result(&what, &fixture.push(&fixture.url_through(&proxy), &flags), case.causes);
-        assert!(!completed, "{what}: who has answered?");
+        assert!(!completed, "{what}: it completed although every request failed");
         fixture.assert_closed_and_completed(&what);
     });
 }
 
-/// One thing that the service never does; all else works.
+/// One kind of request always fails; all others succeed.
 #[test]
 fn a_persistent_fault_in_one_kind_of_request_leaves_the_cache_closed() {
     use RequestKind::{
         CompleteMultipartUpload, CreateMultipartUpload, GetObject, HeadObject, ListMultipartUploads, ListObjects,
         PutObject, UploadPart,
     };
-    // Whether the push can do without it.
+    // Whether the push completes without it.
     let kinds = [
         (GetObject(ObjectKind::CacheInfo), false),
         (ListObjects, false),
@@ -112,7 +112,7 @@ fn a_persistent_fault_in_one_kind_of_request_leaves_the_cache_closed() {
         let proxy = fixture.proxy(only(move |request| request.kind() == kind, always(case.fault)));
         let flags = format!("--attempts 2 {}", idle_flag(case.fault));
         let completed = assert_clear_result(&what, &fixture.push(&fixture.url_through(&proxy), &flags), case.causes);
-        assert!(proxy.faults() > 0, "{what}: there was none");
+        assert!(proxy.faults() > 0, "{what}: no fault was injected");
         assert_eq!(completed, *dispensable, "{what}");
         fixture.assert_closed_and_completed(&what);
     });
@@ -126,7 +126,7 @@ fn an_error_inside_200_is_an_error() {
     let what = "200 with an error inside";
     assert!(!assert_clear_result(what, &fixture.push_through(&proxy, ERROR_IN_200), &["InternalError"]));
     assert!(proxy.faults() > 0);
-    // Neither the NAR, which was never completed, nor the two narinfos that need it.
+    // Neither the NAR, whose upload was never completed, nor the two narinfos that need it exist.
     let objects = fixture.objects();
     let big = CLOSURE.objects.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0;
     assert!(!objects.contains_key(big));
@@ -144,7 +144,7 @@ fn an_error_inside_200_is_an_error() {
     fixture.assert_closed_and_completed(what);
 }
 
-/// Somebody else is faster with each object in turn: 412, and the push is content.
+/// Another client writes each object first: the conditional write fails with 412, and the push accepts the object.
 #[test]
 fn an_object_written_first_with_the_same_bytes_is_accepted() {
     let s3 = EmbeddedS3::shared();
@@ -160,12 +160,12 @@ fn an_object_written_first_with_the_same_bytes_is_accepted() {
     };
     let proxy = fixture.proxy(plan);
     let output = fixture.push_through(&proxy, Fault::Pass);
-    assert_eq!(output.ok(), "", "nothing of this was published here");
+    assert_eq!(output.ok(), "", "this push published no path");
     assert_eq!(output.stderr, "");
-    fixture.assert_complete("each object was there a moment before");
+    fixture.assert_complete("each object was written by another client");
 }
 
-/// Under the key of a NAR lies something else, which came first or was cut off: it stays, and no narinfo names it.
+/// An object with different bytes exists under the key of a NAR: it is kept, and no narinfo refers to it.
 #[test]
 fn an_object_written_first_with_different_bytes_is_refused() {
     let s3 = EmbeddedS3::shared();
@@ -192,15 +192,15 @@ fn an_object_written_first_with_different_bytes_is_refused() {
     }
 }
 
-/// Two pushers that both see an empty bucket before either writes.
+/// Runs two pushes that both see an empty bucket before either writes.
 fn push_concurrently(service: &(impl S3Server + Sync)) -> String {
     let fixture = FaultFixture::new(service);
-    // Both have asked for nix-cache-info when they list, and both have listed when they write.
+    // Both have requested nix-cache-info before they list, and both have listed before they write.
     let gates = [RequestKind::ListObjects, RequestKind::PutObject(ObjectKind::CacheInfo)];
     let gates = Arc::new(gates.map(|kind| (kind, AtomicUsize::new(0), Barrier::new(2))));
     let proxy = fixture.proxy(move |request| {
         for (kind, passed, barrier) in gates.iter() {
-            // One that is repeated finds the gate open.
+            // A retried request is not held back.
             if request.kind() == *kind && passed.fetch_add(1, Ordering::SeqCst) < 2 {
                 barrier.wait();
             }
@@ -217,8 +217,8 @@ fn push_concurrently(service: &(impl S3Server + Sync)) -> String {
         assert_eq!(output.stderr, "");
     }
     let lists = proxy.requests().into_iter().filter(|kind| *kind == RequestKind::ListObjects).count();
-    assert_eq!(lists, 2, "nobody gave up and began again");
-    fixture.assert_complete("two pushers at once");
+    assert_eq!(lists, 2, "neither push started over");
+    fixture.assert_complete("two concurrent pushes");
     fixture.bucket
 }
 
@@ -233,7 +233,7 @@ fn two_concurrent_pushes_both_succeed() {
         assert_eq!(
             String::from_utf8(minio.mc(&["ls", "--recursive", "--incomplete", &format!("cache/{bucket}")])).unwrap(),
             "",
-            "an upload is left unfinished"
+            "an upload is incomplete"
         );
     }
 }
@@ -247,7 +247,7 @@ fn a_service_without_conditional_writes_is_supported() {
     assert!(assert_clear_result("no conditional writes", &fixture.push_through(&proxy, NOT_IMPLEMENTED), &[]));
     assert!(proxy.faults() > 0);
     fixture.assert_complete("no conditional writes");
-    // Also where they are missing for uploads in parts only.
+    // Also if only multipart uploads do not support them.
     let fixture = FaultFixture::new(EmbeddedS3::shared());
     let completing =
         move |request: &Request| conditional(request) && request.kind() == RequestKind::CompleteMultipartUpload;
@@ -261,7 +261,7 @@ fn a_service_without_conditional_writes_is_supported() {
 fn a_failed_lookup_is_not_reported_as_missing() {
     let s3 = EmbeddedS3::shared();
     let bucket = bucket_with_closure(s3);
-    // By listing, and, where that is forbidden, path by path.
+    // By listing, and by HEAD for each path if listing is forbidden.
     let pairs: Vec<_> = CASES.iter().flat_map(|case| [(case, false), (case, true)]).collect();
     for_each_in_parallel(&pairs, |(case, by_head)| {
         let (fault, by_head) = (case.fault, *by_head);
@@ -279,8 +279,11 @@ fn a_failed_lookup_is_not_reported_as_missing() {
         let url = fixture.url_through(&proxy);
         let script = format!("timeout 100 s3-push -q --attempts 2 --missing {} '{url}' < paths", idle_flag(fault));
         let output = fixture.scratch.sh(&script);
-        assert!(!assert_clear_result(&what, &output, case.causes), "{what}: who has answered?");
-        assert_eq!(output.text(), "", "{what}: it names paths that are there");
+        assert!(
+            !assert_clear_result(&what, &output, case.causes),
+            "{what}: it completed although every request failed"
+        );
+        assert_eq!(output.text(), "", "{what}: it reports existing paths as missing");
     });
 }
 

@@ -1,4 +1,4 @@
-//! How many requests a push makes.
+//! The number of requests that a push makes.
 
 use crate::fixtures::bucket::{S3Server, assert_closed, narinfo_keys, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
@@ -6,7 +6,7 @@ use cache_tests::fault_proxy::{ACCESS_DENIED, Fault, FaultProxy, ObjectKind, Req
 use cache_tests::{EmbeddedS3, Minio, store_path};
 use std::fs;
 
-/// The archives of a site of three paths, of all of them and of the first two, and a directory for them.
+/// Creates a fixture with archives of its first two paths and of all three, and a bucket.
 fn three_path_fixture(service: &impl S3Server) -> (Fixture, String) {
     let mut fixture = Fixture::new();
     let bucket = service.new_bucket();
@@ -16,7 +16,7 @@ fn three_path_fixture(service: &impl S3Server) -> (Fixture, String) {
     (fixture, bucket)
 }
 
-/// The requests of a push that succeeds.
+/// Runs a push that succeeds and returns its requests.
 #[track_caller]
 fn requests(fixture: &Fixture, service: &impl S3Server, bucket: &str, script: &str) -> Vec<RequestKind> {
     let proxy = FaultProxy::start(&service.address(), always(Fault::Pass));
@@ -28,15 +28,15 @@ fn requests(fixture: &Fixture, service: &impl S3Server, bucket: &str, script: &s
 fn assert_few_requests(service: &impl S3Server, tells_md5: bool) {
     let (fixture, bucket) = three_path_fixture(service);
     let push = |archive: &str| requests(&fixture, service, &bucket, &format!("s3-push -q --no-nix '$C' < {archive}"));
-    // Two for each path; beside it nix-cache-info, read and written, and a listing.
+    // Two for each path, a read and a write of nix-cache-info, and a listing.
     let new = push("two.tar");
     assert!(new.len() <= 2 * 2 + 3, "two new paths: {new:?}");
-    // A service whose listings tell no MD5 is asked for the narinfos that are there, to see what they lack.
+    // If listings have no MD5, existing narinfos are fetched to see whether they lack signatures.
     let asked = |there: usize| if tells_md5 { 0 } else { there };
     let one_more = push("three.tar");
-    assert!(one_more.len() <= 2 + 2 + asked(2), "one new path and two that are there: {one_more:?}");
+    assert!(one_more.len() <= 2 + 2 + asked(2), "one new path and two existing ones: {one_more:?}");
     let nothing = push("three.tar");
-    assert!(nothing.len() <= 3 + asked(3), "nothing new: {nothing:?}");
+    assert!(nothing.len() <= 3 + asked(3), "no new path: {nothing:?}");
     let objects = snapshot(service, &bucket);
     assert_closed(&objects);
     assert_eq!(narinfo_keys(&objects).len(), 3);
@@ -50,7 +50,7 @@ fn a_push_makes_two_requests_per_new_path_and_none_per_existing_path() {
     assert_few_requests(EmbeddedS3::shared(), false);
 }
 
-/// Where nothing can be listed, a path is asked for once.
+/// If listing is forbidden, each path is looked up once.
 #[test]
 fn a_push_looks_up_a_path_once_if_listing_is_forbidden() {
     let s3 = EmbeddedS3::shared();
@@ -73,12 +73,12 @@ fn a_thousand_existing_paths_take_five_requests() {
     let paths: Vec<String> = (0..1000).map(|seed| store_path("tiny", seed)).collect();
     fs::write(fixture.path("many"), paths.join("\n") + "\n").unwrap();
     for path in &paths {
-        s3.put(&bucket, &Fixture::narinfo_key(path), b"StorePath: that it is there is all that is asked\n");
+        s3.put(&bucket, &Fixture::narinfo_key(path), b"StorePath: only the existence of this object matters\n");
     }
     let missing = "s3-push -q --missing '$C' < many > missing; test ! -s missing";
     let kinds = requests(&fixture, s3, &bucket, missing);
     assert!(kinds.len() <= 5, "{} requests: {kinds:?}", kinds.len());
-    // As a cache of a thousand paths is: what lies beside its narinfos makes the listing longer than one page.
+    // As in a real cache, the objects beside the narinfos make the listing longer than one page.
     s3.put(&bucket, "nix-cache-info", b"StoreDir: /nix/store\n");
     s3.put(&bucket, "nar/0000000000000000000000000000000000000000000000000000.nar.zst", b"x");
     let kinds = requests(&fixture, s3, &bucket, missing);

@@ -1,8 +1,8 @@
-//! Our readers beside others': Nix's own (`nix-store --restore`), and the crates `nix-archive` and `nix-narinfo`, on
-//! generated and mutated input. Where the verdicts differ the reason must be in the list below, and it is counted.
+//! Compares our readers with others on generated and mutated input: `nix-store --restore` and the crates `nix-archive`
+//! and `nix-narinfo`. If the results differ, the reason must be in a list below; each is counted.
 //!
-//! `$DIFFERENTIAL` says how many inputs Nix is asked about (250 if it does not), `$DIFFERENTIAL_SEED` which; the crates
-//! get a hundred times as many.
+//! `$DIFFERENTIAL` is the number of inputs for Nix (default 250), and the crates get a hundred times as many.
+//! `$DIFFERENTIAL_SEED` is the seed.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -22,15 +22,15 @@ use nar_pack::nar::{Skip, dump, parse, restore};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
 
-/// Inputs that Nix is asked about.
+/// Number of inputs for Nix.
 const DEFAULT_INPUTS: usize = 250;
 
-/// What two readers make of the same input.
+/// The results of two readers of the same input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Verdict {
     BothAccept,
     BothRefuse,
-    /// They differ, for this reason.
+    /// They differ for a known reason.
     Known(&'static str),
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// How often each verdict was.
+/// How often each verdict occurred.
 type Counts = BTreeMap<Verdict, usize>;
 
 fn print(what: &str, seed: u64, counts: &Counts) {
@@ -62,7 +62,7 @@ fn seed() -> u64 {
     env_number("DIFFERENTIAL_SEED", 1) as u64
 }
 
-/// The strings of a random tree.
+/// Returns the strings of a random tree.
 fn tree(random: &mut Random, depth: usize) -> Vec<Vec<u8>> {
     let owned = |strings: Vec<&[u8]>| strings.into_iter().map(<[u8]>::to_vec).collect();
     match random.below(if depth == 0 { 3 } else { 6 }) {
@@ -96,7 +96,7 @@ fn name(random: &mut Random) -> Vec<u8> {
     if matches!(name.as_slice(), b"." | b"..") { b"dots".to_vec() } else { name }
 }
 
-/// NARs: every third one as it is, the others not quite; the corpus of the fuzz target first.
+/// Returns NARs: the corpus of the fuzz target, then generated ones, of which one in three is not mutated.
 fn nars(count: usize, random: &mut Random) -> Vec<Vec<u8>> {
     let corpus = entries(&repository().join("tests/fuzz/corpus/nar")).unwrap();
     let mut nars: Vec<Vec<u8>> = corpus.into_iter().map(|(_, nar)| nar).collect();
@@ -116,7 +116,7 @@ fn nars(count: usize, random: &mut Random) -> Vec<Vec<u8>> {
     nars
 }
 
-/// What `nar-pack --unpack` does.
+/// Unpacks as `nar-pack --unpack` does.
 fn unpack(nar: &[u8], place: &Path) -> Result {
     let mut input = Cursor::new(nar);
     restore(&mut input, place)?;
@@ -140,7 +140,7 @@ fn nars_are_accepted_or_refused_as_by_nix() {
         return;
     }
     let mut scratch = Scratch::new();
-    // Else a size that lies would have the disk filled.
+    // Otherwise Nix preallocates a false size and fills the disk.
     scratch.env("NIX_CONFIG", "preallocate-contents = false\n");
     let seed = seed();
     let nars = nars(env_number("DIFFERENTIAL", DEFAULT_INPUTS), &mut Random::new(seed));
@@ -164,14 +164,14 @@ fn nars_are_accepted_or_refused_as_by_nix() {
     assert!(counts[&Verdict::BothAccept] * 4 > nars.len() && counts[&Verdict::BothRefuse] * 5 > nars.len());
 }
 
-/// Restores a NAR with our reader and with Nix's.
+/// Restores a NAR with our reader and with Nix.
 fn compare_with_nix(scratch: &Scratch, index: usize, nar: &[u8]) -> Result<Verdict, String> {
     let at = |name: &str| scratch.path().join(format!("{name}-{index}"));
     let (ours, theirs, input) = (at("ours"), at("theirs"), at("nar"));
     fs::write(&input, nar).unwrap();
     let unpacked = unpack(nar, &ours);
     let mut command = scratch.command("bash");
-    // Nix 2.8 makes room for a string of 4 GiB because its length says so.
+    // Nix 2.8 allocates 4 GiB for a string whose length field has that value.
     command.args(["-c", "ulimit -v 1000000; exec nix-store --restore \"$1\"", "restore"]).arg(&theirs);
     command.stdin(File::open(&input).unwrap());
     let output = command.stdout(Stdio::null()).output().unwrap();
@@ -194,16 +194,16 @@ fn compare_with_nix(scratch: &Scratch, index: usize, nar: &[u8]) -> Result<Verdi
     verdict
 }
 
-/// Why we accept what Nix 2.8 does not.
+/// Returns the known reason why only we accept an input.
 fn why_only_we_accept(stderr: &str) -> Result<Verdict, String> {
-    // It restores by whole paths, we by names below open directories.
+    // Nix uses whole paths, and we use names relative to open directories.
     if stderr.contains("File name too long") {
         return Ok(Verdict::Known("Nix 2.8 cannot restore paths of more than 4095 bytes"));
     }
-    Err(format!("we accept it, and Nix says: {}", stderr.trim()))
+    Err(format!("we accept it, and Nix refuses it: {}", stderr.trim()))
 }
 
-/// Why Nix 2.8 accepts what we do not.
+/// Returns the known reason why only Nix 2.8 accepts an input.
 fn why_only_nix_accepts(nar: &[u8], error: &Error, theirs: &Path) -> Result<Verdict, String> {
     let message = error.message();
     if message.starts_with("unexpected data after") {
@@ -212,16 +212,16 @@ fn why_only_nix_accepts(nar: &[u8], error: &Error, theirs: &Path) -> Result<Verd
     if message.contains("nested deeper than") {
         return Ok(Verdict::Known("Nix 2.8 has no limit of depth; 2.36 has ours, 64"));
     }
-    // A reader that accepts what it would not write hashes one thing and makes another.
+    // A reader that accepts a non-canonical NAR restores a tree with another NAR hash.
     if theirs.symlink_metadata().is_err() {
-        return Ok(Verdict::Known("Nix 2.8 accepts a NAR of nothing; 2.36 does not"));
+        return Ok(Verdict::Known("Nix 2.8 accepts a NAR without a root node; 2.36 does not"));
     }
     if pack(theirs) != nar {
         return Ok(Verdict::Known(
             "Nix 2.8 accepts what is not canonical, and would write it otherwise; 2.36 does not",
         ));
     }
-    Err(format!("Nix accepts it, and we say: {message}"))
+    Err(format!("Nix accepts it, and we refuse it: {message}"))
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn nars_are_accepted_or_refused_as_by_nix_archive() {
     assert!(counts.len() >= 2);
 }
 
-/// Narinfos: some as our writer writes them, others not quite.
+/// Returns narinfos: some as our writer writes them, others mutated.
 fn narinfos(count: usize, random: &mut Random) -> Vec<Vec<u8>> {
     let corpus = entries(&repository().join("tests/fuzz/corpus/narinfo")).unwrap();
     let mut texts: Vec<Vec<u8>> = corpus.into_iter().map(|(_, text)| text).collect();
@@ -325,7 +325,7 @@ fn narinfos_are_parsed_as_by_nix_narinfo() {
                 if !same {
                     match known_disagreement(ours, theirs) {
                         Some(reason) => Verdict::Known(reason),
-                        None => differ("they agree that it is one, and differ on what it says"),
+                        None => differ("both accept it with different results"),
                     }
                 } else if !ours.signatures.iter().all(|ours| signatures.contains(ours)) {
                     Verdict::Known("nix-narinfo strips the white space before a value, we one space as Nix does")
@@ -347,7 +347,7 @@ fn narinfos_are_parsed_as_by_nix_narinfo() {
     assert!(counts[&Verdict::BothAccept] > 1000 && counts[&Verdict::BothRefuse] > 1000);
 }
 
-/// Why both accept a narinfo and differ on what it says.
+/// Returns the known reason why both readers accept a narinfo with different results.
 fn known_disagreement(ours: &NarInfo, theirs: &nix_narinfo::NarInfo) -> Option<&'static str> {
     if ours.compression.trim() == theirs.compression().as_str() || ours.url.trim() == theirs.url() {
         return Some("nix-narinfo strips the white space before a value, we one space as Nix does");
@@ -355,7 +355,7 @@ fn known_disagreement(ours: &NarInfo, theirs: &nix_narinfo::NarInfo) -> Option<&
     None
 }
 
-/// Why we refuse what nix-narinfo accepts.
+/// Returns the known reason why we refuse a narinfo that nix-narinfo accepts.
 fn why_we_refuse(message: &str) -> Option<&'static str> {
     let reasons = [
         ("expected KEY: VALUE", "nix-narinfo skips blank lines; to us they stand between two narinfos"),
@@ -381,11 +381,11 @@ fn why_we_refuse(message: &str) -> Option<&'static str> {
     reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)
 }
 
-/// Why nix-narinfo refuses what we accept.
+/// Returns the known reason why nix-narinfo refuses a narinfo that we accept.
 fn why_nix_narinfo_refuses(message: &str) -> Option<&'static str> {
     let reasons = [
-        ("`CA`", "we keep a CA that we do not understand; nothing is trusted for it"),
-        ("CA", "we keep a CA that we do not understand; nothing is trusted for it"),
+        ("`CA`", "we keep an unknown CA, which does not make a path trusted"),
+        ("CA", "we keep an unknown CA, which does not make a path trusted"),
         ("Deriver", "an empty Deriver is none to us"),
     ];
     reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)

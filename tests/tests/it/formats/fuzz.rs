@@ -1,5 +1,5 @@
-//! The properties of the fuzz targets on their corpus and on mutations of it, where there is no fuzzer: `cargo xtask
-//! fuzz` has the real one. `$FUZZ_INPUTS` says how many mutations of each target, `$FUZZ_SEED` which.
+//! Checks the properties of the fuzz targets on their corpus and on mutations of it; `cargo xtask fuzz` runs a real
+//! fuzzer. `$FUZZ_INPUTS` is the number of mutations for each target, `$FUZZ_SEED` the seed.
 
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,14 +8,14 @@ use crate::properties::corpus::{entries, expand};
 use crate::properties::{Property, TARGETS};
 use cache_tests::{Random, mutate, repository};
 
-/// Mutations of each target.
+/// Number of mutations for each target.
 const DEFAULT_INPUTS: usize = 10_000;
 
 fn env_number(name: &str, default: usize) -> usize {
     env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Runs a property; a panic tells the input too.
+/// Checks a property; the panic message contains the input.
 fn check(target: &str, property: Property, name: &str, input: &[u8]) {
     let held = catch_unwind(AssertUnwindSafe(|| property(input)));
     assert!(held.is_ok(), "{target}, {name}: the property does not hold for b\"{}\"", input.escape_ascii());

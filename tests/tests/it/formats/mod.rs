@@ -1,4 +1,4 @@
-//! What is written is what other implementations write and read.
+//! Formats: the output is compatible with Nix and other implementations.
 
 mod differential;
 mod fuzz;

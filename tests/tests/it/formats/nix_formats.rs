@@ -1,4 +1,4 @@
-//! NARs, export streams, narinfos, keys and signatures are byte for byte what a real Nix writes.
+//! NARs, export streams, narinfos, keys and signatures are identical to those of a real Nix.
 
 use crate::fixtures::bucket::Fields;
 use crate::fixtures::closure_fixture::generate_key;
@@ -32,7 +32,7 @@ fn an_export_stream_is_the_one_of_nix() {
     sh("nar-pack --export $(nix-store -qR $TOP) | cmp - nix.export").ok();
     sh("nar-pack --export -r $TOP | cmp - nix.export").ok();
     sh("nix-store -qR $TOP | nar-pack --export --stdin | cmp - nix.export").ok();
-    // The path list may come in any order; references come first all the same.
+    // The path list may be in any order; the output has references first.
     sh("nix-store -qR $TOP | tac | nar-pack --export --stdin | cmp - nix.export").ok();
     sh("ln -s $TOP result; nar-pack --export -r ./result | cmp - nix.export").ok();
     let store = nix::fresh_store(&builder.scratch);
@@ -76,7 +76,7 @@ fn narinfos_are_those_of_nix_field_by_field() {
             let extension = |fields: &Fields| fields.one("URL").split_once('.').unwrap().1.to_owned();
             assert_eq!(extension(&ours), extension(&nix), "{compression}");
         }
-        // A cache that Nix wrote is one that we read.
+        // We can read a cache that Nix wrote.
         builder
             .sh(&format!(
                 "[ -e own.sec ] || cache-sign keygen own-1 own.sec own.pub
@@ -97,7 +97,7 @@ fn a_nar_alone_is_described_as_nix_does() {
         let key = format!("cache/{}.narinfo", &path["/nix/store/".len()..][..32]);
         let nix = fs::read(builder.scratch.path().join(&key)).unwrap();
         assert_eq!(String::from_utf8_lossy(&ours.stdout), String::from_utf8_lossy(&nix), "{path}");
-        // Where no Nix knows the path, the scan finds the same references.
+        // Without Nix, the scan finds the same references.
         let scanned = builder.sh(&format!(
             "nix-store -qR $TOP > list; nar-pack {path} | narinfo-gen --no-nix --candidates list -c none {path}"
         ));
@@ -130,7 +130,7 @@ fn signatures_are_identical_to_those_of_nix() {
     let Some(builder) = NixBuilder::new() else { return };
     let sh = |script: &str| builder.sh(script);
     sh("nix store sign --key-file key.sec --recursive $TOP; nix copy --to file://$PWD/signed $TOP").ok();
-    // Ed25519 has one signature for one message: ours are the same bytes.
+    // Ed25519 signatures are deterministic, so ours have the same bytes.
     sh("mkdir ours; nix-store --export $(nix-store -qR $TOP) | narinfo-gen --archive | tar x -C ours").ok();
     let unsigned = "sed '/^Sig:/d'";
     for path in builder.closure.paths() {
@@ -140,8 +140,8 @@ fn signatures_are_identical_to_those_of_nix() {
     }
     let verify = "cache-sign verify --trusted-public-key";
     sh(&format!("tar c -C signed . | {verify} \"$KEY\" | tar t | grep -c narinfo")).ok();
-    let stranger = generate_key(&builder.scratch, "stranger");
-    let refused = sh(&format!("tar c -C signed . | {verify} {stranger}")).fails(1);
+    let untrusted = generate_key(&builder.scratch, "untrusted");
+    let refused = sh(&format!("tar c -C signed . | {verify} {untrusted}")).fails(1);
     for path in builder.closure.paths() {
         assert!(refused.contains(path), "{refused}");
     }
@@ -162,6 +162,6 @@ fn signatures_that_nix_makes_after_a_build_are_accepted() {
         closure.top
     ));
     assert_eq!(verified.ok().split("\n\n").count(), 3);
-    // The keys that nix.conf trusts are those of our tools.
+    // Our tools trust the keys in nix.conf.
     scratch.sh(&format!("nix-store --export $(nix-store -qR {}) | narinfo-gen | cache-sign verify", closure.top)).ok();
 }

@@ -1,11 +1,11 @@
-//! A larger closure from what is installed here: what we write of it is, byte for byte, what Nix writes.
+//! A larger closure of installed files: our cache is identical to the one that Nix writes.
 
 use std::fs;
 use std::path::Path;
 
 use cache_tests::{Scratch, nix, unique};
 
-/// Trees that most systems have: programs, libraries, scripts, links of all kinds.
+/// Trees that most systems have: programs, libraries, scripts and all kinds of links.
 const INSTALLED: [&str; 9] = [
     "/usr/share/perl5",
     "/usr/share/zoneinfo",
@@ -17,12 +17,12 @@ const INSTALLED: [&str; 9] = [
     "/usr/share/nix",
     "/etc/ssl",
 ];
-/// Files of each that are taken.
+/// Maximum number of files of each tree.
 const MAX_FILES: usize = 1000;
-/// Larger files are left out: the closure shall be read in seconds.
+/// Larger files are skipped, so that the closure is read in seconds.
 const MAX_FILE_SIZE: &str = "1024k";
 
-/// A derivation for each tree, and an expression for the last.
+/// Returns an expression with a derivation for each tree; its value is the last one.
 fn expression(trees: &[&str], seed: &str) -> String {
     let paths: Vec<String> = trees.iter().enumerate().map(|(index, tree)| derivation(index, tree, seed)).collect();
     format!(
@@ -33,8 +33,8 @@ fn expression(trees: &[&str], seed: &str) -> String {
     )
 }
 
-/// Mentions itself, the one before it, the one in the middle before it, a text and a tree that are addressed by their
-/// contents, across the end of a buffer; the first one has two outputs.
+/// Returns a derivation that refers to itself, to the previous and to an earlier one, and to a content-addressed text
+/// and tree, at a buffer boundary. The first one has two outputs.
 fn derivation(index: usize, tree: &str, seed: &str) -> String {
     let references = match index {
         0 => "$dev".to_owned(),
@@ -80,7 +80,7 @@ fn a_closure_of_installed_trees_has_the_narinfos_of_nix() {
              nix store sign --key-file key.sec $(head -3 paths)
              nix copy --no-check-sigs --to \"file://$PWD/nix?compression=none\" $(cat top)")
         .ok();
-    // Every field of every narinfo, and every NAR; nix-cache-info has a priority of ours, and Nix makes empty folders.
+    // Compares all narinfos and NARs. Our nix-cache-info has a priority, and Nix creates empty directories.
     let same = "diff -r -x nix-cache-info -x log -x realisations nix ours && rm -r ours && mkdir ours";
     scratch
         .sh(&format!(
@@ -92,7 +92,7 @@ fn a_closure_of_installed_trees_has_the_narinfos_of_nix() {
                | narinfo-gen --archive -c none --no-nix --path-info info | tar x -C ours; {same}"
         ))
         .ok();
-    // Where nothing but the contents tells, a scan finds what Nix has found after the build.
+    // From the contents alone, a scan finds the same references as Nix after the build.
     let scanned = scratch.sh("while read path; do
              nar-pack $path | narinfo-gen --no-nix --candidates paths -c none $path | grep '^References:' > scanned
              grep '^References:' nix/$(basename $path | cut -c-32).narinfo | diff - scanned; echo .
@@ -100,7 +100,7 @@ fn a_closure_of_installed_trees_has_the_narinfos_of_nix() {
     let paths = fs::read_to_string(scratch.path().join("paths")).unwrap();
     assert_eq!(scanned.ok().lines().count(), paths.lines().count());
     assert!(paths.lines().count() >= trees.len() + 3);
-    // The cases are there, and there is enough of each.
+    // The closure covers all cases and is large enough.
     let size = scratch.sh("cat nix/nar/* | wc -c").ok().parse::<u64>().unwrap();
     println!("{} paths, {} MB", paths.lines().count(), size / 1_000_000);
     assert!(size > 5_000_000);
@@ -108,6 +108,6 @@ fn a_closure_of_installed_trees_has_the_narinfos_of_nix() {
     for case in ["\nSig: test-1:", "\nCA: text:", "\nCA: fixed:r:", "\nReferences: \n", "\nDeriver: "] {
         assert!(text.contains(case), "no {case:?}");
     }
-    // Nix keeps some while their derivations are there; what is large goes.
+    // Nix keeps some paths because their derivations exist; the large ones are deleted.
     drop(scratch.sh("nix-store --delete $(cat paths)"));
 }

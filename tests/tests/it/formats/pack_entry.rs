@@ -1,4 +1,4 @@
-//! The rest of a cache entry: listings, links to debug information, build logs and realisations, as Nix writes them.
+//! Optional objects of a cache entry: listings, debug information links, build logs and realisations are those of Nix.
 
 use std::fs;
 
@@ -6,12 +6,12 @@ use crate::fixtures::bucket::head;
 use cache_tests::{EmbeddedS3, Scratch, make_tree, nix, unique};
 use serde_json::Value;
 
-/// A tree with debug information, and names that JSON has to escape.
+/// Creates a tree with debug information and with names that need escapes in JSON; returns its name.
 fn debug_tree(scratch: &Scratch) -> String {
     let name = unique("debug-");
     let tree = scratch.path().join(&name);
     make_tree(&tree, 3);
-    // JSON cannot hold these.
+    // JSON cannot represent these names.
     scratch
         .sh(&format!("cd {name}; find . -print0 | LC_ALL=C grep -zav '^[ -~]*$' | xargs -0 rm -f; rm 'strange link'"))
         .ok();
@@ -29,7 +29,7 @@ fn debug_tree(scratch: &Scratch) -> String {
     name
 }
 
-/// The document as recent versions of Nix write it: in one line, keys in the order of their bytes.
+/// Formats a document as recent versions of Nix do: on one line, with sorted keys.
 fn sorted(value: &Value) -> String {
     match value {
         Value::Object(members) => {
@@ -66,13 +66,13 @@ fn listings_and_debug_information_are_those_of_nix() {
     assert_eq!(files("ours").lines().filter(|line| line.contains("debuginfo/")).count(), 2);
     scratch.sh("diff -r nix/debuginfo ours/debuginfo").ok();
     let listing = format!("{}.ls", &path["/nix/store/".len()..][..32]);
-    // Nix 2.8 writes `version` and `type` first, where recent versions have the order of nlohmann's maps; the values
-    // and their escapes are the same.
+    // Nix 2.8 writes `version` and `type` first, and recent versions sort all keys; the values and escapes are the
+    // same.
     let nix: Value = serde_json::from_str(&read(&scratch, &format!("nix/{listing}"))).unwrap();
     assert_eq!(read(&scratch, &format!("ours/{listing}")), sorted(&nix));
     let plain = scratch.sh(&format!("nar-pack --list <(nar-pack {path})"));
     assert_eq!(plain.ok(), read(&scratch, &format!("ours/{listing}")));
-    // In the archive each path is: NAR, the rest, narinfo.
+    // The archive has the NAR of a path first and its narinfo last.
     let members = scratch.sh("tar t < archive").ok();
     let members: Vec<&str> = members.lines().collect();
     assert!(members[1].starts_with("nar/") && members.last().unwrap().ends_with(".narinfo"), "{members:?}");
@@ -100,7 +100,7 @@ fn a_build_log_is_the_one_that_nix_copies() {
              diff -r nix/log ours/log; [ $(tar t < archive | grep -c ^log/) = 1 ]
              grep -q 'a line of' ours/log/$(basename $drv)")
         .ok();
-    // A log that is not there is no failure, and of one that does not unpack or is no file it is said.
+    // A missing log is not an error; a log that cannot be decompressed or is not a file is reported.
     scratch
         .sh("nix-store --export $(head -1 outs) | narinfo-gen --archive --log --log-dir nowhere | tar t | grep -c ^log")
         .fails(1);
@@ -139,10 +139,10 @@ fn realisations_are_those_of_nix() {
              mkdir ours; nix-store --export $(cat out) | narinfo-gen --archive --realisations | tar x -C ours
              diff -r nix/realisations ours/realisations; [ $(ls ours/realisations | wc -l) = 1 ]")
         .ok();
-    // Another Nix takes the path and its realisation from our directory.
+    // A Nix with another store reads the path and its realisation from our cache.
     let store = nix::fresh_store(&scratch);
     scratch.sh(&format!("nix copy --no-check-sigs --from file://$PWD/ours --to {store} $(cat out)")).ok();
-    // Where no Nix tells, that is said, and the rest is written.
+    // Without Nix there is a warning, and everything else is written.
     let output = scratch.sh("nix-store --export $(cat out) > export; nix path-info --json $(cat out) > info
                            narinfo-gen --archive --realisations --no-nix --path-info info < export | tar t; false");
     assert!(output.stderr.contains("no realisation is written: no installed Nix"), "{}", output.stderr);
@@ -162,7 +162,7 @@ fn realisations_of_all_outputs_are_queried_at_once() {
         unique("addressed-")
     );
     fs::write(scratch.path().join("ca.nix"), expression).unwrap();
-    // What Nix from 2.15 on is asked in one question takes two from an older one, which does the rest itself.
+    // Nix 2.15 and later return all outputs in one call, which two calls of an older version simulate here.
     let newer = "#!/bin/bash
         case \"$*\" in
             *realisation*.drv^\\*) echo \"$*\" >> asked; cat both ;;

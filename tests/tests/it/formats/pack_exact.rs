@@ -1,15 +1,15 @@
-//! What `nar-pack` and `narinfo-gen` do with trees, streams and narinfos that are not as they should be, and what of
-//! them has to stay exactly as it was.
+//! How `nar-pack` and `narinfo-gen` handle changing, special and unreadable files, invalid streams and unusual
+//! narinfos.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
 
 use cache_tests::{Random, Scratch, make_tree, store_path};
 
-/// Large beside the pipe and what is read ahead.
+/// Larger than the pipe and the read-ahead together.
 const LARGE_SIZE: usize = 12 << 20;
 
-/// Packs `tree`; once the first bytes are there, runs `change`; then reads the rest. Returns what was said.
+/// Packs `tree`, runs `change` after the first bytes have arrived, and reads the rest. Returns standard error.
 fn pack_while(scratch: &Scratch, change: &str) -> String {
     let output = scratch.sh(&format!(
         "rm -f pipe; mkfifo pipe
@@ -18,7 +18,7 @@ fn pack_while(scratch: &Scratch, change: &str) -> String {
          wait $packer"
     ));
     let stderr = output.fails(2);
-    // What there is of the NAR is seen to be cut off.
+    // A reader of the partial NAR reports that it is truncated.
     let refused = scratch.sh("nar-pack --list < nar > /dev/null").fails(1);
     assert!(refused.contains("truncated"), "{refused}");
     stderr
@@ -40,7 +40,7 @@ fn a_file_that_changes_during_packing_truncates_the_nar() {
     }
     make();
     fs::write(scratch.path().join("tree/z"), "").unwrap();
-    // It has been seen in the directory, but not been read.
+    // The directory was listed, but this file was not read yet.
     for index in 0..200 {
         fs::write(scratch.path().join(format!("tree/m{index}")), "x").unwrap();
     }
@@ -78,7 +78,7 @@ fn special_files_are_named_and_truncate_the_nar() {
 #[test]
 fn unreadable_files_are_named() {
     let scratch = Scratch::new();
-    // Root may read everything, so it is somebody else who packs, with a tool that he can reach.
+    // Root can read everything, so the tool runs as another user, from a directory that this user can access.
     let is_root = scratch.sh("id -u").ok() == "0";
     let drop = if is_root { "setpriv --reuid=65534 --regid=65534 --clear-groups" } else { "" };
     scratch
@@ -179,7 +179,7 @@ fn one_file_is_read_from_a_nar() {
         let stderr = scratch.sh(&format!("nar-pack --cat {file} nar")).fails(1);
         assert!(stderr.contains(why), "{file}: {stderr}");
     }
-    // The listing tells where each file lies.
+    // The listing has the offset of each file.
     scratch
         .sh("mkdir one; cp tree/noise tree/Zebra one; nar-pack one > one.nar
              offset=$(nar-pack --list one.nar | grep -o '\"noise\":{\"narOffset\":[0-9]*' | grep -o '[0-9]*$')
@@ -196,7 +196,7 @@ fn a_tree_of_many_files_is_packed_as_nix_does() {
         return;
     }
     let scratch = Scratch::new();
-    // More than one batch of files, more than one chunk, nested and empty directories in between.
+    // Several batches of files, several chunks, nested and empty directories.
     let mut random = Random::new(11);
     for index in 0..700 {
         let dir = scratch.path().join(format!("tree/d{}/e{}", index % 7, index % 29));
@@ -209,7 +209,7 @@ fn a_tree_of_many_files_is_packed_as_nix_does() {
              nar-pack tree > nar; cmp nar <(nix-store --dump tree)
              nar-pack --unpack out < nar; cmp nar <(nix-store --dump out)")
         .ok();
-    // A reader that goes away ends it at once and quietly.
+    // It exits at once and without a message if the reader closes the pipe.
     let gone =
         scratch.sh("set +o pipefail; nar-pack tree 2> stderr | head -c 100 | wc -c; echo ${PIPESTATUS[0]}; cat stderr");
     assert_eq!(gone.ok().split_whitespace().collect::<Vec<_>>(), ["100", "141"]);
@@ -220,7 +220,7 @@ fn the_archive_is_the_same_for_any_number_of_threads() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.path().join("tree")).unwrap();
     let mut random = Random::new(4);
-    // Half of it compresses: frames of different sizes are ready in another order.
+    // Half of the data is compressible, so that frames are finished out of order.
     let data: Vec<u8> =
         (0..11).flat_map(|part| if part % 2 == 0 { vec![b'a'; 1 << 20] } else { random.bytes(1 << 20) }).collect();
     fs::write(scratch.path().join("tree/data"), data).unwrap();
@@ -250,7 +250,7 @@ fn unknown_fields_are_passed_through() {
     let unsigned: String = signed.split_inclusive('\n').filter(|line| !line.starts_with("Sig: ")).collect();
     assert_eq!(unsigned, fs::read_to_string(scratch.path().join("narinfo")).unwrap());
     assert!(signed.contains("\nReferences: \n"), "{signed}");
-    // Sizes are 64 bits, not 63 or 53.
+    // Sizes have 64 bits, not 63 or 53.
     scratch
         .sh("sed 's/^NarSize: .*/NarSize: 18446744073709551615/; s/^FileSize: .*/FileSize: 9007199254740993/' narinfo > big
              cache-sign -k key.sec < big | grep -qx 'NarSize: 18446744073709551615'
@@ -259,7 +259,7 @@ fn unknown_fields_are_passed_through() {
     let stderr =
         scratch.sh("sed 's/^NarSize: .*/NarSize: 18446744073709551616/' narinfo | cache-sign -k key.sec").fails(1);
     assert!(stderr.contains("line 7: NarSize"), "{stderr}");
-    // A mebibyte is written and taken, one byte more neither written nor taken.
+    // A narinfo of 1 MiB is written and read, one byte more is neither written nor read.
     scratch
         .sh("size=$(stat -c %s signed); { cat narinfo; printf 'X: '; head -c $((1048576 - size - 4)) /dev/zero | tr '\\0' x; echo; } > most
              cache-sign -k key.sec < most > full; [ $(stat -c %s full) = 1048576 ]
@@ -278,7 +278,7 @@ fn every_version_of_path_info_gives_the_same_narinfo() {
     scratch.sh(&format!("echo x > file; nar-pack file > nar; narinfo-gen --no-nix -c none {path} < nar > bare")).ok();
     let bare = fs::read_to_string(scratch.path().join("bare")).unwrap();
     let nix32 = bare.lines().find_map(|line| line.strip_prefix("NarHash: sha256:")).unwrap().to_owned();
-    // The same digits in the other bases.
+    // The same hash in the other bases.
     let hex = scratch.sh("sha256sum < nar | cut -c1-64").ok();
     let base64 = scratch.sh("printf \"$(sha256sum < nar | cut -c1-64 | sed 's/../\\\\x&/g')\" | base64 -w0").ok();
     let name_of = |path: &str| path["/nix/store/".len()..].to_owned();
@@ -294,7 +294,7 @@ fn every_version_of_path_info_gives_the_same_narinfo() {
     let nar = |hash: &str| format!(r#"{{"hash":{hash},"method":"nar"}}"#);
     let ca32 = text("fixed:r:sha256:", &nix32);
     let documents = [
-        // Nix 2.3 to 2.18, with each base that it has used; the map that came after; and base names.
+        // Nix 2.3 to 2.18 with each base of hashes; the later map; and base names.
         format!(r#"[{{"path":"{path}",{}}}]"#, old(&text("sha256:", &nix32), &ca32)),
         format!(r#"[{{"path":"{path}",{}}}]"#, old(&text("sha256:", &hex), &text("fixed:r:sha256:", &hex))),
         format!(r#"[{{"path":"{path}",{}}}]"#, old(&text("sha256:", &base64), &ca32)),
@@ -331,7 +331,7 @@ fn every_version_of_path_info_gives_the_same_narinfo() {
 #[test]
 fn files_that_cannot_be_written_are_named_and_nothing_remains() {
     let scratch = Scratch::new();
-    // Small enough to be made beside the thread that reads, and then too large for the limit.
+    // First small enough for the writer thread, then too large for the limit.
     for (size, count) in [(200_000, 40), (900_000, 3)] {
         let tree = scratch.path().join("tree");
         for index in 0..count {

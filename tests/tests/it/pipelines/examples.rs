@@ -1,4 +1,4 @@
-//! The examples in `docs/examples`, run as their readers would.
+//! The examples in `docs/examples`, run as a user runs them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ struct Project {
 }
 
 impl Project {
-    /// None where there is no Nix.
+    /// Returns None if Nix is not installed.
     fn new() -> Option<Self> {
         if !nix::available() {
             return None;
@@ -39,14 +39,14 @@ impl Project {
         self.scratch.sh(script)
     }
 
-    /// The narinfos that are in the bucket, which must be closed.
+    /// Returns the number of narinfos in the bucket, which must be closed.
     fn published(&self) -> usize {
         let objects = snapshot(EmbeddedS3::shared(), &self.bucket);
         assert_closed(&objects);
         narinfo_keys(&objects).len()
     }
 
-    /// Asserts that a Nix that trusts only the project's key gets `path`, and what it refers to, from the bucket.
+    /// Asserts that a Nix that trusts only the project's key can fetch the closure of `path` from the bucket.
     #[track_caller]
     fn assert_published(&self, path: &str) {
         let url = EmbeddedS3::shared().http_url(&self.bucket);
@@ -74,8 +74,6 @@ fn expression(name: &str) -> String {
 fn example(file: &str) -> PathBuf {
     repository().join("docs/examples").join(file)
 }
-
-// ---- The Makefile ----
 
 fn make(project: &Project, arguments: &str) -> CommandOutput {
     project.sh(&format!("make --no-print-directory -f '{}' {arguments}", example("Makefile").display()))
@@ -126,13 +124,11 @@ fn the_makefile_generates_a_key_once_and_policies() {
 fn the_makefile_fails_if_a_stage_fails() {
     let Some(project) = Project::new() else { return };
     assert_ne!(make(&project, "push KEY=no-such-key").status, 0);
-    assert!(!fs::exists(project.scratch.path().join("signed.tar")).unwrap(), "half an archive was left");
+    assert!(!fs::exists(project.scratch.path().join("signed.tar")).unwrap(), "a partial archive remains");
     assert_ne!(make(&project, "push-missing KEY=no-such-key").status, 0);
     assert_ne!(make(&project, "push CACHE=").status, 0);
     assert_eq!(project.published(), 0);
 }
-
-// ---- The hook ----
 
 fn build_with_hook(project: &Project, flags: &str) -> CommandOutput {
     let hook = example("post-build-hook.sh");
@@ -155,7 +151,7 @@ fn the_hook_runs_by_hand() {
     let hook = example("post-build-hook.sh");
     let built = project.sh("nix-build --no-out-link default.nix").ok();
     let lib = project.sh(&format!("nix-store -q --references {built}")).ok();
-    // As recent versions of Nix run it, and as those do that leave OUT_PATHS empty.
+    // As recent versions of Nix run it, and as versions that leave OUT_PATHS empty.
     project.sh(&format!("OUT_PATHS={lib} DRV_PATH=/nowhere '{}'", hook.display())).ok();
     assert_eq!(project.published(), 1);
     project.sh(&format!("OUT_PATHS= DRV_PATH=$(nix-store -q --deriver {built}) '{}'", hook.display())).ok();
@@ -173,7 +169,7 @@ fn a_hook_that_fails_stops_the_build() {
     assert_ne!(built.status, 0);
     assert!(built.stderr.contains("/no/such/key"), "{}", built.stderr);
     assert_eq!(project.published(), 0);
-    // What README.md says: the library was built and stays, the program was not.
+    // As README.md says, the library was built and remains, and the program was not built.
     let outputs = "$(nix-store -q --outputs $(nix-instantiate default.nix 2>/dev/null))";
     assert_ne!(project.sh(&format!("ls {outputs}")).status, 0);
     let kept =
@@ -181,15 +177,13 @@ fn a_hook_that_fails_stops_the_build() {
     project.sh(&format!("nix-store --check-validity {}", kept.ok())).ok();
 }
 
-// ---- The CI job ----
-
 /// A step of the job: its name and its script.
 struct Step {
     name: String,
     script: String,
 }
 
-/// The steps that run a script, by the indentation of the lines: enough YAML for a file of our own.
+/// Returns the steps that run a script, parsed by indentation: enough YAML for this file.
 fn steps(workflow: &str) -> Vec<Step> {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let lines: Vec<&str> = workflow.lines().collect();
@@ -213,13 +207,13 @@ fn steps(workflow: &str) -> Vec<Step> {
     steps
 }
 
-/// The environment variables that the workflow takes from secrets and variables.
+/// Returns the environment variables that the workflow sets from secrets and variables.
 fn variables(workflow: &str) -> Vec<&str> {
     let assigned = workflow.lines().filter_map(|line| line.trim().split_once(": ${{ "));
     assigned.map(|(name, _)| name).collect()
 }
 
-/// Runs the steps as GitHub's runner does for `shell: bash`, until one fails; says which.
+/// Runs the steps as GitHub's runner does for `shell: bash` until one fails, and returns that one.
 fn run_job(project: &mut Project, values: &BTreeMap<&str, String>) -> Result<(), (String, CommandOutput)> {
     let workflow = fs::read_to_string(example("github-actions.yml")).unwrap();
     assert!(workflow.contains("shell: bash"), "without it a pipeline fails with its last stage only");
@@ -238,7 +232,7 @@ fn run_job(project: &mut Project, values: &BTreeMap<&str, String>) -> Result<(),
     Ok(())
 }
 
-/// What a reader puts into the settings of the repository.
+/// Returns what a user configures in the settings of the repository.
 fn settings(project: &Project) -> BTreeMap<&'static str, String> {
     let s3 = EmbeddedS3::shared();
     let credentials = s3.credentials();

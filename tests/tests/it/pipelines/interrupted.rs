@@ -11,26 +11,26 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
-/// A pipeline by its stages, and what all of them but the last write.
+/// A pipeline: its stages, and the streams between them.
 struct Pipeline {
     name: &'static str,
     stages: &'static [&'static str],
     streams: &'static [Stream],
 }
 
-/// How a stream tells its end.
+/// How a stream marks its end.
 #[derive(Clone, Copy)]
 enum Stream {
-    /// A path list, or narinfo text: may by chance be cut where it still is whole.
+    /// A path list or narinfo text: a truncated one may be valid.
     Text,
-    /// Its very last byte is needed.
+    /// An export stream needs its last byte.
     Export,
-    /// It ends in a block of zeros, and then in padding that nobody needs.
+    /// An archive ends with a block of zeros and then padding, which is not needed.
     Archive,
 }
 
 impl Stream {
-    /// Whether the first `bytes` of `whole` are for certain not a whole stream.
+    /// Returns whether the first `bytes` of `whole` are certainly an incomplete stream.
     fn is_truncated(self, whole: &[u8], bytes: usize) -> bool {
         match self {
             Self::Text => false,
@@ -74,7 +74,7 @@ const PIPELINES: [Pipeline; 5] = [
     },
 ];
 
-/// The pipeline with `head -c BYTES` after the stage `at`.
+/// Inserts `head -c BYTES` after the stage `at`.
 fn truncated_pipeline(stages: &[&str], at: usize, bytes: usize) -> String {
     let head = format!("head -c {bytes}");
     let mut stages = stages.to_vec();
@@ -82,9 +82,9 @@ fn truncated_pipeline(stages: &[&str], at: usize, bytes: usize) -> String {
     stages.join(" | ")
 }
 
-/// Where to cut a stream of so many bytes: at its ends, in the middle, and anywhere.
+/// Returns where to truncate a stream of `length` bytes: near its ends, in the middle, and at random positions.
 fn positions(length: usize, random: &mut Random) -> Vec<usize> {
-    assert_ne!(length, 0, "there is nothing to cut");
+    assert_ne!(length, 0, "the stream is empty");
     let mut positions = vec![0, 1, 8, 513, length / 2, length.saturating_sub(1025)];
     positions.extend([random.below(length), random.below(length)]);
     positions.retain(|&bytes| bytes < length);
@@ -113,7 +113,7 @@ fn assert_truncation_is_harmless(pipeline: &Pipeline) {
             if stream.is_truncated(&whole.stdout, bytes) {
                 assert_ne!(output.status, 0, "{}: {script}\n{}", pipeline.name, output.stderr);
                 let last = output.stderr.lines().rfind(|line| line.starts_with("s3-push: "));
-                assert!(last.is_some(), "{script}: the last stage says nothing\n{}", output.stderr);
+                assert!(last.is_some(), "{script}: the last stage printed no message\n{}", output.stderr);
             }
             let again = fixture.scratch.sh(&pipeline.stages.join(" | "));
             again.ok();
@@ -164,7 +164,7 @@ fn a_truncated_nar_is_refused() {
             assert_eq!(output.status, 1, "{consumer} of {bytes} bytes: {}", output.stderr);
             assert_eq!(output.text(), "");
         }
-        assert!(!fixture.path("out").exists(), "a half of it was unpacked");
+        assert!(!fixture.path("out").exists(), "a truncated NAR was unpacked");
         assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
     }
     fixture.scratch.sh("s3-push --no-nix \"$C\" \"$LIB\" < nar; nar-pack --unpack out < nar").ok();
@@ -194,7 +194,7 @@ fn a_truncated_rotation_is_harmless() {
 #[test]
 fn a_killed_upload_of_any_bytes_leaves_no_object() {
     let (fixture, s3, bucket) = Fixture::embedded();
-    // Whoever feeds it tells nobody that it failed, but the shell does; a multipart upload that breaks is no object.
+    // An interrupted multipart upload does not create an object.
     let body = "head -c 12000000 /dev/urandom";
     let killed = "s3-push \"$C\" --part-size 5MiB --key log/x < fifo & pid=$!; exec 3>fifo; \
                   head -c 12000000 /dev/urandom >&3; kill -KILL $pid; wait $pid || echo \"status $?\"";
@@ -213,7 +213,8 @@ fn a_killed_push_leaves_a_valid_cache_and_the_next_completes_it() {
     let mut random = Random::new(random_seed());
     for bytes in positions(length, &mut random).into_iter().chain([length]) {
         let bucket = fixture.fresh_bucket(s3);
-        // It dies after it was given so much, wherever it is then. All of it is held back from the end: the pipe stays open.
+        // The push is killed after it was sent so many bytes. The pipe stays open, so that it never sees the end of its
+        // input.
         let killed = format!(
             "s3-push --no-nix \"$C\" < fifo & pid=$!; exec 3>fifo; head -c {bytes} archive >&3; kill -KILL $pid; \
              wait $pid || echo \"status $?\""
@@ -229,7 +230,7 @@ fn a_killed_push_leaves_a_valid_cache_and_the_next_completes_it() {
 fn a_failed_pull_leaves_only_complete_paths_and_the_next_completes_it() {
     let (fixture, s3, bucket) = Fixture::embedded();
     fixture.scratch.sh(PUBLISH).ok();
-    // The second path of three is damaged: the pull stops in the middle.
+    // The second of three paths is damaged, so the pull stops in the middle.
     let url = Fields::parse(&s3.get(&bucket, &Fixture::narinfo_key(&fixture.closure.app))).one("URL").to_owned();
     let nar = s3.get(&bucket, &url);
     s3.put(&bucket, &url, b"damaged");
@@ -239,7 +240,7 @@ fn a_failed_pull_leaves_only_complete_paths_and_the_next_completes_it() {
     for name in left.lines() {
         let path = format!("/nix/store/{name}");
         assert_ne!(path, fixture.closure.app);
-        assert!(fixture.closure.paths().contains(&path.as_str()), "{name} is left");
+        assert!(fixture.closure.paths().contains(&path.as_str()), "{name} remains");
         assert_eq!(
             cache_tests::tree(path_in_root(&fixture.path("out"), &path)),
             cache_tests::tree(path_in_root(&fixture.path("root"), &path))
@@ -258,7 +259,7 @@ fn narinfo_text_truncated_after_a_line_loses_no_fields() {
     let before = snapshot(s3, &bucket);
     let signed = fixture.scratch.sh("s3-pull --narinfo --all \"$C\" | cache-sign -k new.sec").ok() + "\n";
     let last = signed.rfind("\n\n").unwrap() + 2;
-    // Each is the beginning of the text, and looks like the end of a narinfo that has fewer lines.
+    // Each prefix looks like a narinfo with fewer lines.
     for (at, _) in signed.match_indices('\n').filter(|(at, _)| *at > last) {
         let truncated_pipeline = &signed[..=at];
         fixture.scratch.sh_with_input("s3-push --no-nix \"$C\"", truncated_pipeline.as_bytes());
@@ -274,25 +275,25 @@ fn narinfo_text_truncated_after_a_line_loses_no_fields() {
     fixture.scratch.sh_with_input("s3-push --no-nix \"$C\"", signed.as_bytes()).ok();
 }
 
-/// An HTTP cache that breaks off in the middle of one file.
+/// An HTTP cache that interrupts the response for one file.
 struct InterruptingServer {
     listener: TcpListener,
     dir: PathBuf,
     key: String,
-    /// Hears of each break, and holds the connection until it has said what to do: go on listening, or end.
+    /// Receives a message at each interruption; the connection is then held until the test resumes or ends the server.
     interrupted: Sender<()>,
     resumed: Receiver<()>,
 }
 
 impl InterruptingServer {
-    /// Answers one request after the other until a client goes away whom nobody wants to wait for.
+    /// Answers requests until the test ends the server.
     fn serve(&self) {
         for connection in self.listener.incoming() {
             let Ok(true) = self.answer(&mut connection.unwrap()) else { return };
         }
     }
 
-    /// Whether to listen further.
+    /// Answers a request; returns whether to continue.
     fn answer(&self, connection: &mut TcpStream) -> io::Result<bool> {
         let mut request = String::new();
         let mut reader = BufReader::new(connection.try_clone()?);
@@ -313,7 +314,8 @@ impl InterruptingServer {
     }
 }
 
-/// A site with its cache in `cache/`, and such a server for it on a thread: the URL, who hears of breaks, and who answers.
+/// Creates a fixture with a cache in `cache/` and starts such a server for it; returns its URL, the channel of
+/// interruptions, and the channel that resumes the server.
 fn interrupted_fixture() -> (Fixture, String, Receiver<()>, Sender<()>) {
     let (fixture, _, _, lib) = Fixture::with_cache();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -334,14 +336,14 @@ fn interrupted_fixture() -> (Fixture, String, Receiver<()>, Sender<()>) {
 #[test]
 fn an_interrupted_response_is_an_error() {
     let (fixture, url, interruptions, resume) = interrupted_fixture();
-    // However often it is asked.
+    // For every retry.
     thread::spawn(move || while interruptions.recv().is_ok_and(|()| resume.send(()).is_ok()) {});
     for output in ["--root out", "--export", "--nar", "--archive"] {
         let pulled = fixture.scratch.sh(&format!("timeout 60 s3-pull {output} {url} \"$LIB\" | cat > got"));
         assert!([1, 2].contains(&pulled.status), "{output}: status {}: {}", pulled.status, pulled.stderr);
         assert!(pulled.stderr.contains(&fixture.closure.lib), "{output}: {}", pulled.stderr);
         fixture.assert_nothing_below("out");
-        // Whoever reads on gets nothing that could pass for whole.
+        // The next stage refuses the partial output.
         for reader in ["nar-pack --unpack tree", "s3-push --no-nix \"$C\"", "s3-push --no-nix \"$C\" \"$LIB\""] {
             assert_ne!(fixture.scratch.sh(&format!("{reader} < got")).status, 0, "{output} | {reader}");
         }
@@ -361,5 +363,5 @@ fn a_killed_pull_leaves_nothing_under_a_final_name_and_the_next_cleans_up() {
     assert!(!path_in_root(&fixture.path("out"), &fixture.closure.lib).exists());
     fixture.scratch.sh("s3-pull -r --root out file://$PWD/cache \"$TOP\"").ok();
     fixture.assert_trees("out");
-    assert_eq!(fixture.scratch.sh("ls -A out/nix/store | wc -l").ok(), "3", "nothing temporary is left");
+    assert_eq!(fixture.scratch.sh("ls -A out/nix/store | wc -l").ok(), "3", "no temporary file remains");
 }

@@ -1,4 +1,4 @@
-//! What `--help` says of memory holds: the largest resident size of each tool while a large NAR passes through it.
+//! The memory limits in `--help` hold: measures the peak memory of each tool while it processes a large NAR.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -7,12 +7,12 @@ use std::process::{Child, Stdio};
 use cache_tests::{EmbeddedS3, Random, Scratch, store_path};
 
 const MIB: u64 = 1 << 20;
-/// Large beside every bound below.
+/// Size of the file: larger than every limit below.
 const LARGE_SIZE: usize = 256 << 20;
-/// What a tool still waits for when it is measured.
+/// Number of bytes that a tool still waits for when it is measured.
 const TAIL_SIZE: usize = 4096;
 
-/// A root with one path of a large file, its NAR, and a signed cache archive of it.
+/// A store path with a large file, its NAR, and a signed cache archive of it.
 struct LargePath {
     scratch: Scratch,
     path: String,
@@ -41,7 +41,7 @@ impl LargePath {
         Self { scratch, path }
     }
 
-    /// Runs a tool on a file, and reads how large it had become when nearly all of it had passed.
+    /// Runs a tool on a file and returns its peak memory when it has read almost all of it.
     fn peak(&self, tool: &str, args: &[&str], input: &str) -> u64 {
         let mut command = self.scratch.command(tool);
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -59,7 +59,7 @@ impl LargePath {
     }
 }
 
-/// The largest resident size of a process so far, in bytes.
+/// Returns the peak of the resident memory of a process so far, in bytes.
 fn peak_memory(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -89,7 +89,7 @@ fn memory_does_not_grow_with_the_nar() {
     for (tool, args, input, bound) in cases {
         let peak = large.peak(tool, &args, input);
         println!("{tool} {}: {} KiB of {} KiB", args[0], peak / 1024, bound / 1024);
-        assert!(peak <= bound, "{tool} {args:?} took {peak} bytes; its help says {bound}");
+        assert!(peak <= bound, "{tool} {args:?} used {peak} bytes; the limit in its help is {bound}");
     }
 }
 
@@ -101,7 +101,7 @@ fn memory_of_s3_pull_does_not_grow_with_the_nar() {
     let url = s3.cache_url(&s3.make_bucket());
     large.scratch.env("C", &url);
     large.scratch.sh("s3-push --quiet \"$C\" < archive").ok();
-    // The reader takes all but the end, then looks at the writer's largest size.
+    // The reader reads all but the end, then the peak memory of the writer.
     let measured = large.scratch.sh("mkfifo pipe
          s3-pull --nar --trusted-public-key \"$(cat key.pub)\" \"$C\" \"$P\" > pipe & puller=$!
          { head -c $(( $(stat -c %s nar) - 2000000 )) > /dev/null
@@ -109,7 +109,8 @@ fn memory_of_s3_pull_does_not_grow_with_the_nar() {
          wait $puller");
     let kib: u64 = measured.ok().split_whitespace().nth(1).unwrap().parse().unwrap();
     println!("s3-pull --nar: {kib} KiB");
-    // The NAR is decoded on every core: for each a frame of 4 MiB, compressed and not, twice with what malloc keeps.
+    // The NAR is decoded on every core, each with a frame of 4 MiB, compressed and decompressed; malloc may double
+    // that.
     let threads = std::thread::available_parallelism().unwrap().get() as u64;
     assert!(kib <= (64 + 11 + 16 * (threads + 1)) * 1024, "s3-pull took {kib} KiB");
 }

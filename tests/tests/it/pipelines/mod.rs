@@ -1,4 +1,4 @@
-//! The tools together, as a user types them.
+//! Pipelines of several tools, as a user types them.
 
 mod examples;
 mod interrupted;

@@ -1,4 +1,4 @@
-//! The pipelines of the design page against the embedded server, without Nix.
+//! The documented pipelines against the embedded server, without Nix.
 
 use crate::fixtures::bucket::{Fields, assert_closed, nar_keys, narinfo_keys, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, generate_key};
@@ -19,7 +19,7 @@ fn five_stages_publish_a_closure_that_can_be_pulled() {
         assert!(narinfo.one("Sig").starts_with(fixture.key.split_once(':').unwrap().0));
     }
     let again = fixture.scratch.sh(PUBLISH);
-    assert_eq!(again.ok(), "", "nothing is missing now, and nothing is published");
+    assert_eq!(again.ok(), "", "no path is missing, and none is published");
     assert_eq!(snapshot(s3, &bucket), objects);
 }
 
@@ -45,7 +45,7 @@ fn a_nar_is_published_with_a_warning_that_it_is_unsigned() {
     let pushed = sh("nar-pack --root root --no-nix \"$LIB\" | s3-push --no-nix \"$C\" \"$LIB\"");
     assert_eq!(pushed.ok(), fixture.closure.lib);
     assert!(pushed.stderr.contains(&fixture.closure.lib) && pushed.stderr.contains("sign"), "{}", pushed.stderr);
-    // What a NAR refers to is found by looking for candidates.
+    // The references of a NAR are found by scanning for candidates.
     sh("nar-pack --root root --no-nix \"$APP\" | s3-push --no-nix --candidates paths \"$C\" \"$APP\"").ok();
     let objects = snapshot(s3, &bucket);
     assert_closed(&objects);
@@ -147,7 +147,7 @@ fn archive_members_may_be_in_any_order() {
     fixture.scratch.sh("tar c -C cache . | s3-push --no-nix \"$C\"").ok();
     let objects = snapshot(s3, &bucket);
     fixture.assert_complete(&objects);
-    // The worst order: narinfos first, each before those that it references, the NARs at the end.
+    // The worst order: narinfos first, each before its references, and the NARs last.
     let keys: Vec<String> = fixture.closure.paths().iter().rev().map(|path| Fixture::narinfo_key(path)).collect();
     for order in [format!("{} nar nix-cache-info", keys.join(" ")), format!("nar {}", keys.join(" "))] {
         let other = fixture.fresh_bucket(s3);
@@ -166,11 +166,11 @@ fn pushing_again_changes_nothing() {
     fixture.scratch.sh(&format!("{ARCHIVE} > archive; s3-push --no-nix \"$C\" < archive")).ok();
     let before = snapshot(s3, &bucket);
     let again = fixture.scratch.sh("s3-push --no-nix \"$C\" < archive");
-    assert_eq!(again.ok(), "", "nothing was published");
+    assert_eq!(again.ok(), "", "no path was published");
     assert_eq!(snapshot(s3, &bucket), before);
-    // A path that is there is not made less trusted by somebody without the key.
+    // A push without the key does not remove signatures.
     fixture.scratch.sh(&format!("{} | s3-push --no-nix \"$C\"", ARCHIVE.replace("| cache-sign -k key.sec", ""))).ok();
-    assert_eq!(snapshot(s3, &bucket), before, "the signatures are still there");
+    assert_eq!(snapshot(s3, &bucket), before, "the signatures are kept");
 }
 
 #[test]
@@ -202,6 +202,6 @@ fn a_prefix_is_a_cache_of_its_own() {
     assert!(objects.keys().all(|key| key.starts_with("some/prefix/") || key.starts_with("other/")));
     assert!(objects.contains_key("other/log/x"));
     let listed = fixture.scratch.sh("s3-pull --list --all \"$C\"");
-    assert_eq!(listed.lines().len(), 3, "--all stays below the prefix");
+    assert_eq!(listed.lines().len(), 3, "--all lists only the prefix");
     fixture.assert_pulls(&format!("{}/some/prefix", s3.http_url(&bucket)), "");
 }

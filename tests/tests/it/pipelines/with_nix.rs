@@ -1,4 +1,4 @@
-//! The tools between a real Nix and a real S3 server: what each writes, the other reads.
+//! A real Nix and a real S3 server: we read what Nix writes, and Nix reads what we write.
 
 use crate::fixtures::bucket::{Fields, assert_closed, snapshot};
 use crate::fixtures::bucket::{policy, uploader};
@@ -8,13 +8,13 @@ use cache_tests::nix::{self};
 use cache_tests::{CommandOutput, Minio, Scratch, tree};
 use std::fs;
 
-/// The first pipeline of the design page, word for word.
+/// The first documented pipeline, unchanged.
 const PUBLISH: &str = "nix-store -qR $TOP | s3-push --missing \"$C\" | nar-pack --export --stdin \
      | narinfo-gen --archive | cache-sign -k key.sec | s3-push \"$C\"";
 
-/// Somebody else, who has nothing but a URL and a public key: copies `path` with Nix into an empty store.
+/// Copies `path` with Nix into an empty store, as a client that knows only a URL and a public key.
 ///
-/// Returns also the directory that holds the store.
+/// Also returns the directory that contains the store.
 fn copy_with_nix(url: &str, path: &str, key: &str) -> (Scratch, String, CommandOutput) {
     let mut scratch = Scratch::new();
     scratch.env("NIX_CONFIG", format!("require-sigs = true\ntrusted-public-keys = {key}\n"));
@@ -23,7 +23,8 @@ fn copy_with_nix(url: &str, path: &str, key: &str) -> (Scratch, String, CommandO
     (scratch, store, output)
 }
 
-/// Asserts that Nix fills an empty store from `url` and that the program runs there, but not for whoever trusts another key.
+/// Asserts that Nix copies the closure from `url` and that the program runs, but not for a client that trusts another
+/// key.
 #[track_caller]
 fn assert_nix_reads(builder: &NixBuilder, url: &str) {
     let (scratch, store, copied) = copy_with_nix(url, &builder.closure.top, &builder.key);
@@ -31,8 +32,8 @@ fn assert_nix_reads(builder: &NixBuilder, url: &str) {
     builder.assert_trees(&store);
     let program = format!("GREETING_ROOT={store} {store}{}/bin/app", builder.closure.app);
     assert_eq!(scratch.sh(&program).ok(), builder.closure.greeting);
-    let stranger = generate_key(&scratch, "stranger");
-    let (_other, store, refused) = copy_with_nix(url, &builder.closure.top, &stranger);
+    let untrusted = generate_key(&scratch, "untrusted");
+    let (_other, store, refused) = copy_with_nix(url, &builder.closure.top, &untrusted);
     assert_ne!(refused.status, 0);
     assert!(refused.stderr.contains("signature"), "{}", refused.stderr);
     assert!(!fs::exists(format!("{store}{}", builder.closure.lib)).unwrap(), "not even a part of it");
@@ -58,7 +59,7 @@ fn nix_reads_a_public_bucket_in_every_compression() {
     let Some(minio) = Minio::shared() else { return };
     let (bucket, _) = uploader(minio, &mut builder.scratch);
     let http = minio.http_url(&bucket);
-    // A default push at the top of the bucket, one below a prefix for each compression.
+    // A push with defaults to the bucket itself, and one to a prefix for each compression.
     builder.sh(PUBLISH).ok();
     for compression in COMPRESSIONS {
         let url = minio.cache_url(&bucket).replacen('?', &format!("/{compression}?"), 1);
@@ -85,10 +86,10 @@ fn a_content_addressed_path_needs_no_signature() {
     builder.sh(&format!("nix-store --export {added} {written} | s3-push \"$C\"")).ok();
     builder.sh(&format!("{pull} {added}")).ok();
     assert_eq!(tree(format!("{}/out{added}", builder.scratch.path().display())), tree(&added));
-    // The hash of a text is not that of its NAR: such a path is signed like any other.
+    // The hash of a text is not the hash of its NAR, so such a path needs a signature.
     let stderr = builder.sh(&format!("{pull} {written}")).fails(1);
     assert!(stderr.contains(&written) && stderr.contains("signed"), "{stderr}");
-    // To say so is not enough: the path must follow from the hash.
+    // A CA field alone is not sufficient: the path must be the one computed from the hash.
     let lib = &builder.closure.lib;
     let forge = "sed '/^Sig:/d; s/^NarHash: \\(.*\\)/&\\nCA: fixed:r:\\1/'";
     builder
@@ -127,7 +128,7 @@ fn a_cache_written_by_nix_is_pushed_and_pulled() {
             builder.sh(&format!("s3-pull --nar \"$C\" {path} | cmp - <(nix-store --dump {path})")).ok();
         }
         builder.sh("cmp <(s3-pull -r --export \"$C\" $TOP) <(nix-store --export $(nix-store -qR $TOP))").ok();
-        // Nix's own directory is a cache for us as it is.
+        // The directory that Nix wrote is a valid cache for us.
         let own = format!("{root}-own");
         builder.sh(&format!("s3-pull -r --no-verify-signatures --root {own} file://$PWD/{compression} $TOP")).ok();
         builder.assert_trees(&own);
@@ -144,15 +145,15 @@ fn a_published_closure_is_imported_after_it_is_deleted() {
     assert_eq!(builder.sh(&run).ok(), builder.closure.greeting);
     let published = builder.sh(PUBLISH).ok();
     assert_eq!(published.lines().collect::<Vec<_>>(), builder.closure.paths());
-    // Without $TOP: what a process has in its environment is alive.
+    // In a scratch directory without $TOP: Nix considers paths in the environment of a process alive.
     nix::delete(&Scratch::new(), &builder.closure);
-    assert_eq!(builder.sh(&run).status, 127, "the program is gone");
-    // The store knows nothing of it any more; the bucket does.
+    assert_eq!(builder.sh(&run).status, 127, "the program was deleted");
+    // The paths are gone from the store, but not from the bucket.
     let imported = builder.sh("s3-pull -r --export \"$C\" $TOP | nix-store --import");
     assert_eq!(imported.ok().lines().count(), 3);
     assert_eq!(builder.sh(&run).ok(), builder.closure.greeting);
     let after: Vec<_> = builder.closure.paths().iter().map(tree).collect();
     assert_eq!(after, before);
     builder.sh("nix-store --verify-path $(nix-store -qR $TOP)").ok();
-    assert_eq!(builder.sh(PUBLISH).ok(), "", "and nothing is missing in the cache");
+    assert_eq!(builder.sh(PUBLISH).ok(), "", "no path is missing in the cache");
 }

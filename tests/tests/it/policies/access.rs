@@ -1,4 +1,4 @@
-//! Users with one policy each: an uploader, a reader, an anonymous reader, a stranger.
+//! Users with one policy each: an uploader, a reader, an anonymous reader, and a user without permissions.
 
 use crate::fixtures::bucket::{assert_closed, head, narinfo_keys, snapshot};
 use crate::fixtures::bucket::{policy, uploader};
@@ -14,7 +14,7 @@ fn an_uploader_needs_no_more_than_the_upload_policy() {
     let (bucket, _) = uploader(minio, &mut fixture.scratch);
     fixture.scratch.sh(closure_fixture::PUBLISH).ok();
     assert_closed(&snapshot(minio, &bucket));
-    // In several parts too, of known and of unknown length.
+    // Also in several parts, with known and with unknown length.
     let noise = Random::new(cache_tests::random_seed()).bytes(12 << 20);
     let big = cache_tests::store_path("big", cache_tests::random_seed());
     fs::write(closure_fixture::path_in_root(&fixture.path("root"), &big), &noise).unwrap();
@@ -38,7 +38,7 @@ fn an_uploader_needs_no_more_than_the_upload_policy() {
     }
     fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     fixture.assert_trees("out");
-    // It may not do more: nothing is removed, and no other bucket is touched.
+    // It cannot write to another bucket.
     let other = minio.make_bucket();
     let stderr = fixture.scratch.sh(&format!("echo x | s3-push '{}' --key log/x", minio.cache_url(&other))).fails(2);
     assert!(stderr.contains(&other) && stderr.contains("log/x"), "{stderr}");
@@ -67,7 +67,7 @@ fn a_reader_cannot_write() {
         "{stderr}"
     );
     assert_eq!(minio.objects(&bucket), [""; 0]);
-    // It can read. Without ListBucket a missing object is a 403, which means missing.
+    // It can read. Without ListBucket, S3 returns 403 for a missing object.
     minio.root().apply(&mut fixture.scratch);
     fixture.scratch.sh(closure_fixture::PUBLISH).ok();
     reader.apply(&mut fixture.scratch);

@@ -7,7 +7,7 @@ use cache_tests::{Minio, Scratch, Versitygw};
 use serde_json::Value;
 use std::fs;
 
-/// What the documents that are no policies say reaches the servers that know of such things.
+/// The documents that are not policies are accepted by the servers that support them.
 #[test]
 fn configurations_are_accepted_by_the_servers_that_have_them() {
     let scratch = Scratch::new();
@@ -17,7 +17,7 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
         minio.mc_alias(&mut scratch, "cache");
         let rule = document(&scratch, &format!("--lifecycle 7 s3://{bucket}/nar"));
         let import = |text: &str| scratch.sh_with_input(&format!("mc ilm import cache/{bucket}"), text.as_bytes());
-        // Read, and refused for the one thing that MinIO has not.
+        // MinIO reads the rule and refuses it, because it does not support this action.
         let stderr = import(&rule).fails(1);
         assert!(stderr.contains("did not validate"), "{stderr}");
         let mut more: Value = serde_json::from_str(&rule).unwrap();
@@ -30,7 +30,8 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
             (&set["Rules"][0]["Status"], &set["Rules"][0]["Filter"]["Prefix"]),
             (&"Enabled".into(), &"nar/".into())
         );
-        // The reader of policies gets as far as the provider's own keys, which it does not know; it names one, any.
+        // MinIO reads the policy up to the condition keys of the provider, which it does not know, and names one of
+        // them.
         let trust = "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main";
         fs::write(scratch.path().join("trust.json"), document(&scratch, trust)).unwrap();
         let stderr = scratch.sh("mc admin policy create cache trust trust.json").fails(1);
@@ -106,11 +107,11 @@ fn configurations_are_printed_and_misplaced_flags_are_refused() {
             output.stderr
         );
         assert!(!output.stderr.contains("hidden"), "{arguments}: {}", output.stderr);
-        assert_eq!(output.stderr.lines().count(), 1, "{arguments}: {}", output.stderr);
+        assert_eq!(output.error_lines().len(), 1, "{arguments}: {}", output.stderr);
     }
 }
 
-/// What help says of MinIO.
+/// As the help says.
 #[test]
 fn minio_does_not_support_rules_for_incomplete_uploads() {
     let Some(minio) = Minio::shared() else { return };

@@ -1,4 +1,4 @@
-//! The documents that `cache-policy` prints, on two real servers with real users.
+//! The documents that `cache-policy` prints, checked on two real servers with real users.
 
 use cache_tests::Scratch;
 

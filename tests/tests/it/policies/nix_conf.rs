@@ -1,4 +1,4 @@
-//! nix.conf, written and read.
+//! How nix.conf is written and read.
 
 use super::document;
 use crate::fixtures::closure_fixture;
@@ -39,7 +39,7 @@ fn nix_conf_is_merged_in_place_and_a_real_nix_substitutes() {
     scratch.sh(write).ok();
     let after = fs::read_to_string(&conf).unwrap();
     println!("--- before\n{BEFORE}\n--- after\n{after}\n---");
-    assert!(after.starts_with(&format!("{BEFORE}\n")), "nothing else is touched");
+    assert!(after.starts_with(&format!("{BEFORE}\n")), "other lines are unchanged");
     scratch.sh(write).ok();
     assert_eq!(fs::read_to_string(&conf).unwrap(), after, "twice gives the same file");
     assert_eq!(
@@ -63,7 +63,8 @@ fn nix_conf_is_merged_in_place_and_a_real_nix_substitutes() {
     assert_ne!(scratch.sh(&with_conf(&format!("NIX_REMOTE={store} nix-store -r $TOP"))).status, 0);
 }
 
-/// The same over `s3://`: a real Nix takes the URL from the file, and reads the bucket if it was built with S3.
+/// The same with an `s3://` URL: a real Nix reads it from the file, and reads the bucket if it was built with S3
+/// support.
 #[test]
 fn nix_conf_names_a_bucket_and_a_real_nix_reads_it() {
     if !nix::available() {
@@ -92,7 +93,7 @@ fn nix_conf_names_a_bucket_and_a_real_nix_reads_it() {
     assert_eq!(shown["substituters"]["value"], serde_json::json!(["file:///nowhere/at/all", url]));
     let keys = shown["trusted-public-keys"]["value"].as_array().unwrap();
     assert!(keys.iter().any(|listed| *listed == key.as_str()));
-    // The reader of ours that takes its keys from the same file.
+    // s3-pull reads its keys from the same file.
     scratch.sh("s3-pull -r --root out --nix-conf etc/nix.conf \"$C\" \"$TOP\"").ok();
     let asked = scratch.sh(&with_conf("nix path-info --store \"$C\" $TOP"));
     if asked.stderr.contains("don't know how to open Nix store 's3://") {
@@ -106,7 +107,7 @@ fn nix_conf_names_a_bucket_and_a_real_nix_reads_it() {
     assert_eq!(scratch.sh(&program).ok(), closure.greeting);
 }
 
-/// What an include or a hand says already is not said again; what a hand wrote stays.
+/// Settings that an included file or the user has written are not repeated, and those of the user are kept.
 #[test]
 fn nix_conf_keeps_existing_settings() {
     let scratch = Scratch::new();
@@ -130,21 +131,21 @@ fn nix_conf_keeps_existing_settings() {
     output.ok();
     assert!(output.stderr.contains("still configured"), "{}", output.stderr);
     assert_eq!(now(), "substituters = https://cache.example.org/\n");
-    // Nothing is written where it cannot be: not half of it either.
+    // If the file cannot be evaluated, nothing is written.
     conf("include absent.conf\n");
     run("--write nix.conf").fails(2);
     assert_eq!(now(), "include absent.conf\n");
-    // To remove is not to judge what is left.
+    // Removal succeeds even if the rest of the file is invalid.
     let output = run("--remove nix.conf");
     output.ok();
     assert!(output.stderr.contains("absent.conf"), "{}", output.stderr);
-    // Nix joins no lines.
+    // Nix does not join lines.
     conf("substituters = a \\");
     run("--write nix.conf").ok();
     assert!(now().starts_with("substituters = a \\\n# cache-policy begin"), "{}", now());
     run("--remove nix.conf").ok();
     assert_eq!(now(), "substituters = a \\");
-    // What Nix refuses stays, and is said.
+    // Lines that Nix refuses are kept and reported.
     conf("no setting at all\n\u{b} = 1\n");
     let output = run("--write nix.conf");
     output.ok();
@@ -155,9 +156,9 @@ fn nix_conf_keeps_existing_settings() {
     let printed = run("").ok();
     assert!(scratch.sh("cat new.conf").ok().contains(&printed));
     run("--remove new.conf").ok();
-    assert_eq!(scratch.sh("wc -c < new.conf").ok(), "0", "it stays, empty");
+    assert_eq!(scratch.sh("wc -c < new.conf").ok(), "0", "the file remains, empty");
     run("--remove never.conf").ok();
-    assert_eq!(scratch.sh("ls -A | grep -c 'cache-policy\\|never'").status, 1, "nothing temporary is left");
+    assert_eq!(scratch.sh("ls -A | grep -c 'cache-policy\\|never'").status, 1, "no temporary file remains");
     for arguments in ["--write -", "--remove -", "--write ''"] {
         run(arguments).fails(2);
     }
@@ -167,7 +168,7 @@ fn nix_conf_keeps_existing_settings() {
     assert_eq!(only, format!("substituters = https://cache.example.org\ntrusted-public-keys = {key}"));
 }
 
-/// Nix's own opinion of a nix.conf: its substituters, or none where it refuses the file.
+/// Returns the substituters that Nix reads from a nix.conf, or None if it refuses the file.
 fn as_nix_reads(scratch: &Scratch, dir: &str) -> Option<Vec<String>> {
     let show = format!(
         "unset NIX_CONFIG; export NIX_CONF_DIR=$PWD/{dir} NIX_USER_CONF_FILES=
@@ -179,7 +180,7 @@ fn as_nix_reads(scratch: &Scratch, dir: &str) -> Option<Vec<String>> {
     Some(values.map(|value| value.as_str().unwrap().to_owned()).collect())
 }
 
-/// Line by line, with every oddity: what Nix says of a file is what ours read.
+/// Nix and our reader agree on every unusual line.
 #[test]
 fn nix_conf_is_read_as_a_real_nix_reads_it() {
     if !nix::available() {
@@ -246,7 +247,7 @@ fn nix_conf_is_read_as_a_real_nix_reads_it() {
     }
 }
 
-/// A nix.conf that is a link, as NixOS and Debian lay it out: what it includes lies beside the link.
+/// If nix.conf is a link, as on NixOS and Debian, included files are relative to the link.
 #[test]
 fn a_linked_nix_conf_includes_files_beside_the_link() {
     let scratch = Scratch::new();
@@ -271,14 +272,14 @@ fn a_linked_nix_conf_includes_files_beside_the_link() {
     assert_eq!(scratch.sh("cat static/nix.conf").ok(), "include keys.conf");
 }
 
-/// Many that write at once lose nothing of each other, and what a killed one left is swept.
+/// Concurrent writers do not lose each other's changes, and temporary files of a killed one are removed.
 #[test]
 fn parallel_writers_of_one_nix_conf_wait_for_each_other() {
     let scratch = Scratch::new();
     closure_fixture::generate_key(&scratch, "key");
     fs::write(scratch.path().join("nix.conf"), "max-jobs = 1\n").unwrap();
     let write = "cache-policy --nix-conf --trusted-public-key-file key.pub --write nix.conf";
-    // Writing is what the limit forbids, so the kernel kills it after it has made its temporary file.
+    // The limit forbids writing, so the kernel kills the process after it has created its temporary file.
     let killed = scratch.sh(&format!("ulimit -f 0; {write} https://killed.example.org"));
     assert_eq!(killed.status, 128 + 25, "{}", killed.stderr);
     assert_eq!(scratch.sh("cat nix.conf; ls -A | grep -c cache-policy").ok(), "max-jobs = 1\n1");
@@ -287,7 +288,7 @@ fn parallel_writers_of_one_nix_conf_wait_for_each_other() {
     );
     scratch.sh(&all).ok();
     assert_eq!(scratch.sh("grep -c '^extra-substituters' nix.conf; grep -c '^extra-trusted' nix.conf").ok(), "24\n1");
-    assert_eq!(scratch.sh("ls -A | grep -c cache-policy").status, 1, "nothing temporary is left");
+    assert_eq!(scratch.sh("ls -A | grep -c cache-policy").status, 1, "no temporary file remains");
     let remove = "cache-policy --nix-conf --remove nix.conf";
     scratch.sh(&all.replace(write, remove)).ok();
     assert_eq!(scratch.sh("cat nix.conf").ok(), "max-jobs = 1");

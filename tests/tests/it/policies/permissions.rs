@@ -4,7 +4,7 @@ use super::document;
 use crate::fixtures::s3_calls::{Access, CALLS, S3Client};
 use cache_tests::{Minio, Scratch, Versitygw};
 
-/// The documents of the table in `cache-policy --help`, each with the answers to all calls.
+/// Parses the table in `cache-policy --help`: the documents, each with the access to all calls.
 fn table_of_help(scratch: &Scratch) -> Vec<(String, [Access; 10])> {
     let help = scratch.sh("cache-policy --help").ok();
     let lines = help.lines().skip_while(|line| !line.trim_start().starts_with("document "));
@@ -31,7 +31,7 @@ fn table_of_help(scratch: &Scratch) -> Vec<(String, [Access; 10])> {
 
 const NO_ACCESS: [Access; 10] = [Access::Denied; 10];
 
-/// What a server that cannot do a call makes of the row; a prefix takes the lifecycle away.
+/// Returns the expected row for a server, which may not implement all calls; with a prefix, lifecycle is denied.
 fn expected(mut row: [Access; 10], found: [Access; 10], prefix: &str) -> [Access; 10] {
     if !prefix.is_empty() {
         row[8] = Access::Denied;
@@ -44,7 +44,7 @@ fn expected(mut row: [Access; 10], found: [Access; 10], prefix: &str) -> [Access
     row
 }
 
-/// Prints a row and compares it with the one that is expected.
+/// Prints a row and compares it with the expected one.
 #[track_caller]
 fn check(server: &str, document: &str, who: &str, found: [Access; 10], expected_row: [Access; 10]) {
     let words: Vec<String> =
@@ -57,7 +57,7 @@ fn print_head(server: &str) {
     println!("\n{server:9} {:36} {:9} {}", "document", "user", CALLS.join(" "));
 }
 
-/// Nobody gets at what lies beside the prefix.
+/// Asserts that the client has no access to objects outside the prefix.
 #[track_caller]
 fn assert_no_access_beside(caller: &S3Client, owner: &S3Client, bucket: &str) {
     for call in ["GET", "LIST", "PUT", "ABORT", "DELETE"] {
@@ -84,7 +84,7 @@ fn minio_allows_exactly_what_help_says() {
                 minio.set_bucket_policy(&bucket, &document(&scratch, &format!("{flags} '{place}'")));
                 let found = anonymous.row(&owner, &bucket, prefix);
                 check(server, &shown, "anonymous", found, expected(row, found, prefix));
-                check(server, &shown, "stranger", other.row(&owner, &bucket, prefix), NO_ACCESS);
+                check(server, &shown, "unrelated", other.row(&owner, &bucket, prefix), NO_ACCESS);
                 if !prefix.is_empty() {
                     assert_no_access_beside(&anonymous, &owner, &bucket);
                 }
@@ -97,7 +97,7 @@ fn minio_allows_exactly_what_help_says() {
             let user = S3Client::new(&endpoint, Some(&user));
             let found = user.row(&owner, &bucket, prefix);
             check(server, &shown, "named", found, expected(row, found, prefix));
-            check(server, &shown, "stranger", other.row(&owner, &bucket, prefix), NO_ACCESS);
+            check(server, &shown, "unrelated", other.row(&owner, &bucket, prefix), NO_ACCESS);
             check(server, &shown, "anonymous", anonymous.row(&owner, &bucket, prefix), NO_ACCESS);
             if !prefix.is_empty() {
                 assert_no_access_beside(&user, &owner, &bucket);
@@ -123,7 +123,7 @@ fn versitygw_allows_exactly_what_help_says() {
             if flags.starts_with("--read-only") {
                 let bucket = owner.make_bucket();
                 owner.set_policy(&bucket, &document(&scratch, &format!("{flags} s3://{bucket}/{prefix}"))).unwrap();
-                for (who, caller) in [("anonymous", &anonymous), ("stranger", &other)] {
+                for (who, caller) in [("anonymous", &anonymous), ("unrelated", &other)] {
                     let found = caller.row(&owner, &bucket, prefix);
                     check(server, &shown(""), who, found, expected(row, found, prefix));
                 }
@@ -133,7 +133,7 @@ fn versitygw_allows_exactly_what_help_says() {
             owner.set_policy(&bucket, &document(&scratch, &arguments)).unwrap();
             let found = user.row(&owner, &bucket, prefix);
             check(server, &shown(" --principal-key-id"), "named", found, expected(row, found, prefix));
-            for (who, caller) in [("stranger", &other), ("anonymous", &anonymous)] {
+            for (who, caller) in [("unrelated", &other), ("anonymous", &anonymous)] {
                 let found = caller.row(&owner, &bucket, prefix);
                 check(server, &shown(" --principal-key-id"), who, found, expected(NO_ACCESS, found, prefix));
             }

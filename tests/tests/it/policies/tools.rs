@@ -9,7 +9,7 @@ use cache_tests::{Credentials, Minio, Random, Versitygw};
 use serde_json::Value;
 use std::fs;
 
-/// The document without one action.
+/// Returns the document without one action.
 fn without(document: &str, action: &str) -> String {
     let mut document: Value = serde_json::from_str(document).unwrap();
     let mut found = false;
@@ -25,7 +25,7 @@ fn without(document: &str, action: &str) -> String {
     document.to_string()
 }
 
-/// A site whose closure and one large path wait to be pushed, by somebody without `action`.
+/// Creates a fixture with a closure and a large path to push, and a user whose upload policy lacks `action`.
 fn pusher_without(minio: &Minio, action: Option<&str>) -> (Fixture, String) {
     let mut fixture = Fixture::new();
     let bucket = minio.make_bucket();
@@ -50,13 +50,13 @@ fn pusher_without(minio: &Minio, action: Option<&str>) -> (Fixture, String) {
 
 const LARGE: &str = "s3-push --no-nix --json --part-size 5MiB --memory 16MiB \"$C\" < large";
 
-/// An archive of which the NAR is not what its narinfo says: the upload is given up.
+/// Pushes an archive whose NAR does not match its narinfo, so that the upload is aborted.
 const DAMAGED: &str = "cp large bad; printf 'xxxxxxxx' | dd of=bad bs=1 seek=8000000 conv=notrunc status=none; \
      s3-push --no-nix --part-size 5MiB --memory 16MiB \"$C\" < bad";
 
 const ROTATE: &str = "s3-pull --narinfo --all \"$C\" | cache-sign -k key.sec | s3-push \"$C\"";
 
-/// Takes each permission away from the upload policy, and shows the command that misses it.
+/// Removes each permission from the upload policy and runs the command that needs it.
 #[test]
 fn a_push_needs_every_permission_and_names_a_missing_one() {
     let Some(minio) = Minio::shared() else { return };
@@ -64,7 +64,7 @@ fn a_push_needs_every_permission_and_names_a_missing_one() {
     for script in [closure_fixture::PUBLISH, LARGE, ROTATE, "s3-pull -r --root out \"$C\" \"$TOP\""] {
         let output = fixture.scratch.sh(script);
         output.ok();
-        assert!(!output.stderr.contains("s3:"), "nothing is missing: {}", output.stderr);
+        assert!(!output.stderr.contains("s3:"), "no permission is missing: {}", output.stderr);
     }
     fixture.scratch.sh(DAMAGED).fails(1);
     assert_eq!(narinfo_keys(&snapshot(minio, &bucket)).len(), 4);
@@ -73,7 +73,7 @@ fn a_push_needs_every_permission_and_names_a_missing_one() {
         ("s3:GetObject", "s3-pull -r --root out \"$C\" \"$TOP\"", 1),
         ("s3:ListBucket", "s3-pull --narinfo --all \"$C\" > narinfos", 2),
         ("s3:AbortMultipartUpload", DAMAGED, 1),
-        // These two only cost bytes.
+        // Without these two, more bytes are sent.
         ("s3:ListBucketMultipartUploads", LARGE, 0),
         ("s3:ListMultipartUploadParts", LARGE, 0),
     ];
@@ -81,7 +81,7 @@ fn a_push_needs_every_permission_and_names_a_missing_one() {
     for (action, script, status) in cases {
         let (fixture, bucket) = pusher_without(minio, Some(action));
         if action == "s3:ListMultipartUploadParts" {
-            // Somebody began an upload of the same NAR.
+            // An upload of the same NAR exists.
             let archive = fixture.scratch.sh("tar xf large --wildcards '*.narinfo' -O").ok();
             let key = Fields::parse(archive.as_bytes()).one("URL").to_owned();
             S3Client::new(&minio.endpoint(), Some(&minio.root())).create_multipart_upload(&bucket, &key).unwrap();
@@ -99,7 +99,7 @@ fn a_push_needs_every_permission_and_names_a_missing_one() {
     }
 }
 
-/// Reading takes one permission, through either door, and says which when it is not there.
+/// A pull needs one permission, over S3 and over HTTP, and names it if it is missing.
 #[test]
 fn a_pull_needs_only_get_object() {
     let Some(minio) = Minio::shared() else { return };
@@ -120,7 +120,7 @@ fn a_pull_needs_only_get_object() {
     assert!(stderr.contains("s3:ListBucket"), "{stderr}");
 }
 
-/// Push and pull on versitygw, with bucket policies that name who may.
+/// Push and pull on versitygw, with bucket policies that name the user.
 #[test]
 fn the_tools_work_on_versitygw_with_these_policies() {
     let Some(gateway) = Versitygw::shared() else { return };
@@ -142,8 +142,8 @@ fn the_tools_work_on_versitygw_with_these_policies() {
     fixture.assert_trees("web");
 }
 
-/// Takes each permission away from the administration policy, and shows what misses it. Our tools name the permission;
-/// of other clients, mc, the server says what it says.
+/// Removes each permission from the administration policy and runs the command that needs it. Our tools name the
+/// permission; mc prints the message of the server.
 #[test]
 fn an_admin_needs_every_permission() {
     let Some(minio) = Minio::shared() else { return };
@@ -155,7 +155,7 @@ fn an_admin_needs_every_permission() {
     fixture.scratch.env("MC_CONFIG_DIR", fixture.path("mc"));
     fixture.scratch.sh(closure_fixture::PUBLISH).ok();
     let admin = document(&fixture.scratch, &format!("--admin {bucket}"));
-    // MinIO has no rule for unfinished uploads, so the rule does something else besides.
+    // MinIO does not support rules that only abort incomplete uploads, so the rule also has an expiration.
     let mut lifecycle: Value =
         serde_json::from_str(&document(&fixture.scratch, &format!("--lifecycle 7 {bucket}"))).unwrap();
     lifecycle["Rules"][0]["Expiration"] = serde_json::json!({ "Days": 400 });

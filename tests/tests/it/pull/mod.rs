@@ -1,4 +1,4 @@
-//! What s3-pull reads from a cache.
+//! s3-pull: caches and protocols that it reads, its output, and what it refuses.
 
 mod lying_server;
 mod sources;

@@ -1,4 +1,4 @@
-//! What a pull writes, from every kind of cache.
+//! The outputs of a pull, from every kind of cache.
 
 use crate::fixtures::bucket::{Fields, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, path_in_root};
@@ -62,7 +62,7 @@ fn two_pulls_share_a_root() {
     fixture.scratch.sh(&format!("{pull} & a=$!; {pull} & b=$!; wait $a; wait $b")).ok();
     fixture.assert_trees("out");
     let left = fixture.scratch.sh("ls -A out/nix/store | wc -l").ok();
-    assert_eq!(left, "3", "nothing temporary is left");
+    assert_eq!(left, "3", "no temporary file remains");
 }
 
 #[test]

@@ -1,5 +1,4 @@
-//! How `s3-pull` reads: by ranges, after a reset, from an object that changes, through a proxy, over TLS, with a password,
-//! without credentials.
+//! How `s3-pull` reads: ranges, resumed bodies, changing objects, proxies, TLS, passwords, and anonymous access.
 
 use std::fs;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use narinfo_gen::compression::Compression;
 
 const MIB: usize = 1 << 20;
 
-/// A user who trusts a forger, and a path of the forger's.
+/// A user who trusts the key of an attacker.
 struct PullFixture {
     scratch: Scratch,
     attacker: Attacker,
@@ -29,7 +28,7 @@ impl PullFixture {
         Self { scratch, attacker }
     }
 
-    /// A path whose NAR of random bytes comes in ranges.
+    /// Returns a path whose NAR of random bytes is fetched in ranges.
     fn large(&self) -> CachedPath {
         let contents = Random::new(1).bytes(18 * MIB + 12_345);
         self.attacker.path("large", file_nar(&contents), Compression::None, &[])
@@ -39,7 +38,7 @@ impl PullFixture {
         self.scratch.sh(&format!("s3-pull --root out {args} '{url}' {}", path.full_path()))
     }
 
-    /// Pulls, and asserts that the path is as it should be.
+    /// Pulls and asserts that the path is correct; returns standard error.
     #[track_caller]
     fn pulls(&self, url: &str, args: &str, path: &CachedPath) -> String {
         let output = self.pull(url, args, path);
@@ -96,7 +95,7 @@ fn an_interrupted_body_is_resumed() {
     let (all, victim) = (objects([&path]), path.clone());
     let server = LyingServer::start(move |request| {
         if request.key == victim.narinfo.url && request.range().is_none() {
-            // The whole is promised, and an entity tag, but only a half comes.
+            // The response has the whole length and an entity tag, but half of the bytes.
             let etag = etag(&victim.file);
             return Response::with_length(&victim.file[..MIB], victim.file.len() as u64).header("ETag", etag);
         }
@@ -124,7 +123,7 @@ fn bytes_of_two_objects_are_never_mixed() {
         let (old, mut new): (Objects, Objects) = (objects([&large]), objects([&large]));
         new.insert(large.narinfo.url.clone(), other.clone());
         let (url, count) = (large.narinfo.url.clone(), Arc::new(AtomicUsize::new(0)));
-        // After some requests another object is there, and for one more round the first again.
+        // After some requests the object is replaced, and after some more it is restored.
         let server = LyingServer::start(move |request| {
             let changed =
                 request.key == url && (changes_at..changes_at + 3).contains(&count.fetch_add(1, Ordering::Relaxed));
@@ -153,7 +152,7 @@ fn a_server_without_ranges_or_entity_tags_is_supported() {
     assert!(nar_requests(&server.requests(), &large).all(|request| request.header("if-match").is_none()));
 }
 
-/// A file may be full of frames with nothing in them, of which each takes its time.
+/// A file may consist of empty frames, each of which takes time to decompress.
 #[test]
 fn a_file_that_decompresses_to_nothing_is_refused() {
     let fixture = PullFixture::new();
@@ -174,7 +173,7 @@ fn a_file_that_decompresses_to_nothing_is_refused() {
     }
 }
 
-/// A cache that fails is asked last from then on, which is said once; all paths come from the other one.
+/// A failing cache is tried last from then on, which is reported once; all paths come from the other one.
 #[test]
 fn a_failing_cache_is_used_last() {
     let fixture = PullFixture::new();
@@ -268,7 +267,7 @@ fn passwords_are_read_from_netrc() {
     assert!(stderr.contains("nowhere"), "{stderr}");
 }
 
-/// A closure in a fresh bucket, `$C`.
+/// Creates a fixture with a published closure in a new bucket `$C`.
 fn published(minio: &Minio) -> (Fixture, String) {
     let mut fixture = Fixture::new();
     let bucket = minio.make_bucket();
@@ -278,7 +277,7 @@ fn published(minio: &Minio) -> (Fixture, String) {
     (fixture, bucket)
 }
 
-/// Without credentials a public bucket is read all the same, and of one that is not public it is said what is missing.
+/// A public bucket is read without credentials; for another one the message says that credentials are missing.
 #[test]
 fn a_public_bucket_needs_no_credentials() {
     let Some(minio) = Minio::shared() else { return };
@@ -292,7 +291,7 @@ fn a_public_bucket_needs_no_credentials() {
     fixture.assert_trees("out");
 }
 
-/// Who may list but not read is told so, and does not take the cache for empty.
+/// A client that may list but not read gets an error and does not treat the cache as empty.
 #[test]
 fn a_cache_that_can_be_listed_but_not_read_is_an_error() {
     let Some(minio) = Minio::shared() else { return };

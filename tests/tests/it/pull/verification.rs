@@ -1,4 +1,4 @@
-//! What a pull refuses: bad signatures, damaged objects, missing paths.
+//! What a pull refuses: invalid signatures, damaged objects, missing paths.
 
 use crate::fixtures::bucket::Fields;
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, generate_key};
@@ -10,7 +10,7 @@ fn a_wrong_key_leaves_nothing_visible() {
     let (fixture, _, _) = Fixture::embedded();
     fixture.scratch.sh(PUBLISH).ok();
     let other = generate_key(&fixture.scratch, "other");
-    // One under another name, and one that has the right name.
+    // A key with another name, and one with the right name.
     let name = fixture.key.split_once(':').unwrap().0;
     let cached = format!("{name}:{}", other.split_once(':').unwrap().1);
     for key in [other, cached] {
@@ -18,7 +18,7 @@ fn a_wrong_key_leaves_nothing_visible() {
             let pulled = fixture.scratch.sh(&format!("s3-pull {output} --trusted-public-key {key} \"$C\" \"$LIB\""));
             let line = pulled.fails(1);
             assert!(line.contains(&fixture.closure.lib), "{output}: {line}");
-            assert_eq!(pulled.stdout.len(), 0, "{output}: nothing unverified goes out");
+            assert_eq!(pulled.stdout.len(), 0, "{output}: unverified data is not written");
             fixture.assert_nothing_below("out");
         }
     }
@@ -42,7 +42,7 @@ fn damaged_objects_are_refused() {
     let longer = [nar.as_slice(), b"x"].concat();
     for damaged in [&nar[..nar.len() - 1], &[], &flipped, &longer] {
         s3.put(&bucket, &url, damaged);
-        // Hashes are checked whoever signed.
+        // Hashes are verified even without signatures.
         for trust in ["", "--no-verify-signatures"] {
             let line = fixture.scratch.sh(&format!("s3-pull {trust} --root out \"$C\" \"$LIB\"")).fails(1);
             assert!(line.contains(&fixture.closure.lib), "{line}");

@@ -1,4 +1,4 @@
-//! What s3-push writes to a bucket.
+//! s3-push: what it writes, what it refuses, and how it resumes.
 
 mod hostile;
 mod object_options;

@@ -1,4 +1,4 @@
-//! What operators ask of the objects that are written reaches the service, for bodies in one request and in parts.
+//! Options of objects, such as encryption and tags, reach the service, for uploads in one request and in parts.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, path_in_root};
 use cache_tests::{Minio, Random, store_path};
 use serde_json::Value;
 
-/// A site with one more path, whose NAR goes up in parts, and a bucket that the site may write.
+/// Creates a fixture with an additional path, whose NAR is uploaded in parts, and access to the bucket.
 fn fixture(minio: &Minio, bucket: &str) -> Fixture {
     let mut fixture = Fixture::new();
     let large = store_path("large", 7);
@@ -17,7 +17,7 @@ fn fixture(minio: &Minio, bucket: &str) -> Fixture {
     fixture
 }
 
-/// Pushes with these flags, and returns what the service tells of each object.
+/// Pushes with these flags and returns the metadata of each object.
 fn pushed(minio: &Minio, bucket: &str, flags: &str) -> Vec<(String, Value)> {
     let fixture = fixture(minio, bucket);
     fixture.scratch.sh(&format!("s3-push -q --part-size 5MiB {flags} \"$C\" < archive")).ok();
@@ -31,7 +31,7 @@ fn pushed(minio: &Minio, bucket: &str, flags: &str) -> Vec<(String, Value)> {
     keys.iter().map(stat_of).collect()
 }
 
-/// The metadata `name` of an object, whatever its case.
+/// Returns the metadata `name` of an object, ignoring case.
 fn metadata<'a>(stat: &'a Value, name: &str) -> &'a str {
     let all = stat["metadata"].as_object().unwrap();
     let found = all.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
@@ -69,7 +69,7 @@ fn encryption_at_rest_is_requested() {
         for (key, stat) in pushed(minio, &bucket, flags) {
             assert_eq!(metadata(&stat, header), expected, "{flags}: {key}");
         }
-        // What is encrypted comes back as it was, and is recognised.
+        // Encrypted objects are read unchanged, and recognized as existing.
         let fixture = fixture(minio, &bucket);
         let large = minio.objects(&bucket).into_iter().filter(|key| key.ends_with(".narinfo"));
         assert_eq!(large.count(), 4);
@@ -102,7 +102,7 @@ fn object_lock_is_set_or_reported() {
         let held: Value = serde_json::from_slice(&held).unwrap();
         assert_eq!(held["mode"], "COMPLIANCE", "{key}: {held}");
     }
-    // A bucket without it refuses, in words.
+    // A bucket without object lock is reported.
     let bucket = minio.make_bucket();
     let fixture = fixture(minio, &bucket);
     let stderr = fixture.scratch.sh("s3-push -q --object-lock-days 2 \"$C\" < archive").fails(2);

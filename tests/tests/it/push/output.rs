@@ -1,4 +1,4 @@
-//! What a push writes: objects, their metadata and order, and its report.
+//! What a push writes: objects, their metadata, and its report.
 
 use crate::fixtures::bucket::{assert_closed, head, nar_keys, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, path_in_root};
@@ -12,12 +12,12 @@ fn missing_prints_the_paths_that_the_cache_lacks() {
     let missing = "s3-push --missing \"$C\"";
     let sh = |script: &str| fixture.scratch.sh(script);
     assert_eq!(sh(&format!("{missing} < paths")).lines(), fixture.closure.paths());
-    assert_eq!(s3.objects(&bucket), [""; 0], "a question changes nothing");
+    assert_eq!(s3.objects(&bucket), [""; 0], "--missing does not write");
     sh("nar-pack --root root --no-nix \"$LIB\" | s3-push --no-nix \"$C\" \"$LIB\"").ok();
     assert_eq!(sh(&format!("{missing} < paths")).lines(), [fixture.closure.app.as_str(), &fixture.closure.top]);
     assert_eq!(sh(&format!("tac paths | {missing}")).lines(), [fixture.closure.top.as_str(), &fixture.closure.app]);
     assert_eq!(sh(&format!("head -n 1 paths | {missing}")).ok(), "");
-    assert_eq!(sh(&format!("{missing} < /dev/null")).ok(), "", "an empty path list lacks nothing");
+    assert_eq!(sh(&format!("{missing} < /dev/null")).ok(), "", "an empty path list has no missing paths");
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn any_bytes_are_stored_under_a_key() {
     let sh = |script: &str| fixture.scratch.sh(script);
     let body = Random::new(random_seed()).bytes(12 << 20);
     let push = "s3-push \"$C\" --part-size 5MiB --key";
-    // A pipe has no length; a file has one.
+    // The length of a file is known, that of a pipe is not.
     fixture.scratch.sh_with_input(&format!("cat | {push} log/pipe"), &body).ok();
     fs::write(fixture.path("body"), &body).unwrap();
     sh(&format!("{push} log/file < body")).ok();
@@ -49,7 +49,7 @@ fn a_large_nar_is_uploaded_in_parts() {
     fixture.scratch.sh(&format!("{pack} | cache-sign -k key.sec | {push}")).ok();
     assert_closed(&snapshot(s3, &bucket));
     fixture.scratch.sh(&format!("s3-pull --root out \"$C\" {big}; cmp root{big} out{big}")).ok();
-    // The same straight from the NAR.
+    // The same from a NAR instead of an archive.
     let other = s3.make_bucket();
     let push = push.replace("$C", &s3.cache_url(&other));
     fixture.scratch.sh(&format!("nar-pack --root root --no-nix {big} | {push} {big}")).ok();
@@ -93,11 +93,11 @@ fn nix_cache_info_is_written_once() {
         assert!(info.lines().any(|found| found == line), "{line} in {info}");
     }
     fixture.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix --priority 18 \"$C\"")).ok();
-    assert_eq!(s3.get(&bucket, "nix-cache-info"), info.as_bytes(), "one that is there stays");
+    assert_eq!(s3.get(&bucket, "nix-cache-info"), info.as_bytes(), "an existing one is kept");
 }
 
-/// Two paths of the same contents share a NAR. The cache has one of them, compressed otherwise, so that its own NAR is
-/// not needed for this one, but it is for the other.
+/// Two paths with the same contents share a NAR. The cache has one of them with another compression, so that only the
+/// other one needs the NAR.
 #[test]
 fn paths_with_the_same_contents_share_a_nar_that_one_does_not_need() {
     let s3 = EmbeddedS3::shared();
@@ -134,7 +134,7 @@ fn paths_with_the_same_contents_share_a_nar_that_one_does_not_need() {
     }
 }
 
-/// Of paths whose sizes are known the largest goes first, after what it references.
+/// If sizes are known, the largest path is packed first, after its references.
 #[test]
 fn the_largest_path_is_packed_first() {
     let mut fixture = Fixture::new();

@@ -1,17 +1,18 @@
-//! Cache archives that a push refuses; nothing of them is published.
+//! Cache archives that a push refuses; no narinfo is published.
 
 use crate::fixtures::bucket::{assert_closed, narinfo_keys, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
 use cache_tests::EmbeddedS3;
 use std::fs;
 
-/// Pushes the archive of `members` of `cache/` and expects a refusal that says `word`, after which no narinfo is there.
+/// Pushes an archive of `members` of `cache/`, and asserts that it is refused with `word` in the message and no narinfo
+/// is published.
 #[track_caller]
 fn assert_refused(fixture: &Fixture, s3: &EmbeddedS3, bucket: &str, members: &str, word: &str) {
     let pushed = fixture.scratch.sh(&format!("tar c -C cache {members} | s3-push --no-nix \"$C\""));
     let stderr = pushed.fails(1);
     assert!(stderr.contains(word), "{word:?} in {stderr}");
-    assert_eq!(pushed.stdout.len(), 0, "nothing was published");
+    assert_eq!(pushed.stdout.len(), 0, "no path was published");
     let objects = snapshot(s3, bucket);
     assert_eq!(narinfo_keys(&objects), [""; 0]);
 }
@@ -24,7 +25,7 @@ fn a_narinfo_without_its_nar_is_refused() {
     let stderr = fixture.scratch.sh(&format!("s3-push \"$C\" < cache/{key}")).fails(1);
     assert!(stderr.contains(lib.one("URL")), "{stderr}");
     assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), [""; 0]);
-    // With the NAR there, narinfo text is enough.
+    // If the NAR exists, narinfo text is sufficient.
     s3.put(&bucket, lib.one("URL"), &fs::read(fixture.path("cache").join(lib.one("URL"))).unwrap());
     assert_eq!(fixture.scratch.sh(&format!("s3-push \"$C\" < cache/{key}")).ok(), fixture.closure.lib);
     assert_closed(&snapshot(s3, &bucket));
@@ -41,7 +42,7 @@ fn changed_nar_bytes_are_refused() {
     for changed in cases {
         fs::write(&file, changed).unwrap();
         assert_refused(&fixture, s3, &bucket, ".", lib.one("URL"));
-        // In the order of our own archives too.
+        // Also in the order of our own archives.
         let order = format!("nix-cache-info {} {}", lib.one("URL"), Fixture::narinfo_key(&fixture.closure.lib));
         assert_refused(&fixture, s3, &bucket, &order, lib.one("URL"));
         assert!(
@@ -70,7 +71,7 @@ fn a_narinfo_that_does_not_match_its_nar_is_refused() {
         assert_refused(&fixture, s3, &bucket, ".", field);
         assert_refused(&fixture, s3, &bucket, &format!("nix-cache-info nar {key}"), field);
     }
-    // A narinfo under the name of another path.
+    // A narinfo under the key of another path.
     fs::write(&file, fs::read(fixture.path("cache").join(Fixture::narinfo_key(&fixture.closure.app))).unwrap())
         .unwrap();
     assert_refused(&fixture, s3, &bucket, ".", &key);
@@ -86,7 +87,7 @@ fn missing_references_are_refused_unless_allowed() {
     let allowed =
         format!("tar c -C cache nix-cache-info nar {app} | s3-push --no-nix --allow-missing-references \"$C\"");
     assert_eq!(fixture.scratch.sh(&allowed).ok(), fixture.closure.app);
-    // What is in the cache already counts.
+    // Paths in the cache count as references.
     let lib = Fixture::narinfo_key(&fixture.closure.lib);
     let top = Fixture::narinfo_key(&fixture.closure.top);
     fixture.scratch.sh(&format!("tar c -C cache nar {lib} | s3-push --no-nix \"$C\"")).ok();

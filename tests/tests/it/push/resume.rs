@@ -1,4 +1,4 @@
-//! A multipart upload that died is continued: what is in the bucket is not sent again, and is not trusted either.
+//! Interrupted multipart uploads are resumed: existing parts are not sent again, and not trusted either.
 
 use std::fs;
 use std::io::Write;
@@ -8,7 +8,7 @@ use cache_tests::{Minio, Random, Scratch, store_path};
 
 const PART_SIZE: usize = 5 << 20;
 
-/// An archive of one path of 40 MiB that does not compress.
+/// Writes an archive of one path with 40 MiB of incompressible data.
 fn archive(scratch: &mut Scratch, seed: u64) -> Vec<u8> {
     let path = store_path("large", seed);
     let dir = scratch.path().join("root").join(path.trim_start_matches('/'));
@@ -19,8 +19,8 @@ fn archive(scratch: &mut Scratch, seed: u64) -> Vec<u8> {
     fs::read(scratch.path().join("archive")).unwrap()
 }
 
-/// Pushes the beginning of an archive and kills the push. Its memory holds two parts, so of six that it has read at
-/// least three are in the bucket.
+/// Pushes the beginning of an archive and kills the push. Its memory holds two parts, so at least three of the six that
+/// it has read are in the bucket.
 fn push_and_kill(scratch: &Scratch, url: &str, bytes: &[u8]) {
     let mut command = scratch.command("s3-push");
     command.args(["--no-nix", "--quiet", "--part-size", "5MiB", "--memory", "10MiB", url]).stdin(Stdio::piped());
@@ -52,7 +52,7 @@ fn uploaded_parts_are_not_sent_again() {
     scratch.sh("s3-pull --nar --no-verify-signatures \"$C\" \"$P\" | cmp - <(nar-pack --root root \"$P\")").ok();
 }
 
-/// Somebody began an upload under the key of our NAR with other bytes: each part is compared, and sent where it differs.
+/// An upload with different bytes exists under the key of our NAR: each part is compared, and sent again if it differs.
 #[test]
 fn parts_with_different_bytes_are_replaced() {
     let Some(minio) = Minio::shared() else { return };
@@ -61,7 +61,7 @@ fn parts_with_different_bytes_are_replaced() {
     let url = minio.cache_url(&minio.make_bucket());
     let bytes = archive(&mut scratch, 2);
     let mut changed = bytes.clone();
-    // Within the first part: after the headers of the members before the NAR.
+    // Within the first part, after the headers of the members before the NAR.
     for byte in &mut changed[1 << 20..(1 << 20) + 100] {
         *byte ^= 0xff;
     }
@@ -89,7 +89,7 @@ fn a_terminated_upload_of_any_bytes_is_aborted() {
     assert_eq!(minio.objects(&bucket), Vec::<String>::new());
 }
 
-/// What an upload was begun with stays with it, and nobody tells what that was.
+/// The options of an upload are set when it is created and cannot be queried, so it is not resumed with others.
 #[test]
 fn an_upload_with_object_options_is_not_resumed() {
     let Some(minio) = Minio::shared() else { return };

@@ -1,12 +1,11 @@
-//! Paths that another cache serves are not pushed, and a cache that cannot be asked is never taken for one that lacks
-//! them.
+//! Paths in an upstream cache are not pushed, and an unreachable cache is not treated as one without them.
 
 use crate::fixtures::bucket::{nar_keys, narinfo_keys, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
 use cache_tests::fault_proxy::{FaultProxy, INTERNAL_ERROR, ObjectKind, Request, RequestKind, always, only};
-use cache_tests::{EmbeddedS3, unique};
+use cache_tests::{EmbeddedS3, split_hint, unique};
 
-/// A site, its bucket, and the URLs of another cache that has `lib` only.
+/// Creates a fixture and returns the URLs of an upstream cache that contains only `lib`.
 fn fixture() -> (Fixture, &'static EmbeddedS3, String, [String; 3]) {
     let (mut fixture, s3, bucket) = Fixture::embedded();
     let upstream = s3.make_bucket();
@@ -43,7 +42,7 @@ fn paths_of_an_upstream_cache_are_not_pushed() {
     assert_eq!(nar_keys(&objects).len(), 2);
 }
 
-/// The pipeline that leaves out what the other cache has: references to it are not missing.
+/// A pipeline that skips paths of the upstream cache: references to them are not missing.
 #[test]
 fn a_closure_may_refer_to_an_upstream_cache() {
     let (fixture, s3, bucket, urls) = fixture();
@@ -79,7 +78,7 @@ fn an_unreachable_upstream_cache_is_an_error() {
             let output = fixture.scratch.sh(&script);
             assert_eq!(output.text(), "", "{script}");
             let stderr = output.fails(2);
-            let lines = stderr.lines().filter(|line| !line.starts_with("hint: ")).count();
+            let lines = split_hint(&stderr).0.lines().count();
             assert!(stderr.contains(cause) && lines == 1, "{script}: {stderr}");
         }
     }

@@ -1,11 +1,11 @@
-//! `cache-sign verify` of a cache archive passes only what is trusted.
+//! `cache-sign verify` of a cache archive passes only trusted paths.
 
 use super::contributors;
 use crate::fixtures::bucket::{Fields, assert_closed, snapshot};
 use crate::fixtures::closure_fixture::Fixture;
 use std::fs;
 
-/// Of an archive, narinfos and NARs that do not hold stay out, and what passes is a cache that can be pushed.
+/// Untrusted narinfos and their NARs are removed, and the output is a cache archive that can be pushed.
 #[test]
 fn verify_of_an_archive_passes_only_trusted_paths() {
     let (mut fixture, [alice, ..]) = contributors();
@@ -15,7 +15,7 @@ fn verify_of_an_archive_passes_only_trusted_paths() {
     let lib = Fixture::narinfo_key(&fixture.closure.lib);
     sh(&format!("cache-sign -k alice.sec < dir/{lib} > signed; mv signed dir/{lib}; chmod u+w -R dir")).ok();
     let url = Fields::parse(&fs::read(fixture.path(&format!("dir/{lib}"))).unwrap()).one("URL").to_owned();
-    // NARs first, as narinfo-gen writes them, and narinfos first, as tar may find them.
+    // NARs first, as narinfo-gen writes them, and narinfos first, as tar may read them.
     for order in ["nix-cache-info nar *.narinfo", "*.narinfo nix-cache-info nar"] {
         let verify = format!("cd dir; tar c {order} | cache-sign verify --trusted-public-key '{alice}' > ../passed");
         let stderr = sh(&verify).fails(1);
@@ -30,14 +30,14 @@ fn verify_of_an_archive_passes_only_trusted_paths() {
     let bucket = fixture.fresh_bucket(s3);
     fixture.scratch.sh("s3-push --no-nix \"$C\" < passed").ok();
     assert_closed(&snapshot(s3, &bucket));
-    // A stream that is cut off is no verdict.
+    // A truncated stream is an error.
     fixture
         .scratch
         .sh(&format!("head -c 3000 archive | cache-sign verify --trusted-public-key '{alice}' > /dev/null"))
         .fails(1);
 }
 
-/// A signed archive in `signed` and its members below `dir`, and the NAR's key of each path.
+/// Writes a signed archive to `signed` and its members below `dir`; returns the key of the NAR of each path.
 fn signed_archive(fixture: &Fixture) -> [String; 3] {
     fixture
         .scratch
@@ -52,7 +52,7 @@ fn signed_archive(fixture: &Fixture) -> [String; 3] {
 /// NARs before narinfos, and narinfos before NARs.
 const ORDERS: [&str; 2] = ["nix-cache-info nar *.narinfo", "*.narinfo nix-cache-info nar"];
 
-/// What is signed is the narinfo: a NAR passes only if it is what the narinfo says.
+/// Only the narinfo is signed: a NAR passes only if it matches its narinfo.
 #[test]
 fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
     let (fixture, [alice, ..]) = contributors();
@@ -61,7 +61,7 @@ fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
     let lib_info = Fixture::narinfo_key(&fixture.closure.lib);
     let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
     sh(&format!("{verify} < signed > passed; cmp signed passed")).ok();
-    // What is wrong, how it is made, what is said, and whether the NAR alone is to blame.
+    // The error, the command that causes it, and the expected words.
     let cases = [
         ("another NAR", format!("cp {app} {lib}"), "FileHash is"),
         ("a NAR that is cut off", format!("truncate -s -1 {lib}"), "cannot decompress|truncated|end"),
@@ -77,7 +77,7 @@ fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
             "FileHash is",
         ),
         (
-            "only NarHash tells",
+            "only NarHash differs",
             format!("cp {app} {lib}; sed -i '/^FileHash: /d; /^FileSize: /d' {lib_info}"),
             "NarHash is",
         ),
@@ -101,7 +101,7 @@ fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
     }
 }
 
-/// Nobody signs the URL: one that names something else than a NAR would let that pass.
+/// The URL is not signed: a URL of another kind of object must not let that object pass.
 #[test]
 fn verify_refuses_a_url_that_is_not_a_nar() {
     let (fixture, [alice, ..]) = contributors();
@@ -113,12 +113,12 @@ fn verify_refuses_a_url_that_is_not_a_nar() {
         let stderr = fixture
             .scratch
             .sh(&format!(
-                "cp dir/{info} honest; sed -i 's|^URL: .*|URL: {url}|' dir/{info}
-                 cp dir/{info} {info}; cp honest dir/{info}
-                 mkdir -p evil/log evil/debuginfo evil/realisations; cp dir/nix-cache-info evil/
-                 [ -e evil/{url} ] || echo evil > evil/{url}; cp {info} evil/{info}
-                 tar c -C evil $(cd evil; find . -type f -printf '%P ') | cache-sign verify --trusted-public-key '{alice}' > passed \\
-                   || s=$?; rm -r evil; exit ${{s:-0}}"
+                "cp dir/{info} original; sed -i 's|^URL: .*|URL: {url}|' dir/{info}
+                 cp dir/{info} {info}; cp original dir/{info}
+                 mkdir -p wrong/log wrong/debuginfo wrong/realisations; cp dir/nix-cache-info wrong/
+                 [ -e wrong/{url} ] || echo wrong > wrong/{url}; cp {info} wrong/{info}
+                 tar c -C wrong $(cd wrong; find . -type f -printf '%P ') | cache-sign verify --trusted-public-key '{alice}' > passed \\
+                   || s=$?; rm -r wrong; exit ${{s:-0}}"
             ))
             .fails(1);
         assert!(stderr.contains("not the key of a NAR"), "{url}: {stderr}");
@@ -133,9 +133,11 @@ fn verify_of_an_archive_refuses_duplicate_and_unreferenced_members() {
     let [lib, app, _] = signed_archive(&fixture);
     let lib_info = Fixture::narinfo_key(&fixture.closure.lib);
     let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
-    sh(&format!("mkdir -p evil/nar; cp dir/{app} evil/{lib}; cp dir/{lib_info} evil; echo x > evil/nar/extra.nar.zst"))
-        .ok();
-    sh(&format!("cp dir/{lib} evil/nar/unnamed.nar.zst")).ok();
+    sh(&format!(
+        "mkdir -p wrong/nar; cp dir/{app} wrong/{lib}; cp dir/{lib_info} wrong; echo x > wrong/nar/extra.nar.zst"
+    ))
+    .ok();
+    sh(&format!("cp dir/{lib} wrong/nar/unnamed.nar.zst")).ok();
     for order in ORDERS {
         let run = |appended: &str| {
             sh(&format!(
@@ -144,34 +146,34 @@ fn verify_of_an_archive_refuses_duplicate_and_unreferenced_members() {
         };
         let members = || sh("tar t < passed | sort").ok();
         let whole = sh("tar t < signed | sort").ok();
-        // A second, evil NAR.
-        let stderr = run(&format!("-C evil {lib}")).fails(1);
+        // A second NAR with different bytes.
+        let stderr = run(&format!("-C wrong {lib}")).fails(1);
         assert!(stderr.contains(&format!("{lib}: duplicate archive member with different contents")), "{stderr}");
         assert!(stderr.contains("1 other archive member was refused"), "{stderr}");
-        assert_eq!(members(), whole, "{order}: the good one passes, once");
+        assert_eq!(members(), whole, "{order}: the valid one passes once");
         sh(&format!("tar x -O {lib} < passed | cmp - dir/{lib}")).ok();
-        // The same NAR again is what narinfo-gen writes for paths of the same contents.
+        // A repeated identical NAR passes: narinfo-gen writes one for each path with the same contents.
         run(&format!("-C dir {lib}")).ok();
         assert_eq!(members(), whole);
-        let stderr = run(&format!("-C evil {lib_info}")).fails(1);
+        let stderr = run(&format!("-C wrong {lib_info}")).fails(1);
         assert!(stderr.contains(&format!("{lib_info}: duplicate archive member")), "{stderr}");
         assert_eq!(members(), whole);
         let stderr = run("-C dir nix-cache-info").fails(1);
         assert!(stderr.contains("nix-cache-info: duplicate archive member"), "{stderr}");
-        let stderr = run("-C evil nar/unnamed.nar.zst nar/extra.nar.zst").fails(1);
+        let stderr = run("-C wrong nar/unnamed.nar.zst nar/extra.nar.zst").fails(1);
         assert!(stderr.contains("nar/unnamed.nar.zst: no narinfo in the archive refers to this NAR"), "{stderr}");
         assert!(stderr.contains("nar/extra.nar.zst: not a NAR"), "{stderr}");
         assert!(stderr.contains("2 other archive members were refused"), "{stderr}");
         assert_eq!(members(), whole);
     }
-    // The evil one first: neither passes.
-    sh(&format!("tar cf t -C evil {lib}; cd dir; tar rf ../t nix-cache-info nar *.narinfo")).ok();
+    // If the wrong NAR is first, neither passes.
+    sh(&format!("tar cf t -C wrong {lib}; cd dir; tar rf ../t nix-cache-info nar *.narinfo")).ok();
     let stderr = sh(&format!("{verify} < t > passed")).fails(1);
     assert!(stderr.contains("different contents") && stderr.contains("FileHash is"), "{stderr}");
     assert!(!sh("tar t < passed").ok().contains(&lib));
 }
 
-/// Two paths of the same contents share a NAR; one of them may be unsigned.
+/// Two paths with the same contents share a NAR, and one of them is unsigned.
 #[test]
 fn verify_passes_a_nar_shared_by_a_trusted_and_an_untrusted_path() {
     let (fixture, [alice, ..]) = contributors();

@@ -1,4 +1,4 @@
-//! Where keys come from, and whose signatures count.
+//! How keys are read, and which signatures count.
 
 use super::contributors;
 use crate::fixtures::closure_fixture::{Fixture, generate_key};
@@ -38,12 +38,12 @@ fn two_of_three_contributors_must_sign() {
         assert_eq!(passed.status, status);
         assert_eq!(passed.stdout, if status == 0 { fs::read(fixture.path(file)).unwrap() } else { Vec::new() });
     }
-    // A key under two names is one signer.
+    // A key with two names counts once.
     sh("sed s/alice-1/other-1/ alice.sec > other.sec; sed s/alice-1/other-1/ alice.pub > other.pub").ok();
     sh("cache-sign -k other.sec < one | cache-sign verify --threshold 2 --trusted-public-key-file alice.pub \
         --trusted-public-key-file other.pub --trusted-public-key-file bob.pub")
     .fails(1);
-    // A signature that is moved to another key's name is worth nothing.
+    // A signature under the name of another key is invalid.
     let moved = sh(&format!("sed 's/^Sig: alice-1/Sig: carol-1/' two | {verify} --json"));
     assert!(moved.status == 1 && moved.text().contains(r#"{"key":"carol-1","verdict":"wrong"}"#), "{}", moved.text());
 }
@@ -93,13 +93,14 @@ fn keys_are_read_from_files_descriptors_and_variables() {
         }
         let output = fixture.scratch.sh(script);
         assert_eq!(output.status, status, "{script}: {}", output.stderr);
-        assert!(output.stdout.is_empty() && output.stderr.lines().count() == 1, "{script}: {}", output.stderr);
+        assert!(output.stdout.is_empty() && output.error_lines().len() == 1, "{script}: {}", output.stderr);
         let digits = secret.split(':').nth(1).unwrap();
         assert!(!output.stderr.contains(&digits[..20]) && !output.stderr.contains(&digits[50..]), "{script}");
     }
 }
 
-/// Other tools' signatures stay byte for byte; `--replace` drops those of one name, and the base of NarHash is no matter.
+/// Signatures of other tools are kept unchanged, `--replace` removes those of one name, and any base of NarHash gives
+/// the same signature.
 #[test]
 fn foreign_signatures_are_kept_and_hash_bases_are_equivalent() {
     let (fixture, _) = contributors();
@@ -127,7 +128,7 @@ fn foreign_signatures_are_kept_and_hash_bases_are_equivalent() {
     }
 }
 
-/// Nix's base 32, read by other code than ours.
+/// Decodes Nix's base 32 without the code under test.
 fn base32(digits: &str) -> Vec<u8> {
     let mut bytes = vec![0_u8; 32];
     for (n, digit) in digits.bytes().rev().enumerate() {
@@ -143,7 +144,7 @@ fn base32(digits: &str) -> Vec<u8> {
     bytes
 }
 
-/// What Nix signs, we accept; what we sign, Nix accepts; neither accepts a stranger's.
+/// We accept signatures of Nix, Nix accepts ours, and neither accepts those of an untrusted key.
 #[test]
 fn nix_accepts_our_signatures_and_we_accept_those_of_nix() {
     if !nix::available() {
@@ -153,20 +154,20 @@ fn nix_accepts_our_signatures_and_we_accept_those_of_nix() {
     let closure = nix::build(&scratch);
     let (ours, theirs) = (generate_key(&scratch, "ours"), generate_key(&scratch, "theirs"));
     scratch.env("TOP", &closure.top);
-    let stranger = generate_key(&scratch, "stranger");
-    // By `nix copy` with a key, and by `nix store sign`.
+    let untrusted = generate_key(&scratch, "untrusted");
+    // Signed by `nix copy` with a key, and by `nix store sign`.
     scratch.sh("nix copy --to \"file://$PWD/copied?secret-key=$PWD/theirs.sec\" $TOP").ok();
     scratch.sh("nix store sign -k theirs.sec -r $TOP; nix copy --to file://$PWD/signed $TOP").ok();
     for dir in ["copied", "signed"] {
         let archive = format!("tar c -C {dir} . | cache-sign verify --trusted-public-key");
         scratch.sh(&format!("{archive} '{theirs}' > /dev/null")).ok();
-        let stderr = scratch.sh(&format!("{archive} '{stranger}' > /dev/null")).fails(1);
+        let stderr = scratch.sh(&format!("{archive} '{untrusted}' > /dev/null")).fails(1);
         assert!(stderr.contains("3 of 3 paths are not trusted"), "{stderr}");
     }
-    // Nix's signatures are still there, byte for byte, after we added ours; and Nix takes either.
+    // Nix's signatures are unchanged after we add ours, and Nix accepts either.
     scratch.sh("mkdir both; tar c -C signed . | cache-sign -k ours.sec | tar x -C both").ok();
     scratch.sh("chmod -R u+w both; for f in signed/*.narinfo; do grep ^Sig: $f | grep -qFf - both/${f#*/}; done").ok();
-    // In another base, as other tools write it.
+    // With NarHash in another base, as other tools write it.
     for path in closure.paths() {
         let info = format!("both/{}", Fixture::narinfo_key(path));
         scratch
@@ -175,7 +176,7 @@ fn nix_accepts_our_signatures_and_we_accept_those_of_nix() {
             ))
             .ok();
     }
-    for (key, accepted) in [(&ours, true), (&theirs, true), (&stranger, false)] {
+    for (key, accepted) in [(&ours, true), (&theirs, true), (&untrusted, false)] {
         let mut client = Scratch::new();
         client.env("NIX_CONFIG", format!("require-sigs = true\ntrusted-public-keys = {key}\n"));
         let store = nix::fresh_store(&client);

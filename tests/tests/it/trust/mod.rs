@@ -1,4 +1,4 @@
-//! Keys and signatures: several contributors, archives, a rotation while clients read, and a real Nix.
+//! Keys and signatures: several contributors, archives, key rotation while clients read, and a real Nix.
 
 use crate::fixtures::closure_fixture::Fixture;
 
@@ -6,7 +6,7 @@ mod archives;
 mod keys;
 mod rotation;
 
-/// A site with the unsigned narinfos and archive of its closure, and a key for each of three contributors.
+/// Creates a fixture with the unsigned narinfos and archive of its closure, and a key for each of three contributors.
 fn contributors() -> (Fixture, [String; 3]) {
     let fixture = Fixture::new();
     let keys = ["alice", "bob", "carol"].map(|name| {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-/// ETag and time of change of each object.
+/// Returns the ETag and the modification time of each object.
 fn states(minio: &Minio, bucket: &str) -> BTreeMap<String, String> {
     let listing = String::from_utf8(minio.mc(&["ls", "--recursive", "--json", &format!("cache/{bucket}/")])).unwrap();
     let state = |line: &str| {
@@ -37,7 +37,7 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_is_rewritten() {
     let (stop, moved, reads) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU32::new(0));
     let fixture = &fixture;
     thread::scope(|scope| {
-        // A client that trusts the old key until the new one is everywhere, and the new one from then on.
+        // A client that trusts the old key until all paths have the new one, and then the new one.
         let client = scope.spawn(|| {
             while !stop.load(Ordering::SeqCst) {
                 let n = reads.load(Ordering::SeqCst);
@@ -61,11 +61,11 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_is_rewritten() {
         let first = summary(&report.ok());
         println!("signed anew: {first}\n{}", report.stderr.trim());
         assert_eq!((&first["signed"], &first["bytes"]), (&3.into(), &0.into()));
-        assert_eq!(first["requests"]["put"], 3, "three narinfos and nothing else: {first}");
+        assert_eq!(first["requests"]["put"], 3, "only three narinfos are written: {first}");
         read_once_more("signed by both, read with the old key");
         moved.store(true, Ordering::SeqCst);
         read_once_more("signed by both, read with the new key");
-        // Everybody trusts the new key by now: the old one goes, and the client goes on.
+        // All clients trust the new key now: the old signatures are removed while the client reads.
         let report = fixture.scratch.sh(
             "s3-pull --narinfo --all --trusted-public-key-file new.pub \"$C\" | cache-sign -k new.sec --replace old-1 \
              | s3-push --json --exact \"$C\"",

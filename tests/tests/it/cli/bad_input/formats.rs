@@ -18,8 +18,8 @@ fn nar_pack_reports_bad_input() {
         case("truncated NAR", "nar-pack --unpack out < nar.cut", 1, "truncated"),
         case("random bytes", "nar-pack --unpack out < random", 1, "NAR"),
         case("an export stream where a NAR should be", "nar-pack --list < export", 1, "NAR"),
-        case("something after the NAR", "cat nar random | nar-pack --unpack out", 1, "unexpected data after"),
-        case("--unpack onto something", "mkdir there; nar-pack --unpack there < nar", 2, "there|exists"),
+        case("data after the NAR", "cat nar random | nar-pack --unpack out", 1, "unexpected data after"),
+        case("--unpack onto an existing directory", "mkdir there; nar-pack --unpack there < nar", 2, "there|exists"),
         case("missing file", "nar-pack no-such-file", 2, "no-such-file|No such file"),
         case("missing store path", format!("{local} --export {absent}"), 2, &format!("{absent}|No such file")),
         case("bad hash part", format!("{local} --export {BAD_PATH}"), 1, "eeee|base-32"),
@@ -33,7 +33,7 @@ fn nar_pack_reports_bad_input() {
             "nowhere|No such file",
         ),
         case("bad --path-info", format!("{local} --export --path-info random \"$LIB\""), 1, "random"),
-        case("closure that nobody knows", format!("{local} --export -r \"$LIB\""), 1, "closure|--path-info"),
+        case("unknown closure", format!("{local} --export -r \"$LIB\""), 1, "closure|--path-info"),
         case("terminal as input", on_terminal("nar-pack --list"), 2, "terminal"),
         case("terminal as output", on_terminal("nar-pack nar"), 2, "terminal"),
         case(
@@ -50,7 +50,7 @@ fn nar_pack_reports_bad_input() {
     ];
     cases.push(case("a FIFO", "mkfifo fifo; nar-pack fifo", 2, "fifo"));
     fixture.run("nar-pack", s3, &cases);
-    assert!(!fs::exists(fixture.fixture.path("out")).unwrap(), "what could not be unpacked is not there");
+    assert!(!fs::exists(fixture.fixture.path("out")).unwrap(), "a NAR that was refused left files");
 }
 
 #[test]
@@ -66,12 +66,7 @@ fn narinfo_gen_reports_bad_input() {
         case("random bytes", "narinfo-gen < random", 1, "NAR"),
         case("narinfo text", "narinfo-gen < narinfos", 1, "narinfo text"),
         case("a cache archive", "narinfo-gen < archive", 1, "archive"),
-        case(
-            "something after the NAR",
-            "cat nar random | narinfo-gen --no-nix \"$LIB\"",
-            1,
-            "after the end of the NAR",
-        ),
+        case("data after the NAR", "cat nar random | narinfo-gen --no-nix \"$LIB\"", 1, "after the end of the NAR"),
         case("NAR without a store path", "narinfo-gen < nar", 2, "STORE-PATH"),
         case("export stream with a store path", "narinfo-gen --no-nix \"$LIB\" < export", 2, "export stream"),
         case("bad hash part", format!("narinfo-gen {BAD_PATH} < nar"), 1, "eeee|base-32"),
@@ -107,7 +102,7 @@ fn cache_sign_reports_bad_input() {
     fs::write(fixture.fixture.path("short.sec"), "short-1:AAAA").unwrap();
     fs::write(fixture.fixture.path("noname.sec"), "AAAA").unwrap();
     fs::write(fixture.fixture.path("text.sec"), "text-1:this is not base 64!").unwrap();
-    // Or there is a warning too, of a key that others can read.
+    // Otherwise cache-sign also warns that others can read the key.
     fixture.fixture.scratch.sh("chmod 600 *.sec key.pub empty random").ok();
     let sign = "cache-sign -k key.sec";
     let verify = "cache-sign verify --trusted-public-key";
@@ -134,7 +129,12 @@ fn cache_sign_reports_bad_input() {
         case("public key of a bad length", format!("{verify} a-1:AAAA < narinfos"), 1, "a-1|3 bytes|32"),
         case("public key that is none", format!("{verify} nonsense < narinfos"), 1, "public key|NAME:BASE64"),
         case("missing nix.conf", "cache-sign verify --nix-conf nowhere < narinfos", 2, "nowhere|No such file"),
-        case("more keys wanted than given", format!("{verify} \"$KEY\" --threshold 2 < narinfos"), 2, "2|1"),
+        case(
+            "threshold larger than the number of keys",
+            format!("{verify} \"$KEY\" --threshold 2 < narinfos"),
+            2,
+            "2|1",
+        ),
         case("keygen onto a file", "cache-sign keygen a-1 key.sec new.pub", 2, "key.sec|exists"),
         case("keygen into nowhere", "cache-sign keygen a-1 nowhere/a.sec a.pub", 2, "nowhere/a.sec|No such file"),
         case("keygen with a bad name", "cache-sign keygen a:b a.sec a.pub", 1, "name|colon"),
@@ -148,6 +148,6 @@ fn cache_sign_reports_bad_input() {
     ];
     fixture.run("cache-sign", s3, &cases);
     for file in ["new.pub", "a.sec", "a.pub"] {
-        assert!(!fs::exists(fixture.fixture.path(file)).unwrap(), "{file} was left");
+        assert!(!fs::exists(fixture.fixture.path(file)).unwrap(), "{file} was created");
     }
 }

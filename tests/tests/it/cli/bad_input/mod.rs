@@ -1,16 +1,16 @@
-//! Bad input: for each tool one clear line on standard error, the exit code that the design page promises, nothing on
-//! standard output, and nothing published. Each test prints its part of the table.
+//! Bad input: each tool prints one clear line on standard error, exits with the documented status, prints nothing on
+//! standard output and publishes nothing. Each test prints its part of the table.
 
 use crate::fixtures::bucket::S3Server;
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
-use cache_tests::Random;
 use cache_tests::random_seed;
+use cache_tests::{Random, split_hint};
 use std::fs;
 
 mod formats;
 mod remote;
 
-/// One row: what is wrong, the command line, what it has to say, and the exit code.
+/// A row of the table: the error, the command line, the expected words of the message, and the exit status.
 struct Case {
     name: &'static str,
     script: String,
@@ -18,28 +18,28 @@ struct Case {
     words: Vec<String>,
 }
 
-/// A row of the table; what stands between bars in `words` must be part of the line, in whatever case.
+/// Returns a row of the table. `words` are separated by bars; each must be part of the message, in any case.
 fn case(name: &'static str, script: impl Into<String>, code: i32, words: &str) -> Case {
     let words = words.split('|').filter(|word| !word.is_empty()).map(str::to_lowercase).collect();
     Case { name, script: script.into(), code, words }
 }
 
-/// A site with some bad files beside the good ones, and a bucket `$FULL` with the closure.
+/// A fixture with bad files beside the good ones, and a bucket `$FULL` that contains the closure.
 struct BadInputFixture {
     fixture: Fixture,
 }
 
-/// A path whose hash part has a letter that Nix does not use.
+/// A path whose hash part has a letter that is not a base-32 digit.
 const BAD_PATH: &str = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-bad";
 
-/// Makes the reader of a command's standard output go away before the command starts: `GONE; command >&3`.
+/// Closes the reader of a command's standard output before the command starts: `CLOSED_STDOUT; command >&3`.
 const CLOSED_STDOUT: &str = "exec 3> >(true); wait $!";
 
 impl BadInputFixture {
     fn new(service: &impl S3Server) -> Self {
         let mut fixture = Fixture::new();
         service.owner().apply(&mut fixture.scratch);
-        // A server that is not there is not asked for long.
+        // Keeps retries of an unreachable server short.
         fixture.scratch.env("AWS_MAX_ATTEMPTS", "2");
         let full = service.new_bucket();
         fixture.scratch.env("FULL", service.url(&full)).env("WEB", format!("http://{}/{full}", service.address()));
@@ -61,10 +61,10 @@ impl BadInputFixture {
         assert!(failures.is_empty(), "{} of {} cases:\n{}", failures.len(), cases.len(), failures.join("\n"));
     }
 
-    /// Runs one case with a fresh bucket `$C`, prints its row, and says what is wrong with it.
+    /// Runs one case with an empty bucket `$C`, prints its row, and returns an error if the result is wrong.
     fn check(&self, tool: &str, service: &impl S3Server, case: &Case) -> Result<(), String> {
         let bucket = service.new_bucket();
-        // A function, so that `timeout` bounds the tool itself and leaves its exit code and descriptors alone.
+        // A shell function, so that `timeout` limits only the tool and passes on its exit status and descriptors.
         let bounded = format!("{tool}() {{ timeout --kill-after=5 60 {tool} \"$@\"; }}");
         let script = format!("export C='{}'; {bounded}; {}", service.url(&bucket), case.script);
         let output = self.fixture.scratch.sh(&script);
@@ -72,21 +72,19 @@ impl BadInputFixture {
         println!("| {tool} | {} | {} | {} |", case.name, output.status, stderr.replace('\n', " ⏎ "));
         let lower = stderr.to_lowercase();
         let missing: Vec<&String> = case.words.iter().filter(|word| !lower.contains(word.as_str())).collect();
-        let mut lines = stderr.lines();
-        let one_line = lines.next().is_some_and(|line| line.starts_with(&format!("{tool}: ")))
-            && lines.next().is_none_or(|line| line.starts_with("hint: "))
-            && lines.next().is_none();
+        let (message, _) = split_hint(stderr);
+        let one_line = message.lines().count() == 1 && message.starts_with(&format!("{tool}: "));
         let jargon = INTERNAL_TERMS.iter().find(|word| lower.contains(**word));
         let published = service.keys(&bucket).into_iter().filter(|key| !may_remain(case, key)).collect::<Vec<_>>();
         let wrong = [
             (output.status != case.code, format!("status {} instead of {}", output.status, case.code)),
-            (case.code == 141 && !stderr.is_empty(), "it complains about the reader".to_owned()),
+            (case.code == 141 && !stderr.is_empty(), "there is a message about the closed pipe".to_owned()),
             (
                 case.code != 141 && !one_line,
                 "expected one line that begins with the tool's name, and perhaps a hint".to_owned(),
             ),
             (jargon.is_some() || stderr.len() > 500, format!("not a clear line: {jargon:?}, {} bytes", stderr.len())),
-            (!missing.is_empty(), format!("does not say {missing:?}")),
+            (!missing.is_empty(), format!("expected {missing:?} in the message")),
             (!output.stdout.is_empty(), format!("standard output: {:?}", output.text())),
             (!published.is_empty(), format!("published {published:?}")),
         ];
@@ -98,22 +96,23 @@ impl BadInputFixture {
     }
 }
 
-/// What no user understands: the names of an SDK's states, line feeds that were in its message, a panic.
+/// Words that no user understands: states of the SDK, replaced control characters, a panic.
 const INTERNAL_TERMS: [&str; 4] = ["dispatch failure", "unhandled", "\u{fffd}", "panicked"];
 
-/// What was refused later may have made the bucket a cache before; an empty one is closed.
+/// Returns whether an object may remain: a later refusal may come after nix-cache-info is written, and an empty cache
+/// is closed.
 fn may_remain(case: &Case, key: &str) -> bool {
     (case.name.starts_with("truncated") || case.name == "narinfo without its NAR") && key == "nix-cache-info"
 }
 
-/// Bytes that begin like no stream that the tools know.
+/// Returns bytes that do not begin like any stream that the tools know.
 fn random_bytes() -> Vec<u8> {
     let mut bytes = Random::new(random_seed()).bytes(4096);
     bytes[0] = 0xff;
     bytes
 }
 
-/// Runs `command` on a terminal; standard error stays what it is.
+/// Returns a script that runs `command` on a terminal and keeps its standard error.
 fn on_terminal(command: &str) -> String {
     format!(
         "script -qec 'timeout --foreground 60 {command} 2>stderr' /dev/null </dev/null >terminal || code=$?; cat stderr >&2; exit ${{code:-0}}"

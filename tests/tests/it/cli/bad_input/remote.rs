@@ -7,12 +7,12 @@ use cache_tests::random_seed;
 use cache_tests::{Credentials, EmbeddedS3, Minio, store_path};
 use std::net::TcpListener;
 
-/// A loopback address that nobody listens on.
+/// Returns a loopback address without a listener.
 fn closed_port() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// What can be wrong with a bucket's URL, for a tool that begins with `command`; `rest` comes after the bucket.
+/// Returns cases of invalid bucket URLs between `command` and `rest`.
 fn url_cases(command: &str, rest: &str) -> Vec<Case> {
     let with = |url: &str| format!("{command} '{url}' {rest}");
     vec![
@@ -23,25 +23,25 @@ fn url_cases(command: &str, rest: &str) -> Vec<Case> {
     ]
 }
 
-/// Servers that are not there or do not let us in.
+/// Returns cases of servers that are unreachable or deny access.
 fn server_cases(service: &impl S3Server, command: &str, rest: &str) -> Vec<Case> {
     let endpoint = service.address();
     let closed = closed_port();
     let other = Credentials::random();
     let wrong_secret = format!("export AWS_SECRET_ACCESS_KEY={}", other.secret_key);
     let wrong_both = format!("{wrong_secret} AWS_ACCESS_KEY_ID={}", other.access_key);
-    // The embedded server tells of a missing bucket only whoever lists it.
+    // The embedded server reports a missing bucket only to a listing.
     let hidden = service.hides_missing_buckets() && (command.contains("--key") || command.contains("--root"));
     let none = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY";
     let closed_url = format!("s3://bucket?endpoint={closed}&scheme=http");
     let no_bucket = format!("s3://no-such-bucket-here?endpoint={endpoint}&scheme=http");
     let mut cases = vec![
         case("wrong endpoint", format!("{command} '{closed_url}' {rest}"), 2, &format!("{closed}|refused")),
-        case("bucket that is not there", format!("{command} '{no_bucket}' {rest}"), 2, "no-such-bucket-here|bucket"),
+        case("bucket that does not exist", format!("{command} '{no_bucket}' {rest}"), 2, "no-such-bucket-here|bucket"),
         case("wrong secret key", format!("{wrong_secret}; {command} \"$C\" {rest}"), 2, "signature"),
         case("unknown access key", format!("{wrong_both}; {command} \"$C\" {rest}"), 2, "403"),
         case("no credentials", format!("{none}; {command} \"$C\" {rest}"), 2, "credentials"),
-        case("profile that is not there", format!("{none}; {command} \"$C&profile=nobody\" {rest}"), 2, "nobody"),
+        case("profile that does not exist", format!("{none}; {command} \"$C&profile=nobody\" {rest}"), 2, "nobody"),
     ];
     cases.retain(|case| !(hidden && case.name.starts_with("bucket")));
     cases
@@ -99,13 +99,13 @@ fn s3_pull_cases(service: &impl S3Server) -> Vec<Case> {
         case("unknown kind of URL", "s3-pull --root out ftp://example.org \"$LIB\"", 2, "ftp://|s3://"),
         case("no URL", "s3-pull --root out \"$LIB\"", 2, "URL"),
         case(
-            "file:// directory that is not there",
+            "file:// directory that does not exist",
             "s3-pull --root out file:///no/such/dir \"$LIB\"",
             2,
             "/no/such/dir",
         ),
         case(
-            "http:// server that is not there",
+            "http:// server that is unreachable",
             format!("s3-pull --root out http://{closed} \"$LIB\""),
             2,
             &format!("{closed}|refused"),
@@ -130,7 +130,7 @@ fn s3_pull_cases(service: &impl S3Server) -> Vec<Case> {
     cases
 }
 
-/// Cases whose answer depends on how a server treats strangers: the embedded one lets them read.
+/// Returns whether a case applies to the embedded server, which allows anonymous reads.
 fn applies_to_public_buckets(case: &Case) -> bool {
     case.name != "no credentials" || !case.script.contains("s3-pull --root")
 }
@@ -148,7 +148,7 @@ fn published_paths_remain_if_stdout_is_closed() {
     let mut fixture = BadInputFixture::new(s3);
     let bucket = fixture.fixture.fresh_bucket(s3);
     let output = fixture.fixture.scratch.sh(&format!("{CLOSED_STDOUT}; s3-push --quiet --no-nix \"$C\" < archive >&3"));
-    assert_eq!(output.fails(141), "", "the reader is gone");
+    assert_eq!(output.fails(141), "", "there is no message");
     assert_closed(&snapshot(s3, &bucket));
     fixture.fixture.scratch.sh(PUBLISH).ok();
     assert_eq!(narinfo_keys(&snapshot(s3, &bucket)).len(), 3);
@@ -183,7 +183,7 @@ fn s3_pull_reports_errors_of_minio() {
     fixture.fixture.assert_nothing_below("out");
 }
 
-/// Objects of a cache that are wrong, on a directory as cache, which is as good as a bucket.
+/// Invalid objects, in a cache in a directory.
 #[test]
 fn s3_pull_reports_bad_objects() {
     let s3 = EmbeddedS3::shared();

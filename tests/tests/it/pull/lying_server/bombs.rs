@@ -12,12 +12,12 @@ use std::thread;
 
 const MIB: u64 = 1 << 20;
 
-/// Bombs and bodies without an end: refused, and never in memory.
+/// Decompression bombs and endless bodies are refused and never held in memory.
 #[test]
 fn decompression_bombs_and_endless_bodies_use_little_memory() {
     let fixture = PullFixture::new();
     let zeros = vec![0; 8 << 20];
-    // A NAR that holds 1 TiB of zeros and begins to; the narinfo says that it has 1,000 bytes.
+    // The beginning of a NAR with 1 TiB of zeros; according to the narinfo it has 1,000 bytes.
     let mut start = nar_of(&[b"(", b"type", b"regular", b"contents"]);
     start.extend((1_u64 << 40).to_le_bytes());
     let claim = |method: Compression| {
@@ -32,7 +32,7 @@ fn decompression_bombs_and_endless_bodies_use_little_memory() {
     for method in Compression::ALL {
         let cached = claim(method);
         let (first, repeated) = (compressed(method, &start), compressed(method, &zeros));
-        // One stream after another is one file to all of them but brotli.
+        // Concatenated streams are valid in all formats but brotli.
         let file = match method {
             Compression::Brotli => compressed(method, &[start.as_slice(), &zeros.repeat(32)].concat()),
             Compression::None => start.clone(),
@@ -65,12 +65,12 @@ fn decompression_bombs_and_endless_bodies_use_little_memory() {
     }
 }
 
-/// How much a bomb unpacks to, at most 1 GiB.
+/// Returns the decompressed size, at most 1 GiB.
 fn unpacked_size(method: Compression, file: &[u8]) -> u64 {
     std::io::copy(&mut decoder(method, file).unwrap().take(1 << 30), &mut std::io::sink()).unwrap()
 }
 
-/// Pulls one path that must not appear, and returns the largest resident size of `s3-pull` too.
+/// Pulls one path, which must not appear; also returns the peak memory of `s3-pull` in bytes.
 fn pull_and_measure(fixture: &PullFixture, server: &LyingServer, cached: &CachedPath) -> (CommandOutput, u64) {
     let root = fixture.root();
     let mut command = fixture.scratch.command("s3-pull");
@@ -80,7 +80,7 @@ fn pull_and_measure(fixture: &PullFixture, server: &LyingServer, cached: &Cached
     let mut child = command.spawn().unwrap();
     let status = PathBuf::from(format!("/proc/{}/status", child.id()));
     let mut peak = 0;
-    // It only rises; a process that has ended has none.
+    // The peak only rises; a process that has exited has none.
     while child.try_wait().unwrap().is_none() {
         let text = fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();

@@ -7,8 +7,8 @@ use cache_tests::{Random, store_path};
 use narinfo_gen::compression::Compression;
 use std::collections::{BTreeMap, HashSet};
 
-/// Each byte of a narinfo is changed in turn: the path is refused, or the change is in a field that nobody signs and that
-/// does not matter, and the path is what was signed.
+/// Changes each byte of a narinfo in turn: the path is refused, or the change is in an unsigned field and the path has
+/// the signed contents.
 #[test]
 fn a_narinfo_with_a_changed_byte_is_refused_or_equivalent() {
     let fixture = PullFixture::new();
@@ -54,8 +54,8 @@ fn a_narinfo_with_a_changed_byte_is_refused_or_equivalent() {
     }
 }
 
-/// Each byte of a NAR is changed in turn, in every compression: the path is refused by FileHash, or where the liar
-/// makes that fit, by NarHash, unless what comes out is what was signed.
+/// Changes each byte of a NAR in turn, in every compression: the path is refused because of FileHash, or, if the
+/// attacker adapts that, because of NarHash, unless the decompressed NAR is unchanged.
 #[test]
 fn a_nar_with_a_changed_byte_is_refused_or_equivalent() {
     let fixture = PullFixture::new();
@@ -94,25 +94,25 @@ fn a_nar_with_a_changed_byte_is_refused_or_equivalent() {
             accepted.len()
         );
         assert!(refiled || accepted.is_empty(), "seed {seed}: FileHash was not looked at");
-        // Only what a decoder does not look at may change: times and flags in gzip's head and the like.
+        // Only fields that a decoder ignores may change, such as times and flags in a gzip header.
         assert!(!of.contains_key("none") && accepted.len() * 10 < paths.len(), "seed {seed}: {of:?}");
     }
 }
 
-/// A number for this run, or that of an earlier one.
+/// Returns the seed, which `$LIES_SEED` overrides.
 fn seed() -> u64 {
     std::env::var("LIES_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20)
 }
 
-/// The bytes with another one at `index`.
+/// Changes the byte at `index`.
 fn flipped(bytes: &[u8], index: usize, random: &mut Random) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[index] ^= u8::try_from(1 + random.below(255)).unwrap();
     bytes
 }
 
-/// Pulls all paths at once, every one of which is a lie, and returns which were accepted all the same; each of those is
-/// what was signed, and each other one is named on standard error.
+/// Pulls all paths, each of which is changed, and returns the accepted ones. Asserts that those have the signed
+/// contents and that all others are named on standard error.
 fn pull_all(fixture: &PullFixture, all: &Objects, paths: &[CachedPath], seed: u64) -> Vec<usize> {
     let server = LyingServer::start(correct(all.clone()));
     let root = fixture.root();
@@ -120,12 +120,12 @@ fn pull_all(fixture: &PullFixture, all: &Objects, paths: &[CachedPath], seed: u6
     let output = fixture.pull_to(&server.http_url(), &root, &[], &requested);
     assert_eq!((output.status, find_problems(&output.stderr)), (1, Vec::new()), "seed {seed}");
     let accepted: Vec<usize> = (0..paths.len()).filter(|&index| paths[index].is_in_root(&root)).collect();
-    assert_eq!(visible_names(&root).len(), accepted.len(), "seed {seed}: something is there that was not asked for");
+    assert_eq!(visible_names(&root).len(), accepted.len(), "seed {seed}: a path was written that was not requested");
     let words: HashSet<&str> =
         output.stderr.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| word.len() == 32).collect();
     let unreported: Vec<usize> = (0..paths.len())
         .filter(|index| !accepted.contains(index) && !words.contains(paths[*index].narinfo.path.hash_part().as_str()))
         .collect();
-    assert!(unreported.is_empty(), "seed {seed}: nothing is said of {unreported:?}");
+    assert!(unreported.is_empty(), "seed {seed}: there is no message about {unreported:?}");
     accepted
 }

@@ -1,6 +1,6 @@
-//! A cache that lies in every way that we can think of. Whatever it says, nothing is visible that was not signed and
-//! hashed; `s3-pull` says so in clear lines and ends with exit code 1, or 2 where no answer was one. Each test prints
-//! its part of the table: the lie, the exit code, what `s3-pull` said.
+//! A cache that lies in every conceivable way. Nothing appears that is not signed and hashed; `s3-pull` prints clear
+//! lines and exits with status 1, or 2 if there was no valid response. Each test prints its part of the table: the lie,
+//! the exit status, and the messages of `s3-pull`.
 
 use crate::fixtures::malicious_cache::{Attacker, CachedPath, objects, small_nar, visible_names};
 use cache_tests::lying_server::{LyingServer, Objects, Responder, Response};
@@ -20,34 +20,34 @@ mod narinfo;
 mod protocol;
 mod references;
 
-/// Lies that are told at the same time: most of the time somebody waits.
+/// Number of cases that run concurrently; most of them wait.
 const CONCURRENCY: usize = 12;
 
-/// How the client reads the cache.
+/// The protocol by which the client reads the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Http,
     S3,
 }
 
-/// A user's directory and a forger whose key the user trusts.
+/// A directory, and an attacker whose key the user trusts.
 struct PullFixture {
     scratch: Scratch,
     attacker: Attacker,
 }
 
-/// One row of the table.
+/// A row of the table.
 struct Case {
     name: &'static str,
-    /// The exit codes that are right.
+    /// The accepted exit statuses.
     codes: &'static [i32],
-    /// What is asked for.
+    /// The paths to pull.
     requested: Vec<CachedPath>,
-    /// What is there in the end.
+    /// The paths that must be written.
     expected: Vec<CachedPath>,
-    /// What may be there as well.
+    /// Paths that may be written as well.
     allowed: Vec<CachedPath>,
-    /// Arguments beside the usual ones.
+    /// Additional arguments.
     args: &'static [&'static str],
     respond: Responder,
 }
@@ -62,13 +62,13 @@ impl Case {
 impl PullFixture {
     fn new() -> Self {
         let mut scratch = Scratch::new();
-        // A lie that looks like an accident is asked about once more.
+        // A lie that looks like a transient failure is retried once.
         scratch.env("AWS_MAX_ATTEMPTS", "2");
         Credentials::random().apply(&mut scratch);
         Self { scratch, attacker: Attacker::new() }
     }
 
-    /// A directory to pull into, which is not there yet.
+    /// Returns a directory to pull into, which does not exist yet.
     fn root(&self) -> PathBuf {
         self.scratch.path().join(unique("root-"))
     }
@@ -80,7 +80,7 @@ impl PullFixture {
         }
     }
 
-    /// Runs `s3-pull` on these paths; one that hangs is ended.
+    /// Runs `s3-pull` on these paths with a timeout.
     fn pull(&self, url: &str, args: &[&str], paths: &[String]) -> CommandOutput {
         let mut command = self.scratch.command("timeout");
         command.args(["--kill-after=5", TIMEOUT_SECONDS, "s3-pull", "--stdin", "--idle-timeout", "1"]);
@@ -103,7 +103,7 @@ impl PullFixture {
         self.pull(url, &[&["--root", root.to_str().unwrap()], args].concat(), paths)
     }
 
-    /// Tells a lie through both doors; what was wrong with the reaction, if anything.
+    /// Runs a case over one protocol; returns an error if the reaction is wrong.
     fn run_case(&self, case: &Case, server: &LyingServer, protocol: Protocol) -> Result<(), String> {
         let root = self.root();
         let paths: Vec<String> = case.requested.iter().map(CachedPath::full_path).collect();
@@ -113,14 +113,14 @@ impl PullFixture {
         println!("| {} | {protocol_name} | {} | {} |", case.name, output.status, table_cell(text));
         let mut wrong = Vec::new();
         if !case.codes.contains(&output.status) {
-            wrong.push(format!("exit code {} instead of one of {:?}", output.status, case.codes));
+            wrong.push(format!("expected one of the exit statuses {:?}, found {}", case.codes, output.status));
         }
         wrong.extend(find_problems(text));
         let named = |cached: &CachedPath| {
             text.contains(cached.narinfo.path.hash_part().as_str()) || text.contains(&cached.narinfo.url)
         };
         if !text.contains("nix-cache-info") && !case.requested.iter().any(named) {
-            wrong.push("it names neither path nor key".to_owned());
+            wrong.push("the message names neither path nor key".to_owned());
         }
         let allowed: Vec<&CachedPath> = case.allowed.iter().filter(|cached| cached.is_in_root(&root)).collect();
         let good: Vec<&str> =
@@ -128,11 +128,11 @@ impl PullFixture {
         let unexpected: Vec<String> =
             visible_names(&root).into_iter().filter(|name| !good.contains(&name.as_str())).collect();
         if !unexpected.is_empty() {
-            wrong.push(format!("there is {unexpected:?}"));
+            wrong.push(format!("unexpected paths {unexpected:?}"));
         }
         for cached in &case.expected {
             if !cached.is_in_root(&root) {
-                wrong.push(format!("{} is not there", cached.narinfo.path));
+                wrong.push(format!("{} is missing", cached.narinfo.path));
             }
         }
         if wrong.is_empty() {
@@ -142,7 +142,7 @@ impl PullFixture {
         }
     }
 
-    /// Tells all lies through both doors, several at a time.
+    /// Runs all cases over both protocols, several at a time.
     fn run_cases(&self, cases: Vec<Case>) {
         let count = cases.len();
         let servers: Vec<(Case, LyingServer)> = cases
@@ -166,22 +166,22 @@ impl PullFixture {
             }
         });
         let failures = failures.into_inner().unwrap();
-        println!("{count} lies, each through two doors");
+        println!("{count} cases, each over two protocols");
         assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     }
 }
 
-/// What no user understands.
+/// Words that no user understands.
 const INTERNAL_TERMS: [&str; 4] = ["dispatch failure", "unhandled", "panicked", "RUST_BACKTRACE"];
 
-/// Longest line, in bytes: it may show a name of 255 bytes, each escaped.
+/// Maximum length of a line in bytes: it may contain a name of 255 bytes, each escaped.
 const MAX_LINE: usize = 1500;
 
-/// What is wrong with what a tool said, whatever it was about.
+/// Returns the problems of the messages of a tool.
 fn find_problems(text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     if text.is_empty() {
-        wrong.push("it says nothing".to_owned());
+        wrong.push("it is invalid".to_owned());
     }
     for line in text.lines().filter(|line| !line.starts_with("hint: ")) {
         if !line.starts_with("s3-pull: ")
@@ -194,7 +194,7 @@ fn find_problems(text: &str) -> Vec<String> {
     wrong
 }
 
-/// What was said, on one line of the table.
+/// Formats messages as a table cell.
 fn table_cell(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(|line| line.trim_start_matches("s3-pull: ")).collect();
     match lines.as_slice() {
@@ -204,18 +204,18 @@ fn table_cell(text: &str) -> String {
     }
 }
 
-/// Answers honestly.
+/// Answers correctly.
 fn correct(objects: Objects) -> Responder {
     Box::new(move |request| Response::correct(&objects, request))
 }
 
-/// Answers honestly but for one key.
+/// Answers correctly except for one key.
 fn with_response(objects: Objects, key: &str, response: Response) -> Responder {
     let key = key.to_owned();
     Box::new(move |request| if request.key == key { response.clone() } else { Response::correct(&objects, request) })
 }
 
-/// A page that a captive portal, a misconfigured proxy or a CDN would show.
+/// A page that a captive portal, a misconfigured proxy or a CDN returns.
 const HTML_PAGE: &str =
     "<!DOCTYPE html>\n<html><head><title>Welcome</title></head><body><p>Please: log in</p></body></html>\n";
 

@@ -55,10 +55,10 @@ fn every_lie_about_a_nar_is_refused() {
     let noise = Random::new(5).bytes(1 << 16);
     let repeated = |bytes: &[u8]| bytes.repeat(65536_usize.div_ceil(bytes.len().max(1)));
     let cases = vec![
-        refused("no NAR, as MinIO says it (404)", responds(Response::no_such_key())),
-        refused("no NAR, as AWS says it without ListBucket (403)", responds(Response::access_denied())),
-        refused("a page in place of the NAR", responds(Response::object(HTML_PAGE))),
-        refused("a page in place of the NAR, no FileHash", bare_responds(Response::object(HTML_PAGE))),
+        refused("no NAR, as MinIO reports it (404)", responds(Response::no_such_key())),
+        refused("no NAR, as AWS reports it without ListBucket (403)", responds(Response::access_denied())),
+        refused("an HTML page instead of the NAR", responds(Response::object(HTML_PAGE))),
+        refused("an HTML page instead of the NAR, no FileHash", bare_responds(Response::object(HTML_PAGE))),
         refused("an empty NAR", responds(Response::object(""))),
         refused("an empty NAR, no FileHash", bare_responds(Response::object(""))),
         Case::of("two NARs swapped", &[1], &[&a, &b], swapped(false)),
@@ -67,11 +67,11 @@ fn every_lie_about_a_nar_is_refused() {
         refused("half of the NAR, with its length, no FileHash", bare_responds(Response::object(half))),
         refused("half of the NAR, with FileHash", holding(half.to_vec())),
         refused("all but a byte of the NAR, with FileHash", holding(file[..file.len() - 1].to_vec())),
-        refused("something after the file, with FileHash", holding([file.as_slice(), b"x"].concat())),
+        refused("data after the file, with FileHash", holding([file.as_slice(), b"x"].concat())),
         refused("another frame after the file, with FileHash", holding([file.clone(), zstd(b"x")].concat())),
         refused("a NAR twice, with FileHash", holding(zstd(&[victim.nar.clone(), victim.nar.clone()].concat()))),
-        refused("noise in place of the NAR, with FileHash", holding(noise.clone())),
-        refused("a narinfo in place of the NAR", holding(victim.narinfo.to_string().into_bytes())),
+        refused("random bytes instead of the NAR, with FileHash", holding(noise.clone())),
+        refused("a narinfo instead of the NAR", holding(victim.narinfo.to_string().into_bytes())),
         refused("no bytes at all, compressed", holding(zstd(b""))),
         refused("a NAR in a NAR", holding(zstd(&zstd(&victim.nar)))),
         refused("a NAR without an end, no length", responds(Response::endless(file.clone(), repeated(&[0])))),
@@ -90,27 +90,30 @@ fn every_lie_about_a_nar_is_refused() {
         failed("the NAR stops half way", responds(Response::with_length(half, size))),
         failed("the NAR stops half way, no length", responds(Response::without_length(half))),
         failed("the NAR stalls half way", responds(Response::stalled(half, size))),
-        failed("the NAR's answer never comes", responds(Response::silent())),
+        failed("no response for the NAR", responds(Response::silent())),
         failed(
             "the NAR redirects to itself",
             responds(Response::redirect(format!("/{BUCKET}/{}", victim.narinfo.url))),
         ),
         failed("the NAR redirects to a file", responds(Response::redirect("file:///etc/passwd"))),
         failed("status 500 for the NAR", responds(Response::status(500))),
-        failed("status 206 without being asked", responds(Response::raw(partial(half, 0, file.len())))),
-        failed("another range than was asked for", responds(Response::raw(partial(half, file.len() / 2, file.len())))),
+        failed("status 206 without a requested range", responds(Response::raw(partial(half, 0, file.len())))),
+        failed(
+            "another range than the requested one",
+            responds(Response::raw(partial(half, file.len() / 2, file.len()))),
+        ),
         refused(
             "Content-Encoding: gzip on a NAR that has none, no FileHash",
             bare_responds(Response::object(HTML_PAGE).header("Content-Encoding", "gzip")),
         ),
     ];
-    // Those are retried by both layers, with a wait between: half a minute of doing nothing.
-    let long = ["the NAR's answer never comes", "status 500 for the NAR"];
+    // These are retried by two layers and take half a minute.
+    let long = ["no response for the NAR", "status 500 for the NAR"];
     let patient = std::env::var_os("LIES").is_some_and(|cases| cases == "all");
     fixture.run_cases(cases.into_iter().filter(|refused| patient || !long.contains(&refused.name)).collect());
 }
 
-/// A partial answer from `first`, whatever was asked.
+/// Returns a partial response that begins at `first`, regardless of the request.
 fn partial(bytes: &[u8], first: usize, total: usize) -> Vec<u8> {
     let last = first + bytes.len() - 1;
     let head = format!("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/{total}\r\n");
@@ -157,7 +160,7 @@ fn hostile_nars_are_refused_even_if_signed() {
         ),
         ("a link with entries", nar_of(&[b"(", b"type", b"symlink", b"target", &outside, b"entry", b"(", b")", b")"])),
         ("a link without a target", nar_of(&[b"(", b"type", b"symlink", b")"])),
-        ("a link to nothing", nar_of(&link(b""))),
+        ("a link with an empty target", nar_of(&link(b""))),
         ("a target with a NUL byte", nar_of(&link(b"a\0b"))),
         ("a target of 4096 bytes", nar_of(&link(&long_target))),
         ("a directory 65 deep", nested_nar(MAX_DEPTH + 1)),
@@ -181,7 +184,7 @@ fn hostile_nars_are_refused_even_if_signed() {
         ("a file of 2^63 bytes", sized(1 << 63)),
         ("a file of 1 TiB", sized(1 << 40)),
         ("a tag of 2^40 bytes", [nar_of(&[b"("]), (1_u64 << 40).to_le_bytes().to_vec(), vec![0; 64]].concat()),
-        ("something after the NAR", [file_nar(b"x"), b"x".to_vec()].concat()),
+        ("data after the NAR", [file_nar(b"x"), b"x".to_vec()].concat()),
         ("a NAR of version 2", nar_of(&[]).iter().map(|&byte| if byte == b'1' { b'2' } else { byte }).collect()),
         ("a NAR that ends early", nar_of(&[b"(", b"type", b"directory"])),
         ("zeros", vec![0; 4096]),
@@ -196,8 +199,8 @@ fn hostile_nars_are_refused_even_if_signed() {
     assert_eq!(fs::read_dir(std::ffi::OsString::from(String::from_utf8(outside).unwrap())).unwrap().count(), 0);
 }
 
-/// Ranges of a large NAR that are not of one object, or not those that were asked for: whoever puts them together
-/// refuses the path, unless the result is what was signed.
+/// Ranges of a large NAR that are from different objects, or not the requested ones: the path is refused unless the
+/// result is correct.
 #[test]
 fn ranges_that_do_not_match_are_refused() {
     const LARGE: usize = 17 << 20;
@@ -213,8 +216,8 @@ fn ranges_that_do_not_match_are_refused() {
         ("ranges of another object", BadRanges::OfAnotherObject),
         ("ranges that are shifted by a byte", BadRanges::Shifted),
         ("ranges that are a byte short", BadRanges::Short),
-        ("the whole in place of a range", BadRanges::Whole),
-        ("the first range in place of each", BadRanges::First),
+        ("the whole object instead of a range", BadRanges::Whole),
+        ("the first range instead of each", BadRanges::First),
     ] {
         let (all, other, url) = (all.clone(), Arc::clone(&other), url.clone());
         let server = LyingServer::start(move |request| {
@@ -237,7 +240,7 @@ fn ranges_that_do_not_match_are_refused() {
             let expected = victim.is_in_root(&root);
             let ranges = server.requests().iter().filter(|request| request.range().is_some()).count();
             println!(
-                "| {name} | {protocol:?} | {} | {} | {ranges} ranges asked for",
+                "| {name} | {protocol:?} | {} | {} | {ranges} ranges requested",
                 output.status,
                 table_cell(output.stderr.trim_end())
             );
@@ -252,7 +255,7 @@ fn ranges_that_do_not_match_are_refused() {
     }
 }
 
-/// What is wrong with all ranges but the first.
+/// The error in all ranges but the first.
 #[derive(Debug, Clone, Copy)]
 enum BadRanges {
     OfAnotherObject,

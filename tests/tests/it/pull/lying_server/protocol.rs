@@ -7,7 +7,7 @@ use narinfo_gen::compression::Compression;
 use narinfo_gen::hash::Sha256;
 use std::process::Stdio;
 
-/// What goes to standard output of a lie is never whole: the next stage refuses it.
+/// The output of a refused path is incomplete, and the next stage refuses it.
 #[test]
 fn streams_with_refused_paths_are_truncated() {
     let fixture = PullFixture::new();
@@ -37,12 +37,12 @@ fn streams_with_refused_paths_are_truncated() {
             assert!(!output.stdout.is_empty() || flags == ["--nar"], "what is good was not written");
             fixture.scratch.sh("[ -e key.sec ] || cache-sign keygen k-1 key.sec key.pub").ok();
             let refused = fixture.scratch.sh_with_input(next, &output.stdout);
-            assert_eq!(refused.status, 1, "{next} took it: {}", refused.stderr);
+            assert_eq!(refused.status, 1, "{next} accepted it: {}", refused.stderr);
         }
     }
 }
 
-/// Who is sent to another host is not to take the password along.
+/// A redirect to another host must not include the password.
 #[test]
 fn passwords_are_not_sent_after_redirects() {
     let fixture = PullFixture::new();
@@ -66,7 +66,7 @@ fn passwords_are_not_sent_after_redirects() {
     assert!(!output.stderr.contains("secret"), "{}", output.stderr);
 }
 
-/// A listing that says for ever that there is more.
+/// A listing that always claims that there are more pages.
 #[test]
 fn a_cyclic_listing_ends() {
     let fixture = PullFixture::new();
@@ -84,11 +84,7 @@ fn a_cyclic_listing_ends() {
     command.args(["--kill-after=5", "20", "s3-pull", "--all", "--list", "--no-verify-signatures", &server.s3_url()]);
     let output = command.stdin(Stdio::null()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    println!(
-        "| a listing that goes in circles | s3 | {:?} | {} |",
-        output.status.code(),
-        table_cell(stderr.trim_end())
-    );
+    println!("| a cyclic listing | s3 | {:?} | {} |", output.status.code(), table_cell(stderr.trim_end()));
     assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}: {stderr}", output.status);
     assert_eq!(find_problems(&stderr), Vec::<String>::new());
 }

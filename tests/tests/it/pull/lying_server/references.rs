@@ -41,7 +41,7 @@ fn every_lie_about_references_or_the_cache_is_refused() {
     let refused = |name, respond| Case::of(name, &[1], &[&victim], respond);
     let failed = |name, respond| Case::of(name, &[1, 2], &[&victim], respond);
     let cycle = recursive(
-        "references in a circle; another path is good",
+        "cyclic references; another path is valid",
         &[1],
         &[&user, &back, &alone],
         correct(objects([&user, &back, &alone])),
@@ -49,38 +49,38 @@ fn every_lie_about_references_or_the_cache_is_refused() {
     );
     let cases = vec![
         Case { allowed: vec![alone.clone()], ..cycle },
-        recursive("references in a circle of two", &[1], &[&user, &back], correct(objects([&user, &back])), &[]),
+        recursive("two paths with cyclic references", &[1], &[&user, &back], correct(objects([&user, &back])), &[]),
         recursive(
-            "references in a circle of three",
+            "three paths with cyclic references",
             &[1],
             &[&ring[0], &ring[1], &ring[2]],
             correct(objects(&ring)),
             &[],
         ),
+        recursive("300 missing references", &[1], &[&many_references], correct(objects([&many_references])), &[]),
         recursive(
-            "300 references that are not there",
+            "the NAR of a reference is damaged; another path is valid",
             &[1],
-            &[&many_references],
-            correct(objects([&many_references])),
-            &[],
+            &[&user, &alone],
+            correct(bad),
+            &[&alone],
         ),
-        recursive("a reference's NAR is bad; another path is good", &[1], &[&user, &alone], correct(bad), &[&alone]),
         recursive(
-            "a reference is not signed; another path is good",
+            "a reference is not signed; another path is valid",
             &[1],
             &[&user, &alone],
             correct(unsigned),
             &[&alone],
         ),
         recursive(
-            "a reference is not there; another path is good",
+            "a reference is missing; another path is valid",
             &[1],
             &[&user, &alone],
             correct(objects([&user, &alone])),
             &[&alone],
         ),
         refused("a cache of another store directory", info(Response::object("StoreDir: /gnu/store\n"))),
-        refused("a page in place of nix-cache-info", info(Response::object(HTML_PAGE))),
+        refused("an HTML page instead of nix-cache-info", info(Response::object(HTML_PAGE))),
         refused(
             "a nix-cache-info without an end",
             info(Response::endless("StoreDir: /nix/store\n", vec![b'x'; 65536])),
@@ -90,12 +90,12 @@ fn every_lie_about_references_or_the_cache_is_refused() {
             "a nix-cache-info that redirects to itself",
             info(Response::redirect(format!("/{BUCKET}/nix-cache-info"))),
         ),
-        failed("a nix-cache-info that never comes", info(Response::silent())),
+        failed("no response for nix-cache-info", info(Response::silent())),
     ];
     fixture.run_cases(cases);
 }
 
-/// A chain of references, ten thousand deep: taken where it is whole, refused to the last where its end is missing.
+/// A chain of ten thousand references is accepted, and refused completely if its end is missing.
 #[test]
 fn a_chain_of_ten_thousand_references_is_followed() {
     const DEEP: usize = 10_000;
