@@ -9,7 +9,7 @@ use super::tidy::{read, sources};
 const MAX_LINES: usize = 600;
 
 /// Words that must not be part of an identifier, with the term to use instead.
-const BANNED_WORDS: [(&str, &str); 28] = [
+const BANNED_WORDS: [(&str, &str); 27] = [
     ("Patience", "RequestLimits"),
     ("patience", "limits"),
     ("Plea", "Throttle"),
@@ -31,7 +31,6 @@ const BANNED_WORDS: [(&str, &str); 28] = [
     ("Registry", "PathInfoSource"),
     ("Describer", "NarInfoBuilder"),
     ("Failure", "Error"),
-    ("Outcome", "Result"),
     ("Doing", "Context"),
     ("Talk", "Verbosity"),
     ("told", "summarize"),

@@ -122,7 +122,7 @@ fn data_after_a_nar_is_refused() {
         }
         let path = store_path("x", 1);
         let stderr = scratch.sh(&format!("narinfo-gen --no-nix {path} < {input}")).fails(1);
-        assert!(stderr.contains("follows the end of a NAR"), "{stderr}");
+        assert!(stderr.contains("unexpected data after the end of the NAR"), "{stderr}");
     }
 }
 

@@ -145,7 +145,7 @@ fn cat_unverified_reads_only_the_range_in_the_listing() {
         ("s/\"narOffset\":/&1/", "not within the NAR"),
         ("s/\"size\":/&1/", "not w"),
         ("s/\"narOffset\":[0-9]*/\"narOffset\":96/", "not where the listing says"),
-        ("s/regular/regula/", "not the listing of a NAR"),
+        ("s/regular/regula/", "invalid NAR listing"),
     ] {
         let output = fixture.scratch.sh(&format!(
             "cp {listing} original; sed -i '{lie}' {listing}

@@ -119,7 +119,9 @@ impl PullFixture {
         let named = |cached: &CachedPath| {
             text.contains(cached.narinfo.path.hash_part().as_str()) || text.contains(&cached.narinfo.url)
         };
-        if !text.contains("nix-cache-info") && !case.requested.iter().any(named) {
+        // A path that was not unpacked because of another one is counted in the line of that one.
+        let names_a_path = text.contains("paths depend on it") || text.contains("path depends on it");
+        if !text.contains("nix-cache-info") && !names_a_path && !case.requested.iter().any(named) {
             wrong.push("the message names neither path nor key".to_owned());
         }
         let allowed: Vec<&CachedPath> = case.allowed.iter().filter(|cached| cached.is_in_root(&root)).collect();
