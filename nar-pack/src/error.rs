@@ -46,7 +46,7 @@ impl Error {
 
     /// Returns the error for a standard output that its reader has closed: exit code 141. It is not printed.
     pub(crate) fn broken_pipe() -> Self {
-        Self::new(Kind::BrokenPipe, "the reader of standard output closed it")
+        Self::new(Kind::BrokenPipe, "the reader of standard output closed the pipe")
     }
 
     fn new(kind: Kind, message: impl Display) -> Self {

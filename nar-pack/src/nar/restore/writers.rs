@@ -239,8 +239,8 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if !self.handles.is_empty() {
-            lock(&self.error).get_or_insert_with(|| Error::failed("cancelled"));
-            // Whoever cancels reports the reason.
+            lock(&self.error).get_or_insert_with(|| Error::failed("canceled"));
+            // The code that cancels reports the reason.
             let _ = self.join();
         }
     }
