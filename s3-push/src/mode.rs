@@ -170,6 +170,6 @@ fn split_targets(targets: &[String]) -> Result<(String, Option<String>)> {
 fn refuse_path(flag: &str, path: Option<&StorePath>) -> Result {
     match path {
         None => Ok(()),
-        Some(path) => Err(Error::usage(format!("unexpected argument {path}: {flag} takes no STORE-PATH"))),
+        Some(path) => Err(Error::usage(format!("unexpected argument {path}: {flag} does not take a STORE-PATH"))),
     }
 }

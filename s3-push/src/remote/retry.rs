@@ -90,7 +90,7 @@ pub(super) fn parse_retry_after(value: &str) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// Makes the SDK retry after 429, which it regards as permanent, and wait as long as `Retry-After` says.
+/// Makes the SDK retry after 429, which it regards as permanent, and wait as long as `Retry-After` requests.
 #[derive(Debug)]
 pub(super) struct ThrottleClassifier;
 

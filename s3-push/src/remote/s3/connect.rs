@@ -43,7 +43,7 @@ pub enum Access {
 }
 
 impl Bucket {
-    /// Sets up a client; nothing is requested yet. `tool` begins the messages that are printed.
+    /// Sets up a client; nothing is requested yet. `tool` is the prefix of messages.
     pub async fn connect(location: Location, access: Access, limits: RequestLimits, tool: &'static str) -> Self {
         let mut sdk_config = load_config(&location, access, limits).await;
         let lacks_credentials =

@@ -101,7 +101,7 @@ impl Bucket {
         }
     }
 
-    /// Returns whether the error says that the service does not support conditional writes, and remembers it.
+    /// Returns whether the error means that the service does not support conditional writes, and remembers it.
     pub(super) fn lacks_conditional_writes<E: ProvideErrorMetadata>(&self, error: &Sdk<E>) -> bool {
         let lacks = status(error) == Some(501) || error.code() == Some("NotImplemented");
         if lacks {

@@ -24,7 +24,7 @@ struct Case {
 
 /// Expected words if a connection ends unexpectedly.
 const CONNECTION_ERRORS: &[&str] =
-    &["reset", "closed", "refused", "broken pipe", "end of file", "cut off", "incomplete"];
+    &["reset", "closed", "refused", "broken pipe", "end of file", "truncated", "incomplete"];
 
 /// Faults of the network, and errors of the service.
 const CASES: [Case; 9] = [
