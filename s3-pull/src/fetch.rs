@@ -1,5 +1,5 @@
 //! The download of one NAR and its verification: FileHash, FileSize, NarHash and NarSize. A NAR is verified while it is
-//! read, so whoever consumes it must not publish anything before [`verify_nar`] has returned.
+//! read, so its consumer must not publish anything before [`verify_nar`] has returned.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -86,7 +86,7 @@ pub fn verify_nar(
     digests.require(narinfo)
 }
 
-/// Returns the maximum size of so many bytes after compression, without constant overhead.
+/// Returns the maximum size of `size` bytes after compression, without constant overhead.
 fn max_compressed_size(size: u64) -> u64 {
     size.saturating_add(size / 4)
 }
