@@ -27,7 +27,7 @@ pub struct Cli {
 
     /// Print a policy for reading
     ///
-    /// By default it is a bucket policy that lets everybody read; with --principal it lets only those principals read. With --identity it is a policy for users and roles.
+    /// By default it is a bucket policy that lets everyone read; with --principal it lets only those principals read. With --identity it is a policy for users and roles.
     #[arg(long, help_heading = "Document (exactly one)")]
     pub read_only: bool,
 
@@ -80,7 +80,8 @@ pub struct Cli {
 
     /// Print --read-only as a policy for users and roles
     #[arg(
-        long, requires = "read_only", conflicts_with_all = ["principal", "principal_key_id"], help_heading = "Policies"
+        long, requires = "read_only", conflicts_with_all = ["principal", "principal_key_id"], help_heading = "Policies",
+        hide_short_help = true
     )]
     pub identity: bool,
 
@@ -99,7 +100,7 @@ pub struct Cli {
     /// Allow only requests from this address or CIDR range; can be repeated
     ///
     /// A range is written with its first address, such as 192.0.2.0/24.
-    #[arg(long, value_name = "CIDR", help_heading = "Policies")]
+    #[arg(long, value_name = "CIDR", help_heading = "Policies", hide_short_help = true)]
     pub source_ip: Vec<String>,
 
     /// Allow only requests through this VPC endpoint; can be repeated
@@ -145,7 +146,7 @@ pub struct Cli {
 
     /// Use the https:// URL of the bucket instead of s3://
     ///
-    /// For a bucket that everybody may read.
+    /// For a bucket that everyone may read.
     #[arg(long, requires = "nix_conf", help_heading = "nix.conf")]
     pub https: bool,
 
@@ -172,7 +173,7 @@ pub struct Cli {
     version: Option<bool>,
 }
 
-const AFTER_HELP: &str = "Run 'cache-policy --help' for details and examples.";
+const AFTER_HELP: &str = "Run 'cache-policy --help' for all options, details and examples.";
 
 const AFTER_LONG_HELP: &str = "\
 Allowed requests:
@@ -219,7 +220,8 @@ Examples:
   aws s3api put-bucket-policy --bucket my-cache --policy file://read.json
   mc anonymous set-json read.json minio/my-cache
 
-  cache-policy --read-only --principal arn:aws:iam::123456789012:role/builders --require-tls my-cache
+  cache-policy --read-only --principal arn:aws:iam::123456789012:role/builders --require-tls \\
+    my-cache
 
   cache-policy --upload my-cache > upload.json
   aws iam create-policy --policy-name cache-upload --policy-document file://upload.json

@@ -32,12 +32,12 @@ pub enum Mode {
     NixConf {
         /// The lines.
         config: ClientConfig,
-        /// What is done with them.
+        /// What to do with them.
         action: NixConfAction,
     },
 }
 
-/// What is done with the lines of nix.conf.
+/// What to do with the lines of nix.conf.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NixConfAction {
     /// Print them to standard output.

@@ -27,7 +27,7 @@ impl Principal {
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |reason: &str| Error::usage(format!("invalid principal {text:?}: {reason}"));
         if text == "*" {
-            return Err(invalid("wildcards are not supported").with_hint("omit --principal to let everybody read"));
+            return Err(invalid("wildcards are not supported").with_hint("omit --principal to let everyone read"));
         }
         if is_account_id(text) || is_iam_arn(text) {
             return Ok(Self(text.to_owned()));
