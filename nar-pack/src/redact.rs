@@ -21,7 +21,7 @@ pub(crate) fn one_line(text: &str) -> String {
     })
 }
 
-/// Sanitizes an error message of the command-line parser, which cuts the padding off a key that it takes for
+/// Sanitizes an error message of the command-line parser, which removes the padding of a key that it takes for
 /// `FLAG=VALUE`: any long run of base64 digits in both cases is redacted.
 pub(crate) fn usage_message(text: &str) -> String {
     redact_keys(text, has_both_cases)

@@ -1,5 +1,5 @@
 //! Retries: which requests are retried, after which delay. The SDK retries its requests with exponential backoff and
-//! jitter; `ThrottleClassifier` makes it treat 429 as throttling and honour `Retry-After`. [`Backoff`] covers what the
+//! jitter; `ThrottleClassifier` makes it treat 429 as throttling and honor `Retry-After`. [`Backoff`] covers what the
 //! SDK cannot retry: plain HTTP requests, truncated bodies, and conflicting conditional writes.
 
 use std::sync::Arc;

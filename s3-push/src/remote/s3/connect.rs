@@ -120,7 +120,7 @@ async fn load_config(location: &Location, access: Access, limits: RequestLimits)
     loader.load().await
 }
 
-/// Returns an HTTP client that honours the proxy variables, which the SDK ignores by default.
+/// Returns an HTTP client that honors the proxy variables, which the SDK ignores by default.
 fn http_client() -> SharedHttpClient {
     aws_smithy_http_client::Builder::new().build_with_connector_fn(|settings, _| {
         let tls = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring));
