@@ -181,7 +181,7 @@ impl ClosureBench {
         Ok(self.path(name))
     }
 
-    /// Writes everything to the disk and forgets what tools keep in their home directory, as Nix does about caches.
+    /// Flushes dirty pages to disk and removes what tools cache in their home directory, as Nix does about caches.
     ///
     /// # Errors
     /// If that fails.

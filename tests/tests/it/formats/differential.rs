@@ -369,7 +369,7 @@ fn why_we_refuse(message: &str) -> Option<&'static str> {
         ),
         (
             "missing field \"References\"",
-            "we want References, which every writer writes: without it the narinfo was cut off",
+            "we want References, which every writer writes: without it the narinfo is truncated",
         ),
         ("is outside the cache", "we want URLs within the cache"),
         ("is not a SHA-256 hash", "we want SHA-256, which every cache has"),

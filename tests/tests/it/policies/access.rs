@@ -119,10 +119,10 @@ fn a_user_without_a_policy_reads_nothing() {
     let mut fixture = closure_fixture::Fixture::new();
     let (bucket, _) = uploader(minio, &mut fixture.scratch);
     fixture.scratch.sh(closure_fixture::PUBLISH).ok();
-    let nobody = minio.add_user(
+    let user = minio.add_user(
         r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetBucketLocation"],"Resource":["arn:aws:s3:::unrelated"]}]}"#,
     );
-    nobody.apply(&mut fixture.scratch);
+    user.apply(&mut fixture.scratch);
     let stderr = fixture.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
     assert!(stderr.contains(&fixture.closure.lib), "{stderr}");
     fixture.assert_nothing_below("out");

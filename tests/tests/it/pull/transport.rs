@@ -277,17 +277,18 @@ fn published(minio: &Minio) -> (Fixture, String) {
     (fixture, bucket)
 }
 
-/// A public bucket is read without credentials; for another one the message says that credentials are missing.
+/// A public bucket is read without credentials; for any other bucket, the message states that credentials are missing.
 #[test]
 fn a_public_bucket_needs_no_credentials() {
     let Some(minio) = Minio::shared() else { return };
     let (fixture, bucket) = published(minio);
-    let nobody = |script: &str| fixture.scratch.sh(&format!("unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; {script}"));
-    let stderr = nobody("s3-pull -r --root out \"$C\" \"$TOP\"").fails(2);
+    let anonymous =
+        |script: &str| fixture.scratch.sh(&format!("unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; {script}"));
+    let stderr = anonymous("s3-pull -r --root out \"$C\" \"$TOP\"").fails(2);
     assert!(stderr.contains("no AWS credentials found") && stderr.contains("403"), "{stderr}");
     let policy = fixture.scratch.sh(&format!("cache-policy --read-only {bucket}")).ok();
     minio.set_bucket_policy(&bucket, &policy);
-    nobody("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
+    anonymous("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     fixture.assert_trees("out");
 }
 
