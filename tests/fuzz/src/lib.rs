@@ -117,7 +117,7 @@ impl Visitor for Rewriter {
         }
         self.strings(&[b"contents"]);
         self.nar.extend(size.to_le_bytes());
-        assert_eq!(offset, self.nar.len() as u64, "a file begins elsewhere");
+        assert_eq!(offset, self.nar.len() as u64, "the offset of a file differs");
         self.files.push((self.names.clone(), offset, size));
         self.expected = offset.saturating_add(size);
         Ok(())
@@ -126,12 +126,12 @@ impl Visitor for Rewriter {
     fn data(&mut self, bytes: &[u8]) -> Result {
         assert!(!bytes.is_empty());
         self.nar.extend(bytes);
-        assert!(self.nar.len() as u64 <= self.expected, "more than the file has");
+        assert!(self.nar.len() as u64 <= self.expected, "more bytes than the size of the file");
         Ok(())
     }
 
     fn file_end(&mut self) -> Result {
-        assert_eq!(self.nar.len() as u64, self.expected, "less than the file has");
+        assert_eq!(self.nar.len() as u64, self.expected, "fewer bytes than the size of the file");
         self.nar.resize(self.nar.len() + padding(self.expected), 0);
         self.strings(&[b")"]);
         Ok(())
@@ -151,14 +151,14 @@ pub fn nar(bytes: &[u8]) {
     let verdict = parse(&mut input, &mut rewriter);
     match &verdict {
         Ok(size) => {
-            assert_eq!(*size, (bytes.len() - input.len()) as u64, "its size is another");
-            assert_eq!(rewriter.nar, bytes[..bytes.len() - input.len()], "written again it is another");
+            assert_eq!(*size, (bytes.len() - input.len()) as u64, "its size differs");
+            assert_eq!(rewriter.nar, bytes[..bytes.len() - input.len()], "it differs after it is written again");
         }
         Err(error) => refused(error),
     }
     for capacity in [1, 13] {
         let again = parse(&mut BufReader::with_capacity(capacity, bytes), &mut Skip);
-        assert_eq!(again.ok(), verdict.clone().ok(), "in pieces of {capacity} bytes it is another");
+        assert_eq!(again.ok(), verdict.clone().ok(), "the result differs if it is read in pieces of {capacity} bytes");
     }
 }
 
@@ -237,9 +237,9 @@ pub fn export_stream(bytes: &[u8]) {
     match read_export(bytes) {
         Ok(paths) => {
             let written = write_export(&paths);
-            assert!(written.len() <= bytes.len(), "written again it is longer");
+            assert!(written.len() <= bytes.len(), "it is longer after it is written again");
             let again = read_export(&written).unwrap();
-            assert!(again == paths, "written again it is another");
+            assert!(again == paths, "it differs after it is written again");
         }
         Err(error) => refused(&error),
     }
@@ -278,7 +278,7 @@ pub fn archive(bytes: &[u8]) {
                 writer.member(key, body.len() as u64, body.as_slice()).unwrap();
             }
             let written = writer.finish().unwrap();
-            assert!(read_archive(&written).unwrap() == members, "written again it is another");
+            assert!(read_archive(&written).unwrap() == members, "it differs after it is written again");
         }
         Err(error) => refused(&error),
     }
@@ -316,7 +316,10 @@ pub fn narinfo(bytes: &[u8]) {
             for (index, narinfo) in narinfos.iter().enumerate() {
                 writer.write(narinfo, index + 1 < narinfos.len()).unwrap();
             }
-            assert!(read_narinfos(&writer.into_inner()).unwrap() == narinfos, "written again they are others");
+            assert!(
+                read_narinfos(&writer.into_inner()).unwrap() == narinfos,
+                "they differ after they are written again"
+            );
         }
         Err(error) => refused(&error),
     }
@@ -448,7 +451,7 @@ pub fn nix_conf(bytes: &[u8]) {
             }
             (Ok(_), Err(error)) => panic!("merged lines cannot be removed: {error}"),
         };
-        assert_eq!(client.merge(&merged, path).unwrap(), merged, "merged again it is another");
+        assert_eq!(client.merge(&merged, path).unwrap(), merged, "it differs after it is merged again");
         assert_eq!(client.without_lines(&merged).unwrap(), rest, "other lines changed");
         let text = String::from_utf8_lossy(&merged);
         assert!(text.to_lowercase().contains("//a.example") && text.contains(&key.to_string()), "it has no effect");

@@ -34,7 +34,7 @@ fn an_uploader_needs_no_more_than_the_upload_policy() {
     for key in large {
         let about = head(&fixture.scratch, &minio.endpoint(), &format!("/{bucket}/{key}"));
         let etag = about.lines().find(|line| line.starts_with("etag:")).unwrap();
-        assert!(etag.trim_end().trim_end_matches('"').ends_with("-3"), "{key} did not go in three parts: {etag}");
+        assert!(etag.trim_end().trim_end_matches('"').ends_with("-3"), "{key} was not uploaded in three parts: {etag}");
     }
     fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     fixture.assert_trees("out");

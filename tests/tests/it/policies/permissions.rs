@@ -61,7 +61,7 @@ fn print_head(server: &str) {
 #[track_caller]
 fn assert_no_access_beside(caller: &S3Client, owner: &S3Client, bucket: &str) {
     for call in ["GET", "LIST", "PUT", "ABORT", "DELETE"] {
-        assert_eq!(caller.call(call, owner, bucket, "beside/"), Err(Access::Denied), "{call} beside the prefix");
+        assert_eq!(caller.call(call, owner, bucket, "beside/"), Err(Access::Denied), "{call} outside the prefix");
     }
 }
 

@@ -70,7 +70,7 @@ fn a_large_object_is_fetched_in_ranges_with_one_entity_tag() {
     let expected: Vec<usize> = (0..5).flat_map(|range| [range * 4 * MIB; 2]).collect();
     assert_eq!(begins, expected);
     let pinned = nar_requests(&requests, &large).filter(|request| request.header("if-match").is_some());
-    assert_eq!(pinned.count(), 8, "every range but the first is bound to what the first one was of");
+    assert_eq!(pinned.count(), 8, "every range but the first is requested with the entity tag of the first");
 }
 
 #[test]

@@ -83,7 +83,10 @@ impl BadInputFixture {
                 case.code != 141 && !one_line,
                 "expected one line that begins with the tool's name, and perhaps a hint".to_owned(),
             ),
-            (jargon.is_some() || stderr.len() > 500, format!("not a clear line: {jargon:?}, {} bytes", stderr.len())),
+            (
+                jargon.is_some() || stderr.len() > 500,
+                format!("not a clear message: {jargon:?}, {} bytes", stderr.len()),
+            ),
             (!missing.is_empty(), format!("expected {missing:?} in the message")),
             (!output.stdout.is_empty(), format!("standard output: {:?}", output.text())),
             (!published.is_empty(), format!("published {published:?}")),

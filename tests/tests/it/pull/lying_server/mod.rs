@@ -190,7 +190,7 @@ fn find_problems(text: &str) -> Vec<String> {
             || line.len() > MAX_LINE
             || INTERNAL_TERMS.iter().any(|word| line.contains(word))
         {
-            wrong.push(format!("not a clear line: {line:?}"));
+            wrong.push(format!("not a clear message: {line:?}"));
         }
     }
     wrong
