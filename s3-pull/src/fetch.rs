@@ -91,8 +91,8 @@ fn max_compressed_size(size: u64) -> u64 {
     size.saturating_add(size / 4)
 }
 
-/// Refuses a compressed NAR that is larger than it can be, and one from which a decoder gets hardly anything: a decoder
-/// may need a second per MiB for empty frames.
+/// Refuses a compressed NAR that is larger than it can be, and one from which a decoder produces almost no output: a
+/// decoder may need a second per MiB for empty frames.
 struct LimitedReader<'a, R> {
     inner: R,
     read: u64,

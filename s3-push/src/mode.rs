@@ -1,5 +1,5 @@
-//! The typed mode of an invocation: the command line is checked and turned into one of three modes here, and nothing
-//! below looks at flags.
+//! The typed mode of an invocation: the command line is checked and turned into one of three modes here. No other
+//! module reads flags.
 
 use nar_pack::error::{Error, Result};
 use nar_pack::path_info::PathInfoSource;

@@ -145,7 +145,7 @@ fn new_intake(memory: u64, part_size: u64, runtime: Handle) -> (Intake, mpsc::Re
     (Intake { events: sender, memory: ByteBudget::new(memory), part_size, verifiers, runtime }, events)
 }
 
-/// Standard input, and what is needed to read it.
+/// Standard input and the context to read it.
 struct Input {
     kind: Kind,
     bytes: Sniffed,

@@ -83,7 +83,7 @@ fn verify_existing(target: &Path, narinfo: &NarInfo) -> Result {
     Err(refused(format!("{} has different contents: expected NarHash {expected}, found {found}", target.display())))
 }
 
-/// Unpacks a path from one cache. A download that breaks is retried.
+/// Unpacks a path from one cache. An interrupted download is retried.
 async fn download(context: &Arc<UnpackContext>, candidate: &Arc<Candidate>) -> Result<(), UnpackError> {
     let mut backoff = Backoff::new(context.sources.remote(candidate).max_attempts());
     loop {

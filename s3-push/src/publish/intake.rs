@@ -110,7 +110,7 @@ impl Intake {
             self.send(Event::MemoryFull)?;
             self.runtime.block_on(self.memory.acquire(size))?
         };
-        // The size comes from a header, which may lie, so not all of it is allocated in advance.
+        // The size comes from a header, which may be wrong, so not all of it is allocated in advance.
         let mut bytes = Vec::with_capacity(size.min(MAX_PREALLOCATION));
         body.take(size as u64).read_to_end(&mut bytes)?;
         Ok(Part::new(Bytes::from(bytes), permit))
@@ -253,7 +253,7 @@ fn digest_archived_nar(body: ChunkReader<Part>, key: &str, file_hash: Option<Sha
     }
 }
 
-/// Sends what [`NarInfoBuilder`] makes as events.
+/// Sends the output of [`NarInfoBuilder`] as events.
 struct EventWriter<'a> {
     intake: &'a Intake,
     compression: Compression,

@@ -215,8 +215,8 @@ fn is_resumable(overwrite: Overwrite, length: BodyLength) -> bool {
     overwrite == Overwrite::Never && length.is_multipart()
 }
 
-/// Returns whether the parts have our part size. If not, another process with another part size may be at work, and the
-/// two would overwrite each other's parts.
+/// Returns whether the parts have our part size. If not, another process may be uploading with a different part size,
+/// and the two would overwrite each other's parts.
 fn have_part_size(parts: &HashMap<i32, RemotePart>, part_size: u64) -> bool {
     let last = parts.keys().max();
     parts.iter().all(|(number, part)| part.size == part_size || (Some(number) == last && part.size < part_size))

@@ -25,8 +25,8 @@ use crate::remote::concurrency::AdaptiveLimit;
 use crate::remote::location::{DEFAULT_REGION, Location};
 use crate::remote::retry::{AttemptObserver, CONNECT_TIMEOUT, INITIAL_BACKOFF, RequestLimits, ThrottleClassifier};
 
-/// Capacity of the bucket's own retry budget. The SDK's default, 500 tokens for the whole process, does not last through
-/// a bad minute of a bulk transfer.
+/// Capacity of the bucket's own retry budget. The SDK's default, 500 tokens for the whole process, is used up by
+/// one minute of throttling in a bulk transfer.
 const RETRY_TOKENS: usize = 10_000;
 /// Tokens that a successful request returns to the retry budget.
 const RETRY_REWARD: f32 = 5.0;

@@ -185,7 +185,7 @@ impl ClosureBench {
     ///
     /// # Errors
     /// If that fails.
-    pub fn settle(&self) -> Result<(), String> {
+    pub fn sync_and_reset_home(&self) -> Result<(), String> {
         self.reset_dir("home")?;
         run(&mut self.scratch.command("sync")).map(drop)
     }
