@@ -385,7 +385,7 @@ impl Shared {
             let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
             let status = text.split(' ').nth(1).unwrap_or_default();
             if status.starts_with('1') {
-                // The client has got its 100 Continue from the proxy.
+                // The proxy has already sent 100 Continue to the client.
                 continue;
             }
             let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);

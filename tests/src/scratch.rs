@@ -35,7 +35,7 @@ pub struct Scratch {
 
 impl Scratch {
     /// Creates the directory.
-    #[allow(clippy::new_without_default)] // it makes a directory; that is no default value
+    #[allow(clippy::new_without_default)] // it creates a directory
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("nix-s3-cache-").tempdir().expect("a temporary directory");
         // /tmp may be a symbolic link; Nix requires store roots without one.

@@ -23,7 +23,7 @@ pub struct Node {
 
 /// The properties of a file that a NAR records.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)] // the names say it
+#[allow(missing_docs)] // the names are sufficient
 pub enum Kind {
     Directory,
     File { executable: bool, contents: Contents },

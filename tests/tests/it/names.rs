@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::tidy::{read, sources};
 
-/// Most lines of a source file.
+/// Maximum number of lines of a source file.
 const MAX_LINES: usize = 600;
 
 /// Words that must not be part of an identifier, with the term to use instead.

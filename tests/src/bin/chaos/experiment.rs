@@ -67,9 +67,9 @@ impl fmt::Display for Fault {
 /// The results of all rounds.
 #[derive(Default)]
 pub struct Totals {
-    /// Accidents that hit a running stage.
+    /// Faults that hit a running stage.
     hits: u32,
-    /// Accidents after which some, but not all, paths were published.
+    /// Faults after which some, but not all, paths were published.
     partial: u32,
     /// Pushes that reported that they were terminated.
     terminated: u32,
@@ -155,7 +155,7 @@ impl Experiment {
         totals: &mut Totals,
     ) -> Result<(), String> {
         let bucket = self.minio.make_bucket();
-        // Every other cache lies below a prefix.
+        // Every other cache has a prefix.
         let prefix = if round.is_multiple_of(2) { format!("{bucket}/a/prefix") } else { bucket.clone() };
         let uploads = self.minio.upload_dirs();
         let count_new_uploads = || self.minio.upload_dirs().iter().filter(|upload| !uploads.contains(upload)).count();

@@ -1,5 +1,5 @@
 //! `demo`: publishes a small closure and fetches it, with the commands that a user types, against an S3 server in a
-//! temporary directory. Needs neither Nix nor a network nor an account.
+//! temporary directory. Requires no Nix, network or account.
 
 // The demo is its standard output.
 #![allow(clippy::print_stdout)]

@@ -39,7 +39,7 @@ const CASES: [Case; 9] = [
     Case { name: "stalled response", fault: Fault::StallResponse(60), causes: TIMEOUT_ERRORS },
 ];
 
-/// Expected words if a service does not respond.
+/// Expected texts if a service does not respond.
 const TIMEOUT_ERRORS: &[&str] =
     &["did not answer in time", "timed out", "time-out", "stalled", "throughput", "nothing moved"];
 

@@ -99,7 +99,7 @@ impl BadInputFixture {
     }
 }
 
-/// Words that no user understands: states of the SDK, replaced control characters, a panic.
+/// Terms that must not be in a message: states of the SDK, replaced control characters, a panic.
 const INTERNAL_TERMS: [&str; 4] = ["dispatch failure", "unhandled", "\u{fffd}", "panicked"];
 
 /// Returns whether an object may remain: a later refusal may come after nix-cache-info is written, and an empty cache

@@ -173,7 +173,7 @@ impl PullFixture {
     }
 }
 
-/// Words that no user understands.
+/// Terms that must not be in a message.
 const INTERNAL_TERMS: [&str; 4] = ["dispatch failure", "unhandled", "panicked", "RUST_BACKTRACE"];
 
 /// Maximum length of a line in bytes: it may contain a name of 255 bytes, each escaped.
