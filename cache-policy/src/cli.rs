@@ -1,5 +1,7 @@
 //! The command line of `cache-policy`. Contains only clap definitions; `mode` turns them into one typed mode.
 
+#![allow(rustdoc::bare_urls)] // Help texts show URLs as they are typed.
+
 use std::path::PathBuf;
 
 use cache_sign::cli::TrustedKeyArgs;
@@ -99,7 +101,7 @@ pub struct Cli {
     /// Allow only requests from this address or CIDR range; can be repeated
     ///
     /// A range is written with its first address, such as 192.0.2.0/24.
-    #[arg(long, value_name = "CIDR", help_heading = "Policies")]
+    #[arg(long, value_name = "CIDR", help_heading = "Policies", hide_short_help = true)]
     pub source_ip: Vec<String>,
 
     /// Allow only requests through this VPC endpoint; can be repeated
@@ -115,7 +117,13 @@ pub struct Cli {
     /// Allow only web pages of this origin; can be repeated
     ///
     /// An origin is a scheme and a host, such as https://example.org. The default is all origins.
-    #[arg(long, value_name = "ORIGIN", requires = "cors", help_heading = "CORS and OIDC trust")]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        requires = "cors",
+        help_heading = "CORS and OIDC trust",
+        hide_short_help = true
+    )]
     pub origin: Vec<String>,
 
     /// Set the account ID of the role
