@@ -29,7 +29,7 @@ pub struct Cli {
 
     /// Print a policy for reading
     ///
-    /// By default it is a bucket policy that lets everybody read; with --principal it lets only those principals read. With --identity it is a policy for users and roles.
+    /// By default it is a bucket policy that lets everyone read; with --principal it lets only those principals read. With --identity it is a policy for users and roles.
     #[arg(long, help_heading = "Document (exactly one)")]
     pub read_only: bool,
 
@@ -82,7 +82,8 @@ pub struct Cli {
 
     /// Print --read-only as a policy for users and roles
     #[arg(
-        long, requires = "read_only", conflicts_with_all = ["principal", "principal_key_id"], help_heading = "Policies"
+        long, requires = "read_only", conflicts_with_all = ["principal", "principal_key_id"], help_heading = "Policies",
+        hide_short_help = true
     )]
     pub identity: bool,
 
@@ -153,7 +154,7 @@ pub struct Cli {
 
     /// Use the https:// URL of the bucket instead of s3://
     ///
-    /// For a bucket that everybody may read.
+    /// For a bucket that everyone may read.
     #[arg(long, requires = "nix_conf", help_heading = "nix.conf")]
     pub https: bool,
 
@@ -180,7 +181,7 @@ pub struct Cli {
     version: Option<bool>,
 }
 
-const AFTER_HELP: &str = "Run 'cache-policy --help' for details and examples.";
+const AFTER_HELP: &str = "Run 'cache-policy --help' for all options, details and examples.";
 
 const AFTER_LONG_HELP: &str = "\
 Allowed requests:
@@ -227,7 +228,8 @@ Examples:
   aws s3api put-bucket-policy --bucket my-cache --policy file://read.json
   mc anonymous set-json read.json minio/my-cache
 
-  cache-policy --read-only --principal arn:aws:iam::123456789012:role/builders --require-tls my-cache
+  cache-policy --read-only --principal arn:aws:iam::123456789012:role/builders --require-tls \\
+    my-cache
 
   cache-policy --upload my-cache > upload.json
   aws iam create-policy --policy-name cache-upload --policy-document file://upload.json

@@ -7,7 +7,7 @@
 //! | [`mode`] | turns the command line into one [`mode::Mode`]; rejects flags that do not apply |
 //! | [`run`] | prints the document, or edits the nix.conf |
 //! | [`bucket`] | the bucket argument and `$NIX_S3_CACHE` |
-//! | [`documents`] | the documents, as types that serialize to what S3 and IAM read |
+//! | [`documents`] | the documents, as types that serialize to the JSON of S3 and IAM |
 //! | [`nix_conf`] | the nix.conf lines of a client, and merging them into a file |
 
 pub mod bucket;

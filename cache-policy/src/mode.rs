@@ -32,12 +32,12 @@ pub enum Mode {
     NixConf {
         /// The lines.
         config: ClientConfig,
-        /// What is done with them.
+        /// What to do with them.
         action: NixConfAction,
     },
 }
 
-/// What is done with the lines of nix.conf.
+/// What to do with the lines of nix.conf.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NixConfAction {
     /// Print them to standard output.
@@ -171,7 +171,7 @@ fn policy(cli: &Cli, access: Access) -> Result<Policy> {
     let partition = partition(cli.partition, &principals, &bucket)?;
     let arns = BucketArns::new(partition, &bucket.name, &bucket.prefix)?;
     let conditions = RequestConditions::new(&cli.source_ip, &cli.vpc_endpoint, cli.require_tls)?;
-    // Everybody may read by default, but only named principals may upload or administer.
+    // Everyone may read by default, but only named principals may upload or administer.
     let is_read_only = matches!(access, Access::Read { .. });
     if cli.identity || (principals.is_empty() && !is_read_only) {
         return Ok(Policy::identity(access, &arns, &conditions));

@@ -100,7 +100,7 @@ pub struct ArchiveVerifier<'a, W: Write> {
     nars: HashMap<String, NarState>,
     /// Trusted narinfos that came before their NAR, by the key of the NAR; reduced to what the NAR is compared with.
     expected: HashMap<String, Vec<NarInfo>>,
-    /// Keys of NARs that have not come yet and to which only refused narinfos refer.
+    /// Keys of NARs that have not arrived yet and to which only refused narinfos refer.
     refused_references: HashSet<String>,
     /// Hashes of the keys of all members that are not NARs.
     seen: HashSet<Sha256>,

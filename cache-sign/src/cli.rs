@@ -79,7 +79,7 @@ pub struct SecretKeyArgs {
 
     /// Accept a secret key of 32 bytes, the secret half alone
     ///
-    /// Such a key cannot be distinguished from a public key. Signatures made with a public key by mistake can be forged by everybody.
+    /// Such a key cannot be distinguished from a public key. Signatures made with a public key by mistake can be forged by anyone.
     #[arg(long)]
     pub seed: bool,
 }
@@ -250,7 +250,8 @@ The verdict is valid, wrong (it names a trusted key, but is not a signature of t
 
 Examples:
   cache-sign verify --trusted-public-key-file key.pub < narinfos
-  cache-sign verify --threshold 2 --trusted-public-key-file keys.pub < archive | s3-push s3://my-cache
+  cache-sign verify --threshold 2 --trusted-public-key-file keys.pub < archive \\
+    | s3-push s3://my-cache
 
 Memory: 16 MiB for NARs of any size packed by narinfo-gen, plus about 500 bytes per path. NARs that other tools packed with a larger window need that much more, up to 256 MiB.
 

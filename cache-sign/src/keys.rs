@@ -51,7 +51,7 @@ impl SecretKey {
 
     /// Parses a key like [`SecretKey::parse`], and also accepts the 32 bytes of the secret half alone (the Ed25519
     /// seed). A public key has the same form, and a signature made with a public key as the seed is worthless because
-    /// everybody can make it, so use this only when the user states that the key is secret.
+    /// anyone can make it, so use this only when the user states that the key is secret.
     ///
     /// # Errors
     /// The errors of [`SecretKey::parse`].

@@ -17,7 +17,7 @@ const ALIGNMENT: u64 = 64 << 10;
 #[derive(Debug, Default)]
 pub struct NarSpool {
     file: Option<File>,
-    /// Where the next NAR begins.
+    /// Offset of the next NAR.
     end: u64,
     /// The number of stored NARs.
     stored: usize,

@@ -1,5 +1,5 @@
-//! Verifies the narinfos of a stream: passes on what is trusted, or prints a report, and reports the rest on standard
-//! error.
+//! Verifies the narinfos of a stream: passes on trusted data, or prints a report, and reports everything else on
+//! standard error.
 
 use std::io::BufRead;
 

@@ -133,5 +133,5 @@ Memory: 12 MiB plus the names of the largest directory, for a tree of any size; 
 Exit status:
   0    success
   1    refused: a malformed NAR, or not a store path
-  2    wrong usage, or an operation failed
-  141  the reader of standard output closed it";
+  2    usage error, or an operation failed
+  141  the reader of standard output closed the pipe";

@@ -1,7 +1,7 @@
 //! The error type of every tool: a message of one line, an optional hint, and an exit code. An error carries its exit
-//! code from where it is created, so that the caller never has to classify it: 1 when the answer is no or data was
-//! refused, 2 when an operation failed or the usage was wrong, 141 when the reader closed standard output. Printing an
-//! error is left to [`crate::process`].
+//! code from where it is created, so that the caller never has to classify it: 1 if data was refused or is missing,
+//! 2 if an operation failed or for a usage error, 141 if the reader closed standard output. [`crate::process`] prints
+//! errors.
 
 use std::fmt::Display;
 use std::io;
@@ -28,7 +28,7 @@ enum Kind {
 pub type Result<T = (), E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Returns the error for a negative answer or refused data: exit code 1.
+    /// Returns the error for data that is refused or missing: exit code 1.
     pub fn refused(message: impl Display) -> Self {
         Self::new(Kind::Refused, message)
     }
@@ -46,7 +46,7 @@ impl Error {
 
     /// Returns the error for a standard output that its reader has closed: exit code 141. It is not printed.
     pub(crate) fn broken_pipe() -> Self {
-        Self::new(Kind::BrokenPipe, "the reader of standard output closed it")
+        Self::new(Kind::BrokenPipe, "the reader of standard output closed the pipe")
     }
 
     fn new(kind: Kind, message: impl Display) -> Self {
@@ -68,7 +68,7 @@ impl Error {
         self
     }
 
-    /// Returns whether data was refused or the answer is no.
+    /// Returns whether data was refused or is missing.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         self.kind == Kind::Refused

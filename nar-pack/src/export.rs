@@ -1,6 +1,5 @@
 //! The export stream of `nix-store --export`: NARs, each followed by its store path, references and deriver. This module
-//! reads and writes what surrounds the NARs; the NARs themselves are left to [`crate::nar`], and their order to the
-//! caller.
+//! reads and writes what surrounds the NARs; [`crate::nar`] handles the NARs themselves, and the caller their order.
 //!
 //! Layout from Nix's `src/libstore/export-import.cc`: for each path the number 1, the NAR, the number 0x4558494e, the
 //! store path, the references, the deriver (empty when unknown) and the number 0; at the end the number 0.
@@ -83,7 +82,7 @@ pub fn read_marker(input: &mut impl BufRead) -> Result<bool> {
     match read_number(input)? {
         1 => Ok(true),
         0 if input.fill_buf()?.is_empty() => Ok(false),
-        0 => Err(malformed("unexpected data after its end")),
+        0 => Err(malformed("unexpected data after the end of the stream")),
         other => Err(malformed(format_args!("expected 0 or 1 before a NAR, found {other}"))),
     }
 }

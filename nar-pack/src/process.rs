@@ -1,6 +1,6 @@
 //! The process conventions of every tool: `main`, the parsing of the command line, and messages on standard error. All
 //! messages go through this module, so that each is one line that begins with the tool's name and reveals no key
-//! ([`crate::redact`]). The words of an error and its exit code belong to [`crate::error`].
+//! ([`crate::redact`]). [`crate::error`] defines the text of an error and its exit code.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};

@@ -1,6 +1,6 @@
-//! Sanitizes text before it is printed: control characters are replaced, and so is whatever looks like a secret key.
-//! Redaction happens where text is printed rather than where keys are read, because a key that is passed in place of
-//! another argument is quoted by code that knows nothing about keys.
+//! Sanitizes text before it is printed: control characters and text that looks like a secret key are replaced.
+//! Redaction happens where text is printed rather than where keys are read, because a key that is passed instead of
+//! another argument is quoted by code that does not handle keys.
 
 /// Base64 digits of 32 bytes, the seed of an Ed25519 key, without padding.
 const SEED_DIGITS: usize = 43;
@@ -21,7 +21,7 @@ pub(crate) fn one_line(text: &str) -> String {
     })
 }
 
-/// Sanitizes an error message of the command-line parser, which cuts the padding off a key that it takes for
+/// Sanitizes an error message of the command-line parser, which removes the padding of a key that it takes for
 /// `FLAG=VALUE`: any long run of base64 digits in both cases is redacted.
 pub(crate) fn usage_message(text: &str) -> String {
     redact_keys(text, has_both_cases)
@@ -33,8 +33,8 @@ pub fn has_both_cases(digits: &str) -> bool {
     digits.contains(|c: char| c.is_ascii_uppercase()) && digits.contains(|c: char| c.is_ascii_lowercase())
 }
 
-/// Replaces whatever looks like the base64 encoding of 32 or 64 bytes: any run of at least [`SEED_DIGITS`] digits that is
-/// padded. Base16 and base32 hashes and paths are shorter or have no padding. For a run without padding,
+/// Replaces text that looks like the base64 encoding of 32 or 64 bytes: any run of at least [`SEED_DIGITS`] digits that
+/// is padded. Base16 and base32 hashes and paths are shorter or have no padding. For a run without padding,
 /// `is_unpadded_key` decides.
 fn redact_keys(text: &str, is_unpadded_key: impl Fn(&str) -> bool) -> String {
     let is_digit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');

@@ -115,7 +115,7 @@ impl Scanner {
 
     fn scan(&mut self, bytes: &[u8]) {
         let mut start = 0;
-        // The bytes from `start` to here are known to be digits and are not examined again.
+        // The bytes from `start` to here are known to be digits and are not checked again.
         let mut digits_end = 0;
         while let Some(window) = bytes[start..].first_chunk::<HASH_PART>() {
             let end = start + HASH_PART;

@@ -1,6 +1,6 @@
-//! Runs `nar-pack`: turns the command line into one [`Mode`], and carries it out. Below this module nothing knows the
-//! flags. The formats belong to [`crate::nar`] and [`crate::export`], the choice and order of exported paths to
-//! [`crate::export_paths`].
+//! Runs `nar-pack`: turns the command line into one [`Mode`], and runs it. No other module reads flags.
+//! [`crate::nar`] and [`crate::export`] handle the formats, [`crate::export_paths`] the choice and order of exported
+//! paths.
 
 use std::ffi::OsStr;
 use std::fs::File;

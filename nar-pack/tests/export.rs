@@ -64,7 +64,7 @@ fn a_truncated_stream_is_refused() {
 #[test]
 fn data_after_the_end_is_refused() {
     assert!(
-        read([sample(), vec![0]].concat().as_slice()).unwrap_err().message().contains("unexpected data after its end")
+        read([sample(), vec![0]].concat().as_slice()).unwrap_err().message().contains("unexpected data after the end")
     );
 }
 

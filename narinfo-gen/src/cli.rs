@@ -9,7 +9,7 @@ use crate::compression::Compression;
 
 /// Hash and compress NARs, and write the narinfos that describe them
 ///
-/// Reads a NAR (whose store path is STORE-PATH) or an export stream from standard input; the first bytes tell which. Writes narinfo text or, with --archive, a cache archive: a tar whose members are the objects of a binary cache.
+/// Reads a NAR (whose store path is STORE-PATH) or an export stream from standard input and detects which one it is. Writes narinfo text or, with --archive, a cache archive: a tar whose members are the objects of a binary cache.
 #[derive(Debug, Parser)]
 #[command(
     name = "narinfo-gen", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,

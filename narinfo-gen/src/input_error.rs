@@ -1,4 +1,4 @@
-//! Tells the errors of an input from the errors that a library (tar, a decompressor) reports about its data.
+//! Distinguishes the errors of an input from the errors that a library (tar, a decompressor) reports about its data.
 
 use std::io;
 

@@ -19,7 +19,7 @@ use crate::hash::Sha256;
 use crate::narinfo::NarInfo;
 use crate::stream::{Kind, require_end_of_nar};
 
-/// Maximum number of narinfos that wait for one query of the installed Nix, which tells their content addresses and
+/// Maximum number of narinfos that wait for one query of the installed Nix, which returns their content addresses and
 /// signatures. Without an installed Nix, none waits.
 const MAX_QUERY_BATCH: usize = 32;
 
@@ -27,7 +27,7 @@ const MAX_QUERY_BATCH: usize = 32;
 pub trait EntryWriter: Send {
     /// Writes a compressed NAR with this key.
     fn write_nar(&mut self, key: &str, nar: CompressedNar) -> Result;
-    /// Writes a narinfo; `more` says whether another one follows.
+    /// Writes a narinfo; `more` states whether another one follows.
     fn write_narinfo(&mut self, narinfo: NarInfo, more: bool) -> Result;
     /// Writes another object of the current path, if extras are selected. It follows the NAR and precedes the narinfo.
     fn write_object(&mut self, _: ExtraObject) -> Result {
@@ -56,7 +56,7 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
     /// Refuses a malformed NAR, and data after its end.
     pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<&StorePath>) -> Result {
         let path_info = self.path_info.query(std::slice::from_ref(path))?.remove(path);
-        // Scans even if there is path info, because only the hash will tell whether it describes this NAR.
+        // Scans even if there is path info, because only the hash shows whether it describes this NAR.
         let scanner = self.scanner(path)?;
         let (settings, mut extras) = (self.settings, NarExtras::new(&self.extras));
         let read = |compressor: &mut NarCompressor<NarExtras>| {
@@ -160,7 +160,7 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
         let Some(json) = self.path_info.realisations(deriver) else {
             let path = &narinfo.path;
             (self.warn)(&format!(
-                "warning: {path}: no realisation is written: no installed Nix knows those of {deriver}"
+                "warning: {path}: no realisation is written: no installed Nix has the realisations of {deriver}"
             ));
             return Ok(());
         };
@@ -180,13 +180,13 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
         }
     }
 
-    /// Returns whether path info describes this NAR; warns if not. The same path may have been built elsewhere with other
-    /// contents, to which its signatures and content address do not apply.
+    /// Returns whether path info describes this NAR; warns if not. The same path may have been built elsewhere
+    /// with different contents, to which its signatures and content address do not apply.
     fn describes(&self, info: &PathInfo, path: &StorePath, nar_hash: Sha256) -> bool {
         let is_same = Sha256::parse(&info.nar_hash).is_ok_and(|hash| hash == nar_hash);
         if !is_same {
             (self.warn)(&format!(
-                "warning: {path}: ignoring its path info, which describes other contents (NarHash {})",
+                "warning: {path}: ignoring its path info, which describes different contents (NarHash {})",
                 info.nar_hash
             ));
         }

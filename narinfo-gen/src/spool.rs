@@ -1,7 +1,7 @@
 //! The spool: bytes that must be complete before they are used are kept in memory up to a limit, and beyond it in an
 //! unlinked temporary file. A compressed NAR needs it because its key is its own hash. [`create_spool_file`] and
-//! [`spool_write_error`] also serve spools of another shape, so that every one of them uses the same directory and
-//! reports a full disk in the same words.
+//! [`spool_write_error`] also serve other kinds of spools, so that all of them use the same directory and report a
+//! full disk with the same message.
 
 use std::env;
 use std::fs::File;

@@ -84,7 +84,7 @@ pub fn cat_unverified(
     };
     let Some(end) = offset.checked_add(size).filter(|end| *end <= narinfo.nar_size && offset >= LENGTH_FIELD as u64)
     else {
-        return refused("is not within the NAR according to the listing");
+        return refused("has an offset outside the NAR in the listing");
     };
     let range = ByteRange { start: offset - LENGTH_FIELD as u64, end: Some(end) };
     let Some(body) = runtime.block_on(remote.get_range(&narinfo.url, range))? else { return Ok(false) };
@@ -92,7 +92,7 @@ pub fn cat_unverified(
     let mut length = [0; LENGTH_FIELD];
     body.read_exact(&mut length)?;
     if u64::from_le_bytes(length) != size {
-        return refused("is not where the listing says");
+        return refused("is not at its offset in the listing");
     }
     io::copy(&mut body, out)?;
     Ok(true)

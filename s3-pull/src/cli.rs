@@ -79,7 +79,7 @@ pub struct Cli {
 
     /// With --root: verify the NarHash of paths that are already present
     ///
-    /// A path with other contents is refused. Paths that are present are never changed.
+    /// A path with different contents is refused. Paths that are present are never changed.
     #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
     pub verify_existing: bool,
 

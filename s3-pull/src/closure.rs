@@ -16,7 +16,7 @@ use crate::sources::{Candidate, RequestedPath, Sources};
 pub struct Lookup {
     /// The path that was looked up.
     pub requested: RequestedPath,
-    /// Its narinfo; none if a path that was listed is not there any more.
+    /// Its narinfo; none if a path that was listed no longer exists.
     pub result: Result<Option<Arc<Candidate>>>,
 }
 

@@ -1,5 +1,5 @@
 //! The download of one NAR and its verification: FileHash, FileSize, NarHash and NarSize. A NAR is verified while it is
-//! read, so whoever consumes it must not publish anything before [`verify_nar`] has returned.
+//! read, so its consumer must not publish anything before [`verify_nar`] has returned.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -86,13 +86,13 @@ pub fn verify_nar(
     digests.require(narinfo)
 }
 
-/// Returns the maximum size of so many bytes after compression, without constant overhead.
+/// Returns the maximum size of `size` bytes after compression, without constant overhead.
 fn max_compressed_size(size: u64) -> u64 {
     size.saturating_add(size / 4)
 }
 
-/// Refuses a compressed NAR that is larger than it can be, and one from which a decoder gets hardly anything: a decoder
-/// may need a second per MiB for empty frames.
+/// Refuses a compressed NAR that is larger than it can be, and one from which a decoder produces almost no output: a
+/// decoder may need a second per MiB for empty frames.
 struct LimitedReader<'a, R> {
     inner: R,
     read: u64,

@@ -6,7 +6,7 @@
 //! | module | responsibility |
 //! | --- | --- |
 //! | [`cli`] | the command line |
-//! | [`mode`] | the typed request that the command line stands for |
+//! | [`mode`] | the command line as a typed request |
 //! | [`sources`] | the caches in order of priority, and the lookup and verification of a narinfo |
 //! | [`closure`] | the walk through a closure |
 //! | [`fetch`] | the download and verification of one NAR |

@@ -103,7 +103,7 @@ pub struct RemoteSettings {
     pub access: Access,
     /// Timeouts, retries and concurrency.
     pub limits: RequestLimits,
-    /// The file with passwords of HTTP servers, if not in the usual places.
+    /// The file with passwords of HTTP servers, if not at the default paths.
     pub netrc: Option<PathBuf>,
 }
 

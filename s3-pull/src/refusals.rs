@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_that_nobody_requested_is_a_cause_of_its_own() {
+    fn a_reference_that_was_not_requested_is_a_separate_cause() {
         let mut refusals = Refusals::default();
         refusals.add_dependent(&narinfo('2'), &path('1'));
         refusals.add_dependent(&narinfo('3'), &path('2'));

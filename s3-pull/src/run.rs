@@ -1,4 +1,4 @@
-//! Runs one invocation: opens the caches, resolves the requested paths, and makes the requested output of them.
+//! Runs one invocation: opens the caches, resolves the requested paths, and writes the requested output.
 
 use std::io::Write;
 use std::path::Path;

@@ -190,8 +190,8 @@ impl Sources {
     fn not_found(&self, requested: &RequestedPath) -> Result<Option<Candidate>> {
         match requested {
             RequestedPath::Path(path) => {
-                let place = if self.remotes.len() > 1 { "any of the caches" } else { "the cache" };
-                Err(Error::refused(format!("{}: not found in {place}", self.store_dir.join(path))))
+                let searched = if self.remotes.len() > 1 { "any of the caches" } else { "the cache" };
+                Err(Error::refused(format!("{}: not found in {searched}", self.store_dir.join(path))))
             }
             // The narinfo was listed. A client that may list a bucket gets 404 for a missing object, so 403 means
             // forbidden.

@@ -1,4 +1,4 @@
-//! The temporary directories of a run, next to the final places of the paths, so that one rename publishes a path.
+//! The temporary directories of a run, next to the final paths, so that one rename publishes a path.
 //!
 //! A path is unpacked as `.s3-pull-<run>-<base name>` and renamed after it has been verified. `.s3-pull-<run>.lock` is
 //! locked until the run ends. A later run removes the files of every run whose lock is free.
@@ -94,7 +94,7 @@ pub enum Published {
 }
 
 impl Staging {
-    /// Creates the store directory if necessary, removes the files of runs that have ended, and begins a run.
+    /// Creates the store directory if necessary, removes the files of runs that have ended, and starts a run.
     ///
     /// # Errors
     /// Fails when the store directory cannot be written.
@@ -129,7 +129,7 @@ impl Staging {
         Ok(Some(Self { store: store.to_owned(), run, _lock: file }))
     }
 
-    /// Returns the final place of a path.
+    /// Returns the final location of a path.
     #[must_use]
     pub fn place(&self, path: &StorePath) -> PathBuf {
         self.store.join(path.base_name())
@@ -141,7 +141,7 @@ impl Staging {
         self.store.join(format!("{PREFIX}{}-{path}", self.run))
     }
 
-    /// Moves an unpacked path to its final place. Never replaces an existing path.
+    /// Moves an unpacked path to its final location. Never replaces an existing path.
     ///
     /// # Errors
     /// Fails when the path cannot be renamed.

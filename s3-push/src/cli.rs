@@ -11,7 +11,7 @@ use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache
 ///
-/// Reads a cache archive, an export stream, a NAR (whose store path is STORE-PATH) or narinfo text from standard input; the first bytes tell which. A narinfo is published only after its NAR is complete and after the narinfos of its references, so the cache is valid at all times. Run the same command again to complete an interrupted push.
+/// Reads a cache archive, an export stream, a NAR (whose store path is STORE-PATH) or narinfo text from standard input and detects which one it is. A narinfo is published only after its NAR is complete and after the narinfos of its references, so the cache is valid at all times. Run the same command again to complete an interrupted push.
 ///
 /// Prints the published store paths, one per line.
 #[derive(Debug, Parser)]

@@ -1,5 +1,5 @@
-//! The typed mode of an invocation: the command line is checked and turned into one of three modes here, and nothing
-//! below looks at flags.
+//! The typed mode of an invocation: the command line is checked and turned into one of three modes here. No other
+//! module reads flags.
 
 use nar_pack::error::{Error, Result};
 use nar_pack::path_info::PathInfoSource;
@@ -170,6 +170,6 @@ fn split_targets(targets: &[String]) -> Result<(String, Option<String>)> {
 fn refuse_path(flag: &str, path: Option<&StorePath>) -> Result {
     match path {
         None => Ok(()),
-        Some(path) => Err(Error::usage(format!("unexpected argument {path}: {flag} takes no STORE-PATH"))),
+        Some(path) => Err(Error::usage(format!("unexpected argument {path}: {flag} does not take a STORE-PATH"))),
     }
 }

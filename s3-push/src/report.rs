@@ -31,7 +31,7 @@ pub enum Status {
     Signed,
     /// An upstream cache has the path; nothing was written.
     Upstream,
-    /// The cache has other contents under this path, which were kept.
+    /// The cache has different contents under this path, which were kept.
     Other,
 }
 
@@ -120,7 +120,7 @@ impl Report {
                 self.present += 1;
                 if !self.is_quiet() {
                     self.print(format!(
-                        "warning: {path}: not published, because the cache has other contents under this path"
+                        "warning: {path}: not published, because the cache has different contents under this path"
                     ));
                 }
             }

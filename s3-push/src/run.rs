@@ -44,7 +44,7 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// See the exit codes in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
     let mode = Mode::from_cli(cli)?;
-    let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the runtime: {error}")))?;
+    let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
     let result = match mode {
         Mode::Push(options) => push(&runtime, *options),
         Mode::Missing(options) => print_missing(&runtime, options),
@@ -69,7 +69,7 @@ async fn connect_uploader(bucket: BucketOptions, options: UploadOptions) -> Arc<
     Arc::new(Uploader::new(Arc::new(bucket)))
 }
 
-/// Prints the paths on standard input that the cache lacks. Prints nothing after a failure.
+/// Prints the paths on standard input that the cache lacks. Prints nothing if a lookup fails.
 fn print_missing(runtime: &Runtime, options: MissingOptions) -> Result {
     let MissingOptions { bucket, store_dir, upstreams } = options;
     let paths = read_path_list(stdio::stdin("a path list")?, &store_dir)?;
@@ -145,7 +145,7 @@ fn new_intake(memory: u64, part_size: u64, runtime: Handle) -> (Intake, mpsc::Re
     (Intake { events: sender, memory: ByteBudget::new(memory), part_size, verifiers, runtime }, events)
 }
 
-/// Standard input, and what is needed to read it.
+/// Standard input and the context to read it.
 struct Input {
     kind: Kind,
     bytes: Sniffed,

@@ -173,9 +173,9 @@ pub enum Fault {
     TruncateRequest,
     /// The server processes the request, and the connection closes without a response.
     LoseResponse,
-    /// The body of the response stops after so many bytes, and the connection closes.
+    /// The body of the response stops after this number of bytes, and the connection closes.
     TruncateResponse(usize),
-    /// The body of the response stops after so many bytes, and stalls until the client disconnects.
+    /// The body of the response stops after this number of bytes, and stalls until the client disconnects.
     StallResponse(usize),
 }
 
@@ -273,7 +273,7 @@ impl FaultProxy {
 /// A request in flight.
 struct InFlight<'a> {
     counter: &'a AtomicUsize,
-    /// Requests in flight when this one began, this one included.
+    /// Requests in flight when this one started, including this one.
     count: usize,
 }
 
@@ -391,7 +391,7 @@ impl Shared {
             let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
             let (mut body, mut until_closed) = (Vec::new(), false);
             if request.method == "HEAD" || status == "204" || status == "304" {
-                // There is no body, whatever the headers say.
+                // There is no body, regardless of the headers.
             } else if header("transfer-encoding:") == Some("chunked") {
                 read_chunks(&mut server, &mut body)?;
             } else if let Some(length) = header("content-length:") {

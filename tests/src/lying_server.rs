@@ -185,7 +185,7 @@ impl fmt::Debug for LyingServer {
 }
 
 impl LyingServer {
-    /// Starts one that answers as `respond` says.
+    /// Starts a server that answers with the responses of `respond`.
     pub fn start(respond: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
         let shared =
             Arc::new(Shared { respond: Box::new(respond), requests: Mutex::default(), sent: AtomicU64::new(0) });

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// How often the pipeline checks whether a stage has exited.
 const POLL_INTERVAL: Duration = Duration::from_millis(4);
 
-/// One in so many polls also reads the peak memory, which only rises.
+/// Every time this number of polls has passed, the peak memory is read too; it never decreases.
 const POLLS_PER_PEAK: u32 = 4;
 
 /// A clock tick of /proc/PID/stat: USER_HZ is 100 on every Linux that Rust supports.

@@ -1,4 +1,4 @@
-//! File trees: what they are, exactly, and one that has some of everything.
+//! File trees: snapshots for comparison, and a tree with every kind of entry.
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -174,7 +174,7 @@ impl Fuzzer {
     }
 }
 
-/// Writes the corpus of a target as bytes, beside the inputs that earlier runs found; returns the directory.
+/// Writes the corpus of a target as bytes next to the inputs that earlier runs found; returns the directory.
 fn write_corpus(target: &str, dir: &Path) -> Result<PathBuf> {
     let corpus = dir.join("corpus").join(target);
     fs::create_dir_all(&corpus).map_err(|error| format!("cannot create {}: {error}", corpus.display()))?;

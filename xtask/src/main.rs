@@ -1,5 +1,5 @@
 //! `cargo xtask`: runs the demo, the tests, the chaos experiment, the benchmarks and the fuzzers. It has no
-//! dependencies and builds in a second; what needs some is a binary of the `tests` package.
+//! dependencies and builds in a second; code that needs dependencies is in binaries of the `tests` package.
 
 // Its output goes to standard output.
 #![allow(clippy::print_stdout)]
@@ -20,11 +20,11 @@ Usage: cargo xtask COMMAND
 
 Commands:
   demo [--release]  Pack, sign, push, list, pull and verify a small closure against an S3 server in a temporary directory;
-                    needs neither Nix nor a network nor an account. --release takes longer to build and runs faster
+                    requires no Nix, network or account. --release takes longer to build and runs faster
   test [ARGS]       Run all tests and end with the line `N passed, N failed`; ARGS are passed to `cargo test`
   chaos [--kills COUNT] [--seed NUMBER]
-                    Push a closure to a MinIO COUNT times (default 20), kill a stage of the pipeline at a random moment each
-                    time, check that the cache is closed, and push again
+                    Push a closure to MinIO COUNT times (default 20), kill a stage of the pipeline at a random moment
+                    each time, check that the cache is closed, and push again
   bench push [OPTIONS]
                     Measure our pipeline, mc, rclone and nix copy with the same closure; print ratios to a plain upload
   bench pull [OPTIONS]
@@ -32,8 +32,8 @@ Commands:
   bench pack [OPTIONS]
                     Measure nar-pack and narinfo-gen against nix-store, tar and zstd; print ratios and goals
   fuzz [--seconds 60] [--if-installed] [TARGET…]
-                    Run the fuzz targets, one per processor at a time, for so many seconds each with cargo-fuzz. If it is
-                    not installed, replay the corpus in tests/fuzz and mutations of it, unless --if-installed is given
+                    Run the fuzz targets with cargo-fuzz for --seconds each, one per processor at a time. Without
+                    cargo-fuzz, replay the corpus in tests/fuzz and mutations of it, unless --if-installed is given
   minio             Install MinIO, its client and versitygw, which the end-to-end tests need, and print their paths
 
 `cargo xtask chaos --help` and `cargo xtask bench push --help` print all options.
@@ -42,7 +42,7 @@ Environment:
   NIX_S3_CACHE_BIN  demo, chaos, bench: directory of the built programs; nothing is built
   MINIO, MC, VERSITYGW
                     test, chaos, bench, minio: the programs, instead of those on PATH or built with `go install`
-  CI                test: if `true`, a missing MinIO, versitygw or Nix is a failure
+  CI                test: if `true`, a missing MinIO, versitygw or Nix is an error
 
 Exit status: 0 success; 1 a step or a test failed; 2 usage error.";
 

@@ -91,7 +91,7 @@ impl Program {
         found.map_or_else(|| self.install(&cache), Ok)
     }
 
-    /// Builds the program in a directory of its own and renames it into place, so that it is never found incomplete.
+    /// Builds the program in a temporary directory and renames it, so that an incomplete program is never found.
     fn install(&self, cache: &Path) -> Result<PathBuf> {
         eprintln!("xtask: building {} ({}, once)", self.module, self.build_time);
         let dir = cache.join(format!(".building-{}-{}", self.name, id()));
@@ -108,7 +108,7 @@ impl Program {
             self.check(&built)?;
             fs::rename(&built, &path).map_err(|error| format!("cannot move {}: {error}", built.display()))
         });
-        // A directory that cannot be removed does no harm.
+        // A directory that cannot be removed is ignored.
         drop(fs::remove_dir_all(&dir));
         result.map(|()| path)
     }
@@ -117,7 +117,7 @@ impl Program {
         let output = Command::new(path).arg("--version").stdin(Stdio::null()).output();
         let output = output.map_err(|error| format!("cannot run {}: {error}", path.display()))?;
         let matches = String::from_utf8_lossy(&output.stdout).contains(self.version_mark);
-        if matches { Ok(()) } else { Err(format!("{} is another program than {}", path.display(), self.module)) }
+        if matches { Ok(()) } else { Err(format!("{} is not {}", path.display(), self.module)) }
     }
 }
 

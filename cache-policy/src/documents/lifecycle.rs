@@ -35,7 +35,7 @@ struct Abort {
 }
 
 impl Lifecycle {
-    /// Aborts uploads to keys below `prefix` that are not complete `days` days after they began.
+    /// Aborts uploads to keys below `prefix` that are not complete `days` days after they started.
     ///
     /// # Errors
     /// A usage error for a prefix that is not allowed in a policy. It has no special meaning in this document, but the

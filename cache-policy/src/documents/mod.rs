@@ -1,4 +1,4 @@
-//! The documents, as types that serialize to what S3 and IAM read. Fields are declared in the order in which they are
+//! The documents, as types that serialize to the JSON of S3 and IAM. Fields are declared in the order in which they are
 //! printed, so the same arguments give the same bytes. Text from the command line becomes part of a document only
 //! through a type that validates it.
 //!

@@ -1,5 +1,5 @@
 //! Who a bucket policy applies to. A principal is validated strictly, because S3 has no wildcards within a principal and
-//! reads `*` as everybody.
+//! treats `*` as everyone.
 
 use nar_pack::error::{Error, Result};
 use serde::ser::SerializeMap as _;
@@ -27,7 +27,7 @@ impl Principal {
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |reason: &str| Error::usage(format!("invalid principal {text:?}: {reason}"));
         if text == "*" {
-            return Err(invalid("wildcards are not supported").with_hint("omit --principal to let everybody read"));
+            return Err(invalid("wildcards are not supported").with_hint("omit --principal to let everyone read"));
         }
         if is_account_id(text) || is_iam_arn(text) {
             return Ok(Self(text.to_owned()));
@@ -72,12 +72,12 @@ fn is_iam_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c))
 }
 
-/// The principals of a statement: everybody, or a list.
+/// The principals of a statement: everyone, or a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principals(Vec<Principal>);
 
 impl Principals {
-    /// Creates a list without duplicates, in the order given. An empty list is everybody.
+    /// Creates a list without duplicates, in the order given. An empty list means everyone.
     #[must_use]
     pub fn new(mut principals: Vec<Principal>) -> Self {
         let mut seen = Vec::with_capacity(principals.len());
@@ -89,7 +89,7 @@ impl Principals {
         Self(principals)
     }
 
-    /// Everybody, with or without credentials.
+    /// Everyone, with or without credentials.
     #[must_use]
     pub fn everybody() -> Self {
         Self(Vec::new())

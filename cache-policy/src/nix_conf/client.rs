@@ -22,7 +22,7 @@ pub struct ClientConfig {
     exclusive: bool,
 }
 
-/// What a client reads in a nix.conf and in the files that it includes.
+/// The settings that a client reads in a nix.conf and in the files that it includes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InspectedConf {
     /// Whether the cache is among the substituters.

@@ -2,7 +2,7 @@
 //!
 //! The lines are written at the end of the file, after everything that the file includes, between two comments that name
 //! the cache, so that they can be found and removed again. No other byte of the file changes. `cache_sign::nix_conf`
-//! reads the file; no crate edits nix.conf, let alone without changing the rest of the file.
+//! reads the file; no published crate edits nix.conf without changing the rest of the file.
 //!
 //! | module | responsibility |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! The URL of a cache. Two URLs are the same cache if they differ only in parameters or in a trailing slash. Everybody
+//! The URL of a cache. Two URLs are the same cache if they differ only in parameters or in a trailing slash. Everyone
 //! can read nix.conf, so a URL with a password or a token is rejected and never printed.
 
 use nar_pack::error::{Error, Result};

@@ -6,15 +6,15 @@ use crate::error::Result;
 ///
 /// The parser has checked the names: they are not empty, `.` or `..`, contain no slash or NUL byte, and ascend strictly.
 pub trait Visitor {
-    /// Begins a directory.
+    /// Starts a directory.
     fn directory(&mut self) -> Result;
     /// Ends the directory.
     fn directory_end(&mut self) -> Result;
-    /// Begins the entry `name` of the current directory.
+    /// Starts the entry `name` of the current directory.
     fn enter(&mut self, name: &[u8]) -> Result;
     /// Ends the entry.
     fn leave(&mut self) -> Result;
-    /// Begins a regular file of `size` bytes, whose contents are at `offset` in the NAR.
+    /// Starts a regular file of `size` bytes, whose contents are at `offset` in the NAR.
     fn file(&mut self, executable: bool, size: u64, offset: u64) -> Result;
     /// Receives the next bytes of the file.
     fn data(&mut self, bytes: &[u8]) -> Result;

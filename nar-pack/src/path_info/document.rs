@@ -104,7 +104,7 @@ fn parse_signature(value: &Value) -> Result<String> {
 fn require_one_line(text: String) -> Result<String> {
     if text.contains(char::is_control) {
         let start: String = text.chars().take(MAX_QUOTED_CHARS).collect();
-        return Err(Error::refused(format!("the value that begins with {start:?} contains a control character")));
+        return Err(Error::refused(format!("the value that starts with {start:?} contains a control character")));
     }
     Ok(text)
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::store_path::{StoreDir, StorePath};
 
-/// The `nix` command found in `PATH`, and the store that it is asked about.
+/// The `nix` command found in `PATH`, and the store that it queries.
 #[derive(Debug)]
 pub(super) struct InstalledNix {
     pub(super) store_dir: StoreDir,

@@ -1,4 +1,4 @@
-//! Metadata of store paths that their contents do not tell: references, deriver, content address and signatures. A
+//! Metadata of store paths that is not in their contents: references, deriver, content address and signatures. A
 //! [`PathInfoSource`] takes it from `--path-info` or an installed Nix, and otherwise lists the candidates for a scan;
 //! the scan itself is left to [`crate::references`]. The format code ([`parse_path_info`]) accepts the output of every
 //! version of `nix path-info --json`, so nothing else depends on the version of Nix.

@@ -25,7 +25,7 @@ pub struct PathInfoSource {
     /// The contents of `--path-info`.
     document: HashMap<StorePath, PathInfo>,
     candidates: Option<PathBuf>,
-    /// None if Nix must not or cannot be asked.
+    /// None if Nix must not or cannot be queried.
     nix: Option<InstalledNix>,
 }
 
@@ -100,7 +100,7 @@ impl PathInfoSource {
         for chunk in unknown.chunks(MAX_PATHS_PER_COMMAND) {
             let Some(infos) = self.query_nix(chunk, true)? else {
                 let path = self.store_dir.join(&chunk[0]);
-                let why = "neither --path-info nor an installed Nix knows it";
+                let why = "neither --path-info nor an installed Nix has its path info";
                 return Err(Error::refused(format!("cannot determine the closure of {path}: {why}"))
                     .with_hint("pass --path-info, or pass every path of the closure with --stdin"));
             };
@@ -141,7 +141,7 @@ impl PathInfoSource {
         self.nix.as_ref()?.realisations(derivation)
     }
 
-    /// Asks the installed Nix; none if it is not installed or does not know one of the paths.
+    /// Queries the installed Nix; none if it is not installed or does not know one of the paths.
     fn query_nix(&mut self, paths: &[StorePath], recursive: bool) -> Result<Option<HashMap<StorePath, PathInfo>>> {
         let Some(nix) = self.nix.as_ref().filter(|_| !paths.is_empty()) else { return Ok(None) };
         match nix.path_info(paths, recursive) {

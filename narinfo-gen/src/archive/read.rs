@@ -1,5 +1,5 @@
-//! Reading of cache archives: any tar that `tar` or the writer beside this produces, with bounded memory and no trust in
-//! its sizes and names.
+//! Reading of cache archives: any tar that `tar` or [`super::Writer`] produces, with bounded memory and without
+//! trusting its sizes and names.
 
 use std::io::{self, BufRead, Read};
 

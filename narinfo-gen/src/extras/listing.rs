@@ -29,7 +29,7 @@ impl ListingBuilder {
             && let Err(error) = event(lister)
         {
             if !error.is_refusal() {
-                return Err(error.context("writing the listing"));
+                return Err(error.context("cannot write the listing"));
             }
             self.lister = Err(error);
         }

@@ -1,5 +1,5 @@
-//! Narinfo text: a stream of narinfos with one blank line between two. A blank line says that another narinfo follows, so
-//! text that ends with one is truncated.
+//! Narinfo text: a stream of narinfos with one blank line between two. A blank line means that another narinfo follows,
+//! so text that ends with one is truncated.
 
 use std::io::{BufRead, Read, Write};
 
@@ -73,8 +73,8 @@ impl<W: Write> TextWriter<W> {
         Self { out, separator: Separator::NotNeeded }
     }
 
-    /// Writes a narinfo and flushes the output. `more` says that another one certainly follows; the blank line that tells
-    /// the reader so is then written at once.
+    /// Writes a narinfo and flushes the output. If `more` is set, another one must follow, and the blank line between
+    /// them is written immediately.
     ///
     /// # Errors
     /// Passes on the errors of the output and of [`NarInfo::to_text`].

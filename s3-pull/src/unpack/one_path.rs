@@ -42,10 +42,10 @@ pub(super) async fn fetch_path(
     context: &Arc<UnpackContext>,
     candidate: Arc<Candidate>,
 ) -> Result<FetchedPath, UnpackError> {
-    let place = context.staging.place(&candidate.narinfo.path);
-    if exists(&place) {
+    let target = context.staging.place(&candidate.narinfo.path);
+    if exists(&target) {
         if context.options.verify_existing {
-            let verified = tokio::task::spawn_blocking(move || verify_existing(&place, &candidate.narinfo)).await;
+            let verified = tokio::task::spawn_blocking(move || verify_existing(&target, &candidate.narinfo)).await;
             let panicked = |_| UnpackError::OfRoot(Error::failed("internal error: verification task panicked"));
             verified.map_err(panicked)?.map_err(UnpackError::OfPath)?;
         }
@@ -66,24 +66,24 @@ pub(super) async fn fetch_path(
     }
 }
 
-/// Refuses a path that is present with other contents.
-fn verify_existing(place: &Path, narinfo: &NarInfo) -> Result {
+/// Refuses a path that is present with different contents.
+fn verify_existing(target: &Path, narinfo: &NarInfo) -> Result {
     let refused = |message: String| {
         Error::refused(format!("{}: {message}; it was not changed", narinfo.full_path()))
-            .with_hint(format!("remove {} and run s3-pull again to replace it", place.display()))
+            .with_hint(format!("remove {} and run s3-pull again to replace it", target.display()))
     };
     let mut hasher = BufWriter::with_capacity(HASH_BUFFER_SIZE, Hasher::default());
-    dump(place, &mut hasher, &mut |_| {}).map_err(|error| refused(error.message().to_owned()))?;
+    dump(target, &mut hasher, &mut |_| {}).map_err(|error| refused(error.message().to_owned()))?;
     let hasher = hasher.into_inner().map_err(|error| Error::from(error.into_error()))?;
     let (found, _) = hasher.finish();
     if found == narinfo.nar_hash {
         return Ok(());
     }
     let expected = narinfo.nar_hash;
-    Err(refused(format!("{} has other contents: expected NarHash {expected}, found {found}", place.display())))
+    Err(refused(format!("{} has different contents: expected NarHash {expected}, found {found}", target.display())))
 }
 
-/// Unpacks a path from one cache. A download that breaks is retried.
+/// Unpacks a path from one cache. An interrupted download is retried.
 async fn download(context: &Arc<UnpackContext>, candidate: &Arc<Candidate>) -> Result<(), UnpackError> {
     let mut backoff = Backoff::new(context.sources.remote(candidate).max_attempts());
     loop {

@@ -169,7 +169,7 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// Moves a verified path from its temporary directory to its final place.
+    /// Moves a verified path from its temporary directory to its final location.
     fn publish(&mut self, candidate: &Candidate) -> Result {
         let status = match self.context.staging.publish(&candidate.narinfo.path)? {
             Published::New => Status::Fetched,

@@ -99,7 +99,7 @@ pub struct Intake {
 impl Intake {
     fn send(&self, event: Event) -> Result {
         // The channel is closed only after the push has failed; that failure is reported.
-        self.events.blocking_send(event).map_err(|_| Error::failed("push cancelled"))
+        self.events.blocking_send(event).map_err(|_| Error::failed("push canceled"))
     }
 
     /// Reads at most `size` bytes, after waiting for memory.
@@ -110,7 +110,7 @@ impl Intake {
             self.send(Event::MemoryFull)?;
             self.runtime.block_on(self.memory.acquire(size))?
         };
-        // The size comes from a header, which may lie, so not all of it is allocated in advance.
+        // The size comes from a header, which may be wrong, so not all of it is allocated in advance.
         let mut bytes = Vec::with_capacity(size.min(MAX_PREALLOCATION));
         body.take(size as u64).read_to_end(&mut bytes)?;
         Ok(Part::new(Bytes::from(bytes), permit))
@@ -155,7 +155,7 @@ impl Intake {
             return Err(Error::refused(format!("{} bytes; the maximum object size of S3 is 5 TiB", member.size)));
         }
         let verifiers = Arc::clone(&self.verifiers);
-        let permit = self.runtime.block_on(verifiers.acquire_owned()).map_err(|_| Error::failed("push cancelled"))?;
+        let permit = self.runtime.block_on(verifiers.acquire_owned()).map_err(|_| Error::failed("push canceled"))?;
         let (chunks, chunks_to_verify) = mpsc::channel(PART_CHANNEL_CAPACITY);
         let (sender, digests) = oneshot::channel();
         let key = member.key.clone();
@@ -253,7 +253,7 @@ fn digest_archived_nar(body: ChunkReader<Part>, key: &str, file_hash: Option<Sha
     }
 }
 
-/// Sends what [`NarInfoBuilder`] makes as events.
+/// Sends the output of [`NarInfoBuilder`] as events.
 struct EventWriter<'a> {
     intake: &'a Intake,
     compression: Compression,

@@ -75,7 +75,7 @@ impl Uploader {
         let mut state =
             MultipartState { upload: &upload, overwrite, length: body.length, existing_parts, received_bytes: 0 };
         let result = self.send_and_complete(&mut state, first_parts, &mut body.parts, verification).await;
-        // Good parts are kept for the next run. A body that arrived whole and was refused is not worth keeping.
+        // Complete parts are kept for the next run, unless the whole body arrived and was refused.
         let is_refused_whole = result.as_ref().is_err_and(Error::is_refusal) && state.is_fully_received();
         if is_refused_whole || (result.is_err() && !is_resumable(overwrite, body.length)) {
             self.bucket.abort_multipart_upload(&upload).await;
@@ -215,8 +215,8 @@ fn is_resumable(overwrite: Overwrite, length: BodyLength) -> bool {
     overwrite == Overwrite::Never && length.is_multipart()
 }
 
-/// Returns whether the parts have our part size. If not, another process with another part size may be at work, and the
-/// two would overwrite each other's parts.
+/// Returns whether the parts have our part size. If not, another process may be uploading with a different part size,
+/// and the two would overwrite each other's parts.
 fn have_part_size(parts: &HashMap<i32, RemotePart>, part_size: u64) -> bool {
     let last = parts.keys().max();
     parts.iter().all(|(number, part)| part.size == part_size || (Some(number) == last && part.size < part_size))

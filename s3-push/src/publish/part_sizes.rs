@@ -4,7 +4,7 @@ use crate::publish::body::BodyLength;
 
 /// Minimum part size of S3, in bytes.
 pub const MIN_PART_SIZE: u64 = 5 << 20;
-/// Maximum number of parts of an upload: the limit of S3 is 10,000; the rest is reserve.
+/// Maximum number of parts of an upload: the limit of S3 is 10,000; the rest is a reserve.
 const MAX_PARTS: u64 = 9000;
 /// Number of parts of the same size before the size doubles, if the length is unknown: 9,000 parts hold 4 TiB.
 const PARTS_PER_SIZE: u64 = 1000;

@@ -117,7 +117,7 @@ impl PublishContext {
         for PendingReference { path, mut published } in references {
             let result = match published.wait_for(Option::is_some).await {
                 Ok(result) => result.clone().unwrap_or(Ok(())),
-                Err(_) => return Err(Error::failed("push cancelled").into()),
+                Err(_) => return Err(Error::failed("push canceled").into()),
             };
             if let (Err(root_cause), false) = (result, self.options.allow_missing_references) {
                 return Err(PathError::depends_on(&self.options.store_dir.join(&path), root_cause));

@@ -354,7 +354,7 @@ impl Publisher {
     }
 }
 
-/// Merges narinfos of the same path. If two describe other contents, the first one is kept.
+/// Merges narinfos of the same path. If two describe different contents, the first one is kept.
 fn merge_duplicates(narinfos: Vec<NarInfo>) -> HashMap<StorePath, NarInfo> {
     let mut merged: HashMap<StorePath, NarInfo> = HashMap::new();
     for narinfo in narinfos {

@@ -1,5 +1,5 @@
 //! Uploads any bytes under a key of the user's choice, for `--key`. Keys whose contents other clients trust are refused
-//! or verified: nobody can publish an unchecked narinfo or a NAR under a wrong hash this way.
+//! or verified, so an unchecked narinfo or a NAR under a wrong hash cannot be published this way.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl KeyTarget {
     fn verify(&self, hash: Sha256) -> Result {
         match self.file_hash {
             Some(expected) if expected != hash => Err(Error::refused(format!(
-                "{}: the hash of the bytes is {hash}, which differs from the key",
+                "{}: the SHA-256 of the contents is {hash}, which does not match the key",
                 self.key
             ))),
             _ => Ok(()),
@@ -134,7 +134,7 @@ fn read_parts(
         hasher.update(&bytes);
         let is_last = bytes.len() < size;
         if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), permit)).is_err() {
-            return Err(Error::failed("upload cancelled"));
+            return Err(Error::failed("upload canceled"));
         }
         if is_last {
             break;

@@ -1,5 +1,5 @@
-//! NARs that the path they arrived with did not need, because the cache has it. They are kept in memory while there is
-//! enough of it: another path may have the same contents, under a compression that the cache does not have.
+//! NARs that the path they arrived with did not need, because the cache has it. They are kept in memory until it
+//! runs out, because another path may have the same contents, under a compression that the cache does not have.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +15,7 @@ pub struct UnclaimedNar {
     pub key: String,
     /// Its verified digests.
     pub digests: NarDigests,
-    /// Its body until somebody uploads it. Locked during the upload, so that others wait for the object.
+    /// Its body until a task uploads it. Locked during the upload, so that other tasks wait for the object.
     pub body: Arc<AsyncMutex<Option<Body>>>,
 }
 

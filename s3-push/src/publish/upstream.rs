@@ -67,6 +67,6 @@ impl Upstreams {
 async fn require_cache(cache: &Remote, store_dir: &StoreDir) -> Result {
     let max_size = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
     let text = cache.text(cache_info::KEY, max_size).await?;
-    let text = text.ok_or_else(|| Error::failed("not a binary cache, there is no nix-cache-info"))?;
+    let text = text.ok_or_else(|| Error::failed("not a binary cache: nix-cache-info is missing"))?;
     CacheInfo::parse(&text)?.require(store_dir)
 }

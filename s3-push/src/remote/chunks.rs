@@ -30,7 +30,7 @@ impl AsRef<Bytes> for Plain {
 pub struct ChunkReader<T = Plain> {
     chunks: mpsc::Receiver<Result<Chunk<T>>>,
     unread: Bytes,
-    /// The chunk that `unread` belongs to, kept for what it holds beside the bytes, such as a share of a memory budget.
+    /// The chunk that `unread` belongs to, kept for what it holds besides the bytes, such as a memory permit.
     current: Option<T>,
     ended: bool,
 }
@@ -54,7 +54,7 @@ impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
                 }
                 Some(Ok(Chunk::End)) => self.ended = true,
                 Some(Err(error)) => return Err(error.into()),
-                None => return Err(Error::refused("the NAR is cut off").into()),
+                None => return Err(Error::refused("the NAR is truncated").into()),
             }
         }
         let n = self.unread.len().min(buf.len());

@@ -18,7 +18,7 @@ struct State {
     limit: usize,
     /// Permits to remove from the semaphore when their holders return them.
     excess: usize,
-    /// Requests that were already in flight when the limit was halved, whose responses say nothing new.
+    /// Requests that were already in flight when the limit was halved, whose responses carry no new information.
     stale: usize,
     /// Successful responses since the limit last changed.
     successes: usize,

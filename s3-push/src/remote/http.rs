@@ -48,7 +48,7 @@ struct AttemptError {
 
 impl HttpCache {
     /// Opens the cache at `url`; nothing is requested yet. User name and password come from the URL, else from the file
-    /// `netrc`, else from the netrc files in the usual places. `tool` begins the messages that are printed.
+    /// `netrc`, else from the netrc files at the default paths. `tool` is the prefix of messages.
     ///
     /// # Errors
     /// A usage error for an invalid URL. Fails for an invalid netrc file.

@@ -1,5 +1,5 @@
 //! Listings of a bucket. One that is long is read in several ranges in parallel: hash parts are evenly distributed, so
-//! the last key of the first page tells how many pages follow and where to split them.
+//! the last key of the first page shows how many pages follow and where to split them.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
@@ -74,7 +74,7 @@ async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Re
     }
 }
 
-/// Returns where a key lies in the space of hash parts.
+/// Returns the position of a key in the space of hash parts.
 fn position(key: &str) -> u64 {
     let digits = key.bytes().chain(std::iter::repeat(0)).take(POSITION_DIGITS as usize);
     digits.fold(0, |sum, digit| sum * 32 + DIGITS.bytes().take_while(|&smaller| smaller < digit).count() as u64)

@@ -147,7 +147,7 @@ impl Location {
 
     /// Nix expects a host; other tools expect a URL, whose scheme is then used.
     fn set_endpoint(&mut self, value: &str) -> Result {
-        let invalid = || Error::usage("invalid endpoint: expected HOST, HOST:PORT or a URL of these");
+        let invalid = || Error::usage("invalid endpoint: expected HOST[:PORT] or http(s)://HOST[:PORT]");
         let (scheme, host) = value.split_once("://").map_or((None, value), |(scheme, host)| (Some(scheme), host));
         match scheme {
             None => {}

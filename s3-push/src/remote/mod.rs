@@ -1,8 +1,8 @@
-//! Remote caches, the only code that speaks to one: a bucket (`s3`), a web server (`http`) or a directory (`file`).
+//! Remote caches: a bucket (`s3`), a web server (`http`) or a directory (`file`). No other code connects to one.
 //!
 //! `Remote` reads any of them; `s3::Bucket` also writes. Permits of the cache's concurrency limit, retries, timeouts,
 //! decoding of `Content-Encoding` and the classification of errors are inside each call, so that no caller can forget
-//! them. What is read and why is decided by the callers.
+//! them. The callers decide what is read and why.
 //!
 //! | module | responsibility |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! What a tool prints beside its output: how much, and the progress bar on standard error.
+//! Verbosity, and the progress bar on standard error.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 

@@ -46,9 +46,9 @@ pub struct RemoteOptions<'a> {
     pub access: Access,
     /// Timeout, attempts and concurrency.
     pub limits: RequestLimits,
-    /// The netrc file for web servers, instead of those in the usual places.
+    /// The netrc file for web servers, instead of those at the default paths.
     pub netrc: Option<&'a Path>,
-    /// Name of the tool: begins its messages, and is the user agent for web servers.
+    /// Name of the tool: the prefix of its messages, and the user agent for web servers.
     pub tool: &'static str,
 }
 
@@ -136,8 +136,8 @@ impl Remote {
         Arc::clone(&self.ranges_ahead).try_acquire_owned().ok()
     }
 
-    /// Begins to read an object as it is stored. Returns none if it does not exist. `expected_size` decides whether it is
-    /// requested in ranges.
+    /// Starts to read an object as it is stored. Returns none if it does not exist. `expected_size` decides whether it
+    /// is requested in ranges.
     ///
     /// # Errors
     /// Fails if the network, the server or the file system does.
@@ -168,7 +168,7 @@ impl Remote {
         Ok(Some(spawn_transfer(size, async move |chunks| transfer.send(object, &chunks).await)))
     }
 
-    /// Begins to read a range of an object. Returns none if the object does not exist or is too short, or if the server
+    /// Starts to read a range of an object. Returns none if the object does not exist or is too short, or if the server
     /// does not support ranges.
     ///
     /// # Errors
@@ -269,7 +269,7 @@ where
     body
 }
 
-/// Reads a small object into memory, and starts again if its body is cut off. Returns none if it does not exist.
+/// Reads a small object into memory, and starts again if its body is truncated. Returns none if it does not exist.
 pub(super) async fn read_text<'a>(
     request: impl Fn() -> BoxFuture<'a, Result<Response>>,
     display_url: &str,

@@ -1,5 +1,5 @@
 //! Retries: which requests are retried, after which delay. The SDK retries its requests with exponential backoff and
-//! jitter; `ThrottleClassifier` makes it treat 429 as throttling and honour `Retry-After`. [`Backoff`] covers what the
+//! jitter; `ThrottleClassifier` makes it treat 429 as throttling and honor `Retry-After`. [`Backoff`] covers what the
 //! SDK cannot retry: plain HTTP requests, truncated bodies, and conflicting conditional writes.
 
 use std::sync::Arc;
@@ -90,7 +90,7 @@ pub(super) fn parse_retry_after(value: &str) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// Makes the SDK retry after 429, which it regards as permanent, and wait as long as `Retry-After` says.
+/// Makes the SDK retry after 429, which it regards as permanent, and wait as long as `Retry-After` requests.
 #[derive(Debug)]
 pub(super) struct ThrottleClassifier;
 

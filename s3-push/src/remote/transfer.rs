@@ -1,5 +1,5 @@
 //! Bodies of remote objects. A large object is requested in ranges, several at a time, all pinned to the entity tag of
-//! the first; a body that breaks off is resumed under the same condition. So bytes of two objects are never mixed.
+//! the first; an interrupted body is resumed under the same condition. So bytes of two objects are never mixed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ const MAX_RANGES_AHEAD: usize = 4;
 pub(super) const MAX_RANGES_AHEAD_IN_ALL: usize = 8;
 /// Largest chunk that a buffered range is passed on in, in bytes.
 const MAX_CHUNK_SIZE: usize = 256 << 10;
-/// Bytes after which a resumed body may break off again as often as a new one. With less progress than this, a server
-/// could keep the transfer going forever.
+/// Bytes after which a resumed body may be interrupted as often as a new one. With less progress than this, a server
+/// could make the transfer endless.
 const MIN_PROGRESS: u64 = 64 << 10;
 
 /// The body of an object, while it arrives.
@@ -121,7 +121,7 @@ pub(super) fn parse_content_range(value: &str) -> Option<(u64, u64)> {
     Some((range.split_once('-')?.0.parse().ok()?, size.parse().ok()?))
 }
 
-/// A range that is requested before it is needed; aborted when nobody needs it any more.
+/// A range that is requested before it is needed. Dropping it aborts the request.
 struct RangeAhead {
     task: JoinHandle<Result<Bytes>>,
     _memory: OwnedSemaphorePermit,
@@ -140,9 +140,9 @@ enum Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Passes bytes on. Returns false if nobody reads them any more.
+    /// Passes bytes on. Returns false if the reader is gone.
     ///
-    /// The request gives its permit back as soon as it has to wait for its reader. So a permit is only ever held by a
+    /// The request returns its permit as soon as it has to wait for its reader. So a permit is only ever held by a
     /// request that waits for the server, and every wait for a permit ends: the reader of one body may itself wait for
     /// another request of this cache, such as the next range of the NAR that precedes this one in a stream. With a
     /// limit of one, to which throttling may reduce it, that would be a deadlock.
@@ -219,7 +219,7 @@ impl Transfer {
         Error::failed(format!("reading {}: {cause}", self.remote.display_url(&self.key)))
     }
 
-    /// Sends an object whose first range has begun to arrive, and requests the next ranges meanwhile.
+    /// Sends an object whose first range has started to arrive, and requests the next ranges meanwhile.
     async fn send_ranges(
         self: Arc<Self>,
         first: ObjectStream,
@@ -285,8 +285,8 @@ impl Transfer {
         }
     }
 
-    /// Passes on the bytes of a range, given the response to the request for it, and resumes where they break off.
-    /// Returns false if nobody reads them any more.
+    /// Passes on the bytes of a range, given the response to the request for it, and resumes an interrupted response.
+    /// Returns false if the reader is gone.
     async fn relay(
         &self,
         object: ObjectStream,
@@ -312,7 +312,7 @@ impl Transfer {
                     continue;
                 }
                 Some(Err(error)) => error,
-                None if range.end.is_some_and(|end| position < end) => self.error("the response is cut off"),
+                None if range.end.is_some_and(|end| position < end) => self.error("the response is truncated"),
                 None => return Ok(true),
             };
             if range.end == Some(position) {

@@ -48,11 +48,11 @@ pub fn entries(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
 
 fn expand_until<'a>(
     lines: &mut impl Iterator<Item = (usize, &'a str)>,
-    begun: Option<usize>,
+    repeat_line: Option<usize>,
     bytes: &mut Vec<u8>,
 ) -> Result<(), String> {
     while let Some((number, line)) = lines.next() {
-        if line == "." && begun.is_some() {
+        if line == "." && repeat_line.is_some() {
             return Ok(());
         }
         if line.is_empty() || line.starts_with('#') {
@@ -82,7 +82,7 @@ fn expand_until<'a>(
             _ => return Err(wrong()),
         }
     }
-    begun.map_or(Ok(()), |number| Err(format!("line {number}: what is repeated has no end")))
+    repeat_line.map_or(Ok(()), |number| Err(format!("line {number}: the repetition has no end")))
 }
 
 fn string(bytes: &mut Vec<u8>, string: &[u8]) {

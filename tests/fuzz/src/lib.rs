@@ -4,7 +4,7 @@
 //! A property is a function of bytes that panics if it does not hold. For most readers: refused input gets a message of
 //! one line, and accepted input is the same after it is written and read again.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // a panic is how a property says that it does not hold
+#![allow(clippy::unwrap_used, clippy::panic)] // a property that does not hold panics
 
 pub mod corpus;
 
@@ -48,9 +48,9 @@ pub const TARGETS: [(&str, Property); 12] = [
 const MOST: usize = 1 << 20;
 
 /// Asserts that the error of a reader is a refusal with a message of one line: in memory, no operation can fail.
-fn refused(failure: &Error) {
-    assert!(failure.is_refusal() && !failure.message().is_empty(), "not a refusal: {failure}");
-    assert!(!failure.to_string().contains('\n'), "more than one line: {failure}");
+fn refused(error: &Error) {
+    assert!(error.is_refusal() && !error.message().is_empty(), "not a refusal: {error}");
+    assert!(!error.to_string().contains('\n'), "more than one line: {error}");
 }
 
 fn store_dir() -> StoreDir {
@@ -117,7 +117,7 @@ impl Visitor for Rewriter {
         }
         self.strings(&[b"contents"]);
         self.nar.extend(size.to_le_bytes());
-        assert_eq!(offset, self.nar.len() as u64, "a file begins elsewhere");
+        assert_eq!(offset, self.nar.len() as u64, "the offset of a file differs");
         self.files.push((self.names.clone(), offset, size));
         self.expected = offset.saturating_add(size);
         Ok(())
@@ -126,12 +126,12 @@ impl Visitor for Rewriter {
     fn data(&mut self, bytes: &[u8]) -> Result {
         assert!(!bytes.is_empty());
         self.nar.extend(bytes);
-        assert!(self.nar.len() as u64 <= self.expected, "more than the file has");
+        assert!(self.nar.len() as u64 <= self.expected, "more bytes than the size of the file");
         Ok(())
     }
 
     fn file_end(&mut self) -> Result {
-        assert_eq!(self.nar.len() as u64, self.expected, "less than the file has");
+        assert_eq!(self.nar.len() as u64, self.expected, "fewer bytes than the size of the file");
         self.nar.resize(self.nar.len() + padding(self.expected), 0);
         self.strings(&[b")"]);
         Ok(())
@@ -151,14 +151,14 @@ pub fn nar(bytes: &[u8]) {
     let verdict = parse(&mut input, &mut rewriter);
     match &verdict {
         Ok(size) => {
-            assert_eq!(*size, (bytes.len() - input.len()) as u64, "its size is another");
-            assert_eq!(rewriter.nar, bytes[..bytes.len() - input.len()], "written again it is another");
+            assert_eq!(*size, (bytes.len() - input.len()) as u64, "its size differs");
+            assert_eq!(rewriter.nar, bytes[..bytes.len() - input.len()], "it differs after it is written again");
         }
-        Err(failure) => refused(failure),
+        Err(error) => refused(error),
     }
     for capacity in [1, 13] {
         let again = parse(&mut BufReader::with_capacity(capacity, bytes), &mut Skip);
-        assert_eq!(again.ok(), verdict.clone().ok(), "in pieces of {capacity} bytes it is another");
+        assert_eq!(again.ok(), verdict.clone().ok(), "the result differs if it is read in pieces of {capacity} bytes");
     }
 }
 
@@ -169,12 +169,12 @@ pub fn listing(bytes: &[u8]) {
     let mut out = Vec::new();
     match (list(&mut &*bytes, &mut out), size) {
         (Ok(listed), Ok(size)) => assert_eq!(listed, size),
-        (Err(failure), Ok(_)) => {
-            assert!(rewriter.not_text, "{failure}");
-            return refused(&failure);
+        (Err(error), Ok(_)) => {
+            assert!(rewriter.not_text, "{error}");
+            return refused(&error);
         }
-        (Err(failure), Err(_)) => return refused(&failure),
-        (Ok(_), Err(failure)) => panic!("a listing of no NAR: {failure}"),
+        (Err(error), Err(_)) => return refused(&error),
+        (Ok(_), Err(error)) => panic!("a listing of an invalid NAR: {error}"),
     }
     let read = Listing::parse(&out, out.len()).unwrap();
     for (names, offset, size) in &rewriter.files {
@@ -202,7 +202,7 @@ pub fn listing(bytes: &[u8]) {
 pub fn read_listing(bytes: &[u8]) {
     let listing = match Listing::parse(bytes, MOST) {
         Ok(listing) => listing,
-        Err(failure) => return refused(&failure),
+        Err(error) => return refused(&error),
     };
     // It may be nested deeper than the default limit of serde_json.
     let Ok(json) = serde_json::from_slice::<Value>(bytes) else { return };
@@ -222,7 +222,7 @@ pub fn read_listing(bytes: &[u8]) {
         match listing.find(path.as_bytes()) {
             Ok(found) => assert_eq!(found, Some(wanted), "{path:?}"),
             // A duplicate name, of which a JSON reader sees the last.
-            Err(failure) => refused(&failure),
+            Err(error) => refused(&error),
         }
         let entries = node["entries"].as_object().into_iter().flatten();
         nodes.extend(entries.map(|(name, entry)| (format!("{path}/{name}"), entry)));
@@ -237,11 +237,11 @@ pub fn export_stream(bytes: &[u8]) {
     match read_export(bytes) {
         Ok(paths) => {
             let written = write_export(&paths);
-            assert!(written.len() <= bytes.len(), "written again it is longer");
+            assert!(written.len() <= bytes.len(), "it is longer after it is written again");
             let again = read_export(&written).unwrap();
-            assert!(again == paths, "written again it is another");
+            assert!(again == paths, "it differs after it is written again");
         }
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
 }
 
@@ -278,9 +278,9 @@ pub fn archive(bytes: &[u8]) {
                 writer.member(key, body.len() as u64, body.as_slice()).unwrap();
             }
             let written = writer.finish().unwrap();
-            assert!(read_archive(&written).unwrap() == members, "written again it is another");
+            assert!(read_archive(&written).unwrap() == members, "it differs after it is written again");
         }
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
 }
 
@@ -307,7 +307,7 @@ pub fn narinfo(bytes: &[u8]) {
                 assert!(!narinfo.fingerprint().contains('\n') && narinfo.key().ends_with(".narinfo"));
                 assert!(!narinfo.url.starts_with('/') && narinfo.url.split('/').all(|part| part != ".."));
             }
-            Err(failure) => refused(&failure),
+            Err(error) => refused(&error),
         }
     }
     match read_narinfos(bytes) {
@@ -316,9 +316,12 @@ pub fn narinfo(bytes: &[u8]) {
             for (index, narinfo) in narinfos.iter().enumerate() {
                 writer.write(narinfo, index + 1 < narinfos.len()).unwrap();
             }
-            assert!(read_narinfos(&writer.into_inner()).unwrap() == narinfos, "written again they are others");
+            assert!(
+                read_narinfos(&writer.into_inner()).unwrap() == narinfos,
+                "they differ after they are written again"
+            );
         }
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
 }
 
@@ -341,7 +344,7 @@ pub fn store_path(bytes: &[u8]) {
             let list: String = paths.iter().map(|path| store_dir().join(path) + "\n").collect();
             assert_eq!(read_path_list(list.as_bytes(), &store_dir()).unwrap(), paths);
         }
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
     let Ok(text) = str::from_utf8(bytes) else { return };
     let (dir, base) = text.split_once('\n').unwrap_or(("/nix/store", text));
@@ -354,7 +357,7 @@ pub fn store_path(bytes: &[u8]) {
                 assert_eq!(StoreDir::new(dir.as_str()).unwrap(), dir);
             }
         }
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
 }
 
@@ -369,7 +372,7 @@ pub fn base32(bytes: &[u8]) {
             assert_eq!(Sha256::parse(&hash.to_string()).unwrap(), hash);
             assert_eq!(Sha256::from_base32(&hash.base32()), Some(hash));
         }
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
 }
 
@@ -381,7 +384,7 @@ pub fn keys(bytes: &[u8]) {
             assert!(PublicKey::parse(&key.to_string()).unwrap() == key);
             assert!(!key.verifies("1;x", text));
         }
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
     match SecretKey::parse(text) {
         Ok(key) => {
@@ -389,14 +392,14 @@ pub fn keys(bytes: &[u8]) {
             let signature = again.sign("1;x");
             assert!(key.public().verifies("1;x", &signature) && !key.public().verifies("1;y", &signature));
         }
-        Err(failure) => {
-            refused(&failure);
+        Err(error) => {
+            refused(&error);
             let (name, digits) = text.split_once(':').unwrap_or(("", text));
             // Text that is not base 64 is not part of a key and may occur in the message.
             let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
             let secret =
                 digits.trim().get(..16).filter(|secret| secret.bytes().all(is_digit) && !name.contains(secret));
-            assert!(secret.is_none_or(|secret| !failure.message().contains(secret)), "the message contains the key");
+            assert!(secret.is_none_or(|secret| !error.message().contains(secret)), "the message contains the key");
         }
     }
 }
@@ -406,7 +409,7 @@ pub fn cache_info(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     match CacheInfo::parse(text) {
         Ok(info) => assert_eq!(CacheInfo::parse(&info.to_string()).unwrap(), info),
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
 }
 
@@ -422,11 +425,11 @@ pub fn compressed(bytes: &[u8]) {
             assert_eq!((facts.file_hash, facts.file_size), (Sha256::of(file), file.len() as u64));
             assert_eq!((facts.nar_hash, facts.nar_size), (Sha256::of(&rewriter.nar), rewriter.nar.len() as u64));
         }
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
     match decode_content(file.to_vec(), Some(method.name()), 4096) {
         Ok(decoded) => assert!(decoded.len() <= 4096),
-        Err(failure) => refused(&failure),
+        Err(error) => refused(&error),
     }
 }
 
@@ -442,13 +445,13 @@ pub fn nix_conf(bytes: &[u8]) {
         let client = ClientConfig::new("https://a.example", false, std::slice::from_ref(&key), only).unwrap();
         let (merged, rest) = match (client.merge(bytes, path), client.without_lines(bytes)) {
             (Ok(merged), Ok(rest)) => (merged, rest),
-            (Err(failure), _) => {
-                refused(&failure);
+            (Err(error), _) => {
+                refused(&error);
                 continue;
             }
-            (Ok(_), Err(failure)) => panic!("what is merged cannot be taken out: {failure}"),
+            (Ok(_), Err(error)) => panic!("merged lines cannot be removed: {error}"),
         };
-        assert_eq!(client.merge(&merged, path).unwrap(), merged, "merged again it is another");
+        assert_eq!(client.merge(&merged, path).unwrap(), merged, "it differs after it is merged again");
         assert_eq!(client.without_lines(&merged).unwrap(), rest, "other lines changed");
         let text = String::from_utf8_lossy(&merged);
         assert!(text.to_lowercase().contains("//a.example") && text.contains(&key.to_string()), "it has no effect");

@@ -54,7 +54,7 @@ fn policy_uses_only_the_location_of_push() {
 }
 
 #[test]
-fn only_the_remote_layer_speaks_to_a_server() {
+fn only_the_remote_layer_connects_to_a_server() {
     let remote = repository().join("s3-push/src/remote");
     for dir in ["nar-pack/src", "narinfo-gen/src", "cache-sign/src", "cache-policy/src", "s3-push/src", "s3-pull/src"] {
         let found = violations(dir, |path, line| {
@@ -71,14 +71,14 @@ fn there_is_one_http_client() {
 }
 
 #[test]
-fn the_remote_layer_knows_nothing_above_it() {
+fn the_remote_layer_uses_no_module_above_it() {
     const ABOVE: [&str; 5] = ["crate::publish", "crate::cli", "crate::run", "crate::report", "crate::TOOL"];
     let found = violations("s3-push/src/remote", |_, line| ABOVE.iter().any(|module| line.contains(module)));
     assert!(found.is_empty(), "s3-push/src/remote must not use the modules above it:\n{}", found.join("\n"));
 }
 
 #[test]
-fn the_publishing_side_knows_no_flags() {
+fn publishing_code_reads_no_flags() {
     // cli.rs is read once, in run.rs; ObjectOptions and the compression settings are converted there.
     let found = violations("s3-push/src/publish", |_, line| line.contains("crate::cli::Cli"));
     let pull = ["closure", "fetch", "unpack", "staging", "streams"];

@@ -108,7 +108,7 @@ fn scratch_removes_read_only_trees() {
 }
 
 #[test]
-fn trees_are_equal_only_if_everything_is() {
+fn trees_are_equal_only_if_all_entries_are() {
     let scratch = Scratch::new();
     let dir = scratch.path();
     make_tree(dir.join("one"), 1);

@@ -67,7 +67,7 @@ fn every_member_is_known() {
 }
 
 #[test]
-fn only_push_and_pull_know_the_network() {
+fn only_push_and_pull_use_the_network() {
     for package in packages() {
         let name = text(&package["name"]);
         if ["s3-push", "s3-pull", "tests"].contains(&name.as_str()) {
@@ -105,7 +105,7 @@ fn tools_depend_on_earlier_tools_only() {
 }
 
 #[test]
-fn no_module_is_a_grab_bag() {
+fn no_module_has_a_generic_name() {
     const GRAB_BAGS: [&str; 9] =
         ["utils", "util", "common", "helpers", "helper", "manager", "misc", "shared", "utilities"];
     for path in sources() {

@@ -85,7 +85,7 @@ impl Leaf {
             rustix::fs::seek(&fd, SeekFrom::Start(0)).map_err(|error| self.errno(error))?;
             size
         };
-        // Nix examines only the owner's execute bit.
+        // Nix checks only the owner's execute bit.
         if stat.st_mode & 0o100 != 0 {
             let moved = buf.split_off(header);
             push_string(buf, b"executable");

@@ -40,7 +40,7 @@ const MAX_CHUNKS_AHEAD: usize = 2;
 pub fn dump(path: &Path, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Result {
     let mut walk = Walk::new(path)?;
     let mut buf = Vec::with_capacity(CHUNK_SIZE);
-    // A tree of few entries is not worth a thread.
+    // A tree of few entries does not justify a thread.
     while let Some(batch) = walk.next()? {
         batch.warnings.iter().for_each(|warning| warn(warning));
         let flush = |buf: &mut Vec<u8>| {

@@ -4,7 +4,7 @@
 //! inode allocator, but a thread that creates files does not contend with threads that write them, so the thread that
 //! reads the NAR creates all files. The batches that wait are bounded in bytes and in open files, so memory does not grow
 //! with the tree. The threads are not scoped, because they outlive the calls of the visitor, and take batches in any
-//! order; [`mod@crate::nar::dump`] needs the opposite of both.
+//! order; [`mod@crate::nar::dump`] requires scoped threads and a fixed order.
 
 use std::mem::take;
 use std::os::fd::{AsFd, OwnedFd};
@@ -239,8 +239,8 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if !self.handles.is_empty() {
-            lock(&self.error).get_or_insert_with(|| Error::failed("cancelled"));
-            // Whoever cancels reports the reason.
+            lock(&self.error).get_or_insert_with(|| Error::failed("canceled"));
+            // The code that cancels reports the reason.
             let _ = self.join();
         }
     }

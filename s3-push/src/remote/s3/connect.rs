@@ -25,8 +25,8 @@ use crate::remote::concurrency::AdaptiveLimit;
 use crate::remote::location::{DEFAULT_REGION, Location};
 use crate::remote::retry::{AttemptObserver, CONNECT_TIMEOUT, INITIAL_BACKOFF, RequestLimits, ThrottleClassifier};
 
-/// Capacity of the bucket's own retry budget. The SDK's default, 500 tokens for the whole process, does not last through
-/// a bad minute of a bulk transfer.
+/// Capacity of the bucket's own retry budget. The SDK's default, 500 tokens for the whole process, is used up by
+/// one minute of throttling in a bulk transfer.
 const RETRY_TOKENS: usize = 10_000;
 /// Tokens that a successful request returns to the retry budget.
 const RETRY_REWARD: f32 = 5.0;
@@ -43,7 +43,7 @@ pub enum Access {
 }
 
 impl Bucket {
-    /// Sets up a client; nothing is requested yet. `tool` begins the messages that are printed.
+    /// Sets up a client; nothing is requested yet. `tool` is the prefix of messages.
     pub async fn connect(location: Location, access: Access, limits: RequestLimits, tool: &'static str) -> Self {
         let mut sdk_config = load_config(&location, access, limits).await;
         let lacks_credentials =
@@ -120,7 +120,7 @@ async fn load_config(location: &Location, access: Access, limits: RequestLimits)
     loader.load().await
 }
 
-/// Returns an HTTP client that honours the proxy variables, which the SDK ignores by default.
+/// Returns an HTTP client that honors the proxy variables, which the SDK ignores by default.
 fn http_client() -> SharedHttpClient {
     aws_smithy_http_client::Builder::new().build_with_connector_fn(|settings, _| {
         let tls = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring));

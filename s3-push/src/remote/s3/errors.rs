@@ -80,7 +80,7 @@ impl Bucket {
                         self.tool,
                         format!(
                             "warning: {url}: forbidden (HTTP 403), treated as missing; reading it requires \
-                             {permission}, and without s3:ListBucket the server does not tell which objects exist"
+                             {permission}, and without s3:ListBucket the server does not reveal which objects exist"
                         ),
                     );
                 }
@@ -133,7 +133,7 @@ impl Bucket {
         is_first
     }
 
-    /// Returns the server's message if there is one, otherwise what happened on the way.
+    /// Returns the server's message if there is one, otherwise the error of the request.
     fn cause<E: OperationError>(&self, error: &Sdk<E>) -> String {
         let response = match (error.code(), error.message(), status(error)) {
             (Some(code), Some(message), Some(status)) => Some(format!("{message} ({code}, HTTP {status})")),
@@ -145,7 +145,7 @@ impl Bucket {
         let text = chain(error);
         match (response, error) {
             (Some(response), _) => response,
-            // The SDK's message goes on with the message of each of a dozen providers.
+            // The SDK's message continues with the messages of a dozen providers.
             (None, _) if text.contains("no credentials found in chain") || text.contains("no providers in chain") => {
                 match &self.location.profile {
                     Some(profile) => format!("the AWS profile {profile:?} has no credentials"),

@@ -32,7 +32,7 @@ pub use write::PutOutcome;
 pub struct Bucket {
     client: Client,
     location: Location,
-    /// Begins the messages that are printed.
+    /// The prefix of messages.
     tool: &'static str,
     object_options: ObjectOptions,
     /// Writes do nothing and report success.

@@ -117,7 +117,7 @@ impl Bucket {
                 Ok(output) if output.e_tag.is_some() => return Ok(PutOutcome::Created),
                 Ok(_) => {
                     let url = self.display_url(&upload.key);
-                    return Err(Error::failed(format!("completing {url}: the response names no object")));
+                    return Err(Error::failed(format!("completing {url}: the response contains no ETag")));
                 }
                 Err(error) if is_conditional && status(&error) == Some(412) => {
                     self.abort_multipart_upload(upload).await;
@@ -146,9 +146,9 @@ impl Bucket {
     }
 
     /// Finds the newest incomplete upload of an object, with its parts by number. Returns none if there is none or if the
-    /// service does not or may not tell.
+    /// service does not list uploads or does not allow it.
     pub async fn find_resumable_upload(&self, key: &str) -> Option<(MultipartUpload, HashMap<i32, RemotePart>)> {
-        // Options are fixed when an upload is created, and the service does not tell them.
+        // Options are fixed when an upload is created, and the service does not return them.
         if self.dry_run || !self.object_options.is_default() {
             return None;
         }

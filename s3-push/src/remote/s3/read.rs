@@ -20,7 +20,7 @@ pub struct ListedObject {
     pub etag: String,
 }
 
-/// Where a page of a listing begins.
+/// Where a page of a listing starts.
 #[derive(Debug, Clone)]
 pub enum ListFrom {
     /// With the first key.

@@ -101,7 +101,7 @@ impl Bucket {
         }
     }
 
-    /// Returns whether the error says that the service does not support conditional writes, and remembers it.
+    /// Returns whether the error means that the service does not support conditional writes, and remembers it.
     pub(super) fn lacks_conditional_writes<E: ProvideErrorMetadata>(&self, error: &Sdk<E>) -> bool {
         let lacks = status(error) == Some(501) || error.code() == Some("NotImplemented");
         if lacks {
@@ -115,7 +115,7 @@ impl Bucket {
         self.location.is_aws() || self.object_options.requires_checksum()
     }
 
-    /// Returns the checksum header of a body, if one is sent. Left to itself, the SDK names the algorithm but omits the
+    /// Returns the checksum header of a body, if one is sent. By default, the SDK names the algorithm but omits the
     /// checksum where none is required, and services reject a request without the checksum that it announces.
     pub(super) fn checksum(&self, body: &Bytes) -> Option<String> {
         self.sends_checksums().then(|| BASE64.encode(crc32fast::hash(body).to_be_bytes()))

@@ -181,11 +181,11 @@ impl ClosureBench {
         Ok(self.path(name))
     }
 
-    /// Writes everything to the disk and forgets what tools keep in their home directory, as Nix does about caches.
+    /// Flushes dirty pages to disk and removes what tools cache in their home directory, as Nix does about caches.
     ///
     /// # Errors
     /// If that fails.
-    pub fn settle(&self) -> Result<(), String> {
+    pub fn sync_and_reset_home(&self) -> Result<(), String> {
         self.reset_dir("home")?;
         run(&mut self.scratch.command("sync")).map(drop)
     }

@@ -232,7 +232,7 @@ impl Bench {
         self.run(stages, input, "/dev/null")
     }
 
-    /// Writes back what is dirty, and reads the input into the page cache.
+    /// Writes back dirty pages, and reads the input into the page cache.
     fn warm_up(&self, case: Case) -> Result<(), String> {
         self.write_back()?;
         let reader = match case {

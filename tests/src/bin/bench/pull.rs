@@ -153,7 +153,7 @@ impl<'a> Source<'a> {
     /// Measures one command into an empty directory.
     fn measure(&self, case: Case, compression: Compression, endpoint: &str) -> Result<Measurement, String> {
         self.closure.reset_dir("out")?;
-        self.closure.settle()?;
+        self.closure.sync_and_reset_home()?;
         let requests = self.minio.requests();
         let fetch = vec![self.fetch(case, compression, endpoint)];
         let (mut elapsed, mut stages) = self.closure.run(fetch, "paths", "output")?;

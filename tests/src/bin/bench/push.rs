@@ -139,7 +139,7 @@ impl PushBench {
         let names = [Some(case.name()), case.name_of_repetition()];
         for (again, name) in names.into_iter().enumerate().filter_map(|(index, name)| Some((index > 0, name?))) {
             let before = destination.bytes(case);
-            self.closure.settle()?;
+            self.closure.sync_and_reset_home()?;
             let input = if case == Case::PushOnly { "archive" } else { "paths" };
             let requests = destination.minio.requests();
             let (elapsed, stages) = self.closure.run(destination.stages(case, again), input, "output")?;

@@ -1,4 +1,4 @@
-//! The experiment: one accident per round, and the checks before and after the pipeline runs again.
+//! The experiment: one fault per round, and the checks before and after the pipeline runs again.
 
 use std::fmt;
 use std::fs;
@@ -25,7 +25,7 @@ const STAGES: [&str; 5] = ["s3-push --missing", "nar-pack", "narinfo-gen", "cach
 /// The stage that publishes.
 const PUSH: usize = 4;
 
-/// In every fourth round s3-push gets SIGTERM.
+/// In every fourth round, s3-push receives SIGTERM.
 const TERMINATE_EVERY: u32 = 4;
 
 /// Number of paths of a cache that are fetched to verify their NarHash.
@@ -33,7 +33,7 @@ const SAMPLE_SIZE: usize = 3;
 
 /// A signal to a pipeline.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Accident {
+pub enum Fault {
     /// SIGKILL to this stage, or to the next one that is still running: the first ones exit early.
     Kill(usize),
     /// SIGKILL to all stages.
@@ -42,8 +42,8 @@ pub enum Accident {
     Terminate,
 }
 
-impl Accident {
-    /// Chooses the accident of a round.
+impl Fault {
+    /// Chooses the fault of a round.
     pub fn choose(random: &mut Random, round: u32) -> Self {
         let stage = random.below(STAGES.len() + 1);
         match stage {
@@ -54,7 +54,7 @@ impl Accident {
     }
 }
 
-impl fmt::Display for Accident {
+impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill(stage) => f.pad(&format!("SIGKILL {}", STAGES[*stage])),
@@ -131,7 +131,7 @@ impl Experiment {
         format!("{} paths, {} MB", self.paths.len(), bytes / 1_000_000)
     }
 
-    /// Runs the pipeline twice without an accident; returns how long the second run takes, when files are cached.
+    /// Runs the pipeline twice without a fault; returns how long the second run takes, when files are cached.
     pub fn run_undisturbed(&self) -> Result<Duration, String> {
         let mut usual = Duration::ZERO;
         for _ in 0..2 {
@@ -139,17 +139,17 @@ impl Experiment {
             usual = self.complete(&bucket)?;
             let audit = self.audit(&bucket, &bucket)?;
             if let Some(problem) = audit.problems.first() {
-                return Err(format!("without an accident: {problem}"));
+                return Err(format!("without a fault: {problem}"));
             }
         }
         Ok(usual)
     }
 
-    /// Runs the pipeline with one accident, checks the cache, runs the pipeline again and checks that it is complete.
+    /// Runs the pipeline with one fault, checks the cache, runs the pipeline again and checks that it is complete.
     pub fn run_round(
         &self,
         round: u32,
-        accident: Accident,
+        fault: Fault,
         moment: Duration,
         random: &mut Random,
         totals: &mut Totals,
@@ -159,11 +159,11 @@ impl Experiment {
         let prefix = if round.is_multiple_of(2) { format!("{bucket}/a/prefix") } else { bucket.clone() };
         let uploads = self.minio.upload_dirs();
         let count_new_uploads = || self.minio.upload_dirs().iter().filter(|upload| !uploads.contains(upload)).count();
-        let (accident, hit, stages) = self.disturb(&prefix, accident, moment)?;
+        let (fault, hit, stages) = self.disturb(&prefix, fault, moment)?;
         let audit = self.audit(&bucket, &prefix)?;
         let visible = audit.paths.len();
         print!(
-            "{round:4}  {accident:<27} {:5} ms{}  {visible:2} narinfos, {:2} objects, {} uploads in progress",
+            "{round:4}  {fault:<27} {:5} ms{}  {visible:2} narinfos, {:2} objects, {} uploads in progress",
             moment.as_millis(),
             if hit { " " } else { "*" },
             audit.objects,
@@ -173,8 +173,8 @@ impl Experiment {
         totals.partial += u32::from(visible > 0 && visible < self.paths.len());
         let mut problems = audit.problems.clone();
         problems.extend(self.fetch_sample(&prefix, &audit, random));
-        problems.extend(self.check_stages(accident, &stages, visible));
-        if accident == Accident::Terminate && reported_termination(&stages) {
+        problems.extend(self.check_stages(fault, &stages, visible));
+        if fault == Fault::Terminate && reported_termination(&stages) {
             totals.terminated += 1;
             // Uploads of NARs stay for the next run to resume; all others must be aborted.
             let incomplete = self.minio.incomplete_uploads(&bucket);
@@ -191,29 +191,29 @@ impl Experiment {
         totals.resumed_parts += resumed;
         let resumed = if resumed > 0 { format!(" ({resumed} parts resumed)") } else { String::new() };
         println!("; then {}{resumed}", if problems.is_empty() { "complete" } else { "FAILED" });
-        totals.problems.extend(problems.into_iter().map(|problem| format!("round {round} ({accident}): {problem}")));
+        totals.problems.extend(problems.into_iter().map(|problem| format!("round {round} ({fault}): {problem}")));
         Ok(())
     }
 
-    /// Runs the pipeline with an accident; returns the accident that happened, whether it hit a running stage, and how
+    /// Runs the pipeline with a fault; returns the fault that happened, whether it hit a running stage, and how
     /// the stages exited.
     fn disturb(
         &self,
         prefix: &str,
-        mut accident: Accident,
+        mut fault: Fault,
         moment: Duration,
-    ) -> Result<(Accident, bool, Vec<FinishedStage>), String> {
+    ) -> Result<(Fault, bool, Vec<FinishedStage>), String> {
         let mut pipeline = self.start(prefix)?;
         pipeline.run_until(moment)?;
-        let hit = match accident {
-            Accident::Kill(chosen) => {
+        let hit = match fault {
+            Fault::Kill(chosen) => {
                 let mut stages = (chosen..STAGES.len()).chain(0..chosen);
                 let stage = stages.find(|&stage| pipeline.is_running(stage)).unwrap_or(chosen);
-                accident = Accident::Kill(stage);
+                fault = Fault::Kill(stage);
                 pipeline.kill(stage)?
             }
-            Accident::Terminate => pipeline.terminate(PUSH)?,
-            Accident::KillAll => {
+            Fault::Terminate => pipeline.terminate(PUSH)?,
+            Fault::KillAll => {
                 let mut hit = false;
                 for stage in 0..STAGES.len() {
                     hit |= pipeline.kill(stage)?;
@@ -221,22 +221,22 @@ impl Experiment {
                 hit
             }
         };
-        Ok((accident, hit, pipeline.finish(PIPELINE_TIMEOUT)?.1))
+        Ok((fault, hit, pipeline.finish(PIPELINE_TIMEOUT)?.1))
     }
 
     /// Checks the exit statuses and messages of the stages against what is published.
-    fn check_stages(&self, accident: Accident, stages: &[FinishedStage], visible: usize) -> Vec<String> {
+    fn check_stages(&self, fault: Fault, stages: &[FinishedStage], visible: usize) -> Vec<String> {
         let panicked = stages.iter().filter(|stage| stage.stderr.contains("panicked"));
         let mut problems: Vec<_> = panicked.map(FinishedStage::summary).collect();
         // A truncated path list looks like a shorter one.
-        let detectable = accident != Accident::Kill(0);
+        let detectable = fault != Fault::Kill(0);
         if detectable && stages[PUSH].status.success() && visible < self.paths.len() {
             problems.push(format!("s3-push succeeded, but only {visible} paths are published"));
         }
         problems
     }
 
-    /// Runs the pipeline again, without an accident: it must complete the work.
+    /// Runs the pipeline again, without a fault: it must complete the work.
     fn run_again(&self, bucket: &str, prefix: &str, random: &mut Random) -> Vec<String> {
         let completed = self.complete(prefix).and_then(|_| self.audit(bucket, prefix));
         match completed {

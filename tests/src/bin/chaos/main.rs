@@ -13,9 +13,9 @@ use std::process::ExitCode;
 use cache_tests::{Minio, Random, random_seed};
 use clap::Parser;
 
-use crate::experiment::{Accident, Experiment, Totals};
+use crate::experiment::{Experiment, Fault, Totals};
 
-/// Push a closure to a MinIO many times, kill a stage of the pipeline at a random moment each time, check that the
+/// Push a closure to MinIO many times, kill a stage of the pipeline at a random moment each time, check that the
 /// cache is closed, and run the pipeline again
 #[derive(Parser)]
 #[command(name = "cargo xtask chaos")]
@@ -51,10 +51,10 @@ fn run(cli: &Cli) -> Result<(), String> {
     let mut random = Random::new(seed);
     let mut totals = Totals::default();
     for round in 1..=kills {
-        let accident = Accident::choose(&mut random, round);
+        let fault = Fault::choose(&mut random, round);
         let moment = usual.mul_f64(1.2 * random.fraction());
         let before = totals.problems.len();
-        if let Err(problem) = experiment.run_round(round, accident, moment, &mut random, &mut totals) {
+        if let Err(problem) = experiment.run_round(round, fault, moment, &mut random, &mut totals) {
             totals.problems.push(format!("round {round}: {problem}"));
         }
         for problem in &totals.problems[before..] {

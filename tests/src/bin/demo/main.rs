@@ -16,7 +16,7 @@ const GREETING: &str = "/nix/store/1b9p07z77phvv2hf6gm9f28syp39f1ag-greeting";
 const GREETER: &str = "/nix/store/kx8gfk8vz4y9smcmls2x5cb8kxv1s2dl-greeter";
 
 const NEXT_STEPS: &str = "
-Every step did what it should. With a bucket of your own:
+All steps succeeded. With a bucket of your own:
 
   export NIX_S3_CACHE='s3://my-cache?region=eu-west-2'                              # AWS; credentials as for `aws s3`
   export NIX_S3_CACHE='s3://my-cache?endpoint=https://minio.example.org:9000&region=us-east-1'   # MinIO, R2, Garage
@@ -89,7 +89,7 @@ impl Demo {
             ],
         )?;
         self.step(
-            "Print the bucket policy that allows anonymous reads (the server of this demo has no policies to set)",
+            "Print the bucket policy that allows anonymous reads (the server of this demo does not support policies)",
             &[("cache-policy --read-only", Expect::Output(&["s3:GetObject"]))],
         )?;
         self.step(

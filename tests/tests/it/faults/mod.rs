@@ -15,16 +15,16 @@ mod push;
 mod requests;
 mod throttling;
 
-/// A fault, and the words of which one must be in the error message if a run fails.
+/// A fault, and the texts of which one must be in the error message if a run fails.
 struct Case {
     name: &'static str,
     fault: Fault,
     causes: &'static [&'static str],
 }
 
-/// Expected words if a connection ends unexpectedly.
+/// Expected texts if a connection ends unexpectedly.
 const CONNECTION_ERRORS: &[&str] =
-    &["reset", "closed", "refused", "broken pipe", "end of file", "cut off", "incomplete"];
+    &["reset", "closed", "refused", "broken pipe", "end of file", "truncated", "incomplete"];
 
 /// Faults of the network, and errors of the service.
 const CASES: [Case; 9] = [

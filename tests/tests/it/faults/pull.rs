@@ -20,7 +20,7 @@ fn assert_whole(what: &str, fixture: &FaultFixture<EmbeddedS3>, completed: bool)
     for (path, expected) in CLOSURE.paths.iter().zip(&CLOSURE.trees) {
         let there = path_in_root(&out, path).exists();
         assert!(there || !completed, "{what}: {path} is missing");
-        assert!(!there || tree(path_in_root(&out, path)) == *expected, "{what}: {path} is not what it was");
+        assert!(!there || tree(path_in_root(&out, path)) == *expected, "{what}: {path} has changed");
     }
     if completed {
         let left = fs::read_dir(out.join("nix/store")).unwrap().count();
@@ -90,6 +90,6 @@ fn a_forbidden_narinfo_is_missing_and_has_a_hint() {
         }
         let store = path_in_root(&fixture.scratch.path().join("out"), "/nix/store");
         assert_eq!(fs::read_dir(store).map_or(0, Iterator::count), 0, "no file remains");
-        assert_eq!(proxy.faults(), 2, "a refusal is not repeated: {:?}", proxy.seen());
+        assert_eq!(proxy.faults(), 2, "a refusal is not retried: {:?}", proxy.seen());
     }
 }

@@ -78,7 +78,7 @@ fn a_thousand_existing_paths_take_five_requests() {
     let missing = "s3-push -q --missing '$C' < many > missing; test ! -s missing";
     let kinds = requests(&fixture, s3, &bucket, missing);
     assert!(kinds.len() <= 5, "{} requests: {kinds:?}", kinds.len());
-    // As in a real cache, the objects beside the narinfos make the listing longer than one page.
+    // As in a real cache, the objects next to the narinfos make the listing longer than one page.
     s3.put(&bucket, "nix-cache-info", b"StoreDir: /nix/store\n");
     s3.put(&bucket, "nar/0000000000000000000000000000000000000000000000000000.nar.zst", b"x");
     let kinds = requests(&fixture, s3, &bucket, missing);

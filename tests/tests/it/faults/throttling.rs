@@ -10,7 +10,7 @@ use narinfo_gen::compression::Compression;
 
 use crate::fixtures::malicious_cache::{Attacker, CachedPath, objects, small_nar};
 
-/// `--jobs`: so many narinfos are requested at once, and the limit is twice as many requests.
+/// `--jobs`: the number of narinfos requested at once; the limit is twice as many requests.
 const JOBS: usize = 8;
 /// How often each of the first narinfos is throttled. That halves the limit three times, from 16 to 2.
 const ROUNDS: usize = 3;

@@ -37,7 +37,7 @@ enum Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BothAccept => f.write_str("both accept, and agree on what it is"),
+            Self::BothAccept => f.write_str("both accept it with the same result"),
             Self::BothRefuse => f.write_str("both refuse"),
             Self::Known(reason) => write!(f, "known difference: {reason}"),
         }
@@ -160,7 +160,7 @@ fn nars_are_accepted_or_refused_as_by_nix() {
         }
     });
     let counts = counts.into_inner().unwrap();
-    print("NARs, ours beside nix-store --restore", seed, &counts);
+    print("NARs, nar-pack and nix-store --restore", seed, &counts);
     assert!(counts[&Verdict::BothAccept] * 4 > nars.len() && counts[&Verdict::BothRefuse] * 5 > nars.len());
 }
 
@@ -178,7 +178,7 @@ fn compare_with_nix(scratch: &Scratch, index: usize, nar: &[u8]) -> Result<Verdi
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let verdict = match (unpacked, output.status.success()) {
         (Ok(()), true) if pack(&ours) == nar && pack(&theirs) == nar => Ok(Verdict::BothAccept),
-        (Ok(()), true) => Err("both accept it, but one made another tree of it".to_owned()),
+        (Ok(()), true) => Err("both accept it, but the trees differ".to_owned()),
         (Err(error), false) if error.is_refusal() => Ok(Verdict::BothRefuse),
         (Ok(()), false) => why_only_we_accept(&stderr),
         (Err(error), true) if error.is_refusal() => why_only_nix_accepts(nar, &error, &theirs),
@@ -207,19 +207,17 @@ fn why_only_we_accept(stderr: &str) -> Result<Verdict, String> {
 fn why_only_nix_accepts(nar: &[u8], error: &Error, theirs: &Path) -> Result<Verdict, String> {
     let message = error.message();
     if message.starts_with("unexpected data after") {
-        return Ok(Verdict::Known("Nix 2.8 does not look at what follows a NAR"));
+        return Ok(Verdict::Known("Nix 2.8 does not check for data after a NAR"));
     }
     if message.contains("nested deeper than") {
-        return Ok(Verdict::Known("Nix 2.8 has no limit of depth; 2.36 has ours, 64"));
+        return Ok(Verdict::Known("Nix 2.8 does not limit the depth; 2.36 has the same limit, 64"));
     }
     // A reader that accepts a non-canonical NAR restores a tree with another NAR hash.
     if theirs.symlink_metadata().is_err() {
         return Ok(Verdict::Known("Nix 2.8 accepts a NAR without a root node; 2.36 does not"));
     }
     if pack(theirs) != nar {
-        return Ok(Verdict::Known(
-            "Nix 2.8 accepts what is not canonical, and would write it otherwise; 2.36 does not",
-        ));
+        return Ok(Verdict::Known("Nix 2.8 accepts NARs that are not canonical; 2.36 does not"));
     }
     Err(format!("Nix accepts it, and we refuse it: {message}"))
 }
@@ -238,22 +236,22 @@ fn nars_are_accepted_or_refused_as_by_nix_archive() {
             (Ok(()), Ok(())) => Verdict::BothAccept,
             (Err(_), Err(_)) => Verdict::BothRefuse,
             (Err(error), Ok(())) if error.message().contains("file name of") => {
-                Verdict::Known("nix-archive has no limit for names in memory; Nix 2.36 has ours, 255")
+                Verdict::Known("nix-archive does not limit names in memory; Nix 2.36 has the same limit, 255")
             }
             (Err(error), Ok(())) if error.message().contains("link target of") => {
-                Verdict::Known("nix-archive has no limit for targets in memory; Nix 2.36 has ours, 4095")
+                Verdict::Known("nix-archive does not limit targets in memory; Nix 2.36 has the same limit, 4095")
             }
             (Err(error), Ok(())) if error.message().contains("link target is empty") => {
-                Verdict::Known("nix-archive takes targets that are empty or have a NUL byte; Nix 2.36 does not")
+                Verdict::Known("nix-archive accepts targets that are empty or contain a NUL byte; Nix 2.36 does not")
             }
             _ => panic!(
-                "input {index} of seed {seed}: we say {ours:?}, nix-archive says {theirs:?}: b\"{}\"",
+                "input {index} of seed {seed}: our result is {ours:?}, that of nix-archive {theirs:?}: b\"{}\"",
                 nar.escape_ascii()
             ),
         };
         *counts.entry(verdict).or_default() += 1;
     }
-    print("NARs, ours beside nix-archive", seed, &counts);
+    print("NARs, nar-pack and nix-archive", seed, &counts);
     assert!(counts.len() >= 2);
 }
 
@@ -328,29 +326,29 @@ fn narinfos_are_parsed_as_by_nix_narinfo() {
                         None => differ("both accept it with different results"),
                     }
                 } else if !ours.signatures.iter().all(|ours| signatures.contains(ours)) {
-                    Verdict::Known("nix-narinfo strips the white space before a value, we one space as Nix does")
+                    Verdict::Known("nix-narinfo strips all whitespace before a value; we strip one space, as Nix does")
                 } else {
                     Verdict::BothAccept
                 }
             }
             (Err(_), Err(_)) => Verdict::BothRefuse,
             (Err(error), Ok(_)) => Verdict::Known(why_we_refuse(error.message()).unwrap_or_else(|| {
-                panic!("input {index} of seed {seed}: nix-narinfo accepts it; we say {error}:\n{}", shown())
+                panic!("input {index} of seed {seed}: nix-narinfo accepts it; we refuse it: {error}:\n{}", shown())
             })),
             (Ok(_), Err(error)) => Verdict::Known(why_nix_narinfo_refuses(&error.to_string()).unwrap_or_else(|| {
-                panic!("input {index} of seed {seed}: we accept it; nix-narinfo says {error}:\n{}", shown())
+                panic!("input {index} of seed {seed}: we accept it; nix-narinfo refuses it: {error}:\n{}", shown())
             })),
         };
         *counts.entry(verdict).or_default() += 1;
     }
-    print("narinfos, ours beside nix-narinfo", seed, &counts);
+    print("narinfos, narinfo-gen and nix-narinfo", seed, &counts);
     assert!(counts[&Verdict::BothAccept] > 1000 && counts[&Verdict::BothRefuse] > 1000);
 }
 
 /// Returns the known reason why both readers accept a narinfo with different results.
 fn known_disagreement(ours: &NarInfo, theirs: &nix_narinfo::NarInfo) -> Option<&'static str> {
     if ours.compression.trim() == theirs.compression().as_str() || ours.url.trim() == theirs.url() {
-        return Some("nix-narinfo strips the white space before a value, we one space as Nix does");
+        return Some("nix-narinfo strips all whitespace before a value; we strip one space, as Nix does");
     }
     None
 }
@@ -358,25 +356,25 @@ fn known_disagreement(ours: &NarInfo, theirs: &nix_narinfo::NarInfo) -> Option<&
 /// Returns the known reason why we refuse a narinfo that nix-narinfo accepts.
 fn why_we_refuse(message: &str) -> Option<&'static str> {
     let reasons = [
-        ("expected KEY: VALUE", "nix-narinfo skips blank lines; to us they stand between two narinfos"),
+        ("expected KEY: VALUE", "nix-narinfo skips blank lines; in our narinfo text they separate narinfos"),
         (
             "expected a space after",
-            "nix-narinfo needs no space after the colon; Nix takes two characters after the key",
+            "nix-narinfo does not require a space after the colon; Nix skips two characters after the key",
         ),
         (
             "its last line does not end with a newline",
-            "nix-narinfo takes a last line without an end; Nix and we do not",
+            "nix-narinfo accepts a last line without a newline; Nix and we do not",
         ),
         (
             "missing field \"References\"",
-            "we want References, which every writer writes: without it the narinfo was cut off",
+            "we require References, which every writer writes: without it, the narinfo is truncated",
         ),
-        ("is outside the cache", "we want URLs within the cache"),
-        ("is not a SHA-256 hash", "we want SHA-256, which every cache has"),
-        ("invalid store path name", "we want base names as references, as Nix writes and reads them"),
-        ("is not a number of bytes", "nix-narinfo takes a sign or white space before a number"),
-        ("is not a store path in", "nix-narinfo strips the white space before a value, we one space as Nix does"),
-        ("expected a field name before the colon", "we want a key before the colon"),
+        ("is outside the cache", "we require URLs within the cache"),
+        ("is not a SHA-256 hash", "we require SHA-256, which every cache has"),
+        ("invalid store path name", "we require base names as references, as Nix writes and reads them"),
+        ("is not a number of bytes", "nix-narinfo accepts a sign or whitespace before a number"),
+        ("is not a store path in", "nix-narinfo strips all whitespace before a value; we strip one space, as Nix does"),
+        ("expected a field name before the colon", "we require a key before the colon"),
     ];
     reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)
 }
@@ -386,7 +384,7 @@ fn why_nix_narinfo_refuses(message: &str) -> Option<&'static str> {
     let reasons = [
         ("`CA`", "we keep an unknown CA, which does not make a path trusted"),
         ("CA", "we keep an unknown CA, which does not make a path trusted"),
-        ("Deriver", "an empty Deriver is none to us"),
+        ("Deriver", "we treat an empty Deriver as a missing one"),
     ];
     reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)
 }

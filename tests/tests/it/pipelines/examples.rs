@@ -169,7 +169,7 @@ fn a_hook_that_fails_stops_the_build() {
     assert_ne!(built.status, 0);
     assert!(built.stderr.contains("/no/such/key"), "{}", built.stderr);
     assert_eq!(project.published(), 0);
-    // As README.md says, the library was built and remains, and the program was not built.
+    // As README.md describes, the library was built and remains, and the program was not built.
     let outputs = "$(nix-store -q --outputs $(nix-instantiate default.nix 2>/dev/null))";
     assert_ne!(project.sh(&format!("ls {outputs}")).status, 0);
     let kept =

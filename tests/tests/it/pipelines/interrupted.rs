@@ -213,8 +213,8 @@ fn a_killed_push_leaves_a_valid_cache_and_the_next_completes_it() {
     let mut random = Random::new(random_seed());
     for bytes in positions(length, &mut random).into_iter().chain([length]) {
         let bucket = fixture.fresh_bucket(s3);
-        // The push is killed after it was sent so many bytes. The pipe stays open, so that it never sees the end of its
-        // input.
+        // The push is killed after it was sent this number of bytes. The pipe stays open, so that it never sees the end
+        // of its input.
         let killed = format!(
             "s3-push --no-nix \"$C\" < fifo & pid=$!; exec 3>fifo; head -c {bytes} archive >&3; kill -KILL $pid; \
              wait $pid || echo \"status $?\""

@@ -36,7 +36,7 @@ fn assert_nix_reads(builder: &NixBuilder, url: &str) {
     let (_other, store, refused) = copy_with_nix(url, &builder.closure.top, &untrusted);
     assert_ne!(refused.status, 0);
     assert!(refused.stderr.contains("signature"), "{}", refused.stderr);
-    assert!(!fs::exists(format!("{store}{}", builder.closure.lib)).unwrap(), "not even a part of it");
+    assert!(!fs::exists(format!("{store}{}", builder.closure.lib)).unwrap(), "no part of it is present");
 }
 
 #[test]

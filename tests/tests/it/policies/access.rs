@@ -34,7 +34,7 @@ fn an_uploader_needs_no_more_than_the_upload_policy() {
     for key in large {
         let about = head(&fixture.scratch, &minio.endpoint(), &format!("/{bucket}/{key}"));
         let etag = about.lines().find(|line| line.starts_with("etag:")).unwrap();
-        assert!(etag.trim_end().trim_end_matches('"').ends_with("-3"), "{key} did not go in three parts: {etag}");
+        assert!(etag.trim_end().trim_end_matches('"').ends_with("-3"), "{key} was not uploaded in three parts: {etag}");
     }
     fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     fixture.assert_trees("out");
@@ -119,10 +119,10 @@ fn a_user_without_a_policy_reads_nothing() {
     let mut fixture = closure_fixture::Fixture::new();
     let (bucket, _) = uploader(minio, &mut fixture.scratch);
     fixture.scratch.sh(closure_fixture::PUBLISH).ok();
-    let nobody = minio.add_user(
+    let user = minio.add_user(
         r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetBucketLocation"],"Resource":["arn:aws:s3:::unrelated"]}]}"#,
     );
-    nobody.apply(&mut fixture.scratch);
+    user.apply(&mut fixture.scratch);
     let stderr = fixture.scratch.sh("s3-pull --root out \"$C\" \"$LIB\"").fails(1);
     assert!(stderr.contains(&fixture.closure.lib), "{stderr}");
     fixture.assert_nothing_below("out");

@@ -111,7 +111,7 @@ fn configurations_are_printed_and_misplaced_flags_are_refused() {
     }
 }
 
-/// As the help says.
+/// As the help describes.
 #[test]
 fn minio_does_not_support_rules_for_incomplete_uploads() {
     let Some(minio) = Minio::shared() else { return };

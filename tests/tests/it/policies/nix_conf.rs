@@ -249,7 +249,7 @@ fn nix_conf_is_read_as_a_real_nix_reads_it() {
 
 /// If nix.conf is a link, as on NixOS and Debian, included files are relative to the link.
 #[test]
-fn a_linked_nix_conf_includes_files_beside_the_link() {
+fn a_linked_nix_conf_includes_files_next_to_the_link() {
     let scratch = Scratch::new();
     let key = closure_fixture::generate_key(&scratch, "key");
     scratch

@@ -59,14 +59,14 @@ fn print_head(server: &str) {
 
 /// Asserts that the client has no access to objects outside the prefix.
 #[track_caller]
-fn assert_no_access_beside(caller: &S3Client, owner: &S3Client, bucket: &str) {
+fn assert_no_access_outside(caller: &S3Client, owner: &S3Client, bucket: &str) {
     for call in ["GET", "LIST", "PUT", "ABORT", "DELETE"] {
-        assert_eq!(caller.call(call, owner, bucket, "beside/"), Err(Access::Denied), "{call} beside the prefix");
+        assert_eq!(caller.call(call, owner, bucket, "beside/"), Err(Access::Denied), "{call} outside the prefix");
     }
 }
 
 #[test]
-fn minio_allows_exactly_what_help_says() {
+fn minio_allows_exactly_what_help_lists() {
     let Some(minio) = Minio::shared() else { return };
     let scratch = Scratch::new();
     let (server, endpoint) = ("MinIO", minio.endpoint());
@@ -86,7 +86,7 @@ fn minio_allows_exactly_what_help_says() {
                 check(server, &shown, "anonymous", found, expected(row, found, prefix));
                 check(server, &shown, "unrelated", other.row(&owner, &bucket, prefix), NO_ACCESS);
                 if !prefix.is_empty() {
-                    assert_no_access_beside(&anonymous, &owner, &bucket);
+                    assert_no_access_outside(&anonymous, &owner, &bucket);
                 }
             }
             let bucket = minio.make_bucket();
@@ -100,14 +100,14 @@ fn minio_allows_exactly_what_help_says() {
             check(server, &shown, "unrelated", other.row(&owner, &bucket, prefix), NO_ACCESS);
             check(server, &shown, "anonymous", anonymous.row(&owner, &bucket, prefix), NO_ACCESS);
             if !prefix.is_empty() {
-                assert_no_access_beside(&user, &owner, &bucket);
+                assert_no_access_outside(&user, &owner, &bucket);
             }
         }
     }
 }
 
 #[test]
-fn versitygw_allows_exactly_what_help_says() {
+fn versitygw_allows_exactly_what_help_lists() {
     let Some(gateway) = Versitygw::shared() else { return };
     let scratch = Scratch::new();
     let (server, endpoint) = ("versitygw", gateway.endpoint());
@@ -138,7 +138,7 @@ fn versitygw_allows_exactly_what_help_says() {
                 check(server, &shown(" --principal-key-id"), who, found, expected(NO_ACCESS, found, prefix));
             }
             if !prefix.is_empty() {
-                assert_no_access_beside(&user, &owner, &bucket);
+                assert_no_access_outside(&user, &owner, &bucket);
             }
         }
     }

@@ -96,7 +96,7 @@ fn verify_existing_refuses_modified_paths_and_keeps_them() {
     fixture.scratch.sh(pull).ok();
     fixture.scratch.sh("chmod -R u+w out; echo other > out\"$LIB\"/other").ok();
     let stderr = fixture.scratch.sh(pull).fails(1);
-    assert!(stderr.contains("other contents"), "{stderr}");
+    assert!(stderr.contains("different contents"), "{stderr}");
     assert!(path_in_root(&fixture.path("out"), &fixture.closure.lib).join("other").exists());
 }
 
@@ -115,7 +115,7 @@ fn cat_prints_a_file_after_the_path_is_verified() {
     assert!(refused.status == 1 && refused.stdout.is_empty(), "{refused:?}");
 }
 
-/// With --unverified, a file is read from the range in the listing, which must lie within the NAR.
+/// With --unverified, a file is read from the range in the listing, which must be within the NAR.
 #[test]
 fn cat_unverified_reads_only_the_range_in_the_listing() {
     let fixture = Fixture::new();
@@ -142,9 +142,9 @@ fn cat_unverified_reads_only_the_range_in_the_listing() {
     assert!(cat("--unverified", "$APP/nothing").fails(1).contains("nothing is not in the listing"));
     let listing = format!("cache/{}", key.replace("narinfo", "ls"));
     for (lie, why) in [
-        ("s/\"narOffset\":/&1/", "not within the NAR"),
+        ("s/\"narOffset\":/&1/", "outside the NAR"),
         ("s/\"size\":/&1/", "not w"),
-        ("s/\"narOffset\":[0-9]*/\"narOffset\":96/", "not where the listing says"),
+        ("s/\"narOffset\":[0-9]*/\"narOffset\":96/", "not at its offset in the listing"),
         ("s/regular/regula/", "invalid NAR listing"),
     ] {
         let output = fixture.scratch.sh(&format!(

@@ -70,7 +70,7 @@ fn a_large_object_is_fetched_in_ranges_with_one_entity_tag() {
     let expected: Vec<usize> = (0..5).flat_map(|range| [range * 4 * MIB; 2]).collect();
     assert_eq!(begins, expected);
     let pinned = nar_requests(&requests, &large).filter(|request| request.header("if-match").is_some());
-    assert_eq!(pinned.count(), 8, "every range but the first is bound to what the first one was of");
+    assert_eq!(pinned.count(), 8, "every range but the first is requested with the entity tag of the first");
 }
 
 #[test]
@@ -277,17 +277,18 @@ fn published(minio: &Minio) -> (Fixture, String) {
     (fixture, bucket)
 }
 
-/// A public bucket is read without credentials; for another one the message says that credentials are missing.
+/// A public bucket is read without credentials; for any other bucket, the message states that credentials are missing.
 #[test]
 fn a_public_bucket_needs_no_credentials() {
     let Some(minio) = Minio::shared() else { return };
     let (fixture, bucket) = published(minio);
-    let nobody = |script: &str| fixture.scratch.sh(&format!("unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; {script}"));
-    let stderr = nobody("s3-pull -r --root out \"$C\" \"$TOP\"").fails(2);
+    let anonymous =
+        |script: &str| fixture.scratch.sh(&format!("unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; {script}"));
+    let stderr = anonymous("s3-pull -r --root out \"$C\" \"$TOP\"").fails(2);
     assert!(stderr.contains("no AWS credentials found") && stderr.contains("403"), "{stderr}");
     let policy = fixture.scratch.sh(&format!("cache-policy --read-only {bucket}")).ok();
     minio.set_bucket_policy(&bucket, &policy);
-    nobody("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
+    anonymous("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     fixture.assert_trees("out");
 }
 

@@ -22,8 +22,8 @@ fn a_wrong_key_leaves_nothing_visible() {
             fixture.assert_nothing_below("out");
         }
     }
-    let trusting_nobody = fixture.scratch.sh("s3-pull --root out --nix-conf /dev/null \"$C\" \"$LIB\"").fails(1);
-    assert!(trusting_nobody.contains(&fixture.closure.lib), "{trusting_nobody}");
+    let without_trusted_keys = fixture.scratch.sh("s3-pull --root out --nix-conf /dev/null \"$C\" \"$LIB\"").fails(1);
+    assert!(without_trusted_keys.contains(&fixture.closure.lib), "{without_trusted_keys}");
     fixture.assert_nothing_below("out");
     fixture.scratch.sh("s3-pull -r --root out --nix-conf /dev/null --no-verify-signatures \"$C\" \"$TOP\"").ok();
     fixture.assert_trees("out");

@@ -99,7 +99,7 @@ fn nix_cache_info_is_written_once() {
 /// Two paths with the same contents share a NAR. The cache has one of them with another compression, so that only the
 /// other one needs the NAR.
 #[test]
-fn paths_with_the_same_contents_share_a_nar_that_one_does_not_need() {
+fn paths_with_the_same_contents_share_a_nar() {
     let s3 = EmbeddedS3::shared();
     let mut scratch = Scratch::new();
     s3.credentials().apply(&mut scratch);

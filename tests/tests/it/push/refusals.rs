@@ -47,7 +47,7 @@ fn changed_nar_bytes_are_refused() {
         assert_refused(&fixture, s3, &bucket, &order, lib.one("URL"));
         assert!(
             !s3.objects(&bucket).contains(&lib.one("URL").to_owned()),
-            "wrong bytes under the name of the right ones"
+            "wrong bytes under the key of the right ones"
         );
     }
 }

@@ -59,13 +59,13 @@ fn a_closure_may_refer_to_an_upstream_cache() {
 #[test]
 fn an_unreachable_upstream_cache_is_an_error() {
     let (fixture, s3, bucket, urls) = fixture();
-    let asking = |request: &Request| request.kind() == RequestKind::HeadObject(ObjectKind::Narinfo);
-    let proxy = FaultProxy::start(&s3.endpoint(), only(asking, always(INTERNAL_ERROR)));
+    let is_lookup = |request: &Request| request.kind() == RequestKind::HeadObject(ObjectKind::Narinfo);
+    let proxy = FaultProxy::start(&s3.endpoint(), only(is_lookup, always(INTERNAL_ERROR)));
     let broken = urls[..2].iter().map(|url| url.replace(&s3.endpoint(), proxy.endpoint()));
     let absent = unique("no-such-bucket-");
     let wrong = [
-        (s3.http_url(&absent), "no nix-cache-info"),
-        (format!("file://{}", fixture.path("root").display()), "no nix-cache-info"),
+        (s3.http_url(&absent), "nix-cache-info is missing"),
+        (format!("file://{}", fixture.path("root").display()), "nix-cache-info is missing"),
         ("http://127.0.0.1:1/x".to_owned(), "cannot connect"),
         ("ssh://host".to_owned(), "expected s3://"),
     ];

@@ -61,12 +61,12 @@ fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
     let lib_info = Fixture::narinfo_key(&fixture.closure.lib);
     let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
     sh(&format!("{verify} < signed > passed; cmp signed passed")).ok();
-    // The error, the command that causes it, and the expected words.
+    // The error, the command that causes it, and the expected text.
     let cases = [
         ("another NAR", format!("cp {app} {lib}"), "FileHash is"),
-        ("a NAR that is cut off", format!("truncate -s -1 {lib}"), "cannot decompress|truncated|end"),
+        ("a truncated NAR", format!("truncate -s -1 {lib}"), "cannot decompress|truncated|end"),
         ("a NAR with a changed byte", format!("printf x | dd of={lib} bs=1 seek=40 conv=notrunc status=none"), &lib),
-        ("no NAR at all", format!("echo hello > {lib}"), "not a NAR"),
+        ("data that is not a NAR", format!("echo hello > {lib}"), "not a NAR"),
         ("FileSize", format!("sed -i 's/^FileSize: .*/FileSize: 12345/' {lib_info}"), "FileSize is 12345"),
         (
             "FileHash",

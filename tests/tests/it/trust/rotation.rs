@@ -59,7 +59,7 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_is_rewritten() {
             "s3-pull --narinfo --all --trusted-public-key-file old.pub \"$C\" | cache-sign -k new.sec | s3-push --json \"$C\"",
         );
         let first = summary(&report.ok());
-        println!("signed anew: {first}\n{}", report.stderr.trim());
+        println!("signed again: {first}\n{}", report.stderr.trim());
         assert_eq!((&first["signed"], &first["bytes"]), (&3.into(), &0.into()));
         assert_eq!(first["requests"]["put"], 3, "only three narinfos are written: {first}");
         read_once_more("signed by both, read with the old key");

@@ -10,7 +10,7 @@ use std::fs;
 mod formats;
 mod remote;
 
-/// A row of the table: the error, the command line, the expected words of the message, and the exit status.
+/// A row of the table: the error, the command line, the expected text of the message, and the exit status.
 struct Case {
     name: &'static str,
     script: String,
@@ -24,7 +24,7 @@ fn case(name: &'static str, script: impl Into<String>, code: i32, words: &str) -
     Case { name, script: script.into(), code, words }
 }
 
-/// A fixture with bad files beside the good ones, and a bucket `$FULL` that contains the closure.
+/// A fixture with bad files next to the good ones, and a bucket `$FULL` that contains the closure.
 struct BadInputFixture {
     fixture: Fixture,
 }
@@ -83,7 +83,10 @@ impl BadInputFixture {
                 case.code != 141 && !one_line,
                 "expected one line that begins with the tool's name, and perhaps a hint".to_owned(),
             ),
-            (jargon.is_some() || stderr.len() > 500, format!("not a clear line: {jargon:?}, {} bytes", stderr.len())),
+            (
+                jargon.is_some() || stderr.len() > 500,
+                format!("not a clear message: {jargon:?}, {} bytes", stderr.len()),
+            ),
             (!missing.is_empty(), format!("expected {missing:?} in the message")),
             (!output.stdout.is_empty(), format!("standard output: {:?}", output.text())),
             (!published.is_empty(), format!("published {published:?}")),

@@ -93,7 +93,7 @@ fn a_nar_with_a_changed_byte_is_refused_or_equivalent() {
             paths.len() - accepted.len(),
             accepted.len()
         );
-        assert!(refiled || accepted.is_empty(), "seed {seed}: FileHash was not looked at");
+        assert!(refiled || accepted.is_empty(), "seed {seed}: FileHash was not verified");
         // Only fields that a decoder ignores may change, such as times and flags in a gzip header.
         assert!(!of.contains_key("none") && accepted.len() * 10 < paths.len(), "seed {seed}: {of:?}");
     }

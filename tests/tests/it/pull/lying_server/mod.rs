@@ -155,21 +155,21 @@ impl PullFixture {
             })
             .collect();
         let tasks: Vec<_> = servers.iter().flat_map(|one| [(one, Protocol::Http), (one, Protocol::S3)]).collect();
-        let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let (next, errors) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             for _ in 0..CONCURRENCY {
                 scope.spawn(|| {
                     while let Some(((case, server), protocol)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(failure) = self.run_case(case, server, *protocol) {
-                            failures.lock().unwrap().push(failure);
+                        if let Err(error) = self.run_case(case, server, *protocol) {
+                            errors.lock().unwrap().push(error);
                         }
                     }
                 });
             }
         });
-        let failures = failures.into_inner().unwrap();
+        let errors = errors.into_inner().unwrap();
         println!("{count} cases, each over two protocols");
-        assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+        assert!(errors.is_empty(), "{} errors:\n{}", errors.len(), errors.join("\n"));
     }
 }
 
@@ -190,7 +190,7 @@ fn find_problems(text: &str) -> Vec<String> {
             || line.len() > MAX_LINE
             || INTERNAL_TERMS.iter().any(|word| line.contains(word))
         {
-            wrong.push(format!("not a clear line: {line:?}"));
+            wrong.push(format!("not a clear message: {line:?}"));
         }
     }
     wrong

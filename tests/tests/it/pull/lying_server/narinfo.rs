@@ -63,7 +63,7 @@ fn every_lie_about_a_narinfo_is_refused() {
         ),
         refused("a narinfo that is a gzip bomb", responds(Response::object(bomb).header("Content-Encoding", "gzip"))),
         refused(
-            "a narinfo in gzip that is none",
+            "a narinfo with invalid gzip data",
             responds(Response::object(text.clone()).header("Content-Encoding", "gzip")),
         ),
         refused(
@@ -81,12 +81,12 @@ fn every_lie_about_a_narinfo_is_refused() {
             "ten thousand bad signatures",
             unsigned(&|n| n.signatures = (0..10_000).map(|i| format!("k-{i}:x")).collect()),
         ),
-        refused("a signature that is no base 64", unsigned(&|n| n.signatures = vec!["forger-1:!".to_owned()])),
+        refused("a signature that is not base64", unsigned(&|n| n.signatures = vec!["forger-1:!".to_owned()])),
         refused("NarHash changed", unsigned(&|n| n.nar_hash = hash(1))),
         refused("NarSize changed", unsigned(&|n| n.nar_size += 8)),
         refused("a reference added", unsigned(&|n| n.references.push(other.narinfo.path.clone()))),
         refused(
-            "CA claims to prove it",
+            "a CA that does not match the name of the path",
             unsigned(&|n| {
                 n.signatures.clear();
                 n.ca = Some(format!("fixed:r:{}", n.nar_hash));
@@ -127,13 +127,13 @@ fn every_lie_about_a_narinfo_is_refused() {
         refused("the URL is the narinfo's own", with("URL: nar/", &format!("URL: {key}#"))),
         refused("StorePath twice", with("URL: ", &format!("StorePath: {}\nURL: ", other.full_path()))),
         refused("NarHash of another algorithm", with("NarHash: sha256:", "NarHash: sha512:")),
-        refused("a reference that is no store path", with("References: ", "References: ../../etc")),
+        refused("a reference that is not a store path", with("References: ", "References: ../../etc")),
         refused("a reference in another store", with("References: ", "References: /gnu/store/x")),
         refused("control characters in a value", with("References: ", "References: \x1b[2Jx\x07")),
         failed("the narinfo redirects to itself", responds(Response::redirect(format!("/{BUCKET}/{key}")))),
         failed("the narinfo redirects to a file", responds(Response::redirect("file:///etc/passwd"))),
-        failed("the narinfo redirects to nowhere", responds(Response::status(302))),
-        failed("the narinfo redirects to no URL", responds(Response::redirect("http://[:::"))),
+        failed("the narinfo redirects without a Location", responds(Response::status(302))),
+        failed("the narinfo redirects to an invalid URL", responds(Response::redirect("http://[:::"))),
         failed("the narinfo is not HTTP", responds(Response::raw("SSH-2.0-OpenSSH_9.9\r\n"))),
         failed(
             "the narinfo's head does not end",
@@ -157,7 +157,7 @@ fn every_lie_about_a_narinfo_is_refused() {
             responds(Response::error(200, "InternalError", "We encountered an internal error.")),
         ),
         failed(
-            "a body of chunks that are none",
+            "a body of invalid chunks",
             responds(Response::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n")),
         ),
         failed("two lengths", responds(Response::with_length(text.clone(), 10).header("Content-Length", "99999"))),

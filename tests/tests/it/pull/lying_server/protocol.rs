@@ -34,7 +34,7 @@ fn streams_with_refused_paths_are_truncated() {
                 table_cell(output.stderr.trim_end())
             );
             assert_eq!((output.status, find_problems(&output.stderr)), (1, Vec::new()));
-            assert!(!output.stdout.is_empty() || flags == ["--nar"], "what is good was not written");
+            assert!(!output.stdout.is_empty() || flags == ["--nar"], "the valid part was not written");
             fixture.scratch.sh("[ -e key.sec ] || cache-sign keygen k-1 key.sec key.pub").ok();
             let refused = fixture.scratch.sh_with_input(next, &output.stdout);
             assert_eq!(refused.status, 1, "{next} accepted it: {}", refused.stderr);
