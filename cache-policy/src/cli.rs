@@ -1,5 +1,7 @@
 //! The command line of `cache-policy`. Contains only clap definitions; `mode` turns them into one typed mode.
 
+#![allow(rustdoc::bare_urls)] // Help texts show URLs as they are typed.
+
 use std::path::PathBuf;
 
 use cache_sign::cli::TrustedKeyArgs;
@@ -116,7 +118,13 @@ pub struct Cli {
     /// Allow only web pages of this origin; can be repeated
     ///
     /// An origin is a scheme and a host, such as https://example.org. The default is all origins.
-    #[arg(long, value_name = "ORIGIN", requires = "cors", help_heading = "CORS and OIDC trust")]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        requires = "cors",
+        help_heading = "CORS and OIDC trust",
+        hide_short_help = true
+    )]
     pub origin: Vec<String>,
 
     /// Set the account ID of the role

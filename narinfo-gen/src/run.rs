@@ -1,4 +1,4 @@
-//! Runs `narinfo-gen`: turns the command line into [`Options`], connects standard input to the narinfo builder, and writes
+//! Runs `narinfo-gen`: turns the command line into typed options, connects standard input to the narinfo builder, and writes
 //! its results to standard output.
 
 use nar_pack::error::{Context, Error, Result};

@@ -1,5 +1,5 @@
-//! Reads and edits a nix.conf. An edit replaces the file atomically and keeps its mode and owner. Processes that edit
-//! files of the same directory wait for each other.
+//! Reads a nix.conf, and atomically replaces it by the text that `merge` makes, with the same mode and owner. Processes
+//! that edit files of the same directory wait for each other.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`client`] | [`ClientConfig`]: the lines for one cache, and whether settings contain them |
 //! | [`merge`] | adds the lines to the text of a nix.conf, and removes them |
-//! | [`file`] | reads and atomically replaces the file, under a lock |
+//! | [`mod@file`] | reads and atomically replaces the file, under a lock |
 //! | [`url`] | the URL of a cache: identity, plain HTTPS form, and what must not be in nix.conf |
 
 pub mod client;

@@ -1,6 +1,5 @@
-//! The event loop of a push. A narinfo becomes visible after its NAR is complete and after its references are visible:
-//! the loop starts a task for each path whose NAR and references have arrived, and defers the others until the end of the
-//! input. Tasks never wait for input that has not been read, so the loop may pause reading while many tasks run.
+//! The event loop of a push: starts a task (`publish_path`) for each path whose NAR and references have arrived, and
+//! defers the others until the end of the input. Tasks never wait for input that has not been read, so the loop may pause reading while many tasks run.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -47,3 +47,13 @@ fn help_has_examples_and_exit_statuses() {
         assert_eq!(scratch.sh(&format!("{tool} --version")).ok(), format!("{tool} {}", env!("CARGO_PKG_VERSION")));
     }
 }
+
+/// A summary is read on one screen.
+#[test]
+fn short_help_fits_40_lines() {
+    let scratch = Scratch::new();
+    for command in COMMANDS {
+        let help = scratch.sh(&format!("COLUMNS=100 {command} -h")).ok();
+        assert!(help.lines().count() <= 40, "{command} -h has {} lines", help.lines().count());
+    }
+}
