@@ -12,6 +12,7 @@ use s3_push::remote::location::VARIABLE;
 use s3_push::remote::progress::Verbosity;
 use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::Access;
+use s3_push::remote::transfer::MAX_RANGES_AHEAD_IN_ALL;
 
 use crate::cli::Cli;
 use crate::unpack::UnpackOptions;
@@ -170,8 +171,8 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
         limits: RequestLimits {
             idle_timeout: cli.idle_timeout,
             max_attempts: cli.attempts,
-            // Lookups and downloads run at the same time.
-            max_in_flight: 2 * cli.jobs,
+            // Lookups, downloads and ranges that are requested ahead run at the same time.
+            max_in_flight: (2 * cli.jobs).saturating_add(MAX_RANGES_AHEAD_IN_ALL),
         },
         netrc: cli.netrc_file.clone().or_else(netrc),
     }

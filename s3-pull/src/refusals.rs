@@ -91,8 +91,10 @@ impl Refusals {
                 self.count
             )),
         };
-        let hint = self.causes.iter().find_map(|cause| cause.error.hint());
-        Err(hint.into_iter().fold(error, Error::with_hint))
+        // Only a hint that applies to all of them.
+        let hint = self.causes.first().and_then(|cause| cause.error.hint());
+        let is_common = self.causes.iter().all(|cause| cause.error.hint() == hint);
+        Err(hint.filter(|_| is_common).into_iter().fold(error, Error::with_hint))
     }
 }
 

@@ -146,11 +146,10 @@ impl Refusals {
             [group] => Some(group.to_error()),
             groups => {
                 let error = Error::refused(format!("{} paths were refused", self.count));
-                let hint = groups.iter().find_map(|group| group.root_cause.error.hint());
-                Some(match hint {
-                    Some(hint) => error.with_hint(hint),
-                    None => error,
-                })
+                // Only a hint that applies to all of them.
+                let hint = groups.first().and_then(|group| group.root_cause.error.hint());
+                let is_common = groups.iter().all(|group| group.root_cause.error.hint() == hint);
+                Some(hint.filter(|_| is_common).into_iter().fold(error, Error::with_hint))
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nar_pack::error::{Error, Result};
-use tokio::sync::{RwLock, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::publish::body::{Body, BodyLength, Part};
@@ -101,8 +101,11 @@ impl Uploader {
         }
         // On a separate task, because a signal cancels this one, and an upload that was created must be recorded.
         let (uploader, key, content_type) = (Arc::clone(self), target.key.to_owned(), target.content_type.to_owned());
+        // Before the task is started, so that a signal cancels those that wait.
+        let permit = self.acquire_part_permit().await?;
         let creating = Arc::clone(&self.open_uploads.creating).read_owned().await;
         let created = tokio::spawn(async move {
+            let _permit = permit;
             let upload = uploader.bucket.create_multipart_upload(&key, &content_type).await?;
             uploader.open_uploads.add(&upload, is_resumable);
             drop(creating);
@@ -169,7 +172,11 @@ impl Uploader {
             state.received_bytes += size;
             let existing = state.existing_parts.remove(&number).filter(|existing| existing.size == size);
             let (uploader, upload) = (Arc::clone(self), state.upload.clone());
-            tasks.spawn(async move { uploader.send_part(&upload, number, part, existing).await });
+            let permit = self.acquire_part_permit().await?;
+            tasks.spawn(async move {
+                let _permit = permit;
+                uploader.send_part(&upload, number, part, existing).await
+            });
             while let Some(sent) = tasks.try_join_next() {
                 completed.push(sent.map_err(task_panicked)??);
             }
@@ -178,6 +185,10 @@ impl Uploader {
             completed.push(sent.map_err(task_panicked)??);
         }
         Ok(completed)
+    }
+
+    async fn acquire_part_permit(&self) -> Result<OwnedSemaphorePermit> {
+        Arc::clone(&self.part_permits).acquire_owned().await.map_err(|_| Error::failed("interrupted"))
     }
 
     /// Sends a part, unless an earlier run uploaded the same bytes.

@@ -2,6 +2,7 @@
 //! types enforce the first half: `put_narinfo` takes an [`UploadedObject`], which only an upload or a lookup creates.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::StorePath;
@@ -10,7 +11,7 @@ use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::is_content_addressed;
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::digest_nar;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::publish::existing::Existing;
 use crate::publish::nar_state::{NarState, SharedResult};
@@ -20,6 +21,7 @@ use crate::publish::upload::{UploadedObject, Uploader};
 use crate::publish::upstream::Upstreams;
 use crate::refusals::{PathError, RootCause};
 use crate::remote::Remote;
+use crate::remote::retry::Backoff;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
 
@@ -43,6 +45,8 @@ pub struct PublishContext {
     pub uploader: Arc<Uploader>,
     /// The bucket, for reading NARs.
     pub reader: Arc<Remote>,
+    /// NARs that are read back and decompressed at the same time: each takes the memory of its decoder.
+    pub verification_permits: Semaphore,
     /// The narinfos in the bucket.
     pub existing: Existing,
     /// Other caches, whose paths are not published.
@@ -145,14 +149,23 @@ impl PublishContext {
             || Error::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
         let compression = Compression::from_name(&narinfo.compression)?;
         let uploaded = self.uploader.find_object(&narinfo.url, None).await?.ok_or_else(missing)?;
-        let body = self.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
-        let nar_size = narinfo.nar_size;
-        let verification = tokio::task::spawn_blocking(move || {
-            digest_nar(body.into_reader(), compression, Some(nar_size), &mut nar_pack::nar::Skip)
-        });
-        let digests = verification.await.map_err(|_| Error::failed("internal error: verification task panicked"))?;
-        digests.context(|| self.bucket().display_url(&narinfo.url))?.require(narinfo)?;
-        Ok(uploaded)
+        let _permit = self.verification_permits.acquire().await.map_err(|_| Error::failed("interrupted"))?;
+        let mut backoff = Backoff::new(self.bucket().max_attempts());
+        loop {
+            let body = self.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
+            let (nar_size, broken) = (narinfo.nar_size, Arc::clone(&body.broken));
+            let verification = tokio::task::spawn_blocking(move || {
+                digest_nar(body.into_reader(), compression, Some(nar_size), &mut nar_pack::nar::Skip)
+            });
+            let digests =
+                verification.await.map_err(|_| Error::failed("internal error: verification task panicked"))?;
+            // A body without a strong entity tag cannot be resumed, so it is read again.
+            if digests.is_err() && broken.load(Ordering::Acquire) && backoff.next_attempt().await {
+                continue;
+            }
+            digests.context(|| self.bucket().display_url(&narinfo.url))?.require(narinfo)?;
+            return Ok(uploaded);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use nar_pack::references::references_first;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::archive::Object;
 use narinfo_gen::narinfo::NarInfo;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::publish::body::Part;
@@ -90,7 +90,9 @@ impl Publisher {
         let existing = Existing::open(&uploader.bucket).await?;
         let reader = Arc::new(Remote::of_bucket(Arc::clone(&uploader.bucket)));
         let unclaimed_nars = UnclaimedNars::default();
-        let context = PublishContext { unclaimed_nars, uploader, reader, existing, upstreams, options };
+        let verification_permits = Semaphore::new(uploader.bucket.max_in_flight().into());
+        let context =
+            PublishContext { unclaimed_nars, uploader, reader, verification_permits, existing, upstreams, options };
         Ok(Self {
             context: Arc::new(context),
             report,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nar_pack::error::{Error, Result};
+use tokio::sync::Semaphore;
 
 use crate::publish::body::{Body, BodyLength, Part};
 use crate::publish::multipart::OpenUploads;
@@ -49,6 +50,9 @@ pub struct Uploader {
     /// The bucket.
     pub bucket: Arc<Bucket>,
     pub(super) open_uploads: OpenUploads,
+    /// Parts that are sent, and uploads that are created, at the same time. Without this limit every part that has
+    /// arrived would wait in memory for a permit of the bucket, and a part would only be read later if memory is short.
+    pub(super) part_permits: Arc<Semaphore>,
     uploaded_bytes: AtomicU64,
     pub(super) reused_parts: AtomicU64,
     pub(super) processed_bytes: AtomicU64,
@@ -58,8 +62,10 @@ impl Uploader {
     /// Creates an uploader to `bucket`.
     #[must_use]
     pub fn new(bucket: Arc<Bucket>) -> Self {
+        let part_permits = Arc::new(Semaphore::new(bucket.max_in_flight().into()));
         Self {
             bucket,
+            part_permits,
             open_uploads: OpenUploads::default(),
             uploaded_bytes: AtomicU64::new(0),
             reused_parts: AtomicU64::new(0),

@@ -210,9 +210,13 @@ impl HttpCache {
                 }
                 Ok(Answer::Missing)
             }
-            status @ (401 | 407) => {
-                let error = self.error(key, &format!("HTTP {status}: a user name and a password are required"));
+            401 => {
+                let error = self.error(key, "HTTP 401: a user name and a password are required");
                 failed(error.with_hint("add them to a netrc file, such as ~/.netrc"), false)
+            }
+            407 => {
+                let error = self.error(key, "HTTP 407: the proxy requires a user name and a password");
+                failed(error.with_hint("add them to the URL in HTTP_PROXY or HTTPS_PROXY"), false)
             }
             status @ (408 | 429 | 500 | 502..=504) => {
                 let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());

@@ -91,7 +91,7 @@ impl Remote {
     }
 
     fn new(cache: Cache) -> Self {
-        let ranges_ahead = Arc::new(Semaphore::new(MAX_RANGES_AHEAD_IN_ALL));
+        let ranges_ahead = Arc::new(Semaphore::new(MAX_RANGES_AHEAD_IN_ALL.into()));
         Self { cache, ranges_ahead, bytes_received: AtomicU64::new(0) }
     }
 

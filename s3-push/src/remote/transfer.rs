@@ -25,7 +25,7 @@ pub(super) const RANGE_SIZE: u64 = 4 << 20;
 /// Ranges of one object that are requested, or buffered, ahead of the one that is being read.
 const MAX_RANGES_AHEAD: usize = 4;
 /// Ranges of all objects of a remote cache that are requested or buffered ahead; bounds the memory.
-pub(super) const MAX_RANGES_AHEAD_IN_ALL: usize = 8;
+pub const MAX_RANGES_AHEAD_IN_ALL: u16 = 8;
 /// Largest chunk that a buffered range is passed on in, in bytes.
 const MAX_CHUNK_SIZE: usize = 256 << 10;
 /// Bytes after which a resumed body may be interrupted as often as a new one. With less progress than this, a server

@@ -107,7 +107,11 @@ impl Bucket {
     fn forbidden(&self, action: &str, key: &str, cause: &str, permission: &str) -> Error {
         let unsigned = if self.lacks_credentials { format!("; {NO_CREDENTIALS}") } else { String::new() };
         let error = format!("{action} {}: {cause}; requires {permission}{unsigned}", self.display_url(key));
-        let policy = if permission == GetObjectError::PERMISSION { "--read-only" } else { "--upload" };
+        let policy = match permission {
+            _ if permission == GetObjectError::PERMISSION => "--read-only",
+            _ if permission == ListObjectsV2Error::PERMISSION => "--read-only --allow-list",
+            _ => "--upload",
+        };
         Error::failed(error).with_hint(format!("'cache-policy {policy}' prints a policy with this permission"))
     }
 

@@ -88,6 +88,12 @@ impl Bucket {
         self.limits.max_attempts
     }
 
+    /// Returns the maximum number of requests in flight.
+    #[must_use]
+    pub fn max_in_flight(&self) -> u16 {
+        self.limits.max_in_flight
+    }
+
     /// Returns whether a read was forbidden and treated as if the object were missing.
     #[must_use]
     pub fn was_forbidden(&self) -> bool {

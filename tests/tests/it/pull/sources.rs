@@ -143,7 +143,7 @@ fn cat_unverified_reads_only_the_range_in_the_listing() {
     let listing = format!("cache/{}", key.replace("narinfo", "ls"));
     for (lie, why) in [
         ("s/\"narOffset\":/&1/", "outside the NAR"),
-        ("s/\"size\":/&1/", "not w"),
+        ("s/\"size\":/&1/", "outside the NAR"),
         ("s/\"narOffset\":[0-9]*/\"narOffset\":96/", "not at its offset in the listing"),
         ("s/regular/regula/", "invalid NAR listing"),
     ] {
