@@ -14,9 +14,18 @@ pub enum Profile {
 }
 
 /// Returns a command of Cargo in the top directory of the repository.
+///
+/// Without the variables that Cargo set for xtask itself: the build script of ring watches them, so ring and everything
+/// that depends on it would be rebuilt whenever a command that was run by hand follows one that was run by xtask.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(repository());
+    for (name, _) in env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
+        {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
