@@ -23,6 +23,7 @@ mod random;
 mod scratch;
 mod store_paths;
 mod supervised_server;
+pub mod synthetic_bucket;
 pub mod tls_front;
 mod tree;
 mod versitygw;
