@@ -22,6 +22,18 @@ pub struct Cli {
     #[arg(value_name = "STORE-PATH")]
     pub store_path: Option<String>,
 
+    /// Describe the NAR as the content-addressed path with this name
+    ///
+    /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name.
+    #[arg(long, value_name = "NAME", conflicts_with = "store_path", help_heading = "Input")]
+    pub name: Option<String>,
+
+    /// Accept a NAR that contains hash parts of store paths; only with --name
+    ///
+    /// A path that is added under a name has no references, so a NAR that contains the hash part of a candidate path is refused by default.
+    #[arg(long, requires = "name", help_heading = "Input", hide_short_help = true)]
+    pub no_references: bool,
+
     /// Set the derivation that built STORE-PATH
     ///
     /// By default, the deriver comes from --path-info or from the installed Nix, if they know the path.

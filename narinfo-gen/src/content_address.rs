@@ -1,8 +1,10 @@
-//! Content addresses: which paths can be verified from their NAR alone, and the form in which narinfos have them.
+//! Content addresses: which paths can be verified from their NAR alone, the path of a NAR that is added under a name, and
+//! the form in which narinfos have content addresses.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use nar_pack::store_path::{HASH_PART, StorePath};
+use nar_pack::error::Result;
+use nar_pack::store_path::{HASH_PART, StoreDir, StorePath};
 
 use crate::hash::Sha256;
 use crate::narinfo::NarInfo;
@@ -17,18 +19,34 @@ pub fn is_content_addressed(narinfo: &NarInfo) -> bool {
     let Some(hash) = narinfo.ca.as_deref().and_then(|ca| ca.strip_prefix("fixed:r:")) else { return false };
     Sha256::parse(hash).is_ok_and(|hash| hash == narinfo.nar_hash)
         && !narinfo.references.contains(&narinfo.path)
-        && source_hash_part(narinfo) == narinfo.path.hash_part().as_str()
+        && source_hash_part(&narinfo.store_dir, &narinfo.references, narinfo.nar_hash, name_of(&narinfo.path))
+            == narinfo.path.hash_part().as_str()
+}
+
+/// Returns the store path that `nix-store --add` and `nix store add-path` compute for a NAR and a name: content-addressed,
+/// without references.
+///
+/// # Errors
+/// Refuses a name that Nix does not accept.
+pub fn added_path(store_dir: &StoreDir, nar_hash: Sha256, name: &str) -> Result<StorePath> {
+    StorePath::from_base_name(&format!("{}-{name}", source_hash_part(store_dir, &[], nar_hash, name)))
+}
+
+/// Returns the content address of a path that was added as a NAR, as narinfos have it.
+#[must_use]
+pub fn of_added_path(nar_hash: Sha256) -> String {
+    format!("fixed:r:{nar_hash}")
 }
 
 /// Returns the hash part of a path that has this NAR as its content address.
-fn source_hash_part(narinfo: &NarInfo) -> String {
+fn source_hash_part(store_dir: &StoreDir, references: &[StorePath], nar_hash: Sha256, name: &str) -> String {
     let mut text = String::from("source");
-    for reference in &narinfo.references {
+    for reference in references {
         text.push(':');
-        text.push_str(&narinfo.store_dir.join(reference));
+        text.push_str(&store_dir.join(reference));
     }
-    let nar_hash = hex::encode(narinfo.nar_hash.as_bytes());
-    for field in ["sha256", &nar_hash, narinfo.store_dir.as_str(), name_of(&narinfo.path)] {
+    let nar_hash = hex::encode(nar_hash.as_bytes());
+    for field in ["sha256", &nar_hash, store_dir.as_str(), name] {
         text.push(':');
         text.push_str(field);
     }
@@ -79,7 +97,6 @@ fn name_of(path: &StorePath) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nar_pack::store_path::StoreDir;
 
     /// A narinfo of the path that `nix-store --add` creates for a file `x` with the contents "hello\n".
     const TEXT: &str = "\
@@ -104,6 +121,8 @@ CA: fixed:r:@HASH@
             "sha256:04zwf782yjwnh3q6hz5izfd6jyip8kgw6g6yj43fiqhbyhdd0dqw",
         );
         assert!(is_content_addressed(&good));
+        assert_eq!(added_path(&good.store_dir, good.nar_hash, "x").unwrap(), good.path);
+        assert_eq!(Some(of_added_path(good.nar_hash)), good.ca);
         let mut bad = good.clone();
         bad.path = StorePath::from_base_name(&good.path.base_name().replace("-x", "-y")).unwrap();
         assert!(!is_content_addressed(&bad));

@@ -13,7 +13,7 @@ use nar_pack::store_path::StorePath;
 
 use crate::compress_nar::{CompressedNar, NarCompressor, compress_each};
 use crate::compression::Settings;
-use crate::content_address::to_base32;
+use crate::content_address::{added_path, of_added_path, to_base32};
 use crate::extras::{BuildLogs, ExtraObject, Extras, NarExtras, build_trace_entries};
 use crate::hash::Sha256;
 use crate::narinfo::NarInfo;
@@ -33,6 +33,20 @@ pub trait EntryWriter: Send {
     fn write_object(&mut self, _: ExtraObject) -> Result {
         Ok(())
     }
+}
+
+/// The store path of a NAR, which does not contain it.
+#[derive(Debug, Clone)]
+pub enum NarPath {
+    /// This path.
+    Given(StorePath),
+    /// The content-addressed path without references that `nix-store --add` computes.
+    Added {
+        /// The name of the path.
+        name: String,
+        /// Whether hash parts of other paths in the NAR are ignored. Otherwise such a NAR is refused.
+        no_references: bool,
+    },
 }
 
 /// Builds narinfos from NARs.
@@ -80,6 +94,38 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
             self.write_objects(extras, &narinfo, logs.as_mut())?;
             add_path_info(&mut narinfo, path_info);
             self.write_build_trace(&narinfo)?;
+            self.writer.write_narinfo(narinfo, false)
+        })
+    }
+
+    /// Builds the narinfo of the content-addressed path with the name `name` from its NAR, which must be all of `input`.
+    ///
+    /// # Errors
+    /// Refuses a malformed NAR, data after its end, an invalid name and, unless `no_references` is set, a NAR that
+    /// contains the hash part of a candidate path, since the path would have no references.
+    pub fn added_nar(&mut self, input: &mut impl BufRead, name: &str, no_references: bool) -> Result {
+        let store_dir = self.path_info.store_dir.clone();
+        let scanner = if no_references {
+            None
+        } else {
+            let candidates: Candidates = self.path_info.candidates()?.into_iter().collect();
+            Some(Scanner::new(Arc::new(candidates)))
+        };
+        let (settings, mut extras) = (self.settings, NarExtras::new(&self.extras));
+        // Fails before anything is read if the name is invalid.
+        added_path(&store_dir, Sha256::of(b""), name)?;
+        let read = |compressor: &mut NarCompressor<NarExtras>| {
+            compressor.read_nar(input, scanner, &mut extras)?;
+            require_end_of_nar(input)?;
+            compressor.finish_nar(extras)
+        };
+        compress_each(&settings, read, |nar, extras| {
+            refuse_references(nar.references.as_deref().unwrap_or_default())?;
+            let path = added_path(&store_dir, nar.nar_hash, name)?;
+            let mut narinfo = self.narinfo(&Trailer { path, references: Vec::new(), deriver: None }, &nar);
+            narinfo.ca = Some(of_added_path(nar.nar_hash));
+            self.writer.write_nar(&narinfo.url, nar)?;
+            self.write_objects(extras, &narinfo, None)?;
             self.writer.write_narinfo(narinfo, false)
         })
     }
@@ -221,20 +267,38 @@ fn add_path_info(narinfo: &mut NarInfo, path_info: Option<PathInfo>) {
     }
 }
 
-/// Checks that a store path is given if and only if standard input is a NAR, and returns it.
+/// Refuses references of a path that is added without any.
+fn refuse_references(references: &[StorePath]) -> Result {
+    let Some(first) = references.first() else { return Ok(()) };
+    let others = match references.len() - 1 {
+        0 => String::new(),
+        count => format!(" and {count} more"),
+    };
+    let error = Error::refused(format!(
+        "the NAR contains the hash part of {first}{others}, but a path that is added by name has no references"
+    ));
+    Err(error.with_hint("pass --no-references if the path does not need them"))
+}
+
+/// Checks that a store path or a name is given if and only if standard input is a NAR, and returns it. `hint` is the next
+/// step for a NAR without one.
 ///
 /// # Errors
 /// A usage error if not.
-pub fn require_path(kind: Kind, path: Option<StorePath>) -> Result<Option<StorePath>> {
+pub fn require_path(kind: Kind, path: Option<NarPath>, hint: impl FnOnce() -> String) -> Result<Option<NarPath>> {
     match (kind, path) {
         (Kind::Nar, None) => {
             let error = Error::usage("standard input is a NAR, which does not contain its store path");
-            Err(error.with_hint("pass its store path as the argument STORE-PATH"))
+            Err(error.with_hint(hint()))
         }
         (Kind::Nar, path) => Ok(path),
-        (_, Some(path)) => {
+        (_, Some(NarPath::Given(path))) => {
             let error = Error::usage(format!("unexpected argument {path}: standard input is {}", kind.name()));
             Err(error.with_hint("remove the argument: only a NAR needs a store path"))
+        }
+        (_, Some(NarPath::Added { .. })) => {
+            let error = Error::usage(format!("unexpected --name: standard input is {}", kind.name()));
+            Err(error.with_hint("remove the option: only a NAR is added under a name"))
         }
         (_, None) => Ok(None),
     }

@@ -14,7 +14,7 @@ use crate::compress_nar::CompressedNar;
 use crate::compression::Settings;
 use crate::extras::{ExtraObject, Extras};
 use crate::narinfo::{NarInfo, TextWriter};
-use crate::narinfo_builder::{EntryWriter, NarInfoBuilder, require_path};
+use crate::narinfo_builder::{EntryWriter, NarInfoBuilder, NarPath, require_path};
 use crate::stream::{Kind, sniff};
 
 const TOOL: &str = "narinfo-gen";
@@ -35,7 +35,7 @@ struct Options {
     settings: Settings,
     path_info: PathInfoSource,
     /// The path of the NAR on standard input.
-    path: Option<StorePath>,
+    path: Option<NarPath>,
     deriver: Option<StorePath>,
 }
 
@@ -45,6 +45,9 @@ impl Options {
         let path_info = PathInfoSource::open(&cli.path_info_args, None)?;
         let parse = |path: &Option<String>| path.as_deref().map(|path| path_info.store_dir.parse(path)).transpose();
         let (path, deriver) = (parse(&cli.store_path)?, parse(&cli.deriver)?);
+        let added =
+            cli.name.as_ref().map(|name| NarPath::Added { name: name.clone(), no_references: cli.no_references });
+        let path = path.map(NarPath::Given).or(added);
         let mode = if cli.archive {
             Mode::Archive(Extras {
                 listing: cli.listing,
@@ -69,7 +72,8 @@ pub fn run(cli: &Cli) -> Result {
     if !matches!(kind, Kind::Nar | Kind::Export) {
         return Err(Error::refused(format!("standard input is {}, expected {EXPECTED_INPUT}", kind.name())));
     }
-    let path = require_path(kind, path)?;
+    let hint = || "pass its store path as the argument STORE-PATH, or --name NAME to add it as a new path".to_owned();
+    let path = require_path(kind, path, hint)?;
     let (writer, extras) = match mode {
         Mode::NarInfoText => (OutputWriter::Text(TextWriter::new(stdio::stdout(None)?)), Extras::default()),
         Mode::Archive(extras) => {
@@ -81,7 +85,8 @@ pub fn run(cli: &Cli) -> Result {
     let warn = |warning: &str| process::print_message(TOOL, warning);
     let mut builder = NarInfoBuilder { settings, path_info: &mut path_info, extras, writer, warn };
     let result = match path {
-        Some(path) => builder.nar(&mut input, &path, deriver.as_ref()).context(|| path.to_string()),
+        Some(NarPath::Given(path)) => builder.nar(&mut input, &path, deriver.as_ref()).context(|| path.to_string()),
+        Some(NarPath::Added { name, no_references }) => builder.added_nar(&mut input, &name, no_references),
         None => builder.export(&mut input),
     };
     builder.writer.finish(result)

@@ -19,7 +19,7 @@ use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
     name = "s3-push", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,
     disable_help_flag = true, disable_version_flag = true,
     mut_arg("candidates", |arg| arg.hide_short_help(true)), mut_arg("level", |arg| arg.hide_short_help(true)),
-    mut_arg("threads", |arg| arg.hide_short_help(true)),
+    mut_arg("threads", |arg| arg.hide_short_help(true)), mut_arg("path_info", |arg| arg.hide_short_help(true)),
 )]
 pub struct Cli {
     /// Bucket [default: $NIX_S3_CACHE], and the store path of a NAR on standard input
@@ -31,6 +31,18 @@ pub struct Cli {
     /// Reads store paths from standard input, one per line, and prints those of which neither the bucket nor an --upstream cache has a narinfo.
     #[arg(long, conflicts_with = "key", help_heading = "Input")]
     pub missing: bool,
+
+    /// Publish a NAR as the content-addressed path with this name
+    ///
+    /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["missing", "key"], help_heading = "Input")]
+    pub name: Option<String>,
+
+    /// Accept a NAR that contains hash parts of store paths; only with --name
+    ///
+    /// A path that is published under a name has no references, so a NAR that contains the hash part of a candidate path is refused by default.
+    #[arg(long, requires = "name", help_heading = "Input", hide_short_help = true)]
+    pub no_references: bool,
 
     /// Upload standard input as it is, as the object KEY below the prefix
     #[arg(long, value_name = "KEY", help_heading = "Input")]
@@ -221,6 +233,7 @@ Examples:
   nix-store -qR ./result | s3-push --missing s3://my-cache | nar-pack --export --stdin \\
     | narinfo-gen --archive | cache-sign -k key.sec | s3-push s3://my-cache
   nar-pack \"$P\" | s3-push s3://my-cache \"$P\"                  # one path, unsigned: prints a warning
+  nar-pack ./site | s3-push --name site s3://my-cache          # any tree; needs no signature
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   gzip < build.log | s3-push s3://my-cache --key log/x.drv
 

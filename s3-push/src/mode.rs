@@ -5,6 +5,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::compression::Settings;
+use narinfo_gen::narinfo_builder::NarPath;
 
 use crate::cli::Cli;
 use crate::publish::object_options::object_options;
@@ -28,6 +29,8 @@ pub enum Mode {
 pub struct BucketOptions {
     /// The bucket.
     pub location: Location,
+    /// The bucket as it was given, for a command in a hint.
+    pub argument: String,
     /// Limits of the requests.
     pub limits: RequestLimits,
     /// Which messages are printed.
@@ -55,7 +58,7 @@ pub struct PushOptions {
     /// The store directory of every path.
     pub store_dir: StoreDir,
     /// The path of a NAR on standard input.
-    pub path: Option<StorePath>,
+    pub path: Option<NarPath>,
     /// URLs of upstream caches.
     pub upstreams: Vec<String>,
     /// Whether paths with missing references are published.
@@ -104,6 +107,7 @@ impl Mode {
         let (url, path) = split_targets(&cli.targets)?;
         let bucket = BucketOptions {
             location: Location::parse(&url)?,
+            argument: if cli.targets.contains(&url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") },
             limits: RequestLimits {
                 idle_timeout: cli.idle_timeout,
                 max_attempts: cli.attempts,
@@ -128,7 +132,7 @@ impl Mode {
             bucket,
             upload: UploadOptions::from_cli(cli)?,
             store_dir,
-            path,
+            path: nar_path(cli, path)?,
             upstreams: cli.upstream.clone(),
             allow_missing_references: cli.allow_missing_references,
             exact: cli.exact,
@@ -149,6 +153,15 @@ impl UploadOptions {
             memory: cli.memory,
             part_size: cli.part_size,
         })
+    }
+}
+
+/// Returns the path of a NAR on standard input: the argument, or the one that `--name` stands for.
+fn nar_path(cli: &Cli, path: Option<StorePath>) -> Result<Option<NarPath>> {
+    match (path, &cli.name) {
+        (Some(path), Some(_)) => Err(Error::usage(format!("unexpected argument {path}: --name computes the path"))),
+        (Some(path), None) => Ok(Some(NarPath::Given(path))),
+        (None, name) => Ok(name.clone().map(|name| NarPath::Added { name, no_references: cli.no_references })),
     }
 }
 

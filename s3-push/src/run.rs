@@ -9,9 +9,9 @@ use nar_pack::error::{Error, Result};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
 use nar_pack::stdio;
-use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
+use nar_pack::store_path::{StoreDir, read_path_list};
 use narinfo_gen::compression::Settings;
-use narinfo_gen::narinfo_builder::require_path;
+use narinfo_gen::narinfo_builder::{NarPath, require_path};
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -104,7 +104,7 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
 /// Publishes the paths on standard input.
 fn push(runtime: &Runtime, options: PushOptions) -> Result {
     let (kind, input) = sniff(stdio::stdin(INPUT_FORMATS)?, INPUT_FORMATS)?;
-    let path = require_path(kind, options.path)?;
+    let path = require_path(kind, options.path, || nar_without_path_hint(&options.bucket.argument))?;
     let report = Report::new(stdio::stdout(None)?, options.is_json, options.bucket.verbosity);
     let publish_options = PublishOptions {
         store_dir: options.store_dir.clone(),
@@ -137,6 +137,15 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     report.finish(&uploader)
 }
 
+/// Returns the commands for a NAR whose path was not given: unsigned, and signed.
+fn nar_without_path_hint(bucket: &str) -> String {
+    format!(
+        "run `nar-pack STORE-PATH | s3-push {bucket} STORE-PATH`, or to sign it \
+         `nar-pack STORE-PATH | narinfo-gen --archive STORE-PATH | cache-sign -k KEYFILE | s3-push {bucket}`, \
+         or pass --name NAME to publish any tree as a content-addressed path"
+    )
+}
+
 fn new_intake(memory: u64, part_size: u64, runtime: Handle) -> (Intake, mpsc::Receiver<Event>) {
     let (sender, events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
     // One verifier more than processors, because a verifier also waits for its input.
@@ -149,7 +158,7 @@ fn new_intake(memory: u64, part_size: u64, runtime: Handle) -> (Intake, mpsc::Re
 struct Input {
     kind: Kind,
     bytes: Sniffed,
-    path: Option<StorePath>,
+    path: Option<NarPath>,
     store_dir: StoreDir,
     compression: Settings,
     path_info: PathInfoSource,
@@ -160,9 +169,7 @@ impl Input {
         match self.kind {
             Kind::Archive => intake.read_archive(self.bytes, &self.store_dir),
             Kind::Narinfo => intake.read_text(self.bytes, &self.store_dir),
-            Kind::Nar | Kind::Export => {
-                intake.read_nars(self.kind, self.bytes, self.path, self.compression, &mut self.path_info)
-            }
+            Kind::Nar | Kind::Export => intake.read_nars(self.bytes, self.path, self.compression, &mut self.path_info),
         }
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
-use nar_pack::store_path::{StoreDir, StorePath};
+use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compress_nar::CompressedNar;
@@ -16,8 +16,7 @@ use narinfo_gen::compression::{Compression, Settings};
 use narinfo_gen::extras::Extras;
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{self, NarInfo};
-use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder};
-use narinfo_gen::stream::Kind;
+use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder, NarPath};
 use narinfo_gen::verify_nar::{NarDigests, digest_named_nar};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -220,15 +219,15 @@ impl Intake {
         narinfo::read_text(input, store_dir, |narinfo, _| self.send(Event::Narinfo(Box::new(narinfo))))
     }
 
-    /// Reads a NAR or an export stream, compresses its NARs and describes them, as `narinfo-gen` does.
+    /// Reads a NAR, if a path is given, or an export stream, compresses its NARs and describes them, as `narinfo-gen`
+    /// does.
     ///
     /// # Errors
     /// Refuses a malformed or truncated stream.
     pub fn read_nars(
         &self,
-        kind: Kind,
         mut input: impl BufRead,
-        path: Option<StorePath>,
+        path: Option<NarPath>,
         settings: Settings,
         path_info: &mut PathInfoSource,
     ) -> Result {
@@ -236,8 +235,9 @@ impl Intake {
         let (extras, warn) = (Extras::default(), |warning: &str| process::print_message(TOOL, warning));
         let mut builder = NarInfoBuilder { settings, path_info, extras, writer, warn };
         match path {
-            Some(path) if kind == Kind::Nar => builder.nar(&mut input, &path, None).context(|| path.to_string()),
-            _ => builder.export(&mut input),
+            Some(NarPath::Given(path)) => builder.nar(&mut input, &path, None).context(|| path.to_string()),
+            Some(NarPath::Added { name, no_references }) => builder.added_nar(&mut input, &name, no_references),
+            None => builder.export(&mut input),
         }
     }
 }

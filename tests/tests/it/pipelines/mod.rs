@@ -1,5 +1,6 @@
 //! Pipelines of several tools, as a user types them.
 
+mod added_trees;
 mod examples;
 mod interrupted;
 mod memory;
