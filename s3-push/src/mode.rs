@@ -20,7 +20,7 @@ pub enum Mode {
     /// Publishes the paths on standard input.
     Push(Box<PushOptions>),
     /// Prints the paths that the cache lacks.
-    Missing(MissingOptions),
+    Missing(Box<MissingOptions>),
     /// Uploads standard input under one key.
     PutKey(Box<PutKeyOptions>),
 }
@@ -121,7 +121,8 @@ impl Mode {
         let path = path.map(|path| store_dir.parse(&path)).transpose()?;
         if cli.missing {
             refuse_path("--missing", path.as_ref())?;
-            return Ok(Self::Missing(MissingOptions { bucket, store_dir, upstreams: cli.upstream.clone() }));
+            let options = MissingOptions { bucket, store_dir, upstreams: cli.upstream.clone() };
+            return Ok(Self::Missing(Box::new(options)));
         }
         if let Some(key) = &cli.key {
             refuse_path("--key", path.as_ref())?;

@@ -47,7 +47,7 @@ pub fn run(cli: &Cli) -> Result {
     let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
     let result = match mode {
         Mode::Push(options) => push(&runtime, *options),
-        Mode::Missing(options) => print_missing(&runtime, options),
+        Mode::Missing(options) => print_missing(&runtime, *options),
         Mode::PutKey(options) => upload_key(&runtime, *options),
     };
     // Threads that still read or hash are not waited for.

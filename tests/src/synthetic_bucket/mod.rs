@@ -303,24 +303,21 @@ impl Shared {
             count += 1;
             let rest = &entry.key[prefix.len()..];
             // Writing to a string cannot fail.
-            match rest.find('/').filter(|_| has_delimiter) {
-                Some(at) => {
-                    let common = &entry.key[..prefix.len() + at + 1];
-                    let _ = write!(xml, "<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escape(common));
-                    // "0" is the character after "/".
-                    last = format!("{}0", &common[..common.len() - 1]);
-                    cursor = Cursor::new(self, last.clone());
-                }
-                None => {
-                    let _ = write!(
-                        xml,
-                        "<Contents><Key>{}</Key><LastModified>{LAST_MODIFIED}</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
-                        escape(&entry.key),
-                        entry.etag.replace('"', "&quot;"),
-                        entry.size
-                    );
-                    last = entry.key;
-                }
+            if let Some(at) = rest.find('/').filter(|_| has_delimiter) {
+                let common = &entry.key[..=(prefix.len() + at)];
+                let _ = write!(xml, "<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escape(common));
+                // "0" is the character after "/".
+                last = format!("{}0", &common[..common.len() - 1]);
+                cursor = Cursor::new(self, last.clone());
+            } else {
+                let _ = write!(
+                    xml,
+                    "<Contents><Key>{}</Key><LastModified>{LAST_MODIFIED}</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
+                    escape(&entry.key),
+                    entry.etag.replace('"', "&quot;"),
+                    entry.size
+                );
+                last = entry.key;
             }
         }
         let next = if truncated {
@@ -453,15 +450,12 @@ fn decoded(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         let hex = tail.get(..2).and_then(|hex| str::from_utf8(hex).ok()).filter(|_| *first == b'%');
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
+        if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            bytes.push(byte);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()

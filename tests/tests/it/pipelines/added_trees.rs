@@ -14,7 +14,7 @@ fn prepare() -> (Scratch, &'static EmbeddedS3, String, String) {
     s3.credentials().apply(&mut scratch);
     scratch.env("C", s3.cache_url(&bucket));
     let name = unique("site-");
-    make_tree(&scratch.path().join(&name), 5);
+    make_tree(scratch.path().join(&name), 5);
     (scratch, s3, bucket, name)
 }
 
