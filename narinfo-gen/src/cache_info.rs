@@ -57,6 +57,43 @@ impl CacheInfo {
     }
 }
 
+/// New values for fields of an existing `nix-cache-info`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Clients query caches with a lower number first.
+    pub priority: Option<u32>,
+    /// Whether clients may query many paths at once.
+    pub want_mass_query: Option<bool>,
+}
+
+impl Changes {
+    /// Returns whether nothing is changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Returns the text with the new values. Other lines, including fields that are unknown here, stay as they are.
+    #[must_use]
+    pub fn apply(&self, text: &str) -> String {
+        let values = [
+            ("WantMassQuery", self.want_mass_query.map(|value| u8::from(value).to_string())),
+            ("Priority", self.priority.map(|value| value.to_string())),
+        ];
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        for (key, value) in values {
+            let Some(value) = value else { continue };
+            let line = format!("{key}: {value}");
+            let has_key = |line: &&mut String| line.split_once(':').is_some_and(|(found, _)| found == key);
+            match lines.iter_mut().find(has_key) {
+                Some(existing) => *existing = line,
+                None => lines.push(line),
+            }
+        }
+        lines.join("\n") + "\n"
+    }
+}
+
 impl fmt::Display for CacheInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "StoreDir: {}", self.store_dir)?;

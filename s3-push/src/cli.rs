@@ -32,6 +32,16 @@ pub struct Cli {
     #[arg(long, conflicts_with = "key", help_heading = "Input")]
     pub missing: bool,
 
+    /// With --missing, print also paths that KEY has not signed; can be repeated
+    ///
+    /// KEY is a public key (NAME:BASE64), whose signature is verified, or only the name of a key. Push these paths again through cache-sign to sign them: the cache keeps the other signatures.
+    #[arg(long, value_name = "KEY", requires = "missing", help_heading = "Input")]
+    pub signed_by: Vec<String>,
+
+    /// With --missing, print also paths whose NAR is missing or has another size
+    #[arg(long, requires = "missing", help_heading = "Input", hide_short_help = true)]
+    pub deep: bool,
+
     /// Publish a NAR as the content-addressed path with this name
     ///
     /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name.
@@ -77,6 +87,15 @@ pub struct Cli {
     /// Print one JSON object per path and a summary
     #[arg(long, help_heading = "Output")]
     pub json: bool,
+
+    /// Change the nix-cache-info of an existing cache
+    ///
+    /// Sets the values of --priority and --want-mass-query and keeps everything else. The store directory of a cache cannot be changed.
+    #[arg(
+        long, conflicts_with_all = ["missing", "key", "name", "upstream", "exact", "json"], help_heading = "Output",
+        hide_short_help = true,
+    )]
+    pub set_cache_info: bool,
 
     /// Set Priority in a new nix-cache-info; clients query caches with a lower one first
     ///

@@ -1,13 +1,15 @@
-//! The typed mode of an invocation: the command line is checked and turned into one of three modes here. No other
+//! The typed mode of an invocation: the command line is checked and turned into one of the modes here. No other
 //! module reads flags.
 
 use nar_pack::error::{Error, Result};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::store_path::{StoreDir, StorePath};
+use narinfo_gen::cache_info::Changes;
 use narinfo_gen::compression::Settings;
 use narinfo_gen::narinfo_builder::NarPath;
 
 use crate::cli::Cli;
+use crate::publish::missing::{Requirements, Signer};
 use crate::publish::object_options::object_options;
 use crate::publish::put_key::KeyTarget;
 use crate::remote::location::{Location, VARIABLE};
@@ -23,6 +25,8 @@ pub enum Mode {
     Missing(Box<MissingOptions>),
     /// Uploads standard input under one key.
     PutKey(Box<PutKeyOptions>),
+    /// Changes the `nix-cache-info` of an existing cache.
+    SetCacheInfo(Box<SetCacheInfoOptions>),
 }
 
 /// The bucket and how to access it.
@@ -81,10 +85,20 @@ pub struct PushOptions {
 pub struct MissingOptions {
     /// The bucket.
     pub bucket: BucketOptions,
-    /// The store directory of every path.
-    pub store_dir: StoreDir,
+    /// What a path in the bucket must have besides a narinfo.
+    pub requirements: Requirements,
     /// URLs of upstream caches.
     pub upstreams: Vec<String>,
+}
+
+/// Options of [`Mode::SetCacheInfo`].
+pub struct SetCacheInfoOptions {
+    /// The bucket.
+    pub bucket: BucketOptions,
+    /// Options of the upload.
+    pub upload: UploadOptions,
+    /// The new values.
+    pub changes: Changes,
 }
 
 /// Options of [`Mode::PutKey`].
@@ -121,13 +135,24 @@ impl Mode {
         let path = path.map(|path| store_dir.parse(&path)).transpose()?;
         if cli.missing {
             refuse_path("--missing", path.as_ref())?;
-            let options = MissingOptions { bucket, store_dir, upstreams: cli.upstream.clone() };
+            let requirements = Requirements { store_dir, signers: signers(cli)?, requires_nar: cli.deep };
+            let options = MissingOptions { bucket, requirements, upstreams: cli.upstream.clone() };
             return Ok(Self::Missing(Box::new(options)));
         }
         if let Some(key) = &cli.key {
             refuse_path("--key", path.as_ref())?;
             let target = KeyTarget::new(key, cli.content_type.as_deref())?;
             return Ok(Self::PutKey(Box::new(PutKeyOptions { bucket, upload: UploadOptions::from_cli(cli)?, target })));
+        }
+        if cli.set_cache_info {
+            refuse_path("--set-cache-info", path.as_ref())?;
+            let changes = Changes { priority: cli.priority, want_mass_query: cli.want_mass_query };
+            if changes.is_empty() {
+                let error = Error::usage("--set-cache-info: no new value given");
+                return Err(error.with_hint("pass --priority N, --want-mass-query=BOOL or both"));
+            }
+            let upload = UploadOptions::from_cli(cli)?;
+            return Ok(Self::SetCacheInfo(Box::new(SetCacheInfoOptions { bucket, upload, changes })));
         }
         Ok(Self::Push(Box::new(PushOptions {
             bucket,
@@ -155,6 +180,13 @@ impl UploadOptions {
             part_size: cli.part_size,
         })
     }
+}
+
+fn signers(cli: &Cli) -> Result<Vec<Signer>> {
+    let parse = |text: &String| {
+        text.parse().map_err(|error: Error| Error::usage(format!("--signed-by {text:?}: {}", error.message())))
+    };
+    cli.signed_by.iter().map(parse).collect()
 }
 
 /// Returns the path of a NAR on standard input: the argument, or the one that `--name` stands for.

@@ -10,6 +10,7 @@ use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, read_path_list};
+use narinfo_gen::cache_info::KEY;
 use narinfo_gen::compression::Settings;
 use narinfo_gen::narinfo_builder::{NarPath, require_path};
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
@@ -19,8 +20,11 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::TOOL;
 use crate::cli::Cli;
-use crate::mode::{BucketOptions, MissingOptions, Mode, PushOptions, PutKeyOptions, UploadOptions};
+use crate::mode::{
+    BucketOptions, MissingOptions, Mode, PushOptions, PutKeyOptions, SetCacheInfoOptions, UploadOptions,
+};
 use crate::publish::byte_budget::ByteBudget;
+use crate::publish::cache_info::change_cache_info;
 use crate::publish::intake::{Event, Intake};
 use crate::publish::missing::find_missing_paths;
 use crate::publish::publisher::{PublishOptions, Publisher};
@@ -49,6 +53,7 @@ pub fn run(cli: &Cli) -> Result {
         Mode::Push(options) => push(&runtime, *options),
         Mode::Missing(options) => print_missing(&runtime, *options),
         Mode::PutKey(options) => upload_key(&runtime, *options),
+        Mode::SetCacheInfo(options) => set_cache_info(&runtime, *options),
     };
     // Threads that still read or hash are not waited for.
     runtime.shutdown_background();
@@ -71,13 +76,14 @@ async fn connect_uploader(bucket: BucketOptions, options: UploadOptions) -> Arc<
 
 /// Prints the paths on standard input that the cache lacks. Prints nothing if a lookup fails.
 fn print_missing(runtime: &Runtime, options: MissingOptions) -> Result {
-    let MissingOptions { bucket, store_dir, upstreams } = options;
-    let paths = read_path_list(stdio::stdin("a path list")?, &store_dir)?;
+    let MissingOptions { bucket, requirements, upstreams } = options;
+    let store_dir = &requirements.store_dir;
+    let paths = read_path_list(stdio::stdin("a path list")?, store_dir)?;
     let limits = bucket.limits;
     let missing = runtime.block_on(async {
         let bucket = connect(bucket).await;
-        let upstreams = Upstreams::open(&upstreams, &store_dir, limits, TOOL).await?;
-        find_missing_paths(&bucket, &upstreams, &paths).await
+        let upstreams = Upstreams::open(&upstreams, store_dir, limits, TOOL).await?;
+        find_missing_paths(&bucket, &upstreams, &requirements, &paths).await
     })?;
     let mut out = stdio::stdout(None)?;
     for path in missing {
@@ -97,6 +103,21 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     if verbosity != Verbosity::Quiet {
         let url = uploader.bucket.display_url(target.key());
         process::print_message(TOOL, format!("{url}: {}", HumanBytes(bytes)));
+    }
+    Ok(())
+}
+
+/// Changes the `nix-cache-info` of an existing cache.
+fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
+    let SetCacheInfoOptions { bucket, upload, changes } = options;
+    let verbosity = bucket.verbosity;
+    let (url, has_changed) = runtime.block_on(async {
+        let uploader = connect_uploader(bucket, upload).await;
+        let has_changed = change_cache_info(&uploader.bucket, &changes).await?;
+        Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed))
+    })?;
+    if verbosity != Verbosity::Quiet {
+        process::print_message(TOOL, format!("{url}: {}", if has_changed { "changed" } else { "unchanged" }));
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! The `nix-cache-info` of the bucket: checked before a push, and written before the first narinfo.
 
-use nar_pack::error::{Context, Result};
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::Object;
-use narinfo_gen::cache_info::{CacheInfo, KEY, MAX_SIZE};
+use narinfo_gen::cache_info::{CacheInfo, Changes, KEY, MAX_SIZE};
 
 use crate::publish::publisher::PublishOptions;
-use crate::remote::s3::Bucket;
+use crate::remote::s3::{Bucket, PutOutcome};
 
 /// Whether the bucket has a `nix-cache-info`, and where its values come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,37 @@ impl CacheInfoState {
         }
         bucket.put_new(KEY, content_type, text.into()).await.map(drop)
     }
+}
+
+/// Maximum attempts to change a `nix-cache-info` that other processes change at the same time.
+const MAX_CHANGE_ATTEMPTS: u32 = 5;
+
+/// Changes the `nix-cache-info` of an existing cache. Returns whether it differs from before.
+///
+/// # Errors
+/// Refuses a bucket without a valid `nix-cache-info`. Fails when it cannot be read or written.
+pub async fn change_cache_info(bucket: &Bucket, changes: &Changes) -> Result<bool> {
+    let url = || bucket.display_url(KEY);
+    for _ in 0..MAX_CHANGE_ATTEMPTS {
+        let Some(object) = bucket.get_text(KEY, max_size()).await? else {
+            let error = Error::refused(format!("{}: not found", url()));
+            return Err(
+                error.with_hint("the first push to a bucket writes it: pass --priority and --want-mass-query there")
+            );
+        };
+        CacheInfo::parse(&object.text).context(url)?;
+        let text = changes.apply(&object.text);
+        if text == object.text {
+            return Ok(false);
+        }
+        let content_type = Object::CacheInfo.content_type();
+        let outcome = bucket.put_if_unchanged(KEY, content_type, text.into(), object.etag.as_deref()).await?;
+        if outcome == PutOutcome::Created {
+            return Ok(true);
+        }
+    }
+    Err(Error::failed(format!("{}: changed by other processes {MAX_CHANGE_ATTEMPTS} times in a row", url()))
+        .with_hint("run the same command again"))
 }
 
 fn max_size() -> usize {

@@ -5,7 +5,7 @@
 
 pub mod body;
 pub mod byte_budget;
-mod cache_info;
+pub mod cache_info;
 pub mod existing;
 pub mod intake;
 mod merge_narinfo;

@@ -1,0 +1,88 @@
+//! `--missing` with requirements, and changes of an existing `nix-cache-info`.
+
+use crate::fixtures::bucket::{Fields, snapshot};
+use crate::fixtures::closure_fixture::{Fixture, PUBLISH, generate_key};
+
+/// The documented pipeline, which signs paths that were first pushed unsigned.
+fn publish_signed(key: &str) -> String {
+    PUBLISH.replace("--missing", &format!("--missing --signed-by '{key}'"))
+}
+
+#[test]
+fn paths_that_were_pushed_unsigned_are_signed_by_the_pipeline() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(&PUBLISH.replace("| cache-sign -k key.sec ", "")).ok();
+    let name = fixture.key.split_once(':').unwrap().0;
+    assert_eq!(sh("s3-push --missing \"$C\" < paths").ok(), "", "their narinfos are in the cache");
+    for signer in [name, &fixture.key] {
+        assert_eq!(
+            sh(&format!("s3-push --missing --signed-by '{signer}' \"$C\" < paths")).lines(),
+            fixture.closure.paths()
+        );
+    }
+    sh(&publish_signed(&fixture.key)).ok();
+    fixture.assert_pulls("$C", "");
+    for signer in [name, &fixture.key] {
+        assert_eq!(sh(&format!("s3-push --missing --signed-by '{signer}' \"$C\" < paths")).ok(), "");
+    }
+    let before = snapshot(s3, &bucket);
+    assert_eq!(sh(&publish_signed(name)).ok(), "");
+    assert_eq!(snapshot(s3, &bucket), before);
+    // Another key of the same name has not signed them, and neither has one of two.
+    let (forged, other) = (generate_key(&fixture.scratch, "forged"), generate_key(&fixture.scratch, "other"));
+    let forged = format!("{name}:{}", forged.split_once(':').unwrap().1);
+    for signers in [format!("--signed-by '{forged}'"), format!("--signed-by {name} --signed-by '{other}'")] {
+        assert_eq!(sh(&format!("s3-push --missing {signers} \"$C\" < paths")).lines(), fixture.closure.paths());
+    }
+    for bad in ["", " ", "name:bad"] {
+        let message = sh(&format!("s3-push --missing --signed-by '{bad}' \"$C\" < paths")).fails(2);
+        assert!(message.contains("--signed-by"), "{message}");
+    }
+    sh(&format!("s3-push --signed-by {name} \"$C\" < paths")).fails(2);
+}
+
+#[test]
+fn deep_counts_paths_whose_nar_is_gone_or_truncated() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(PUBLISH).ok();
+    let nar = |path: &str| {
+        let narinfo = Fields::parse(&s3.get(&bucket, &Fixture::narinfo_key(path)));
+        narinfo.one("URL").to_owned()
+    };
+    assert_eq!(sh("s3-push --missing --deep \"$C\" < paths").ok(), "");
+    s3.remove(&bucket, &nar(&fixture.closure.lib));
+    let truncated = nar(&fixture.closure.top);
+    s3.put(&bucket, &truncated, b"half");
+    assert_eq!(sh("s3-push --missing \"$C\" < paths").ok(), "");
+    assert_eq!(
+        sh("s3-push --missing --deep \"$C\" < paths").lines(),
+        [fixture.closure.lib.as_str(), fixture.closure.top.as_str()]
+    );
+}
+
+#[test]
+fn the_cache_info_of_an_existing_cache_can_be_changed() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    let info = || String::from_utf8(s3.get(&bucket, "nix-cache-info")).unwrap();
+    let message = sh("s3-push --set-cache-info --priority 30 \"$C\"").fails(1);
+    assert!(message.contains("nix-cache-info: not found"), "{message}");
+    s3.put(&bucket, "nix-cache-info", b"StoreDir: /nix/store\nPriority: 50\nX-Other: kept\n");
+    sh("s3-push --set-cache-info --priority 30 \"$C\"").ok();
+    assert_eq!(info(), "StoreDir: /nix/store\nPriority: 30\nX-Other: kept\n");
+    sh("s3-push --set-cache-info --want-mass-query=true --priority 41 \"$C\"").ok();
+    assert_eq!(info(), "StoreDir: /nix/store\nPriority: 41\nX-Other: kept\nWantMassQuery: 1\n");
+    let again = sh("s3-push --set-cache-info --priority 41 \"$C\"");
+    again.ok();
+    assert!(again.stderr.contains("unchanged"), "{}", again.stderr);
+    sh("s3-push --dry-run --set-cache-info --priority 1 \"$C\"").ok();
+    assert!(info().contains("Priority: 41"));
+    for flags in ["", "--priority 1 --missing", "--priority 1 --key x", "--priority high"] {
+        sh(&format!("s3-push --set-cache-info {flags} \"$C\" < /dev/null")).fails(2);
+    }
+    s3.put(&bucket, "nix-cache-info", b"garbage");
+    sh("s3-push --set-cache-info --priority 3 \"$C\"").fails(1);
+    assert_eq!(info(), "garbage");
+}
