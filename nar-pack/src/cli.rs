@@ -31,7 +31,7 @@ pub struct Cli {
 
     /// Read store paths below the file system root DIR
     ///
-    /// The store path /nix/store/x is read from DIR/nix/store/x.
+    /// The store path /nix/store/x is read from DIR/nix/store/x. Symbolic links at DIR/nix and DIR/nix/store are resolved as after chroot to DIR, so nothing outside of DIR is read.
     #[arg(long, value_name = "DIR", help_heading = "Input")]
     pub root: Option<PathBuf>,
 

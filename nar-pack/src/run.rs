@@ -6,7 +6,8 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -15,13 +16,15 @@ use crate::error::{Context as _, Error, Result};
 use crate::export_paths::{ExportOptions, export_paths};
 use crate::nar::{self, CaseHack, Restorer};
 use crate::stdio::{self, BUFFER_SIZE, Input};
-use crate::store_path::StoreDir;
+use crate::store_path::{StoreDir, StorePath};
 use crate::{TOOL, process};
 
 /// What an invocation does.
 enum Mode<'a> {
     /// Writes a file tree as a NAR.
-    Dump { tree: PathBuf },
+    Dump { tree: &'a Path },
+    /// Writes a store path below another root as a NAR.
+    DumpBelow { root: &'a Path, store_dir: StoreDir, path: StorePath },
     /// Writes store paths as an export stream.
     Export(ExportOptions<'a>),
     /// Restores a NAR as a file tree.
@@ -44,7 +47,11 @@ enum NarSource<'a> {
 /// Returns the error to print, with its exit code; see [`crate::error`].
 pub fn run(cli: &Cli) -> Result {
     match Mode::new(cli)? {
-        Mode::Dump { tree } => dump(&tree),
+        Mode::Dump { tree } => dump(|out| nar::dump(tree, out, &mut print_warning)),
+        Mode::DumpBelow { root, store_dir, path } => {
+            let store = Arc::new(store_dir.open_existing(Some(root))?);
+            dump(|out| nar::dump_in(&store, path.base_name(), out, &mut print_warning))
+        }
         Mode::Export(options) => export_paths(&options),
         Mode::Unpack { nar, dir, case_hack } => unpack(&mut nar.open()?, dir, case_hack),
         Mode::List { nar } => list(&mut nar.open()?),
@@ -77,7 +84,14 @@ impl<'a> Mode<'a> {
         }
         match cli.paths.as_slice() {
             [] => Err(Error::usage("no path given: pass the file tree to pack")),
-            [path] => Ok(Self::Dump { tree: locate(cli, path)? }),
+            [path] => match cli.root.as_deref() {
+                None => Ok(Self::Dump { tree: path }),
+                Some(root) => {
+                    let store_dir = StoreDir::new(&cli.path_info_args.store_dir)?;
+                    let path = store_dir.parse(&path.to_string_lossy())?;
+                    Ok(Self::DumpBelow { root, store_dir, path })
+                }
+            },
             [_, extra, ..] => Err(unexpected_argument(extra, "use --export to pack several paths")),
         }
     }
@@ -112,20 +126,9 @@ fn unexpected_argument(argument: &Path, alternative: &str) -> Error {
     Error::usage(format!("unexpected argument {}: remove it, or {alternative}", argument.display()))
 }
 
-/// Returns the location of the tree to pack; with `--root`, `path` is a store path.
-fn locate(cli: &Cli, path: &Path) -> Result<PathBuf> {
-    match &cli.root {
-        None => Ok(path.to_owned()),
-        Some(root) => {
-            let store_dir = StoreDir::new(&cli.path_info_args.store_dir)?;
-            Ok(store_dir.real_path(Some(root), &store_dir.parse(&path.to_string_lossy())?))
-        }
-    }
-}
-
-fn dump(tree: &Path) -> Result {
+fn dump(write_nar: impl FnOnce(&mut stdio::Output) -> Result) -> Result {
     let mut out = stdio::stdout(Some("a NAR"))?;
-    nar::dump(tree, &mut out, &mut print_warning)?;
+    write_nar(&mut out)?;
     out.finish()
 }
 

@@ -9,6 +9,7 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
+use crate::root_dir::{LeavingLinks, OpenDir, RootDir};
 
 /// Number of digits in the hash part of a store path.
 pub const HASH_PART: usize = 32;
@@ -188,6 +189,29 @@ impl StoreDir {
         let inside = path.strip_prefix(&self.0).ok()?;
         let first = inside.components().next()?;
         Some(StorePath::from_base_name(&first.as_os_str().to_string_lossy()))
+    }
+
+    /// Opens the store directory for reading; none if it does not exist. If the root of the store is `root`, links are
+    /// resolved as after `chroot` to it, so nothing outside of it is read.
+    ///
+    /// # Errors
+    /// Fails if the root does not exist, or if the directory cannot be read.
+    pub fn open(&self, root: Option<&Path>) -> Result<Option<OpenDir>> {
+        let dir = Path::new(&self.0);
+        match root {
+            Some(root) => RootDir::open(root)?.open_dir(dir, LeavingLinks::StayInRoot),
+            None if dir.exists() => OpenDir::open(dir).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Opens the store directory as [`Self::open`] does. It must exist.
+    ///
+    /// # Errors
+    /// Fails if the directory does not exist or cannot be read.
+    pub fn open_existing(&self, root: Option<&Path>) -> Result<OpenDir> {
+        self.open(root)?
+            .ok_or_else(|| Error::failed(format!("there is no store directory {}", self.real_dir(root).display())))
     }
 
     /// Returns the location of a store path in the file system if the root of the store is `root`.
