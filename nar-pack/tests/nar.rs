@@ -442,3 +442,25 @@ fn a_directory_that_a_link_replaces_while_a_nar_is_restored_leads_nowhere_else()
     remove_tree(&dir.path().join("moved")).unwrap();
     remove_tree(&dir.path().join("d/t")).unwrap();
 }
+
+#[test]
+fn packing_can_undo_the_case_hack() {
+    let file = |contents: &[u8]| Tree::File { executable: false, contents: contents.to_vec() };
+    // Once renamed, the names sort differently.
+    let names = [b"Foo".as_slice(), b"a", b"foo", b"foo-b", b"foo~"];
+    let inner = Tree::Directory(names.map(|name| (name.to_vec(), file(name))).into());
+    let packed = expected(&Tree::Directory([(b"A".to_vec(), inner.clone()), (b"a".to_vec(), inner)].into()));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t");
+    let mut restorer = nar::Restorer::new(&path).unwrap();
+    parse(&mut Cursor::new(&packed), &mut nar::CaseHack::new(&mut restorer)).unwrap();
+    assert!(path.join("a~nix~case~hack~1/foo~nix~case~hack~1").exists());
+    let mut undone = Vec::new();
+    nar::dump_undoing_case_hack(&path, &mut undone).unwrap();
+    assert!(undone == packed && pack(&path) != packed);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(path.join("a~nix~case~hack~2"), "").unwrap();
+    let error = nar::dump_undoing_case_hack(&path, &mut Vec::new()).unwrap_err();
+    assert!(error.message().contains("had the same name before the case hack"), "{error}");
+    remove_tree(&path).unwrap();
+}

@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use self::walk::Walk;
+use self::walk::{Names, Walk};
 use super::open_dir::lock;
 use crate::error::{Error, Result};
 use crate::root_dir::OpenDir;
@@ -40,7 +40,7 @@ const MAX_CHUNKS_AHEAD: usize = 2;
 /// Fails if a file cannot be read, is neither a regular file, a directory nor a symbolic link, or is seen to change while
 /// it is read; the error names it. The NAR is then truncated.
 pub fn dump(path: &Path, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Result {
-    write_walk(Walk::new(None, path.as_os_str())?, out, warn)
+    write_walk(Walk::new(None, path.as_os_str(), Names::OnDisk)?, out, warn)
 }
 
 /// Writes the entry `name` of an open directory as a NAR, as [`dump`] does.
@@ -53,7 +53,24 @@ pub fn dump_in(
     out: &mut impl Write,
     warn: &mut impl FnMut(&str),
 ) -> Result {
-    write_walk(Walk::new(Some(Arc::clone(dir)), name.as_ref())?, out, warn)
+    write_walk(Walk::new(Some(Arc::clone(dir)), name.as_ref(), Names::OnDisk)?, out, warn)
+}
+
+/// Writes `path` as a NAR, as [`dump`] does, with the names that its files had before [`CaseHack`](super::CaseHack) renamed
+/// them: the result is the NAR that was unpacked.
+///
+/// # Errors
+/// As [`dump`]; also fails if two files of a directory had the same name.
+pub fn dump_undoing_case_hack(path: &Path, out: &mut impl Write) -> Result {
+    write_walk(Walk::new(None, path.as_os_str(), Names::BeforeCaseHack)?, out, &mut |_| {})
+}
+
+/// Writes the entry `name` of an open directory, as [`dump_undoing_case_hack`] does.
+///
+/// # Errors
+/// As [`dump_undoing_case_hack`].
+pub fn dump_undoing_case_hack_in(dir: &Arc<OpenDir>, name: impl AsRef<OsStr>, out: &mut impl Write) -> Result {
+    write_walk(Walk::new(Some(Arc::clone(dir)), name.as_ref(), Names::BeforeCaseHack)?, out, &mut |_| {})
 }
 
 fn write_walk(mut walk: Walk, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Result {

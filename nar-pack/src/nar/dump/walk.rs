@@ -1,7 +1,7 @@
 //! Walks a tree in NAR order and divides it into batches. Reads directories but neither files nor symbolic links, so that
 //! the lock around a walk is held only briefly.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use super::leaf::Leaf;
 use super::{CHUNK_SIZE, pack_error};
 use crate::error::Result;
+use crate::nar::case_hack::original_name;
 use crate::nar::open_dir::{Parent, fd_of, path_of};
-use crate::nar::{CASE_HACK, MAGIC, MAX_DEPTH, push_string};
+use crate::nar::{MAGIC, MAX_DEPTH, push_string};
 use crate::root_dir::OpenDir;
 
 /// Maximum number of files and symbolic links in a batch.
@@ -27,7 +28,27 @@ pub(super) struct Walk {
     root: Option<(Parent, CString)>,
     /// The directories from the root to the current one, each with the entries that remain.
     stack: Vec<(Arc<OpenDir>, std::vec::IntoIter<Entry>)>,
+    names: Names,
     directory_buffer: Vec<u8>,
+}
+
+/// The names of entries in the NAR.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Names {
+    /// As in the file system.
+    OnDisk,
+    /// As before `CaseHack` renamed them.
+    BeforeCaseHack,
+}
+
+impl Names {
+    /// Returns the name in the NAR of an entry, which is the name on disk or its beginning.
+    fn in_nar(self, on_disk: &CStr) -> &[u8] {
+        match self {
+            Self::OnDisk => on_disk.to_bytes(),
+            Self::BeforeCaseHack => original_name(on_disk.to_bytes()),
+        }
+    }
 }
 
 struct Entry {
@@ -44,11 +65,11 @@ pub(super) struct Batch {
 }
 
 impl Walk {
-    pub(super) fn new(parent: Parent, name: &OsStr) -> Result<Self> {
+    pub(super) fn new(parent: Parent, name: &OsStr, names: Names) -> Result<Self> {
         let root = CString::new(name.as_bytes())
             .map_err(|_| pack_error(&path_of(&parent, name.as_bytes()), "the path contains a NUL byte"))?;
         let directory_buffer = Vec::with_capacity(DIRECTORY_BUFFER_SIZE);
-        Ok(Self { root: Some((parent, root)), stack: Vec::new(), directory_buffer })
+        Ok(Self { root: Some((parent, root)), stack: Vec::new(), names, directory_buffer })
     }
 
     /// Returns whether the entries that are known to remain do not justify starting threads.
@@ -80,8 +101,8 @@ impl Walk {
     }
 
     fn visit_entry(&mut self, batch: &mut Batch, dir: Arc<OpenDir>, entry: Entry) -> Result {
-        let name = entry.name.as_bytes();
-        if name.windows(CASE_HACK.len()).any(|window| window == CASE_HACK) {
+        let name = self.names.in_nar(&entry.name);
+        if original_name(name).len() < name.len() {
             let path = dir.path().join(OsStr::from_bytes(name));
             batch.warnings.push(format!("{}: Lix refuses file names that contain ~nix~case~hack~", path.display()));
         }
@@ -118,6 +139,11 @@ impl Walk {
         let fd = rustix::fs::openat(fd_of(&parent), &name, flags, Mode::empty()).map_err(errno)?;
         let entries = self.read_entries(&fd).map_err(errno)?;
         let dir = OpenDir::new(fd, path_of(&parent, name.as_bytes()));
+        let same = |pair: &[Entry]| self.names.in_nar(&pair[0].name) == self.names.in_nar(&pair[1].name);
+        if let Some([a, b]) = entries.windows(2).find(|pair| same(pair)) {
+            let (a, b) = (a.name.to_string_lossy(), b.name.to_string_lossy());
+            return Err(pack_error(dir.path(), format_args!("{a} and {b} had the same name before the case hack")));
+        }
         for string in [b"(".as_slice(), b"type", b"directory"] {
             push_string(&mut batch.strings, string);
         }
@@ -136,7 +162,8 @@ impl Walk {
                 entries.push(Entry { name: name.to_owned(), kind: entry.file_type() });
             }
         }
-        entries.sort_unstable_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
+        let names = self.names;
+        entries.sort_unstable_by(|a, b| names.in_nar(&a.name).cmp(names.in_nar(&b.name)));
         Ok(entries)
     }
 }
