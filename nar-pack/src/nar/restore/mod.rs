@@ -144,14 +144,19 @@ impl Restorer {
 
     /// Returns the error for an entry that cannot be created.
     fn creation_error(&self, error: Errno) -> Error {
-        // The directory of the entry is new, and the parser refuses duplicate names.
-        if error == Errno::EXIST && !self.stack.is_empty() {
-            let path = path_of(&self.current_dir(), self.target());
-            let reason = "the file system does not distinguish this name from another name in the NAR";
-            return Error::refused(format!("cannot unpack {}: {reason}", path.display()))
-                .with_hint("pass --case-hack to rename files whose names differ only in case");
+        if self.stack.is_empty() {
+            return self.error(error);
         }
-        self.error(error)
+        let path = path_of(&self.current_dir(), self.target());
+        let refused = |reason: &str| Error::refused(format!("cannot unpack {}: {reason}", path.display()));
+        match error {
+            // The directory of the entry is new, and the parser refuses duplicate names.
+            Errno::EXIST => refused("the file system does not distinguish this name from another name in the NAR")
+                .with_hint("pass --case-hack to rename files whose names differ only in case"),
+            Errno::NAMETOOLONG => refused("the name is too long for the file system"),
+            Errno::ILSEQ => refused("the file system does not support the bytes of this name"),
+            _ => self.error(error),
+        }
     }
 
     fn root_id(&self) -> Result<FileId, Errno> {
