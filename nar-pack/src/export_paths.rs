@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::cli::PathInfoArgs;
 use crate::error::{Error, Result};
 use crate::export::{self, Trailer};
+use crate::path_argument::PathArgument;
 use crate::path_info::{PathInfo, PathInfoSource};
 use crate::references::{Candidates, Scanner, references_first};
 use crate::root_dir::OpenDir;
@@ -65,11 +66,7 @@ fn requested_paths(options: &ExportOptions, path_info: &PathInfoSource) -> Resul
     let store_dir = &path_info.store_dir;
     let mut paths = Vec::new();
     for path in options.paths {
-        let path = match options.root {
-            Some(_) => store_dir.parse(&path.to_string_lossy()),
-            None => store_dir.follow_links(path),
-        };
-        paths.push(path.map_err(not_exportable)?);
+        paths.push(PathArgument::resolve(path, store_dir).map_err(not_exportable)?.path);
     }
     if options.read_stdin {
         paths.extend(read_path_list(stdio::stdin("a path list")?, store_dir)?);
@@ -80,11 +77,7 @@ fn requested_paths(options: &ExportOptions, path_info: &PathInfoSource) -> Resul
 }
 
 fn not_exportable(error: Error) -> Error {
-    if error.is_refusal() {
-        error.with_hint("only store paths can be exported: omit --export to pack another file tree")
-    } else {
-        error
-    }
+    error.with_hint("only store paths can be exported: omit --export to pack another file tree")
 }
 
 /// Returns references and deriver of each path, from its path info or a scan.

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`cli`], [`run()`] | the command line and the modes of the tool |
 //! | [`store_path`] | store directories, store paths, path lists |
+//! | [`path_argument`] | what a user may write for a store path |
 //! | [`nar`] | packing, parsing, unpacking and listing NARs |
 //! | [`export`] | the export stream of `nix-store --export` |
 //! | [`references`] | scanning for references, sorting by references |
@@ -22,6 +23,7 @@ pub mod error;
 pub mod export;
 mod export_paths;
 pub mod nar;
+pub mod path_argument;
 pub mod path_info;
 pub mod process;
 pub mod redact;

@@ -2,10 +2,11 @@
 //! the environment, and no other module reads a flag.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cache_sign::trust::TrustedKeys;
 use nar_pack::error::{Error, Result};
+use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use s3_push::remote::location::VARIABLE;
@@ -120,9 +121,12 @@ impl Request {
                 "no output selected: use one of --root DIR, --nar, --cat, --export, --narinfo, --archive, --list",
             ));
         }
-        let (urls, paths) = split_targets(&cli.targets)?;
-        let (paths, file) = if cli.cat { split_file(paths, &store_dir) } else { (paths.to_vec(), String::new()) };
-        let selection = selection(cli, &paths, &store_dir)?;
+        let (urls, paths) = split_targets(&cli.targets, &store_dir)?;
+        let resolve = |path: &String| PathArgument::resolve(Path::new(path), &store_dir);
+        let paths: Vec<PathArgument> = paths.iter().map(resolve).collect::<Result<_>>()?;
+        // With --cat, there is only one.
+        let file = paths.last().map(|path| path.file.clone()).unwrap_or_default();
+        let selection = selection(cli, paths, &store_dir)?;
         let trusted = if cli.no_verify_signatures { None } else { Some(TrustedKeys::from_cli(&cli.trust)?) };
         Ok(Self {
             mode: mode(cli, selection.is_closed(), file),
@@ -179,9 +183,10 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
 }
 
 /// Splits the arguments into URLs, which may come from the environment instead, and store paths.
-fn split_targets(targets: &[String]) -> Result<(Vec<String>, &[String])> {
-    let is_url =
-        |(number, target): &(usize, &String)| !target.starts_with('/') && (*number == 0 || target.contains("://"));
+fn split_targets<'a>(targets: &'a [String], store_dir: &StoreDir) -> Result<(Vec<String>, &'a [String])> {
+    let is_url = |(number, target): &(usize, &String)| {
+        target.contains("://") || *number == 0 && !is_path_argument(target, store_dir)
+    };
     let (urls, paths) = targets.split_at(targets.iter().enumerate().take_while(is_url).count());
     if paths.iter().any(|path| path.contains("://")) {
         return Err(Error::usage("a URL after a store path: pass the URLs of caches before the store paths"));
@@ -197,25 +202,8 @@ fn split_targets(targets: &[String]) -> Result<(Vec<String>, &[String])> {
     Ok((urls, paths))
 }
 
-/// Splits `/nix/store/<path>/<file>` arguments into store paths and the file of the last one.
-fn split_file(paths: &[String], store_dir: &StoreDir) -> (Vec<String>, String) {
-    let mut file = String::new();
-    let mut store_paths = Vec::with_capacity(paths.len());
-    for path in paths {
-        let dir = path.strip_prefix(store_dir.as_str());
-        let base_name = dir.map_or(0, |rest| path.len() - rest.trim_start_matches('/').len());
-        let end = path[base_name..].find('/').map_or(path.len(), |end| base_name + end);
-        path[end..].clone_into(&mut file);
-        store_paths.push(path[..end].to_owned());
-    }
-    (store_paths, file)
-}
-
-fn selection(cli: &Cli, arguments: &[String], store_dir: &StoreDir) -> Result<Selection> {
-    let mut paths = Vec::with_capacity(arguments.len());
-    for path in arguments {
-        paths.push(store_dir.parse(path)?);
-    }
+fn selection(cli: &Cli, arguments: Vec<PathArgument>, store_dir: &StoreDir) -> Result<Selection> {
+    let mut paths: Vec<StorePath> = arguments.into_iter().map(|argument| argument.path).collect();
     if cli.stdin {
         paths.extend(read_path_list(stdio::stdin("a path list")?, store_dir)?);
     } else if cli.all && !paths.is_empty() {
