@@ -66,6 +66,7 @@ pub fn run(cli: &Cli) -> Result {
 
 impl<'a> Mode<'a> {
     fn new(cli: &'a Cli) -> Result<Self> {
+        reject_inapplicable_options(cli)?;
         if cli.export {
             if cli.paths.is_empty() && !cli.stdin {
                 return Err(Error::usage("no store paths to export: pass store paths or --stdin"));
@@ -124,6 +125,22 @@ impl<'a> NarSource<'a> {
                 Ok(BufReader::with_capacity(BUFFER_SIZE, file))
             }
         }
+    }
+}
+
+/// Rejects options that would be ignored. clap does not enforce `requires` if an argument that is given conflicts with the
+/// required one.
+fn reject_inapplicable_options(cli: &Cli) -> Result {
+    let outputs = [("--unpack", cli.unpack.is_some()), ("--list", cli.list), ("--cat", cli.cat.is_some())];
+    let Some((output, _)) = outputs.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+    let options = [
+        ("--stdin", cli.stdin, "--export"),
+        ("--recursive", cli.recursive, "--export"),
+        ("--root", cli.root.is_some(), "store paths to pack or --export"),
+    ];
+    match options.into_iter().find(|(_, is_given, _)| *is_given) {
+        Some((option, _, allowed)) => Err(Error::inapplicable(option, output, allowed)),
+        None => Ok(()),
     }
 }
 

@@ -121,6 +121,7 @@ impl Request {
                 "no output selected: use one of --root DIR, --nar, --cat, --export, --narinfo, --archive, --list",
             ));
         }
+        reject_inapplicable_options(cli)?;
         let (urls, paths) = split_targets(&cli.targets, &store_dir)?;
         let resolve = |path: &String| PathArgument::resolve(Path::new(path), &store_dir);
         let paths: Vec<PathArgument> = paths.iter().map(resolve).collect::<Result<_>>()?;
@@ -138,6 +139,33 @@ impl Request {
             jobs: cli.jobs.into(),
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
         })
+    }
+}
+
+/// Rejects options that would be ignored. clap does not enforce `requires` if an argument that is given conflicts with the
+/// required one, as all outputs do.
+fn reject_inapplicable_options(cli: &Cli) -> Result {
+    let outputs = [
+        ("--root", cli.root.is_some()),
+        ("--nar", cli.nar),
+        ("--cat", cli.cat),
+        ("--export", cli.export),
+        ("--narinfo", cli.narinfo),
+        ("--archive", cli.archive),
+        ("--list", cli.list),
+    ];
+    let Some((output, _)) = outputs.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+    let options = [
+        ("--verify-existing", cli.verify_existing, "--root"),
+        ("--owner", cli.owner.is_some(), "--root"),
+        ("--case-hack", cli.case_hack, "--root"),
+        ("--dry-run", cli.dry_run, "--root"),
+        ("--json", cli.json, "--root"),
+        ("--unverified", cli.unverified, "--cat"),
+    ];
+    match options.into_iter().find(|(_, is_given, allowed)| *is_given && *allowed != output) {
+        Some((option, _, allowed)) => Err(Error::inapplicable(option, output, allowed)),
+        None => Ok(()),
     }
 }
 
@@ -225,4 +253,30 @@ fn selection(cli: &Cli, arguments: Vec<PathArgument>, store_dir: &StoreDir) -> R
     let mut seen = HashSet::new();
     paths.retain(|path| seen.insert(path.clone()));
     Ok(Selection::Paths { paths, recursive: cli.recursive })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn an_option_of_another_output_is_rejected_by_name() {
+        for (arguments, option, output) in [
+            ("--list --dry-run", "--dry-run", "--list"),
+            ("--archive --owner 0", "--owner", "--archive"),
+            ("--nar --verify-existing", "--verify-existing", "--nar"),
+            ("--export --case-hack", "--case-hack", "--export"),
+            ("--narinfo --json", "--json", "--narinfo"),
+            ("--root out --unverified", "--unverified", "--root"),
+        ] {
+            let targets = ["file:///cache", "/nix/store/02dlwc21njky62v7q7ffcb10000n2grx-x"];
+            let arguments: Vec<&str> = ["s3-pull"].into_iter().chain(arguments.split(' ')).chain(targets).collect();
+            let cli = Cli::try_parse_from(&arguments).unwrap();
+            let error = Request::from_cli(&cli).err().unwrap();
+            assert_eq!(error.message(), format!("{option} cannot be used with {output}"));
+            assert!(error.is_usage(), "{arguments:?}");
+        }
+    }
 }

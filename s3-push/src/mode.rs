@@ -124,6 +124,10 @@ impl Mode {
         }
         let path = path.map(|path| PathArgument::resolve(Path::new(&path), &store_dir)).transpose()?;
         if cli.missing {
+            // clap does not enforce that --content-type requires --key, because --key conflicts with --missing.
+            if cli.content_type.is_some() {
+                return Err(Error::inapplicable("--content-type", "--missing", "--key"));
+            }
             refuse_path("--missing", path.as_ref())?;
             let options = MissingOptions { bucket, store_dir, upstreams: cli.upstream.clone() };
             return Ok(Self::Missing(Box::new(options)));

@@ -69,6 +69,12 @@ fn s3_push_cases(service: &impl S3Server) -> Vec<Case> {
         case("missing --path-info", format!("{push} --path-info nowhere < export"), 2, "nowhere|No such file"),
         case("terminal as input", on_terminal("s3-push --no-nix $C"), 2, "terminal"),
         case("terminal for --missing", on_terminal("s3-push --missing $C"), 2, "terminal|path list"),
+        case(
+            "--content-type with --missing",
+            format!("{push} --missing --content-type text/plain < paths"),
+            2,
+            "--content-type cannot be used with --missing",
+        ),
         case("bad --part-size", format!("{push} --part-size 5Mq < archive"), 2, "--part-size|MiB"),
         case("unknown flag", format!("{push} --mising < archive"), 2, "--mising|--missing|--help"),
         case("closed output", format!("{CLOSED_STDOUT}; s3-push --missing \"$C\" < paths >&3"), 141, ""),
