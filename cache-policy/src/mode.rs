@@ -150,8 +150,7 @@ fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
     for (flag, is_given, documents) in flags {
         if is_given && !documents.contains(&document) {
             let allowed: Vec<&str> = documents.iter().map(|document| document.flag()).collect();
-            let error = Error::usage(format!("{flag} cannot be used with {}", document.flag()));
-            return Err(error.with_hint(format!("use {flag} only with {}", allowed.join(", "))));
+            return Err(Error::inapplicable(flag, document.flag(), &allowed.join(", ")));
         }
     }
     if cli.bucket.is_some() && matches!(document, Document::Cors | Document::OidcTrust) {

@@ -16,6 +16,8 @@ use clap::{ArgAction, Args, Parser};
 )]
 pub struct Cli {
     /// File tree to pack; with --export: store paths; with --unpack, --list or --cat: NAR to read (default: standard input)
+    ///
+    /// A store path may be a full path, HASH-NAME, a file within it, or a symbolic link to it such as ./result.
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
 
@@ -31,7 +33,7 @@ pub struct Cli {
 
     /// Read store paths below the file system root DIR
     ///
-    /// The store path /nix/store/x is read from DIR/nix/store/x.
+    /// The store path /nix/store/x is read from DIR/nix/store/x. Symbolic links at DIR/nix and DIR/nix/store are resolved as after chroot to DIR, so nothing outside of DIR is read.
     #[arg(long, value_name = "DIR", help_heading = "Input")]
     pub root: Option<PathBuf>,
 
@@ -110,7 +112,7 @@ pub struct PathInfoArgs {
 
 const AFTER_HELP: &str = "\
 Examples:
-  nar-pack ./result > hello.nar
+  nar-pack ./result/ > hello.nar
   nar-pack --unpack ./tree < hello.nar
   nar-pack --export -r ./result | ssh host nix-store --import
 
@@ -120,7 +122,7 @@ const AFTER_LONG_HELP: &str = "\
 With --export, references are taken from --path-info, else from the installed Nix, else from a scan of the contents for the hash parts of candidate paths, as Nix does after a build.
 
 Examples:
-  nar-pack ./result > hello.nar
+  nar-pack ./result/ > hello.nar
   nar-pack --export -r ./result | narinfo-gen --archive | cache-sign -k key.sec \\
     | s3-push s3://my-cache
   nix-store -qR ./result | nar-pack --export --stdin | ssh host nix-store --import
@@ -132,6 +134,6 @@ Memory: 12 MiB plus the names of the largest directory, for a tree of any size; 
 
 Exit status:
   0    success
-  1    refused: a malformed NAR, or not a store path
+  1    refused: a malformed NAR, or not a store path in a path list
   2    usage error, or an operation failed
   141  the reader of standard output closed the pipe";

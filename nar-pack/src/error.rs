@@ -49,6 +49,13 @@ impl Error {
         Self::new(Kind::BrokenPipe, "the reader of standard output closed the pipe")
     }
 
+    /// Returns the usage error for an option that would be ignored with `selected`. `allowed` is what it can be used with.
+    #[must_use]
+    pub fn inapplicable(option: &str, selected: &str, allowed: &str) -> Self {
+        Self::usage(format!("{option} cannot be used with {selected}"))
+            .with_hint(format!("use {option} only with {allowed}"))
+    }
+
     fn new(kind: Kind, message: impl Display) -> Self {
         Self { kind, message: message.to_string(), hint: None }
     }

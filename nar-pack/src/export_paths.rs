@@ -10,8 +10,10 @@ use std::sync::Arc;
 use crate::cli::PathInfoArgs;
 use crate::error::{Error, Result};
 use crate::export::{self, Trailer};
+use crate::path_argument::PathArgument;
 use crate::path_info::{PathInfo, PathInfoSource};
 use crate::references::{Candidates, Scanner, references_first};
+use crate::root_dir::OpenDir;
 use crate::run::print_warning;
 use crate::store_path::{StorePath, read_path_list};
 use crate::{nar, stdio};
@@ -32,7 +34,12 @@ pub(crate) struct ExportOptions<'a> {
 pub(crate) fn export_paths(options: &ExportOptions) -> Result {
     let mut path_info = PathInfoSource::open(options.path_info, options.root)?;
     let requested = requested_paths(options, &path_info)?;
-    let (mut paths, infos) = if options.recursive && !requested.is_empty() {
+    let out = || stdio::stdout(Some("an export stream"));
+    if requested.is_empty() {
+        return export::Writer::new(out()?).finish()?.finish();
+    }
+    let store = Arc::new(path_info.store_dir.open_existing(options.root)?);
+    let (mut paths, infos) = if options.recursive {
         let infos = path_info.closure(&requested)?;
         let mut closure: Vec<StorePath> = infos.keys().cloned().collect();
         closure.sort_unstable();
@@ -43,13 +50,13 @@ pub(crate) fn export_paths(options: &ExportOptions) -> Result {
     };
     // Large paths first, after their references: the smaller ones then overlap with the compression and upload of these.
     paths.sort_by_key(|path| Reverse(infos.get(path).and_then(|info| info.nar_size)));
-    let trailers = trailers(options, &path_info, &paths, infos)?;
+    let trailers = trailers(&store, &path_info, &paths, infos)?;
     let order = references_first(&paths, |path| trailers.get(path).map_or(&[], |trailer| &trailer.references))?;
 
-    let mut writer = export::Writer::new(stdio::stdout(Some("an export stream"))?);
+    let mut writer = export::Writer::new(out()?);
     for path in order {
-        let tree = path_info.store_dir.real_path(options.root, path);
-        writer.write_path(&path_info.store_dir, &trailers[path], |out| nar::dump(&tree, out, &mut print_warning))?;
+        let dump = |out: &mut _| nar::dump_in(&store, path.base_name(), out, &mut print_warning);
+        writer.write_path(&path_info.store_dir, &trailers[path], dump)?;
     }
     writer.finish()?.finish()
 }
@@ -59,11 +66,7 @@ fn requested_paths(options: &ExportOptions, path_info: &PathInfoSource) -> Resul
     let store_dir = &path_info.store_dir;
     let mut paths = Vec::new();
     for path in options.paths {
-        let path = match options.root {
-            Some(_) => store_dir.parse(&path.to_string_lossy()),
-            None => store_dir.follow_links(path),
-        };
-        paths.push(path.map_err(not_exportable)?);
+        paths.push(PathArgument::resolve(path, store_dir).map_err(not_exportable)?.path);
     }
     if options.read_stdin {
         paths.extend(read_path_list(stdio::stdin("a path list")?, store_dir)?);
@@ -74,16 +77,12 @@ fn requested_paths(options: &ExportOptions, path_info: &PathInfoSource) -> Resul
 }
 
 fn not_exportable(error: Error) -> Error {
-    if error.is_refusal() {
-        error.with_hint("only store paths can be exported: omit --export to pack another file tree")
-    } else {
-        error
-    }
+    error.with_hint("only store paths can be exported: omit --export to pack another file tree")
 }
 
 /// Returns references and deriver of each path, from its path info or a scan.
 fn trailers(
-    options: &ExportOptions,
+    store: &Arc<OpenDir>,
     path_info: &PathInfoSource,
     paths: &[StorePath],
     mut infos: HashMap<StorePath, PathInfo>,
@@ -102,8 +101,7 @@ fn trailers(
                 }
             };
             let mut scanner = Scanner::new(Arc::clone(candidates));
-            let tree = path_info.store_dir.real_path(options.root, path);
-            nar::dump(&tree, &mut scanner, &mut |_| {})?;
+            nar::dump_in(store, path.base_name(), &mut scanner, &mut |_| {})?;
             (scanner.finish(), None)
         };
         trailers.insert(path.clone(), Trailer { path: path.clone(), references, deriver });

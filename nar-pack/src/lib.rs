@@ -7,10 +7,12 @@
 //! | --- | --- |
 //! | [`cli`], [`run()`] | the command line and the modes of the tool |
 //! | [`store_path`] | store directories, store paths, path lists |
+//! | [`path_argument`] | what a user may write for a store path |
 //! | [`nar`] | packing, parsing, unpacking and listing NARs |
 //! | [`export`] | the export stream of `nix-store --export` |
 //! | [`references`] | scanning for references, sorting by references |
 //! | [`path_info`] | metadata from `nix path-info --json` or an installed Nix |
+//! | [`root_dir`] | directories below a root such as that of `--root`, without leaving it |
 //! | [`error`] | the error type of every tool, with exit code and hint |
 //! | [`process`] | `main` of every tool, messages on standard error |
 //! | [`redact`] | removal of control characters and secret keys from messages |
@@ -21,10 +23,12 @@ pub mod error;
 pub mod export;
 mod export_paths;
 pub mod nar;
+pub mod path_argument;
 pub mod path_info;
 pub mod process;
 pub mod redact;
 pub mod references;
+pub mod root_dir;
 mod run;
 pub mod stdio;
 pub mod store_path;

@@ -4,9 +4,10 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, BufWriter, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -14,14 +15,21 @@ use crate::cli::Cli;
 use crate::error::{Context as _, Error, Result};
 use crate::export_paths::{ExportOptions, export_paths};
 use crate::nar::{self, CaseHack, Restorer};
+use crate::path_argument::PathArgument;
+use crate::root_dir::{LeavingLinks, OpenDir, RootDir};
 use crate::stdio::{self, BUFFER_SIZE, Input};
 use crate::store_path::StoreDir;
 use crate::{TOOL, process};
+
+/// Size of a listing that is kept in memory until the NAR has been read, in bytes. A larger one is in a temporary file.
+const MAX_LISTING_IN_MEMORY: usize = 1 << 20;
 
 /// What an invocation does.
 enum Mode<'a> {
     /// Writes a file tree as a NAR.
     Dump { tree: PathBuf },
+    /// Writes a store path below another root, or a file within it, as a NAR.
+    DumpBelow { root: &'a Path, store_dir: StoreDir, path: PathArgument },
     /// Writes store paths as an export stream.
     Export(ExportOptions<'a>),
     /// Restores a NAR as a file tree.
@@ -44,7 +52,11 @@ enum NarSource<'a> {
 /// Returns the error to print, with its exit code; see [`crate::error`].
 pub fn run(cli: &Cli) -> Result {
     match Mode::new(cli)? {
-        Mode::Dump { tree } => dump(&tree),
+        Mode::Dump { tree } => dump(|out| nar::dump(&tree, out, &mut print_warning)),
+        Mode::DumpBelow { root, store_dir, path } => {
+            let (dir, name) = open_below(root, &store_dir, &path)?;
+            dump(|out| nar::dump_in(&dir, name, out, &mut print_warning))
+        }
         Mode::Export(options) => export_paths(&options),
         Mode::Unpack { nar, dir, case_hack } => unpack(&mut nar.open()?, dir, case_hack),
         Mode::List { nar } => list(&mut nar.open()?),
@@ -54,6 +66,7 @@ pub fn run(cli: &Cli) -> Result {
 
 impl<'a> Mode<'a> {
     fn new(cli: &'a Cli) -> Result<Self> {
+        reject_inapplicable_options(cli)?;
         if cli.export {
             if cli.paths.is_empty() && !cli.stdin {
                 return Err(Error::usage("no store paths to export: pass store paths or --stdin"));
@@ -77,7 +90,14 @@ impl<'a> Mode<'a> {
         }
         match cli.paths.as_slice() {
             [] => Err(Error::usage("no path given: pass the file tree to pack")),
-            [path] => Ok(Self::Dump { tree: locate(cli, path)? }),
+            [path] => match cli.root.as_deref() {
+                None => Ok(Self::Dump { tree: locate(cli, path) }),
+                Some(root) => {
+                    let store_dir = StoreDir::new(&cli.path_info_args.store_dir)?;
+                    let path = PathArgument::resolve(path, &store_dir)?;
+                    Ok(Self::DumpBelow { root, store_dir, path })
+                }
+            },
             [_, extra, ..] => Err(unexpected_argument(extra, "use --export to pack several paths")),
         }
     }
@@ -97,7 +117,7 @@ impl<'a> NarSource<'a> {
         match self {
             Self::Stdin => stdio::stdin("a NAR"),
             Self::File(path) => {
-                let error = |error: std::io::Error| Error::failed(format!("cannot open {}: {error}", path.display()));
+                let error = |error: io::Error| Error::failed(format!("cannot open {}: {error}", path.display()));
                 let file = File::open(path).map_err(error)?;
                 if file.metadata().map_err(error)?.is_dir() {
                     return Err(error(Errno::ISDIR.into()).with_hint("pass a NAR, or pack the directory first"));
@@ -108,24 +128,60 @@ impl<'a> NarSource<'a> {
     }
 }
 
+/// Rejects options that would be ignored. clap does not enforce `requires` if an argument that is given conflicts with the
+/// required one.
+fn reject_inapplicable_options(cli: &Cli) -> Result {
+    let outputs = [("--unpack", cli.unpack.is_some()), ("--list", cli.list), ("--cat", cli.cat.is_some())];
+    let Some((output, _)) = outputs.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+    let options = [
+        ("--stdin", cli.stdin, "--export"),
+        ("--recursive", cli.recursive, "--export"),
+        ("--root", cli.root.is_some(), "store paths to pack or --export"),
+    ];
+    match options.into_iter().find(|(_, is_given, _)| *is_given) {
+        Some((option, _, allowed)) => Err(Error::inapplicable(option, output, allowed)),
+        None => Ok(()),
+    }
+}
+
 fn unexpected_argument(argument: &Path, alternative: &str) -> Error {
     Error::usage(format!("unexpected argument {}: remove it, or {alternative}", argument.display()))
 }
 
-/// Returns the location of the tree to pack; with `--root`, `path` is a store path.
-fn locate(cli: &Cli, path: &Path) -> Result<PathBuf> {
-    match &cli.root {
-        None => Ok(path.to_owned()),
-        Some(root) => {
-            let store_dir = StoreDir::new(&cli.path_info_args.store_dir)?;
-            Ok(store_dir.real_path(Some(root), &store_dir.parse(&path.to_string_lossy())?))
+/// Returns the location of the tree to pack: a path of the file system, else what it names in the store. As with
+/// `nix-store --dump`, a symbolic link is packed as one; there is a warning if it leads to a store path.
+fn locate(cli: &Cli, path: &Path) -> PathBuf {
+    let resolve = |store_dir: StoreDir| {
+        let PathArgument { path, file } = PathArgument::resolve(path, &store_dir).ok()?;
+        Some(store_dir.join(&path) + &file)
+    };
+    let in_store = || StoreDir::new(&cli.path_info_args.store_dir).ok().and_then(resolve);
+    match path.symlink_metadata() {
+        Err(_) => in_store().map_or_else(|| path.to_owned(), PathBuf::from),
+        Ok(metadata) => {
+            if let Some(target) = metadata.is_symlink().then(in_store).flatten() {
+                let path = path.display();
+                print_warning(&format!("{path} is packed as a symbolic link: pass {target} to pack the store path"));
+            }
+            path.to_owned()
         }
     }
 }
 
-fn dump(tree: &Path) -> Result {
+/// Opens the directory of a file below another root, and returns the name of the file in it.
+fn open_below<'a>(root: &Path, store_dir: &StoreDir, path: &'a PathArgument) -> Result<(Arc<OpenDir>, &'a str)> {
+    let Some((parent, name)) = path.file.rsplit_once('/') else {
+        return Ok((Arc::new(store_dir.open_existing(Some(root))?), path.path.base_name()));
+    };
+    let parent = PathBuf::from(store_dir.join(&path.path) + parent);
+    let dir = RootDir::open(root)?.open_dir(&parent, LeavingLinks::StayInRoot)?;
+    let dir = dir.ok_or_else(|| Error::failed(format!("there is no {} below {}", parent.display(), root.display())))?;
+    Ok((Arc::new(dir), name))
+}
+
+fn dump(write_nar: impl FnOnce(&mut stdio::Output) -> Result) -> Result {
     let mut out = stdio::stdout(Some("a NAR"))?;
-    nar::dump(tree, &mut out, &mut print_warning)?;
+    write_nar(&mut out)?;
     out.finish()
 }
 
@@ -135,7 +191,7 @@ pub(crate) fn print_warning(warning: &str) {
 
 fn unpack(input: &mut impl BufRead, dir: &Path, case_hack: bool) -> Result {
     let exists = dir.symlink_metadata().is_ok();
-    let mut restorer = Restorer::new(dir);
+    let mut restorer = Restorer::new(dir)?;
     let parsed =
         if case_hack { nar::parse(input, &mut CaseHack::new(&mut restorer)) } else { nar::parse(input, &mut restorer) };
     let result = parsed.and_then(|_| expect_end(input));
@@ -147,10 +203,16 @@ fn unpack(input: &mut impl BufRead, dir: &Path, case_hack: bool) -> Result {
     }
 }
 
+/// Prints the listing when the whole NAR has been read: part of a JSON document is of no use.
 fn list(input: &mut impl BufRead) -> Result {
-    let mut out = stdio::stdout(None)?;
-    nar::list(input, &mut out)?;
+    let mut listing = BufWriter::new(tempfile::spooled_tempfile(MAX_LISTING_IN_MEMORY));
+    nar::list(input, &mut listing)?;
     expect_end(input)?;
+    let context = || "cannot write the listing to a temporary file";
+    let mut listing = listing.into_inner().map_err(|error| Error::from(error.into_error())).context(context)?;
+    listing.rewind().map_err(Error::from).context(context)?;
+    let mut out = stdio::stdout(None)?;
+    io::copy(&mut listing, &mut out)?;
     out.finish()
 }
 

@@ -9,6 +9,8 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
+use crate::path_argument::parse_line;
+use crate::root_dir::{LeavingLinks, OpenDir, RootDir};
 
 /// Number of digits in the hash part of a store path.
 pub const HASH_PART: usize = 32;
@@ -166,28 +168,27 @@ impl StoreDir {
         }
     }
 
-    /// Returns the store path that a path of the file system leads to: a store path, a path inside one, or a symbolic
-    /// link to one such as `./result`.
+    /// Opens the store directory for reading; none if it does not exist. If the root of the store is `root`, links are
+    /// resolved as after `chroot` to it, so nothing outside of it is read.
     ///
     /// # Errors
-    /// Refuses a path outside the store; fails if the path cannot be resolved.
-    pub fn follow_links(&self, path: &Path) -> Result<StorePath> {
-        if let Some(store_path) = self.containing(path) {
-            return store_path;
-        }
-        match std::fs::canonicalize(path) {
-            Ok(resolved) => self
-                .containing(&resolved)
-                .unwrap_or_else(|| Err(Error::refused(format!("{} is not a store path in {self}", path.display())))),
-            Err(error) => Err(Error::failed(format!("{}: {error}", path.display()))),
+    /// Fails if the root does not exist, or if the directory cannot be read.
+    pub fn open(&self, root: Option<&Path>) -> Result<Option<OpenDir>> {
+        let dir = Path::new(&self.0);
+        match root {
+            Some(root) => RootDir::open(root)?.open_dir(dir, LeavingLinks::StayInRoot),
+            None if dir.exists() => OpenDir::open(dir).map(Some),
+            None => Ok(None),
         }
     }
 
-    /// Returns the store path that contains `path`, without following links; none if `path` is outside the store.
-    fn containing(&self, path: &Path) -> Option<Result<StorePath>> {
-        let inside = path.strip_prefix(&self.0).ok()?;
-        let first = inside.components().next()?;
-        Some(StorePath::from_base_name(&first.as_os_str().to_string_lossy()))
+    /// Opens the store directory as [`Self::open`] does. It must exist.
+    ///
+    /// # Errors
+    /// Fails if the directory does not exist or cannot be read.
+    pub fn open_existing(&self, root: Option<&Path>) -> Result<OpenDir> {
+        self.open(root)?
+            .ok_or_else(|| Error::failed(format!("there is no store directory {}", self.real_dir(root).display())))
     }
 
     /// Returns the location of a store path in the file system if the root of the store is `root`.
@@ -209,7 +210,8 @@ impl fmt::Display for StoreDir {
     }
 }
 
-/// Reads a path list: one full store path per line. Blank lines are skipped; the last line must end with a line feed, so
+/// Reads a path list: one store path per line. As in arguments, `HASH-NAME` and a file within a store path name that path;
+/// links are not followed. Blank lines are skipped; the last line must end with a line feed, so
 /// that a truncated list is noticed.
 ///
 /// # Errors
@@ -231,7 +233,7 @@ pub fn read_path_list(mut input: impl BufRead, store_dir: &StoreDir) -> Result<V
         }
         let text = str::from_utf8(&line).map_err(|_| Error::refused("not valid UTF-8")).context(at)?.trim_end();
         if !text.is_empty() {
-            paths.push(store_dir.parse(text).context(at)?);
+            paths.push(parse_line(text, store_dir).context(at)?);
         }
     }
     Ok(paths)
@@ -285,10 +287,6 @@ mod tests {
             assert!(dir.parse(&format!("{text}{HASH}-x")).is_err(), "{text}");
         }
         assert!(dir.parse(&format!("/nix/store/{HASH}-x/bin")).is_err());
-        assert_eq!(
-            dir.follow_links(Path::new(&format!("/nix/store/{HASH}-x/bin"))).unwrap().base_name(),
-            format!("{HASH}-x")
-        );
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Runs `narinfo-gen`: turns the command line into typed options, connects standard input to the narinfo builder, and writes
 //! its results to standard output.
 
+use std::path::Path;
+
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::path_argument::PathArgument;
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
 use nar_pack::stdio::{self, Output};
@@ -43,8 +46,10 @@ impl Options {
     fn from_cli(cli: &Cli) -> Result<Self> {
         let settings = cli.compression_args.settings()?;
         let path_info = PathInfoSource::open(&cli.path_info_args, None)?;
-        let parse = |path: &Option<String>| path.as_deref().map(|path| path_info.store_dir.parse(path)).transpose();
-        let (path, deriver) = (parse(&cli.store_path)?, parse(&cli.deriver)?);
+        let store_dir = &path_info.store_dir;
+        let resolve = |path: &String| PathArgument::resolve(Path::new(path), store_dir);
+        let path = cli.store_path.as_ref().map(resolve).transpose()?.map(|path| path.into_path_of_nar(store_dir, TOOL));
+        let deriver = cli.deriver.as_ref().map(resolve).transpose()?.map(|deriver| deriver.path);
         let added =
             cli.name.as_ref().map(|name| NarPath::Added { name: name.clone(), no_references: cli.no_references });
         let path = path.map(NarPath::Given).or(added);

@@ -2,10 +2,11 @@
 //! the environment, and no other module reads a flag.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cache_sign::trust::TrustedKeys;
 use nar_pack::error::{Error, Result};
+use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use s3_push::remote::location::VARIABLE;
@@ -120,9 +121,13 @@ impl Request {
                 "no output selected: use one of --root DIR, --nar, --cat, --export, --narinfo, --archive, --list",
             ));
         }
-        let (urls, paths) = split_targets(&cli.targets)?;
-        let (paths, file) = if cli.cat { split_file(paths, &store_dir) } else { (paths.to_vec(), String::new()) };
-        let selection = selection(cli, &paths, &store_dir)?;
+        reject_inapplicable_options(cli)?;
+        let (urls, paths) = split_targets(&cli.targets, &store_dir)?;
+        let resolve = |path: &String| PathArgument::resolve(Path::new(path), &store_dir);
+        let paths: Vec<PathArgument> = paths.iter().map(resolve).collect::<Result<_>>()?;
+        // With --cat, there is only one.
+        let file = paths.last().map(|path| path.file.clone()).unwrap_or_default();
+        let selection = selection(cli, paths, &store_dir)?;
         let trusted = if cli.no_verify_signatures { None } else { Some(TrustedKeys::from_cli(&cli.trust)?) };
         Ok(Self {
             mode: mode(cli, selection.is_closed(), file),
@@ -134,6 +139,33 @@ impl Request {
             jobs: cli.jobs.into(),
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
         })
+    }
+}
+
+/// Rejects options that would be ignored. clap does not enforce `requires` if an argument that is given conflicts with the
+/// required one, as all outputs do.
+fn reject_inapplicable_options(cli: &Cli) -> Result {
+    let outputs = [
+        ("--root", cli.root.is_some()),
+        ("--nar", cli.nar),
+        ("--cat", cli.cat),
+        ("--export", cli.export),
+        ("--narinfo", cli.narinfo),
+        ("--archive", cli.archive),
+        ("--list", cli.list),
+    ];
+    let Some((output, _)) = outputs.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+    let options = [
+        ("--verify-existing", cli.verify_existing, "--root"),
+        ("--owner", cli.owner.is_some(), "--root"),
+        ("--case-hack", cli.case_hack, "--root"),
+        ("--dry-run", cli.dry_run, "--root"),
+        ("--json", cli.json, "--root"),
+        ("--unverified", cli.unverified, "--cat"),
+    ];
+    match options.into_iter().find(|(_, is_given, allowed)| *is_given && *allowed != output) {
+        Some((option, _, allowed)) => Err(Error::inapplicable(option, output, allowed)),
+        None => Ok(()),
     }
 }
 
@@ -179,9 +211,10 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
 }
 
 /// Splits the arguments into URLs, which may come from the environment instead, and store paths.
-fn split_targets(targets: &[String]) -> Result<(Vec<String>, &[String])> {
-    let is_url =
-        |(number, target): &(usize, &String)| !target.starts_with('/') && (*number == 0 || target.contains("://"));
+fn split_targets<'a>(targets: &'a [String], store_dir: &StoreDir) -> Result<(Vec<String>, &'a [String])> {
+    let is_url = |(number, target): &(usize, &String)| {
+        target.contains("://") || *number == 0 && !is_path_argument(target, store_dir)
+    };
     let (urls, paths) = targets.split_at(targets.iter().enumerate().take_while(is_url).count());
     if paths.iter().any(|path| path.contains("://")) {
         return Err(Error::usage("a URL after a store path: pass the URLs of caches before the store paths"));
@@ -197,25 +230,8 @@ fn split_targets(targets: &[String]) -> Result<(Vec<String>, &[String])> {
     Ok((urls, paths))
 }
 
-/// Splits `/nix/store/<path>/<file>` arguments into store paths and the file of the last one.
-fn split_file(paths: &[String], store_dir: &StoreDir) -> (Vec<String>, String) {
-    let mut file = String::new();
-    let mut store_paths = Vec::with_capacity(paths.len());
-    for path in paths {
-        let dir = path.strip_prefix(store_dir.as_str());
-        let base_name = dir.map_or(0, |rest| path.len() - rest.trim_start_matches('/').len());
-        let end = path[base_name..].find('/').map_or(path.len(), |end| base_name + end);
-        path[end..].clone_into(&mut file);
-        store_paths.push(path[..end].to_owned());
-    }
-    (store_paths, file)
-}
-
-fn selection(cli: &Cli, arguments: &[String], store_dir: &StoreDir) -> Result<Selection> {
-    let mut paths = Vec::with_capacity(arguments.len());
-    for path in arguments {
-        paths.push(store_dir.parse(path)?);
-    }
+fn selection(cli: &Cli, arguments: Vec<PathArgument>, store_dir: &StoreDir) -> Result<Selection> {
+    let mut paths: Vec<StorePath> = arguments.into_iter().map(|argument| argument.path).collect();
     if cli.stdin {
         paths.extend(read_path_list(stdio::stdin("a path list")?, store_dir)?);
     } else if cli.all && !paths.is_empty() {
@@ -237,4 +253,30 @@ fn selection(cli: &Cli, arguments: &[String], store_dir: &StoreDir) -> Result<Se
     let mut seen = HashSet::new();
     paths.retain(|path| seen.insert(path.clone()));
     Ok(Selection::Paths { paths, recursive: cli.recursive })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn an_option_of_another_output_is_rejected_by_name() {
+        for (arguments, option, output) in [
+            ("--list --dry-run", "--dry-run", "--list"),
+            ("--archive --owner 0", "--owner", "--archive"),
+            ("--nar --verify-existing", "--verify-existing", "--nar"),
+            ("--export --case-hack", "--case-hack", "--export"),
+            ("--narinfo --json", "--json", "--narinfo"),
+            ("--root out --unverified", "--unverified", "--root"),
+        ] {
+            let targets = ["file:///cache", "/nix/store/02dlwc21njky62v7q7ffcb10000n2grx-x"];
+            let arguments: Vec<&str> = ["s3-pull"].into_iter().chain(arguments.split(' ')).chain(targets).collect();
+            let cli = Cli::try_parse_from(&arguments).unwrap();
+            let error = Request::from_cli(&cli).err().unwrap();
+            assert_eq!(error.message(), format!("{option} cannot be used with {output}"));
+            assert!(error.is_usage(), "{arguments:?}");
+        }
+    }
 }

@@ -1,13 +1,17 @@
 //! The typed mode of an invocation: the command line is checked and turned into one of the modes here. No other
 //! module reads flags.
 
+use std::path::Path;
+
 use nar_pack::error::{Error, Result};
+use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::cache_info::Changes;
 use narinfo_gen::compression::Settings;
 use narinfo_gen::narinfo_builder::NarPath;
 
+use crate::TOOL;
 use crate::cli::Cli;
 use crate::publish::missing::{Requirements, Signer};
 use crate::publish::object_options::object_options;
@@ -118,7 +122,7 @@ impl Mode {
     /// Returns a usage error for an invalid combination. Fails when the file of `--path-info` cannot be read.
     pub fn from_cli(cli: &Cli) -> Result<Self> {
         let store_dir = StoreDir::new(&cli.path_info_args.store_dir)?;
-        let (url, path) = split_targets(&cli.targets)?;
+        let (url, path) = split_targets(&cli.targets, &store_dir)?;
         let bucket = BucketOptions {
             location: Location::parse(&url)?,
             argument: if cli.targets.contains(&url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") },
@@ -132,8 +136,12 @@ impl Mode {
         if cli.memory < 2 * cli.part_size {
             return Err(Error::usage("--memory must be at least twice --part-size"));
         }
-        let path = path.map(|path| store_dir.parse(&path)).transpose()?;
+        let path = path.map(|path| PathArgument::resolve(Path::new(&path), &store_dir)).transpose()?;
         if cli.missing {
+            // clap does not enforce that --content-type requires --key, because --key conflicts with --missing.
+            if cli.content_type.is_some() {
+                return Err(Error::inapplicable("--content-type", "--missing", "--key"));
+            }
             refuse_path("--missing", path.as_ref())?;
             let requirements = Requirements { store_dir, signers: signers(cli)?, requires_nar: cli.deep };
             let options = MissingOptions { bucket, requirements, upstreams: cli.upstream.clone() };
@@ -154,6 +162,7 @@ impl Mode {
             let upload = UploadOptions::from_cli(cli)?;
             return Ok(Self::SetCacheInfo(Box::new(SetCacheInfoOptions { bucket, upload, changes })));
         }
+        let path = path.map(|path| path.into_path_of_nar(&store_dir, TOOL));
         Ok(Self::Push(Box::new(PushOptions {
             bucket,
             upload: UploadOptions::from_cli(cli)?,
@@ -199,23 +208,29 @@ fn nar_path(cli: &Cli, path: Option<StorePath>) -> Result<Option<NarPath>> {
 }
 
 /// Splits the positional arguments into the URL of the bucket and a store path, each of which is optional.
-fn split_targets(targets: &[String]) -> Result<(String, Option<String>)> {
-    let default_url = || {
+fn split_targets(targets: &[String], store_dir: &StoreDir) -> Result<(String, Option<String>)> {
+    let default_url = |before: &str| {
         let url = std::env::var(VARIABLE).ok().filter(|url| !url.is_empty());
-        url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET or set {VARIABLE}")))
+        url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET{before} or set {VARIABLE}")))
     };
     match targets {
-        [] => Ok((default_url()?, None)),
-        [path] if path.starts_with('/') => Ok((default_url()?, Some(path.clone()))),
+        [] => Ok((default_url("")?, None)),
+        [path] if is_path_argument(path, store_dir) => {
+            Ok((default_url(&format!(" before {path}"))?, Some(path.clone())))
+        }
         [url] => Ok((url.clone(), None)),
+        [_, url] if url.contains("://") => Err(Error::usage(format!("{url}: expected a store path, found a URL"))
+            .with_hint("pass one bucket, and before the store path")),
         [url, path] => Ok((url.clone(), Some(path.clone()))),
         _ => Err(Error::usage("expected a bucket and at most one store path")),
     }
 }
 
-fn refuse_path(flag: &str, path: Option<&StorePath>) -> Result {
+fn refuse_path(flag: &str, path: Option<&PathArgument>) -> Result {
     match path {
         None => Ok(()),
-        Some(path) => Err(Error::usage(format!("unexpected argument {path}: {flag} does not take a STORE-PATH"))),
+        Some(PathArgument { path, .. }) => {
+            Err(Error::usage(format!("unexpected argument {path}: {flag} does not take a STORE-PATH")))
+        }
     }
 }

@@ -1,11 +1,20 @@
 //! Renames entries whose names differ only in case, so that a NAR can be restored on a case-insensitive file system. The
 //! names are those of Nix with `use-case-hack` (the NAR parser in Nix's `src/libutil/archive.cc`): after `README`, the
-//! entry `readme` becomes `readme~nix~case~hack~1`. Packing does not undo it.
+//! entry `readme` becomes `readme~nix~case~hack~1`. [`dump_undoing_case_hack`](super::dump_undoing_case_hack) undoes it.
+//!
+//! An entry of a NAR that already has such a name is refused, as Lix refuses it always: Nix accepts it, and then packs the
+//! tree with another name, or fails because the file exists.
 
 use std::collections::HashMap;
 
 use super::{CASE_HACK, MAX_NAME, Visitor};
 use crate::error::{Error, Result};
+
+/// Returns the name of an entry before it was renamed: the part before the first [`CASE_HACK`], as in Nix.
+pub(super) fn original_name(name: &[u8]) -> &[u8] {
+    let suffix = name.windows(CASE_HACK.len()).position(|window| window == CASE_HACK);
+    &name[..suffix.unwrap_or(name.len())]
+}
 
 /// A visitor that renames colliding entries and passes the tree on to another visitor.
 pub struct CaseHack<'a, V> {
@@ -24,6 +33,10 @@ impl<'a, V> CaseHack<'a, V> {
     fn rename(&mut self, name: &[u8]) -> Result<Vec<u8>> {
         let mut renamed = name.to_vec();
         let Some(names) = self.directories.last_mut() else { return Ok(renamed) };
+        if original_name(name).len() < name.len() {
+            let name = name.escape_ascii();
+            return Err(Error::refused(format!("file name \"{name}\" is reserved for renamed files")));
+        }
         if let Some(collisions) = names.get_mut(&name.to_ascii_lowercase()) {
             *collisions += 1;
             renamed.extend_from_slice(CASE_HACK);
@@ -103,9 +116,19 @@ mod tests {
 
     #[test]
     fn a_new_name_that_exists_or_is_too_long_is_refused() {
-        assert!(rename(&["X", "X~nix~case~hack~1", "x"]).unwrap_err().is_refusal());
+        for names in [&["X", "X~NIX~case~hack~1", "x"][..], &["X", "X~nix~case~hack~1", "x"]] {
+            assert!(rename(names).unwrap_err().is_refusal(), "{names:?}");
+        }
         let (long, same) = ("X".repeat(250), "x".repeat(250));
         assert!(rename(&[&long, &same]).unwrap_err().is_refusal());
+    }
+
+    #[test]
+    fn a_name_that_is_reserved_for_renamed_files_is_refused() {
+        for names in [&["Foo", "foo", "foo~nix~case~hack~1"][..], &["foo~nix~case~hack~1"], &["a~nix~case~hack~b"]] {
+            let error = rename(names).unwrap_err();
+            assert!(error.is_refusal() && error.message().contains("reserved for renamed files"), "{error}");
+        }
     }
 
     #[test]

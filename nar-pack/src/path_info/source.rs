@@ -1,15 +1,17 @@
 //! Where the tools look up path info: `--path-info`, then the installed Nix, then the candidates for a scan.
 
 use std::collections::HashMap;
-use std::fs::{DirEntry, File, Metadata};
-use std::io::{BufReader, ErrorKind};
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, Stat, statat};
 
 use super::installed_nix::{Answer, InstalledNix};
 use super::{PathInfo, parse_path_info};
 use crate::cli::PathInfoArgs;
 use crate::error::{Context, Error, Result};
+use crate::root_dir::{LeavingLinks, OpenDir, RootDir};
 use crate::stdio::utf8;
 use crate::store_path::{StoreDir, StorePath, read_path_list};
 
@@ -43,7 +45,7 @@ impl PathInfoSource {
             None => HashMap::new(),
         };
         // Nix knows the paths below another root only if there is a database.
-        let has_database = root.is_none_or(|root| root.join("nix/var/nix/db").is_dir());
+        let has_database = root.map_or(Ok(true), has_database)?;
         let root = root.map(Path::to_owned);
         let nix =
             (has_database && !args.no_nix).then(|| InstalledNix { store_dir: store_dir.clone(), root: root.clone() });
@@ -121,17 +123,14 @@ impl PathInfoSource {
                 .and_then(|list| read_path_list(BufReader::new(list), &self.store_dir))
                 .context(|| format!("candidates {}", file.display()));
         }
-        let dir = self.store_dir.real_dir(self.root.as_deref());
-        let entries = match std::fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                return Ok(Vec::new());
-            }
-            Err(error) => return Err(Error::failed(format!("cannot read {}: {error}", dir.display()))),
-        };
-        let objects = entries.filter_map(Result::ok).filter(|entry| !is_lock_file(entry));
-        let names = objects.filter_map(|entry| entry.file_name().into_string().ok());
-        Ok(names.filter_map(|name| StorePath::from_base_name(&name).ok()).collect())
+        let Some(dir) = self.store_dir.open(self.root.as_deref())? else { return Ok(Vec::new()) };
+        let entries = Dir::read_from(&dir).map_err(|error| {
+            Error::failed(format!("cannot read {}: {}", dir.path().display(), std::io::Error::from(error)))
+        })?;
+        let names =
+            entries.filter_map(Result::ok).filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned));
+        let objects = names.filter(|name| !is_lock_file(&dir, name));
+        Ok(objects.filter_map(|name| StorePath::from_base_name(&name).ok()).collect())
     }
 
     /// Returns the realisations of a derivation's outputs, as the JSON that the installed Nix prints; none if it is not
@@ -160,9 +159,18 @@ impl PathInfoSource {
 
 /// Returns whether a file is a lock of Nix, whose name is that of a store path with `.lock` appended
 /// (`src/libstore/pathlocks.cc`): it has mode 0600, and is empty or has the single byte that marks a stale lock.
-fn is_lock_file(entry: &DirEntry) -> bool {
-    let is_lock = |metadata: Metadata| metadata.is_file() && metadata.len() <= 1 && metadata.mode() & 0o7777 == 0o600;
-    entry.path().extension().is_some_and(|extension| extension == "lock") && entry.metadata().is_ok_and(is_lock)
+fn is_lock_file(dir: &OpenDir, name: &str) -> bool {
+    // 0o100600 is a regular file with mode 0600.
+    let is_lock = |stat: Stat| stat.st_mode == 0o100_600 && stat.st_size <= 1;
+    Path::new(name).extension().is_some_and(|extension| extension == "lock")
+        && statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_lock)
+}
+
+/// Returns whether Nix has a database below `root`. Nix resolves symbolic links outside of the root, so one that leaves
+/// the root counts as none.
+fn has_database(root: &Path) -> Result<bool> {
+    let database = RootDir::open(root)?.open_dir(Path::new("nix/var/nix/db"), LeavingLinks::Refuse);
+    Ok(database.is_ok_and(|dir| dir.is_some()))
 }
 
 fn read_file(path: &Path) -> Result<String> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::nar::{CaseHack, Restorer, dump};
+use nar_pack::nar::{CaseHack, Restorer, dump, dump_undoing_case_hack};
 use narinfo_gen::hash::Hasher;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::retry::Backoff;
@@ -45,7 +45,9 @@ pub(super) async fn fetch_path(
     let target = context.staging.place(&candidate.narinfo.path);
     if exists(&target) {
         if context.options.verify_existing {
-            let verified = tokio::task::spawn_blocking(move || verify_existing(&target, &candidate.narinfo)).await;
+            let case_hack = context.options.case_hack;
+            let verify = move || verify_existing(&target, &candidate.narinfo, case_hack);
+            let verified = tokio::task::spawn_blocking(verify).await;
             let panicked = |_| UnpackError::OfRoot(Error::failed("internal error: verification task panicked"));
             verified.map_err(panicked)?.map_err(UnpackError::OfPath)?;
         }
@@ -66,14 +68,16 @@ pub(super) async fn fetch_path(
     }
 }
 
-/// Refuses a path that is present with different contents.
-fn verify_existing(target: &Path, narinfo: &NarInfo) -> Result {
+/// Refuses a path that is present with different contents. With `case_hack`, renamed files have their original names.
+fn verify_existing(target: &Path, narinfo: &NarInfo, case_hack: bool) -> Result {
     let refused = |message: String| {
         Error::refused(format!("{}: {message}; it was not changed", narinfo.full_path()))
             .with_hint(format!("remove {} and run s3-pull again to replace it", target.display()))
     };
     let mut hasher = BufWriter::with_capacity(HASH_BUFFER_SIZE, Hasher::default());
-    dump(target, &mut hasher, &mut |_| {}).map_err(|error| refused(error.message().to_owned()))?;
+    let dumped =
+        if case_hack { dump_undoing_case_hack(target, &mut hasher) } else { dump(target, &mut hasher, &mut |_| {}) };
+    dumped.map_err(|error| refused(error.message().to_owned()))?;
     let hasher = hasher.into_inner().map_err(|error| Error::from(error.into_error()))?;
     let (found, _) = hasher.finish();
     if found == narinfo.nar_hash {
@@ -106,7 +110,7 @@ async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<Unpac
     let unpacked = tokio::task::spawn_blocking(move || {
         let (narinfo, options) = (&candidate.narinfo, context.options);
         let temporary = context.staging.temporary(&narinfo.path);
-        let mut restorer = Restorer::new(&temporary);
+        let mut restorer = Restorer::new(&temporary)?;
         let body = Cancellable { inner: body.into_reader(), cancelled: &context.cancelled };
         let result = if options.case_hack {
             fetch::verify_nar(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))

@@ -170,6 +170,11 @@ fn case_hack_renames_names_that_differ_only_in_case() {
              | cache-sign -k key.sec > archive; mkdir cache; tar x -C cache -f archive
              s3-pull -r --case-hack --root out \"file://$PWD/cache\" \"$LIB\"")
         .ok();
+    let verify = |option: &str| {
+        fixture.scratch.sh(&format!("s3-pull --verify-existing {option} --root out \"file://$PWD/cache\" \"$LIB\""))
+    };
+    verify("--case-hack").ok();
+    assert!(verify("").fails(1).contains("has different contents"));
     let names = fixture.scratch.sh("cd out$LIB; ls -d [Mm]* | LC_ALL=C sort; cat makefile*").ok();
     assert_eq!(names, "MAKEFILE\nMakefile~nix~case~hack~1\nmakefile~nix~case~hack~2\nmakefile");
 }
