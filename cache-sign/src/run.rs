@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nar_pack::error::{Error, Result};
 use nar_pack::store_path::StoreDir;
 
-use crate::cli::{Cli, Command, SignArgs, VerifyArgs};
+use crate::cli::{Cli, Command, KeygenArgs, SignArgs, VerifyArgs};
 use crate::key_source::SecretKeySources;
 use crate::keygen::generate_key_pair;
 use crate::public_key::print_public_keys;
@@ -45,11 +45,7 @@ impl Mode {
     pub fn from_cli(cli: &Cli) -> Result<Self> {
         match &cli.command {
             None => sign_options(&cli.sign).map(Self::Sign),
-            Some(Command::Keygen(args)) => Ok(Self::Keygen {
-                name: args.name.clone(),
-                secret_file: args.secret_file.clone(),
-                public_file: args.public_file.clone(),
-            }),
+            Some(Command::Keygen(args)) => keygen(args),
             Some(Command::PublicKey(args)) => {
                 SecretKeySources::new(args.secret_file.as_slice(), &args.keys).map(Self::PublicKey)
             }
@@ -71,10 +67,24 @@ pub fn run(cli: &Cli) -> Result {
     }
 }
 
+fn keygen(args: &KeygenArgs) -> Result<Mode> {
+    if args.name.trim().is_empty() {
+        return Err(Error::usage("expected the name of the key, found an empty value"));
+    }
+    Ok(Mode::Keygen {
+        name: args.name.clone(),
+        secret_file: args.secret_file.clone(),
+        public_file: args.public_file.clone(),
+    })
+}
+
 fn sign_options(args: &SignArgs) -> Result<SignOptions> {
     if args.key_files.iter().any(|file| file == Path::new("-")) {
         let error = Error::usage("cannot read the key from standard input, which is the data to sign");
         return Err(error.with_hint("pass the key on another file descriptor with --key-fd"));
+    }
+    if args.replace.iter().any(|name| name.trim().is_empty()) {
+        return Err(Error::usage("--replace: expected the name of a key, found an empty value"));
     }
     let keys = SecretKeySources::new(&args.key_files, &args.keys)?;
     if keys.is_empty() {
