@@ -24,7 +24,7 @@ pub(crate) const TOOL: &str = "cache-sign";
 #[derive(Debug)]
 pub enum Mode {
     /// Sign the narinfos on standard input.
-    Sign(SignOptions),
+    Sign(Box<SignOptions>),
     /// Generate a key pair.
     Keygen {
         /// The name of the key.
@@ -52,7 +52,7 @@ impl Mode {
     /// A usage error for flags that do not fit together, and the errors of [`TrustedKeys::from_cli`].
     pub fn from_cli(cli: &Cli) -> Result<Self> {
         match &cli.command {
-            None => sign_options(&cli.sign).map(Self::Sign),
+            None => sign_options(&cli.sign).map(Box::new).map(Self::Sign),
             Some(Command::Keygen(args)) => keygen(args),
             Some(Command::PublicKey(args)) => Ok(Self::PublicKey {
                 keys: SecretKeySources::new(args.secret_file.as_slice(), &args.keys)?,
