@@ -262,7 +262,7 @@ fn write_many(fixture: &Fixture, count: usize, size: usize) {
     references.sort_unstable();
     let references = references.join(" ");
     let with_size = |number: usize| {
-        let lines = narinfo.lines().map(|line| match line.split_once(": ") {
+        let lines = narinfo.lines().map(|line| match line.split_once(':') {
             Some(("NarSize", _)) => format!("NarSize: {}", number + 1),
             Some(("References", _)) => format!("References: {references}"),
             _ => line.to_owned(),
