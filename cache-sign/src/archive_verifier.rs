@@ -1,6 +1,6 @@
 //! Verifies a cache archive: passes on the trusted narinfos and the NARs that they describe. A NAR is stored in a spool
-//! file, hashed and unpacked, and passes when a trusted narinfo refers to it: FileHash, FileSize, NarHash and NarSize of
-//! the narinfo then match its bytes. It may come before or after its narinfo. Memory holds only a few hashes per member.
+//! file until a trusted narinfo refers to it, which may come before or after it. Only then is it unpacked, up to NarSize,
+//! and passes if FileHash, FileSize, NarHash and NarSize match its bytes. Memory holds only a few hashes per member.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, Write};
@@ -12,7 +12,7 @@ use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
-use narinfo_gen::verify_nar::{NarDigests, digest_named_nar};
+use narinfo_gen::verify_nar::{NarDigests, NarSizeLimit, digest_named_nar, require_file};
 
 use crate::input::parse_narinfo;
 use crate::report::write_report_line;
@@ -79,15 +79,26 @@ impl Summary {
 
 /// The state of a NAR of the archive.
 enum NarState {
-    /// It is a valid NAR, but no trusted narinfo refers to it so far.
+    /// It is stored, and no trusted narinfo that matches it has arrived.
     Pending {
         nar: SpooledNar,
-        digests: NarDigests,
+        contents: NarContents,
         /// Whether a refused narinfo refers to it.
         is_referenced: bool,
     },
-    Passed(NarDigests),
+    /// A trusted narinfo matches it, and it was passed on.
+    Passed { file_hash: Sha256, digests: NarDigests },
+    /// The trusted narinfos that came before it do not match it.
     Refused,
+}
+
+/// What is known about the contents of a stored NAR.
+#[derive(Clone, Copy)]
+enum NarContents {
+    /// It is not a valid NAR of this size in bytes or less; 0 if it was not read.
+    RefusedUpTo(u64),
+    /// It is a valid NAR.
+    Valid(NarDigests),
 }
 
 /// Verifies one archive.
@@ -158,20 +169,12 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
     fn verify_nar(&mut self, member: &mut Member<'_>) -> Result {
         let key = member.key.clone();
         let nar = self.spool.store(member.size, member.body)?;
-        let result = self.spool.read(&nar).and_then(|reader| digest_named_nar(reader, &key, &mut Skip));
-        let digests = match result {
-            Ok(digests) => digests,
-            Err(error) if error.is_refusal() => {
-                self.summary.refuse_member(&key, error);
-                self.nars.entry(key).or_insert(NarState::Refused);
-                return self.spool.release(nar);
-            }
-            Err(error) => return Err(error),
-        };
         match self.nars.get(&key) {
             None => {}
             // Paths with the same contents share a NAR, and narinfo-gen writes it once for each path.
-            Some(NarState::Pending { digests: first, .. } | NarState::Passed(first)) if *first == digests => {
+            Some(NarState::Pending { nar: SpooledNar { file_hash, .. }, .. } | NarState::Passed { file_hash, .. })
+                if *file_hash == nar.file_hash =>
+            {
                 return self.spool.release(nar);
             }
             Some(_) => {
@@ -181,36 +184,51 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
             }
         }
         let state = match self.expected.remove(&key) {
-            None => NarState::Pending { nar, digests, is_referenced: self.refused_references.remove(&key) },
-            Some(narinfos) => self.compare_with_narinfos(&key, nar, digests, &narinfos)?,
+            None => NarState::Pending {
+                nar,
+                contents: NarContents::RefusedUpTo(0),
+                is_referenced: self.refused_references.remove(&key),
+            },
+            Some(narinfos) => self.compare_with_narinfos(&key, nar, &narinfos)?,
         };
         self.nars.insert(key, state);
         Ok(())
     }
 
+    /// Unpacks a stored NAR, at most `nar_size` bytes of it. The outer error is one of the spool file.
+    fn digest(&self, key: &str, nar: &SpooledNar, nar_size: u64) -> Result<Result<NarDigests>> {
+        match digest_named_nar(self.spool.read(nar)?, key, &NarSizeLimit::new(nar_size), &mut Skip) {
+            Err(error) if !error.is_refusal() => Err(error),
+            result => Ok(result),
+        }
+    }
+
     /// Passes a NAR if one of the trusted narinfos that came before it matches; those that do not are refused after all.
-    fn compare_with_narinfos(
-        &mut self,
-        key: &str,
-        nar: SpooledNar,
-        digests: NarDigests,
-        narinfos: &[NarInfo],
-    ) -> Result<NarState> {
+    fn compare_with_narinfos(&mut self, key: &str, nar: SpooledNar, narinfos: &[NarInfo]) -> Result<NarState> {
+        let max_size = narinfos.iter().map(|narinfo| narinfo.nar_size).max().unwrap_or_default();
+        let digests = self.digest(key, &nar, max_size)?;
         let mut is_expected = false;
         for narinfo in narinfos {
-            let result = digests.require(narinfo);
+            let result = require_file(narinfo, nar.file_hash, nar.size).and_then(|()| match &digests {
+                Ok(digests) => digests.require(narinfo),
+                Err(error) => Err(error.clone().context(narinfo.full_path())),
+            });
             is_expected |= result.is_ok();
             if result.is_err() {
                 self.summary.trusted_paths -= 1;
                 self.summary.count_path(&result);
             }
         }
-        if is_expected {
-            self.pass_nar(key, nar)?;
-            Ok(NarState::Passed(digests))
-        } else {
-            self.spool.release(nar)?;
-            Ok(NarState::Refused)
+        match digests {
+            Ok(digests) if is_expected => {
+                let file_hash = nar.file_hash;
+                self.pass_nar(key, nar)?;
+                Ok(NarState::Passed { file_hash, digests })
+            }
+            _ => {
+                self.spool.release(nar)?;
+                Ok(NarState::Refused)
+            }
         }
     }
 
@@ -223,10 +241,10 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
 
     fn verify_narinfo(&mut self, narinfo: &NarInfo) -> Result {
         let nar_reference = require_nar_reference(narinfo);
-        let result = nar_reference
-            .clone()
-            .and_then(|()| self.trusted.require(narinfo))
-            .and_then(|()| self.require_nar_matches(narinfo));
+        let result = match nar_reference.clone().and_then(|()| self.trusted.require(narinfo)) {
+            Ok(()) => self.compare_with_nar(narinfo)?,
+            refused => refused,
+        };
         let is_trusted = self.summary.count_path(&result);
         if let VerifyOutput::Report(out) = &mut self.output {
             write_report_line(out, self.trusted, narinfo, is_trusted)?;
@@ -244,22 +262,40 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
         Ok(())
     }
 
-    /// Compares the narinfo with its NAR, if the NAR came before it.
-    fn require_nar_matches(&self, narinfo: &NarInfo) -> Result {
-        match self.nars.get(&narinfo.url) {
-            None => Ok(()),
-            Some(NarState::Pending { digests, .. } | NarState::Passed(digests)) => digests.require(narinfo),
-            Some(NarState::Refused) => Err(Error::refused(format!("{}: its NAR was refused", narinfo.full_path()))),
+    /// Compares a trusted narinfo with its NAR, if the NAR came before it. The outer error is one of the spool file.
+    fn compare_with_nar(&mut self, narinfo: &NarInfo) -> Result<Result> {
+        let (nar, known) = match self.nars.get(&narinfo.url) {
+            None => return Ok(Ok(())),
+            Some(NarState::Passed { digests, .. }) => return Ok(digests.require(narinfo)),
+            Some(NarState::Refused) => return Ok(Err(nar_refused(narinfo))),
+            Some(NarState::Pending { nar, contents, .. }) => (nar, *contents),
+        };
+        if let Err(error) = require_file(narinfo, nar.file_hash, nar.size) {
+            return Ok(Err(error));
         }
+        let (learned, result) = match known {
+            NarContents::Valid(digests) => (known, digests.require(narinfo)),
+            // Unpacking it again would give the same error.
+            NarContents::RefusedUpTo(size) if narinfo.nar_size <= size => (known, Err(nar_refused(narinfo))),
+            NarContents::RefusedUpTo(_) => match self.digest(&narinfo.url, nar, narinfo.nar_size)? {
+                Ok(digests) => (NarContents::Valid(digests), digests.require(narinfo)),
+                Err(error) => (NarContents::RefusedUpTo(narinfo.nar_size), Err(error.context(narinfo.full_path()))),
+            },
+        };
+        if let Some(NarState::Pending { contents, .. }) = self.nars.get_mut(&narinfo.url) {
+            *contents = learned;
+        }
+        Ok(result)
     }
 
     /// Passes on a trusted narinfo, after its NAR if that is pending.
     fn pass_narinfo(&mut self, narinfo: &NarInfo) -> Result {
         let url = narinfo.url.clone();
         match self.nars.remove(&url) {
-            Some(NarState::Pending { nar, digests, .. }) => {
+            Some(NarState::Pending { nar, contents: NarContents::Valid(digests), .. }) => {
+                let file_hash = nar.file_hash;
                 self.pass_nar(&url, nar)?;
-                self.nars.insert(url, NarState::Passed(digests));
+                self.nars.insert(url, NarState::Passed { file_hash, digests });
             }
             Some(state) => drop(self.nars.insert(url, state)),
             None => self.expected.entry(url).or_default().push(without_unneeded_fields(narinfo)),
@@ -294,6 +330,10 @@ fn require_nar_reference(narinfo: &NarInfo) -> Result {
         return Err(Error::refused(format!("{path}: its Compression is longer than {MAX_COMPRESSION_LENGTH} bytes")));
     }
     Ok(())
+}
+
+fn nar_refused(narinfo: &NarInfo) -> Error {
+    Error::refused(format!("{}: its NAR was refused", narinfo.full_path()))
 }
 
 /// The fields that a NAR is compared with, and the path for messages.

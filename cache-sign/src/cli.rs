@@ -43,6 +43,14 @@ pub struct SignArgs {
     #[command(flatten)]
     pub keys: SecretKeyArgs,
 
+    /// A key of an SSH agent
+    #[command(flatten)]
+    pub agent: AgentArgs,
+
+    /// A command that signs
+    #[command(flatten)]
+    pub signer: SignerArgs,
+
     /// Remove the signatures by keys called NAME first; can be repeated
     ///
     /// All signatures of that name are removed before signing, valid or not. This changes only the stream: s3-push keeps the signatures that are already in the bucket unless --exact is given.
@@ -84,6 +92,49 @@ pub struct SecretKeyArgs {
     pub seed: bool,
 }
 
+/// A key of an SSH agent.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Input")]
+pub struct AgentArgs {
+    /// Sign with an ssh-ed25519 key of the SSH agent
+    ///
+    /// The agent is that of $SSH_AUTH_SOCK. KEY is the file of a public key of OpenSSH, or the comment of a key. It can be omitted if the agent has only one ssh-ed25519 key.
+    #[arg(long, value_name = "KEY", num_args = 0..=1)]
+    #[allow(clippy::option_option)] // clap's type of an option whose value may be omitted
+    pub ssh_agent: Option<Option<String>>,
+
+    /// Name of the agent's key in signatures (default: the comment of the key)
+    ///
+    /// Clients list the key under this name in trusted-public-keys; `cache-sign public-key --ssh-agent` prints the entry.
+    #[arg(long, value_name = "NAME", requires = "ssh_agent")]
+    pub name: Option<String>,
+}
+
+/// A command that signs.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Input")]
+pub struct SignerArgs {
+    /// Sign with COMMAND, which reads fingerprints and writes signatures
+    ///
+    /// COMMAND is run once, by /bin/sh -c. It reads one fingerprint per line, in base64, and writes the Ed25519 signature of its decoded bytes, in base64 on one line, in the same order. It must answer while its input is open: at most 1024 fingerprints are outstanding. Every signature is verified with the public key before it is written. If the command fails, the output is truncated, and the next tool of a pipeline refuses it.
+    #[arg(long, value_name = "COMMAND")]
+    pub signer: Option<String>,
+
+    /// Public key of the signatures of --signer, NAME:BASE64
+    #[arg(long, value_name = "KEY", requires = "signer")]
+    pub public_key: Option<String>,
+
+    /// Read the public key of --signer from FILE
+    #[arg(long, value_name = "FILE", requires = "signer", conflicts_with = "public_key")]
+    pub public_key_file: Option<PathBuf>,
+
+    /// Refuse fingerprints of more than N bytes, the limit of the service behind --signer
+    ///
+    /// A message names each path that exceeds the limit, and nothing is signed after the first one. A fingerprint contains the store paths of all references, about 70 bytes each. The limit of AWS KMS is 4096.
+    #[arg(long, value_name = "N", requires = "signer", hide_short_help = true)]
+    pub signer_max_bytes: Option<usize>,
+}
+
 /// The commands other than signing.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -119,7 +170,7 @@ pub struct KeygenArgs {
 
 /// Arguments of `cache-sign public-key`.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("source").required(true).args(["secret_file", "key_fds", "key_envs"])))]
+#[command(group(ArgGroup::new("source").required(true).args(["secret_file", "key_fds", "key_envs", "ssh_agent"])))]
 pub struct PublicKeyArgs {
     /// Read the secret key from this file; - is standard input
     pub secret_file: Option<PathBuf>,
@@ -127,6 +178,10 @@ pub struct PublicKeyArgs {
     /// Secret keys from other sources
     #[command(flatten)]
     pub keys: SecretKeyArgs,
+
+    /// A key of an SSH agent
+    #[command(flatten)]
+    pub agent: AgentArgs,
 }
 
 /// Arguments of `cache-sign verify`.
@@ -205,17 +260,23 @@ Examples:
   narinfo-gen --archive < closure.export | cache-sign -k key.sec | s3-push s3://my-cache
   cache-sign --key-fd 3 3< <(pass show cache-key) < narinfos
   cache-sign --key-env CACHE_SECRET_KEY < narinfos
+  cache-sign --ssh-agent ~/.ssh/cache.pub --name cache.example.org-1 < narinfos
+  cache-sign --signer ./sign-with-vault --public-key-file key.pub < narinfos
 
   Add the signatures of a new key to a cache, then remove those of the old key:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec --replace old-1 \\
     | s3-push --exact s3://my-cache
 
+  Sign a cache without signatures, if you trust everyone who could write to it:
+  s3-pull --narinfo --all --no-verify-signatures s3://my-cache | cache-sign -k key.sec \\
+    | s3-push s3://my-cache
+
   Verify a path against one key:
   s3-pull --narinfo --no-verify-signatures s3://my-cache \"$P\" \\
     | cache-sign verify --trusted-public-key-file key.pub
 
-Memory: 6 MiB for any size of archive; see 'cache-sign verify --help' for verification.
+Memory: 6 MiB for any size of archive, and at most 40 MiB more with --signer; see 'cache-sign verify --help' for verification.
 
 Exit status:
   0    success
@@ -230,6 +291,7 @@ Example:
 const AFTER_LONG_HELP_PUBLIC_KEY: &str = "\
 Examples:
   cache-sign public-key key.sec
+  cache-sign public-key --ssh-agent ~/.ssh/cache.pub --name cache.example.org-1
   pass show cache-key | cache-sign public-key -";
 
 const AFTER_HELP_VERIFY: &str = "Run 'cache-sign verify --help' for what is verified in an archive, and for examples.";
@@ -239,7 +301,7 @@ Trust:
 A narinfo is trusted if K different trusted keys have signed it. A key that is given under two names counts once. A path whose name is computed from its NAR hash (a fixed-output path) needs no signature.
 
 Archives:
-A NAR passes if a trusted narinfo refers to it and FileHash, FileSize, NarHash and NarSize match its contents. A narinfo passes if it is trusted and matches its NAR, if the NAR comes before it; the NAR need not be in the archive. NARs are stored in an unlinked file in $TMPDIR until a narinfo refers to them. A message is printed for each member that is refused: a NAR that is malformed, does not match its narinfo or is not referred to by any narinfo, and a key that occurs twice with different contents.
+A NAR passes if a trusted narinfo refers to it and FileHash, FileSize, NarHash and NarSize match its contents. A narinfo passes if it is trusted and matches its NAR, if the NAR comes before it; the NAR need not be in the archive. NARs are stored in an unlinked file in $TMPDIR until a narinfo refers to them. A NAR is unpacked only for a trusted narinfo, and not beyond its NarSize. A message is printed for each member that is refused: a NAR that no narinfo refers to, and a key that occurs twice with different contents.
 
 Not covered by the signature of a narinfo, and passed on without verification: nix-cache-info, listings, logs, debuginfo/, realisations/ and build-trace-v2/. Clients verify the signatures in the last two themselves.
 

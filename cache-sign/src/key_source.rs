@@ -191,6 +191,9 @@ fn read_key(mut input: impl Read, allow_seed: bool) -> Result<SecretKey> {
         }
     }
     let text = str::from_utf8(&bytes[..end]).map_err(|_| Error::refused("not UTF-8 text"))?;
+    if text.trim().is_empty() {
+        return Err(Error::usage("expected a secret key, found nothing"));
+    }
     if allow_seed { SecretKey::parse_allowing_seed(text) } else { SecretKey::parse(text) }
 }
 

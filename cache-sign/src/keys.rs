@@ -132,8 +132,23 @@ impl PublicKey {
             .as_slice()
             .try_into()
             .map_err(|_| invalid(format!("expected {PUBLIC_KEY_LENGTH} bytes, found {} bytes", bytes.len())))?;
-        let key = VerifyingKey::from_bytes(bytes).map_err(|_| invalid("not a point on the curve".to_owned()))?;
-        Ok(Self { name: name.to_owned(), key })
+        Self::from_bytes(name, bytes)
+    }
+
+    /// Creates a public key from its 32 bytes.
+    ///
+    /// # Errors
+    /// Refuses a name that Nix cannot parse, and bytes that are not a key.
+    pub fn from_bytes(name: &str, bytes: &[u8; PUBLIC_KEY_LENGTH]) -> Result<Self> {
+        check_name(name)?;
+        let not_a_point = |_| Error::refused(format!("invalid public key {name:?}: not a point on the curve"));
+        Ok(Self { name: name.to_owned(), key: VerifyingKey::from_bytes(bytes).map_err(not_a_point)? })
+    }
+
+    /// Returns a signature by this key, made elsewhere, as `NAME:BASE64`. It may be invalid.
+    #[must_use]
+    pub fn signature_text(&self, signature: &[u8; SIGNATURE_LENGTH]) -> String {
+        format!("{}:{}", self.name, BASE64_STANDARD.encode(signature))
     }
 
     /// Returns the name of the key.

@@ -7,6 +7,8 @@
 //! | [`sign`], [`keygen`], [`public_key`], [`verify`] | one mode each |
 //! | [`keys`] | secret keys, public keys and signatures |
 //! | [`key_source`] | reads secret keys from files, file descriptors and the environment |
+//! | [`signing_queue`] | signs narinfos and writes them in order |
+//! | [`ssh_agent`], [`signer_command`] | sign with a key that this process does not hold |
 //! | [`nix_conf`] | reads substituters and trusted keys from nix.conf |
 //! | [`trust`] | decides whether a narinfo is trusted |
 //! | [`archive_verifier`] | verifies a cache archive |
@@ -25,6 +27,9 @@ pub mod public_key;
 pub mod report;
 pub mod run;
 pub mod sign;
+pub mod signer_command;
+pub mod signing_queue;
 pub mod spool;
+pub mod ssh_agent;
 pub mod trust;
 pub mod verify;

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
 
 use nar_pack::error::{Context, Error, Result};
+use narinfo_gen::hash::{Hasher, Sha256};
 use narinfo_gen::spool::{create_spool_file, spool_write_error};
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -29,6 +30,8 @@ pub struct SpooledNar {
     start: u64,
     /// Size in bytes.
     pub size: u64,
+    /// Hash of the stored bytes, the FileHash of the NAR.
+    pub file_hash: Sha256,
 }
 
 impl NarSpool {
@@ -42,8 +45,10 @@ impl NarSpool {
             none => none.insert(create_spool_file()?),
         };
         file.seek(SeekFrom::Start(self.end)).map_err(spool_write_error)?;
-        io::copy(body, &mut SpoolWriter(file))?;
-        let nar = SpooledNar { start: self.end, size };
+        let mut writer = SpoolWriter { file, hasher: Hasher::default() };
+        io::copy(body, &mut writer)?;
+        let (file_hash, _) = writer.hasher.finish();
+        let nar = SpooledNar { start: self.end, size, file_hash };
         self.end += size.next_multiple_of(ALIGNMENT);
         self.stored += 1;
         Ok(nar)
@@ -67,7 +72,7 @@ impl NarSpool {
     pub fn release(&mut self, nar: SpooledNar) -> Result {
         let Some(file) = &self.file else { return Ok(()) };
         self.stored -= 1;
-        let SpooledNar { start, size } = nar;
+        let SpooledNar { start, size, .. } = nar;
         let size = size.next_multiple_of(ALIGNMENT);
         if self.stored == 0 || start + size == self.end {
             self.end = if self.stored == 0 { 0 } else { start };
@@ -80,12 +85,17 @@ impl NarSpool {
     }
 }
 
-/// Distinguishes the errors of writing the spool file from those of reading the body that is copied to it.
-struct SpoolWriter<'a>(&'a mut File);
+/// Hashes what is written to the spool file, and distinguishes the errors of writing it from those of reading the body.
+struct SpoolWriter<'a> {
+    file: &'a mut File,
+    hasher: Hasher,
+}
 
 impl Write for SpoolWriter<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.write(buf).map_err(|error| spool_write_error(error).into())
+        let n = self.file.write(buf).map_err(spool_write_error)?;
+        self.hasher.update(&buf[..n]);
+        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {

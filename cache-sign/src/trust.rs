@@ -69,10 +69,15 @@ impl SignatureStatus {
 /// Reads the public keys given on the command line, in their order.
 ///
 /// # Errors
-/// Refuses malformed keys; fails if a file cannot be read.
+/// Refuses malformed keys; fails if a file cannot be read. A usage error for a value or a file without a key: as if the
+/// option were not given, other keys would be trusted.
 pub fn read_public_keys(args: &TrustedKeyArgs) -> Result<Vec<PublicKey>> {
     let mut keys = Vec::new();
     for text in &args.trusted_public_keys {
+        if text.trim().is_empty() {
+            let error = Error::usage("--trusted-public-key: expected a public key, found an empty value");
+            return Err(error.with_hint("check that the variable with the key is set"));
+        }
         // One argument may contain several keys, as in nix.conf.
         for key in text.split_whitespace() {
             keys.push(PublicKey::parse(key)?);
@@ -84,7 +89,7 @@ pub fn read_public_keys(args: &TrustedKeyArgs) -> Result<Vec<PublicKey>> {
             keys.push(PublicKey::parse(key).context(|| file.display().to_string())?);
         }
         if keys.len() == count_before {
-            return Err(Error::refused(format!("{}: the file contains no public key", file.display())));
+            return Err(Error::usage(format!("{}: the file contains no public key", file.display())));
         }
     }
     Ok(keys)

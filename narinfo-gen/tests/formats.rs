@@ -7,7 +7,7 @@ use narinfo_gen::archive;
 use narinfo_gen::compression::{Compression, Encoder, FRAME_SIZE, Settings};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{NarInfo, read_text};
-use narinfo_gen::verify_nar::digest_nar;
+use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -104,7 +104,7 @@ proptest! {
     #[test]
     fn random_bytes_cannot_be_decompressed(bytes in vec(any::<u8>(), 0..500), method in 1..Compression::ALL.len()) {
         let method = Compression::ALL[method];
-        let error = digest_nar(bytes.as_slice(), method, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
+        let error = digest_nar(bytes.as_slice(), method, &NarSizeLimit::new(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
         prop_assert!(error.is_refusal(), "{}", error);
     }
 }
@@ -124,6 +124,7 @@ fn decompression_stops_at_the_nar_size() {
     }
     let bomb = encoder.finish().unwrap();
     assert!(bomb.len() < 100_000);
-    let error = digest_nar(bomb.as_slice(), Compression::Zstd, Some(1 << 20), &mut nar_pack::nar::Skip).unwrap_err();
+    let error = digest_nar(bomb.as_slice(), Compression::Zstd, &NarSizeLimit::new(1 << 20), &mut nar_pack::nar::Skip)
+        .unwrap_err();
     assert!(error.message().contains("larger than its NarSize"), "{error}");
 }

@@ -57,6 +57,21 @@ pub enum Mode {
     Write(Format),
 }
 
+impl Mode {
+    /// Returns the hint for a path without a signature. Only the streams that `cache-sign` signs have one: elsewhere it
+    /// would suggest to give up the verification.
+    #[must_use]
+    pub fn unsigned_path_hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Write(Format::Narinfo | Format::Archive) => Some(
+                "to sign an unsigned cache, pass --no-verify-signatures and pipe the output to cache-sign; \
+                 this trusts everyone who can write to the cache",
+            ),
+            _ => None,
+        }
+    }
+}
+
 /// The format of the data on standard output.
 pub enum Format {
     /// A NAR.

@@ -48,7 +48,8 @@ fn execute(runtime: &Handle, request: Request) -> Result {
     let Request { mode, selection, urls, remote, trusted, store_dir, jobs, verbosity } = request;
     let options =
         RemoteOptions { access: remote.access, limits: remote.limits, netrc: remote.netrc.as_deref(), tool: TOOL };
-    let sources = Arc::new(runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?);
+    let sources = runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?;
+    let sources = Arc::new(sources.with_unsigned_path_hint(mode.unsigned_path_hint()));
     if let (Selection::All, Mode::Write(format @ (Format::Narinfo | Format::List))) = (&selection, &mode) {
         return runtime.block_on(write_all(&sources, format, jobs, verbosity));
     }

@@ -22,6 +22,8 @@ pub struct Sources {
     trusted: Option<TrustedKeys>,
     /// The store directory of all paths.
     pub store_dir: StoreDir,
+    /// The hint for a path without a signature.
+    unsigned_path_hint: Option<&'static str>,
     /// Whether something could not be read from each remote.
     failing: Vec<AtomicBool>,
 }
@@ -90,9 +92,16 @@ impl Sources {
             Some(error) if remotes.is_empty() => Err(error),
             _ => {
                 let failing = remotes.iter().map(|_| AtomicBool::new(false)).collect();
-                Ok(Self { remotes, trusted, store_dir, failing })
+                Ok(Self { remotes, trusted, store_dir, unsigned_path_hint: None, failing })
             }
         }
+    }
+
+    /// Sets the hint of the error for a path without a signature.
+    #[must_use]
+    pub fn with_unsigned_path_hint(mut self, hint: Option<&'static str>) -> Self {
+        self.unsigned_path_hint = hint;
+        self
     }
 
     /// Returns the cache that has the NAR of a candidate.
@@ -219,7 +228,8 @@ impl Sources {
             return Err(Error::refused(message));
         }
         if let Some(trusted) = &self.trusted {
-            trusted.require(&narinfo)?;
+            let hint = self.unsigned_path_hint.filter(|_| narinfo.signatures.is_empty());
+            trusted.require(&narinfo).map_err(|error| hint.into_iter().fold(error, Error::with_hint))?;
         }
         Ok(Some(narinfo))
     }

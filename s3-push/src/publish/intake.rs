@@ -17,7 +17,7 @@ use narinfo_gen::extras::Extras;
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{self, NarInfo};
 use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder, NarPath};
-use narinfo_gen::verify_nar::{NarDigests, digest_named_nar};
+use narinfo_gen::verify_nar::{NarDigests, NarSizeLimit, digest_named_nar};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -244,7 +244,7 @@ impl Intake {
 
 /// Computes the digests of a NAR of a cache archive, and compares its hash with the one in its key.
 fn digest_archived_nar(body: ChunkReader<Part>, key: &str, file_hash: Option<Sha256>) -> Result<NarDigests> {
-    let digests = digest_named_nar(body, key, &mut nar_pack::nar::Skip)?;
+    let digests = digest_named_nar(body, key, &NarSizeLimit::unknown(), &mut nar_pack::nar::Skip)?;
     match file_hash {
         Some(hash) if hash != digests.file_hash => {
             Err(Error::refused(format!("its FileHash is {}, which differs from its file name", digests.file_hash)))

@@ -10,7 +10,7 @@ use narinfo_gen::archive::Object;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::is_content_addressed;
 use narinfo_gen::narinfo::NarInfo;
-use narinfo_gen::verify_nar::digest_nar;
+use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
 use tokio::sync::{Semaphore, watch};
 
 use crate::publish::existing::Existing;
@@ -155,7 +155,7 @@ impl PublishContext {
             let body = self.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
             let (nar_size, broken) = (narinfo.nar_size, Arc::clone(&body.broken));
             let verification = tokio::task::spawn_blocking(move || {
-                digest_nar(body.into_reader(), compression, Some(nar_size), &mut nar_pack::nar::Skip)
+                digest_nar(body.into_reader(), compression, &NarSizeLimit::new(nar_size), &mut nar_pack::nar::Skip)
             });
             let digests =
                 verification.await.map_err(|_| Error::failed("internal error: verification task panicked"))?;

@@ -22,7 +22,7 @@ use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compression::{Compression, decode_content};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{NarInfo, TextWriter, read_text};
-use narinfo_gen::verify_nar::digest_nar;
+use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
 use serde_json::Value;
 
 /// A property.
@@ -419,7 +419,7 @@ pub fn compressed(bytes: &[u8]) {
     let Some((&first, file)) = bytes.split_first() else { return };
     let method = Compression::ALL[usize::from(first) % Compression::ALL.len()];
     let mut rewriter = Rewriter::default();
-    match digest_nar(Cursor::new(file), method, Some(most), &mut rewriter) {
+    match digest_nar(Cursor::new(file), method, &NarSizeLimit::new(most), &mut rewriter) {
         Ok(facts) => {
             assert!(facts.nar_size <= most);
             assert_eq!((facts.file_hash, facts.file_size), (Sha256::of(file), file.len() as u64));

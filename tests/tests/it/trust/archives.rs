@@ -3,6 +3,9 @@
 use super::contributors;
 use crate::fixtures::bucket::{Fields, assert_closed, snapshot};
 use crate::fixtures::closure_fixture::Fixture;
+use crate::fixtures::malicious_cache::{Attacker, CachedPath, compressed, file_nar, nar_of};
+use cache_tests::Scratch;
+use narinfo_gen::compression::Compression;
 use std::fs;
 
 /// Untrusted narinfos and their NARs are removed, and the output is a cache archive that can be pushed.
@@ -61,12 +64,20 @@ fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
     let lib_info = Fixture::narinfo_key(&fixture.closure.lib);
     let verify = format!("cache-sign verify --trusted-public-key '{alice}'");
     sh(&format!("{verify} < signed > passed; cmp signed passed")).ok();
+    let unhashed = format!("sed -i '/^FileHash: /d; /^FileSize: /d' {lib_info}");
+    let change_byte = format!("printf x | dd of={lib} bs=1 seek=40 conv=notrunc status=none");
     // The error, the command that causes it, and the expected text.
     let cases = [
         ("another NAR", format!("cp {app} {lib}"), "FileHash is"),
-        ("a truncated NAR", format!("truncate -s -1 {lib}"), "cannot decompress|truncated|end"),
-        ("a NAR with a changed byte", format!("printf x | dd of={lib} bs=1 seek=40 conv=notrunc status=none"), &lib),
-        ("data that is not a NAR", format!("echo hello > {lib}"), "not a NAR"),
+        ("a truncated NAR", format!("truncate -s -1 {lib}"), "FileHash is"),
+        ("a truncated NAR", format!("truncate -s -1 {lib}; {unhashed}"), "cannot decompress|truncated|end"),
+        ("a NAR with a changed byte", change_byte.clone(), "FileHash is"),
+        (
+            "a NAR with a changed byte",
+            format!("{change_byte}; {unhashed}"),
+            "cannot decompress|NarHash is|malformed NAR",
+        ),
+        ("data that is not a NAR", format!("echo hello > {lib}; {unhashed}"), "not a NAR"),
         ("FileSize", format!("sed -i 's/^FileSize: .*/FileSize: 12345/' {lib_info}"), "FileSize is 12345"),
         (
             "FileHash",
@@ -76,11 +87,7 @@ fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
             ),
             "FileHash is",
         ),
-        (
-            "only NarHash differs",
-            format!("cp {app} {lib}; sed -i '/^FileHash: /d; /^FileSize: /d' {lib_info}"),
-            "NarHash is",
-        ),
+        ("only NarHash differs", format!("cp {app} {lib}; {unhashed}"), "NarHash is|larger than its NarSize"),
         ("compression", format!("sed -i 's/^Compression: .*/Compression: xz/' {lib_info}"), "Compression is"),
     ];
     for (what, change, message) in cases {
@@ -162,7 +169,7 @@ fn verify_of_an_archive_refuses_duplicate_and_unreferenced_members() {
         assert!(stderr.contains("nix-cache-info: duplicate archive member"), "{stderr}");
         let stderr = run("-C wrong nar/unnamed.nar.zst nar/extra.nar.zst").fails(1);
         assert!(stderr.contains("nar/unnamed.nar.zst: no narinfo in the archive refers to this NAR"), "{stderr}");
-        assert!(stderr.contains("nar/extra.nar.zst: not a NAR"), "{stderr}");
+        assert!(stderr.contains("nar/extra.nar.zst: no narinfo in the archive refers to this NAR"), "{stderr}");
         assert!(stderr.contains("2 other archive members were refused"), "{stderr}");
         assert_eq!(members(), whole);
     }
@@ -191,5 +198,68 @@ fn verify_passes_a_nar_shared_by_a_trusted_and_an_untrusted_path() {
             let members = sh("tar t < passed").ok();
             assert!(members.contains("nar/") && !members.contains(&key), "{order}: {members}");
         }
+    }
+}
+
+/// A path with a NAR of `nar_size` bytes according to its signed narinfo, and the beginning of a file of 1 TiB in it.
+fn bomb(attacker: &Attacker, name: &str, method: Compression, nar_size: u64) -> CachedPath {
+    let mut nar = nar_of(&[b"(", b"type", b"regular", b"contents"]);
+    nar.extend((1_u64 << 40).to_le_bytes());
+    nar.resize(32 << 20, 0);
+    let cached = attacker.path(name, nar, method, &[]).with(|narinfo| {
+        narinfo.url.push_str(method.extension());
+        narinfo.nar_size = nar_size;
+    });
+    attacker.signed(cached)
+}
+
+/// A NAR is unpacked only for a trusted narinfo, and not beyond the NarSize that is signed.
+#[test]
+fn verify_of_an_archive_stops_at_the_nar_size() {
+    let (scratch, attacker) = (Scratch::new(), Attacker::new());
+    let trust = format!("--trusted-public-key '{}'", attacker.public());
+    let verify = |dir: &str, order: &str, trust: &str| {
+        let output = scratch.sh(&format!("cd {dir}; tar c {order} | cache-sign verify {trust} > ../passed"));
+        (output.fails(1), scratch.sh("tar t < passed").ok())
+    };
+    scratch.sh("cache-sign keygen other-1 other.sec other.pub").ok();
+    for method in [Compression::None, Compression::Zstd, Compression::Xz, Compression::Brotli] {
+        let dir = format!("bomb-{method}");
+        scratch.dir(&format!("{dir}/nar"));
+        for (key, body) in bomb(&attacker, "bomb", method, 1000).objects() {
+            scratch.write(&format!("{dir}/{key}"), body);
+        }
+        for order in ["nar *.narinfo", "*.narinfo nar"] {
+            let (stderr, members) = verify(&dir, order, &trust);
+            assert!(
+                stderr.contains("larger than its NarSize, 1000 bytes") || stderr.contains("larger than expected"),
+                "{method}, {order}: {stderr}"
+            );
+            assert!(!members.contains("nar/"), "{method}, {order}: {members}");
+            let (stderr, _) = verify(&dir, order, "--trusted-public-key-file ../other.pub");
+            assert!(
+                !stderr.contains("cannot decompress") && !stderr.contains("truncated"),
+                "{method}, {order}: {stderr}"
+            );
+        }
+    }
+    // Two narinfos of one NAR, the first of which states a NarSize that is too small.
+    let good = attacker.path("good", file_nar(&[b'x'; 5000]), Compression::Zstd, &[]);
+    let small = attacker.path("small", file_nar(b"x"), Compression::Zstd, &[]);
+    let small = small.with(|narinfo| {
+        narinfo.url = good.narinfo.url.clone() + ".zst";
+        (narinfo.file_hash, narinfo.file_size) = (None, None);
+    });
+    scratch.dir("two/nar");
+    scratch.write("two/nar.tmp", compressed(Compression::Zstd, &good.nar));
+    let good = good.with(|narinfo| narinfo.url.push_str(".zst"));
+    scratch.sh(&format!("mv two/nar.tmp two/{}", good.narinfo.url)).ok();
+    let (good_key, small_key) = (good.narinfo.key(), small.narinfo.key());
+    scratch.write(&format!("two/{good_key}"), good.narinfo.to_string());
+    scratch.write(&format!("two/{small_key}"), small.narinfo.to_string());
+    for order in [format!("nar {small_key} {good_key}"), format!("{small_key} {good_key} nar")] {
+        let (stderr, members) = verify("two", &order, &trust);
+        assert!(stderr.contains(&small.full_path()) && !stderr.contains(&good.full_path()), "{order}: {stderr}");
+        assert!(members.contains(&good.narinfo.url) && members.contains(&good_key), "{order}: {members}");
     }
 }

@@ -85,7 +85,7 @@ fn keys_are_read_from_files_descriptors_and_variables() {
         ("cache-sign -k \"$SECRET\" < narinfos", 2),
         ("cache-sign -k - < narinfos", 2),
         ("cache-sign -k bob.pub < narinfos | head -c 1", 0),
-        ("cache-sign --key-fd 3 3< /dev/null < narinfos", 1),
+        ("cache-sign --key-fd 3 3< /dev/null < narinfos", 2),
         ("cache-sign --key-fd 3 3< <(head -c 5000 /dev/zero) < narinfos", 1),
     ] {
         if status == 0 {
@@ -183,4 +183,57 @@ fn nix_accepts_our_signatures_and_we_accept_those_of_nix() {
         let copy = format!("nix copy --from file://{}/both --to {store} {}", scratch.path().display(), closure.top);
         assert_eq!(client.sh(&copy).status == 0, accepted, "{key}");
     }
+}
+
+/// An unset variable in a script must not select other keys: without an option, those of nix.conf are trusted.
+#[test]
+fn an_empty_key_is_a_usage_error() {
+    let (fixture, [alice, ..]) = contributors();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    // nix.conf trusts the key that signed everything, so the fallback to it would succeed.
+    sh("cache-sign -k key.sec < narinfos > signed; cache-sign -k key.sec < archive > signed.tar").ok();
+    sh("mkdir cache; tar x -C cache < signed.tar; : > empty; printf ' \\n\\t\\n' > blank; chmod 600 empty blank").ok();
+    sh("cache-sign verify < signed; s3-pull --list --all file://$PWD/cache").ok();
+    let mut scripts = Vec::new();
+    for trust in [
+        "--trusted-public-key ''",
+        "--trusted-public-key \"$UNSET\"",
+        "--trusted-public-key ' '",
+        "--trusted-public-key=",
+        "--trusted-public-key-file empty",
+        "--trusted-public-key-file blank",
+        "--trusted-public-key-file ''",
+        &format!("--trusted-public-key '{alice}' --trusted-public-key ''"),
+        &format!("--trusted-public-key '{alice}' --trusted-public-key-file empty"),
+    ] {
+        scripts.extend([
+            format!("cache-sign verify {trust} < signed"),
+            format!("cache-sign verify {trust} < signed.tar"),
+            format!("cache-sign verify --nix-conf /dev/null {trust} < signed"),
+            format!("s3-pull --list --all {trust} file://$PWD/cache"),
+            format!("s3-pull -r --root out {trust} file://$PWD/cache \"$TOP\""),
+            format!("cache-policy --nix-conf {trust} s3://my-cache"),
+        ]);
+    }
+    for key in ["-k ''", "-k empty", "-k blank", "--key-env EMPTY", "--key-env BLANK", "--key-env ''", "--key-fd ''"] {
+        scripts.push(format!("EMPTY= BLANK=' ' cache-sign {key} < narinfos"));
+        scripts.push(format!("EMPTY= BLANK=' ' cache-sign -k key.sec {key} < narinfos"));
+        scripts.push(format!("EMPTY= BLANK=' ' cache-sign public-key {}", key.trim_start_matches("-k ")));
+    }
+    scripts.extend(
+        [
+            "cache-sign --key-fd 3 3< empty < narinfos",
+            "cache-sign public-key - < blank",
+            "cache-sign -k key.sec --replace '' < narinfos",
+            "cache-sign keygen '' new.sec new.pub",
+            "cache-sign keygen name '' new.pub",
+        ]
+        .map(str::to_owned),
+    );
+    for script in scripts {
+        let output = sh(&format!("UNSET=; {script}"));
+        assert_eq!(output.status, 2, "{script}: {}", output.stderr);
+        assert!(output.stdout.is_empty() && output.error_lines().len() == 1, "{script}: {}", output.stderr);
+    }
+    assert_eq!(sh("ls -d out new.* 2> /dev/null || true").ok(), "");
 }

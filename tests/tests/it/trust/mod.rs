@@ -5,6 +5,7 @@ use crate::fixtures::closure_fixture::Fixture;
 mod archives;
 mod keys;
 mod rotation;
+mod signers;
 
 /// Creates a fixture with the unsigned narinfos and archive of its closure, and a key for each of three contributors.
 fn contributors() -> (Fixture, [String; 3]) {

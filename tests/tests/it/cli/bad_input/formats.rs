@@ -115,7 +115,7 @@ fn cache_sign_reports_bad_input() {
         case("a NAR", format!("{sign} < nar"), 1, "a NAR"),
         case("an export stream", format!("{sign} < export"), 1, "export stream"),
         case("missing key file", "cache-sign -k no-such-key < narinfos", 2, "no-such-key|No such file"),
-        case("empty key file", "cache-sign -k empty < narinfos", 1, "empty"),
+        case("empty key file", "cache-sign -k empty < narinfos", 2, "empty"),
         case("key of a bad length", "cache-sign -k short.sec < narinfos", 1, "short.sec|short-1|64|3 bytes"),
         case("key without a name", "cache-sign -k noname.sec < narinfos", 1, "noname.sec|name"),
         case("key that is not base 64", "cache-sign -k text.sec < narinfos", 1, "text.sec|base64"),
