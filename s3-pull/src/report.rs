@@ -133,6 +133,9 @@ impl Report {
     /// # Errors
     /// Fails when standard output cannot be written.
     pub fn refused_with(&mut self, candidate: &Candidate, reference: &StorePath) -> Result {
+        if let Some(missing) = self.refusals.add_missing_reference(&candidate.narinfo, reference) {
+            self.write_error(Some(&candidate.narinfo.store_dir.join(reference)), &missing)?;
+        }
         let error = self.refusals.add_dependent(&candidate.narinfo, reference);
         self.write_error(Some(&candidate.narinfo.full_path()), &error)
     }

@@ -80,6 +80,34 @@ fn paths_that_depend_on_a_refused_path_are_counted_and_named_only_when_verbose()
     );
 }
 
+/// Whether the closure is walked or the cache is listed, the error names the path that is missing and one that needs it.
+#[test]
+fn a_missing_reference_is_named_with_a_path_that_needs_it() {
+    let fixture = published();
+    fs::remove_file(fixture.path("half").join(Fixture::narinfo_key(&fixture.closure.lib))).unwrap();
+    for (output, done) in [
+        ("--root out", "unpacked"),
+        ("--root out --json", "unpacked"),
+        ("--root out --dry-run", "unpacked"),
+        ("--archive", "written"),
+        ("--export", "written"),
+    ] {
+        for selection in ["--all \"file://$PWD/half\"", "-r \"file://$PWD/half\" \"$TOP\""] {
+            let pulled = fixture.scratch.sh(&format!("s3-pull {output} {selection}"));
+            let expected = format!(
+                "s3-pull: {}: not found in the cache; 2 paths depend on it and were not {done}, among them {}\n",
+                fixture.closure.lib, fixture.closure.app
+            );
+            assert_eq!(pulled.fails(1), expected, "{output} {selection}");
+            if output.contains("--json") {
+                let count = pulled.text().matches("\"status\":\"refused\"").count();
+                assert!(count == 3 && pulled.text().contains("\"refused\":3"), "{pulled:?}");
+            }
+        }
+    }
+    fixture.assert_nothing_below("out");
+}
+
 #[test]
 fn a_dry_run_reports_what_would_be_fetched_and_fetches_nothing() {
     let fixture = published();
