@@ -3,7 +3,7 @@
 //! A path is unpacked as `.s3-pull-<run>-<base name>` and renamed after it has been verified. `.s3-pull-<run>.lock` is
 //! locked until the run ends. A later run removes the files of every run whose lock is free.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::remove_tree;
+use nar_pack::regular_file;
 use nar_pack::store_path::StorePath;
 use rustix::fs::{
     AtFlags, CWD, Dir, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid, chownat, flock, openat, renameat_with,
@@ -176,11 +177,20 @@ pub fn exists(path: &Path) -> bool {
 }
 
 fn remove_stale(store: &Path) -> Result {
+    let dir = File::open(store)?;
     for name in staging_names(store)? {
         let Some(run) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(LOCK)) else { continue };
-        let Ok(lock) = OpenOptions::new().read(true).open(store.join(&name)) else { continue };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            remove_run(store, run)?;
+        match regular_file::open_at(&dir, &name, OFlags::RDONLY).map_err(Error::from) {
+            Ok(lock) if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() => remove_run(store, run)?,
+            // The run is active.
+            Ok(_) => {}
+            Err(error) if error.is_refusal() => {
+                let path = store.join(&name);
+                return Err(Error::failed(format!("the lock file {} is {error}", path.display()))
+                    .with_hint(format!("remove {}", path.display())));
+            }
+            // Another process removed it, or it belongs to another user.
+            Err(_) => {}
         }
     }
     Ok(())

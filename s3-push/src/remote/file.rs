@@ -2,15 +2,14 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Take};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::regular_file;
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 use percent_encoding::percent_decode_str;
-use rustix::fs::OFlags;
 use tokio::sync::mpsc;
 
 use crate::remote::chunks::{Chunk, Plain};
@@ -102,13 +101,10 @@ fn reading(path: &Path, error: &std::io::Error) -> Error {
 }
 
 fn open_file(path: &Path) -> Result<Option<(File, u64)>> {
-    // Without O_NONBLOCK, opening a FIFO waits for a writer.
-    let opened = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
-    match opened.and_then(|file| file.metadata().map(|metadata| (file, metadata))) {
-        Ok((file, metadata)) if metadata.is_file() => Ok(Some((file, metadata.len()))),
-        Ok(_) => Err(Error::refused(format!("{}: not a regular file", path.display()))),
+    match regular_file::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata.len()))) {
+        Ok(opened) => Ok(Some(opened)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(reading(path, &error)),
+        Err(error) => Err(Error::from(error).context(format!("reading {}", path.display()))),
     }
 }
 

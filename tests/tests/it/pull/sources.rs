@@ -2,6 +2,7 @@
 
 use cache_tests::split_hint;
 use std::fs;
+use std::os::unix::net::UnixListener;
 
 use crate::fixtures::closure_fixture::{Fixture, path_in_root};
 
@@ -106,6 +107,36 @@ fn a_missing_reference_is_named_with_a_path_that_needs_it() {
         }
     }
     fixture.assert_nothing_below("out");
+}
+
+/// A file that another user put in the place of a lock is neither waited for nor followed.
+#[test]
+fn a_planted_lock_is_an_error_and_a_planted_temporary_file_is_removed() {
+    let fixture = published();
+    let pull = "timeout 60 s3-pull -r --root out \"file://$PWD/cache\" \"$TOP\"";
+    let planted = [
+        ("mkfifo LOCK", "a FIFO"),
+        ("mkdir LOCK", "a directory"),
+        ("ln -s ../../../victim LOCK", "a symbolic link"),
+        ("ln -s missing LOCK", "a symbolic link"),
+        ("socket", "a socket"),
+    ];
+    for (plant, kind) in planted {
+        let lock = "out/nix/store/.s3-pull-old.lock";
+        let plant = plant.replace("LOCK", lock);
+        if plant == "socket" {
+            drop(UnixListener::bind(fixture.path(lock)).unwrap());
+        } else {
+            fixture.scratch.sh(&format!("mkdir -p out/nix/store; echo victim > victim; {plant}")).ok();
+        }
+        let stderr = fixture.scratch.sh(pull).fails(2);
+        assert!(stderr.contains(lock) && stderr.contains(kind) && stderr.contains("hint: remove "), "{kind}: {stderr}");
+        assert_eq!(fixture.scratch.sh(&format!("rm -r {lock}; cat victim")).ok(), "victim");
+    }
+    fixture.scratch.sh("cd out/nix/store; touch .s3-pull-old.lock; ln -s \"$PWD/../../../root\" .s3-pull-old-link; mkfifo .s3-pull-old-fifo").ok();
+    fixture.scratch.sh(pull).ok();
+    fixture.assert_trees("out");
+    assert_eq!(fixture.scratch.sh("find out -name '.s3-pull-*'; ls root/nix/store | wc -l").ok(), "3");
 }
 
 #[test]
