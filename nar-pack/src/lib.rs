@@ -11,6 +11,7 @@
 //! | [`export`] | the export stream of `nix-store --export` |
 //! | [`references`] | scanning for references, sorting by references |
 //! | [`path_info`] | metadata from `nix path-info --json` or an installed Nix |
+//! | [`root_dir`] | directories below a root such as that of `--root`, without leaving it |
 //! | [`error`] | the error type of every tool, with exit code and hint |
 //! | [`process`] | `main` of every tool, messages on standard error |
 //! | [`redact`] | removal of control characters and secret keys from messages |
@@ -27,6 +28,7 @@ pub mod process;
 pub mod redact;
 pub mod references;
 pub mod regular_file;
+pub mod root_dir;
 mod run;
 pub mod stdio;
 pub mod store_path;
