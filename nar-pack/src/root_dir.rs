@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context as _, Error, Result};
@@ -255,6 +255,15 @@ impl Walk<'_> {
 
 fn cannot_open(path: &Path, error: Errno) -> Error {
     Error::failed(format!("cannot open {}: {}", path.display(), std::io::Error::from(error)))
+}
+
+/// Opens the directory that contains `path`, so that `path` can be used as a name relative to it from then on. Returns
+/// none for a path without a last name, such as `/` or `..`.
+pub(crate) fn open_parent(path: &Path) -> Result<Option<(OpenDir, &OsStr)>, Errno> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
+    let opened = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let fd = rustix::fs::openat(CWD, opened, TRAVERSE, Mode::empty())?;
+    Ok(Some((OpenDir::new(fd, parent.to_owned()), name)))
 }
 
 #[cfg(test)]

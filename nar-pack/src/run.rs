@@ -135,7 +135,7 @@ pub(crate) fn print_warning(warning: &str) {
 
 fn unpack(input: &mut impl BufRead, dir: &Path, case_hack: bool) -> Result {
     let exists = dir.symlink_metadata().is_ok();
-    let mut restorer = Restorer::new(dir);
+    let mut restorer = Restorer::new(dir)?;
     let parsed =
         if case_hack { nar::parse(input, &mut CaseHack::new(&mut restorer)) } else { nar::parse(input, &mut restorer) };
     let result = parsed.and_then(|_| expect_end(input));

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Cursor;
+use std::io::{self, BufReader, Cursor, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -357,10 +357,88 @@ fn a_small_file_that_changes_while_it_is_read_is_refused() {
                 file.write_all_at(b"x", 50_000).unwrap();
             }
         });
-        let error = (0..200_000).find_map(|_| dump(&path, &mut std::io::sink(), &mut |_| {}).err());
+        let error = (0..200_000).find_map(|_| dump(&path, &mut io::sink(), &mut |_| {}).err());
         done.store(true, Ordering::Relaxed);
         error
     });
     let error = error.unwrap();
     assert!(error.message().contains("changed while it was read") && error.exit_code() == 2, "{error}");
+}
+
+/// The reader calls this once, before it returns the rest of the NAR.
+struct ActBeforeTheRest<'a, F: FnMut()> {
+    first: Cursor<&'a [u8]>,
+    act: Option<F>,
+    rest: Cursor<&'a [u8]>,
+}
+
+impl<F: FnMut()> Read for ActBeforeTheRest<'_, F> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.first.read(buf)?;
+        if read > 0 || buf.is_empty() {
+            return Ok(read);
+        }
+        if let Some(mut act) = self.act.take() {
+            act();
+        }
+        self.rest.read(buf)
+    }
+}
+
+/// Restores a NAR as `d/t`, calls `act` when half of it has been read, and returns the result. `victim/t/a/f` exists.
+fn restore_with(packed: &[u8], act: impl FnMut(&Path)) -> (tempfile::TempDir, nar_pack::error::Result<u64>) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("d")).unwrap();
+    fs::create_dir_all(dir.path().join("victim/t/a")).unwrap();
+    fs::write(dir.path().join("victim/t/a/f"), "precious").unwrap();
+    let (first, rest) = packed.split_at(packed.len() / 2);
+    let (path, mut act) = (dir.path().to_owned(), act);
+    let act = Some(|| act(&path));
+    let input = ActBeforeTheRest { first: Cursor::new(first), act, rest: Cursor::new(rest) };
+    let result = restore(&mut BufReader::with_capacity(1, input), &dir.path().join("d/t"));
+    let contents = fs::read_to_string(dir.path().join("victim/t/a/f"));
+    assert_eq!(contents.unwrap(), "precious", "a file elsewhere was changed: {result:?}");
+    assert_eq!(fs::read_dir(dir.path().join("victim/t/a")).unwrap().count(), 1, "files were written elsewhere");
+    (dir, result)
+}
+
+fn nested_tree() -> Vec<u8> {
+    let file = || Tree::File { executable: false, contents: vec![b'x'; 1000] };
+    let inner = Tree::Directory((0..20).map(|index| (format!("f{index}").into_bytes(), file())).collect());
+    expected(&Tree::Directory([(b"a".to_vec(), inner)].into()))
+}
+
+#[test]
+fn a_directory_that_a_link_replaces_while_a_nar_is_restored_leads_nowhere_else() {
+    let packed = nested_tree();
+    let replace = |name: &'static str| {
+        move |dir: &Path| {
+            fs::rename(dir.join(name), dir.join("moved")).unwrap();
+            let victim = dir.join("victim").join(name.strip_prefix("d/").unwrap_or_default());
+            symlink(victim, dir.join(name)).unwrap();
+        }
+    };
+    let truncated = &packed[..packed.len() - 8];
+    // The parent of the tree: the tree is completed, or removed, in the directory that was moved.
+    let (dir, result) = restore_with(&packed, replace("d"));
+    result.unwrap();
+    assert!(pack(&dir.path().join("moved/t")) == packed);
+    remove_tree(&dir.path().join("moved/t")).unwrap();
+    let (dir, result) = restore_with(truncated, replace("d"));
+    assert!(result.unwrap_err().is_refusal());
+    assert_eq!(fs::read_dir(dir.path().join("moved")).unwrap().count(), 0);
+    // The tree itself: it is not in its place at the end.
+    for packed in [&packed, truncated] {
+        let (dir, result) = restore_with(packed, replace("d/t"));
+        let error = result.unwrap_err();
+        assert!(error.message().contains("d/t was moved or replaced while it was unpacked"), "{error}");
+        assert!(dir.path().join("d/t").symlink_metadata().unwrap().is_symlink());
+        remove_tree(&dir.path().join("moved")).unwrap();
+    }
+    // A directory in it.
+    let (dir, result) = restore_with(&packed, replace("d/t/a"));
+    result.unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("moved")).unwrap().count(), 20);
+    remove_tree(&dir.path().join("moved")).unwrap();
+    remove_tree(&dir.path().join("d/t")).unwrap();
 }

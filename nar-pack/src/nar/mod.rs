@@ -19,10 +19,10 @@ mod write_listing;
 
 pub use case_hack::CaseHack;
 pub use cat::{Cat, cat};
-pub use dump::dump;
+pub use dump::{dump, dump_in};
 pub use parse::parse;
 pub use read_listing::{Listing, ListingEntry};
-pub use restore::{Restorer, remove_tree, restore};
+pub use restore::{Restorer, remove_tree, remove_tree_in, restore};
 pub use tee::Tee;
 pub use visitor::{Skip, Visitor};
 pub use write_listing::{Lister, list};

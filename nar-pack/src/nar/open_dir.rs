@@ -2,29 +2,25 @@
 //! is followed and no path is resolved twice; the threads at work in a directory share it.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::CWD;
 
-/// An open directory, closed when the last thread has finished its work there.
-pub(super) struct OpenDir {
-    pub(super) fd: OwnedFd,
-    pub(super) path: PathBuf,
-}
+use crate::root_dir::OpenDir;
 
-/// The directory that a name is relative to; none for the root of the tree.
+/// The directory that a name is relative to; none for the working directory.
 pub(super) type Parent = Option<Arc<OpenDir>>;
 
 pub(super) fn fd_of(parent: &Parent) -> BorrowedFd<'_> {
-    parent.as_ref().map_or(CWD, |dir| dir.fd.as_fd())
+    parent.as_ref().map_or(CWD, |dir| dir.as_fd())
 }
 
 pub(super) fn path_of(parent: &Parent, name: &[u8]) -> PathBuf {
     let name = OsStr::from_bytes(name);
-    parent.as_ref().map_or_else(|| PathBuf::from(name), |dir| dir.path.join(name))
+    parent.as_ref().map_or_else(|| PathBuf::from(name), |dir| dir.path().join(name))
 }
 
 /// Locks a mutex that a panicked thread may have poisoned: the panic is reported when the thread is joined.

@@ -106,7 +106,7 @@ async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<Unpac
     let unpacked = tokio::task::spawn_blocking(move || {
         let (narinfo, options) = (&candidate.narinfo, context.options);
         let temporary = context.staging.temporary(&narinfo.path);
-        let mut restorer = Restorer::new(&temporary);
+        let mut restorer = Restorer::new(&temporary)?;
         let body = Cancellable { inner: body.into_reader(), cancelled: &context.cancelled };
         let result = if options.case_hack {
             fetch::verify_nar(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))

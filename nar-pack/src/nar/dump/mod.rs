@@ -9,16 +9,18 @@
 mod leaf;
 mod walk;
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::mem::replace;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use self::walk::Walk;
 use super::open_dir::lock;
 use crate::error::{Error, Result};
+use crate::root_dir::OpenDir;
 
 /// Size of a chunk of the NAR that a reader passes to the writer, in bytes. A larger file is read in chunks of this size.
 const CHUNK_SIZE: usize = 512 * 1024;
@@ -38,7 +40,23 @@ const MAX_CHUNKS_AHEAD: usize = 2;
 /// Fails if a file cannot be read, is neither a regular file, a directory nor a symbolic link, or is seen to change while
 /// it is read; the error names it. The NAR is then truncated.
 pub fn dump(path: &Path, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Result {
-    let mut walk = Walk::new(path)?;
+    write_walk(Walk::new(None, path.as_os_str())?, out, warn)
+}
+
+/// Writes the entry `name` of an open directory as a NAR, as [`dump`] does.
+///
+/// # Errors
+/// As [`dump`].
+pub fn dump_in(
+    dir: &Arc<OpenDir>,
+    name: impl AsRef<OsStr>,
+    out: &mut impl Write,
+    warn: &mut impl FnMut(&str),
+) -> Result {
+    write_walk(Walk::new(Some(Arc::clone(dir)), name.as_ref())?, out, warn)
+}
+
+fn write_walk(mut walk: Walk, out: &mut impl Write, warn: &mut impl FnMut(&str)) -> Result {
     let mut buf = Vec::with_capacity(CHUNK_SIZE);
     // A tree of few entries does not justify a thread.
     while let Some(batch) = walk.next()? {

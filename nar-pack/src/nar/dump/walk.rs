@@ -4,7 +4,6 @@
 use std::ffi::{CString, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
@@ -13,8 +12,9 @@ use rustix::io::Errno;
 use super::leaf::Leaf;
 use super::{CHUNK_SIZE, pack_error};
 use crate::error::Result;
-use crate::nar::open_dir::{OpenDir, Parent, fd_of, path_of};
+use crate::nar::open_dir::{Parent, fd_of, path_of};
 use crate::nar::{CASE_HACK, MAGIC, MAX_DEPTH, push_string};
+use crate::root_dir::OpenDir;
 
 /// Maximum number of files and symbolic links in a batch.
 const MAX_LEAVES_PER_BATCH: usize = 128;
@@ -23,8 +23,8 @@ const DIRECTORY_BUFFER_SIZE: usize = 32 * 1024;
 
 /// A position in the tree.
 pub(super) struct Walk {
-    /// The root, until it is visited.
-    root: Option<CString>,
+    /// The root of the tree and the directory that it is in, until it is visited.
+    root: Option<(Parent, CString)>,
     /// The directories from the root to the current one, each with the entries that remain.
     stack: Vec<(Arc<OpenDir>, std::vec::IntoIter<Entry>)>,
     directory_buffer: Vec<u8>,
@@ -44,11 +44,11 @@ pub(super) struct Batch {
 }
 
 impl Walk {
-    pub(super) fn new(path: &Path) -> Result<Self> {
-        let root =
-            CString::new(path.as_os_str().as_bytes()).map_err(|_| pack_error(path, "the path contains a NUL byte"))?;
+    pub(super) fn new(parent: Parent, name: &OsStr) -> Result<Self> {
+        let root = CString::new(name.as_bytes())
+            .map_err(|_| pack_error(&path_of(&parent, name.as_bytes()), "the path contains a NUL byte"))?;
         let directory_buffer = Vec::with_capacity(DIRECTORY_BUFFER_SIZE);
-        Ok(Self { root: Some(root), stack: Vec::new(), directory_buffer })
+        Ok(Self { root: Some((parent, root)), stack: Vec::new(), directory_buffer })
     }
 
     /// Returns whether the entries that are known to remain do not justify starting threads.
@@ -59,9 +59,9 @@ impl Walk {
     /// Returns the next batch; none at the end of the tree.
     pub(super) fn next(&mut self) -> Result<Option<Batch>> {
         let mut batch = Batch::default();
-        if let Some(root) = self.root.take() {
+        if let Some((parent, root)) = self.root.take() {
             push_string(&mut batch.strings, MAGIC);
-            self.visit_node(&mut batch, None, Entry { name: root, kind: FileType::Unknown })?;
+            self.visit_node(&mut batch, parent, Entry { name: root, kind: FileType::Unknown })?;
         }
         while batch.leaves.len() < MAX_LEAVES_PER_BATCH && batch.strings.len() < CHUNK_SIZE {
             let Some((dir, entries)) = self.stack.last_mut() else { break };
@@ -82,7 +82,7 @@ impl Walk {
     fn visit_entry(&mut self, batch: &mut Batch, dir: Arc<OpenDir>, entry: Entry) -> Result {
         let name = entry.name.as_bytes();
         if name.windows(CASE_HACK.len()).any(|window| window == CASE_HACK) {
-            let path = dir.path.join(OsStr::from_bytes(name));
+            let path = dir.path().join(OsStr::from_bytes(name));
             batch.warnings.push(format!("{}: Lix refuses file names that contain ~nix~case~hack~", path.display()));
         }
         for string in [b"entry".as_slice(), b"(", b"name", name, b"node"] {
@@ -107,7 +107,7 @@ impl Walk {
             kind => kind,
         };
         if kind != FileType::Directory {
-            let is_entry = parent.is_some();
+            let is_entry = !self.stack.is_empty();
             batch.leaves.push((batch.strings.len(), Leaf { parent, name, kind }));
             if is_entry {
                 batch.close_parenthesis();
@@ -117,7 +117,7 @@ impl Walk {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(fd_of(&parent), &name, flags, Mode::empty()).map_err(errno)?;
         let entries = self.read_entries(&fd).map_err(errno)?;
-        let dir = OpenDir { fd, path: path_of(&parent, name.as_bytes()) };
+        let dir = OpenDir::new(fd, path_of(&parent, name.as_bytes()));
         for string in [b"(".as_slice(), b"type", b"directory"] {
             push_string(&mut batch.strings, string);
         }

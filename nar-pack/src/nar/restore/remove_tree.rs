@@ -1,5 +1,6 @@
 //! Removes a restored tree, whose directories are not writable.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -8,13 +9,27 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::root_dir::OpenDir;
 
 /// Removes a tree, also if its directories lack write permission, as those of store objects do. Follows no symbolic link.
 ///
 /// # Errors
 /// Fails if the file system refuses. A tree that does not exist is not an error.
 pub fn remove_tree(path: &Path) -> Result {
-    match remove_at(CWD, path.as_os_str().as_bytes()) {
+    remove_from(CWD, path.as_os_str(), path)
+}
+
+/// Removes the entry `name` of an open directory, as [`remove_tree`] does.
+///
+/// # Errors
+/// As [`remove_tree`].
+pub fn remove_tree_in(dir: &OpenDir, name: impl AsRef<OsStr>) -> Result {
+    remove_from(dir.as_fd(), name.as_ref(), &dir.path().join(name.as_ref()))
+}
+
+/// Removes an entry of a directory. `path` is for the error.
+pub(super) fn remove_from(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result {
+    match remove_at(parent, name.as_bytes()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => {
             let error = std::io::Error::from(error);

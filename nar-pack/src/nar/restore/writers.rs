@@ -16,7 +16,8 @@ use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::nar::open_dir::{OpenDir, Parent, lock, path_of};
+use crate::nar::open_dir::{Parent, lock, path_of};
+use crate::root_dir::OpenDir;
 
 /// Maximum size of a batch in bytes. A larger file is written by the thread that reads the NAR.
 pub(super) const MAX_BATCH_SIZE: usize = 256 * 1024;
@@ -74,22 +75,15 @@ pub(super) fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
 }
 
 pub(super) fn unpack_error(parent: &Parent, name: &[u8], error: Errno) -> Error {
-    let path = path_of(parent, name);
-    // The directory is new, and the parser refuses duplicate names.
-    if error == Errno::EXIST && parent.is_some() {
-        let reason = "the file system does not distinguish this name from another name in the NAR";
-        return Error::refused(format!("cannot unpack {}: {reason}", path.display()))
-            .with_hint("pass --case-hack to rename files whose names differ only in case");
-    }
-    Error::failed(format!("cannot unpack {}: {}", path.display(), std::io::Error::from(error)))
+    Error::failed(format!("cannot unpack {}: {}", path_of(parent, name).display(), std::io::Error::from(error)))
 }
 
 /// Drops a reference to a directory. With the last one, the directory gets the mode and the time of a store object.
 pub(super) fn release_dir(parent: Parent) -> Result {
     let Some(dir) = parent.and_then(Arc::into_inner) else { return Ok(()) };
-    let result = rustix::fs::fchmod(&dir.fd, Mode::from_raw_mode(0o555));
-    let result = result.and_then(|()| rustix::fs::futimens(&dir.fd, &MTIME));
-    result.map_err(|error| unpack_error(&None, dir.path.as_os_str().as_encoded_bytes(), error))
+    let result = rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o555));
+    let result = result.and_then(|()| rustix::fs::futimens(&dir, &MTIME));
+    result.map_err(|error| unpack_error(&None, dir.path().as_os_str().as_encoded_bytes(), error))
 }
 
 struct SmallFile {
