@@ -1,25 +1,20 @@
 //! The download of one path into its temporary directory. It moves on to the next cache when one has no good copy, and
 //! distinguishes errors of the path, after which others can still be unpacked, from errors of the root.
 
-use std::io::{self, BufWriter, Read};
-use std::path::Path;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::nar::{CaseHack, Restorer, dump};
-use narinfo_gen::hash::Hasher;
+use nar_pack::nar::CaseHack;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::retry::Backoff;
 
 use super::UnpackContext;
 use crate::fetch;
 use crate::sources::{Alternatives, Candidate};
-use crate::staging::exists;
+use crate::staging::Staging;
 use s3_push::remote::transfer::Body;
-
-/// Size of the buffer in front of the hash function, in bytes.
-const HASH_BUFFER_SIZE: usize = 256 * 1024;
 
 /// The result of a download.
 pub(super) enum FetchedPath {
@@ -42,10 +37,11 @@ pub(super) async fn fetch_path(
     context: &Arc<UnpackContext>,
     candidate: Arc<Candidate>,
 ) -> Result<FetchedPath, UnpackError> {
-    let target = context.staging.place(&candidate.narinfo.path);
-    if exists(&target) {
+    let narinfo = &candidate.narinfo;
+    if context.staging.is_present(&narinfo.path) {
         if context.options.verify_existing {
-            let verified = tokio::task::spawn_blocking(move || verify_existing(&target, &candidate.narinfo)).await;
+            let (context, narinfo) = (Arc::clone(context), narinfo.clone());
+            let verified = tokio::task::spawn_blocking(move || verify_existing(&context.staging, &narinfo)).await;
             let panicked = |_| UnpackError::OfRoot(Error::failed("internal error: verification task panicked"));
             verified.map_err(panicked)?.map_err(UnpackError::OfPath)?;
         }
@@ -67,20 +63,19 @@ pub(super) async fn fetch_path(
 }
 
 /// Refuses a path that is present with different contents.
-fn verify_existing(target: &Path, narinfo: &NarInfo) -> Result {
+fn verify_existing(staging: &Staging, narinfo: &NarInfo) -> Result {
+    let place = staging.place(&narinfo.path);
+    let place = place.display();
     let refused = |message: String| {
         Error::refused(format!("{}: {message}; it was not changed", narinfo.full_path()))
-            .with_hint(format!("remove {} and run s3-pull again to replace it", target.display()))
+            .with_hint(format!("remove {place} and run s3-pull again to replace it"))
     };
-    let mut hasher = BufWriter::with_capacity(HASH_BUFFER_SIZE, Hasher::default());
-    dump(target, &mut hasher, &mut |_| {}).map_err(|error| refused(error.message().to_owned()))?;
-    let hasher = hasher.into_inner().map_err(|error| Error::from(error.into_error()))?;
-    let (found, _) = hasher.finish();
-    if found == narinfo.nar_hash {
+    let found = staging.nar_hash(&narinfo.path).map_err(|error| refused(error.message().to_owned()))?;
+    let expected = narinfo.nar_hash;
+    if found == expected {
         return Ok(());
     }
-    let expected = narinfo.nar_hash;
-    Err(refused(format!("{} has different contents: expected NarHash {expected}, found {found}", target.display())))
+    Err(refused(format!("{place} has different contents: expected NarHash {expected}, found {found}")))
 }
 
 /// Unpacks a path from one cache. An interrupted download is retried.
@@ -105,15 +100,14 @@ async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<Unpac
     let (candidate, context) = (Arc::clone(candidate), Arc::clone(context));
     let unpacked = tokio::task::spawn_blocking(move || {
         let (narinfo, options) = (&candidate.narinfo, context.options);
-        let temporary = context.staging.temporary(&narinfo.path);
-        let mut restorer = Restorer::new(&temporary)?;
+        let mut restorer = context.staging.restorer(&narinfo.path);
         let body = Cancellable { inner: body.into_reader(), cancelled: &context.cancelled };
         let result = if options.case_hack {
             fetch::verify_nar(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
         } else {
             fetch::verify_nar(body, narinfo, &mut restorer, |_| Ok(()))
         };
-        let result = result.and_then(|()| options.owner.map_or(Ok(()), |owner| owner.apply(&temporary)));
+        let result = result.and_then(|()| options.owner.map_or(Ok(()), |owner| context.staging.set_owner(&narinfo.path, owner)));
         if result.is_err() {
             restorer.abort().context(|| narinfo.full_path())?;
         }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nar_pack::error::{Error, Result};
-use nar_pack::nar::remove_tree;
 use nar_pack::store_path::StorePath;
 use tokio::task::JoinSet;
 
@@ -148,7 +147,7 @@ impl<'a> Scheduler<'a> {
     fn handle_download(&mut self, (path, result): Download) -> Result {
         let Some(State::Pending { candidate, missing, unpacked }) = self.states.get_mut(&path) else {
             // One of its references was refused during the download.
-            return remove_tree(&self.context.staging.temporary(&path));
+            return self.context.staging.remove_temporary(&path);
         };
         match result {
             Ok(FetchedPath::Present) => {
@@ -246,7 +245,7 @@ impl<'a> Scheduler<'a> {
     fn discard(&mut self, path: &StorePath) -> Result<bool> {
         let before = self.states.insert(path.clone(), State::Refused);
         if let Some(State::Pending { unpacked: true, .. }) = before {
-            remove_tree(&self.context.staging.temporary(path))?;
+            self.context.staging.remove_temporary(path)?;
         }
         Ok(!matches!(before, Some(State::Refused)))
     }
