@@ -13,6 +13,7 @@
 //! | [`unpack`] | paths under a root: the order in which they are published, and the download of each |
 //! | [`staging`] | temporary directories, and the rename that publishes a path |
 //! | [`streams`] | NAR, export stream and cache archive on standard output |
+//! | [`extras`] | the other objects of a cache archive |
 //! | [`cat`] | one file of a path on standard output |
 //! | [`refusals`] | errors of paths, counted by their cause |
 //! | [`report`] | the result of each path, and the summary |
@@ -20,6 +21,7 @@
 pub mod cat;
 pub mod cli;
 pub mod closure;
+pub mod extras;
 pub mod fetch;
 pub mod mode;
 pub mod refusals;

@@ -58,7 +58,9 @@ fn execute(runtime: &Handle, request: Request) -> Result {
         Mode::Unpack { root, options, json } => {
             runtime.block_on(unpack_under(&root, options, json, verbosity, walk, &sources))
         }
-        Mode::Write(format) => write(runtime, &sources, &format, walk, is_closed, verbosity),
+        Mode::Write(format) => {
+            write(runtime, &sources, &format, walk, is_closed, verbosity)
+        }
     }
 }
 
@@ -125,7 +127,9 @@ fn write_candidates(
             text.into_inner().finish()
         }
         Format::Export => streams::export(runtime, sources, candidates, stdio::stdout(Some("the export stream"))?),
-        Format::Archive => streams::archive(runtime, sources, candidates, stdio::stdout(Some("the cache archive"))?),
+        Format::Archive(kinds) => {
+            streams::archive(runtime, sources, candidates, *kinds, stdio::stdout(Some("the cache archive"))?)
+        }
         Format::Nar => candidates.iter().try_for_each(|candidate| {
             let mut out = stdio::stdout(Some("the NAR"))?;
             streams::nar(runtime, sources, candidate, &mut out)?;

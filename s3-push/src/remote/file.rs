@@ -89,6 +89,35 @@ impl Directory {
         })
         .await
     }
+    /// Returns all keys that begin with `prefix`, which ends with a slash; sorted.
+    pub(super) async fn list_keys(&self, prefix: &str) -> Result<Vec<String>> {
+        let (path, prefix) = (self.path.clone(), prefix.to_owned());
+        blocking(move || {
+            let (mut keys, mut directories) = (Vec::new(), vec![prefix]);
+            while let Some(directory) = directories.pop() {
+                let listing = || format!("listing {}", path.join(&directory).display());
+                let entries = match std::fs::read_dir(path.join(&directory)) {
+                    Ok(entries) => entries,
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error).context(listing),
+                };
+                for entry in entries {
+                    let entry = entry.context(listing)?;
+                    // A name that is not text is not that of an object.
+                    let Ok(name) = entry.file_name().into_string() else { continue };
+                    // A symbolic link to a directory is not followed: it may lead back here.
+                    if entry.file_type().context(listing)?.is_dir() {
+                        directories.push(format!("{directory}{name}/"));
+                    } else {
+                        keys.push(format!("{directory}{name}"));
+                    }
+                }
+            }
+            keys.sort_unstable();
+            Ok(keys)
+        })
+        .await
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

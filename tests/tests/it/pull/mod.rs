@@ -1,6 +1,7 @@
 //! s3-pull: caches and protocols that it reads, its output, and what it refuses.
 
 mod lying_server;
+mod mirror;
 mod root;
 mod sources;
 mod streams;
