@@ -12,6 +12,7 @@ use s3_push::remote::progress::Verbosity;
 use serde_json::json;
 
 use crate::TOOL;
+use crate::interrupts;
 use crate::refusals::Refusals;
 use crate::sources::{Candidate, RequestedPath, Sources};
 
@@ -147,6 +148,18 @@ impl Report {
             out.flush()?;
         }
         Ok(())
+    }
+
+    /// Returns the error of a pull that a signal ended: what is complete, and how to continue. `signal` is what the signal
+    /// did.
+    #[must_use]
+    pub fn interruption(&self, signal: &str) -> Error {
+        let Counts { found, fetched, present, .. } = self.counts;
+        let complete = fetched + present;
+        Error::failed(format!(
+            "{signal}: {complete} of {found} paths found so far are complete ({fetched} fetched, {present} already present)"
+        ))
+        .with_hint(interrupts::HINT)
     }
 
     /// Prints the refusals; for a pull that was aborted by another error.

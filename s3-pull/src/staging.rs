@@ -18,11 +18,14 @@ use nar_pack::regular_file;
 use nar_pack::root_dir::{LeavingLinks, OpenDir, RootDir};
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::hash::{Hasher, Sha256};
+use narinfo_gen::narinfo::NarInfo;
 use rustix::fs::{
     AtFlags, Dir, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid, chownat, flock, fstat, openat, renameat,
     renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
+
+use crate::partial_nar::{PartialNar, remove_abandoned};
 
 const PREFIX: &str = ".s3-pull-";
 const LOCK: &str = ".lock";
@@ -143,6 +146,14 @@ impl Staging {
         Ok(Some(Self { dir: Arc::clone(dir), run, _lock: lock }))
     }
 
+    /// Opens the file in which the download of a NAR can be continued, if it can be (see [`PartialNar::open`]).
+    ///
+    /// # Errors
+    /// As [`PartialNar::open`].
+    pub fn open_partial(&self, narinfo: &NarInfo) -> Result<Option<Arc<PartialNar>>> {
+        PartialNar::open(&self.dir, narinfo).map(|partial| partial.map(Arc::new))
+    }
+
     /// Returns whether a path is at its final location.
     #[must_use]
     pub fn is_present(&self, path: &StorePath) -> bool {
@@ -237,7 +248,9 @@ pub fn is_present(dir: &OpenDir, path: &StorePath) -> bool {
 }
 
 fn remove_stale(dir: &OpenDir) -> Result {
-    for name in staging_names(dir)? {
+    let names = staging_names(dir)?;
+    remove_abandoned(dir, &names);
+    for name in names {
         let Some(run) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(LOCK)) else { continue };
         match regular_file::open_at(dir, &name, OFlags::RDONLY).map_err(Error::from) {
             Ok(lock) if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() => remove_run(dir, run)?,
@@ -265,7 +278,7 @@ fn remove_run(dir: &OpenDir, run: &str) -> Result {
     }
 }
 
-/// Returns the names of all temporary directories and locks in a store directory.
+/// Returns the names of all temporary directories, locks and partial downloads in a store directory.
 fn staging_names(dir: &OpenDir) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir).map_err(io::Error::from)? {

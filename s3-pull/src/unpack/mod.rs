@@ -16,6 +16,7 @@ use nar_pack::root_dir::OpenDir;
 use tokio::sync::mpsc;
 
 use crate::closure::{ClosureWalk, Lookup, ResolvedClosure};
+use crate::interrupts::Interrupts;
 use crate::report::{Report, Status};
 use crate::sources::Sources;
 use crate::staging::{Owner, Staging, is_present, open_existing};
@@ -75,10 +76,20 @@ pub async fn unpack(
     let sources = Arc::clone(sources);
     let context =
         Arc::new(UnpackContext { sources, staging, options, cancelled: AtomicBool::new(false), _alive: alive });
-    let result = Scheduler::new(Arc::clone(&context), report).run(walk).await;
+    let mut interrupts = Interrupts::listen()?;
+    let finished = tokio::select! {
+        result = Scheduler::new(Arc::clone(&context), report).run(walk) => Ok(result),
+        signal = interrupts.next() => Err(signal),
+    };
+    let result = finished.unwrap_or_else(|signal| Err(report.interruption(signal)));
     context.cancelled.store(true, Ordering::Relaxed);
     drop(context);
-    let _ = tokio::time::timeout(CANCEL_TIMEOUT, all_dropped.recv()).await;
+    // A second signal ends the wait.
+    tokio::select! {
+        _ = all_dropped.recv() => {}
+        _ = interrupts.next() => {}
+        () = tokio::time::sleep(CANCEL_TIMEOUT) => {}
+    }
     result
 }
 

@@ -12,9 +12,10 @@ use s3_push::remote::retry::Backoff;
 
 use super::UnpackContext;
 use crate::fetch;
+use crate::partial_nar::{PartialNar, PartialReader};
 use crate::sources::{Alternatives, Candidate};
 use crate::staging::Staging;
-use s3_push::remote::transfer::Body;
+use s3_push::remote::transfer::{AbortOnDrop, Body, ResumePoint};
 
 /// The result of a download.
 pub(super) enum FetchedPath {
@@ -44,6 +45,10 @@ pub(super) async fn fetch_path(
             let verified = tokio::task::spawn_blocking(move || verify_existing(&context.staging, &narinfo)).await;
             let panicked = |_| UnpackError::OfRoot(Error::failed("internal error: verification task panicked"));
             verified.map_err(panicked)?.map_err(UnpackError::OfPath)?;
+        }
+        // Another pull has completed what an earlier one began.
+        if let Ok(Some(partial)) = context.staging.open_partial(narinfo) {
+            partial.remove();
         }
         return Ok(FetchedPath::Present);
     }
@@ -78,36 +83,98 @@ fn verify_existing(staging: &Staging, narinfo: &NarInfo) -> Result {
     Err(refused(format!("{place} has different contents: expected NarHash {expected}, found {found}")))
 }
 
-/// Unpacks a path from one cache. An interrupted download is retried.
+/// Unpacks a path from one cache. An interrupted download is retried, and continued where it stopped if the NAR is
+/// large.
 async fn download(context: &Arc<UnpackContext>, candidate: &Arc<Candidate>) -> Result<(), UnpackError> {
     let mut backoff = Backoff::new(context.sources.remote(candidate).max_attempts());
+    let partial = context.staging.open_partial(&candidate.narinfo).map_err(UnpackError::OfRoot)?;
     loop {
-        let body = fetch::open_nar(&context.sources, candidate).await.map_err(UnpackError::OfPath)?;
-        let broken = Arc::clone(&body.broken);
-        let Err(error) = unpack_body(body, candidate, context).await else { return Ok(()) };
-        let broken = broken.load(Ordering::Acquire);
-        if broken && backoff.next_attempt().await {
+        let from = partial.as_ref().and_then(|partial| partial.resume_point());
+        let nar = open(context, candidate, partial.as_ref(), from.as_ref()).await.map_err(|error| {
+            // Nothing to continue, or nothing to continue with.
+            if let Some(partial) = partial.as_ref().filter(|_| from.is_none() || error.is_refusal()) {
+                partial.remove();
+            }
+            UnpackError::OfPath(error)
+        })?;
+        // Dropped with this task when the pull is aborted.
+        let OpenNar { reader, broken, is_resumed, abort: _abort } = nar;
+        let result = unpack_nar(reader, candidate, context).await;
+        let is_broken = broken.load(Ordering::Acquire);
+        match (&result, &partial) {
+            (Err(_), Some(partial))
+                if (is_broken || context.cancelled.load(Ordering::Relaxed)) && partial.resume_point().is_some() => {}
+            // The bytes of the earlier download may be the bad ones.
+            (Err(error), Some(partial)) if is_resumed && error.is_refusal() => {
+                partial.clear();
+                continue;
+            }
+            (_, Some(partial)) => partial.remove(),
+            (_, None) => {}
+        }
+        let Err(error) = result else { return Ok(()) };
+        if is_broken && backoff.next_attempt().await {
             continue;
         }
-        return Err(if broken || error.is_refusal() { UnpackError::OfPath(error) } else { UnpackError::OfRoot(error) });
+        return Err(if is_broken || error.is_refusal() {
+            UnpackError::OfPath(error)
+        } else {
+            UnpackError::OfRoot(error)
+        });
     }
 }
 
-/// Unpacks a body into the temporary directory of its path. When this returns the path has been verified, or nothing of
+/// A compressed NAR whose download has started.
+struct OpenNar {
+    reader: Box<dyn Read + Send>,
+    /// Set if the download was interrupted.
+    broken: Arc<AtomicBool>,
+    /// Whether its first bytes are those of an earlier download.
+    is_resumed: bool,
+    /// Aborts the transfer when it is dropped.
+    abort: Option<AbortOnDrop>,
+}
+
+/// Starts or continues the download of a NAR.
+async fn open(
+    context: &UnpackContext,
+    candidate: &Candidate,
+    partial: Option<&Arc<PartialNar>>,
+    from: Option<&ResumePoint>,
+) -> Result<OpenNar> {
+    if let (Some(partial), Some(from)) = (partial, from)
+        && let Some(resumed) = fetch::resume_nar(&context.sources, candidate, from).await?
+    {
+        let broken = resumed.as_ref().map(|body| Arc::clone(&body.broken)).unwrap_or_default();
+        let abort = resumed.as_ref().map(Body::abort_on_drop);
+        let reader = PartialReader::resumed(Arc::clone(partial), from, resumed.map(Body::into_reader));
+        return Ok(OpenNar { reader: Box::new(reader), broken, is_resumed: true, abort });
+    }
+    let mut body = fetch::open_nar(&context.sources, candidate).await?;
+    let (broken, etag, abort) = (Arc::clone(&body.broken), body.etag.take(), Some(body.abort_on_drop()));
+    let reader: Box<dyn Read + Send> = match partial {
+        Some(partial) => Box::new(PartialReader::started(Arc::clone(partial), etag.as_deref(), body.into_reader())),
+        None => Box::new(body.into_reader()),
+    };
+    Ok(OpenNar { reader, broken, is_resumed: false, abort })
+}
+
+/// Unpacks a NAR into the temporary directory of its path. When this returns the path has been verified, or nothing of
 /// it is left.
-async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<UnpackContext>) -> Result {
+async fn unpack_nar(reader: Box<dyn Read + Send>, candidate: &Arc<Candidate>, context: &Arc<UnpackContext>) -> Result {
     let path = candidate.narinfo.full_path();
     let (candidate, context) = (Arc::clone(candidate), Arc::clone(context));
     let unpacked = tokio::task::spawn_blocking(move || {
         let (narinfo, options) = (&candidate.narinfo, context.options);
         let mut restorer = context.staging.restorer(&narinfo.path);
-        let body = Cancellable { inner: body.into_reader(), cancelled: &context.cancelled };
+        let body = Cancellable { inner: reader, cancelled: &context.cancelled };
         let result = if options.case_hack {
             fetch::verify_nar(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
         } else {
             fetch::verify_nar(body, narinfo, &mut restorer, |_| Ok(()))
         };
-        let result = result.and_then(|()| options.owner.map_or(Ok(()), |owner| context.staging.set_owner(&narinfo.path, owner)));
+        let result =
+            result.and_then(|()| options.owner.map_or(Ok(()), |owner| context.staging.set_owner(&narinfo.path, owner)));
         if result.is_err() {
             restorer.abort().context(|| narinfo.full_path())?;
         }

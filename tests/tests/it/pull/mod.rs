@@ -1,5 +1,6 @@
 //! s3-pull: caches and protocols that it reads, its output, and what it refuses.
 
+mod interrupted;
 mod lying_server;
 mod mirror;
 mod root;
