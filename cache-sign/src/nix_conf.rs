@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::regular_file;
 
 use crate::keys::PublicKey;
 
@@ -114,7 +115,7 @@ impl ParsedConf {
             let error = Error::refused(format!("{}: includes are nested too deeply", file.display()));
             return Err(error.with_hint("remove the include that leads back to the same file"));
         }
-        match read_regular_file(file) {
+        match regular_file::open(file).and_then(read_limited) {
             Ok(bytes) => self.parse_text(&String::from_utf8_lossy(&bytes), file, depth),
             Err(_) => Ok(()),
         }
@@ -197,14 +198,6 @@ fn default_files() -> Vec<PathBuf> {
         .or_else(|| non_empty("HOME").map(|home| Path::new(&home).join(".config")));
     files.extend(home.map(|home| home.join("nix/nix.conf")));
     files
-}
-
-/// Reads a regular file only, because a device or a FIFO may never end.
-fn read_regular_file(file: &Path) -> io::Result<Vec<u8>> {
-    if std::fs::metadata(file)?.is_file() {
-        return std::fs::File::open(file).and_then(read_limited);
-    }
-    Err(io::Error::other("not a regular file"))
 }
 
 fn read_limited(file: std::fs::File) -> io::Result<Vec<u8>> {

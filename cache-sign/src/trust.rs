@@ -150,12 +150,17 @@ impl TrustedKeys {
     /// Determines the status of `signature`, one of the signatures of the narinfo.
     #[must_use]
     pub fn signature_status(&self, narinfo: &NarInfo, signature: &str) -> SignatureStatus {
+        self.status_of(&narinfo.fingerprint(), signature)
+    }
+
+    /// Determines the status of a signature of a fingerprint.
+    #[must_use]
+    pub fn status_of(&self, fingerprint: &str, signature: &str) -> SignatureStatus {
         let mut named = self.keys.iter().filter(|key| key.name() == key_name(signature)).peekable();
         if named.peek().is_none() {
             return SignatureStatus::UnknownKey;
         }
-        let fingerprint = narinfo.fingerprint();
-        if named.any(|key| key.verifies(&fingerprint, signature)) {
+        if named.any(|key| key.verifies(fingerprint, signature)) {
             SignatureStatus::Valid
         } else {
             SignatureStatus::Wrong

@@ -16,6 +16,7 @@
 //! | [`error`] | the error type of every tool, with exit code and hint |
 //! | [`process`] | `main` of every tool, messages on standard error |
 //! | [`redact`] | removal of control characters and secret keys from messages |
+//! | [`regular_file`] | opening files that must be regular files |
 //! | [`stdio`] | standard input and output |
 
 pub mod cli;
@@ -28,6 +29,7 @@ pub mod path_info;
 pub mod process;
 pub mod redact;
 pub mod references;
+pub mod regular_file;
 pub mod root_dir;
 mod run;
 pub mod stdio;

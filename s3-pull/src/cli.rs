@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cache_sign::cli::TrustArgs;
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::mode::{DEFAULT_MAX_ATTEMPTS, parse_idle_timeout};
 use crate::staging::Owner;
@@ -72,6 +72,24 @@ pub struct Cli {
     /// Write a cache archive to standard output, for `s3-push` or `tar`
     #[arg(long, group = "output", help_heading = "Output")]
     pub archive: bool,
+
+    /// With --archive: include other objects of the paths: ls, log, debuginfo, realisations, or all
+    ///
+    /// Several kinds are separated by commas. A listing (ls) must match the NAR, a debug information link must name a file
+    /// in it, and a realisation must name a path of the archive and have no wrong signature by a trusted key. Build logs
+    /// cannot be checked. An object that is refused is left out, and the exit status is then 1. Realisations are found by
+    /// listing the cache (s3:// and file:// only).
+    #[arg(
+        long,
+        value_name = "KINDS",
+        value_enum,
+        value_delimiter = ',',
+        requires = "archive",
+        help_heading = "Output",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    pub with: Vec<ExtraKind>,
 
     /// Write the store paths to standard output, one per line
     #[arg(long, group = "output", help_heading = "Output")]
@@ -174,6 +192,21 @@ pub struct Cli {
     pub version: Option<bool>,
 }
 
+/// A kind of objects that an archive may contain besides NARs and narinfos.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExtraKind {
+    /// Listings.
+    Ls,
+    /// Build logs.
+    Log,
+    /// Debug information links.
+    Debuginfo,
+    /// Build trace entries.
+    Realisations,
+    /// All of them.
+    All,
+}
+
 const AFTER_HELP: &str = "\
 Example: s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello";
 
@@ -200,6 +233,7 @@ Examples:
   s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello  # without Nix
   s3-pull -r --export https://cache.example.org /nix/store/…-hello | nix-store --import
   s3-pull -r --archive s3://a /nix/store/…-hello | s3-push s3://b                 # mirror
+  s3-pull --all --with all --archive s3://a | s3-push s3://b                      # mirror of everything
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
 

@@ -11,7 +11,7 @@ use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::Threads;
 
 use crate::sources::{Alternatives, Candidate, Sources};
-use s3_push::remote::transfer::Body;
+use s3_push::remote::transfer::{Body, ResumePoint};
 
 /// The minimum size in bytes of a NAR that is decompressed on several threads.
 const MIN_PARALLEL_NAR_SIZE: u64 = 32 << 20;
@@ -36,6 +36,24 @@ pub async fn open_nar(sources: &Sources, candidate: &Candidate) -> Result<Body> 
             narinfo.full_path()
         ))),
         _ => Ok(body),
+    }
+}
+
+/// Continues the download of the NAR of a candidate. Returns none if it must start again, because the object is another
+/// one now or the cache does not support it, and no body if all bytes were received before.
+///
+/// # Errors
+/// Fails when the cache cannot be read.
+#[allow(clippy::option_option)] // the inner one is the body
+pub async fn resume_nar(sources: &Sources, candidate: &Candidate, from: &ResumePoint) -> Result<Option<Option<Body>>> {
+    let narinfo = &candidate.narinfo;
+    match narinfo.file_size {
+        Some(size) if size == from.position => Ok(Some(None)),
+        Some(size) if size > from.position => {
+            let body = sources.remote(candidate).get_from(&narinfo.url, from).await?;
+            Ok(body.filter(|body| body.size == Some(size)).map(Some))
+        }
+        _ => Ok(None),
     }
 }
 

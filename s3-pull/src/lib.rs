@@ -7,12 +7,15 @@
 //! | --- | --- |
 //! | [`cli`] | the command line |
 //! | [`mode`] | the command line as a typed request |
+//! | [`interrupts`] | SIGINT and SIGTERM |
 //! | [`sources`] | the caches in order of priority, and the lookup and verification of a narinfo |
 //! | [`closure`] | the walk through a closure |
 //! | [`fetch`] | the download and verification of one NAR |
 //! | [`unpack`] | paths under a root: the order in which they are published, and the download of each |
+//! | [`partial_nar`] | the files in which interrupted downloads are continued |
 //! | [`staging`] | temporary directories, and the rename that publishes a path |
 //! | [`streams`] | NAR, export stream and cache archive on standard output |
+//! | [`extras`] | the other objects of a cache archive |
 //! | [`cat`] | one file of a path on standard output |
 //! | [`refusals`] | errors of paths, counted by their cause |
 //! | [`report`] | the result of each path, and the summary |
@@ -20,8 +23,11 @@
 pub mod cat;
 pub mod cli;
 pub mod closure;
+pub mod extras;
 pub mod fetch;
+pub mod interrupts;
 pub mod mode;
+pub mod partial_nar;
 pub mod refusals;
 pub mod report;
 mod run;

@@ -15,7 +15,8 @@ use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::Access;
 use s3_push::remote::transfer::MAX_RANGES_AHEAD_IN_ALL;
 
-use crate::cli::Cli;
+use crate::cli::{Cli, ExtraKind};
+use crate::extras::ExtraKinds;
 use crate::unpack::UnpackOptions;
 
 // For cli.rs, which imports nothing but clap, other command lines and its own crate.
@@ -87,8 +88,8 @@ pub enum Format {
     Export,
     /// Narinfo text.
     Narinfo,
-    /// A cache archive.
-    Archive,
+    /// A cache archive, with other objects of these kinds.
+    Archive(ExtraKinds),
     /// A path list.
     List,
 }
@@ -206,8 +207,18 @@ fn mode(cli: &Cli, require_references: bool, file: String) -> Mode {
         None if cli.cat => Mode::Write(Format::Cat { file, unverified: cli.unverified }),
         None if cli.export => Mode::Write(Format::Export),
         None if cli.narinfo => Mode::Write(Format::Narinfo),
-        None if cli.archive => Mode::Write(Format::Archive),
+        None if cli.archive => Mode::Write(Format::Archive(extra_kinds(&cli.with))),
         None => Mode::Write(Format::List),
+    }
+}
+
+fn extra_kinds(with: &[ExtraKind]) -> ExtraKinds {
+    let has = |kind: ExtraKind| with.contains(&kind) || with.contains(&ExtraKind::All);
+    ExtraKinds {
+        listings: has(ExtraKind::Ls),
+        logs: has(ExtraKind::Log),
+        debug_info: has(ExtraKind::Debuginfo),
+        build_trace: has(ExtraKind::Realisations),
     }
 }
 

@@ -38,20 +38,29 @@ impl Refusals {
         self.causes.push(Cause { error, dependents: Vec::new() });
     }
 
-    /// Records that the path of `narinfo` was refused because `reference` was not fetched, and returns its error.
+    /// Records that the path of `narinfo` was refused because `reference` was not fetched, and returns its error. A
+    /// reference that was never looked up is not in the cache, and is recorded as such.
     pub fn add_dependent(&mut self, narinfo: &NarInfo, reference: &StorePath) -> Error {
+        self.add_missing_reference(narinfo, reference);
         let path = narinfo.full_path();
         let error = Error::refused(format!("{path}: references {reference}, which was not fetched"));
-        match self.cause_of.get(&reference.hash_part()).copied() {
-            Some(cause) => {
-                self.count += 1;
-                self.cause_of.insert(narinfo.path.hash_part(), cause);
-                self.causes[cause].dependents.push(path);
-            }
-            // The reference was not requested, or is missing from the listing of the cache.
-            None => self.add(narinfo.path.hash_part(), error.clone()),
+        if let Some(cause) = self.cause_of.get(&reference.hash_part()).copied() {
+            self.count += 1;
+            self.cause_of.insert(narinfo.path.hash_part(), cause);
+            self.causes[cause].dependents.push(path);
         }
         error
+    }
+
+    /// Records that a reference of `narinfo` is not in the cache, unless it was refused before. Returns the error if it
+    /// is new.
+    pub fn add_missing_reference(&mut self, narinfo: &NarInfo, reference: &StorePath) -> Option<Error> {
+        if self.cause_of.contains_key(&reference.hash_part()) {
+            return None;
+        }
+        let error = Error::refused(format!("{}: not found in the cache", narinfo.store_dir.join(reference)));
+        self.add(reference.hash_part(), error.clone());
+        Some(error)
     }
 
     /// Returns the number of paths that were not fetched.
@@ -99,12 +108,16 @@ impl Refusals {
 }
 
 impl Cause {
-    /// Returns the error with the number of dependent paths.
+    /// Returns the error with the number of dependent paths and the first of them.
     fn error(&self, done: &str) -> Error {
-        let message = match self.dependents.len() {
-            0 => return self.error.clone(),
-            1 => format!("{}; 1 path depends on it and was not {done}", self.error.message()),
-            count => format!("{}; {count} paths depend on it and were not {done}", self.error.message()),
+        let message = match self.dependents.as_slice() {
+            [] => return self.error.clone(),
+            [path] => format!("{}; 1 path depends on it and was not {done}: {path}", self.error.message()),
+            [first, ..] => format!(
+                "{}; {} paths depend on it and were not {done}, among them {first}",
+                self.error.message(),
+                self.dependents.len()
+            ),
         };
         let error = if self.error.is_refusal() { Error::refused(message) } else { Error::failed(message) };
         self.error.hint().into_iter().fold(error, Error::with_hint)
@@ -150,7 +163,10 @@ mod tests {
         assert!(error.message().ends_with("-x, which was not fetched"), "{error}");
         assert_eq!(refusals.count(), 3);
         let error = refusals.into_result(Verbosity::Quiet, "unpacked").unwrap_err();
-        assert_eq!(error.message(), "1-x: bad NAR; 2 paths depend on it and were not unpacked");
+        assert_eq!(
+            error.message(),
+            format!("1-x: bad NAR; 2 paths depend on it and were not unpacked, among them /nix/store/{}", path('2'))
+        );
         assert_eq!((error.exit_code(), error.hint()), (1, Some("push it again")));
     }
 
@@ -168,11 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_that_was_not_requested_is_a_separate_cause() {
+    fn a_reference_that_was_not_looked_up_is_missing_and_counts_once() {
         let mut refusals = Refusals::default();
         refusals.add_dependent(&narinfo('2'), &path('1'));
-        refusals.add_dependent(&narinfo('3'), &path('2'));
+        refusals.add_dependent(&narinfo('3'), &path('1'));
+        assert_eq!(refusals.count(), 3);
         let error = refusals.into_result(Verbosity::Quiet, "written").unwrap_err();
-        assert!(error.message().ends_with("not fetched; 1 path depends on it and was not written"), "{error}");
+        let missing =
+            format!("/nix/store/{}: not found in the cache; 2 paths depend on it and were not written", path('1'));
+        assert_eq!(error.message(), format!("{missing}, among them /nix/store/{}", path('2')));
     }
 }

@@ -12,6 +12,7 @@ use s3_push::remote::progress::Verbosity;
 use serde_json::json;
 
 use crate::TOOL;
+use crate::interrupts;
 use crate::refusals::Refusals;
 use crate::sources::{Candidate, RequestedPath, Sources};
 
@@ -133,6 +134,9 @@ impl Report {
     /// # Errors
     /// Fails when standard output cannot be written.
     pub fn refused_with(&mut self, candidate: &Candidate, reference: &StorePath) -> Result {
+        if let Some(missing) = self.refusals.add_missing_reference(&candidate.narinfo, reference) {
+            self.write_error(Some(&candidate.narinfo.store_dir.join(reference)), &missing)?;
+        }
         let error = self.refusals.add_dependent(&candidate.narinfo, reference);
         self.write_error(Some(&candidate.narinfo.full_path()), &error)
     }
@@ -144,6 +148,18 @@ impl Report {
             out.flush()?;
         }
         Ok(())
+    }
+
+    /// Returns the error of a pull that a signal ended: what is complete, and how to continue. `signal` is what the signal
+    /// did.
+    #[must_use]
+    pub fn interruption(&self, signal: &str) -> Error {
+        let Counts { found, fetched, present, .. } = self.counts;
+        let complete = fetched + present;
+        Error::failed(format!(
+            "{signal}: {complete} of {found} paths found so far are complete ({fetched} fetched, {present} already present)"
+        ))
+        .with_hint(interrupts::HINT)
     }
 
     /// Prints the refusals; for a pull that was aborted by another error.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use nar_pack::error::{Error, Result};
+use nar_pack::process;
 use nar_pack::stdio;
 use narinfo_gen::narinfo::TextWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -16,6 +17,7 @@ use crate::TOOL;
 use crate::cat;
 use crate::cli::Cli;
 use crate::closure::{ClosureWalk, ResolvedClosure};
+use crate::interrupts::{HINT, Interrupts};
 use crate::mode::{Format, Mode, Request, Selection};
 use crate::refusals::Refusals;
 use crate::report::Report;
@@ -59,7 +61,19 @@ fn execute(runtime: &Handle, request: Request) -> Result {
         Mode::Unpack { root, options, json } => {
             runtime.block_on(unpack_under(&root, options, json, verbosity, walk, &sources))
         }
-        Mode::Write(format) => write(runtime, &sources, &format, walk, is_closed, verbosity),
+        Mode::Write(format) => {
+            runtime.spawn(exit_when_interrupted());
+            write(runtime, &sources, &format, walk, is_closed, verbosity)
+        }
+    }
+}
+
+/// Ends the process after a signal, without the end of the output.
+async fn exit_when_interrupted() {
+    if let Ok(mut interrupts) = Interrupts::listen() {
+        let signal = interrupts.next().await;
+        process::print_error(TOOL, &Error::failed(format!("{signal}: the output is truncated")).with_hint(HINT));
+        std::process::exit(2);
     }
 }
 
@@ -126,7 +140,9 @@ fn write_candidates(
             text.into_inner().finish()
         }
         Format::Export => streams::export(runtime, sources, candidates, stdio::stdout(Some("the export stream"))?),
-        Format::Archive => streams::archive(runtime, sources, candidates, stdio::stdout(Some("the cache archive"))?),
+        Format::Archive(kinds) => {
+            streams::archive(runtime, sources, candidates, *kinds, stdio::stdout(Some("the cache archive"))?)
+        }
         Format::Nar => candidates.iter().try_for_each(|candidate| {
             let mut out = stdio::stdout(Some("the NAR"))?;
             streams::nar(runtime, sources, candidate, &mut out)?;

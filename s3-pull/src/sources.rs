@@ -5,11 +5,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cache_sign::trust::TrustedKeys;
+use cache_sign::keys::key_name;
+use cache_sign::trust::{SignatureStatus, TrustedKeys};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::cache_info::{self, CacheInfo};
+use narinfo_gen::extras::BuildTraceEntry;
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::TOOL;
@@ -108,6 +110,37 @@ impl Sources {
     #[must_use]
     pub fn remote(&self, candidate: &Candidate) -> &Arc<Remote> {
         &self.remotes[candidate.source]
+    }
+
+    /// Returns all caches, in order of priority.
+    #[must_use]
+    pub fn remotes(&self) -> &[Arc<Remote>] {
+        &self.remotes
+    }
+
+    /// Returns the `nix-cache-info` of the first cache, if it has one.
+    ///
+    /// # Errors
+    /// Fails when it cannot be read.
+    pub async fn cache_info(&self) -> Result<Option<CacheInfo>> {
+        match self.remotes.first() {
+            Some(remote) => read_cache_info(remote, &self.store_dir).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Requires that the signatures of a build trace entry by trusted keys are valid. Nix accepts an entry without
+    /// signatures, since it trusts its path by itself.
+    ///
+    /// # Errors
+    /// Refuses an entry with a wrong signature.
+    pub fn check_build_trace(&self, entry: &BuildTraceEntry) -> Result {
+        let Some(trusted) = &self.trusted else { return Ok(()) };
+        let is_wrong = |signature: &&String| trusted.status_of(&entry.fingerprint, signature) == SignatureStatus::Wrong;
+        match entry.signatures.iter().find(is_wrong) {
+            Some(signature) => Err(Error::refused(format!("wrong signature by {}", key_name(signature)))),
+            None => Ok(()),
+        }
     }
 
     /// Returns the number of bytes received from all caches.
@@ -236,10 +269,15 @@ impl Sources {
 }
 
 async fn check_store_dir(remote: &Remote, store_dir: &StoreDir) -> Result {
+    read_cache_info(remote, store_dir).await.map(drop)
+}
+
+/// Reads `nix-cache-info`, if there is one, and requires the store directory.
+async fn read_cache_info(remote: &Remote, store_dir: &StoreDir) -> Result<Option<CacheInfo>> {
     let limit = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
-    let Some(text) = remote.text(cache_info::KEY, limit).await? else { return Ok(()) };
-    let info = CacheInfo::parse(&text).and_then(|info| info.require(store_dir));
-    info.context(|| remote.display_url(cache_info::KEY))
+    let Some(text) = remote.text(cache_info::KEY, limit).await? else { return Ok(None) };
+    let info = CacheInfo::parse(&text).and_then(|info| info.require(store_dir).map(|()| info));
+    info.context(|| remote.display_url(cache_info::KEY)).map(Some)
 }
 
 /// The candidates for one path, cache by cache, until one of them can be fetched and verified.

@@ -2,31 +2,43 @@
 //!
 //! A path is unpacked as `.s3-pull-<run>-<base name>` and renamed after it has been verified. `.s3-pull-<run>.lock` is
 //! locked until the run ends. A later run removes the files of every run whose lock is free.
+//!
+//! The store directory is opened once, without leaving the root, and everything is done relative to it: nothing is
+//! written elsewhere when a symbolic link replaces one of the directories.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, BufWriter};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::nar::remove_tree;
-use nar_pack::store_path::StorePath;
+use nar_pack::nar::{Restorer, dump_in, dump_undoing_case_hack_in, remove_tree_in};
+use nar_pack::regular_file;
+use nar_pack::root_dir::{LeavingLinks, OpenDir, RootDir};
+use nar_pack::store_path::{StoreDir, StorePath};
+use narinfo_gen::hash::{Hasher, Sha256};
+use narinfo_gen::narinfo::NarInfo;
 use rustix::fs::{
-    AtFlags, CWD, Dir, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid, chownat, flock, openat, renameat_with,
+    AtFlags, Dir, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid, chownat, flock, fstat, openat, renameat,
+    renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 
+use crate::partial_nar::{PartialNar, remove_abandoned};
+
 const PREFIX: &str = ".s3-pull-";
 const LOCK: &str = ".lock";
+/// Random characters in the name of a run.
+const RUN_LENGTH: usize = 12;
+/// Size of the buffer in front of the hash function, in bytes.
+const HASH_BUFFER_SIZE: usize = 256 * 1024;
 
 /// The store directory under a root, and the temporary directories of this run in it.
 pub struct Staging {
-    store: PathBuf,
+    dir: Arc<OpenDir>,
     run: String,
-    _lock: File,
+    _lock: OwnedFd,
 }
 
 /// The owner of unpacked files, in numbers.
@@ -53,14 +65,11 @@ impl FromStr for Owner {
 }
 
 impl Owner {
-    /// Changes the owner of a tree. Symbolic links are not followed.
-    ///
-    /// # Errors
-    /// Fails when the owner cannot be changed, for example without the permission for it.
-    pub fn apply(self, tree: &Path) -> Result {
-        self.change(CWD, tree.as_os_str().as_bytes()).map_err(|error| {
-            let (error, user) = (io::Error::from(error), self.user.as_raw());
-            Error::failed(format!("cannot change the owner of {} to {user}: {error}", tree.display()))
+    /// Changes the owner of the tree `name` in a directory. Symbolic links are not followed.
+    fn apply(self, dir: &OpenDir, name: &str) -> Result {
+        self.change(dir.as_fd(), name.as_bytes()).map_err(|error| {
+            let (error, user, path) = (io::Error::from(error), self.user.as_raw(), dir.path().join(name));
+            Error::failed(format!("cannot change the owner of {} to {user}: {error}", path.display()))
         })
     }
 
@@ -94,51 +103,111 @@ pub enum Published {
 }
 
 impl Staging {
-    /// Creates the store directory if necessary, removes the files of runs that have ended, and starts a run.
+    /// Creates the store directory below `root` if necessary, removes the files of runs that have ended, and starts a
+    /// run.
     ///
     /// # Errors
-    /// Fails when the store directory cannot be written.
-    pub fn begin(store: &Path) -> Result<Self> {
-        let context = || format!("cannot prepare {}", store.display());
-        std::fs::create_dir_all(store).map_err(Error::from).context(context)?;
-        remove_stale(store).context(context)?;
+    /// Fails when the store directory cannot be written, or is not below the root because of a symbolic link.
+    pub fn begin(root: &Path, store_dir: &StoreDir) -> Result<Self> {
+        let dir = Arc::new(RootDir::create(root)?.create_dir_all(Path::new(store_dir.as_str()))?);
+        let context = || format!("cannot prepare {}", dir.path().display());
+        remove_stale(&dir).context(context)?;
         loop {
-            if let Some(staging) = Self::lock_new_run(store).context(context)? {
+            if let Some(staging) = Self::lock_new_run(&dir).context(context)? {
                 return Ok(staging);
             }
         }
     }
 
     /// Creates and locks the lock file of a new run. Returns none if another run removed it before it was locked.
-    fn lock_new_run(store: &Path) -> Result<Option<Self>> {
-        let lock = tempfile::Builder::new().prefix(PREFIX).suffix(LOCK).rand_bytes(12).tempfile_in(store)?;
-        let (file, path) = lock.keep().map_err(|error| error.error)?;
-        let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => true,
-            Err(Errno::WOULDBLOCK | Errno::INTR) => false,
+    fn lock_new_run(dir: &Arc<OpenDir>) -> Result<Option<Self>> {
+        let mut name = String::new();
+        let create = |path: &Path| -> io::Result<OwnedFd> {
+            name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            Ok(openat(dir, &name, flags, Mode::from_raw_mode(0o600))?)
+        };
+        // Only for its names: the file is created, and removed, relative to the directory.
+        let builder = &mut tempfile::Builder::new();
+        let created = builder.prefix(PREFIX).suffix(LOCK).rand_bytes(RUN_LENGTH).make_in("", create)?;
+        let (lock, _) = created.keep().map_err(|error| error.error)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(None),
             Err(error) => {
-                let _ = std::fs::remove_file(&path);
+                let _ = unlinkat(dir, &name, AtFlags::empty());
                 return Err(io::Error::from(error).into());
             }
-        };
-        if !locked || !file.metadata().is_ok_and(|meta| meta.nlink() == 1) {
+        }
+        if !fstat(&lock).is_ok_and(|stat| stat.st_nlink == 1) {
             return Ok(None);
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let run = name.trim_start_matches(PREFIX).trim_end_matches(LOCK).to_owned();
-        Ok(Some(Self { store: store.to_owned(), run, _lock: file }))
+        Ok(Some(Self { dir: Arc::clone(dir), run, _lock: lock }))
     }
 
-    /// Returns the final location of a path.
+    /// Opens the file in which the download of a NAR can be continued, if it can be (see [`PartialNar::open`]).
+    ///
+    /// # Errors
+    /// As [`PartialNar::open`].
+    pub fn open_partial(&self, narinfo: &NarInfo) -> Result<Option<Arc<PartialNar>>> {
+        PartialNar::open(&self.dir, narinfo).map(|partial| partial.map(Arc::new))
+    }
+
+    /// Returns whether a path is at its final location.
+    #[must_use]
+    pub fn is_present(&self, path: &StorePath) -> bool {
+        is_present(&self.dir, path)
+    }
+
+    /// Returns the final location of a path, for messages.
     #[must_use]
     pub fn place(&self, path: &StorePath) -> PathBuf {
-        self.store.join(path.base_name())
+        self.dir.path().join(path.base_name())
     }
 
-    /// Returns the temporary directory of a path.
+    /// Computes the NarHash of a path at its final location.
+    ///
+    /// # Errors
+    /// Fails if the path cannot be read or is not a tree that a NAR can contain.
+    ///
+    /// With `undo_case_hack`, files that the case hack renamed have their original names in the NAR.
+    pub fn nar_hash(&self, path: &StorePath, undo_case_hack: bool) -> Result<Sha256> {
+        let mut hasher = BufWriter::with_capacity(HASH_BUFFER_SIZE, Hasher::default());
+        if undo_case_hack {
+            dump_undoing_case_hack_in(&self.dir, path.base_name(), &mut hasher)?;
+        } else {
+            dump_in(&self.dir, path.base_name(), &mut hasher, &mut |_| {})?;
+        }
+        let hasher = hasher.into_inner().map_err(|error| Error::from(error.into_error()))?;
+        Ok(hasher.finish().0)
+    }
+
+    /// Returns the visitor that unpacks a NAR into the temporary directory of its path.
     #[must_use]
-    pub fn temporary(&self, path: &StorePath) -> PathBuf {
-        self.store.join(format!("{PREFIX}{}-{path}", self.run))
+    pub fn restorer(&self, path: &StorePath) -> Restorer {
+        Restorer::new_in(Arc::clone(&self.dir), self.temporary(path))
+    }
+
+    /// Changes the owner of an unpacked path.
+    ///
+    /// # Errors
+    /// Fails when the owner cannot be changed, for example without the permission for it.
+    pub fn set_owner(&self, path: &StorePath, owner: Owner) -> Result {
+        owner.apply(&self.dir, &self.temporary(path))
+    }
+
+    /// Removes the temporary directory of a path.
+    ///
+    /// # Errors
+    /// Fails if the file system refuses.
+    pub fn remove_temporary(&self, path: &StorePath) -> Result {
+        remove_tree_in(&self.dir, self.temporary(path))
+    }
+
+    /// Returns the name of the temporary directory of a path.
+    fn temporary(&self, path: &StorePath) -> String {
+        format!("{PREFIX}{}-{path}", self.run)
     }
 
     /// Moves an unpacked path to its final location. Never replaces an existing path.
@@ -146,66 +215,84 @@ impl Staging {
     /// # Errors
     /// Fails when the path cannot be renamed.
     pub fn publish(&self, path: &StorePath) -> Result<Published> {
-        let (from, to) = (self.temporary(path), self.place(path));
-        let context = || format!("cannot move to {}", to.display());
-        match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(Published::New),
-            Err(Errno::EXIST | Errno::NOTEMPTY) => remove_tree(&from).map(|()| Published::Existed),
+        let (dir, from, to) = (&*self.dir, self.temporary(path), path.base_name());
+        let existed = || self.remove_temporary(path).map(|()| Published::Existed);
+        let renamed = match renameat_with(dir, &from, dir, to, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST | Errno::NOTEMPTY) => return existed(),
             // The file system does not support the flag. Another process may create the path between check and rename.
-            Err(Errno::INVAL | Errno::NOSYS) if !exists(&to) => {
-                std::fs::rename(&from, &to).context(context)?;
-                Ok(Published::New)
-            }
-            Err(Errno::INVAL | Errno::NOSYS) => remove_tree(&from).map(|()| Published::Existed),
-            Err(error) => Err(io::Error::from(error)).context(context),
-        }
+            Err(Errno::INVAL | Errno::NOSYS) if self.is_present(path) => return existed(),
+            Err(Errno::INVAL | Errno::NOSYS) => renameat(dir, &from, dir, to),
+            result => result,
+        };
+        renamed.map_err(io::Error::from).context(|| format!("cannot move to {}", self.place(path).display()))?;
+        Ok(Published::New)
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
         // Files that cannot be removed now are removed by the next run.
-        let _ = remove_run(&self.store, &self.run);
+        let _ = remove_run(&self.dir, &self.run);
     }
 }
 
-/// Returns whether a path exists, even as a dangling symbolic link.
-#[must_use]
-pub fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
+/// Opens the store directory below a root for reading, if it exists.
+///
+/// # Errors
+/// Fails if it cannot be read, or is not below the root because of a symbolic link.
+pub fn open_existing(root: &Path, store_dir: &StoreDir) -> Result<Option<OpenDir>> {
+    if root.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    RootDir::open(root)?.open_dir(Path::new(store_dir.as_str()), LeavingLinks::Refuse)
 }
 
-fn remove_stale(store: &Path) -> Result {
-    for name in staging_names(store)? {
+/// Returns whether a path exists in a store directory, even as a dangling symbolic link.
+#[must_use]
+pub fn is_present(dir: &OpenDir, path: &StorePath) -> bool {
+    statat(dir, path.base_name(), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+fn remove_stale(dir: &OpenDir) -> Result {
+    let names = staging_names(dir)?;
+    remove_abandoned(dir, &names);
+    for name in names {
         let Some(run) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(LOCK)) else { continue };
-        let Ok(lock) = OpenOptions::new().read(true).open(store.join(&name)) else { continue };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            remove_run(store, run)?;
+        match regular_file::open_at(dir, &name, OFlags::RDONLY).map_err(Error::from) {
+            Ok(lock) if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() => remove_run(dir, run)?,
+            Err(error) if error.is_refusal() => {
+                let path = dir.path().join(&name);
+                return Err(Error::failed(format!("the lock file {} is {error}", path.display()))
+                    .with_hint(format!("remove {}", path.display())));
+            }
+            // The run is active, or another process has removed the file, or it belongs to another user.
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(())
 }
 
 /// Removes the temporary directories of a run, then its lock.
-fn remove_run(store: &Path, run: &str) -> Result {
+fn remove_run(dir: &OpenDir, run: &str) -> Result {
     let prefix = format!("{PREFIX}{run}-");
-    for name in staging_names(store)?.iter().filter(|name| name.starts_with(&prefix)) {
-        remove_tree(&store.join(name))?;
+    for name in staging_names(dir)?.iter().filter(|name| name.starts_with(&prefix)) {
+        remove_tree_in(dir, name)?;
     }
-    match std::fs::remove_file(store.join(format!("{PREFIX}{run}{LOCK}"))) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
+    match unlinkat(dir, format!("{PREFIX}{run}{LOCK}"), AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(io::Error::from(error).into()),
     }
 }
 
-/// Returns the names of all temporary directories and locks in a store directory.
-fn staging_names(store: &Path) -> Result<Vec<String>> {
+/// Returns the names of all temporary directories, locks and partial downloads in a store directory.
+fn staging_names(dir: &OpenDir) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(store)? {
-        if let Ok(name) = entry?.file_name().into_string()
+    for entry in Dir::read_from(dir).map_err(io::Error::from)? {
+        let entry = entry.map_err(io::Error::from)?;
+        if let Ok(name) = entry.file_name().to_str()
             && name.starts_with(PREFIX)
         {
-            names.push(name);
+            names.push(name.to_owned());
         }
     }
     Ok(names)
@@ -226,20 +313,23 @@ mod tests {
 
     #[test]
     fn files_of_an_ended_run_are_removed_and_those_of_an_active_run_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let store_dir = StoreDir::new("/nix/store").unwrap();
         let path = StorePath::from_base_name(&format!("{}-x", "0".repeat(32))).unwrap();
-        let active = Staging::begin(dir.path()).unwrap();
-        std::fs::write(active.temporary(&path), "active").unwrap();
-        std::fs::write(dir.path().join(".s3-pull-ended.lock"), "").unwrap();
-        std::fs::create_dir(dir.path().join(".s3-pull-ended-x")).unwrap();
-        let other = Staging::begin(dir.path()).unwrap();
-        assert!(!dir.path().join(".s3-pull-ended-x").exists());
-        assert!(!dir.path().join(".s3-pull-ended.lock").exists());
+        let active = Staging::begin(root.path(), &store_dir).unwrap();
+        let at = |name: &str| root.path().join("nix/store").join(name);
+        std::fs::write(at(&active.temporary(&path)), "active").unwrap();
+        std::fs::write(at(".s3-pull-ended.lock"), "").unwrap();
+        std::fs::create_dir(at(".s3-pull-ended-x")).unwrap();
+        let other = Staging::begin(root.path(), &store_dir).unwrap();
+        assert!(!at(".s3-pull-ended-x").exists());
+        assert!(!at(".s3-pull-ended.lock").exists());
         assert_eq!(active.publish(&path).unwrap(), Published::New);
-        std::fs::write(other.temporary(&path), "other").unwrap();
+        std::fs::write(at(&other.temporary(&path)), "other").unwrap();
         assert_eq!(other.publish(&path).unwrap(), Published::Existed);
         assert_eq!(std::fs::read_to_string(other.place(&path)).unwrap(), "active");
+        let dir = Arc::clone(&active.dir);
         drop((active, other));
-        assert_eq!(staging_names(dir.path()).unwrap(), Vec::<String>::new());
+        assert_eq!(staging_names(&dir).unwrap(), Vec::<String>::new());
     }
 }

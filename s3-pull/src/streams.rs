@@ -10,10 +10,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::export::{self, Trailer};
-use nar_pack::nar::Skip;
+use nar_pack::nar::{Skip, Visitor};
 use nar_pack::stdio::Output;
 use narinfo_gen::archive::{self, Object};
-use narinfo_gen::cache_info;
+use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::compression::Compression;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::chunks::{Chunk, ChunkReader, Plain};
@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::extras::{ExtraKinds, ExtrasWriter};
 use crate::fetch;
 use crate::sources::{Candidate, Sources};
 use s3_push::remote::transfer::Body;
@@ -74,24 +75,43 @@ pub fn export(runtime: &Handle, sources: &Arc<Sources>, candidates: &[Arc<Candid
 }
 
 /// Writes a cache archive of paths that are ordered references first. NARs stay compressed as they are; each is
-/// verified before its narinfo is written.
+/// verified before its narinfo is written. `kinds` are the other objects that the archive contains.
 ///
 /// # Errors
-/// As [`nar`]. The archive is then truncated.
-pub fn archive(runtime: &Handle, sources: &Arc<Sources>, candidates: &[Arc<Candidate>], out: Output) -> Result {
+/// As [`nar`]. The archive is then truncated. After a complete archive, refuses the other objects that were left out.
+pub fn archive(
+    runtime: &Handle,
+    sources: &Arc<Sources>,
+    candidates: &[Arc<Candidate>],
+    kinds: ExtraKinds,
+    out: Output,
+) -> Result {
     let mut writer = archive::Writer::new(out);
-    let info = cache_info::CacheInfo::new(sources.store_dir.clone());
+    let info = if kinds == ExtraKinds::ALL { runtime.block_on(sources.cache_info())? } else { None };
+    let info = info.unwrap_or_else(|| CacheInfo::new(sources.store_dir.clone()));
     writer.text(cache_info::KEY, &info.to_string())?;
     let mut nars = NarQueue::new(runtime, sources, candidates);
+    let mut extras = ExtrasWriter::new(runtime, sources, kinds);
     for _ in candidates {
         let (body, candidate) = nars.next()?;
-        write_archive_entry(&mut writer, body, candidate.narinfo.clone())?;
+        let mut narinfo = candidate.narinfo.clone();
+        narinfo.url = archive_key(&narinfo)?;
+        let visitor = write_archived_nar(&mut writer, body, &narinfo, extras.nar_visitor())?;
+        extras.write_path(&mut writer, &candidate, &narinfo.url, visitor)?;
+        writer.narinfo(&narinfo)?;
     }
-    writer.finish()?.finish()
+    extras.write_build_trace(&mut writer, candidates)?;
+    writer.finish()?.finish()?;
+    extras.finish()
 }
 
-/// Writes a compressed NAR and, after it has been verified on another thread, its narinfo.
-fn write_archive_entry(writer: &mut archive::Writer<Output>, body: Body, mut narinfo: NarInfo) -> Result {
+/// Writes a compressed NAR, and verifies it on another thread meanwhile. Returns the visitor, which has visited it.
+fn write_archived_nar<V: Visitor + Send + 'static>(
+    writer: &mut archive::Writer<Output>,
+    body: Body,
+    narinfo: &NarInfo,
+    mut visitor: V,
+) -> Result<V> {
     let size = narinfo.file_size.or(body.size);
     let size =
         size.ok_or_else(|| Error::refused(format!("{}: the size of its NAR is unknown", narinfo.full_path())))?;
@@ -99,10 +119,10 @@ fn write_archive_entry(writer: &mut archive::Writer<Output>, body: Body, mut nar
     let verification = {
         let narinfo = narinfo.clone();
         std::thread::spawn(move || {
-            fetch::verify_nar(ChunkReader::<Plain>::new(received), &narinfo, &mut Skip, |_| Ok(()))
+            let body = ChunkReader::<Plain>::new(received);
+            fetch::verify_nar(body, &narinfo, &mut visitor, |_| Ok(())).map(|()| visitor)
         })
     };
-    narinfo.url = archive_key(&narinfo)?;
     let written = {
         let mut tee = Tee { inner: body.into_reader(), chunks };
         let written = writer.member(&narinfo.url, size, &mut tee);
@@ -113,8 +133,7 @@ fn write_archive_entry(writer: &mut archive::Writer<Output>, body: Body, mut nar
     };
     let result = verification.join().map_err(|_| Error::failed("internal error: verification thread panicked"))?;
     written.context(|| narinfo.full_path())?;
-    result?;
-    writer.narinfo(&narinfo)
+    result
 }
 
 /// Returns the key of a NAR in an archive: its URL if that contains the FileHash, otherwise the key that Nix would use.

@@ -3,11 +3,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::regular_file;
 
 /// Maximum size of a nix.conf in bytes.
 const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -47,11 +48,12 @@ fn resolve_links(path: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn read_limited(path: &Path) -> Result<Vec<u8>> {
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_file() || metadata.len() > MAX_FILE_SIZE {
-        return Err(Error::refused(format!("not a regular file of at most {MAX_FILE_SIZE} bytes")));
+    let mut bytes = Vec::new();
+    regular_file::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_SIZE {
+        return Err(Error::refused(format!("larger than {MAX_FILE_SIZE} bytes")));
     }
-    Ok(fs::read(path)?)
+    Ok(bytes)
 }
 
 /// A file whose directory is locked, so that only this process edits files in it.

@@ -8,7 +8,7 @@
 use nar_pack::error::{Error, Result};
 use nar_pack::path_info::parse_path_or_base_name;
 use nar_pack::store_path::{StoreDir, StorePath};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::ExtraObject;
 
@@ -40,6 +40,63 @@ pub fn build_trace_entries(json: &str, path: &StorePath, store_dir: &StoreDir) -
         }
     }
     Ok(objects)
+}
+
+/// A build trace entry of a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildTraceEntry {
+    /// The path of the output.
+    pub out_path: StorePath,
+    /// The text that the signatures cover: the entry as JSON, without its signatures (Nix's
+    /// `UnkeyedRealisation::fingerprint`).
+    pub fingerprint: String,
+    /// The signatures, as `NAME:BASE64`.
+    pub signatures: Vec<String>,
+}
+
+impl BuildTraceEntry {
+    /// Parses the object `key` of a cache.
+    ///
+    /// # Errors
+    /// Refuses a malformed entry, and a realisation that belongs to another key.
+    pub fn parse(key: &str, json: &[u8], store_dir: &StoreDir) -> Result<Self> {
+        let malformed = || Error::refused("not a valid build trace entry");
+        let mut value: Value = serde_json::from_slice(json).map_err(|_| malformed())?;
+        let signatures = value.as_object_mut().ok_or_else(malformed)?.remove("signatures").unwrap_or_default();
+        let out_path = value["outPath"].as_str().ok_or_else(malformed)?;
+        let out_path = parse_path_or_base_name(out_path, store_dir)?;
+        let mut signed = if key.starts_with("realisations/") {
+            if value["id"].as_str().and_then(realisation_key).as_deref() != Some(key) {
+                return Err(Error::refused("it is the realisation of another output"));
+            }
+            value
+        } else {
+            let name = key.strip_prefix("build-trace-v2/").and_then(|name| name.strip_suffix(".doi"));
+            let (derivation, output) = name.and_then(|name| name.split_once('/')).ok_or_else(malformed)?;
+            let entry = json!({ "drvPath": derivation, "outputName": output });
+            if build_trace_key(&entry, store_dir).as_deref() != Some(key) {
+                return Err(malformed());
+            }
+            json!({ "key": entry, "value": value })
+        };
+        let signatures = match signatures {
+            Value::Null => Vec::new(),
+            Value::Array(signatures) => {
+                signatures.iter().map(signature).collect::<Option<_>>().ok_or_else(malformed)?
+            }
+            _ => return Err(malformed()),
+        };
+        signed.sort_all_objects();
+        Ok(Self { out_path, fingerprint: signed.to_string(), signatures })
+    }
+}
+
+/// Returns a signature as `NAME:BASE64`. Since Nix 2.35 it is an object.
+fn signature(value: &Value) -> Option<String> {
+    match value {
+        Value::String(signature) => Some(signature.clone()),
+        _ => Some(format!("{}:{}", value["keyName"].as_str()?, value["sig"].as_str()?)),
+    }
 }
 
 /// Returns the key of a realisation with the ID `sha256:<digits>!<output>`.
@@ -90,6 +147,38 @@ mod tests {
             assert!(build_trace_entries(&format!("[{}]", entry(id, &own)), &path(), &dir).is_err(), "{id}");
         }
         assert!(build_trace_entries("{}", &path(), &dir).is_err());
+    }
+
+    #[test]
+    fn an_entry_of_a_cache_is_parsed_and_must_belong_to_its_key() {
+        let dir = StoreDir::new("/nix/store").unwrap();
+        let own = path().base_name().to_owned();
+        let json = format!(
+            r#"{{"signatures":["k:s"],"outPath":"{own}","id":"sha256:00ff!out","dependentRealisations":{{}}}}"#
+        );
+        let entry = BuildTraceEntry::parse("realisations/sha256:00ff!out.doi", json.as_bytes(), &dir).unwrap();
+        assert_eq!((entry.out_path, entry.signatures), (path(), vec!["k:s".to_owned()]));
+        let expected = format!(r#"{{"dependentRealisations":{{}},"id":"sha256:00ff!out","outPath":"{own}"}}"#);
+        assert_eq!(entry.fingerprint, expected);
+        assert!(BuildTraceEntry::parse("realisations/sha256:00ff!dev.doi", json.as_bytes(), &dir).is_err());
+        let derivation = format!("{}-x.drv", "1".repeat(32));
+        let json = format!(r#"{{"outPath":"{own}","signatures":[{{"keyName":"k","sig":"s"}}]}}"#);
+        let key = format!("build-trace-v2/{derivation}/out.doi");
+        let entry = BuildTraceEntry::parse(&key, json.as_bytes(), &dir).unwrap();
+        assert_eq!(entry.signatures, ["k:s"]);
+        let expected =
+            format!(r#"{{"key":{{"drvPath":"{derivation}","outputName":"out"}},"value":{{"outPath":"{own}"}}}}"#);
+        assert_eq!(entry.fingerprint, expected);
+        for (key, json) in [
+            (key.as_str(), "{}"),
+            (&key, "[]"),
+            (&key, r#"{"outPath":"../x"}"#),
+            (&key.replace(".drv", ""), &json),
+            (&key.replace("/out", "/../out"), &json),
+            (&key, &json.replace("[{", "[3,{")),
+        ] {
+            assert!(BuildTraceEntry::parse(key, json.as_bytes(), &dir).unwrap_err().is_refusal(), "{key} {json}");
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! `log/<derivation>`: build logs, uncompressed, as `nix store copy-log` writes them.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::regular_file;
 use nar_pack::store_path::StorePath;
 
 use super::{ExtraObject, MAX_IN_MEMORY};
@@ -44,7 +45,7 @@ impl BuildLogs {
         let compressed = self.dir.join(first).join(format!("{rest}.bz2"));
         for (file, method) in [(uncompressed, Compression::None), (compressed, Compression::Bzip2)] {
             let reading = || format!("cannot read the build log {}", file.display());
-            match open_log(&file) {
+            match regular_file::open(&file) {
                 Ok(log) => return read_log(derivation, log, method).context(reading).map(Some),
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
                 Err(error) => return Err(error).context(reading),
@@ -52,11 +53,6 @@ impl BuildLogs {
         }
         Ok(None)
     }
-}
-
-/// Opens a regular file. Opening a FIFO would block until there is a writer.
-fn open_log(file: &Path) -> io::Result<File> {
-    if fs::metadata(file)?.is_file() { File::open(file) } else { Err(Error::refused("not a regular file").into()) }
 }
 
 fn read_log(derivation: &StorePath, log: File, method: Compression) -> Result<ExtraObject> {

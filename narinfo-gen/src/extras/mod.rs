@@ -24,7 +24,7 @@ use crate::spool::{Spool, SpoolReader};
 use debuginfo::BuildIdFinder;
 use listing::ListingBuilder;
 
-pub use build_trace::build_trace_entries;
+pub use build_trace::{BuildTraceEntry, build_trace_entries};
 pub use log::BuildLogs;
 
 /// Maximum bytes of a listing or log in memory. A larger one is spooled to a temporary file.

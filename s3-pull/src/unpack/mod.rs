@@ -12,12 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nar_pack::error::{Error, Result};
+use nar_pack::root_dir::OpenDir;
 use tokio::sync::mpsc;
 
 use crate::closure::{ClosureWalk, Lookup, ResolvedClosure};
+use crate::interrupts::Interrupts;
 use crate::report::{Report, Status};
 use crate::sources::Sources;
-use crate::staging::{Owner, Staging, exists};
+use crate::staging::{Owner, Staging, is_present, open_existing};
 use scheduler::Scheduler;
 
 /// The time that threads get to stop after the pull was aborted, before their temporary directories are left behind.
@@ -63,20 +65,31 @@ pub async fn unpack(
     options: UnpackOptions,
     report: &mut Report,
 ) -> Result {
-    let store = sources.store_dir.real_dir(Some(root));
     if options.dry_run {
-        return dry_run(walk, sources, &store, options.require_references, report).await;
+        let store = open_existing(root, &sources.store_dir)?;
+        return dry_run(walk, sources, store.as_ref(), options.require_references, report).await;
     }
-    let staging = tokio::task::spawn_blocking(move || Staging::begin(&store)).await;
+    let (root, store_dir) = (root.to_owned(), sources.store_dir.clone());
+    let staging = tokio::task::spawn_blocking(move || Staging::begin(&root, &store_dir)).await;
     let staging = staging.map_err(|_| Error::failed("internal error: staging task panicked"))??;
     let (alive, mut all_dropped) = mpsc::channel(1);
     let sources = Arc::clone(sources);
     let context =
         Arc::new(UnpackContext { sources, staging, options, cancelled: AtomicBool::new(false), _alive: alive });
-    let result = Scheduler::new(Arc::clone(&context), report).run(walk).await;
+    let mut interrupts = Interrupts::listen()?;
+    let finished = tokio::select! {
+        result = Scheduler::new(Arc::clone(&context), report).run(walk) => Ok(result),
+        signal = interrupts.next() => Err(signal),
+    };
+    let result = finished.unwrap_or_else(|signal| Err(report.interruption(signal)));
     context.cancelled.store(true, Ordering::Relaxed);
     drop(context);
-    let _ = tokio::time::timeout(CANCEL_TIMEOUT, all_dropped.recv()).await;
+    // A second signal ends the wait.
+    tokio::select! {
+        _ = all_dropped.recv() => {}
+        _ = interrupts.next() => {}
+        () = tokio::time::sleep(CANCEL_TIMEOUT) => {}
+    }
     result
 }
 
@@ -84,7 +97,7 @@ pub async fn unpack(
 async fn dry_run(
     mut walk: ClosureWalk,
     sources: &Sources,
-    store: &Path,
+    store: Option<&OpenDir>,
     require_references: bool,
     report: &mut Report,
 ) -> Result {
@@ -100,7 +113,7 @@ async fn dry_run(
     let candidates =
         closure.in_order(require_references, |candidate, reference| report.refused_with(candidate, reference))?;
     for candidate in candidates {
-        let present = exists(&store.join(candidate.narinfo.path.base_name()));
+        let present = store.is_some_and(|store| is_present(store, &candidate.narinfo.path));
         report.path(sources, &candidate, if present { Status::Present } else { Status::WouldFetch })?;
     }
     Ok(())

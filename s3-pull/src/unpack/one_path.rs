@@ -1,25 +1,21 @@
 //! The download of one path into its temporary directory. It moves on to the next cache when one has no good copy, and
 //! distinguishes errors of the path, after which others can still be unpacked, from errors of the root.
 
-use std::io::{self, BufWriter, Read};
-use std::path::Path;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::nar::{CaseHack, Restorer, dump, dump_undoing_case_hack};
-use narinfo_gen::hash::Hasher;
+use nar_pack::nar::CaseHack;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::retry::Backoff;
 
 use super::UnpackContext;
 use crate::fetch;
+use crate::partial_nar::{PartialNar, PartialReader};
 use crate::sources::{Alternatives, Candidate};
-use crate::staging::exists;
-use s3_push::remote::transfer::Body;
-
-/// Size of the buffer in front of the hash function, in bytes.
-const HASH_BUFFER_SIZE: usize = 256 * 1024;
+use crate::staging::Staging;
+use s3_push::remote::transfer::{AbortOnDrop, Body, ResumePoint};
 
 /// The result of a download.
 pub(super) enum FetchedPath {
@@ -42,14 +38,17 @@ pub(super) async fn fetch_path(
     context: &Arc<UnpackContext>,
     candidate: Arc<Candidate>,
 ) -> Result<FetchedPath, UnpackError> {
-    let target = context.staging.place(&candidate.narinfo.path);
-    if exists(&target) {
+    let narinfo = &candidate.narinfo;
+    if context.staging.is_present(&narinfo.path) {
         if context.options.verify_existing {
-            let case_hack = context.options.case_hack;
-            let verify = move || verify_existing(&target, &candidate.narinfo, case_hack);
-            let verified = tokio::task::spawn_blocking(verify).await;
+            let (context, narinfo) = (Arc::clone(context), narinfo.clone());
+            let verified = tokio::task::spawn_blocking(move || verify_existing(&context, &narinfo)).await;
             let panicked = |_| UnpackError::OfRoot(Error::failed("internal error: verification task panicked"));
             verified.map_err(panicked)?.map_err(UnpackError::OfPath)?;
+        }
+        // Another pull has completed what an earlier one began.
+        if let Ok(Some(partial)) = context.staging.open_partial(narinfo) {
+            partial.remove();
         }
         return Ok(FetchedPath::Present);
     }
@@ -68,56 +67,115 @@ pub(super) async fn fetch_path(
     }
 }
 
-/// Refuses a path that is present with different contents. With `case_hack`, renamed files have their original names.
-fn verify_existing(target: &Path, narinfo: &NarInfo, case_hack: bool) -> Result {
+/// Refuses a path that is present with different contents.
+fn verify_existing(context: &UnpackContext, narinfo: &NarInfo) -> Result {
+    let staging = &context.staging;
+    let place = staging.place(&narinfo.path);
+    let place = place.display();
     let refused = |message: String| {
         Error::refused(format!("{}: {message}; it was not changed", narinfo.full_path()))
-            .with_hint(format!("remove {} and run s3-pull again to replace it", target.display()))
+            .with_hint(format!("remove {place} and run s3-pull again to replace it"))
     };
-    let mut hasher = BufWriter::with_capacity(HASH_BUFFER_SIZE, Hasher::default());
-    let dumped =
-        if case_hack { dump_undoing_case_hack(target, &mut hasher) } else { dump(target, &mut hasher, &mut |_| {}) };
-    dumped.map_err(|error| refused(error.message().to_owned()))?;
-    let hasher = hasher.into_inner().map_err(|error| Error::from(error.into_error()))?;
-    let (found, _) = hasher.finish();
-    if found == narinfo.nar_hash {
+    let found = staging.nar_hash(&narinfo.path, context.options.case_hack).map_err(|error| refused(error.message().to_owned()))?;
+    let expected = narinfo.nar_hash;
+    if found == expected {
         return Ok(());
     }
-    let expected = narinfo.nar_hash;
-    Err(refused(format!("{} has different contents: expected NarHash {expected}, found {found}", target.display())))
+    Err(refused(format!("{place} has different contents: expected NarHash {expected}, found {found}")))
 }
 
-/// Unpacks a path from one cache. An interrupted download is retried.
+/// Unpacks a path from one cache. An interrupted download is retried, and continued where it stopped if the NAR is
+/// large.
 async fn download(context: &Arc<UnpackContext>, candidate: &Arc<Candidate>) -> Result<(), UnpackError> {
     let mut backoff = Backoff::new(context.sources.remote(candidate).max_attempts());
+    let partial = context.staging.open_partial(&candidate.narinfo).map_err(UnpackError::OfRoot)?;
     loop {
-        let body = fetch::open_nar(&context.sources, candidate).await.map_err(UnpackError::OfPath)?;
-        let broken = Arc::clone(&body.broken);
-        let Err(error) = unpack_body(body, candidate, context).await else { return Ok(()) };
-        let broken = broken.load(Ordering::Acquire);
-        if broken && backoff.next_attempt().await {
+        let from = partial.as_ref().and_then(|partial| partial.resume_point());
+        let nar = open(context, candidate, partial.as_ref(), from.as_ref()).await.map_err(|error| {
+            // Nothing to continue, or nothing to continue with.
+            if let Some(partial) = partial.as_ref().filter(|_| from.is_none() || error.is_refusal()) {
+                partial.remove();
+            }
+            UnpackError::OfPath(error)
+        })?;
+        // Dropped with this task when the pull is aborted.
+        let OpenNar { reader, broken, is_resumed, abort: _abort } = nar;
+        let result = unpack_nar(reader, candidate, context).await;
+        let is_broken = broken.load(Ordering::Acquire);
+        match (&result, &partial) {
+            (Err(_), Some(partial))
+                if (is_broken || context.cancelled.load(Ordering::Relaxed)) && partial.resume_point().is_some() => {}
+            // The bytes of the earlier download may be the bad ones.
+            (Err(error), Some(partial)) if is_resumed && error.is_refusal() => {
+                partial.clear();
+                continue;
+            }
+            (_, Some(partial)) => partial.remove(),
+            (_, None) => {}
+        }
+        let Err(error) = result else { return Ok(()) };
+        if is_broken && backoff.next_attempt().await {
             continue;
         }
-        return Err(if broken || error.is_refusal() { UnpackError::OfPath(error) } else { UnpackError::OfRoot(error) });
+        return Err(if is_broken || error.is_refusal() {
+            UnpackError::OfPath(error)
+        } else {
+            UnpackError::OfRoot(error)
+        });
     }
 }
 
-/// Unpacks a body into the temporary directory of its path. When this returns the path has been verified, or nothing of
+/// A compressed NAR whose download has started.
+struct OpenNar {
+    reader: Box<dyn Read + Send>,
+    /// Set if the download was interrupted.
+    broken: Arc<AtomicBool>,
+    /// Whether its first bytes are those of an earlier download.
+    is_resumed: bool,
+    /// Aborts the transfer when it is dropped.
+    abort: Option<AbortOnDrop>,
+}
+
+/// Starts or continues the download of a NAR.
+async fn open(
+    context: &UnpackContext,
+    candidate: &Candidate,
+    partial: Option<&Arc<PartialNar>>,
+    from: Option<&ResumePoint>,
+) -> Result<OpenNar> {
+    if let (Some(partial), Some(from)) = (partial, from)
+        && let Some(resumed) = fetch::resume_nar(&context.sources, candidate, from).await?
+    {
+        let broken = resumed.as_ref().map(|body| Arc::clone(&body.broken)).unwrap_or_default();
+        let abort = resumed.as_ref().map(Body::abort_on_drop);
+        let reader = PartialReader::resumed(Arc::clone(partial), from, resumed.map(Body::into_reader));
+        return Ok(OpenNar { reader: Box::new(reader), broken, is_resumed: true, abort });
+    }
+    let mut body = fetch::open_nar(&context.sources, candidate).await?;
+    let (broken, etag, abort) = (Arc::clone(&body.broken), body.etag.take(), Some(body.abort_on_drop()));
+    let reader: Box<dyn Read + Send> = match partial {
+        Some(partial) => Box::new(PartialReader::started(Arc::clone(partial), etag.as_deref(), body.into_reader())),
+        None => Box::new(body.into_reader()),
+    };
+    Ok(OpenNar { reader, broken, is_resumed: false, abort })
+}
+
+/// Unpacks a NAR into the temporary directory of its path. When this returns the path has been verified, or nothing of
 /// it is left.
-async fn unpack_body(body: Body, candidate: &Arc<Candidate>, context: &Arc<UnpackContext>) -> Result {
+async fn unpack_nar(reader: Box<dyn Read + Send>, candidate: &Arc<Candidate>, context: &Arc<UnpackContext>) -> Result {
     let path = candidate.narinfo.full_path();
     let (candidate, context) = (Arc::clone(candidate), Arc::clone(context));
     let unpacked = tokio::task::spawn_blocking(move || {
         let (narinfo, options) = (&candidate.narinfo, context.options);
-        let temporary = context.staging.temporary(&narinfo.path);
-        let mut restorer = Restorer::new(&temporary)?;
-        let body = Cancellable { inner: body.into_reader(), cancelled: &context.cancelled };
+        let mut restorer = context.staging.restorer(&narinfo.path);
+        let body = Cancellable { inner: reader, cancelled: &context.cancelled };
         let result = if options.case_hack {
             fetch::verify_nar(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
         } else {
             fetch::verify_nar(body, narinfo, &mut restorer, |_| Ok(()))
         };
-        let result = result.and_then(|()| options.owner.map_or(Ok(()), |owner| owner.apply(&temporary)));
+        let result =
+            result.and_then(|()| options.owner.map_or(Ok(()), |owner| context.staging.set_owner(&narinfo.path, owner)));
         if result.is_err() {
             restorer.abort().context(|| narinfo.full_path())?;
         }

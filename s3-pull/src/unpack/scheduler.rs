@@ -1,12 +1,11 @@
 //! The order of the work: starts a download for each path as soon as it has been looked up, publishes it when it has
 //! been unpacked and all of its references are published, and refuses it when one of them is refused.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nar_pack::error::{Error, Result};
-use nar_pack::nar::remove_tree;
 use nar_pack::store_path::StorePath;
 use tokio::task::JoinSet;
 
@@ -148,7 +147,7 @@ impl<'a> Scheduler<'a> {
     fn handle_download(&mut self, (path, result): Download) -> Result {
         let Some(State::Pending { candidate, missing, unpacked }) = self.states.get_mut(&path) else {
             // One of its references was refused during the download.
-            return remove_tree(&self.context.staging.temporary(&path));
+            return self.context.staging.remove_temporary(&path);
         };
         match result {
             Ok(FetchedPath::Present) => {
@@ -246,13 +245,13 @@ impl<'a> Scheduler<'a> {
     fn discard(&mut self, path: &StorePath) -> Result<bool> {
         let before = self.states.insert(path.clone(), State::Refused);
         if let Some(State::Pending { unpacked: true, .. }) = before {
-            remove_tree(&self.context.staging.temporary(path))?;
+            self.context.staging.remove_temporary(path)?;
         }
         Ok(!matches!(before, Some(State::Refused)))
     }
 
-    /// Refuses the paths that still wait when all downloads have ended: they wait for a path that was never found, or
-    /// for themselves.
+    /// Refuses the paths that still wait when all downloads have ended: they wait for a path that is not in the cache,
+    /// or for a cycle of references.
     fn refuse_remaining(&mut self) -> Result {
         let mut remaining: Vec<Arc<Candidate>> = Vec::new();
         for state in self.states.values() {
@@ -263,17 +262,33 @@ impl<'a> Scheduler<'a> {
         remaining.sort_unstable_by(|a, b| a.narinfo.path.cmp(&b.narinfo.path));
         for candidate in &remaining {
             let references = &candidate.narinfo.references;
-            if let Some(reference) = references.iter().find(|reference| !self.states.contains_key(*reference)) {
+            // Only what it waits for: a reference outside of the walk may be missing.
+            let is_missing = |path: &StorePath| !self.states.contains_key(path) && self.waiting.contains_key(path);
+            if let Some(reference) = references.iter().find(|reference| is_missing(reference)) {
                 self.refuse_with(candidate, reference)?;
             }
         }
-        for candidate in remaining {
-            let narinfo = &candidate.narinfo;
-            if !matches!(self.states.get(&narinfo.path), Some(State::Refused)) {
-                let error = Error::refused(format!("{}: its references form a cycle", narinfo.full_path()));
-                self.refuse(&narinfo.path, error)?;
+        for candidate in &remaining {
+            while let Some(path) = self.find_cycle(&candidate.narinfo.path) {
+                let path_in_store = self.context.sources.store_dir.join(&path);
+                self.refuse(&path, Error::refused(format!("{path_in_store}: its references form a cycle")))?;
             }
         }
         Ok(())
+    }
+
+    /// Returns a path of a cycle that `start` depends on, or is part of. Returns none if it does not wait.
+    fn find_cycle(&self, start: &StorePath) -> Option<StorePath> {
+        let mut seen = HashSet::new();
+        let mut path = start;
+        while seen.insert(path) {
+            let Some(State::Pending { candidate, .. }) = self.states.get(path) else { return None };
+            let mut references = candidate.narinfo.references.iter().filter(|reference| *reference != path);
+            let is_pending =
+                |reference: &&StorePath| matches!(self.states.get(*reference), Some(State::Pending { .. }));
+            let Some(next) = references.find(is_pending) else { break };
+            path = next;
+        }
+        Some(path.clone())
     }
 }

@@ -2,15 +2,14 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Take};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::regular_file;
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 use percent_encoding::percent_decode_str;
-use rustix::fs::OFlags;
 use tokio::sync::mpsc;
 
 use crate::remote::chunks::{Chunk, Plain};
@@ -90,6 +89,35 @@ impl Directory {
         })
         .await
     }
+    /// Returns all keys that begin with `prefix`, which ends with a slash; sorted.
+    pub(super) async fn list_keys(&self, prefix: &str) -> Result<Vec<String>> {
+        let (path, prefix) = (self.path.clone(), prefix.to_owned());
+        blocking(move || {
+            let (mut keys, mut directories) = (Vec::new(), vec![prefix]);
+            while let Some(directory) = directories.pop() {
+                let listing = || format!("listing {}", path.join(&directory).display());
+                let entries = match std::fs::read_dir(path.join(&directory)) {
+                    Ok(entries) => entries,
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error).context(listing),
+                };
+                for entry in entries {
+                    let entry = entry.context(listing)?;
+                    // A name that is not text is not that of an object.
+                    let Ok(name) = entry.file_name().into_string() else { continue };
+                    // A symbolic link to a directory is not followed: it may lead back here.
+                    if entry.file_type().context(listing)?.is_dir() {
+                        directories.push(format!("{directory}{name}/"));
+                    } else {
+                        keys.push(format!("{directory}{name}"));
+                    }
+                }
+            }
+            keys.sort_unstable();
+            Ok(keys)
+        })
+        .await
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -102,13 +130,10 @@ fn reading(path: &Path, error: &std::io::Error) -> Error {
 }
 
 fn open_file(path: &Path) -> Result<Option<(File, u64)>> {
-    // Without O_NONBLOCK, opening a FIFO waits for a writer.
-    let opened = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
-    match opened.and_then(|file| file.metadata().map(|metadata| (file, metadata))) {
-        Ok((file, metadata)) if metadata.is_file() => Ok(Some((file, metadata.len()))),
-        Ok(_) => Err(Error::refused(format!("{}: not a regular file", path.display()))),
+    match regular_file::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata.len()))) {
+        Ok(opened) => Ok(Some(opened)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(reading(path, &error)),
+        Err(error) => Err(Error::from(error).context(format!("reading {}", path.display()))),
     }
 }
 

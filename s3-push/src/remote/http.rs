@@ -14,7 +14,7 @@ use reqwest::{Client, Method, Url};
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
 use crate::remote::error_chain::{chain, root_cause};
 use crate::remote::netrc::{self, Login};
-use crate::remote::reader::{TextObject, read_text};
+use crate::remote::reader::{SmallObject, read_small};
 use crate::remote::retry::{Backoff, CONNECT_TIMEOUT, RequestLimits, is_throttling, parse_retry_after};
 use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
 
@@ -109,13 +109,9 @@ impl HttpCache {
         }
     }
 
-    /// Reads an object of UTF-8 text of at most `max_size` bytes, decoding its `Content-Encoding`. Returns none if it
-    /// does not exist.
-    ///
-    /// # Errors
-    /// Fails if the network or the server does; refuses a larger object and one that is not text.
-    pub async fn get_text(&self, key: &str, max_size: usize) -> Result<Option<TextObject>> {
-        read_text(|| self.get(key, None, None).boxed(), &self.display_url(key), self.limits.max_attempts, max_size)
+    /// Reads an object of at most `max_size` bytes, decoding its `Content-Encoding`. Returns none if it does not exist.
+    pub(in crate::remote) async fn get_small(&self, key: &str, max_size: usize) -> Result<Option<SmallObject>> {
+        read_small(|| self.get(key, None, None).boxed(), &self.display_url(key), self.limits.max_attempts, max_size)
             .await
     }
 

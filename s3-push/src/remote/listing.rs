@@ -37,6 +37,28 @@ pub async fn list_hash_parts(bucket: &Bucket) -> Result<Vec<HashPart>> {
     Ok(hashes)
 }
 
+/// Lists all keys that begin with `prefix`, also those with further slashes, sorted.
+///
+/// # Errors
+/// Fails if the bucket cannot be listed; refuses a listing that repeats a page.
+pub async fn list_keys(bucket: &Bucket, prefix: &str) -> Result<Vec<String>> {
+    let (mut keys, mut start): (Vec<String>, ListFrom) = (Vec::new(), ListFrom::Beginning);
+    loop {
+        let page = bucket.list_flat(prefix, start).await?.ok_or_else(|| bucket.listing_forbidden())?;
+        let page_keys: Vec<String> = page.entries.into_iter().map(|entry| entry.key).collect();
+        // Keys come in the order of their bytes, so a page that does not continue the previous one would never end.
+        if page.next.is_some() && page_keys.last() <= keys.last() {
+            let url = bucket.display_url(prefix);
+            return Err(Error::refused(format!("listing {url}: the server returned the same page twice")));
+        }
+        keys.extend(page_keys);
+        match page.next {
+            Some(token) => start = ListFrom::Page(token),
+            None => return Ok(keys),
+        }
+    }
+}
+
 /// Lists every object after the key `last`, in parallel; `last` is the end of the first page. The order is arbitrary.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 use nar_pack::error::{Context, Error, Result};
@@ -14,12 +14,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::remote::chunks::Chunk;
 use crate::remote::file::{Directory, OpenFile, send_file};
 use crate::remote::http::HttpCache;
-use crate::remote::listing::list_hash_parts;
+use crate::remote::listing::{list_hash_parts, list_keys};
 use crate::remote::location::Location;
 use crate::remote::retry::{Backoff, RequestLimits};
 use crate::remote::s3::{Access, Bucket};
 use crate::remote::transfer::{
-    Body, ByteRange, MAX_RANGES_AHEAD_IN_ALL, MIN_RANGED_SIZE, RANGE_SIZE, Response, Transfer,
+    Body, ByteRange, MAX_RANGES_AHEAD_IN_ALL, MIN_RANGED_SIZE, RANGE_SIZE, Response, ResumePoint, Transfer,
 };
 
 /// Chunks of a body that wait for its reader.
@@ -163,9 +163,32 @@ impl Remote {
             let url = self.display_url(key);
             return Err(Error::failed(format!("reading {url}: the server sent another range than the requested one")));
         }
-        let size = object.size;
+        let (size, etag) = (object.size, object.strong_etag());
         let transfer = Transfer { remote: Arc::clone(self), key: key.to_owned() };
-        Ok(Some(spawn_transfer(size, async move |chunks| transfer.send(object, &chunks).await)))
+        Ok(Some(spawn_transfer(size, etag, async move |chunks| transfer.send(object, &chunks).await)))
+    }
+
+    /// Continues to read an object as it is stored, if it still has the entity tag that it had. Otherwise, and if the
+    /// cache does not support that, returns none.
+    ///
+    /// # Errors
+    /// See [`Remote::get`].
+    pub async fn get_from(self: &Arc<Self>, key: &str, from: &ResumePoint) -> Result<Option<Body>> {
+        if matches!(self.cache, Cache::File(_)) {
+            return Ok(None);
+        }
+        let range = ByteRange { start: from.position, end: Some(from.position + RANGE_SIZE) };
+        let Response::Object(object) = self.request(key, Some(range), Some(&from.etag)).await? else { return Ok(None) };
+        let etag = object.strong_etag().filter(|etag| *etag == from.etag);
+        match (object.size, etag) {
+            (Some(size), Some(etag)) if object.partial && object.start == from.position => {
+                let transfer = Transfer { remote: Arc::clone(self), key: key.to_owned() };
+                let tag = etag.clone();
+                let send = async move |chunks| transfer.send_rest(object, size, tag, &chunks).await;
+                Ok(Some(spawn_transfer(Some(size), Some(etag), send)))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Starts to read a range of an object. Returns none if the object does not exist or is too short, or if the server
@@ -184,14 +207,14 @@ impl Remote {
             return Ok(None);
         }
         let transfer = Transfer { remote: Arc::clone(self), key: key.to_owned() };
-        Ok(Some(spawn_transfer(size, async move |chunks| transfer.send_range(object, range, &chunks).await)))
+        Ok(Some(spawn_transfer(size, None, async move |chunks| transfer.send_range(object, range, &chunks).await)))
     }
 
     fn file_body(self: &Arc<Self>, key: &str, (file, _): OpenFile, size: Option<u64>) -> Body {
         let (sender, chunks) = mpsc::channel(MAX_UNREAD_CHUNKS);
         let (remote, path) = (Arc::clone(self), self.display_url(key));
         tokio::task::spawn_blocking(move || send_file(file, &path, &sender, |length| remote.count_received(length)));
-        Body { size, chunks, broken: Arc::default() }
+        Body { size, etag: None, chunks, broken: Arc::default(), task: None }
     }
 
     /// Reads an object of UTF-8 text of at most `max_size` bytes, decoding its `Content-Encoding`. Returns none if it
@@ -200,16 +223,25 @@ impl Remote {
     /// # Errors
     /// See [`Remote::get`]; refuses a larger object and one that is not text.
     pub async fn text(&self, key: &str, max_size: usize) -> Result<Option<String>> {
+        let bytes = self.bytes(key, max_size).await?;
+        bytes.map(|bytes| stdio::utf8(bytes).context(|| self.display_url(key))).transpose()
+    }
+
+    /// Reads an object of at most `max_size` bytes, decoding its `Content-Encoding`. Returns none if it does not exist.
+    ///
+    /// # Errors
+    /// See [`Remote::get`]; refuses a larger object.
+    pub async fn bytes(&self, key: &str, max_size: usize) -> Result<Option<Vec<u8>>> {
         let object = match &self.cache {
-            Cache::S3(bucket) => bucket.get_text(key, max_size).await?,
-            Cache::Http(http) => http.get_text(key, max_size).await?,
+            Cache::S3(bucket) => bucket.get_small(key, max_size).await?,
+            Cache::Http(http) => http.get_small(key, max_size).await?,
             Cache::File(directory) => {
                 let url = directory.display_url(key);
                 let bytes = directory.read(key, max_size).await?;
-                bytes.map(|bytes| decode_text(&url, bytes, None, None, max_size)).transpose()?
+                bytes.map(|bytes| decode_small(&url, bytes, None, None, max_size)).transpose()?
             }
         };
-        Ok(object.map(|object| object.text))
+        Ok(object.map(|object| object.bytes))
     }
 
     /// Returns whether an object exists.
@@ -231,12 +263,20 @@ impl Remote {
     pub async fn list_hash_parts(&self) -> Result<Vec<HashPart>> {
         match &self.cache {
             Cache::S3(bucket) => list_hash_parts(bucket).await,
-            Cache::Http(http) => {
-                let url = http.display_url("");
-                let error = format!("{}: a cache cannot be listed over HTTP", url.trim_end_matches('/'));
-                Err(Error::failed(error).with_hint("use the s3:// URL of its bucket"))
-            }
+            Cache::Http(http) => Err(not_listable(http)),
             Cache::File(directory) => directory.list_hash_parts().await,
+        }
+    }
+
+    /// Returns all keys that begin with `prefix`, which ends with a slash; sorted.
+    ///
+    /// # Errors
+    /// Fails if the cache cannot be listed, as over HTTP.
+    pub async fn list_keys(&self, prefix: &str) -> Result<Vec<String>> {
+        match &self.cache {
+            Cache::S3(bucket) => list_keys(bucket, prefix).await,
+            Cache::Http(http) => Err(not_listable(http)),
+            Cache::File(directory) => directory.list_keys(prefix).await,
         }
     }
 
@@ -251,37 +291,61 @@ impl Remote {
     }
 }
 
+fn not_listable(http: &HttpCache) -> Error {
+    let url = http.display_url("");
+    let error = format!("{}: a cache cannot be listed over HTTP", url.trim_end_matches('/'));
+    Error::failed(error).with_hint("use the s3:// URL of its bucket")
+}
+
 /// Returns the body that `transfer` sends into a channel.
-fn spawn_transfer<F>(size: Option<u64>, transfer: impl FnOnce(mpsc::Sender<Result<Chunk>>) -> F) -> Body
+fn spawn_transfer<F>(
+    size: Option<u64>,
+    etag: Option<String>,
+    transfer: impl FnOnce(mpsc::Sender<Result<Chunk>>) -> F,
+) -> Body
 where
     F: Future<Output = Result> + Send + 'static,
 {
     let (sender, chunks) = mpsc::channel(MAX_UNREAD_CHUNKS);
     let broken = Arc::default();
-    let body = Body { size, chunks, broken: Arc::clone(&broken) };
+    let set_broken: Arc<AtomicBool> = Arc::clone(&broken);
     let sending = transfer(sender.clone());
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let result = sending.await;
-        broken.store(result.is_err(), Ordering::Release);
+        set_broken.store(result.is_err(), Ordering::Release);
         // The reader may be gone.
         let _ = sender.send(result.map(|()| Chunk::End)).await;
     });
-    body
+    Body { size, etag, chunks, broken, task: Some(task.abort_handle()) }
+}
+
+/// A small object, decoded.
+pub(super) struct SmallObject {
+    pub bytes: Vec<u8>,
+    /// The entity tag, as sent.
+    pub etag: Option<String>,
+}
+
+impl SmallObject {
+    /// Converts the object to text.
+    pub fn into_text(self, display_url: &str) -> Result<TextObject> {
+        Ok(TextObject { text: stdio::utf8(self.bytes).context(|| display_url)?, etag: self.etag })
+    }
 }
 
 /// Reads a small object into memory, and starts again if its body is truncated. Returns none if it does not exist.
-pub(super) async fn read_text<'a>(
+pub(super) async fn read_small<'a>(
     request: impl Fn() -> BoxFuture<'a, Result<Response>>,
     display_url: &str,
     max_attempts: u32,
     max_size: usize,
-) -> Result<Option<TextObject>> {
+) -> Result<Option<SmallObject>> {
     let mut backoff = Backoff::new(max_attempts);
     loop {
         let Response::Object(mut object) = request().await? else { return Ok(None) };
         let (etag, encoding) = (object.etag.take(), object.content_encoding.take());
         match object.collect(max_size).await {
-            Ok(bytes) => return decode_text(display_url, bytes, encoding.as_deref(), etag, max_size).map(Some),
+            Ok(bytes) => return decode_small(display_url, bytes, encoding.as_deref(), etag, max_size).map(Some),
             Err(error) => {
                 if !backoff.next_attempt().await {
                     return Err(error);
@@ -291,16 +355,16 @@ pub(super) async fn read_text<'a>(
     }
 }
 
-fn decode_text(
+fn decode_small(
     display_url: &str,
     bytes: Vec<u8>,
     encoding: Option<&str>,
     etag: Option<String>,
     max_size: usize,
-) -> Result<TextObject> {
+) -> Result<SmallObject> {
     if bytes.len() > max_size {
         return Err(Error::refused(format!("{display_url}: larger than {max_size} bytes")));
     }
     let bytes = decode_content(bytes, encoding, max_size).context(|| display_url)?;
-    Ok(TextObject { text: stdio::utf8(bytes).context(|| display_url)?, etag })
+    Ok(SmallObject { bytes, etag })
 }

@@ -11,7 +11,7 @@ use futures_util::stream::BoxStream;
 use nar_pack::error::{Error, Result};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::remote::Remote;
 use crate::remote::chunks::{Chunk, ChunkReader, Plain};
@@ -19,7 +19,7 @@ use crate::remote::concurrency::Permit;
 use crate::remote::retry::Backoff;
 
 /// Objects of at least this many bytes are requested in ranges.
-pub(super) const MIN_RANGED_SIZE: u64 = 16 << 20;
+pub const MIN_RANGED_SIZE: u64 = 16 << 20;
 /// Bytes of a range.
 pub(super) const RANGE_SIZE: u64 = 4 << 20;
 /// Ranges of one object that are requested, or buffered, ahead of the one that is being read.
@@ -36,17 +36,47 @@ const MIN_PROGRESS: u64 = 64 << 10;
 pub struct Body {
     /// The size in bytes, if known.
     pub size: Option<u64>,
+    /// The strong entity tag, if the cache sent one.
+    pub etag: Option<String>,
     pub(super) chunks: mpsc::Receiver<Result<Chunk>>,
     /// Set if the body could not be read to its end.
     pub broken: Arc<AtomicBool>,
+    /// The task that receives the body; none for a file.
+    pub(super) task: Option<AbortHandle>,
+}
+
+/// Aborts a transfer when it is dropped, so that a thread that waits for it returns.
+pub struct AbortOnDrop(Option<AbortHandle>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
 }
 
 impl Body {
+    /// Returns what aborts the transfer when it is dropped.
+    #[must_use]
+    pub fn abort_on_drop(&self) -> AbortOnDrop {
+        AbortOnDrop(self.task.clone())
+    }
+
     /// Returns a reader for a thread that may block.
     #[must_use]
     pub fn into_reader(self) -> ChunkReader {
         ChunkReader::new(self.chunks)
     }
+}
+
+/// Where to continue with an object of which the first bytes were received before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResumePoint {
+    /// The number of bytes that were received.
+    pub position: u64,
+    /// The strong entity tag that the object had then.
+    pub etag: String,
 }
 
 /// The bytes of an object from `start` to before `end`, or to the end of the object.
@@ -98,7 +128,7 @@ pub(super) struct ObjectStream {
 
 impl ObjectStream {
     /// Returns the entity tag if equal tags promise equal bytes.
-    fn strong_etag(&self) -> Option<String> {
+    pub(super) fn strong_etag(&self) -> Option<String> {
         self.etag.clone().filter(|etag| !etag.starts_with("W/"))
     }
 
@@ -192,6 +222,20 @@ impl Transfer {
         }
     }
 
+    /// Sends the rest of an object into `chunks`, given the response to the request for its first range.
+    ///
+    /// # Errors
+    /// See [`Transfer::send`].
+    pub async fn send_rest(
+        self,
+        first: ObjectStream,
+        size: u64,
+        etag: String,
+        chunks: &mpsc::Sender<Result<Chunk>>,
+    ) -> Result {
+        Arc::new(self).send_ranges(first, size, etag, chunks).await
+    }
+
     /// Sends a range of the object into `chunks`, given the response to the request for it.
     ///
     /// # Errors
@@ -230,8 +274,9 @@ impl Transfer {
         let range_at = |start: u64| ByteRange { start, end: Some(size.min(start + RANGE_SIZE)) };
         let etag: Arc<str> = etag.into();
         let mut ahead: VecDeque<RangeAhead> = VecDeque::new();
-        let mut current = Some((first, range_at(0)));
-        let mut next = RANGE_SIZE;
+        let mut next = first.start + RANGE_SIZE;
+        let range = range_at(first.start);
+        let mut current = Some((first, range));
         loop {
             while next < size
                 && ahead.len() < MAX_RANGES_AHEAD

@@ -8,7 +8,7 @@ use nar_pack::error::{Error, Result};
 
 use super::errors::status;
 use super::{Bucket, RequestKind};
-use crate::remote::reader::{TextObject, read_text};
+use crate::remote::reader::{SmallObject, TextObject, read_small};
 use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
 
 /// An object of a listing.
@@ -90,7 +90,13 @@ impl Bucket {
     /// Fails if the service or the network does, or if the bucket does not exist; refuses a larger object and one that is
     /// not text.
     pub async fn get_text(&self, key: &str, max_size: usize) -> Result<Option<TextObject>> {
-        read_text(|| self.get(key, None, None).boxed(), &self.display_url(key), self.max_attempts(), max_size).await
+        let object = self.get_small(key, max_size).await?;
+        object.map(|object| object.into_text(&self.display_url(key))).transpose()
+    }
+
+    /// Reads an object of at most `max_size` bytes, decoding its `Content-Encoding`. Returns none if it does not exist.
+    pub(in crate::remote) async fn get_small(&self, key: &str, max_size: usize) -> Result<Option<SmallObject>> {
+        read_small(|| self.get(key, None, None).boxed(), &self.display_url(key), self.max_attempts(), max_size).await
     }
 
     /// Returns the size of an object in bytes, or none if it does not exist.
@@ -111,6 +117,18 @@ impl Bucket {
     /// # Errors
     /// Fails if the service or the network does.
     pub async fn list(&self, prefix: &str, from: ListFrom) -> Result<Option<Page>> {
+        self.list_page(prefix, from, Some("/")).await
+    }
+
+    /// Lists one page of all keys that begin with `prefix`. Returns none if listing is forbidden.
+    ///
+    /// # Errors
+    /// See [`Bucket::list`].
+    pub async fn list_flat(&self, prefix: &str, from: ListFrom) -> Result<Option<Page>> {
+        self.list_page(prefix, from, None).await
+    }
+
+    async fn list_page(&self, prefix: &str, from: ListFrom, delimiter: Option<&str>) -> Result<Option<Page>> {
         let (after, token) = match from {
             ListFrom::Beginning => (None, None),
             ListFrom::After(key) => (Some(self.location.key(&key)), None),
@@ -121,7 +139,7 @@ impl Bucket {
             .list_objects_v2()
             .bucket(&self.location.bucket)
             .prefix(self.location.key(prefix))
-            .delimiter("/")
+            .set_delimiter(delimiter.map(str::to_owned))
             .set_start_after(after)
             .set_continuation_token(token);
         let output = match self.send(RequestKind::List, request.send()).await {

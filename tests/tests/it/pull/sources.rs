@@ -2,6 +2,7 @@
 
 use cache_tests::split_hint;
 use std::fs;
+use std::os::unix::net::UnixListener;
 
 use crate::fixtures::closure_fixture::{Fixture, path_in_root};
 
@@ -78,6 +79,64 @@ fn paths_that_depend_on_a_refused_path_are_counted_and_named_only_when_verbose()
         stderr.contains("; 2 paths depend on it and were not written") && split_hint(&stderr).0.lines().count() == 1,
         "{stderr}"
     );
+}
+
+/// Whether the closure is walked or the cache is listed, the error names the path that is missing and one that needs it.
+#[test]
+fn a_missing_reference_is_named_with_a_path_that_needs_it() {
+    let fixture = published();
+    fs::remove_file(fixture.path("half").join(Fixture::narinfo_key(&fixture.closure.lib))).unwrap();
+    for (output, done) in [
+        ("--root out", "unpacked"),
+        ("--root out --json", "unpacked"),
+        ("--root out --dry-run", "unpacked"),
+        ("--archive", "written"),
+        ("--export", "written"),
+    ] {
+        for selection in ["--all \"file://$PWD/half\"", "-r \"file://$PWD/half\" \"$TOP\""] {
+            let pulled = fixture.scratch.sh(&format!("s3-pull {output} {selection}"));
+            let expected = format!(
+                "s3-pull: {}: not found in the cache; 2 paths depend on it and were not {done}, among them {}\n",
+                fixture.closure.lib, fixture.closure.app
+            );
+            assert_eq!(pulled.fails(1), expected, "{output} {selection}");
+            if output.contains("--json") {
+                let count = pulled.text().matches("\"status\":\"refused\"").count();
+                assert!(count == 3 && pulled.text().contains("\"refused\":3"), "{pulled:?}");
+            }
+        }
+    }
+    fixture.assert_nothing_below("out");
+}
+
+/// A file that another user put in the place of a lock is neither waited for nor followed.
+#[test]
+fn a_planted_lock_is_an_error_and_a_planted_temporary_file_is_removed() {
+    let fixture = published();
+    let pull = "timeout 60 s3-pull -r --root out \"file://$PWD/cache\" \"$TOP\"";
+    let planted = [
+        ("mkfifo LOCK", "a FIFO"),
+        ("mkdir LOCK", "a directory"),
+        ("ln -s ../../../victim LOCK", "a symbolic link"),
+        ("ln -s missing LOCK", "a symbolic link"),
+        ("socket", "a socket"),
+    ];
+    for (plant, kind) in planted {
+        let lock = "out/nix/store/.s3-pull-old.lock";
+        let plant = plant.replace("LOCK", lock);
+        if plant == "socket" {
+            drop(UnixListener::bind(fixture.path(lock)).unwrap());
+        } else {
+            fixture.scratch.sh(&format!("mkdir -p out/nix/store; echo victim > victim; {plant}")).ok();
+        }
+        let stderr = fixture.scratch.sh(pull).fails(2);
+        assert!(stderr.contains(lock) && stderr.contains(kind) && stderr.contains("hint: remove "), "{kind}: {stderr}");
+        assert_eq!(fixture.scratch.sh(&format!("rm -r {lock}; cat victim")).ok(), "victim");
+    }
+    fixture.scratch.sh("cd out/nix/store; touch .s3-pull-old.lock; ln -s \"$PWD/../../../root\" .s3-pull-old-link; mkfifo .s3-pull-old-fifo").ok();
+    fixture.scratch.sh(pull).ok();
+    fixture.assert_trees("out");
+    assert_eq!(fixture.scratch.sh("find out -name '.s3-pull-*'; ls root/nix/store | wc -l").ok(), "3");
 }
 
 #[test]

@@ -253,7 +253,9 @@ fn ranges_that_do_not_match_are_refused() {
                 output.stderr
             );
             assert_eq!(find_problems(&output.stderr), Vec::<String>::new());
-            assert_eq!(visible_names(&root).len(), usize::from(expected));
+            // What arrived before the bad range is kept for the next pull.
+            let visible = visible_names(&root).into_iter().filter(|name| !name.starts_with(".s3-pull-partial-"));
+            assert_eq!(visible.count(), usize::from(expected));
         }
     }
 }

@@ -123,3 +123,30 @@ fn a_chain_of_ten_thousand_references_is_followed() {
     assert_eq!((output.status, find_problems(&output.stderr)), (1, Vec::new()));
     assert_eq!(visible_names(&root), Vec::<String>::new());
 }
+
+/// A path that depends on a cycle is not part of it, and a reference that was not requested is not missing.
+#[test]
+fn a_cycle_is_reported_with_one_of_its_paths() {
+    let fixture = PullFixture::new();
+    let attacker = &fixture.attacker;
+    let outside = attacker.path("outside", small_nar(b'o'), Compression::None, &[]);
+    let first = attacker.path("cycle-a", small_nar(b'a'), Compression::None, &[&outside]);
+    let second = attacker.path("cycle-b", small_nar(b'b'), Compression::None, &[&first]);
+    let first = attacker.signed(first.with(|narinfo| {
+        narinfo.references.push(second.narinfo.path.clone());
+        narinfo.references.sort_unstable();
+    }));
+    let user = |i| attacker.path(&format!("user-{i}"), small_nar(b'u'), Compression::None, &[&first]);
+    let mut paths: Vec<CachedPath> = (0..8).map(user).collect();
+    paths.extend([first, second]);
+    let server = LyingServer::start(correct(objects(paths.iter().chain([&outside]))));
+    let requested: Vec<String> = paths.iter().map(CachedPath::full_path).collect();
+    for flags in [&["-r"][..], &[]] {
+        let root = fixture.root();
+        let output = fixture.pull_to(&server.http_url(), &root, flags, &requested);
+        let (path, rest) = output.stderr.split_once(": its references form a cycle").unwrap_or_default();
+        assert!(path.contains("-cycle-") && !path.contains('\n'), "{flags:?}: {}", output.stderr);
+        assert!(rest.contains("9 paths depend on it") && output.status == 1, "{flags:?}: {}", output.stderr);
+        assert!(visible_names(&root).iter().all(|name| name.ends_with("-outside")));
+    }
+}
