@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::remote::chunks::Chunk;
 use crate::remote::file::{Directory, OpenFile, send_file};
+use crate::remote::hints::is_web_page;
 use crate::remote::http::HttpCache;
 use crate::remote::listing::list_hash_parts;
 use crate::remote::location::Location;
@@ -161,7 +162,9 @@ impl Remote {
         let Response::Object(object) = response else { return Ok(None) };
         if object.start != 0 {
             let url = self.display_url(key);
-            return Err(Error::failed(format!("reading {url}: the server sent another range than the requested one")));
+            return Err(Error::failed(format!(
+                "cannot read {url}: the server sent another range than the requested one"
+            )));
         }
         let size = object.size;
         let transfer = Transfer { remote: Arc::clone(self), key: key.to_owned() };
@@ -302,5 +305,10 @@ fn decode_text(
         return Err(Error::refused(format!("{display_url}: larger than {max_size} bytes")));
     }
     let bytes = decode_content(bytes, encoding, max_size).context(|| display_url)?;
-    Ok(TextObject { text: stdio::utf8(bytes).context(|| display_url)?, etag })
+    let text = stdio::utf8(bytes).context(|| display_url)?;
+    if is_web_page(&text) {
+        let error = Error::refused(format!("{display_url}: a web page, not an object of a cache"));
+        return Err(error.with_hint("the URL is that of a web site or a console, not of a cache"));
+    }
+    Ok(TextObject { text, etag })
 }
