@@ -190,7 +190,8 @@ mod tests {
         let limit = AdaptiveLimit::new(8);
         drop(limit.start_attempt());
         limit.start_attempt().throttled();
-        assert_eq!((current(&limit), limit.state().awaiting, limit.state().stale), (4, 0, 0));
+        let state = limit.state();
+        assert_eq!((state.limit, state.awaiting, state.stale), (4, 0, 0));
     }
 
     #[test]
