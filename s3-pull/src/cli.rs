@@ -6,7 +6,7 @@ use std::time::Duration;
 use cache_sign::cli::TrustArgs;
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::mode::{DEFAULT_MAX_ATTEMPTS, parse_idle_timeout};
+use crate::mode::{DEFAULT_MAX_ATTEMPTS, parse_timeout};
 use crate::staging::Owner;
 
 /// Fetch store paths from a Nix binary cache, verify them, and unpack them
@@ -142,10 +142,19 @@ pub struct Cli {
     /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not
     /// limited.
     #[arg(
-        long, value_name = "DURATION", default_value = "30s", value_parser = parse_idle_timeout, help_heading = "Network",
+        long, value_name = "DURATION", default_value = "30s", value_parser = parse_timeout, help_heading = "Network",
         hide_short_help = true
     )]
     pub idle_timeout: Duration,
+
+    /// Abort and retry a request whose connection is not established within DURATION
+    ///
+    /// Accepts the same durations as --idle-timeout. While a server does not respond, a note after 3 seconds names it; the request fails after all attempts (see --attempts).
+    #[arg(
+        long, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout, help_heading = "Network",
+        hide_short_help = true
+    )]
+    pub connect_timeout: Duration,
 
     /// Maximum attempts per request, with exponential backoff and jitter between them
     #[arg(

@@ -20,7 +20,7 @@ use crate::extras::ExtraKinds;
 use crate::unpack::UnpackOptions;
 
 // For cli.rs, which imports nothing but clap, other command lines and its own crate.
-pub use s3_push::remote::option_values::parse_idle_timeout;
+pub use s3_push::remote::option_values::parse_timeout;
 pub use s3_push::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// One invocation.
@@ -225,10 +225,12 @@ fn extra_kinds(with: &[ExtraKind]) -> ExtraKinds {
 fn remote_settings(cli: &Cli) -> RemoteSettings {
     let netrc = || std::env::var_os("NETRC").filter(|file| !file.is_empty()).map(PathBuf::from);
     RemoteSettings {
-        access: if cli.no_sign_request { Access::Anonymous } else { Access::SignedIfPossible },
+        access: if cli.no_sign_request { Access::Anonymous } else { Access::SignedIfPossible { has_opt_out: true } },
         limits: RequestLimits {
             idle_timeout: cli.idle_timeout,
+            connect_timeout: cli.connect_timeout,
             max_attempts: cli.attempts,
+            is_quiet: cli.quiet,
             // Lookups, downloads and ranges that are requested ahead run at the same time.
             max_in_flight: (2 * cli.jobs).saturating_add(MAX_RANGES_AHEAD_IN_ALL),
         },

@@ -166,12 +166,11 @@ impl Staging {
         self.dir.path().join(path.base_name())
     }
 
-    /// Computes the NarHash of a path at its final location.
+    /// Computes the NarHash of a path at its final location. With `undo_case_hack`, files that the case hack renamed have
+    /// their original names in the NAR.
     ///
     /// # Errors
     /// Fails if the path cannot be read or is not a tree that a NAR can contain.
-    ///
-    /// With `undo_case_hack`, files that the case hack renamed have their original names in the NAR.
     pub fn nar_hash(&self, path: &StorePath, undo_case_hack: bool) -> Result<Sha256> {
         let mut hasher = BufWriter::with_capacity(HASH_BUFFER_SIZE, Hasher::default());
         if undo_case_hack {

@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
 use narinfo_gen::cli::CompressionArgs;
 
-use crate::remote::option_values::{parse_byte_size, parse_idle_timeout};
+use crate::remote::option_values::{parse_byte_size, parse_timeout};
 use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache
@@ -118,10 +118,19 @@ pub struct Cli {
     ///
     /// A duration with a unit, such as 30s or 1m, is accepted too. The duration of a whole transfer is not limited.
     #[arg(
-        long, value_name = "SECONDS", default_value = "30", value_parser = parse_idle_timeout,
+        long, value_name = "SECONDS", default_value = "30", value_parser = parse_timeout,
         help_heading = "Network", hide_short_help = true,
     )]
     pub idle_timeout: Duration,
+
+    /// Abort and retry a request whose connection is not established within SECONDS
+    ///
+    /// Accepts the same durations as --idle-timeout. While a server does not respond, a note after 3 seconds names it; the request fails after all attempts (see --attempts).
+    #[arg(
+        long, value_name = "SECONDS", default_value = "10", value_parser = parse_timeout, help_heading = "Network",
+        hide_short_help = true,
+    )]
+    pub connect_timeout: Duration,
 
     /// Maximum attempts per request, with exponential backoff and jitter
     #[arg(

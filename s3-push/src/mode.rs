@@ -128,7 +128,9 @@ impl Mode {
             argument: if cli.targets.contains(&url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") },
             limits: RequestLimits {
                 idle_timeout: cli.idle_timeout,
+                connect_timeout: cli.connect_timeout,
                 max_attempts: cli.attempts,
+                is_quiet: cli.quiet,
                 max_in_flight: cli.jobs,
             },
             verbosity: Verbosity::new(cli.quiet, cli.verbose),

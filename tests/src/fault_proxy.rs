@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::loopback_listener::LoopbackListener;
+use crate::quirks::Quirk;
 
 /// Maximum size of the head of a request in bytes.
 const MAX_HEAD_SIZE: usize = 64 << 10;
@@ -177,6 +178,8 @@ pub enum Fault {
     TruncateResponse(usize),
     /// The body of the response stops after this number of bytes, and stalls until the client disconnects.
     StallResponse(usize),
+    /// The request is forwarded, and the response changed as a service that differs from S3 would send it.
+    Quirk(Quirk),
 }
 
 /// Injects the fault into every request.
@@ -336,8 +339,11 @@ impl Shared {
         let mut body = vec![0; request.content_length()?];
         client.read_exact(&mut body)?;
         let kept = match fault {
-            Fault::Pass => {
-                let response = self.forward(request, &body)?;
+            Fault::Pass | Fault::Quirk(_) => {
+                let mut response = self.forward(request, &body)?;
+                if let Fault::Quirk(quirk) = fault {
+                    quirk.apply(request.kind(), &mut response.body);
+                }
                 // Before the client can send the next request.
                 drop(in_flight);
                 client.write_all(&response.head)?;

@@ -19,6 +19,7 @@ mod minio;
 mod mutation;
 pub mod nix;
 pub mod pipeline;
+pub mod quirks;
 mod random;
 mod scratch;
 mod store_paths;
@@ -36,7 +37,7 @@ use std::thread;
 
 pub use delay_proxy::DelayProxy;
 pub use embedded_s3::EmbeddedS3;
-pub use minio::{Minio, mc_target};
+pub use minio::{Minio, MinioOptions, mc_target};
 pub use mutation::mutate;
 pub use random::{Random, random_seed, unique};
 pub use scratch::{CommandOutput, Scratch, TIMEOUT_SECONDS, remove_tree, split_hint};

@@ -107,6 +107,13 @@ impl Response {
         Self::with(status, Body::Whole(Arc::new(text.into_bytes()))).header("Content-Type", "application/xml")
     }
 
+    /// Returns the error for a request that is signed for another region than the server's, as MinIO and Garage do, but
+    /// without a header that names the region.
+    pub fn wrong_region(region: &str) -> Self {
+        let message = format!("wrong region</Message><Region>{region}</Region><Message>");
+        Self::error(400, "AuthorizationHeaderMalformed", &message)
+    }
+
     /// Redirects the client.
     pub fn redirect(to: impl Into<String>) -> Self {
         Self::status(302).header("Location", to)

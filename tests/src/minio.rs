@@ -1,6 +1,7 @@
 //! MinIO: a real S3 server with users and policies.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::supervised_server::{SupervisedServer, http_get, http_status, make_dir};
+use crate::supervised_server::{SupervisedServer, free_port, http_get, http_status, make_dir};
 use crate::{Credentials, Scratch, cache_url, report_missing, unique};
 
 /// The name of the server in the configuration of mc.
@@ -23,7 +24,20 @@ pub struct Minio {
     mc: PathBuf,
     /// Configuration of mc and policy files, in the server's directory and so removed with it.
     config: PathBuf,
+    /// `127.0.0.1:PORT` of the console, if it runs.
+    console: Option<String>,
     server: SupervisedServer,
+}
+
+/// How MinIO runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MinioOptions<'a> {
+    /// The region that requests must be signed for; any by default.
+    pub region: Option<&'a str>,
+    /// Whether the console runs, on a port of its own.
+    pub has_console: bool,
+    /// Whether the API is served over TLS, with a self-signed certificate.
+    pub has_tls: bool,
 }
 
 impl Minio {
@@ -31,15 +45,22 @@ impl Minio {
     ///
     /// Returns None, after a line on standard output, if MinIO or its client is not installed; panics if `CI=true`.
     pub fn start() -> Option<Self> {
+        Self::start_with(MinioOptions::default())
+    }
+
+    /// Starts MinIO with options; see [`Minio::start`]. With TLS, mc cannot connect to it.
+    pub fn start_with(options: MinioOptions<'_>) -> Option<Self> {
         let (Some(minio), Some(mc)) = (candidates("MINIO", "minio").into_iter().next(), find_mc()) else {
             report_missing("MinIO (or its client mc)", "`cargo xtask minio` installs both, or set $MINIO and $MC");
             return None;
         };
         let root = Credentials::random();
+        let console = options.has_console.then(|| format!("127.0.0.1:{}", free_port()));
         let env = [
+            ("MINIO_REGION", options.region.unwrap_or_default()),
             ("MINIO_ROOT_USER", root.access_key.as_str()),
             ("MINIO_ROOT_PASSWORD", &root.secret_key),
-            ("MINIO_BROWSER", "off"),
+            ("MINIO_BROWSER", if options.has_console { "on" } else { "off" }),
             // Encryption at rest needs a key, which protects nothing here.
             ("MINIO_KMS_SECRET_KEY", "cache-key:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
             ("MINIO_UPDATE", "off"),
@@ -47,13 +68,23 @@ impl Minio {
         ];
         let args = |dir: &Path, endpoint: &str| {
             let (data, certs) = (dir.join("data"), dir.join("certs"));
-            vec!["server".into(), data.into(), "--address".into(), endpoint.into(), "--certs-dir".into(), certs.into()]
+            if options.has_tls {
+                write_certificate(&certs);
+            }
+            let mut args: Vec<OsString> = vec!["server".into(), data.into(), "--address".into(), endpoint.into()];
+            args.extend(["--certs-dir".into(), certs.into()]);
+            args.extend(console.iter().flat_map(|console| ["--console-address".into(), console.into()]));
+            args
         };
-        let is_ready = |endpoint: &str| matches!(http_status(endpoint, "GET", "/minio/health/ready", b""), Ok(200));
+        // A server that uses TLS answers 400 in plain HTTP.
+        let ready = if options.has_tls { 400 } else { 200 };
+        let is_ready = |endpoint: &str| {
+            http_status(endpoint, "GET", "/minio/health/ready", b"").is_ok_and(|status| status == ready)
+        };
         let server = SupervisedServer::start(&minio, args, &env, is_ready);
         let config = server.dir.join("mc");
         make_dir(&config);
-        Some(Self { root, mc, config, server })
+        Some(Self { root, mc, config, console, server })
     }
 
     /// Returns the MinIO that all tests of this process share.
@@ -65,6 +96,11 @@ impl Minio {
     /// `127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
         self.server.endpoint.clone()
+    }
+
+    /// Returns `127.0.0.1:PORT` of the console, which must run.
+    pub fn console(&self) -> &str {
+        self.console.as_deref().expect("a console")
     }
 
     /// Returns the administrator's credentials.
@@ -216,6 +252,14 @@ impl Minio {
         assert!(output.status.success(), "mc {args:?}: {}\n{stderr}", output.status);
         output.stdout
     }
+}
+
+/// Writes a self-signed certificate and its key where MinIO looks for them.
+fn write_certificate(dir: &Path) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+    make_dir(dir);
+    fs::write(dir.join("public.crt"), made.cert.pem()).expect("a certificate file");
+    fs::write(dir.join("private.key"), made.signing_key.serialize_pem()).expect("a key file");
 }
 
 /// Returns a bucket, or a prefix in it, as mc takes it.

@@ -112,7 +112,7 @@ pub(crate) fn spawn_endpoint_server(program: &Path, args: &[&OsStr], env: &[(&st
 }
 
 /// Returns a loopback port that was free a moment ago.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
     listener.local_addr().expect("the address of the listener").port()
 }

@@ -14,7 +14,6 @@ use super::UnpackContext;
 use crate::fetch;
 use crate::partial_nar::{PartialNar, PartialReader};
 use crate::sources::{Alternatives, Candidate};
-use crate::staging::Staging;
 use s3_push::remote::transfer::{AbortOnDrop, Body, ResumePoint};
 
 /// The result of a download.

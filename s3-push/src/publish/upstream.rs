@@ -31,7 +31,8 @@ impl Upstreams {
     ) -> Result<Self> {
         let mut caches = Vec::new();
         for url in urls {
-            let options = RemoteOptions { access: Access::Signed, limits, netrc: None, tool };
+            let access = Access::SignedIfPossible { has_opt_out: false };
+            let options = RemoteOptions { access, limits, netrc: None, tool };
             let cache = Remote::open(url, options).await.context(|| "--upstream")?;
             require_cache(&cache, store_dir).await.context(|| format!("--upstream {}", cache.display_url("")))?;
             caches.push(cache);

@@ -18,7 +18,9 @@ struct State {
     limit: usize,
     /// Permits to remove from the semaphore when their holders return them.
     excess: usize,
-    /// Requests that were already in flight when the limit was halved, whose responses carry no new information.
+    /// Attempts whose response has not begun. A body that streams is not one of them: its outcome is known.
+    awaiting: usize,
+    /// Attempts that already awaited a response when the limit was halved. Their outcomes carry no new information.
     stale: usize,
     /// Successful responses since the limit last changed.
     successes: usize,
@@ -31,12 +33,47 @@ pub struct Permit {
     permit: Option<OwnedSemaphorePermit>,
 }
 
+/// An attempt at a request that awaits its response. If it is dropped, it ended without one.
+#[derive(Debug)]
+pub struct AwaitedResponse {
+    limit: Arc<AdaptiveLimit>,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// The server responds and does not throttle.
+    Success,
+    /// The server throttles.
+    Throttled,
+    /// There is no response.
+    Lost,
+}
+
+impl AwaitedResponse {
+    /// Records a response by which the server does not throttle.
+    pub fn succeeded(mut self) {
+        self.outcome = Outcome::Success;
+    }
+
+    /// Records a response by which the server throttles.
+    pub fn throttled(mut self) {
+        self.outcome = Outcome::Throttled;
+    }
+}
+
+impl Drop for AwaitedResponse {
+    fn drop(&mut self) {
+        self.limit.record(self.outcome);
+    }
+}
+
 impl AdaptiveLimit {
     /// Creates a limit of `max` requests in flight, at least one.
     #[must_use]
     pub fn new(max: u16) -> Arc<Self> {
         let max = usize::from(max).max(1);
-        let state = State { max, limit: max, excess: 0, stale: 0, successes: 0 };
+        let state = State { max, limit: max, excess: 0, awaiting: 0, stale: 0, successes: 0 };
         Arc::new(Self { permits: Arc::new(Semaphore::new(max)), state: Mutex::new(state) })
     }
 
@@ -47,39 +84,43 @@ impl AdaptiveLimit {
         Permit { limit: Arc::clone(self), permit }
     }
 
-    /// Records a response by which the server does not throttle.
-    pub fn record_success(&self) {
-        let mut state = self.state();
-        if state.stale > 0 {
-            state.stale -= 1;
-        } else if state.limit < state.max {
-            state.successes += 1;
-            if state.successes >= state.limit {
-                (state.limit, state.successes) = (state.limit + 1, 0);
-                match state.excess.checked_sub(1) {
-                    Some(excess) => state.excess = excess,
-                    None => self.permits.add_permits(1),
-                }
-            }
-        }
+    /// Starts an attempt at a request.
+    pub fn start_attempt(self: &Arc<Self>) -> AwaitedResponse {
+        self.state().awaiting += 1;
+        AwaitedResponse { limit: Arc::clone(self), outcome: Outcome::Lost }
     }
 
-    /// Records a request that ended without a response.
-    pub fn record_lost(&self) {
+    fn record(&self, outcome: Outcome) {
         let mut state = self.state();
-        state.stale = state.stale.saturating_sub(1);
-    }
-
-    /// Records a response by which the server throttles.
-    pub fn record_throttled(&self) {
-        let mut state = self.state();
+        state.awaiting = state.awaiting.saturating_sub(1);
         if state.stale > 0 {
             state.stale -= 1;
             return;
         }
+        match outcome {
+            Outcome::Success => self.grow(&mut state),
+            Outcome::Throttled => self.halve(&mut state),
+            Outcome::Lost => {}
+        }
+    }
+
+    fn grow(&self, state: &mut State) {
+        if state.limit >= state.max {
+            return;
+        }
+        state.successes += 1;
+        if state.successes >= state.limit {
+            (state.limit, state.successes) = (state.limit + 1, 0);
+            match state.excess.checked_sub(1) {
+                Some(excess) => state.excess = excess,
+                None => self.permits.add_permits(1),
+            }
+        }
+    }
+
+    fn halve(&self, state: &mut State) {
         let reduction = state.limit - state.limit.div_ceil(2);
-        let in_flight = (state.limit + state.excess).saturating_sub(self.permits.available_permits());
-        (state.stale, state.successes) = (in_flight.saturating_sub(1), 0);
+        (state.stale, state.successes) = (state.awaiting, 0);
         state.limit -= reduction;
         state.excess += reduction - self.permits.forget_permits(reduction);
     }
@@ -116,23 +157,48 @@ mod tests {
         let limit = AdaptiveLimit::new(16);
         let mut held = Vec::new();
         for _ in 0..16 {
+            held.push((limit.acquire().await, limit.start_attempt()));
+        }
+        let permits: Vec<Permit> = held.into_iter().map(|(permit, attempt)| (attempt.throttled(), permit).1).collect();
+        assert_eq!(current(&limit), 8);
+        drop(permits);
+        assert_eq!(available(&limit), 8);
+        limit.start_attempt().throttled();
+        assert_eq!((current(&limit), available(&limit)), (4, 4));
+    }
+
+    /// Twelve bodies stream while four attempts are throttled, twice. Each burst halves the limit.
+    #[tokio::test]
+    async fn bodies_that_stream_do_not_delay_the_next_reduction() {
+        let limit = AdaptiveLimit::new(16);
+        let mut held = Vec::new();
+        for _ in 0..16 {
             held.push(limit.acquire().await);
         }
-        for _ in 0..16 {
-            limit.record_throttled();
+        for _ in 0..12 {
+            limit.start_attempt().succeeded();
         }
-        assert_eq!(current(&limit), 8);
-        drop(held);
-        assert_eq!(available(&limit), 8);
-        limit.record_throttled();
-        assert_eq!((current(&limit), available(&limit)), (4, 4));
+        for expected in [8, 4] {
+            let burst: Vec<AwaitedResponse> = (0..4).map(|_| limit.start_attempt()).collect();
+            burst.into_iter().for_each(AwaitedResponse::throttled);
+            assert_eq!(current(&limit), expected);
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_is_dropped_is_no_longer_awaited() {
+        let limit = AdaptiveLimit::new(8);
+        drop(limit.start_attempt());
+        limit.start_attempt().throttled();
+        let state = limit.state();
+        assert_eq!((state.limit, state.awaiting, state.stale), (4, 0, 0));
     }
 
     #[test]
     fn one_request_is_always_allowed() {
         let limit = AdaptiveLimit::new(4);
         for _ in 0..100 {
-            limit.record_throttled();
+            limit.start_attempt().throttled();
         }
         assert_eq!((current(&limit), available(&limit)), (1, 1));
     }
@@ -141,15 +207,15 @@ mod tests {
     fn successes_restore_the_whole_limit() {
         let limit = AdaptiveLimit::new(8);
         for _ in 0..20 {
-            limit.record_throttled();
+            limit.start_attempt().throttled();
         }
         let responses = (1..).take_while(|_| {
-            limit.record_success();
+            limit.start_attempt().succeeded();
             current(&limit) < 8
         });
         assert!(responses.count() < 40);
         for _ in 0..100 {
-            limit.record_success();
+            limit.start_attempt().succeeded();
         }
         assert_eq!((current(&limit), available(&limit)), (8, 8));
     }
@@ -161,7 +227,7 @@ mod tests {
         for _ in 0..8 {
             held.push(limit.acquire().await);
         }
-        limit.record_throttled();
+        limit.start_attempt().throttled();
         assert_eq!((current(&limit), available(&limit)), (4, 0));
         held.truncate(4);
         assert_eq!(available(&limit), 0);

@@ -76,7 +76,7 @@ impl Directory {
     pub(super) async fn list_hash_parts(&self) -> Result<Vec<HashPart>> {
         let path = self.path.clone();
         blocking(move || {
-            let listing = || format!("listing {}", path.display());
+            let listing = || format!("cannot list {}", path.display());
             let mut hashes = Vec::new();
             for entry in std::fs::read_dir(&path).context(listing)? {
                 let name = entry.context(listing)?.file_name();
@@ -126,7 +126,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 fn reading(path: &Path, error: &std::io::Error) -> Error {
-    Error::failed(format!("reading {}: {error}", path.display()))
+    Error::failed(format!("cannot read {}: {error}", path.display()))
 }
 
 fn open_file(path: &Path) -> Result<Option<(File, u64)>> {
@@ -162,7 +162,7 @@ pub(super) fn send_file(
                 count(length);
                 Ok(Chunk::Data(Plain(Bytes::from(bytes))))
             }
-            Err(error) => Err(Error::failed(format!("reading {display_path}: {error}"))),
+            Err(error) => Err(Error::failed(format!("cannot read {display_path}: {error}"))),
         };
         let is_last = !matches!(chunk, Ok(Chunk::Data(_)));
         if chunks.blocking_send(chunk).is_err() || is_last {

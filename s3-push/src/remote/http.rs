@@ -13,9 +13,11 @@ use reqwest::{Client, Method, Url};
 
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
 use crate::remote::error_chain::{chain, root_cause};
+use crate::remote::first_response::FirstResponse;
+use crate::remote::hints::{PROXY_HINT, expects_tls, lacks_tls, requires_proxy_login};
 use crate::remote::netrc::{self, Login};
 use crate::remote::reader::{SmallObject, read_small};
-use crate::remote::retry::{Backoff, CONNECT_TIMEOUT, RequestLimits, is_throttling, parse_retry_after};
+use crate::remote::retry::{Backoff, RequestLimits, is_throttling, parse_retry_after};
 use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
 
 /// A cache on a web server.
@@ -27,6 +29,7 @@ pub struct HttpCache {
     login: Option<Login>,
     limit: Arc<AdaptiveLimit>,
     limits: RequestLimits,
+    first_response: FirstResponse,
     tool: &'static str,
     /// Set once a forbidden read was reported.
     was_forbidden: AtomicBool,
@@ -70,15 +73,17 @@ impl HttpCache {
         let login = login.filter(|login| [login.name.as_str(), ""].contains(&base.username()));
         let client = Client::builder()
             .user_agent(format!("{tool}/{}", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(limits.connect_timeout)
             .read_timeout(limits.idle_timeout)
             .build()
             .map_err(|error| Error::failed(format!("cannot set up the HTTP client: {}", chain(&error))))?;
         let without_slash = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
+        let display_base = without_slash(&display_base);
         Ok(Self {
             client,
             base: without_slash(&base),
-            display_base: without_slash(&display_base),
+            first_response: FirstResponse::new(tool, display_base.clone(), limits.max_attempts, limits.is_quiet),
+            display_base,
             login,
             limit: AdaptiveLimit::new(limits.max_in_flight),
             limits,
@@ -136,7 +141,7 @@ impl HttpCache {
             None
         };
         let (url, limits) = (self.display_url(key), self.limits);
-        let failed = move |error| Error::failed(format!("reading {url}: {}", describe(error, limits)));
+        let failed = move |error| Error::failed(format!("cannot read {url}: {}", describe(error, limits)));
         Ok(ObjectStream {
             start: part.map_or(0, |(start, _)| start),
             partial,
@@ -157,14 +162,27 @@ impl HttpCache {
         range: Option<ByteRange>,
         etag: Option<&str>,
     ) -> Result<(Answer, Permit)> {
+        self.first_response.watch(self.send_attempts(method, key, range, etag)).await
+    }
+
+    async fn send_attempts(
+        &self,
+        method: Method,
+        key: &str,
+        range: Option<ByteRange>,
+        etag: Option<&str>,
+    ) -> Result<(Answer, Permit)> {
         let permit = self.limit.acquire().await;
         let mut backoff = Backoff::new(self.limits.max_attempts);
         loop {
+            self.first_response.record_attempt(backoff.attempt());
+            let attempt = self.limit.start_attempt();
             let result = self.request(method.clone(), key, range, etag).send().await;
-            match &result {
-                Ok(response) if is_throttling(response.status().as_u16()) => self.limit.record_throttled(),
-                Ok(_) => self.limit.record_success(),
-                Err(_) => self.limit.record_lost(),
+            if let Ok(response) = &result {
+                self.first_response.record_response();
+                if is_throttling(response.status().as_u16()) { attempt.throttled() } else { attempt.succeeded() }
+            } else {
+                drop(attempt);
             }
             match self.classify(&method, key, range.is_some(), etag.is_some(), result) {
                 Ok(answer) => return Ok((answer, permit)),
@@ -189,8 +207,10 @@ impl HttpCache {
         let response = match result {
             Ok(response) => response,
             Err(error) => {
-                let is_transient = error.is_connect() || error.is_timeout() || error.is_request();
-                return failed(self.error(key, &describe(error, self.limits)), is_transient);
+                let hint = self.connection_hint(&error);
+                let is_transient = hint.is_none() && (error.is_connect() || error.is_timeout() || error.is_request());
+                let error = self.error(key, &describe(error, self.limits));
+                return failed(if let Some(hint) = hint { error.with_hint(hint) } else { error }, is_transient);
             }
         };
         match response.status().as_u16() {
@@ -212,14 +232,28 @@ impl HttpCache {
             }
             407 => {
                 let error = self.error(key, "HTTP 407: the proxy requires a user name and a password");
-                failed(error.with_hint("add them to the URL in HTTP_PROXY or HTTPS_PROXY"), false)
+                failed(error.with_hint(PROXY_HINT), false)
             }
             status @ (408 | 429 | 500 | 502..=504) => {
                 let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
                 let retry_after = retry_after.and_then(parse_retry_after);
                 Err(AttemptError { error: self.error(key, &format!("HTTP {status}")), is_transient: true, retry_after })
             }
+            400 if self.base.starts_with("http:") => {
+                let error = self.error(key, "HTTP 400");
+                failed(error.with_hint("if the server uses TLS, use an https:// URL"), false)
+            }
             status => failed(self.error(key, &format!("HTTP {status}")), false),
+        }
+    }
+
+    /// Returns the hint for a URL with the wrong scheme, and for a proxy that requires a login.
+    fn connection_hint(&self, error: &reqwest::Error) -> Option<&'static str> {
+        match self.base.split_once(':')?.0 {
+            _ if requires_proxy_login(error) => Some(PROXY_HINT),
+            "https" if lacks_tls(error) => Some("the server does not use TLS: use an http:// URL"),
+            "http" if expects_tls(error) => Some("if the server uses TLS, use an https:// URL"),
+            _ => None,
         }
     }
 
@@ -244,7 +278,7 @@ impl HttpCache {
     }
 
     fn error(&self, key: &str, cause: &str) -> Error {
-        Error::failed(format!("reading {}: {cause}", self.display_url(key)))
+        Error::failed(format!("cannot read {}: {cause}", self.display_url(key)))
     }
 
     fn warn_forbidden(&self, key: &str) {
@@ -265,6 +299,9 @@ impl HttpCache {
 fn describe(error: reqwest::Error, limits: RequestLimits) -> String {
     let error = error.without_url();
     match () {
+        () if error.is_connect() && error.is_timeout() => {
+            format!("cannot connect: {}", limits.connect_timeout_message())
+        }
         () if error.is_connect() => format!("cannot connect: {}", root_cause(&error)),
         () if error.is_redirect() => format!("cannot follow the redirect: {}", root_cause(&error)),
         () if error.is_timeout() => limits.timeout_message(),

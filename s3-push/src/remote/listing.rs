@@ -83,7 +83,7 @@ async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Re
         let first = page.entries.first().map(|entry| entry.key.clone());
         if (first.is_some() && first == previous_first) || (page.next.is_some() && page.next == previous_token) {
             let url = bucket.display_url("");
-            return Err(Error::refused(format!("listing {url}: the server returned the same page twice")));
+            return Err(Error::refused(format!("cannot list {url}: the server returned the same page twice")));
         }
         previous_first = first.or(previous_first);
         previous_token.clone_from(&page.next);

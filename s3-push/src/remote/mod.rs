@@ -14,7 +14,8 @@
 //! | `transfer`, `chunks` | bodies: ranges, resuming, and passing them to threads that block |
 //! | `listing` | the store paths of a bucket, and listing it in parallel |
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
-//! | `error_chain` | the text of errors of other libraries |
+//! | `first_response` | the note that a server does not respond |
+//! | `error_chain`, `hints` | the text of errors of other libraries, and hints for wrong URLs |
 //! | `progress` | verbosity and the progress bar of the tools that use a remote cache |
 //! | `option_values` | the byte sizes and durations in their options |
 
@@ -26,6 +27,10 @@ mod concurrency;
 mod error_chain;
 #[cfg(feature = "client")]
 mod file;
+#[cfg(feature = "client")]
+mod first_response;
+#[cfg(feature = "client")]
+mod hints;
 #[cfg(feature = "client")]
 mod http;
 #[cfg(feature = "client")]

@@ -34,7 +34,7 @@ impl fmt::Debug for Login {
 /// Fails if the given file is unreadable or invalid. An invalid default file is skipped with a warning.
 pub fn find_login(host: &str, netrc: Option<&Path>, tool: &str) -> Result<Option<Login>> {
     if let Some(path) = netrc {
-        let denied = || Error::failed(format!("reading {}: permission denied", path.display()));
+        let denied = || Error::failed(format!("cannot read {}: permission denied", path.display()));
         return read(path)?.ok_or_else(denied).map(|file| login_for(file, host));
     }
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".netrc"));
@@ -54,7 +54,7 @@ fn read(path: &Path) -> Result<Option<Netrc>> {
     match Netrc::from_file(path) {
         Ok(file) => Ok(Some(file)),
         Err(netrc::Error::Io(error)) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
-        Err(netrc::Error::Io(error)) => Err(Error::failed(format!("reading {display}: {error}"))),
+        Err(netrc::Error::Io(error)) => Err(Error::failed(format!("cannot read {display}: {error}"))),
         Err(netrc::Error::Parsing { parser, .. }) => {
             let cause = parse_error(&parser.to_string());
             Err(Error::failed(format!("{display} is not a valid netrc file: {cause}")))

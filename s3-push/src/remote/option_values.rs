@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-/// The range of an idle timeout.
-const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
-const MAX_IDLE_TIMEOUT: Duration = Duration::from_hours(1);
+/// The range of a timeout.
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// Parses a byte size greater than 0, such as `64MiB`. `K`, `M` and `G` mean KiB, MiB and GiB, as in coreutils.
 ///
@@ -24,18 +24,18 @@ pub fn parse_byte_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Parses an idle timeout of 1 second to 1 hour, such as `30s` or `1m`. A number without a unit means seconds.
+/// Parses a timeout of 1 second to 1 hour, such as `30s` or `1m`. A number without a unit means seconds.
 ///
 /// # Errors
 /// Returns a message for the user.
-pub fn parse_idle_timeout(text: &str) -> Result<Duration, String> {
+pub fn parse_timeout(text: &str) -> Result<Duration, String> {
     let duration = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {
             humantime::parse_duration(text).map_err(|_| "expected a duration such as 30, 30s or 1m".to_owned())?
         }
     };
-    if (MIN_IDLE_TIMEOUT..=MAX_IDLE_TIMEOUT).contains(&duration) {
+    if (MIN_TIMEOUT..=MAX_TIMEOUT).contains(&duration) {
         Ok(duration)
     } else {
         Err("the duration must be between 1s and 1h".to_owned())
@@ -67,12 +67,12 @@ mod tests {
     }
 
     #[test]
-    fn idle_timeouts_accept_seconds_and_units() {
+    fn timeouts_accept_seconds_and_units() {
         for (text, seconds) in [("30", 30), ("30s", 30), ("1m", 60), ("1m 30s", 90), ("3600", 3600), ("1h", 3600)] {
-            assert_eq!(parse_idle_timeout(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(parse_timeout(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         for text in ["", "0", "500ms", "3601", "2h", "x", "-1"] {
-            assert!(parse_idle_timeout(text).is_err(), "{text}");
+            assert!(parse_timeout(text).is_err(), "{text}");
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::remote::chunks::Chunk;
 use crate::remote::file::{Directory, OpenFile, send_file};
+use crate::remote::hints::is_web_page;
 use crate::remote::http::HttpCache;
 use crate::remote::listing::{list_hash_parts, list_keys};
 use crate::remote::location::Location;
@@ -161,7 +162,9 @@ impl Remote {
         let Response::Object(object) = response else { return Ok(None) };
         if object.start != 0 {
             let url = self.display_url(key);
-            return Err(Error::failed(format!("reading {url}: the server sent another range than the requested one")));
+            return Err(Error::failed(format!(
+                "cannot read {url}: the server sent another range than the requested one"
+            )));
         }
         let (size, etag) = (object.size, object.strong_etag());
         let transfer = Transfer { remote: Arc::clone(self), key: key.to_owned() };
@@ -224,7 +227,7 @@ impl Remote {
     /// See [`Remote::get`]; refuses a larger object and one that is not text.
     pub async fn text(&self, key: &str, max_size: usize) -> Result<Option<String>> {
         let bytes = self.bytes(key, max_size).await?;
-        bytes.map(|bytes| stdio::utf8(bytes).context(|| self.display_url(key))).transpose()
+        bytes.map(|bytes| to_text(bytes, &self.display_url(key))).transpose()
     }
 
     /// Reads an object of at most `max_size` bytes, decoding its `Content-Encoding`. Returns none if it does not exist.
@@ -329,8 +332,18 @@ pub(super) struct SmallObject {
 impl SmallObject {
     /// Converts the object to text.
     pub fn into_text(self, display_url: &str) -> Result<TextObject> {
-        Ok(TextObject { text: stdio::utf8(self.bytes).context(|| display_url)?, etag: self.etag })
+        Ok(TextObject { text: to_text(self.bytes, display_url)?, etag: self.etag })
     }
+}
+
+/// Refuses bytes that are not UTF-8, and the web pages that consoles and other web sites send for any path.
+fn to_text(bytes: Vec<u8>, display_url: &str) -> Result<String> {
+    let text = stdio::utf8(bytes).context(|| display_url)?;
+    if is_web_page(&text) {
+        let error = Error::refused(format!("{display_url}: a web page, not an object of a cache"));
+        return Err(error.with_hint("the URL is that of a web site or a console, not of a cache"));
+    }
+    Ok(text)
 }
 
 /// Reads a small object into memory, and starts again if its body is truncated. Returns none if it does not exist.

@@ -6,14 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::config::interceptors::{BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef};
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextMut, BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
+};
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
+use aws_smithy_runtime_api::client::retries::RequestAttempts;
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction, RetryClassifierPriority};
+use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use aws_smithy_types::retry::ErrorKind;
 
-use crate::remote::concurrency::AdaptiveLimit;
+use crate::remote::concurrency::{AdaptiveLimit, AwaitedResponse};
+use crate::remote::first_response::FirstResponse;
 
 /// Default for the attempts at one request, including the first.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 8;
@@ -21,8 +26,10 @@ pub const DEFAULT_MAX_ATTEMPTS: u32 = 8;
 pub(super) const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 /// Longest delay before any retry, even if the server asks for more.
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
-/// Time in which a connection must be established.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest difference between the clocks of this host and of a server that the SDK may correct. It panics for a date
+/// near the end of the year 9999.
+const MAX_CLOCK_SKEW: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Limits on the requests to one remote cache.
 #[derive(Debug, Clone, Copy)]
@@ -30,16 +37,25 @@ pub struct RequestLimits {
     /// Time without progress after which an attempt is aborted: a response must begin within it, and a body must not
     /// stall for longer. A transfer as a whole may take any time.
     pub idle_timeout: Duration,
+    /// Time in which a connection must be established.
+    pub connect_timeout: Duration,
     /// Attempts at one request, including the first.
     pub max_attempts: u32,
     /// Requests in flight at the same time.
     pub max_in_flight: u16,
+    /// Whether no note is printed while a server does not respond.
+    pub is_quiet: bool,
 }
 
 impl RequestLimits {
     /// Returns the message of an attempt that was aborted after the idle timeout.
     pub(super) fn timeout_message(&self) -> String {
         format!("timed out after {} seconds without progress", self.idle_timeout.as_secs())
+    }
+
+    /// Returns the message of an attempt that was aborted because no connection was established.
+    pub(super) fn connect_timeout_message(&self) -> String {
+        format!("timed out after {} seconds", self.connect_timeout.as_secs())
     }
 }
 
@@ -55,6 +71,12 @@ impl Backoff {
     #[must_use]
     pub fn new(max_attempts: u32) -> Self {
         Self { attempts: 1, max_attempts }
+    }
+
+    /// Returns the number of the current attempt; the first one is 1.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempts
     }
 
     /// Waits and returns true, or returns false at once when no attempt is left.
@@ -120,11 +142,26 @@ impl ClassifyRetry for ThrottleClassifier {
     }
 }
 
-/// Counts the attempts of the SDK, retries included, and reports each outcome to the concurrency limit.
+/// Returns the difference between the clock of this host and the date of a response.
+fn clock_skew(date: &str) -> Option<Duration> {
+    let (date, now) = (httpdate::parse_http_date(date).ok()?, SystemTime::now());
+    Some(date.duration_since(now).unwrap_or_else(|error| error.duration()))
+}
+
+/// Counts the attempts of the SDK, retries included, and reports each of them to the concurrency limit.
 #[derive(Debug)]
 pub(super) struct AttemptObserver {
     pub attempts: Arc<AtomicU64>,
     pub limit: Arc<AdaptiveLimit>,
+    pub first_response: Arc<FirstResponse>,
+}
+
+/// The attempt that an operation of the SDK makes. It is dropped with the operation, also if that is aborted.
+#[derive(Debug)]
+struct CurrentAttempt(Option<AwaitedResponse>);
+
+impl Storable for CurrentAttempt {
+    type Storer = StoreReplace<Self>;
 }
 
 impl Intercept for AttemptObserver {
@@ -136,9 +173,25 @@ impl Intercept for AttemptObserver {
         &self,
         _: &BeforeTransmitInterceptorContextRef<'_>,
         _: &RuntimeComponents,
-        _: &mut ConfigBag,
+        config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.first_response.record_attempt(config.load::<RequestAttempts>().map_or(1, RequestAttempts::attempts));
+        config.interceptor_state().store_put(CurrentAttempt(Some(self.limit.start_attempt())));
+        Ok(())
+    }
+
+    /// Removes a date that cannot be the time of the server.
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let headers = context.response_mut().headers_mut();
+        if headers.get("date").is_some_and(|date| clock_skew(date).is_none_or(|skew| skew > MAX_CLOCK_SKEW)) {
+            headers.remove("date");
+        }
         Ok(())
     }
 
@@ -146,12 +199,13 @@ impl Intercept for AttemptObserver {
         &self,
         context: &FinalizerInterceptorContextRef<'_>,
         _: &RuntimeComponents,
-        _: &mut ConfigBag,
+        config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        match context.response().map(|response| response.status().as_u16()) {
-            Some(status) if is_throttling(status) => self.limit.record_throttled(),
-            Some(_) => self.limit.record_success(),
-            None => self.limit.record_lost(),
+        let attempt = config.get_mut_from_interceptor_state::<CurrentAttempt>().and_then(|attempt| attempt.0.take());
+        // Without a response, dropping the attempt reports it as lost.
+        if let (Some(attempt), Some(response)) = (attempt, context.response()) {
+            self.first_response.record_response();
+            if is_throttling(response.status().as_u16()) { attempt.throttled() } else { attempt.succeeded() }
         }
         Ok(())
     }

@@ -260,7 +260,7 @@ impl Transfer {
     }
 
     fn error(&self, cause: &str) -> Error {
-        Error::failed(format!("reading {}: {cause}", self.remote.display_url(&self.key)))
+        Error::failed(format!("cannot read {}: {cause}", self.remote.display_url(&self.key)))
     }
 
     /// Sends an object whose first range has started to arrive, and requests the next ranges meanwhile.

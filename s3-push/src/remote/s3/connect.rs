@@ -1,18 +1,16 @@
 //! Setting up the S3 client: region, credentials, timeouts, retries, proxies, checksums.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use aws_config::SdkConfig;
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::region::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_credential_types::credential_feature::AwsCredentialFeature;
-use aws_credential_types::provider::ProvideCredentials;
-use aws_credential_types::provider::error::CredentialsError;
+use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
 use aws_sdk_s3::config::{Builder, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient};
@@ -20,10 +18,12 @@ use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 
+use super::credentials::{InstanceError, are_found, provider_chain};
 use super::{Bucket, ObjectOptions, RequestCounts};
 use crate::remote::concurrency::AdaptiveLimit;
+use crate::remote::first_response::FirstResponse;
 use crate::remote::location::{DEFAULT_REGION, Location};
-use crate::remote::retry::{AttemptObserver, CONNECT_TIMEOUT, INITIAL_BACKOFF, RequestLimits, ThrottleClassifier};
+use crate::remote::retry::{AttemptObserver, INITIAL_BACKOFF, RequestLimits, ThrottleClassifier};
 
 /// Capacity of the bucket's own retry budget. The SDK's default, 500 tokens for the whole process, is used up by
 /// one minute of throttling in a bulk transfer.
@@ -39,22 +39,35 @@ pub enum Access {
     /// Not signed; the bucket must be public.
     Anonymous,
     /// Signed if the default chain has credentials, otherwise not.
-    SignedIfPossible,
+    SignedIfPossible {
+        /// Whether the tool has `--no-sign-request`, which hints then name.
+        has_opt_out: bool,
+    },
 }
 
 impl Bucket {
     /// Sets up a client; nothing is requested yet. `tool` is the prefix of messages.
     pub async fn connect(location: Location, access: Access, limits: RequestLimits, tool: &'static str) -> Self {
-        let mut sdk_config = load_config(&location, access, limits).await;
-        let lacks_credentials =
-            access == Access::SignedIfPossible && location.profile.is_none() && !has_credentials(&sdk_config).await;
+        let instance_error = InstanceError::default();
+        let mut sdk_config = load_config(&location, access, limits, instance_error.clone()).await;
+        let is_optional = matches!(access, Access::SignedIfPossible { .. }) && location.profile.is_none();
+        let lacks_credentials = match sdk_config.credentials_provider() {
+            Some(provider) if is_optional => !are_found(&provider).await,
+            _ => false,
+        };
         if lacks_credentials {
             let mut unsigned = sdk_config.into_builder();
             unsigned.set_credentials_provider(None);
             sdk_config = unsigned.build();
         }
         let (counts, limit) = (RequestCounts::default(), AdaptiveLimit::new(limits.max_in_flight));
-        let observer = AttemptObserver { attempts: Arc::clone(&counts.attempts), limit: Arc::clone(&limit) };
+        let server = location.endpoint_url().unwrap_or_else(|| "AWS".to_owned());
+        let first_response = Arc::new(FirstResponse::new(tool, server, limits.max_attempts, limits.is_quiet));
+        let observer = AttemptObserver {
+            attempts: Arc::clone(&counts.attempts),
+            limit: Arc::clone(&limit),
+            first_response: Arc::clone(&first_response),
+        };
         let retry_budget = TokenBucket::builder().capacity(RETRY_TOKENS).success_reward(RETRY_REWARD).build();
         // Bodies are in memory and their payload is signed: many services reject the trailing checksums that are the
         // SDK's default.
@@ -73,12 +86,16 @@ impl Bucket {
         }
         Self {
             client: Client::from_conf(config.build()),
+            redirected: OnceLock::new(),
             location,
             tool,
             object_options: ObjectOptions::default(),
             dry_run: false,
             limits,
             limit,
+            first_response,
+            can_opt_out: access == Access::SignedIfPossible { has_opt_out: true },
+            instance_error,
             credentials: sdk_config.credentials_provider().filter(|_| access != Access::Anonymous),
             lacks_credentials,
             is_readable: AtomicBool::new(false),
@@ -88,35 +105,40 @@ impl Bucket {
             counts,
         }
     }
-
-    /// Returns where the credentials come from, for messages; never the credentials themselves.
-    pub async fn credential_source(&self) -> &'static str {
-        let Some(provider) = &self.credentials else { return "none, requests are not signed" };
-        match provider.provide_credentials().await {
-            Ok(credentials) => {
-                let features = credentials.get_property::<Vec<AwsCredentialFeature>>();
-                features.and_then(|features| features.iter().find_map(source_name)).unwrap_or("a provider of the SDK")
-            }
-            Err(_) => "none found",
-        }
-    }
 }
 
-async fn load_config(location: &Location, access: Access, limits: RequestLimits) -> SdkConfig {
+async fn load_config(
+    location: &Location,
+    access: Access,
+    limits: RequestLimits,
+    instance_error: InstanceError,
+) -> SdkConfig {
     let idle = limits.idle_timeout;
     let retries = RetryConfig::standard().with_max_attempts(limits.max_attempts).with_initial_backoff(INITIAL_BACKOFF);
-    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
+    let timeouts = TimeoutConfig::builder().connect_timeout(limits.connect_timeout).read_timeout(idle).build();
+    let region = region(location).region().await;
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http_client())
-        .region(region(location))
-        .retry_config(retries)
-        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(idle).build())
+        .region(region.clone())
+        .retry_config(retries.clone())
+        .timeout_config(timeouts.clone())
         .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(idle).build());
-    if let Some(profile) = &location.profile {
+    let profile = location.profile.as_deref();
+    if let Some(profile) = profile {
         loader = loader.profile_name(profile);
     }
-    if access == Access::Anonymous {
-        loader = loader.no_credentials();
-    }
+    loader = match access {
+        Access::Anonymous => loader.no_credentials(),
+        Access::Signed | Access::SignedIfPossible { .. } => {
+            let config = ProviderConfig::without_region()
+                .with_behavior_version(Some(BehaviorVersion::latest()))
+                .with_http_client(http_client())
+                .with_region(region)
+                .with_retry_config(retries)
+                .with_timeout_config(timeouts);
+            loader.credentials_provider(provider_chain(config, profile, instance_error).await)
+        }
+    };
     loader.load().await
 }
 
@@ -141,31 +163,4 @@ fn region(location: &Location) -> RegionProviderChain {
         .or_else(EnvironmentVariableRegionProvider::new())
         .or_else(profile.build())
         .or_else(Region::new(DEFAULT_REGION))
-}
-
-/// Returns whether the provider chain finds credentials. Any other error is left to the first request.
-async fn has_credentials(config: &SdkConfig) -> bool {
-    let Some(provider) = config.credentials_provider() else { return false };
-    !matches!(provider.provide_credentials().await, Err(CredentialsError::CredentialsNotLoaded(_)))
-}
-
-/// Returns the name of a source of credentials, or none for features that are not sources.
-fn source_name(feature: &AwsCredentialFeature) -> Option<&'static str> {
-    use AwsCredentialFeature as Feature;
-    Some(match feature {
-        Feature::CredentialsEnvVars => "the environment",
-        Feature::CredentialsEnvVarsStsWebIdToken
-        | Feature::CredentialsProfileStsWebIdToken
-        | Feature::CredentialsStsAssumeRoleWebId => "a web identity token",
-        Feature::CredentialsSso | Feature::CredentialsProfileSso => "SSO",
-        Feature::CredentialsProcess | Feature::CredentialsProfileProcess => "a credential process",
-        Feature::CredentialsStsAssumeRole => "an assumed role",
-        Feature::CredentialsProfile
-        | Feature::CredentialsProfileSourceProfile
-        | Feature::CredentialsProfileNamedProvider
-        | Feature::CredentialsProfileLogin => "a profile",
-        Feature::CredentialsHttp => "the container",
-        Feature::CredentialsImds => "the instance",
-        _ => return None,
-    })
 }

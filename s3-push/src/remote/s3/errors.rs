@@ -4,6 +4,7 @@
 use std::error::Error as StdError;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::abort_multipart_upload::AbortMultipartUploadError;
@@ -20,12 +21,17 @@ use aws_sdk_s3::primitives::ByteStreamError;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 
+use super::credentials::is_credentials_error;
 use super::{Bucket, Sdk};
 use crate::remote::error_chain::{chain, root_cause};
+use crate::remote::hints::{PROXY_HINT, expects_tls, lacks_tls, requires_proxy_login};
 use crate::remote::retry::RequestLimits;
 
-const NO_CREDENTIALS: &str =
-    "no AWS credentials found in the environment, profile, SSO, web identity, container or instance";
+/// The hint for a request that cannot be signed, or whose signature is refused, if it need not be signed.
+const UNSIGNED_HINT: &str = "if the bucket is public, use --no-sign-request";
+/// The hint for a host without credentials.
+const CREDENTIALS_HINT: &str =
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or add profile=NAME to the parameters of the URL";
 
 /// The permission that an operation requires, by its error type (Amazon S3 user guide, "Required permissions for Amazon
 /// S3 API operations").
@@ -68,8 +74,9 @@ impl Bucket {
             // In a public bucket, nix-cache-info would have been read by now.
             Some(403) if self.lacks_credentials && !self.is_readable.load(Ordering::Relaxed) => {
                 let url = self.display_url(key);
-                let error = format!("{action} {url}: {NO_CREDENTIALS}, and the bucket is not public (HTTP 403)");
-                Err(Error::failed(error))
+                let none = self.no_credentials();
+                let error = format!("cannot {action} {url}: {none}, and the bucket is not public (HTTP 403)");
+                Err(Error::failed(error).with_hint(CREDENTIALS_HINT))
             }
             // Without s3:ListBucket, S3 answers 403 instead of 404 for a missing key.
             Some(403) if is_forbidden(error) => {
@@ -90,23 +97,74 @@ impl Bucket {
         }
     }
 
-    /// Returns the error of an operation, such as `writing` (the action) an object.
+    /// Returns the error of an operation, such as to `write` (the action) an object.
     pub(super) fn error<E: OperationError>(&self, error: &Sdk<E>, action: &str, key: &str) -> Error {
+        let url = self.display_url(key);
+        if let Some(region) = self.other_region(error) {
+            let expected = self.region();
+            let error = format!("cannot {action} {url}: the bucket is in the region {region:?}, not in {expected:?}");
+            return Error::failed(error).with_hint(format!("add region={region} to the parameters of the URL"));
+        }
         let cause = self.cause(error);
         if is_forbidden(error) {
             return self.forbidden(action, key, &cause, E::PERMISSION);
         }
-        Error::failed(format!("{action} {}: {cause}", self.display_url(key)))
+        let hint = self.hint(error);
+        let error = Error::failed(format!("cannot {action} {url}: {cause}"));
+        if let Some(hint) = hint { error.with_hint(hint) } else { error }
+    }
+
+    /// Returns what the user can do about an error other than a missing permission.
+    fn hint<E: OperationError>(&self, error: &Sdk<E>) -> Option<String> {
+        match error.code() {
+            Some("RequestTimeTooSkewed") => return Some(clock_hint(error)),
+            Some("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken") => {
+                return self.can_opt_out.then(|| UNSIGNED_HINT.to_owned());
+            }
+            Some("PermanentRedirect") => {
+                return Some("add the region of the bucket to the parameters of the URL: region=REGION".to_owned());
+            }
+            _ => {}
+        }
+        if is_credentials_error(error) {
+            return Some(if self.can_opt_out { UNSIGNED_HINT } else { CREDENTIALS_HINT }.to_owned());
+        }
+        if status(error) == Some(407) || requires_proxy_login(error) {
+            return Some(PROXY_HINT.to_owned());
+        }
+        self.endpoint_hint(error)
+    }
+
+    /// Returns the hint for an endpoint with the wrong scheme or port.
+    fn endpoint_hint<E: OperationError>(&self, error: &Sdk<E>) -> Option<String> {
+        let host = self.location.endpoint.as_deref()?;
+        let Some(response) = error.raw_response() else {
+            return match self.location.plain_http {
+                false if lacks_tls(error) => Some(format!("{host} does not use TLS: write endpoint=http://{host}")),
+                true if expects_tls(error) => Some(format!("if {host} uses TLS, write endpoint=https://{host}")),
+                _ => None,
+            };
+        };
+        // A service of S3 names the error and the request. The body of a TLS server's response is often lost.
+        let is_of_s3 = error.code().is_some() || response.headers().contains_key("x-amz-request-id");
+        if self.location.plain_http && response.status().as_u16() == 400 && !is_of_s3 {
+            return Some(format!("if {host} uses TLS, write endpoint=https://{host}"));
+        }
+        // MinIO's console recognises requests that are meant for the API.
+        let is_console = error.message().is_some_and(|message| message.contains("must be made to API port"));
+        let is_web_page = response.headers().get("content-type").is_some_and(|value| value.starts_with("text/html"));
+        (is_console || is_web_page)
+            .then(|| format!("{host} is the port of a console or a web site: the endpoint must be that of the S3 API"))
     }
 
     /// Returns the error of a listing that is forbidden.
     pub(in crate::remote) fn listing_forbidden(&self) -> Error {
-        self.forbidden("listing", "", "access denied (HTTP 403)", ListObjectsV2Error::PERMISSION)
+        self.forbidden("list", "", "access denied (HTTP 403)", ListObjectsV2Error::PERMISSION)
     }
 
     fn forbidden(&self, action: &str, key: &str, cause: &str, permission: &str) -> Error {
-        let unsigned = if self.lacks_credentials { format!("; {NO_CREDENTIALS}") } else { String::new() };
-        let error = format!("{action} {}: {cause}; requires {permission}{unsigned}", self.display_url(key));
+        let unsigned = if self.lacks_credentials { format!("; {}", self.no_credentials()) } else { String::new() };
+        let error = format!("cannot {action} {}: {cause}; requires {permission}{unsigned}", self.display_url(key));
         let policy = match permission {
             _ if permission == GetObjectError::PERMISSION => "--read-only",
             _ if permission == ListObjectsV2Error::PERMISSION => "--read-only --allow-list",
@@ -143,18 +201,27 @@ impl Bucket {
             (Some(code), Some(message), Some(status)) => Some(format!("{message} ({code}, HTTP {status})")),
             (Some(code), None, Some(status)) => Some(format!("{code} (HTTP {status})")),
             (None, _, Some(403)) => Some("access denied (HTTP 403)".to_owned()),
-            (None, _, Some(status)) if error.as_service_error().is_some() => Some(format!("HTTP {status}")),
+            // With a status of success, the body is not what the operation returns.
+            (None, _, Some(status)) if error.as_service_error().is_some() && !(200..300).contains(&status) => {
+                Some(format!("HTTP {status}"))
+            }
             _ => None,
         };
         let text = chain(error);
         match (response, error) {
             (Some(response), _) => response,
-            // The SDK's message continues with the messages of a dozen providers.
+            // The SDK's message continues with the messages of all providers.
             (None, _) if text.contains("no credentials found in chain") || text.contains("no providers in chain") => {
-                match &self.location.profile {
-                    Some(profile) => format!("the AWS profile {profile:?} has no credentials"),
-                    None => NO_CREDENTIALS.to_owned(),
-                }
+                self.no_credentials()
+            }
+            (None, SdkError::ServiceError(_) | SdkError::ResponseError(_)) => {
+                format!("cannot read the response of {}: {}", self.service(), root_cause(error))
+            }
+            (None, SdkError::DispatchFailure(_)) if text.contains("connect timeout") => {
+                format!("cannot reach {}: {}", self.service(), self.limits.connect_timeout_message())
+            }
+            (None, SdkError::DispatchFailure(_)) if text.contains("read timeout") => {
+                format!("{}: {}", self.service(), self.limits.timeout_message())
             }
             (None, SdkError::DispatchFailure(failure)) if failure.is_io() || failure.is_timeout() => {
                 format!("cannot reach {}: {}", self.service(), root_cause(error))
@@ -175,12 +242,24 @@ impl Bucket {
         } else {
             format!("cannot read the response: {cause}")
         };
-        Error::failed(format!("reading {url}: {cause}"))
+        Error::failed(format!("cannot read {url}: {cause}"))
     }
 
     fn service(&self) -> String {
         self.location.endpoint_url().unwrap_or_else(|| "AWS".to_owned())
     }
+}
+
+/// Returns the hint for a request whose time is too far from the server's.
+fn clock_hint<E>(error: &Sdk<E>) -> String {
+    let date = error.raw_response().and_then(|response| response.headers().get("date"));
+    let difference = date.and_then(|date| httpdate::parse_http_date(date).ok()).map(|server| {
+        let (now, direction) = (SystemTime::now(), if server > SystemTime::now() { "behind" } else { "ahead of" });
+        let difference = now.duration_since(server).unwrap_or_else(|error| error.duration());
+        let minutes = Duration::from_secs(difference.as_secs() / 60 * 60);
+        format!(": it is {} {direction} the server's", humantime::format_duration(minutes))
+    });
+    format!("set the clock of this host{}", difference.unwrap_or_default())
 }
 
 /// Returns whether the request was authenticated and is not allowed. A wrong key or signature is another error.
@@ -191,6 +270,13 @@ pub(super) fn is_forbidden<E: ProvideErrorMetadata>(error: &Sdk<E>) -> bool {
 /// Returns whether another client writes the same key at the same time; a retry decides between them.
 pub(super) fn is_conflict<E: ProvideErrorMetadata>(error: &Sdk<E>) -> bool {
     error.code() == Some("ConditionalRequestConflict")
+}
+
+/// Returns the text of the first element with that name in the body of the response.
+pub(super) fn element<'a, E>(error: &'a Sdk<E>, name: &str) -> Option<&'a str> {
+    let body = str::from_utf8(error.raw_response()?.body().bytes()?).ok()?;
+    let (_, rest) = body.split_once(&format!("<{name}>"))?;
+    rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
 }
 
 /// Returns the status of the response, if there was one.

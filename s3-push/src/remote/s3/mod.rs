@@ -2,14 +2,16 @@
 //! `Bucket::send`, which takes a permit of the bucket's concurrency limit, so that no operation can exceed it.
 
 mod connect;
+mod credentials;
 mod errors;
 mod multipart;
 mod object_options;
 mod read;
+mod region;
 mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
@@ -19,8 +21,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
+use crate::remote::first_response::FirstResponse;
 use crate::remote::location::Location;
 use crate::remote::retry::{Backoff, RequestLimits};
+
+use credentials::InstanceError;
 
 pub use connect::Access;
 pub use multipart::{MultipartUpload, RemotePart, UploadedPart};
@@ -31,6 +36,8 @@ pub use write::PutOutcome;
 /// A bucket, or the part of it below a prefix. Keys are relative to the prefix.
 pub struct Bucket {
     client: Client,
+    /// The client for reads, once it turned out that the bucket is in another region than `client` is for.
+    redirected: OnceLock<Client>,
     location: Location,
     /// The prefix of messages.
     tool: &'static str,
@@ -39,6 +46,11 @@ pub struct Bucket {
     dry_run: bool,
     limits: RequestLimits,
     limit: Arc<AdaptiveLimit>,
+    first_response: Arc<FirstResponse>,
+    /// Whether the tool has an option by which requests are not signed.
+    can_opt_out: bool,
+    /// Why the instance metadata service has no credentials.
+    instance_error: InstanceError,
     credentials: Option<SharedCredentialsProvider>,
     /// Whether requests are unsigned because no credentials were found.
     lacks_credentials: bool,
@@ -137,7 +149,7 @@ impl Bucket {
         let sending = async move {
             let permit = self.limit.acquire().await;
             self.counts.by_kind[kind as usize].fetch_add(1, Ordering::Relaxed);
-            (request.await, permit)
+            (self.first_response.watch(request).await, permit)
         };
         sending.boxed()
     }

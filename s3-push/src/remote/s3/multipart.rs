@@ -8,8 +8,8 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use bytes::Bytes;
 use nar_pack::error::{Error, Result};
 
-use super::errors::{is_conflict, status};
-use super::{Bucket, PutOutcome, RequestKind};
+use super::errors::{element, is_conflict, status};
+use super::{Bucket, PutOutcome, RequestKind, Sdk};
 
 /// A multipart upload in progress.
 #[derive(Debug, Clone)]
@@ -50,14 +50,16 @@ impl Bucket {
             .key(self.location.key(key))
             .content_type(content_type)
             .set_checksum_algorithm(self.sends_checksums().then_some(ChecksumAlgorithm::Crc32));
-        let action = "creating a multipart upload of";
+        let action = "create a multipart upload of";
         let result = self.send(RequestKind::CreateMultipartUpload, request.send()).await;
-        let output = result.map_err(|error| self.error(&error, action, key))?;
-        let missing_id = || {
-            let url = self.display_url(key);
-            Error::failed(format!("{action} {url}: the response contains no upload ID"))
+        let id = match result {
+            Ok(output) => output.upload_id.ok_or_else(|| {
+                let url = self.display_url(key);
+                Error::failed(format!("cannot {action} {url}: the response contains no upload ID"))
+            })?,
+            Err(error) => upload_id(&error).ok_or_else(|| self.error(&error, action, key))?,
         };
-        Ok(MultipartUpload { key: key.to_owned(), id: output.upload_id.ok_or_else(missing_id)? })
+        Ok(MultipartUpload { key: key.to_owned(), id })
     }
 
     /// Uploads one part; numbers begin at 1.
@@ -80,7 +82,7 @@ impl Bucket {
             .set_checksum_crc32(checksum.clone())
             .body(ByteStream::from(body));
         let result = self.send(RequestKind::UploadPart, request.send()).await;
-        let action = || format!("uploading part {number} of");
+        let action = || format!("upload part {number} of");
         let output = result.map_err(|error| self.error(&error, &action(), &upload.key))?;
         Ok(UploadedPart(part.set_e_tag(output.e_tag).set_checksum_crc32(checksum).build()))
     }
@@ -117,7 +119,7 @@ impl Bucket {
                 Ok(output) if output.e_tag.is_some() => return Ok(PutOutcome::Created),
                 Ok(_) => {
                     let url = self.display_url(&upload.key);
-                    return Err(Error::failed(format!("completing {url}: the response contains no ETag")));
+                    return Err(Error::failed(format!("cannot complete {url}: the response contains no ETag")));
                 }
                 Err(error) if is_conditional && status(&error) == Some(412) => {
                     self.abort_multipart_upload(upload).await;
@@ -125,7 +127,7 @@ impl Bucket {
                 }
                 Err(error) if is_conditional && self.lacks_conditional_writes(&error) => {}
                 Err(error) if is_conditional && is_conflict(&error) && conflicts.next_attempt().await => {}
-                Err(error) => return Err(self.error(&error, "completing", &upload.key)),
+                Err(error) => return Err(self.error(&error, "complete", &upload.key)),
             }
         }
     }
@@ -142,7 +144,7 @@ impl Bucket {
             .key(self.location.key(&upload.key))
             .upload_id(&upload.id);
         let result = self.send(RequestKind::AbortMultipartUpload, request.send()).await;
-        self.optional(result, "aborting the upload of", &upload.key);
+        self.optional(result, "abort the upload of", &upload.key);
     }
 
     /// Finds the newest incomplete upload of an object, with its parts by number. Returns none if there is none or if the
@@ -155,7 +157,7 @@ impl Bucket {
         let full_key = self.location.key(key);
         let request = self.client.list_multipart_uploads().bucket(&self.location.bucket).prefix(&full_key);
         let result = self.send(RequestKind::ListMultipartUploads, request.send()).await;
-        let uploads = self.optional(result, "looking for incomplete uploads of", key)?.uploads.unwrap_or_default();
+        let uploads = self.optional(result, "find incomplete uploads of", key)?.uploads.unwrap_or_default();
         let of_key = uploads.into_iter().filter(|upload| upload.key.as_ref() == Some(&full_key));
         let newest = of_key.max_by_key(|upload| upload.initiated)?;
         let upload = MultipartUpload { key: key.to_owned(), id: newest.upload_id? };
@@ -175,7 +177,7 @@ impl Bucket {
                 .upload_id(&upload.id)
                 .set_part_number_marker(marker);
             let result = self.send(RequestKind::ListParts, request.send()).await;
-            let page = self.optional(result, "listing the parts of", &upload.key)?;
+            let page = self.optional(result, "list the parts of", &upload.key)?;
             parts.extend(page.parts.unwrap_or_default().into_iter().filter_map(remote_part));
             marker = page.next_part_number_marker.filter(|_| page.is_truncated == Some(true));
             if marker.is_none() {
@@ -183,6 +185,14 @@ impl Bucket {
             }
         }
     }
+}
+
+/// Returns the upload ID in a response of success that the SDK cannot read. `rclone serve s3` calls its root element
+/// `InitiateMultipartUpload`, without `Result`.
+fn upload_id<E>(error: &Sdk<E>) -> Option<String> {
+    let id = element(error, "UploadId").filter(|_| status(error) == Some(200))?;
+    let is_plain = !id.is_empty() && !id.contains(['&', '<']) && !id.contains(char::is_control);
+    is_plain.then(|| id.to_owned())
 }
 
 fn remote_part(part: Part) -> Option<(i32, RemotePart)> {

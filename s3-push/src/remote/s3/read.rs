@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::Client;
 use futures_util::{FutureExt, StreamExt, stream};
 use nar_pack::error::{Error, Result};
 
-use super::errors::status;
+use super::errors::{is_forbidden, status};
 use super::{Bucket, RequestKind};
 use crate::remote::reader::{SmallObject, TextObject, read_small};
 use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
@@ -47,23 +47,21 @@ impl Bucket {
         range: Option<ByteRange>,
         etag: Option<&str>,
     ) -> Result<Response> {
-        let request = self
-            .client
-            .get_object()
-            .bucket(&self.location.bucket)
-            .key(self.location.key(key))
-            .set_range(range.map(ByteRange::header))
-            .set_if_match(etag.map(str::to_owned));
-        let (result, permit) = self.send_keeping_permit(RequestKind::Get, request.send()).await;
+        let request = |client: &Client| {
+            let request = client.get_object().bucket(&self.location.bucket).key(self.location.key(key));
+            request.set_range(range.map(ByteRange::header)).set_if_match(etag.map(str::to_owned)).send()
+        };
+        let (result, permit) = self.send_read(RequestKind::Get, request).await;
         let output = match result {
             Ok(output) => output,
             Err(error) if etag.is_some() && status(&error) == Some(412) => return Ok(Response::Changed),
             Err(error) if range.is_some() && status(&error) == Some(416) => return Ok(Response::Changed),
-            Err(error) => return self.missing(&error, "reading", key).map(|()| Response::Missing),
+            Err(error) => return self.missing(&error, "read", key).map(|()| Response::Missing),
         };
         self.is_readable.store(true, Ordering::Relaxed);
         let url = self.display_url(key);
-        let invalid = || Error::failed(format!("reading {url}: the server sent a range without a valid Content-Range"));
+        let invalid =
+            || Error::failed(format!("cannot read {url}: the server sent a range without a valid Content-Range"));
         let part = match output.content_range.as_deref() {
             Some(value) => Some(parse_content_range(value).ok_or_else(invalid)?),
             None => None,
@@ -104,10 +102,11 @@ impl Bucket {
     /// # Errors
     /// Fails if the service or the network does, or if the bucket does not exist.
     pub async fn size(&self, key: &str) -> Result<Option<u64>> {
-        let request = self.client.head_object().bucket(&self.location.bucket).key(self.location.key(key));
-        match self.send(RequestKind::Head, request.send()).await {
+        let request =
+            |client: &Client| client.head_object().bucket(&self.location.bucket).key(self.location.key(key)).send();
+        match self.send_read(RequestKind::Head, request).await.0 {
             Ok(output) => Ok(Some(output.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))),
-            Err(error) => self.missing(&error, "looking for", key).map(|()| None),
+            Err(error) => self.missing(&error, "look up", key).map(|()| None),
         }
     }
 
@@ -134,24 +133,21 @@ impl Bucket {
             ListFrom::After(key) => (Some(self.location.key(&key)), None),
             ListFrom::Page(token) => (None, Some(token)),
         };
-        let request = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.location.bucket)
-            .prefix(self.location.key(prefix))
-            .set_delimiter(delimiter.map(str::to_owned))
-            .set_start_after(after)
-            .set_continuation_token(token);
-        let output = match self.send(RequestKind::List, request.send()).await {
+        let request = |client: &Client| {
+            let request = client.list_objects_v2().bucket(&self.location.bucket).prefix(self.location.key(prefix));
+            let request = request.set_delimiter(delimiter.map(str::to_owned)).set_start_after(after.clone());
+            request.set_continuation_token(token.clone()).send()
+        };
+        let output = match self.send_read(RequestKind::List, request).await.0 {
             Ok(output) => output,
-            Err(error) if status(&error) == Some(403) && error.code() == Some("AccessDenied") => return Ok(None),
-            Err(error) => return Err(self.error(&error, "listing", prefix)),
+            Err(error) if is_forbidden(&error) => return Ok(None),
+            Err(error) => return Err(self.error(&error, "list", prefix)),
         };
         let is_truncated = output.is_truncated == Some(true);
         let next = output.next_continuation_token.filter(|_| is_truncated);
         if is_truncated && next.is_none() {
             let url = self.display_url(prefix);
-            return Err(Error::failed(format!("listing {url}: the server sent a truncated page without a token")));
+            return Err(Error::failed(format!("cannot list {url}: the server sent a truncated page without a token")));
         }
         let entries = output.contents.unwrap_or_default().into_iter().filter_map(|entry| {
             let key = entry.key?.strip_prefix(&self.location.prefix)?.to_owned();

@@ -96,7 +96,7 @@ impl Bucket {
                 Err(error) if is_conditional && status(&error) == Some(412) => return Ok(PutOutcome::Existed),
                 Err(error) if is_conditional && self.lacks_conditional_writes(&error) => {}
                 Err(error) if is_conditional && is_conflict(&error) && conflicts.next_attempt().await => {}
-                Err(error) => return Err(self.error(&error, "writing", key)),
+                Err(error) => return Err(self.error(&error, "write", key)),
             }
         }
     }

@@ -10,10 +10,14 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+mod connection;
+mod instance_metadata;
 mod pull;
 mod push;
+mod quirks;
 mod requests;
 mod throttling;
+mod wrong_endpoint;
 
 /// A fault, and the texts of which one must be in the error message if a run fails.
 struct Case {

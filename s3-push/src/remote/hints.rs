@@ -1,0 +1,34 @@
+//! Hints for requests to the wrong port or with the wrong scheme, recognised by what the server sends instead of a
+//! response.
+
+use std::error::Error;
+
+use crate::remote::error_chain::chain;
+
+/// The hint for a proxy that requires a login.
+pub(super) const PROXY_HINT: &str =
+    "add the user name and password of the proxy to the URL in HTTP_PROXY or HTTPS_PROXY";
+
+/// Returns whether a proxy requires a login before it connects to a server that uses TLS.
+pub(super) fn requires_proxy_login(error: &(dyn Error + 'static)) -> bool {
+    chain(error).contains("proxy authorization required")
+}
+
+/// Returns whether a TLS handshake failed because the server does not use TLS.
+pub(super) fn lacks_tls(error: &(dyn Error + 'static)) -> bool {
+    // rustls: the type of the first record is not one of TLS.
+    chain(error).contains("InvalidContentType")
+}
+
+/// Returns whether a request in plain HTTP failed because the server uses TLS, judging by the error without a response.
+/// Some servers send a TLS alert, which is not HTTP.
+pub(super) fn expects_tls(error: &(dyn Error + 'static)) -> bool {
+    chain(error).contains("invalid HTTP version")
+}
+
+/// Returns whether a text is a web page, which consoles and other web sites send for any path.
+pub(super) fn is_web_page(text: &str) -> bool {
+    let start: String = text.trim_start().chars().take(14).collect();
+    let start = start.to_ascii_lowercase();
+    start.starts_with("<!doctype html") || start.starts_with("<html")
+}

@@ -1,0 +1,125 @@
+//! Hosts without credentials on which the instance metadata service answers with errors or not at all, as where a proxy
+//! or a firewall answers in its place.
+
+use cache_tests::Scratch;
+use cache_tests::lying_server::{LyingServer, Request, Response};
+use narinfo_gen::compression::Compression;
+
+use super::for_each_in_parallel;
+use crate::fixtures::malicious_cache::{Attacker, small_nar};
+
+/// A metadata service, and how many requests it gets from one tool: at least and at most.
+struct Case {
+    name: &'static str,
+    respond: fn(&Request) -> Response,
+    requests: (usize, usize),
+    /// What a message says about it.
+    cause: &'static str,
+}
+
+/// Answers with a session token, and every other request as given.
+fn with_token(request: &Request, other: Response) -> Response {
+    if request.method == "PUT" {
+        return Response::object("token").header("x-aws-ec2-metadata-token-ttl-seconds", "21600");
+    }
+    other
+}
+
+/// The client repeats requests that fail with 5xx, as long as it has time.
+const CASES: [Case; 8] = [
+    Case { name: "403", respond: |_| Response::status(403), requests: (1, 1), cause: "HTTP 403" },
+    Case { name: "404", respond: |_| Response::status(404), requests: (1, 1), cause: "HTTP 404" },
+    Case { name: "500", respond: |_| Response::status(500), requests: (1, 4), cause: "instance metadata service: " },
+    Case { name: "silence", respond: |_| Response::silent(), requests: (1, 1), cause: "no AWS credentials found" },
+    Case { name: "a web page", respond: |_| Response::status(200), requests: (1, 1), cause: "not one of the instance" },
+    Case {
+        name: "403 after the token",
+        respond: |request| with_token(request, Response::status(403)),
+        requests: (2, 2),
+        cause: "HTTP 403",
+    },
+    Case {
+        name: "silence after the token",
+        respond: |request| with_token(request, Response::silent()),
+        requests: (2, 2),
+        cause: "instance metadata service: ",
+    },
+    Case {
+        name: "a body that stalls",
+        respond: |request| with_token(request, Response::stalled("role", 100)),
+        requests: (2, 2),
+        cause: "no credentials within 2 seconds",
+    },
+];
+
+fn use_service(scratch: &mut Scratch, service: &LyingServer) {
+    scratch.env("AWS_EC2_METADATA_DISABLED", "false");
+    scratch.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", service.endpoint()));
+}
+
+#[test]
+fn pull_reads_a_public_bucket_if_the_instance_metadata_service_fails() {
+    let attacker = Attacker::new();
+    let path = attacker.path("public", small_nar(b'p'), Compression::Zstd, &[]);
+    for_each_in_parallel(&CASES, |case| {
+        let objects = path.objects();
+        let cache = LyingServer::start(move |request| Response::correct(&objects, request));
+        let service = LyingServer::start(case.respond);
+        let mut scratch = Scratch::new();
+        use_service(&mut scratch, &service);
+        scratch.env("NIX_CONFIG", format!("trusted-public-keys = {}\n", attacker.public()));
+        let output = scratch.sh(&format!("s3-pull -q --root out '{}' {}", cache.s3_url(), path.full_path()));
+        assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{}", case.name);
+        assert!(path.is_in_root(&scratch.path().join("out")), "{}", case.name);
+        assert!(cache.requests().iter().all(|request| request.header("authorization").is_none()), "{}", case.name);
+        let (min, max) = case.requests;
+        assert!((min..=max).contains(&service.requests().len()), "{}: {:?}", case.name, service.requests());
+    });
+}
+
+#[test]
+fn push_names_the_failure_of_the_instance_metadata_service() {
+    for_each_in_parallel(&CASES, |case| {
+        let service = LyingServer::start(case.respond);
+        let bucket = LyingServer::start(|_| Response::access_denied());
+        let mut scratch = Scratch::new();
+        use_service(&mut scratch, &service);
+        let stderr = scratch.sh(&format!("echo x | s3-push '{}' --key log/x", bucket.s3_url())).fails(2);
+        assert!(stderr.contains("no AWS credentials found") && stderr.contains(case.cause), "{}: {stderr}", case.name);
+        assert!(stderr.contains("\nhint: set AWS_ACCESS_KEY_ID and "), "{}: {stderr}", case.name);
+        assert!(bucket.requests().is_empty(), "{}: nothing is sent unsigned", case.name);
+    });
+}
+
+#[test]
+fn an_upstream_cache_that_is_public_needs_no_credentials() {
+    let attacker = Attacker::new();
+    let path = attacker.path("public", small_nar(b'p'), Compression::Zstd, &[]);
+    let mut objects = path.objects();
+    objects.insert("nix-cache-info".to_owned(), b"StoreDir: /nix/store\n".to_vec());
+    let upstream = LyingServer::start(move |request| Response::correct(&objects, request));
+    let bucket = LyingServer::start(|_| Response::no_such_key());
+    let scratch = Scratch::new();
+    // Only the bucket's profile has credentials.
+    scratch.write("credentials", "[push]\naws_access_key_id = a\naws_secret_access_key = b\n");
+    let url = format!("{}&profile=push", bucket.s3_url());
+    let missing =
+        format!("AWS_SHARED_CREDENTIALS_FILE=credentials s3-push --missing --upstream '{}'", upstream.s3_url());
+    assert_eq!(scratch.sh(&format!("echo {} | {missing} '{url}'", path.full_path())).ok(), "");
+    assert!(upstream.requests().iter().all(|request| request.header("authorization").is_none()));
+}
+
+/// A provider that was configured must not be skipped silently: the bucket may not be public.
+#[test]
+fn a_provider_that_fails_is_an_error_that_names_the_option_without_signatures() {
+    let cache = LyingServer::start(|_| Response::no_such_key());
+    let scratch = Scratch::new();
+    scratch.write("config", "[default]\ncredential_process = /bin/false\n");
+    let config = "export AWS_CONFIG_FILE=$PWD/config";
+    let pull = format!("{config}; s3-pull --list --all '{}'", cache.s3_url());
+    let stderr = scratch.sh(&pull).fails(2);
+    assert!(stderr.ends_with("\nhint: if the bucket is public, use --no-sign-request\n"), "{stderr}");
+    let stderr = scratch.sh(&format!("{config}; echo x | s3-push '{}' --key log/x", cache.s3_url())).fails(2);
+    assert!(stderr.contains("\nhint: set AWS_ACCESS_KEY_ID and "), "{stderr}");
+    assert!(cache.requests().is_empty());
+}
