@@ -64,7 +64,7 @@ impl Mode {
     #[must_use]
     pub fn unsigned_path_hint(&self) -> Option<&'static str> {
         match self {
-            Self::Write(Format::Narinfo | Format::Archive) => Some(
+            Self::Write(Format::Narinfo | Format::Archive(_)) => Some(
                 "to sign an unsigned cache, pass --no-verify-signatures and pipe the output to cache-sign; \
                  this trusts everyone who can write to the cache",
             ),
