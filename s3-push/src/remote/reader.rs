@@ -36,7 +36,7 @@ pub struct Remote {
 
 enum Cache {
     S3(Arc<Bucket>),
-    Http(HttpCache),
+    Http(Box<HttpCache>),
     File(Directory),
 }
 
@@ -72,7 +72,7 @@ impl Remote {
         let cache = match url.split_once("://") {
             Some(("s3", _)) => Cache::S3(Arc::new(Bucket::connect(Location::parse(url)?, access, limits, tool).await)),
             Some(("http" | "https", rest)) if !rest.is_empty() => {
-                Cache::Http(HttpCache::new(url, limits, netrc, tool)?)
+                Cache::Http(Box::new(HttpCache::new(url, limits, netrc, tool)?))
             }
             Some(("file", path)) => Cache::File(Directory::open(path)?),
             _ => {

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::config::interceptors::{
-    BeforeDeserializationInterceptorContextMut, BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
-};
+use aws_sdk_s3::config::interceptors::{BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef};
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
@@ -26,10 +24,6 @@ pub const DEFAULT_MAX_ATTEMPTS: u32 = 8;
 pub(super) const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 /// Longest delay before any retry, even if the server asks for more.
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
-
-/// Largest difference between the clocks of this host and of a server that the SDK may correct. It panics for a date
-/// near the end of the year 9999.
-const MAX_CLOCK_SKEW: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Limits on the requests to one remote cache.
 #[derive(Debug, Clone, Copy)]
@@ -142,12 +136,6 @@ impl ClassifyRetry for ThrottleClassifier {
     }
 }
 
-/// Returns the difference between the clock of this host and the date of a response.
-fn clock_skew(date: &str) -> Option<Duration> {
-    let (date, now) = (httpdate::parse_http_date(date).ok()?, SystemTime::now());
-    Some(date.duration_since(now).unwrap_or_else(|error| error.duration()))
-}
-
 /// Counts the attempts of the SDK, retries included, and reports each of them to the concurrency limit.
 #[derive(Debug)]
 pub(super) struct AttemptObserver {
@@ -178,20 +166,6 @@ impl Intercept for AttemptObserver {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         self.first_response.record_attempt(config.load::<RequestAttempts>().map_or(1, RequestAttempts::attempts));
         config.interceptor_state().store_put(CurrentAttempt(Some(self.limit.start_attempt())));
-        Ok(())
-    }
-
-    /// Removes a date that cannot be the time of the server.
-    fn modify_before_deserialization(
-        &self,
-        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let headers = context.response_mut().headers_mut();
-        if headers.get("date").is_some_and(|date| clock_skew(date).is_none_or(|skew| skew > MAX_CLOCK_SKEW)) {
-            headers.remove("date");
-        }
         Ok(())
     }
 

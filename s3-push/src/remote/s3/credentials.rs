@@ -61,12 +61,11 @@ impl InstanceCredentials {
             let earlier = self.service.fallback_on_interrupt();
             return earlier.ok_or_else(|| CredentialsError::not_loaded("the instance metadata service timed out"));
         };
-        result.map_err(|error| match error {
-            CredentialsError::CredentialsNotLoaded(_) => error,
-            _ => {
+        result.map_err(|error| {
+            if !matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
                 self.failure.set(Some(describe(&error)));
-                CredentialsError::not_loaded(error)
             }
+            CredentialsError::not_loaded(error)
         })
     }
 }
@@ -129,7 +128,7 @@ pub(super) async fn are_found(provider: &impl ProvideCredentials) -> bool {
 
 /// Returns whether an error of a request is one of a provider of credentials.
 pub(super) fn is_credentials_error(error: &(dyn StdError + 'static)) -> bool {
-    sources(error).any(|source| source.is::<CredentialsError>())
+    sources(error).any(<dyn StdError>::is::<CredentialsError>)
 }
 
 impl Bucket {

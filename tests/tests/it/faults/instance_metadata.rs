@@ -98,7 +98,10 @@ fn an_upstream_cache_that_is_public_needs_no_credentials() {
     let mut objects = path.objects();
     objects.insert("nix-cache-info".to_owned(), b"StoreDir: /nix/store\n".to_vec());
     let upstream = LyingServer::start(move |request| Response::correct(&objects, request));
-    let bucket = LyingServer::start(|_| Response::no_such_key());
+    let bucket = LyingServer::start(|request| match request.key.as_str() {
+        "" => Response::object("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"),
+        _ => Response::no_such_key(),
+    });
     let scratch = Scratch::new();
     // Only the bucket's profile has credentials.
     scratch.write("credentials", "[push]\naws_access_key_id = a\naws_secret_access_key = b\n");

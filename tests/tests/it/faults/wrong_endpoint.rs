@@ -169,25 +169,6 @@ fn refused_credentials_and_clocks_get_a_hint() {
     }
 }
 
-/// The SDK adjusts the time of the next attempt to the server's date.
-#[test]
-fn a_date_that_cannot_be_the_time_is_ignored() {
-    for date in
-        ["Fri, 31 Dec 9999 23:59:59 GMT", "Sat, 01 Jan 0001 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 GMT", "now"]
-    {
-        for (status, code) in [(403, "RequestTimeTooSkewed"), (503, "SlowDown")] {
-            let server = LyingServer::start(move |_| Response::error(status, code, "Refused.").header("Date", date));
-            let mut scratch = Scratch::new();
-            Credentials::random().apply(&mut scratch);
-            scratch.env("AWS_MAX_ATTEMPTS", "2");
-            for command in &commands(&server.s3_url())[..2] {
-                let stderr = scratch.sh(command).fails(2);
-                assert!(stderr.contains(code) && !stderr.contains("panicked"), "{date}: {stderr}");
-            }
-        }
-    }
-}
-
 #[test]
 fn a_proxy_that_requires_a_login_gets_a_hint() {
     let proxy = LyingServer::start(|_| Response::status(407));
