@@ -84,6 +84,7 @@ fn sign_options(args: &SignArgs) -> Result<SignOptions> {
 }
 
 fn verify_options(args: &VerifyArgs) -> Result<VerifyOptions> {
+    args.decompression_args.apply();
     Ok(VerifyOptions {
         trusted: TrustedKeys::from_cli(&args.trust)?,
         json: args.json,

@@ -12,6 +12,7 @@
 //! | [`references`] | scanning for references, sorting by references |
 //! | [`path_info`] | metadata from `nix path-info --json` or an installed Nix |
 //! | [`error`] | the error type of every tool, with exit code and hint |
+//! | [`option_values`] | the byte sizes in the options of every tool |
 //! | [`process`] | `main` of every tool, messages on standard error |
 //! | [`redact`] | removal of control characters and secret keys from messages |
 //! | [`stdio`] | standard input and output |
@@ -21,6 +22,7 @@ pub mod error;
 pub mod export;
 mod export_paths;
 pub mod nar;
+pub mod option_values;
 pub mod path_info;
 pub mod process;
 pub mod redact;

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
+use nar_pack::option_values::parse_byte_size;
 
-use crate::compression::Compression;
+use crate::compression::{Compression, DEFAULT_DECODER_MEMORY, set_decoder_memory};
 
 /// Hash and compress NARs, and write the narinfos that describe them
 ///
@@ -113,6 +114,26 @@ pub struct CompressionArgs {
     pub level: Option<u32>,
 
     /// Compress with N threads [default: one per processor]
+/// Options of decompression, shared by the tools that decompress NARs.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DecompressionArgs {
+    /// Refuse files whose decompression requires more memory [default: 256MiB]
+    ///
+    /// The default allows all levels of every method. Files with a larger window, such as those of 'zstd --long=30' or of xz with a dictionary of 512 MiB, require more. Each NAR that is decompressed at the same time may use this much.
+    #[arg(
+        long, value_name = "SIZE", value_parser = parse_byte_size, default_value_t = DEFAULT_DECODER_MEMORY,
+        hide_default_value = true, help_heading = "Performance", hide_short_help = true
+    )]
+    pub decoder_memory: u64,
+}
+
+impl DecompressionArgs {
+    /// Applies the options to all decoders that are created afterwards.
+    pub fn apply(self) {
+        set_decoder_memory(self.decoder_memory);
+    }
+}
+
     ///
     /// The output does not depend on the number of threads.
     #[arg(
