@@ -65,17 +65,9 @@ pub struct Cli {
     #[arg(long, requires = "archive", help_heading = "Output")]
     pub log: bool,
 
-    /// Read build logs from DIR
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "NIX_LOG_DIR",
-        default_value = "/nix/var/log/nix",
-        hide_env_values = true,
-        help_heading = "Output",
-        hide_short_help = true
-    )]
-    pub log_dir: PathBuf,
+    /// Read build logs from DIR [default: $NIX_LOG_DIR, else /nix/var/log/nix]
+    #[arg(long, value_name = "DIR", requires = "log", help_heading = "Output", hide_short_help = true)]
+    pub log_dir: Option<PathBuf>,
 
     /// Add the realisations of content-addressed derivations
     ///
@@ -114,6 +106,14 @@ pub struct CompressionArgs {
     pub level: Option<u32>,
 
     /// Compress with N threads [default: one per processor]
+    ///
+    /// The output does not depend on the number of threads.
+    #[arg(
+        long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Performance"
+    )]
+    pub threads: Option<u16>,
+}
+
 /// Options of decompression, shared by the tools that decompress NARs.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct DecompressionArgs {
@@ -132,14 +132,6 @@ impl DecompressionArgs {
     pub fn apply(self) {
         set_decoder_memory(self.decoder_memory);
     }
-}
-
-    ///
-    /// The output does not depend on the number of threads.
-    #[arg(
-        long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Performance"
-    )]
-    pub threads: Option<u16>,
 }
 
 /// The compression methods that can be written, as they are named on the command line.
