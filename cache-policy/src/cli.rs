@@ -18,7 +18,7 @@ use crate::documents::arn::Partition;
     override_usage = "cache-policy <DOCUMENT> [OPTIONS] [BUCKET]",
     disable_help_flag = true, disable_version_flag = true,
     group(ArgGroup::new("document").required(true)
-        .args(["read_only", "upload", "admin", "lifecycle", "cors", "oidc_trust", "nix_conf"]))
+        .args(["read_only", "upload", "admin", "lifecycle", "cors", "oidc_trust", "nix_conf", "check_url"]))
 )]
 pub struct Cli {
     /// Bucket, s3://BUCKET[/PREFIX] or a bare name [default: $NIX_S3_CACHE]
@@ -29,13 +29,13 @@ pub struct Cli {
 
     /// Print a policy for reading
     ///
-    /// By default it is a bucket policy that lets everyone read; with --principal it lets only those principals read. With --identity it is a policy for users and roles.
+    /// By default it is the bucket policy of the Nix manual, which lets everyone read; with --principal it lets only those principals read. With --identity it is a policy for users and roles.
     #[arg(long, help_heading = "Document (exactly one)")]
     pub read_only: bool,
 
     /// Print a policy for uploading
     ///
-    /// By default it is an identity policy for users and roles; with --principal it is a bucket policy.
+    /// By default it is the identity policy of the Nix manual, for users and roles; with --principal it is a bucket policy.
     #[arg(long, help_heading = "Document (exactly one)")]
     pub upload: bool,
 
@@ -65,8 +65,22 @@ pub struct Cli {
     pub oidc_trust: Option<String>,
 
     /// Print the nix.conf lines of a client
+    ///
+    /// An s3:// URL is written in the form that all versions of Nix and Lix read; see --check-url.
     #[arg(long, help_heading = "Document (exactly one)")]
     pub nix_conf: bool,
+
+    /// Print what an s3:// URL means, and whether every client reads it
+    ///
+    /// Nix 2.33 to 2.35.2 cannot read an endpoint without a scheme (endpoint=HOST:PORT), and later versions deprecate the parameter scheme. Exits with status 1 for such a URL, and prints the form that all versions read.
+    #[arg(long, help_heading = "Document (exactly one)")]
+    pub check_url: bool,
+
+    /// Allow only what these tools need in --read-only and --upload
+    ///
+    /// The policies of the Nix manual, which are the default, also allow s3:GetBucketLocation, which other clients may call, and have one statement for the bucket and its objects.
+    #[arg(long, help_heading = "Policies", hide_short_help = true)]
+    pub minimal: bool,
 
     /// Allow only this user, role or account; can be repeated
     ///
@@ -137,16 +151,9 @@ pub struct Cli {
     #[arg(long, value_name = "SUBJECT", requires = "oidc_trust", help_heading = "CORS and OIDC trust")]
     pub subject: Vec<String>,
 
-    /// Set the audience of the token
-    #[arg(
-        long,
-        value_name = "AUDIENCE",
-        requires = "oidc_trust",
-        default_value = "sts.amazonaws.com",
-        help_heading = "CORS and OIDC trust",
-        hide_short_help = true
-    )]
-    pub audience: String,
+    /// Set the audience of the token [default: sts.amazonaws.com]
+    #[arg(long, value_name = "AUDIENCE", help_heading = "CORS and OIDC trust", hide_short_help = true)]
+    pub audience: Option<String>,
 
     /// The keys that clients trust
     #[command(flatten)]
@@ -187,13 +194,15 @@ const AFTER_LONG_HELP: &str = "\
 Allowed requests:
 Each policy allows these requests, for the objects below the prefix. Everything else is not allowed.
 
-  document                 GET  HEAD LIST PUT  MULTI PARTS ABORT DELETE LIFECYCLE POLICY
-  --read-only              yes  yes  no   no   no    no    no    no     no        no
-  --read-only --allow-list yes  yes  yes  no   no    no    no    no     no        no
-  --upload                 yes  yes  yes  yes  yes   yes   yes   no     no        no
-  --admin                  yes  yes  yes  no   no    yes   yes   yes    yes       no
+  document                 GET HEAD LIST PUT MULTI PARTS ABORT DELETE LIFECYCLE POLICY LOCATION
+  --read-only              yes yes  no   no  no    no    no    no     no        no     yes
+  --read-only --allow-list yes yes  yes  no  no    no    no    no     no        no     yes
+  --read-only --minimal    yes yes  no   no  no    no    no    no     no        no     no
+  --upload                 yes yes  yes  yes yes   yes   yes   no     no        no     yes
+  --upload --minimal       yes yes  yes  yes yes   yes   yes   no     no        no     no
+  --admin                  yes yes  yes  no  no    yes   yes   yes    yes       no     no
 
-MULTI is a multipart upload, PARTS lists incomplete uploads and their parts, LIFECYCLE gets and sets lifecycle rules, and POLICY sets the bucket policy. With a prefix, LIST is limited to the prefix, but incomplete uploads can be listed in the whole bucket, because S3 cannot limit that, and --admin does not allow LIFECYCLE, because a lifecycle rule applies to the whole bucket.
+MULTI is a multipart upload, PARTS lists incomplete uploads and their parts, LIFECYCLE gets and sets lifecycle rules, POLICY sets the bucket policy, and LOCATION gets the region of the bucket. With a prefix, LIST is limited to the prefix, but incomplete uploads can be listed in the whole bucket, because S3 cannot limit that, and --admin does not allow LIFECYCLE, because a lifecycle rule applies to the whole bucket.
 
 Permissions:
   s3:GetObject                   Read objects. Required by s3-pull, and by s3-push for objects that
@@ -207,6 +216,8 @@ Permissions:
   s3:ListMultipartUploadParts    The same.
   s3:AbortMultipartUpload        Abort a failed upload. Without it, its parts remain stored.
   s3:DeleteObject                Delete objects.
+  s3:GetBucketLocation           Get the region of the bucket. Required by some other clients, but not
+                                 by these tools, so --minimal does not allow it.
   s3:GetLifecycleConfiguration, s3:PutLifecycleConfiguration
                                  Get and set lifecycle rules, such as that of --lifecycle.
 
@@ -249,9 +260,11 @@ Examples:
   cache-policy --nix-conf --trusted-public-key-file key.pub --write /etc/nix/nix.conf \\
     https://cache.example.org
   cache-policy --nix-conf --remove /etc/nix/nix.conf https://cache.example.org
+  cache-policy --check-url 's3://my-cache?endpoint=https://minio.example.org:9000'
 
 Exit status:
   0    success
-  1    refused: an invalid public key, or a nix.conf that cannot be edited
+  1    refused: an invalid public key, a nix.conf that cannot be edited, or a URL that some clients
+       cannot read
   2    usage error, or an operation failed
   141  the reader of standard output closed the pipe";

@@ -9,6 +9,7 @@
 //! | [`bucket`] | the bucket argument and `$NIX_S3_CACHE` |
 //! | [`documents`] | the documents, as types that serialize to the JSON of S3 and IAM |
 //! | [`nix_conf`] | the nix.conf lines of a client, and merging them into a file |
+//! | [`url_report`] | what an `s3://` URL means, and whether every client reads it |
 
 pub mod bucket;
 pub mod cli;
@@ -16,3 +17,4 @@ pub mod documents;
 pub mod mode;
 pub mod nix_conf;
 pub mod run;
+pub mod url_report;

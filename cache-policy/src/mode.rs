@@ -13,9 +13,13 @@ use crate::documents::condition::RequestConditions;
 use crate::documents::cors::Cors;
 use crate::documents::lifecycle::Lifecycle;
 use crate::documents::oidc_trust::TrustPolicy;
-use crate::documents::policy::{Access, Policy};
+use crate::documents::policy::{Access, Form, Policy};
 use crate::documents::principal::{Principal, Principals};
 use crate::nix_conf::ClientConfig;
+use crate::url_report::UrlReport;
+
+/// The audience that AWS expects in the tokens of CI jobs.
+const DEFAULT_AUDIENCE: &str = "sts.amazonaws.com";
 
 /// What one invocation prints or edits.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub enum Mode {
     Cors(Cors),
     /// Print the trust policy of a role.
     OidcTrust(TrustPolicy),
+    /// Print what an `s3://` URL means.
+    CheckUrl(UrlReport),
     /// Print the nix.conf lines of a client, or edit a file.
     NixConf {
         /// The lines.
@@ -58,6 +64,7 @@ enum Document {
     Cors,
     OidcTrust,
     NixConf,
+    CheckUrl,
 }
 
 impl Document {
@@ -76,6 +83,8 @@ impl Document {
             Self::OidcTrust
         } else if cli.nix_conf {
             Self::NixConf
+        } else if cli.check_url {
+            Self::CheckUrl
         } else {
             Self::ReadOnly
         }
@@ -90,6 +99,7 @@ impl Document {
             Self::Cors => "--cors",
             Self::OidcTrust => "--oidc-trust",
             Self::NixConf => "--nix-conf",
+            Self::CheckUrl => "--check-url",
         }
     }
 }
@@ -116,9 +126,11 @@ impl Mode {
                 let provider = cli.oidc_trust.as_deref().unwrap_or_default();
                 let account = cli.account.as_deref().unwrap_or_default();
                 let partition = cli.partition.unwrap_or_default();
-                TrustPolicy::oidc(partition, provider, account, &cli.audience, &cli.subject).map(Self::OidcTrust)
+                let audience = cli.audience.as_deref().unwrap_or(DEFAULT_AUDIENCE);
+                TrustPolicy::oidc(partition, provider, account, audience, &cli.subject).map(Self::OidcTrust)
             }
             Document::NixConf => nix_conf(cli),
+            Document::CheckUrl => UrlReport::new(&cache_url(cli)?).map(Self::CheckUrl),
         }
     }
 }
@@ -135,11 +147,13 @@ fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
         ("--source-ip", !cli.source_ip.is_empty(), policies),
         ("--vpc-endpoint", !cli.vpc_endpoint.is_empty(), policies),
         ("--partition", cli.partition.is_some(), policies_and_trust),
+        ("--minimal", cli.minimal, &[Document::ReadOnly, Document::Upload]),
         ("--identity", cli.identity, read_only),
         ("--allow-list", cli.allow_list, read_only),
         ("--origin", !cli.origin.is_empty(), &[Document::Cors]),
         ("--account", cli.account.is_some(), &[Document::OidcTrust]),
         ("--subject", !cli.subject.is_empty(), &[Document::OidcTrust]),
+        ("--audience", cli.audience.is_some(), &[Document::OidcTrust]),
         ("--https", cli.https, nix_conf),
         ("--only", cli.only, nix_conf),
         ("--write", cli.write.is_some(), nix_conf),
@@ -170,12 +184,13 @@ fn policy(cli: &Cli, access: Access) -> Result<Policy> {
     let partition = partition(cli.partition, &principals, &bucket)?;
     let arns = BucketArns::new(partition, &bucket.name, &bucket.prefix)?;
     let conditions = RequestConditions::new(&cli.source_ip, &cli.vpc_endpoint, cli.require_tls)?;
+    let form = if cli.minimal { Form::Minimal } else { Form::NixManual };
     // Everyone may read by default, but only named principals may upload or administer.
     let is_read_only = matches!(access, Access::Read { .. });
     if cli.identity || (principals.is_empty() && !is_read_only) {
-        return Ok(Policy::identity(access, &arns, &conditions));
+        return Ok(Policy::identity(access, form, &arns, &conditions));
     }
-    Ok(Policy::bucket(access, &arns, &Principals::new(principals), &conditions))
+    Ok(Policy::bucket(access, form, &arns, &Principals::new(principals), &conditions))
 }
 
 /// Determines the partition from the flag, the principals and the region of the URL, which must agree.
@@ -195,9 +210,18 @@ fn partition(flag: Option<Partition>, principals: &[Principal], bucket: &Bucket)
     }
 }
 
-fn nix_conf(cli: &Cli) -> Result<Mode> {
+/// Returns the URL of the cache; a bare name is that of a bucket.
+fn cache_url(cli: &Cli) -> Result<String> {
     let cache = require_bucket_argument(cli.bucket.as_deref())?;
-    let url = if cache.contains("://") { cache } else { format!("s3://{cache}") };
+    Ok(if cache.contains("://") { cache } else { format!("s3://{cache}") })
+}
+
+fn nix_conf(cli: &Cli) -> Result<Mode> {
+    let url = cache_url(cli)?;
+    if cli.https && !url.starts_with("s3://") {
+        let error = Error::usage("--https requires the s3:// URL of a bucket");
+        return Err(error.with_hint("remove --https: the cache already has an http:// or https:// URL"));
+    }
     let keys = read_public_keys(&cli.keys)?;
     if keys.is_empty() && cli.remove.is_none() {
         return Err(Error::usage("no public key given: use --trusted-public-key or --trusted-public-key-file"));
@@ -233,11 +257,23 @@ mod tests {
             ("--cors --partition aws", "--partition", "--cors"),
             ("--admin --write nix.conf my-cache", "--write", "--admin"),
             ("--nix-conf --origin https://example.org my-cache", "--origin", "--nix-conf"),
+            ("--read-only --audience sts.example.org my-cache", "--audience", "--read-only"),
+            ("--admin --minimal my-cache", "--minimal", "--admin"),
+            ("--lifecycle 7 --minimal", "--minimal", "--lifecycle"),
+            ("--check-url --https my-cache", "--https", "--check-url"),
+            ("--check-url --only my-cache", "--only", "--check-url"),
         ] {
             let cli = Cli::try_parse_from(["cache-policy"].into_iter().chain(arguments.split(' '))).unwrap();
             let error = Mode::from_cli(&cli).unwrap_err();
             assert_eq!(error.message(), format!("{flag} cannot be used with {document}"), "{arguments}");
             assert!(error.is_usage() && error.hint().is_some_and(|hint| hint.contains(flag)), "{arguments}");
         }
+    }
+
+    #[test]
+    fn https_requires_a_bucket() {
+        let cli = Cli::try_parse_from(["cache-policy", "--nix-conf", "--https", "https://cache.example.org"]).unwrap();
+        let error = Mode::from_cli(&cli).unwrap_err();
+        assert!(error.is_usage() && error.message().contains("--https"), "{error}");
     }
 }

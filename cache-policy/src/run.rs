@@ -25,6 +25,10 @@ pub fn run(cli: &Cli) -> Result {
         Mode::Lifecycle(lifecycle) => print_json(&lifecycle),
         Mode::Cors(cors) => print_json(&cors),
         Mode::OidcTrust(trust) => print_json(&trust),
+        Mode::CheckUrl(report) => {
+            print(report.to_string().as_bytes())?;
+            report.require_portable()
+        }
         Mode::NixConf { config, action: NixConfAction::Print } => print(config.lines().as_bytes()),
         Mode::NixConf { config, action: NixConfAction::Write(file) } => write_nix_conf(&config, &file),
         Mode::NixConf { config, action: NixConfAction::Remove(file) } => remove_from_nix_conf(&config, &file),

@@ -29,7 +29,7 @@ pub enum VerifyOutput<W: Write> {
 }
 
 /// Counts what was verified.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Trusted paths.
     pub trusted_paths: u64,
@@ -37,6 +37,8 @@ pub struct Summary {
     pub refused_paths: u64,
     /// Other members of an archive that were refused.
     pub refused_members: u64,
+    /// The hint of the first refusal that has one.
+    hint: Option<String>,
 }
 
 impl Summary {
@@ -45,7 +47,7 @@ impl Summary {
         match result {
             Ok(()) => self.trusted_paths += 1,
             Err(error) => {
-                process::print_message(TOOL, error);
+                self.print(error);
                 self.refused_paths += 1;
             }
         }
@@ -53,8 +55,14 @@ impl Summary {
     }
 
     fn refuse_member(&mut self, key: &str, error: Error) {
-        process::print_message(TOOL, error.context(key));
+        self.print(&error.context(key));
         self.refused_members += 1;
+    }
+
+    /// Prints an error and keeps its hint, which is printed once, at the end.
+    fn print(&mut self, error: &Error) {
+        process::print_message(TOOL, error);
+        self.hint = self.hint.take().or_else(|| error.hint().map(str::to_owned));
     }
 
     /// Returns the result of the whole verification.
@@ -68,12 +76,13 @@ impl Summary {
             1 => "1 other archive member was refused".to_owned(),
             n => format!("{n} other archive members were refused"),
         };
-        match (self.refused_paths, self.refused_members) {
-            (0, 0) => Ok(()),
-            (_, 0) => Err(Error::refused(paths)),
-            (0, _) => Err(Error::refused(members)),
-            (_, _) => Err(Error::refused(format!("{paths}, and {members}"))),
-        }
+        let error = match (self.refused_paths, self.refused_members) {
+            (0, 0) => return Ok(()),
+            (_, 0) => Error::refused(paths),
+            (0, _) => Error::refused(members),
+            (_, _) => Error::refused(format!("{paths}, and {members}")),
+        };
+        Err(self.hint.into_iter().fold(error, Error::with_hint))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
+use narinfo_gen::cli::DecompressionArgs;
 
 /// Sign the narinfos of a Nix binary cache, generate keys, and verify signatures
 ///
@@ -197,6 +198,10 @@ pub struct VerifyArgs {
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 
+    /// Options of decompression
+    #[command(flatten)]
+    pub decompression_args: DecompressionArgs,
+
     /// Set the store directory of the paths
     #[arg(
         long,
@@ -315,7 +320,7 @@ Examples:
   cache-sign verify --threshold 2 --trusted-public-key-file keys.pub < archive \\
     | s3-push s3://my-cache
 
-Memory: 16 MiB for NARs of any size packed by narinfo-gen, plus about 500 bytes per path. NARs that other tools packed with a larger window need that much more, up to 256 MiB.
+Memory: 16 MiB for NARs of any size packed by narinfo-gen, plus about 500 bytes per path. NARs that other tools packed with a larger window need that much more, up to --decoder-memory.
 
 Exit status:
   0    everything is trusted

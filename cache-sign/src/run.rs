@@ -151,6 +151,7 @@ fn require_value(option: &str, value: &str, expected: &str) -> Result {
 }
 
 fn verify_options(args: &VerifyArgs) -> Result<VerifyOptions> {
+    args.decompression_args.apply();
     Ok(VerifyOptions {
         trusted: TrustedKeys::from_cli(&args.trust)?,
         json: args.json,

@@ -14,6 +14,7 @@
 //! | [`path_info`] | metadata from `nix path-info --json` or an installed Nix |
 //! | [`root_dir`] | directories below a root such as that of `--root`, without leaving it |
 //! | [`error`] | the error type of every tool, with exit code and hint |
+//! | [`option_values`] | the byte sizes in the options of every tool |
 //! | [`process`] | `main` of every tool, messages on standard error |
 //! | [`redact`] | removal of control characters and secret keys from messages |
 //! | [`regular_file`] | opening files that must be regular files |
@@ -24,6 +25,7 @@ pub mod error;
 pub mod export;
 mod export_paths;
 pub mod nar;
+pub mod option_values;
 pub mod path_argument;
 pub mod path_info;
 pub mod process;

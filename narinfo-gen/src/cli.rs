@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
+use nar_pack::option_values::parse_byte_size;
 
-use crate::compression::Compression;
+use crate::compression::{Compression, DEFAULT_DECODER_MEMORY, set_decoder_memory};
 
 /// Hash and compress NARs, and write the narinfos that describe them
 ///
@@ -64,17 +65,9 @@ pub struct Cli {
     #[arg(long, requires = "archive", help_heading = "Output")]
     pub log: bool,
 
-    /// Read build logs from DIR
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "NIX_LOG_DIR",
-        default_value = "/nix/var/log/nix",
-        hide_env_values = true,
-        help_heading = "Output",
-        hide_short_help = true
-    )]
-    pub log_dir: PathBuf,
+    /// Read build logs from DIR [default: $NIX_LOG_DIR, else /nix/var/log/nix]
+    #[arg(long, value_name = "DIR", requires = "log", help_heading = "Output", hide_short_help = true)]
+    pub log_dir: Option<PathBuf>,
 
     /// Add the realisations of content-addressed derivations
     ///
@@ -119,6 +112,26 @@ pub struct CompressionArgs {
         long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Performance"
     )]
     pub threads: Option<u16>,
+}
+
+/// Options of decompression, shared by the tools that decompress NARs.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DecompressionArgs {
+    /// Refuse files whose decompression requires more memory [default: 256MiB]
+    ///
+    /// The default allows all levels of every method. Files with a larger window, such as those of 'zstd --long=30' or of xz with a dictionary of 512 MiB, require more. Each NAR that is decompressed at the same time may use this much.
+    #[arg(
+        long, value_name = "SIZE", value_parser = parse_byte_size, default_value_t = DEFAULT_DECODER_MEMORY,
+        hide_default_value = true, help_heading = "Performance", hide_short_help = true
+    )]
+    pub decoder_memory: u64,
+}
+
+impl DecompressionArgs {
+    /// Applies the options to all decoders that are created afterwards.
+    pub fn apply(self) {
+        set_decoder_memory(self.decoder_memory);
+    }
 }
 
 /// The compression methods that can be written, as they are named on the command line.

@@ -1,7 +1,8 @@
 //! Runs `narinfo-gen`: turns the command line into typed options, connects standard input to the narinfo builder, and writes
 //! its results to standard output.
 
-use std::path::Path;
+use std::env;
+use std::path::{Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::path_argument::PathArgument;
@@ -21,6 +22,8 @@ use crate::narinfo_builder::{EntryWriter, NarInfoBuilder, NarPath, require_path}
 use crate::stream::{Kind, sniff};
 
 const TOOL: &str = "narinfo-gen";
+/// Nix's default of the build setting `log-dir`.
+const DEFAULT_LOG_DIR: &str = "/nix/var/log/nix";
 const EXPECTED_INPUT: &str = "a NAR or an export stream";
 
 /// What to write.
@@ -57,7 +60,7 @@ impl Options {
             Mode::Archive(Extras {
                 listing: cli.listing,
                 debug_info: cli.debug_info,
-                log_dir: cli.log.then(|| cli.log_dir.clone()),
+                log_dir: cli.log.then(|| log_dir(cli)),
                 realisations: cli.realisations,
             })
         } else {
@@ -79,6 +82,10 @@ pub fn run(cli: &Cli) -> Result {
     }
     let hint = || "pass its store path as the argument STORE-PATH, or --name NAME to add it as a new path".to_owned();
     let path = require_path(kind, path, hint)?;
+    if kind == Kind::Export && cli.path_info_args.candidates.is_some() {
+        let error = Error::usage("--candidates cannot be used with an export stream");
+        return Err(error.with_hint("remove --candidates: an export stream contains the references of each path"));
+    }
     let (writer, extras) = match mode {
         Mode::NarInfoText => (OutputWriter::Text(TextWriter::new(stdio::stdout(None)?)), Extras::default()),
         Mode::Archive(extras) => {
@@ -95,6 +102,12 @@ pub fn run(cli: &Cli) -> Result {
         None => builder.export(&mut input),
     };
     builder.writer.finish(result)
+}
+
+/// Returns where build logs are: as in Nix, `NIX_LOG_DIR` replaces the default.
+fn log_dir(cli: &Cli) -> PathBuf {
+    let configured = || env::var_os("NIX_LOG_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    cli.log_dir.clone().or_else(configured).unwrap_or_else(|| PathBuf::from(DEFAULT_LOG_DIR))
 }
 
 /// Writes to standard output in the format of the [`Mode`].

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::{Tee, Visitor, parse};
 
-use crate::compression::{Compression, GZIP_MAGIC, MAX_XZ_THREADING_MEMORY, decoder, parallel_decoder};
+use crate::compression::{
+    Compression, GZIP_MAGIC, MAX_XZ_THREADING_MEMORY, decoder, decoder_error, parallel_decoder,
+};
 use crate::hash::{Hasher, Sha256};
-use crate::input_error::is_input_error;
 use crate::narinfo::NarInfo;
 use crate::stream::require_end_of_nar;
 
@@ -297,11 +298,6 @@ struct DecoderErrors<R> {
 
 impl<R: Read> Read for DecoderErrors<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.inner.read(buf).map_err(|error| {
-            if is_input_error(&error) {
-                return error;
-            }
-            Error::refused(format!("cannot decompress as {}: {error}", self.method)).into()
-        })
+        self.inner.read(buf).map_err(|error| decoder_error(self.method, error).into())
     }
 }

@@ -72,6 +72,25 @@ proptest! {
         }
     }
 
+    /// Whatever is accepted has no control character in any field, and whatever is written can be read.
+    #[test]
+    fn a_control_character_in_any_field_is_refused(
+        narinfo in narinfos(), at in any::<prop::sample::Index>(), control in "[\\x00-\\x09\\x0b-\\x1f\\x7f-\\u{9f}]",
+    ) {
+        let mut text = narinfo.to_text().unwrap();
+        // Not within the line feeds: an inserted character is always part of a field.
+        text.insert_str(at.index(text.len()), &control);
+        prop_assert!(NarInfo::parse(&text, &store_dir()).unwrap_err().is_refusal());
+        for changed in [
+            NarInfo { compression: format!("zstd{control}"), ..narinfo.clone() },
+            NarInfo { ca: Some(control.clone()), ..narinfo.clone() },
+            NarInfo { signatures: vec![format!("k:{control}")], ..narinfo.clone() },
+            NarInfo { unknown: vec![("Key".to_owned(), control.clone())], ..narinfo.clone() },
+        ] {
+            prop_assert!(changed.to_text().unwrap_err().is_refusal());
+        }
+    }
+
     /// Text truncated at the end of a line may lack optional fields; anything else is refused.
     #[test]
     fn a_narinfo_truncated_within_a_line_is_refused(narinfo in narinfos(), at in any::<prop::sample::Index>()) {

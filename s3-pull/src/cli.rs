@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cache_sign::cli::TrustArgs;
 use clap::{ArgAction, Parser, ValueEnum};
+use narinfo_gen::cli::DecompressionArgs;
 
 use crate::mode::{DEFAULT_MAX_ATTEMPTS, parse_timeout};
 use crate::staging::Owner;
@@ -171,6 +172,10 @@ pub struct Cli {
         help_heading = "Performance", hide_short_help = true
     )]
     pub jobs: u16,
+
+    /// Options of decompression
+    #[command(flatten)]
+    pub decompression_args: DecompressionArgs,
 
     /// Print only errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Logging")]

@@ -33,6 +33,7 @@ use s3_push::remote::RemoteOptions;
 pub fn run(cli: &Cli) -> Result {
     raise_open_file_limit();
     let request = Request::from_cli(cli)?;
+    cli.decompression_args.apply();
     let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
     let result = execute(runtime.handle(), request);
     runtime.shutdown_background();

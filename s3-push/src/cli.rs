@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
-use narinfo_gen::cli::CompressionArgs;
+use narinfo_gen::cli::{CompressionArgs, DecompressionArgs};
 
 use crate::remote::option_values::{parse_byte_size, parse_timeout};
 use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
@@ -163,6 +163,10 @@ pub struct Cli {
     )]
     pub part_size: u64,
 
+    /// Options of decompression, for the NARs of a cache archive
+    #[command(flatten)]
+    pub decompression_args: DecompressionArgs,
+
     /// Print only errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Logging")]
     pub quiet: bool,
@@ -265,6 +269,6 @@ Examples:
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   gzip < build.log | s3-push s3://my-cache --key log/x.drv
 
-Memory: --memory and about 32 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each NAR of a cache archive that is being verified (at most one per processor and one more) needs the memory of its decoder: 10 MiB for NARs written by narinfo-gen, at most 128 MiB (zstd) or 256 MiB (xz) for others. For a NAR or an export stream, add the memory of narinfo-gen (see its help).
+Memory: --memory and about 32 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each NAR of a cache archive that is being verified (at most one per processor and one more) needs the memory of its decoder: 10 MiB for NARs written by narinfo-gen, at most --decoder-memory for others. For a NAR or an export stream, add the memory of narinfo-gen (see its help).
 
 Exit status: 0 success; 1 refused (malformed or truncated stream, wrong hash, missing NAR or reference, bucket of another store directory); 2 usage error or failed operation; 141 standard output was closed.";

@@ -48,6 +48,7 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// See the exit codes in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
     let mode = Mode::from_cli(cli)?;
+    cli.decompression_args.apply();
     let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
     let result = match mode {
         Mode::Push(options) => push(&runtime, *options),

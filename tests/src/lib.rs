@@ -67,7 +67,7 @@ pub fn repository() -> PathBuf {
 
 /// Returns the `s3://` URL of a bucket, or of a prefix in it, of the server at `endpoint`.
 pub fn cache_url(endpoint: &str, bucket: &str) -> String {
-    format!("s3://{bucket}?endpoint={endpoint}&scheme=http&region=us-east-1")
+    format!("s3://{bucket}?endpoint=http://{endpoint}&region=us-east-1")
 }
 
 /// Returns how many processors are available.

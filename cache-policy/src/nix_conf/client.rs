@@ -9,7 +9,7 @@ use percent_encoding::{CONTROLS, utf8_percent_encode};
 use s3_push::remote::location::Location;
 
 use super::file::{edit_file, read_file};
-use super::url::{cache_identity, display_url, https_url, is_same_cache, require_no_secrets};
+use super::url::{cache_identity, display_url, https_url, is_same_cache, portable_url, require_no_secrets};
 
 /// A cache and its keys, as configured on a client.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ impl ClientConfig {
         let substituter = match encoded.split_once("://") {
             Some(("s3", _)) => {
                 let location = Location::parse(&encoded)?;
-                if https { https_url(&location) } else { encoded.clone() }
+                if https { https_url(&location) } else { portable_url(&encoded, &location) }
             }
             Some(("http" | "https", rest)) if !rest.starts_with(['/', '?']) && !rest.is_empty() => {
                 require_no_secrets(&encoded)?;
@@ -162,6 +162,12 @@ mod tests {
             "my-cache",
             "https://u:hidden@host",
             "https://host?token=hidden",
+            "https://a;b",
+            "https://a\"b",
+            "https://host:0",
+            "https://ü",
+            "s3://bucket?region=a.evil.example",
+            "s3://bucket?endpoint=a;b",
             "https://host/x?priority=1&sig=hidden",
             "s3://bucket?token=hidden",
             "https://host?x#hidden",
@@ -187,5 +193,7 @@ mod tests {
         }
         assert_eq!(substituter("s3://my-cache/ü", false), "s3://my-cache/%C3%BC");
         assert_eq!(substituter("https://h/ü", false), "https://h/%C3%BC");
+        let endpoint = substituter("s3://my-cache?scheme=http&endpoint=h:9000&region=x", false);
+        assert_eq!(endpoint, "s3://my-cache?endpoint=http://h:9000&region=x");
     }
 }

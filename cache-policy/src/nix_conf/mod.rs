@@ -9,11 +9,11 @@
 //! | [`client`] | [`ClientConfig`]: the lines for one cache, and whether settings contain them |
 //! | [`merge`] | adds the lines to the text of a nix.conf, and removes them |
 //! | [`mod@file`] | reads and atomically replaces the file, under a lock |
-//! | [`url`] | the URL of a cache: identity, plain HTTPS form, and what must not be in nix.conf |
+//! | [`url`] | the URL of a cache: identity, plain HTTPS form, portable form, and what must not be in nix.conf |
 
 pub mod client;
 mod file;
 mod merge;
-mod url;
+pub(crate) mod url;
 
 pub use client::{ClientConfig, InspectedConf};

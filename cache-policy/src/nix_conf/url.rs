@@ -3,7 +3,7 @@
 
 use nar_pack::error::{Error, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use s3_push::remote::location::{Addressing, DEFAULT_REGION, Location};
+use s3_push::remote::location::{Addressing, DEFAULT_REGION, Location, is_host_and_port};
 
 /// The characters that are percent-encoded in the path of a URL. S3 decodes a plus sign to a space.
 const ENCODED_IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -31,8 +31,28 @@ pub(super) fn cache_identity(url: &str) -> String {
     }
 }
 
+/// Returns the `s3://` URL in the form that all versions of Nix and Lix read: the endpoint has a scheme, and there is no
+/// parameter `scheme`. Nix 2.33 to 2.35.2 takes the host of `endpoint=HOST:PORT` for a scheme, and later versions deprecate
+/// `scheme`. All other parameters are unchanged.
+pub(crate) fn portable_url(url: &str, location: &Location) -> String {
+    let Some((address, query)) = url.split_once('?') else { return url.to_owned() };
+    let is_scheme_needed = location.endpoint.is_none() && location.plain_http;
+    let endpoint = location.endpoint_url().unwrap_or_default();
+    let mut parameters: Vec<String> = Vec::new();
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        match parameter.split_once('=').map_or(parameter, |(name, _)| name) {
+            "scheme" if !is_scheme_needed => {}
+            "endpoint" if location.endpoint.is_none() => {}
+            "endpoint" if parameters.iter().any(|other| other.starts_with("endpoint=")) => {}
+            "endpoint" => parameters.push(format!("endpoint={endpoint}")),
+            _ => parameters.push(parameter.to_owned()),
+        }
+    }
+    if parameters.is_empty() { address.to_owned() } else { format!("{address}?{}", parameters.join("&")) }
+}
+
 /// Returns a URL for messages, without credentials and parameters.
-pub(super) fn display_url(url: &str) -> String {
+pub(crate) fn display_url(url: &str) -> String {
     let url = without_parameters(url);
     url.rfind('@').map_or_else(|| url.to_owned(), |at| format!("…{}", &url[at..]))
 }
@@ -48,6 +68,10 @@ pub(super) fn require_no_secrets(url: &str) -> Result {
         error.with_hint("put credentials in the netrc file that the netrc-file setting of nix.conf names")
     };
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
+    let authority = address.split_once("://").map_or(address, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    if !authority.contains('@') && !is_host_and_port(authority) {
+        return Err(Error::usage(format!("invalid cache URL {:?}: expected HOST[:PORT] after ://", display_url(url))));
+    }
     if address.contains('@') {
         return Err(invalid("it must not contain credentials, because every user can read nix.conf"));
     }
@@ -61,7 +85,7 @@ pub(super) fn require_no_secrets(url: &str) -> Result {
 }
 
 /// Returns the HTTPS URL of a bucket, in path style or virtual-host style as in requests to it.
-pub(super) fn https_url(location: &Location) -> String {
+pub(crate) fn https_url(location: &Location) -> String {
     let scheme = if location.plain_http { "http" } else { "https" };
     let host = location.endpoint.clone().unwrap_or_else(|| {
         let region = location.region.as_deref().unwrap_or(DEFAULT_REGION);
@@ -91,6 +115,27 @@ mod tests {
             ("s3://my-cache?endpoint=s3.example.org&addressing-style=virtual", "https://my-cache.s3.example.org"),
         ] {
             assert_eq!(https_url(&Location::parse(url).unwrap()), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_written_with_its_scheme() {
+        for (url, expected) in [
+            ("s3://my-cache?endpoint=h:9000", "s3://my-cache?endpoint=https://h:9000"),
+            ("s3://my-cache/a?scheme=http&endpoint=h:9000&region=x", "s3://my-cache/a?endpoint=http://h:9000&region=x"),
+            ("s3://my-cache?endpoint=https://h/&scheme=http", "s3://my-cache?endpoint=http://h"),
+            ("s3://my-cache?endpoint=https%3A%2F%2Fh", "s3://my-cache?endpoint=https://h"),
+            ("s3://my-cache?endpoint=a&endpoint=b&priority=3", "s3://my-cache?endpoint=https://b&priority=3"),
+            ("s3://my-cache?scheme=http", "s3://my-cache?scheme=http"),
+            ("s3://my-cache?scheme=https&endpoint=", "s3://my-cache"),
+            ("s3://my-cache?region=eu-west-2&profile=x", "s3://my-cache?region=eu-west-2&profile=x"),
+            ("s3://my-cache", "s3://my-cache"),
+        ] {
+            let Ok(location) = Location::parse(url) else { panic!("{url}") };
+            let portable = portable_url(url, &location);
+            assert_eq!(portable, expected, "{url}");
+            let again = Location::parse(&portable).unwrap();
+            assert_eq!((again.endpoint_url(), portable_url(&portable, &again)), (location.endpoint_url(), portable));
         }
     }
 

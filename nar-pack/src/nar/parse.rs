@@ -1,9 +1,9 @@
 //! Parses a NAR into calls of a [`Visitor`]. Strings are read into fixed buffers and contents are passed on as they arrive,
 //! so memory does not depend on the sizes that a NAR claims.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 
-use super::{FIRST_BYTES, MAGIC, MAX_DEPTH, MAX_NAME, MAX_TARGET, Visitor, padding};
+use super::{FIRST_BYTES, MAX_DEPTH, MAX_NAME, MAX_TARGET, Visitor, padding};
 use crate::error::{Error, Result};
 
 /// Maximum length of a tag in bytes; the longest one is shorter.
@@ -16,14 +16,7 @@ const MAX_TAG: usize = 16;
 /// errors of the visitor.
 pub fn parse(input: &mut impl BufRead, visitor: &mut impl Visitor) -> Result<u64> {
     let mut parser = Parser { input, visitor, offset: 0 };
-    if let Err(error) = parser.expect(MAGIC) {
-        let is_other_format = error.is_refusal() && parser.offset <= FIRST_BYTES.len() as u64;
-        return Err(if is_other_format {
-            Error::refused("not a NAR: it does not begin with nix-archive-1")
-        } else {
-            error
-        });
-    }
+    parser.expect_first_bytes()?;
     parser.node(0)?;
     Ok(parser.offset)
 }
@@ -63,6 +56,19 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
             }
         }
         Ok(())
+    }
+
+    /// Reads the first string, which identifies a NAR. An error of the input, such as one of a decoder, is passed on.
+    fn expect_first_bytes(&mut self) -> Result {
+        let mut first = Vec::with_capacity(FIRST_BYTES.len());
+        let read = Read::take(&mut *self.input, FIRST_BYTES.len() as u64).read_to_end(&mut first);
+        self.offset = first.len() as u64;
+        read.map_err(|error| self.stream_error(error))?;
+        if first == FIRST_BYTES {
+            Ok(())
+        } else {
+            Err(Error::refused("not a NAR: it does not begin with nix-archive-1"))
+        }
     }
 
     fn read_number(&mut self) -> Result<u64> {

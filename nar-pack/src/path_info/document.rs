@@ -1,6 +1,7 @@
 //! The output of `nix path-info --json`, in the form of every version of Nix.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
@@ -11,15 +12,20 @@ use crate::store_path::{StoreDir, StorePath};
 /// Characters of a value that are quoted in an error.
 const MAX_QUOTED_CHARS: usize = 60;
 
+/// The versions of the schema `store-object-info` of Nix. Documents without a version are older.
+const VERSIONS: RangeInclusive<u64> = 1..=3;
+
 /// Parses the output of `nix path-info --json` in each of its forms: a list of objects, an object that maps store paths
-/// or base names to objects, or such an object under `info`. Invalid paths are left out. Hashes, content addresses and
-/// signatures may be strings or objects (Nix's schemas `store-object-info-v2` and `-v3`).
+/// or base names to objects, or such an object under `info`. Paths that it states to be invalid are left out. Hashes,
+/// content addresses and signatures may be strings or objects (Nix's schemas `store-object-info-v2` and `-v3`).
 ///
 /// # Errors
-/// Refuses any other document, and one for another store directory. The error names the store path concerned.
+/// Refuses any other document, an unknown version, another store directory, and a valid path without `narHash` or
+/// `references`. The error names the store path concerned.
 pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Result<HashMap<StorePath, PathInfo>> {
     let document: Value =
         serde_json::from_str(json).map_err(|error| Error::refused(format!("invalid JSON: {error}")))?;
+    require_known_version(&document)?;
     if let Some(other) = document.get("storeDir") {
         let dir = other.as_str().and_then(|dir| StoreDir::new(dir).ok());
         if dir.is_none_or(|dir| dir.as_str() != store_dir.as_str()) {
@@ -29,7 +35,8 @@ pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Result<HashMap<Store
     let document = document.get("info").unwrap_or(&document);
     let mut infos = HashMap::new();
     let mut add = |path: &str, entry: &Value| -> Result {
-        if entry.is_null() || entry.get("valid") == Some(&Value::Bool(false)) || entry.get("narHash").is_none() {
+        // Nix before 2.19 prints `valid`, later versions print null.
+        if entry.is_null() || entry.get("valid") == Some(&Value::Bool(false)) {
             return Ok(());
         }
         let info = parse_entry(entry, store_dir).context(|| path.to_owned())?;
@@ -53,6 +60,17 @@ pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Result<HashMap<Store
     Ok(infos)
 }
 
+/// Refuses a document or an entry of a version whose fields may have another meaning.
+fn require_known_version(value: &Value) -> Result {
+    match value.get("version") {
+        Some(version) if !version.as_u64().is_some_and(|version| VERSIONS.contains(&version)) => {
+            let (first, last) = (VERSIONS.start(), VERSIONS.end());
+            Err(Error::refused(format!("unknown version {version} of path info: expected {first} to {last}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Parses a full store path, or a base name as recent versions of Nix print it.
 ///
 /// # Errors
@@ -62,6 +80,10 @@ pub fn parse_path_or_base_name(text: &str, store_dir: &StoreDir) -> Result<Store
 }
 
 fn parse_entry(entry: &Value, store_dir: &StoreDir) -> Result<PathInfo> {
+    if !entry.is_object() {
+        return Err(Error::refused("expected an object with the fields of a store path"));
+    }
+    require_known_version(entry)?;
     let string = |key: &str| match entry.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
@@ -76,14 +98,29 @@ fn parse_entry(entry: &Value, store_dir: &StoreDir) -> Result<PathInfo> {
         let path = path.as_str().ok_or_else(|| Error::refused("references must be strings"))?;
         parse_path_or_base_name(path, store_dir)
     };
+    let missing = |key: &str| {
+        let error = Error::refused(format!("missing field {key:?}"));
+        error.with_hint("create the file with 'nix path-info --json', which prints every field")
+    };
+    let nar_hash = entry.get("narHash").map(parse_hash).transpose().context(|| "narHash")?.unwrap_or_default();
+    if nar_hash.is_empty() {
+        return Err(missing("narHash"));
+    }
+    if entry.get("references").is_none_or(Value::is_null) {
+        return Err(missing("references"));
+    }
+    let nar_size = match entry.get("narSize") {
+        None | Some(Value::Null) => None,
+        Some(size) => Some(size.as_u64().ok_or_else(|| Error::refused("narSize must be a number of bytes"))?),
+    };
     let mut references = list("references")?.iter().map(reference).collect::<Result<Vec<_>>>()?;
     references.sort_unstable();
     references.dedup();
     Ok(PathInfo {
         references,
         deriver: string("deriver")?.map(|path| parse_path_or_base_name(path, store_dir)).transpose()?,
-        nar_hash: entry.get("narHash").map(parse_hash).transpose().context(|| "narHash")?.unwrap_or_default(),
-        nar_size: entry.get("narSize").and_then(Value::as_u64),
+        nar_hash,
+        nar_size,
         ca: entry.get("ca").map(parse_ca).transpose().context(|| "ca")?.flatten().map(require_one_line).transpose()?,
         signatures: list("signatures")?.iter().map(parse_signature).collect::<Result<_>>()?,
     })
@@ -197,7 +234,8 @@ mod tests {
             assert_eq!(info.nar_hash, format!("sha256:{sri}"));
             assert_eq!(info.ca.as_deref(), Some(format!("{prefix}sha256:{sri}").as_str()));
         }
-        let named = one(&format!(r#""narHash":{{"algorithm":"sha256","hash":"sha256-{sri}"}}"#)).unwrap();
+        let named = format!(r#""narHash":{{"algorithm":"sha256","hash":"sha256-{sri}"}},"references":[]"#);
+        let named = one(&named).unwrap();
         assert_eq!(named.values().next().unwrap().nar_hash, format!("sha256-{sri}"));
         for wrong in [
             r#""narHash":3"#,
@@ -212,6 +250,50 @@ mod tests {
             r#""narHash":"x","signatures":"k:s""#,
         ] {
             assert!(one(wrong).unwrap_err().is_refusal(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_incomplete_entry_is_refused_by_its_path_unless_the_path_is_invalid() {
+        for incomplete in [
+            r#""references":[]"#,
+            r#""narHash":null,"references":[]"#,
+            r#""narHash":"","references":[]"#,
+            r#""narHash":"x""#,
+            r#""narHash":"x","references":null"#,
+            r#""narHash":"x","references":[],"narSize":"1""#,
+            r#""valid":true"#,
+            "",
+        ] {
+            for json in [
+                format!(r#"[{{"path":"/nix/store/{A}"{}{incomplete}}}]"#, if incomplete.is_empty() { "" } else { "," }),
+                format!(r#"{{"/nix/store/{A}":{{{incomplete}}}}}"#),
+                format!(r#"{{"version":3,"storeDir":"/nix/store","info":{{"{A}":{{{incomplete}}}}}}}"#),
+            ] {
+                let error = parse(&json).unwrap_err();
+                assert!(error.is_refusal() && error.message().contains(A), "{json}: {error}");
+            }
+        }
+        for invalid in [r#"{"valid":false}"#, "null"] {
+            assert!(parse(&format!(r#"{{"/nix/store/{A}":{invalid}}}"#)).unwrap().is_empty(), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_version_is_refused() {
+        let entry = |version: &str| format!(r#"{{"narHash":"x","references":[]{version}}}"#);
+        for version in ["0", "4", "-1", "2.5", "\"2\"", "null"] {
+            for json in [
+                format!(r#"{{"version":{version},"storeDir":"/nix/store","info":{{"{A}":{}}}}}"#, entry("")),
+                format!(r#"{{"{A}":{}}}"#, entry(&format!(r#","version":{version}"#))),
+            ] {
+                let error = parse(&json).unwrap_err();
+                assert!(error.is_refusal() && error.message().contains("version"), "{json}: {error}");
+            }
+        }
+        for version in 1..=3 {
+            let json = format!(r#"{{"{A}":{}}}"#, entry(&format!(r#","version":{version}"#)));
+            assert_eq!(parse(&json).unwrap().len(), 1, "{json}");
         }
     }
 

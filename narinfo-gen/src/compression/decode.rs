@@ -1,16 +1,53 @@
 //! Decompression of a whole file. Several streams or frames in one file are decompressed as one, as Nix does.
 
-use std::io::{BufRead, Read};
+use std::io::{self, BufRead, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytesize::ByteSize;
 use nar_pack::error::{Error, Result};
 
 use super::Compression;
 use super::lz4::Lz4Decoder;
 use super::xz::{self, ParallelXzDecoder};
 use super::zstd::{self, ParallelZstdDecoder};
+use crate::input_error::is_input_error;
 
 /// Size of the buffer of the brotli decoder, in bytes.
 const BROTLI_BUFFER_SIZE: usize = 1 << 16;
+
+/// Default maximum of the memory that a file may require for decompression, in bytes. Level 9 of xz requires 65 MiB, and
+/// level 22 of zstd 128 MiB, which is also the limit of the zstd tool.
+pub const DEFAULT_DECODER_MEMORY: u64 = 256 << 20;
+
+static DECODER_MEMORY: AtomicU64 = AtomicU64::new(DEFAULT_DECODER_MEMORY);
+
+/// Sets the maximum memory that each file may require for decompression, in bytes. It applies to all decoders that are
+/// created afterwards, like a resource limit of the process: `--decoder-memory` sets it once.
+pub fn set_decoder_memory(bytes: u64) {
+    DECODER_MEMORY.store(bytes, Ordering::Relaxed);
+}
+
+/// Returns the maximum memory that a file may require for decompression, in bytes.
+pub(super) fn decoder_memory() -> u64 {
+    DECODER_MEMORY.load(Ordering::Relaxed)
+}
+
+/// Returns the error for data that a decoder cannot decompress. Errors of the decoder's input are passed on.
+pub fn decoder_error(method: Compression, error: io::Error) -> Error {
+    if is_input_error(&error) {
+        return error.into();
+    }
+    let cause = format!("cannot decompress as {method}");
+    if xz::is_memory_limit(&error) || zstd::is_memory_limit(&error) {
+        let limit = ByteSize(decoder_memory());
+        return Error::refused(format!("{cause}: it requires more memory than the limit, {limit}"))
+            .with_hint("raise the limit with --decoder-memory SIZE");
+    }
+    if xz::is_out_of_memory(&error) || zstd::is_out_of_memory(&error) {
+        return Error::failed(format!("{cause}: cannot allocate memory"));
+    }
+    Error::refused(format!("{cause}: {error}"))
+}
 
 /// Returns a reader that decompresses `input` on the calling thread.
 ///
@@ -52,10 +89,11 @@ pub fn decode_content(bytes: Vec<u8>, encoding: Option<&str>, limit: usize) -> R
         Some("x-gzip") => "gzip",
         Some(name) => name,
     };
+    let method = Compression::from_name(name)?;
     let mut decoded = Vec::new();
-    decoder(Compression::from_name(name)?, bytes.as_slice())?
+    decoder(method, bytes.as_slice())?
         .take(limit as u64 + 1)
         .read_to_end(&mut decoded)
-        .map_err(|error| Error::refused(format!("cannot decompress as {name}: {error}")))?;
+        .map_err(|error| decoder_error(method, error))?;
     if decoded.len() > limit { Err(Error::refused(format!("larger than {limit} bytes"))) } else { Ok(decoded) }
 }

@@ -15,7 +15,9 @@ use nar_pack::error::{Error, Result};
 
 use crate::hash::Sha256;
 
-pub use decode::{decode_content, decoder, parallel_decoder};
+pub use decode::{
+    DEFAULT_DECODER_MEMORY, decode_content, decoder, decoder_error, parallel_decoder, set_decoder_memory,
+};
 pub use encode::Encoder;
 pub use settings::Settings;
 pub use xz::MAX_XZ_THREADING_MEMORY;

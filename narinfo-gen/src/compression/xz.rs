@@ -8,12 +8,11 @@ use xz2::bufread::XzDecoder;
 use xz2::stream::{CONCATENATED, Check, MtStreamBuilder, Stream};
 
 use super::Settings;
+use super::decode::decoder_memory;
 
 /// NAR bytes in one xz block. It is a constant because the output must not depend on the number of threads: three times
 /// the dictionary of level 6, which is also the choice of the xz tool.
 const BLOCK_SIZE: u64 = 24 << 20;
-/// Maximum memory that an xz or lzip file may require for decompression, in bytes; level 9 requires 65 MiB.
-const MAX_DECODER_MEMORY: u64 = 256 << 20;
 /// Memory in bytes beyond which the parallel xz decoder uses fewer threads.
 pub const MAX_XZ_THREADING_MEMORY: u64 = 128 << 20;
 
@@ -30,15 +29,29 @@ pub fn encoder_stream(settings: &Settings) -> Result<Stream> {
         .context(|| "cannot initialize xz")
 }
 
+/// Returns whether a decoder requires more than [`decoder_memory`].
+pub fn is_memory_limit(error: &io::Error) -> bool {
+    is_error(error, &xz2::stream::Error::MemLimit)
+}
+
+/// Returns whether a decoder could not allocate its memory.
+pub fn is_out_of_memory(error: &io::Error) -> bool {
+    is_error(error, &xz2::stream::Error::Mem)
+}
+
+fn is_error(error: &io::Error, expected: &xz2::stream::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref()) == Some(expected)
+}
+
 /// Decompresses xz streams one after another with one thread.
 pub fn xz_decoder<'a>(input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let stream = Stream::new_stream_decoder(MAX_DECODER_MEMORY, CONCATENATED)?;
+    let stream = Stream::new_stream_decoder(decoder_memory(), CONCATENATED)?;
     Ok(Box::new(XzDecoder::new_stream(input, stream)))
 }
 
 /// Decompresses lzip members one after another.
 pub fn lzip_decoder<'a>(input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let stream = Stream::new_lzip_decoder(MAX_DECODER_MEMORY, CONCATENATED)?;
+    let stream = Stream::new_lzip_decoder(decoder_memory(), CONCATENATED)?;
     Ok(Box::new(XzDecoder::new_stream(input, stream)))
 }
 
@@ -56,7 +69,7 @@ impl<'a, R: BufRead + Send + 'a> ParallelXzDecoder<'a, R> {
         let stream = MtStreamBuilder::new()
             .threads(u32::try_from(threads).unwrap_or(1))
             .memlimit_threading(MAX_XZ_THREADING_MEMORY)
-            .memlimit_stop(MAX_DECODER_MEMORY)
+            .memlimit_stop(decoder_memory())
             .decoder()?;
         Ok(Self::FirstStream(XzDecoder::new_stream(input, stream)))
     }

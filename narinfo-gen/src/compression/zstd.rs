@@ -12,9 +12,13 @@ use zstd::stream::read::Decoder;
 use zstd::zstd_safe;
 
 use super::FRAME_SIZE;
+use super::decode::decoder_memory;
 
-/// Maximum window of a zstd frame for decompression, as a power of two: 128 MiB, the limit of the zstd tool.
-const MAX_WINDOW_LOG: u32 = 27;
+/// The windows of zstd frames, as powers of two: ZSTD_WINDOWLOG_ABSOLUTEMIN and ZSTD_WINDOWLOG_MAX_64.
+const WINDOW_LOGS: (u32, u32) = (10, 31);
+/// The names that libzstd gives to its errors (`lib/common/error_private.c`); the crate has no codes for them.
+const WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
+const OUT_OF_MEMORY: &str = "Allocation error : not enough memory";
 /// Maximum content size in bytes of a frame that is decompressed on its own.
 const MAX_CONTENT_SIZE: u64 = 2 * FRAME_SIZE as u64;
 /// Maximum compressed size in bytes of such a frame: incompressible content, and 1 MiB for headers.
@@ -49,8 +53,24 @@ fn frame_compressor(level: i32) -> io::Result<bulk::Compressor<'static>> {
 /// Decompresses any zstd file with one thread.
 pub fn stream_decoder<'a>(input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut decoder = Decoder::with_buffer(input)?;
-    decoder.window_log_max(MAX_WINDOW_LOG)?;
+    decoder.window_log_max(max_window_log(decoder_memory()))?;
     Ok(Box::new(decoder))
+}
+
+/// Returns the largest window that fits into `memory` bytes together with the buffers: 128 MiB for 256 MiB.
+fn max_window_log(memory: u64) -> u32 {
+    let (min, max) = WINDOW_LOGS;
+    memory.saturating_sub(1).max(1).ilog2().clamp(min, max)
+}
+
+/// Returns whether a frame requires more than [`decoder_memory`].
+pub fn is_memory_limit(error: &io::Error) -> bool {
+    error.to_string() == WINDOW_TOO_LARGE
+}
+
+/// Returns whether a decoder could not allocate its memory.
+pub fn is_out_of_memory(error: &io::Error) -> bool {
+    error.to_string() == OUT_OF_MEMORY
 }
 
 /// Decompresses a zstd file, several frames at a time.

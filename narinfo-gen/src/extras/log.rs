@@ -10,8 +10,7 @@ use nar_pack::regular_file;
 use nar_pack::store_path::StorePath;
 
 use super::{ExtraObject, MAX_IN_MEMORY};
-use crate::compression::{Compression, decoder};
-use crate::input_error::is_input_error;
+use crate::compression::{Compression, decoder, decoder_error};
 use crate::spool::Spool;
 
 /// Maximum uncompressed size of a build log, in bytes. `s3-push` has the same limit.
@@ -58,13 +57,7 @@ impl BuildLogs {
 fn read_log(derivation: &StorePath, log: File, method: Compression) -> Result<ExtraObject> {
     let mut spool = Spool::new(MAX_IN_MEMORY);
     let mut log = decoder(method, BufReader::new(log))?.take(MAX_LOG_SIZE + 1);
-    let size = io::copy(&mut log, &mut spool).map_err(|error| {
-        if is_input_error(&error) {
-            error.into()
-        } else {
-            Error::refused(format!("cannot decompress as {method}: {error}"))
-        }
-    })?;
+    let size = io::copy(&mut log, &mut spool).map_err(|error| decoder_error(method, error))?;
     if size > MAX_LOG_SIZE {
         return Err(Error::refused(format!("larger than {MAX_LOG_SIZE} bytes")));
     }

@@ -6,7 +6,7 @@ mod text;
 
 use std::fmt::{self, Write as _};
 
-use nar_pack::error::{Error, Result};
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{StoreDir, StorePath};
 
 use crate::hash::Sha256;
@@ -56,17 +56,31 @@ impl NarInfo {
         parse::parse(text, store_dir)
     }
 
-    /// Returns the text of the narinfo.
+    /// Returns the text of the narinfo. Every writer of narinfos uses it; `to_string` checks nothing.
     ///
     /// # Errors
-    /// Refuses a narinfo that is larger than [`NarInfo::parse`] accepts.
+    /// Refuses a narinfo with a control character in a field, such as the line feed that would start another field, and
+    /// one that is larger than [`NarInfo::parse`] accepts.
     pub fn to_text(&self) -> Result<String> {
+        self.require_no_control_characters().context(|| self.full_path())?;
         let text = self.to_string();
         if text.len() > MAX_SIZE {
             let path = self.full_path();
             return Err(Error::refused(format!("{path}: the narinfo would be larger than {MAX_SIZE} bytes")));
         }
         Ok(text)
+    }
+
+    /// Checks the fields that are plain text; the types of the others cannot hold control characters.
+    fn require_no_control_characters(&self) -> Result {
+        let signatures = self.signatures.iter().map(|signature| ("Sig", signature));
+        let unknown = self.unknown.iter().map(|(key, value)| (key.as_str(), value));
+        [("URL", &self.url), ("Compression", &self.compression)]
+            .into_iter()
+            .chain(signatures)
+            .chain(self.ca.iter().map(|ca| ("CA", ca)))
+            .chain(unknown)
+            .try_for_each(|(key, value)| require_no_control_characters(key, value))
     }
 
     /// Returns the key of the narinfo in a cache.
@@ -98,7 +112,8 @@ impl NarInfo {
     }
 
     /// Returns this narinfo, merged with another one of the same contents: adds the signatures, deriver, content address
-    /// and unknown fields that only `other` has.
+    /// and unknown fields that only `other` has. Where both have an unknown field, this narinfo's value is kept, unless one
+    /// of them repeats the field: then it is a list, and the values that only `other` has are added.
     #[must_use]
     pub fn merged_with(mut self, other: &Self) -> Self {
         for signature in &other.signatures {
@@ -106,11 +121,14 @@ impl NarInfo {
         }
         self.deriver = self.deriver.or_else(|| other.deriver.clone());
         self.ca = self.ca.or_else(|| other.ca.clone());
-        for (key, value) in &other.unknown {
-            if !self.unknown.iter().any(|(existing, _)| existing == key) {
-                self.unknown.push((key.clone(), value.clone()));
-            }
-        }
+        let count = |fields: &[(String, String)], key: &str| fields.iter().filter(|(other, _)| other == key).count();
+        let added = other.unknown.iter().filter(|field| match count(&self.unknown, &field.0) {
+            0 => true,
+            1 if count(&other.unknown, &field.0) == 1 => false,
+            _ => !self.unknown.contains(field),
+        });
+        let added: Vec<_> = added.cloned().collect();
+        self.unknown.extend(added);
         self
     }
 
@@ -121,6 +139,18 @@ impl NarInfo {
         (&self.path, self.nar_hash, self.nar_size, &self.references)
             == (&other.path, other.nar_hash, other.nar_size, &other.references)
     }
+}
+
+/// Refuses a field of a narinfo whose name or value contains a control character: it could start another field in a
+/// writer, or control the terminal of whoever looks at it. Nix keeps a carriage return as part of the value.
+fn require_no_control_characters(key: &str, value: &str) -> Result {
+    let Some(found) = key.chars().chain(value.chars()).find(|c| c.is_control()) else { return Ok(()) };
+    let error = Error::refused(format!("field {key:?} contains the control character {found:?}"));
+    Err(if value.ends_with('\r') {
+        error.with_hint("a narinfo must have lines that end with LF, not CR LF")
+    } else {
+        error
+    })
 }
 
 /// The text of the narinfo, with its fields in the order in which Nix writes them.
@@ -234,8 +264,93 @@ Provenance: {\"x\": 1}
             .map(|()| count)
         };
         assert_eq!(count_narinfos(&stream).unwrap(), 2);
-        for text in ["", "\n", &format!("{TEXT}\n"), &format!("{TEXT}\n\n{TEXT}"), &TEXT[..TEXT.len() - 1]] {
+        for blank in ["\n", "\n\n\n"] {
+            assert_eq!(count_narinfos(&format!("{TEXT}{blank}")).unwrap(), 1, "{blank:?}");
+            assert_eq!(count_narinfos(&format!("{TEXT}{blank}{TEXT}{blank}")).unwrap(), 2, "{blank:?}");
+        }
+        for text in ["", "\n", &format!("{TEXT}\nStorePath: "), &TEXT[..TEXT.len() - 1]] {
             assert!(count_narinfos(text).unwrap_err().is_refusal(), "{text:?}");
         }
+    }
+
+    /// The blank line between two narinfos is valid at the end of the text too, so the writer continues with the beginning
+    /// of the next narinfo.
+    #[test]
+    fn text_without_a_narinfo_that_was_announced_is_truncated() {
+        let narinfo = NarInfo::parse(TEXT, &dir()).unwrap();
+        let read = |text: &[u8]| {
+            let mut followed = Vec::new();
+            read_text(text, &dir(), |_, more| {
+                followed.push(more);
+                Ok(())
+            })
+            .map(|()| followed)
+        };
+        let mut writer = TextWriter::new(Vec::new());
+        writer.write(&narinfo, true).unwrap();
+        let mut failed = TextWriter::new(Vec::new());
+        failed.write(&narinfo, false).unwrap();
+        failed.mark_truncated();
+        failed.mark_truncated();
+        for text in [writer.into_inner(), failed.into_inner()] {
+            let error = read(&text).unwrap_err();
+            assert!(error.is_refusal() && error.message().contains("narinfo 2"), "{error}");
+        }
+        let mut writer = TextWriter::new(Vec::new());
+        for more in [true, false, true, false] {
+            writer.write(&narinfo, more).unwrap();
+        }
+        let text = writer.into_inner();
+        assert_eq!(String::from_utf8(text.clone()).unwrap(), [TEXT; 4].join("\n"));
+        assert_eq!(read(&text).unwrap(), [true, true, true, false]);
+    }
+
+    #[test]
+    fn control_characters_are_refused_when_a_narinfo_is_read_or_written() {
+        for (from, to) in [
+            ("Compression: zstd", "Compression: zs\u{1b}[2Jtd"),
+            ("Compression: zstd", "Compression: zstd\0"),
+            ("CA: text:", "CA: \u{85}text:"),
+            ("Sig: a:", "Sig: a\u{7f}:"),
+            ("Sig: a:", "Sig: a:\t"),
+            ("Provenance: ", "Provenance: \t"),
+            ("Provenance: ", "Prov\u{7}enance: "),
+            ("NarSize: 160", "NarSize: 160\r"),
+        ] {
+            let text = TEXT.replacen(from, to, 1);
+            assert_ne!(text, TEXT);
+            let error = NarInfo::parse(&text, &dir()).unwrap_err();
+            assert!(error.is_refusal() && error.message().contains("control character"), "{to:?}: {error}");
+            assert!(read_text(text.as_bytes(), &dir(), |_, _| Ok(())).unwrap_err().is_refusal(), "{to:?}");
+        }
+        let valid = NarInfo::parse(TEXT, &dir()).unwrap();
+        let bad = "x\nSig: a:b".to_owned();
+        for changed in [
+            NarInfo { url: bad.clone(), ..valid.clone() },
+            NarInfo { compression: bad.clone(), ..valid.clone() },
+            NarInfo { signatures: vec![bad.clone()], ..valid.clone() },
+            NarInfo { ca: Some(bad.clone()), ..valid.clone() },
+            NarInfo { unknown: vec![(bad.clone(), String::new())], ..valid.clone() },
+            NarInfo { unknown: vec![("Key".to_owned(), bad)], ..valid.clone() },
+        ] {
+            let error = changed.to_text().unwrap_err();
+            assert!(error.is_refusal() && error.message().contains(&valid.full_path()), "{error}");
+            assert!(TextWriter::new(Vec::new()).write(&changed, false).is_err());
+        }
+    }
+
+    #[test]
+    fn merging_loses_no_unknown_field() {
+        let with = |fields: &str| NarInfo::parse(&format!("{TEXT}{fields}"), &dir()).unwrap();
+        let merged = |a: &str, b: &str| {
+            let text = with(a).merged_with(&with(b)).to_text().unwrap();
+            text.strip_prefix(TEXT).unwrap().to_owned()
+        };
+        // A field that neither has twice has one value; the first one wins. A repeated field is a list.
+        assert_eq!(merged("X: 1\n", "X: 2\nY: 3\n"), "X: 1\nY: 3\n");
+        assert_eq!(merged("X: 1\n", "X: 2\nX: 1\nX: 3\n"), "X: 1\nX: 2\nX: 3\n");
+        assert_eq!(merged("X: 1\nX: 2\n", "X: 3\n"), "X: 1\nX: 2\nX: 3\n");
+        assert_eq!(merged("X: 1\nX: 1\n", "X: 1\n"), "X: 1\nX: 1\n");
+        assert_eq!(merged("", "X: 1\nX: 1\n"), "X: 1\nX: 1\n");
     }
 }

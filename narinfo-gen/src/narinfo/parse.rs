@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{StoreDir, StorePath};
 
-use super::{MAX_SIZE, NarInfo};
+use super::{MAX_SIZE, NarInfo, require_no_control_characters};
 use crate::hash::Sha256;
 
 /// Parses `text`; see [`NarInfo::parse`].
@@ -48,6 +48,7 @@ impl Fields {
             None if value.is_empty() => value,
             None => return Err(Error::refused(format!("expected a space after {key}:"))),
         };
+        require_no_control_characters(key, value)?;
         self.field(key, value, store_dir)
     }
 

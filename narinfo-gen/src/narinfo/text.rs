@@ -1,13 +1,17 @@
-//! Narinfo text: a stream of narinfos with one blank line between two. A blank line means that another narinfo follows,
-//! so text that ends with one is truncated.
+//! Narinfo text: a stream of narinfos with a blank line between two. Readers accept several blank lines, and blank lines at
+//! the end. A writer that knows that another narinfo follows writes its first field name together with the blank line, so
+//! that text which ends there is recognizably truncated.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::stdio::utf8;
 use nar_pack::store_path::StoreDir;
 
 use super::{MAX_SIZE, NarInfo};
+
+/// The beginning of every narinfo that is written.
+const FIRST_FIELD: &str = "StorePath: ";
 
 /// Reads narinfo text. Calls `each` for every narinfo as soon as it is complete, with whether another one follows.
 ///
@@ -31,7 +35,8 @@ pub fn read_text(
     Ok(())
 }
 
-/// Appends the next narinfo to `text`; returns whether another one follows.
+/// Appends the next narinfo to `text`; returns whether another one follows. To know that, it waits for the input after the
+/// blank lines.
 fn read_block(input: &mut impl BufRead, text: &mut Vec<u8>) -> Result<bool> {
     loop {
         let start = text.len();
@@ -45,9 +50,25 @@ fn read_block(input: &mut impl BufRead, text: &mut Vec<u8>) -> Result<bool> {
             [] => return Ok(false),
             b"\n" if start > 0 => {
                 text.pop();
-                return Ok(true);
+                return skip_blank_lines(input);
             }
             _ => {}
+        }
+    }
+}
+
+/// Skips blank lines; returns whether anything follows them.
+fn skip_blank_lines(input: &mut impl BufRead) -> Result<bool> {
+    loop {
+        let bytes = match input.fill_buf() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            bytes => bytes?,
+        };
+        let blank = bytes.iter().take_while(|&&byte| byte == b'\n').count();
+        let (at_end, more) = (bytes.is_empty(), blank < bytes.len());
+        input.consume(blank);
+        if more || at_end {
+            return Ok(more);
         }
     }
 }
@@ -56,42 +77,55 @@ fn read_block(input: &mut impl BufRead, text: &mut Vec<u8>) -> Result<bool> {
 #[derive(Debug)]
 pub struct TextWriter<W> {
     out: W,
-    separator: Separator,
+    next: Next,
 }
 
-/// State of the blank line before the next narinfo.
-#[derive(Debug, PartialEq)]
-enum Separator {
-    NotNeeded,
-    Needed,
-    Written,
+/// How the text continues if another narinfo follows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Next {
+    /// With the narinfo: it is the first one.
+    Narinfo,
+    /// With a blank line.
+    BlankLine,
+    /// With the rest of the narinfo after [`FIRST_FIELD`].
+    Rest,
 }
 
 impl<W: Write> TextWriter<W> {
     /// Starts narinfo text on `out`.
     pub fn new(out: W) -> Self {
-        Self { out, separator: Separator::NotNeeded }
+        Self { out, next: Next::Narinfo }
     }
 
-    /// Writes a narinfo and flushes the output. If `more` is set, another one must follow, and the blank line between
-    /// them is written immediately.
+    /// Writes a narinfo and flushes the output. If `more` is set, another one must follow, and its beginning is written
+    /// immediately.
     ///
     /// # Errors
     /// Passes on the errors of the output and of [`NarInfo::to_text`].
     pub fn write(&mut self, narinfo: &NarInfo, more: bool) -> Result {
-        let text = narinfo.to_text()?;
-        let before = if self.separator == Separator::Needed { "\n" } else { "" };
-        write!(self.out, "{before}{text}{}", if more { "\n" } else { "" })?;
-        self.separator = if more { Separator::Written } else { Separator::Needed };
+        let mut text = narinfo.to_text()?;
+        match self.next {
+            Next::Narinfo => {}
+            Next::BlankLine => text.insert(0, '\n'),
+            Next::Rest => drop(text.drain(..FIRST_FIELD.len())),
+        }
+        self.next = Next::BlankLine;
+        if more {
+            text.push('\n');
+            text.push_str(FIRST_FIELD);
+            self.next = Next::Rest;
+        }
+        self.out.write_all(text.as_bytes())?;
         Ok(self.out.flush()?)
     }
 
-    /// Writes the blank line that marks the text as truncated, because the next narinfo could not be produced.
+    /// Writes the beginning of another narinfo, which marks the text as truncated, because the next narinfo could not be
+    /// produced.
     pub fn mark_truncated(&mut self) {
-        if self.separator == Separator::Needed {
+        if self.next == Next::BlankLine {
             // The caller reports the error that it has; this one adds nothing.
-            let _ = self.out.write_all(b"\n").and_then(|()| self.out.flush());
-            self.separator = Separator::Written;
+            let _ = write!(self.out, "\n{FIRST_FIELD}").and_then(|()| self.out.flush());
+            self.next = Next::Rest;
         }
     }
 

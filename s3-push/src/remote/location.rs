@@ -3,6 +3,8 @@
 //! The parameters are those of Nix's S3 binary cache store (manual, "S3 Binary Cache Store"). Parameters that concern
 //! only Nix itself are accepted and ignored.
 
+use std::net::Ipv6Addr;
+
 use nar_pack::error::{Context, Error, Result};
 use percent_encoding::percent_decode_str;
 
@@ -38,6 +40,9 @@ const IGNORED_PARAMETERS: [&str; 24] = [
     "parallel",
     "require-sigs",
 ];
+/// Maximum length of a label and of a host name (RFC 1035).
+const MAX_LABEL_LENGTH: usize = 63;
+const MAX_HOST_LENGTH: usize = 253;
 const PARAMETERS: [&str; 5] = ["region", "profile", "endpoint", "scheme", "addressing-style"];
 
 /// Where requests name the bucket.
@@ -120,8 +125,14 @@ impl Location {
         };
         match name {
             _ if value.is_empty() => {}
-            "region" => self.region = Some(value),
-            "profile" => self.profile = Some(value),
+            "region" => {
+                check_region(&value)?;
+                self.region = Some(value);
+            }
+            "profile" => {
+                check_profile(&value)?;
+                self.profile = Some(value);
+            }
             "endpoint" => self.set_endpoint(&value)?,
             "scheme" => match value.to_ascii_lowercase().as_str() {
                 "https" => self.plain_http = false,
@@ -156,7 +167,7 @@ impl Location {
             Some(_) => return Err(invalid()),
         }
         let host = host.trim_end_matches('/');
-        if host.is_empty() || host.contains(['/', '?', '#', '@', ' ']) {
+        if !is_host_and_port(host) {
             return Err(invalid());
         }
         self.endpoint = Some(host.to_owned());
@@ -233,6 +244,58 @@ pub fn check_bucket_name(bucket: &str) -> Result {
     Err(Error::usage(format!("invalid bucket name {shown:?}: {broken_rule}")))
 }
 
+/// Checks a region, which becomes part of host names and of the scope of signatures. Services other than AWS have regions
+/// such as `auto`, `garage` or `RegionOne`.
+///
+/// # Errors
+/// A usage error for text that cannot be a region.
+pub fn check_region(region: &str) -> Result {
+    let is_valid = region.len() <= MAX_LABEL_LENGTH
+        && region.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && region.ends_with(|c: char| c.is_ascii_alphanumeric())
+        && region.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    if is_valid {
+        Ok(())
+    } else {
+        Err(Error::usage(format!(
+            "invalid region {region:?}: expected letters, digits, '-' and '_', such as eu-west-2"
+        )))
+    }
+}
+
+/// Checks the name of a profile: the AWS SDK ignores profiles of `~/.aws/config` with other characters.
+fn check_profile(profile: &str) -> Result {
+    if profile.chars().all(|c| c.is_ascii_alphanumeric() || "_-/.%@:+".contains(c)) {
+        Ok(())
+    } else {
+        Err(Error::usage(format!("invalid profile {profile:?}: expected letters, digits and _-/.%@:+")))
+    }
+}
+
+/// Returns whether this is `HOST[:PORT]`: a host name, an IPv4 address, or an IPv6 address in brackets.
+#[must_use]
+pub fn is_host_and_port(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, "")) => return address.parse::<Ipv6Addr>().is_ok(),
+        Some((address, rest)) => match rest.strip_prefix(':') {
+            Some(port) => return address.parse::<Ipv6Addr>().is_ok() && is_port(port),
+            None => return false,
+        },
+        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+    };
+    let is_label = |label: &str| {
+        (1..=MAX_LABEL_LENGTH).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    host.len() <= MAX_HOST_LENGTH && host.split('.').all(is_label) && port.is_none_or(is_port)
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
 fn decode(text: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
     let decoded = decoded.map_err(|_| Error::usage(format!("{text:?} is not UTF-8 after percent-decoding")))?;
@@ -282,6 +345,42 @@ mod tests {
             assert!(error.message().contains(rule) && error.is_usage(), "{name}: {error}");
         }
         check_bucket_name("my_Cache.example-1").unwrap();
+    }
+
+    /// Text of the URL becomes a host name, the scope of a signature, and a line of nix.conf.
+    #[test]
+    fn regions_profiles_and_endpoints_are_validated() {
+        let (label, long) = ("a".repeat(63), "a".repeat(64));
+        for region in ["eu-west-2", "auto", "garage", "RegionOne", "us_east", &label] {
+            let url = format!("s3://cache?region={region}");
+            assert_eq!(Location::parse(&url).unwrap().region.as_deref(), Some(region));
+        }
+        for region in ["a.evil.example", "eu-west-2/x", "a@b", "a:b", "-a", "a-", "é", "a%20b", "%2e", "a%23", &long] {
+            let error = Location::parse(&format!("s3://cache?region={region}")).unwrap_err();
+            assert!(error.is_usage() && error.message().contains("invalid region"), "{region}: {error}");
+        }
+        for profile in ["default", "cache-upload", "a.b/c@d:e+f_g"] {
+            Location::parse(&format!("s3://cache?profile={profile}")).unwrap();
+        }
+        for profile in ["a b", "a]", "a;b", "é", "a#b", "a\"b"] {
+            let error = Location::parse(&format!("s3://cache?profile={profile}")).unwrap_err();
+            assert!(error.is_usage() && error.message().contains("invalid profile"), "{profile}: {error}");
+        }
+        for endpoint in ["h", "h:1", "minio.example.org:9000", "127.0.0.1:65535", "[::1]", "[2001:db8::1]:9000", "a_b"]
+        {
+            for form in [endpoint.to_owned(), format!("https://{endpoint}"), format!("http://{endpoint}/")] {
+                let url = format!("s3://cache?endpoint={form}");
+                assert_eq!(Location::parse(&url).unwrap().endpoint.as_deref(), Some(endpoint), "{url}");
+            }
+        }
+        for endpoint in [
+            "h:", "h:0", "h:65536", "h:+1", "h:x", ":1", ".", "a..b", "-a", "a-.b", "a b", "a%22b", "a;b", "a,b", "é",
+            "a\\b", "::1", "[::1", "[h]", "[::1]x", "[::1]:", "h:1:2", "https:", "ftp://h", "https://", "u@h", "h/x",
+            "h?x", &long,
+        ] {
+            let error = Location::parse(&format!("s3://cache?endpoint={endpoint}")).unwrap_err();
+            assert!(error.is_usage() && error.message().contains("invalid endpoint"), "{endpoint}: {error}");
+        }
     }
 
     #[test]

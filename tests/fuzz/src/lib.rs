@@ -301,7 +301,8 @@ pub fn narinfo(bytes: &[u8]) {
     if let Ok(text) = str::from_utf8(bytes) {
         match NarInfo::parse(text, &store_dir()) {
             Ok(narinfo) => {
-                let written = narinfo.to_string();
+                let written = narinfo.to_text().unwrap();
+                assert!(!written.contains(|c: char| c.is_control() && c != '\n'), "a control character in {written:?}");
                 assert_eq!(NarInfo::parse(&written, &store_dir()).unwrap(), narinfo);
                 assert_eq!(NarInfo::parse(&written, &store_dir()).unwrap().to_string(), written);
                 assert!(!narinfo.fingerprint().contains('\n') && narinfo.key().ends_with(".narinfo"));

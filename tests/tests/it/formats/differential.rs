@@ -369,6 +369,10 @@ fn why_we_refuse(message: &str) -> Option<&'static str> {
             "missing field \"References\"",
             "we require References, which every writer writes: without it, the narinfo is truncated",
         ),
+        (
+            "contains the control character",
+            "we refuse control characters, which could start another field or control a terminal",
+        ),
         ("is outside the cache", "we require URLs within the cache"),
         ("is not a SHA-256 hash", "we require SHA-256, which every cache has"),
         ("invalid store path name", "we require base names as references, as Nix writes and reads them"),

@@ -59,6 +59,51 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
     }
 }
 
+/// The documents of the Nix manual (`src/libstore/s3-binary-cache-store.md`) for `example-nix-cache`.
+#[test]
+fn policies_are_those_of_the_nix_manual() {
+    let scratch = Scratch::new();
+    let parse = |arguments: &str| -> Value {
+        serde_json::from_str(&document(&scratch, &format!("{arguments} example-nix-cache"))).unwrap()
+    };
+    let resource = serde_json::json!(["arn:aws:s3:::example-nix-cache", "arn:aws:s3:::example-nix-cache/*"]);
+    let read = serde_json::json!({
+        "Id": "DirectReads",
+        "Version": "2012-10-17",
+        "Statement": [{
+            "Sid": "AllowDirectReads",
+            "Action": ["s3:GetObject", "s3:GetBucketLocation"],
+            "Effect": "Allow",
+            "Resource": resource,
+            "Principal": "*",
+        }],
+    });
+    assert_eq!(parse("--read-only"), read);
+    let upload = serde_json::json!({
+        "Version": "2012-10-17",
+        "Statement": [{
+            "Sid": "UploadToCache",
+            "Effect": "Allow",
+            "Action": [
+                "s3:AbortMultipartUpload",
+                "s3:GetBucketLocation",
+                "s3:GetObject",
+                "s3:ListBucket",
+                "s3:ListBucketMultipartUploads",
+                "s3:ListMultipartUploadParts",
+                "s3:PutObject",
+            ],
+            "Resource": resource,
+        }],
+    });
+    assert_eq!(parse("--upload"), upload);
+    for (arguments, location) in
+        [("--read-only", true), ("--upload", true), ("--read-only --minimal", false), ("--upload --minimal", false)]
+    {
+        assert_eq!(parse(arguments).to_string().contains("s3:GetBucketLocation"), location, "{arguments}");
+    }
+}
+
 #[test]
 fn configurations_are_printed_and_misplaced_flags_are_refused() {
     let mut scratch = Scratch::new();
@@ -84,6 +129,11 @@ fn configurations_are_printed_and_misplaced_flags_are_refused() {
         "--lifecycle 7 --require-tls my-cache",
         "--upload --allow-list my-cache",
         "--upload --identity my-cache",
+        "--admin --minimal my-cache",
+        "--read-only --audience sts.example.org my-cache",
+        "--nix-conf --https --trusted-public-key \"$KEY\" https://cache.example.org",
+        "--nix-conf --https --trusted-public-key \"$KEY\" 's3://my-cache?region=a.evil.example'",
+        "--nix-conf --trusted-public-key \"$KEY\" 's3://my-cache?endpoint=a;b'",
         "--read-only --upload my-cache",
         "--nix-conf my-cache",
         "--nix-conf --trusted-public-key x my-cache",

@@ -5,7 +5,7 @@ use crate::fixtures::s3_calls::{Access, CALLS, S3Client};
 use cache_tests::{Minio, Scratch, Versitygw};
 
 /// Parses the table in `cache-policy --help`: the documents, each with the access to all calls.
-fn table_of_help(scratch: &Scratch) -> Vec<(String, [Access; 10])> {
+fn table_of_help(scratch: &Scratch) -> Vec<(String, [Access; CALLS.len()])> {
     let help = scratch.sh("cache-policy --help").ok();
     let lines = help.lines().skip_while(|line| !line.trim_start().starts_with("document "));
     let mut lines = lines.take_while(|line| !line.trim().is_empty());
@@ -25,14 +25,14 @@ fn table_of_help(scratch: &Scratch) -> Vec<(String, [Access; 10])> {
         (flags.join(" "), accesses.try_into().unwrap())
     };
     let rows: Vec<_> = lines.map(row).collect();
-    assert_eq!(rows.len(), 4);
+    assert_eq!(rows.len(), 6);
     rows
 }
 
-const NO_ACCESS: [Access; 10] = [Access::Denied; 10];
+const NO_ACCESS: [Access; CALLS.len()] = [Access::Denied; CALLS.len()];
 
 /// Returns the expected row for a server, which may not implement all calls; with a prefix, lifecycle is denied.
-fn expected(mut row: [Access; 10], found: [Access; 10], prefix: &str) -> [Access; 10] {
+fn expected(mut row: [Access; CALLS.len()], found: [Access; CALLS.len()], prefix: &str) -> [Access; CALLS.len()] {
     if !prefix.is_empty() {
         row[8] = Access::Denied;
     }
@@ -46,7 +46,7 @@ fn expected(mut row: [Access; 10], found: [Access; 10], prefix: &str) -> [Access
 
 /// Prints a row and compares it with the expected one.
 #[track_caller]
-fn check(server: &str, document: &str, who: &str, found: [Access; 10], expected_row: [Access; 10]) {
+fn check(server: &str, document: &str, who: &str, found: [Access; CALLS.len()], expected_row: [Access; CALLS.len()]) {
     let words: Vec<String> =
         found.iter().zip(CALLS).map(|(a, call)| format!("{:w$}", a.word(), w = call.len())).collect();
     println!("{server:9} {document:36} {who:9} {}", words.join(" "));

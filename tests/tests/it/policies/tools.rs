@@ -29,7 +29,7 @@ fn without(document: &str, action: &str) -> String {
 fn pusher_without(minio: &Minio, action: Option<&str>) -> (Fixture, String) {
     let mut fixture = Fixture::new();
     let bucket = minio.make_bucket();
-    let upload = document(&fixture.scratch, &format!("--upload {bucket}"));
+    let upload = document(&fixture.scratch, &format!("--upload --minimal {bucket}"));
     let user = minio.add_user(&action.map_or(upload.clone(), |action| without(&upload, action)));
     user.apply(&mut fixture.scratch);
     fixture.scratch.env("C", minio.cache_url(&bucket));
@@ -105,7 +105,7 @@ fn a_pull_needs_only_get_object() {
     let Some(minio) = Minio::shared() else { return };
     let (mut fixture, bucket) = pusher_without(minio, None);
     fixture.scratch.sh(closure_fixture::PUBLISH).ok();
-    let read = document(&fixture.scratch, &format!("--read-only --identity {bucket}"));
+    let read = document(&fixture.scratch, &format!("--read-only --minimal --identity {bucket}"));
     assert_eq!(read.matches("s3:").count(), 1 + read.matches("arn:aws:s3:").count(), "one action: {read}");
     minio.add_user(&read).apply(&mut fixture.scratch);
     fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
@@ -127,7 +127,7 @@ fn the_tools_work_on_versitygw_with_these_policies() {
     let mut fixture = Fixture::new();
     let owner = S3Client::new(&gateway.endpoint(), Some(&gateway.root()));
     let (user, bucket): (Credentials, String) = (gateway.add_user(), owner.make_bucket());
-    fixture.scratch.env("C", format!("s3://{bucket}?endpoint={}&scheme=http&region=us-east-1", gateway.endpoint()));
+    fixture.scratch.env("C", format!("s3://{bucket}?endpoint=http://{}&region=us-east-1", gateway.endpoint()));
     user.apply(&mut fixture.scratch);
     let stderr = fixture.scratch.sh(closure_fixture::PUBLISH).fails(2);
     assert!(stderr.contains("s3:PutObject"), "{stderr}");

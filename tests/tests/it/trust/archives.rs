@@ -77,7 +77,7 @@ fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
             format!("{change_byte}; {unhashed}"),
             "cannot decompress|NarHash is|malformed NAR",
         ),
-        ("data that is not a NAR", format!("echo hello > {lib}; {unhashed}"), "not a NAR"),
+        ("data that is not a NAR", format!("echo hello > {lib}; {unhashed}"), "cannot decompress as zstd|not a NAR"),
         ("FileSize", format!("sed -i 's/^FileSize: .*/FileSize: 12345/' {lib_info}"), "FileSize is 12345"),
         (
             "FileHash",

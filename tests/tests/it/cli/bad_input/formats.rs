@@ -78,6 +78,13 @@ fn narinfo_gen_reports_bad_input() {
             2,
             "nowhere|No such file",
         ),
+        case(
+            "--candidates for an export stream",
+            "narinfo-gen --no-nix --candidates paths < export",
+            2,
+            "--candidates|export stream",
+        ),
+        case("--log-dir without --log", "narinfo-gen --archive --log-dir . < export > out", 2, "--log"),
         case("terminal as input", on_terminal("narinfo-gen"), 2, "terminal|NAR"),
         case("terminal as output", on_terminal("narinfo-gen --no-nix --archive < export"), 2, "terminal|archive"),
         case("closed output", format!("{CLOSED_STDOUT}; narinfo-gen --no-nix < export >&3"), 141, ""),

@@ -18,6 +18,9 @@ fn url_cases(command: &str, rest: &str) -> Vec<Case> {
     vec![
         case("unknown URL parameter", with("s3://bucket?regoin=eu-west-2"), 2, "regoin|region"),
         case("unknown value of a parameter", with("s3://bucket?scheme=ftp"), 2, "ftp|https"),
+        case("bad region in the URL", with("s3://bucket?region=a.example/x"), 2, "region|a.example/x"),
+        case("bad profile in the URL", with("s3://bucket?profile=a]b"), 2, "profile|a]b"),
+        case("bad endpoint in the URL", with("s3://bucket?endpoint=https://a;b"), 2, "endpoint|HOST"),
         case("bad bucket name", with("s3://b/"), 2, "s3://b/"),
         case("no bucket name", with("s3://"), 2, "s3://"),
     ]
@@ -239,6 +242,16 @@ fn cache_policy_reports_bad_input() {
         case("bucket name with a quote", "cache-policy --upload 'a\"b'", 2, "a\\\"b"),
         case("bad ARN", "cache-policy --read-only --principal bob my-cache", 2, "bob|ARN"),
         case("both documents", "cache-policy --read-only --upload my-cache", 2, "--upload"),
+        case("audience without --oidc-trust", "cache-policy --read-only --audience x my-cache", 2, "--audience"),
+        case("minimal without a policy", "cache-policy --cors --minimal", 2, "--minimal|--cors"),
+        case("URL with a bad region", "cache-policy --check-url 's3://my-cache?region=a.b'", 2, "region|a.b"),
+        case(
+            "URL that is not portable",
+            "cache-policy --check-url 's3://my-cache?endpoint=h:1' > out",
+            1,
+            "2.35.2|https://h:1",
+        ),
+        case("URL of another kind", "cache-policy --check-url https://cache.example.org", 2, "s3://"),
         case("closed output", format!("{CLOSED_STDOUT}; cache-policy --read-only my-cache >&3"), 141, ""),
         case("full disk", "cache-policy --read-only my-cache > /dev/full", 2, "No space left"),
         case("unknown flag", "cache-policy --readonly my-cache", 2, "--readonly|--read-only|--help"),

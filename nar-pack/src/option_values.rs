@@ -1,0 +1,44 @@
+//! Parsers of option values that several tools share. The format of byte sizes is that of `bytesize`, extended by the
+//! suffixes of coreutils.
+
+use bytesize::ByteSize;
+
+/// Parses a byte size greater than 0, such as `64MiB`. `K`, `M` and `G` mean KiB, MiB and GiB, as in coreutils.
+///
+/// # Errors
+/// Returns a message for the user.
+pub fn parse_byte_size(text: &str) -> Result<u64, String> {
+    let suffix = if text.ends_with(['K', 'M', 'G']) { "iB" } else { "" };
+    match format!("{text}{suffix}").parse::<ByteSize>() {
+        Ok(ByteSize(0)) => Err("the size must be greater than 0".to_owned()),
+        // The parser saturates.
+        Ok(ByteSize(u64::MAX)) => Err("the size is too large".to_owned()),
+        Ok(ByteSize(size)) => Ok(size),
+        Err(_) => Err("expected a size such as 64MiB".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_sizes_accept_binary_and_decimal_units() {
+        for (text, size) in [
+            ("10", 10),
+            ("10B", 10),
+            ("64KiB", 64 << 10),
+            ("64K", 64 << 10),
+            ("8M", 8 << 20),
+            ("8 MiB", 8 << 20),
+            ("1G", 1 << 30),
+            ("1GiB", 1 << 30),
+            ("1MB", 1_000_000),
+        ] {
+            assert_eq!(parse_byte_size(text), Ok(size), "{text}");
+        }
+        for text in ["", "0", "0MiB", "MiB", "-1", "1X", "99999999999GiB", "1.2.3K"] {
+            assert!(parse_byte_size(text).is_err(), "{text}");
+        }
+    }
+}
