@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::{Tee, Visitor, parse};
 
-use crate::compression::{
-    Compression, GZIP_MAGIC, MAX_XZ_THREADING_MEMORY, decoder, decoder_error, parallel_decoder,
-};
+use crate::compression::{Compression, GZIP_MAGIC, MAX_XZ_THREADING_MEMORY, decoder, decoder_error, parallel_decoder};
 use crate::hash::{Hasher, Sha256};
 use crate::narinfo::NarInfo;
 use crate::stream::require_end_of_nar;
@@ -183,7 +181,11 @@ pub fn digest_named_nar(
     digest_nar(Cursor::new(start).chain(input), method, limit, visitor)
 }
 
-fn digest_nar_with(
+/// As [`digest_nar`], with that many threads. Passes each piece of the NAR to `each_chunk` while it is still unverified.
+///
+/// # Errors
+/// As [`digest_nar`]; passes on the errors of `each_chunk`.
+pub fn digest_nar_with(
     input: impl Read + Send,
     method: Compression,
     threads: Threads,

@@ -5,7 +5,7 @@
 
 use nar_pack::nar::{Skip, push_string};
 use narinfo_gen::compression::{Compression, DEFAULT_DECODER_MEMORY, Encoder, Settings, set_decoder_memory};
-use narinfo_gen::verify_nar::{Threads, digest_nar_with};
+use narinfo_gen::verify_nar::{NarSizeLimit, Threads, digest_nar_with};
 
 const MIB: u64 = 1 << 20;
 
@@ -47,7 +47,8 @@ fn the_memory_limit_is_named_as_the_cause_and_can_be_raised() {
     let files = [(Compression::Xz, xz_with_large_dictionary()), (Compression::Zstd, zstd_with_large_window())];
     for (method, file) in &files {
         for threads in [Threads::One, Threads::All] {
-            let digest = || digest_nar_with(file.as_slice(), *method, threads, None, &mut Skip, |_| Ok(()));
+            let digest =
+                || digest_nar_with(file.as_slice(), *method, threads, &NarSizeLimit::unknown(), &mut Skip, |_| Ok(()));
             set_decoder_memory(DEFAULT_DECODER_MEMORY);
             let error = digest().unwrap_err();
             let expected = format!("cannot decompress as {method}: it requires more memory than the limit, 256");
@@ -63,10 +64,12 @@ fn the_memory_limit_is_named_as_the_cause_and_can_be_raised() {
 #[test]
 fn data_that_cannot_be_decompressed_is_not_reported_as_another_format() {
     for method in Compression::ALL.into_iter().filter(|method| *method != Compression::None) {
-        let digest = |file: &[u8]| digest_nar_with(file, method, Threads::One, None, &mut Skip, |_| Ok(()));
+        let digest =
+            |file: &[u8]| digest_nar_with(file, method, Threads::One, &NarSizeLimit::unknown(), &mut Skip, |_| Ok(()));
         let error = digest(b"this is neither compressed nor a NAR, and longer than every header").unwrap_err();
         assert!(error.is_refusal() && error.message().starts_with("cannot decompress as "), "{method}: {error}");
     }
-    let error = digest_nar_with(&b"text"[..], Compression::None, Threads::One, None, &mut Skip, |_| Ok(()));
+    let error =
+        digest_nar_with(&b"text"[..], Compression::None, Threads::One, &NarSizeLimit::unknown(), &mut Skip, |_| Ok(()));
     assert!(error.unwrap_err().message().starts_with("not a NAR"));
 }

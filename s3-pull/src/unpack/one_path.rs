@@ -75,7 +75,9 @@ fn verify_existing(context: &UnpackContext, narinfo: &NarInfo) -> Result {
         Error::refused(format!("{}: {message}; it was not changed", narinfo.full_path()))
             .with_hint(format!("remove {place} and run s3-pull again to replace it"))
     };
-    let found = staging.nar_hash(&narinfo.path, context.options.case_hack).map_err(|error| refused(error.message().to_owned()))?;
+    let found = staging
+        .nar_hash(&narinfo.path, context.options.case_hack)
+        .map_err(|error| refused(error.message().to_owned()))?;
     let expected = narinfo.nar_hash;
     if found == expected {
         return Ok(());
