@@ -62,12 +62,8 @@ impl fmt::Display for UrlReport {
 fn problems(url: &str) -> Vec<&'static str> {
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let last = |name: &str| {
-        query
-            .split('&')
-            .filter_map(|pair| pair.split_once('='))
-            .filter(|(key, _)| *key == name)
-            .last()
-            .map(|pair| pair.1)
+        let mut parameters = query.split('&').rev().filter_map(|pair| pair.split_once('='));
+        parameters.find(|(key, _)| *key == name).map(|(_, value)| value)
     };
     let mut problems = Vec::new();
     let has_scheme = |endpoint: &str| {

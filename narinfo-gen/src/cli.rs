@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
-use nar_pack::option_values::parse_byte_size;
 
-use crate::compression::{Compression, DEFAULT_DECODER_MEMORY, set_decoder_memory};
+use crate::compression::{Compression, DEFAULT_DECODER_MEMORY, parse_byte_size, set_decoder_memory};
 
 /// Hash and compress NARs, and write the narinfos that describe them
 ///

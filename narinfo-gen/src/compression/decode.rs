@@ -33,6 +33,7 @@ pub(super) fn decoder_memory() -> u64 {
 }
 
 /// Returns the error for data that a decoder cannot decompress. Errors of the decoder's input are passed on.
+#[must_use]
 pub fn decoder_error(method: Compression, error: io::Error) -> Error {
     if is_input_error(&error) {
         return error.into();

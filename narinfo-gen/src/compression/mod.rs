@@ -19,6 +19,7 @@ pub use decode::{
     DEFAULT_DECODER_MEMORY, decode_content, decoder, decoder_error, parallel_decoder, set_decoder_memory,
 };
 pub use encode::Encoder;
+pub use nar_pack::option_values::parse_byte_size;
 pub use settings::Settings;
 pub use xz::MAX_XZ_THREADING_MEMORY;
 

@@ -31,16 +31,16 @@ pub fn encoder_stream(settings: &Settings) -> Result<Stream> {
 
 /// Returns whether a decoder requires more than [`decoder_memory`].
 pub fn is_memory_limit(error: &io::Error) -> bool {
-    is_error(error, &xz2::stream::Error::MemLimit)
+    is_error(error, xz2::stream::Error::MemLimit)
 }
 
 /// Returns whether a decoder could not allocate its memory.
 pub fn is_out_of_memory(error: &io::Error) -> bool {
-    is_error(error, &xz2::stream::Error::Mem)
+    is_error(error, xz2::stream::Error::Mem)
 }
 
-fn is_error(error: &io::Error, expected: &xz2::stream::Error) -> bool {
-    error.get_ref().and_then(|inner| inner.downcast_ref()) == Some(expected)
+fn is_error(error: &io::Error, expected: xz2::stream::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref()) == Some(&expected)
 }
 
 /// Decompresses xz streams one after another with one thread.

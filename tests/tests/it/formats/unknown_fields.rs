@@ -18,7 +18,7 @@ fn extra_lines(reference: &str) -> String {
 /// Returns the fields that are not Nix's, in their order.
 fn unknown_fields(objects: &Objects, key: &str) -> Vec<String> {
     let lines = str::from_utf8(&objects[key]).unwrap().lines();
-    lines.filter(|line| line.starts_with("P") || line.starts_with("X-")).map(str::to_owned).collect()
+    lines.filter(|line| line.starts_with('P') || line.starts_with("X-")).map(str::to_owned).collect()
 }
 
 /// Writes the closure to `cache/` with the additional fields, and a build trace entry with its key. Returns the key of the
