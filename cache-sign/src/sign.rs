@@ -89,7 +89,7 @@ impl<'a> NarInfoSigner<'a> {
 
     fn warn_about_unused_names(&self) {
         for (name, _) in self.replaced.iter().filter(|(_, count)| *count == 0) {
-            process::print_message(TOOL, format!("warning: --replace {name}: no signature by a key of this name"));
+            process::print_message(TOOL, format!("warning: --replace {name:?}: no signature by a key of this name"));
         }
     }
 }

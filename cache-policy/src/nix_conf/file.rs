@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
 
-/// Maximum size of a nix.conf in bytes.
+/// Maximum size of a nix.conf in bytes; the error of `read_limited` states it.
 const MAX_FILE_SIZE: u64 = 1 << 20;
 /// The mode of a new nix.conf.
 const NEW_FILE_MODE: u32 = 0o644;
@@ -49,7 +49,7 @@ fn resolve_links(path: &Path) -> Result<Option<PathBuf>> {
 fn read_limited(path: &Path) -> Result<Vec<u8>> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() || metadata.len() > MAX_FILE_SIZE {
-        return Err(Error::refused(format!("not a regular file of at most {MAX_FILE_SIZE} bytes")));
+        return Err(Error::refused("must be a regular file of at most 1 MiB"));
     }
     Ok(fs::read(path)?)
 }
