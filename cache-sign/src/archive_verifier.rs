@@ -71,7 +71,11 @@ impl Summary {
     /// A refusal if anything was refused.
     pub fn into_result(self) -> Result {
         let count = self.trusted_paths + self.refused_paths;
-        let paths = format!("{} of {count} paths are not trusted", self.refused_paths);
+        let paths = match (self.refused_paths, count) {
+            (1, 1) => "the path is not trusted".to_owned(),
+            (1, count) => format!("1 of {count} paths is not trusted"),
+            (refused, count) => format!("{refused} of {count} paths are not trusted"),
+        };
         let members = match self.refused_members {
             1 => "1 other archive member was refused".to_owned(),
             n => format!("{n} other archive members were refused"),

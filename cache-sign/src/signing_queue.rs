@@ -183,7 +183,7 @@ impl<'a, O: NarInfoOutput> SigningQueue<'a, O> {
         while self.write_next(true)? {}
         self.signers.command.take().map_or(Ok(()), |(command, _)| command.finish())?;
         for (name, _) in self.replaced.iter().filter(|(_, count)| *count == 0) {
-            process::print_message(TOOL, format!("warning: --replace {name}: no signature by a key of this name"));
+            process::print_message(TOOL, format!("warning: --replace {name:?}: no signature by a key of this name"));
         }
         Ok(())
     }

@@ -9,6 +9,9 @@ const KEY_PAIR_DIGITS: usize = 86;
 /// Base64 digits per line as `base64` and `openssl` wrap their output.
 const WRAPPED_LINE_DIGITS: [usize; 2] = [76, 64];
 
+/// Prefixes of an SRI hash: the base64 digits that follow are not secret.
+const SRI_PREFIXES: [&str; 2] = ["sha256-", "sha512-"];
+
 /// Replaces a secret key in a message.
 const REDACTED: &str = "[redacted key]";
 
@@ -44,7 +47,8 @@ fn redact_keys(text: &str, is_unpadded_key: impl Fn(&str) -> bool) -> String {
         let (digits, after) = rest.split_at(rest.find(|c| !is_digit(c)).unwrap_or(rest.len()));
         let next = after.trim_start_matches('=');
         let is_padded = next.len() < after.len();
-        if digits.len() >= SEED_DIGITS && (is_padded || is_unpadded_key(digits)) {
+        let is_sri_hash = SRI_PREFIXES.iter().any(|prefix| redacted.ends_with(prefix));
+        if digits.len() >= SEED_DIGITS && !is_sri_hash && (is_padded || is_unpadded_key(digits)) {
             redacted.push_str(REDACTED);
         } else {
             redacted.push_str(digits);
@@ -77,6 +81,7 @@ mod tests {
         }
         for text in [
             "/nix/store/1b9p07z77phvv2hf6gm9f28syp39f1ag-name: sha256:1b9p07z77phvv2hf6gm9f28syp39f1ag1b9p07z77phvv2hf6gm9",
+            "NarHash sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU= is not the expected hash",
             "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 = x==",
             "/a/very/long/path/without/any/dot/or/dash/in/it/that/goes/on/and/on/and/on/for/a/while/longer/x",
             "",

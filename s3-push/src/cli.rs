@@ -77,7 +77,7 @@ pub struct Cli {
     /// Replace each narinfo instead of merging it
     ///
     /// Signatures and fields that are only in the bucket are removed. Only for narinfo text.
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
     pub exact: bool,
 
     /// Check the input and query the bucket, but write nothing

@@ -24,8 +24,6 @@ pub struct Options {
     seconds: u32,
     /// The targets; all of them if empty.
     targets: Vec<String>,
-    /// Whether nothing is done if cargo-fuzz is not installed.
-    only_if_installed: bool,
 }
 
 impl Options {
@@ -34,11 +32,10 @@ impl Options {
     /// # Errors
     /// A message about usage.
     pub fn parse(args: &[&str]) -> Result<Self> {
-        let mut options = Self { seconds: 60, targets: Vec::new(), only_if_installed: false };
+        let mut options = Self { seconds: 60, targets: Vec::new() };
         let mut args = args.iter();
         while let Some(&arg) = args.next() {
             match arg {
-                "--if-installed" => options.only_if_installed = true,
                 "--seconds" => {
                     let seconds = args.next().and_then(|value| value.parse().ok()).filter(|&seconds| seconds > 0);
                     options.seconds = seconds.ok_or("fuzz: --seconds requires a positive number")?;
@@ -59,8 +56,8 @@ pub fn run(options: &Options) -> Result {
     }
     let selected = if options.targets.is_empty() { &all } else { &options.targets };
     let Some(fuzzer) = Fuzzer::find() else {
-        println!("cargo-fuzz is not installed (cargo install --locked cargo-fuzz)");
-        return if options.only_if_installed { Ok(()) } else { replay() };
+        println!("cargo-fuzz is not installed (cargo install --locked cargo-fuzz): replaying the corpus and mutations of it");
+        return replay();
     };
     // All are built first, so that no target waits for a build during its time.
     selected.iter().try_for_each(|target| fuzzer.build(target))?;
@@ -88,9 +85,10 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Checks the same properties without a fuzzer.
+/// Checks the same properties without a fuzzer. Builds with the features of the whole workspace, as all tests do:
+/// otherwise the AWS SDK is built twice.
 fn replay() -> Result {
-    let args = ["test", "-p", "tests", "--test", "it", "--", "formats::fuzz", "--nocapture"];
+    let args = ["test", "--workspace", "--test", "it", "--", "formats::fuzz", "--nocapture"];
     run_command(cargo().args(args), "the replay of the corpus")
 }
 
@@ -191,7 +189,7 @@ mod tests {
 
     #[test]
     fn arguments_are_seconds_and_targets() {
-        let expected = Options { seconds: 5, targets: vec!["nar".to_owned()], only_if_installed: false };
+        let expected = Options { seconds: 5, targets: vec!["nar".to_owned()] };
         assert_eq!(Options::parse(&["--seconds", "5", "nar"]), Ok(expected));
         assert!(Options::parse(&["--seconds", "0"]).is_err() && Options::parse(&["--what"]).is_err());
         assert!(targets().is_ok_and(|targets| targets.contains(&"nar".to_owned())));

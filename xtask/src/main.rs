@@ -31,15 +31,16 @@ Commands:
                     Measure s3-pull and nix copy; print ratios to a plain download with decompression
   bench pack [OPTIONS]
                     Measure nar-pack and narinfo-gen against nix-store, tar and zstd; print ratios and goals
-  fuzz [--seconds 60] [--if-installed] [TARGET…]
+  fuzz [--seconds 60] [TARGET…]
                     Run the fuzz targets with cargo-fuzz for --seconds each, one per processor at a time. Without
-                    cargo-fuzz, replay the corpus in tests/fuzz and mutations of it, unless --if-installed is given
+                    cargo-fuzz, replay the corpus in tests/fuzz and mutations of it
   minio             Install MinIO, its client and versitygw, which the end-to-end tests need, and print their paths
 
 `cargo xtask chaos --help` and `cargo xtask bench push --help` print all options.
 
 Environment:
-  NIX_S3_CACHE_BIN  demo, chaos, bench: directory of the built programs; nothing is built
+  NIX_S3_CACHE_BIN  demo, chaos, bench: directory of the built tools and of the programs `demo`, `chaos` and `bench`;
+                    nothing is built
   MINIO, MC, VERSITYGW
                     test, chaos, bench, minio: the programs, instead of those on PATH or built with `go install`
   CI                test: if `true`, a missing MinIO, versitygw or Nix is an error
@@ -54,14 +55,15 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let success = |()| ExitCode::SUCCESS;
     let result = match args.as_slice() {
-        ["-h" | "--help" | "help", ..] | ["demo" | "minio" | "fuzz" | "bench", "-h" | "--help", ..] => {
-            println!("{HELP}");
-            Ok(ExitCode::SUCCESS)
-        }
+        ["-h" | "--help" | "help", ..] | ["bench", "-h" | "--help", ..] => print_help(),
+        ["demo" | "minio" | "fuzz", args @ ..] if test_binary::asks_for_help(args) => print_help(),
         ["demo"] => test_binary::demo(Profile::Debug),
         ["demo", "--release"] => test_binary::demo(Profile::Release),
         ["test", args @ ..] => test::run(args).map(success),
-        ["chaos", args @ ..] => test_binary::chaos(args),
+        ["chaos", args @ ..] => match test_binary::check_chaos_args(args) {
+            Ok(()) => test_binary::chaos(args),
+            Err(message) => return usage_error(&message),
+        },
         ["bench", "pack", args @ ..] => test_binary::bench_pack(args),
         ["bench", args @ ..] => test_binary::bench(args),
         ["fuzz", args @ ..] => match fuzz::Options::parse(args) {
@@ -81,6 +83,11 @@ fn main() -> ExitCode {
         eprintln!("xtask: {error}");
         ExitCode::FAILURE
     })
+}
+
+fn print_help() -> Result<ExitCode> {
+    println!("{HELP}");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn usage_error(message: &str) -> ExitCode {

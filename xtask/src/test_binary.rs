@@ -12,6 +12,29 @@ pub fn demo(profile: Profile) -> Result<ExitCode> {
     execute(Command::new(build_all(profile)?.join("demo")))
 }
 
+/// Checks the arguments of the chaos experiment, so that a usage error is reported before anything is built.
+///
+/// # Errors
+/// A message about usage.
+pub fn check_chaos_args(args: &[&str]) -> Result {
+    if asks_for_help(args) {
+        return Ok(());
+    }
+    let mut args = args.iter().flat_map(|arg| match arg.split_once('=') {
+        Some((flag, value)) => vec![flag, value],
+        None => vec![*arg],
+    });
+    while let Some(flag) = args.next() {
+        if !["--kills", "--seed"].contains(&flag) {
+            return Err(format!("chaos: unexpected argument {flag:?}"));
+        }
+        if args.next().and_then(|value| value.parse::<u64>().ok()).is_none() {
+            return Err(format!("chaos: {flag} requires a number"));
+        }
+    }
+    Ok(())
+}
+
 /// Runs the chaos experiment, which needs MinIO.
 pub fn chaos(args: &[&str]) -> Result<ExitCode> {
     let mut command = Command::new(build_all(Profile::Debug)?.join("chaos"));
@@ -82,6 +105,22 @@ fn execute(mut command: Command) -> Result<ExitCode> {
     })
 }
 
-fn asks_for_help(args: &[&str]) -> bool {
+/// Returns whether the arguments contain `-h` or `--help`.
+pub fn asks_for_help(args: &[&str]) -> bool {
     args.iter().any(|&arg| arg == "-h" || arg == "--help")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_chaos_args;
+
+    #[test]
+    fn arguments_of_chaos_are_checked_before_anything_is_built() {
+        for args in [&["--kills"][..], &["--kills", "many"], &["--what"], &["3"], &["--seed", "1", "--kills"]] {
+            assert!(check_chaos_args(args).is_err(), "{args:?}");
+        }
+        for args in [&[][..], &["--kills", "3", "--seed=1"], &["--kills", "--help"]] {
+            assert_eq!(check_chaos_args(args), Ok(()), "{args:?}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::regular_file;
 
-/// Maximum size of a nix.conf in bytes.
+/// Maximum size of a nix.conf in bytes; the error of `read_limited` states it.
 const MAX_FILE_SIZE: u64 = 1 << 20;
 /// The mode of a new nix.conf.
 const NEW_FILE_MODE: u32 = 0o644;
@@ -51,7 +51,7 @@ fn read_limited(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     regular_file::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE_SIZE {
-        return Err(Error::refused(format!("larger than {MAX_FILE_SIZE} bytes")));
+        return Err(Error::refused("larger than 1 MiB"));
     }
     Ok(bytes)
 }

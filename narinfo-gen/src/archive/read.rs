@@ -112,7 +112,8 @@ fn malformed(error: io::Error) -> Error {
     if is_input_error(&error) {
         error.into()
     } else {
-        Error::refused(format!("malformed or truncated cache archive: {error}"))
+        // The texts of the tar crate quote raw header bytes and are not sentences.
+        Error::refused("malformed or truncated cache archive: invalid or incomplete tar entry")
     }
 }
 

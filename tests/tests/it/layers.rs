@@ -4,11 +4,14 @@ use std::path::Path;
 
 use cache_tests::repository;
 
-use super::tidy::{read, sources};
+use super::tidy::{dependencies, packages, read, sources, text};
 
 /// The crates of one HTTP client and of the AWS SDK.
 const CLIENTS: [&str; 6] =
     ["reqwest::", "aws_sdk_s3::", "aws_config::", "aws_smithy_", "aws_credential_types::", "rustls::"];
+
+/// HTTP clients that no crate may depend on directly. The tests serve HTTP with hyper-util.
+const HTTP_CLIENTS: [&str; 8] = ["attohttpc", "curl", "hyper", "isahc", "minreq", "surf", "ureq", "awc"];
 
 /// Source files of a crate or of a directory in it.
 fn sources_below(dir: &str) -> Vec<std::path::PathBuf> {
@@ -33,9 +36,20 @@ fn violations(dir: &str, is_violation: impl Fn(&Path, &str) -> bool) -> Vec<Stri
     found
 }
 
-/// Whether every `s3_push::` of a line continues with one of `allowed`.
+/// Whether every `s3_push` of a line continues with `::` and one of `allowed`. The crate as a whole, renamed or in
+/// braces, is not allowed.
 fn uses_only(line: &str, allowed: &[&str]) -> bool {
-    line.split("s3_push::").skip(1).all(|rest| allowed.iter().any(|prefix| rest.starts_with(prefix)))
+    line.split("s3_push").skip(1).all(|rest| {
+        rest.strip_prefix("::").is_some_and(|rest| allowed.iter().any(|prefix| rest.starts_with(prefix)))
+    })
+}
+
+#[test]
+fn a_renamed_crate_is_a_use_of_all_of_it() {
+    for line in ["use s3_push as x;", "use {s3_push, std::fs};", "use s3_push::{remote, cli};", "s3_push::cli::Cli"] {
+        assert!(!uses_only(line, &["remote::"]), "{line}");
+    }
+    assert!(uses_only("use s3_push::remote::progress::Verbosity;", &["remote::"]));
 }
 
 #[test]
@@ -68,6 +82,12 @@ fn only_the_remote_layer_connects_to_a_server() {
 fn there_is_one_http_client() {
     let found = violations("s3-push/src", |path, line| line.contains("reqwest") && !path.ends_with("remote/http.rs"));
     assert!(found.is_empty(), "only remote/http.rs may use reqwest:\n{}", found.join("\n"));
+    for package in packages() {
+        let name = text(&package["name"]);
+        let others: Vec<_> =
+            dependencies(&package, true).into_iter().filter(|name| HTTP_CLIENTS.contains(&name.as_str())).collect();
+        assert!(others.is_empty(), "{name} depends on {others:?}; the HTTP client is reqwest");
+    }
 }
 
 #[test]

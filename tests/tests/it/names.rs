@@ -9,7 +9,7 @@ use super::tidy::{read, sources};
 const MAX_LINES: usize = 600;
 
 /// Words that must not be part of an identifier, with the term to use instead.
-const BANNED_WORDS: [(&str, &str); 27] = [
+const BANNED_WORDS: [(&str, &str); 52] = [
     ("Patience", "RequestLimits"),
     ("patience", "limits"),
     ("Plea", "Throttle"),
@@ -37,6 +37,31 @@ const BANNED_WORDS: [(&str, &str); 27] = [
     ("Tries", "Backoff"),
     ("Judgement", "Evaluation"),
     ("Goods", "Fixture"),
+    ("Attempts", "RetryPolicy"),
+    ("Room", "ByteBudget"),
+    ("room", "budget"),
+    ("Kept", "SpooledNar"),
+    ("Inspection", "ArchiveVerifier"),
+    ("Tally", "Summary"),
+    ("Examine", "Verify"),
+    ("examine", "verify"),
+    ("Facts", "NarDigests"),
+    ("Packer", "NarCompressor"),
+    ("Packing", "CompressNar"),
+    ("Piece", "Frame"),
+    ("Begun", "Started"),
+    ("begun", "started"),
+    ("Got", "FetchedPath"),
+    ("got", "fetched"),
+    ("judged", "verified"),
+    ("settle", "complete"),
+    ("undo", "remove"),
+    ("wants", "requests"),
+    ("forgery", "malicious_cache"),
+    ("Scene", "Fixture"),
+    ("Door", "Server"),
+    ("Says", "Message"),
+    ("unfinished", "resumable"),
 ];
 
 /// Identifiers of other crates that have a banned word.

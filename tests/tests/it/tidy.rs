@@ -178,20 +178,20 @@ pub(crate) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn packages() -> Vec<Value> {
+pub(super) fn packages() -> Vec<Value> {
     let metadata = cargo(&["metadata", "--format-version", "1", "--no-deps", "--offline"]);
     let metadata: Value = serde_json::from_str(&metadata).unwrap();
     metadata["packages"].as_array().unwrap().clone()
 }
 
 /// Returns the names of a package's dependencies, including those of its tests on request.
-fn dependencies(package: &Value, with_tests: bool) -> Vec<String> {
+pub(super) fn dependencies(package: &Value, with_tests: bool) -> Vec<String> {
     let dependencies = package["dependencies"].as_array().unwrap().iter();
     let dependencies = dependencies.filter(|dependency| with_tests || dependency["kind"] != "dev");
     dependencies.map(|dependency| text(&dependency["name"])).collect()
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 

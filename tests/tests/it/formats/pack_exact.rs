@@ -168,7 +168,7 @@ fn one_file_is_read_from_a_nar() {
              nar-pack tree/noise | nar-pack --cat / | cmp - tree/noise")
         .ok();
     for (file, why) in [
-        ("link", "link in the NAR is a symbolic link to bin/hello, not a file"),
+        ("link", "\"link\" in the NAR is a symbolic link to bin/hello, not a file"),
         ("share", "a directory"),
         ("/", "a directory"),
         ("nowhere", "nowhere does not exist in the NAR"),
