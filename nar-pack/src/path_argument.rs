@@ -213,7 +213,9 @@ fn lookalike(text: &str) -> Option<(&'static str, String)> {
         let hint = "s3-push and s3-pull take the URL of a cache, before the store paths";
         return Some(("a URL", hint.to_owned()));
     }
-    if let Some((derivation, _)) = text.split_once(['^', '!']).filter(|(derivation, _)| derivation.ends_with(".drv")) {
+    if let Some((derivation, _)) =
+        text.split_once(['^', '!']).filter(|(derivation, _)| derivation.strip_suffix(".drv").is_some())
+    {
         let hint = format!("pass the output path, which nix-store --query --outputs {derivation} prints");
         return Some(("an output of a derivation", hint));
     }
@@ -231,7 +233,7 @@ fn lookalike(text: &str) -> Option<(&'static str, String)> {
     if NAR_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
         return Some(("the name of a NAR", "pass the store path whose contents it has".to_owned()));
     }
-    if name.ends_with(".drv") {
+    if name.strip_suffix(".drv").is_some() {
         let hint = "pass the full path of the derivation, or of its output: nix-store --query --outputs";
         return Some(("the name of a derivation", hint.to_owned()));
     }
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn other_arguments_are_told_what_they_look_like() {
+    fn the_error_for_another_argument_names_what_it_looks_like() {
         let hash = &BASE[..32];
         for (argument, expected, hint) in [
             ("", "empty argument", "variable"),

@@ -74,6 +74,23 @@ pub struct Cli {
     #[arg(long, help_heading = "Output")]
     pub allow_missing_references: bool,
 
+    /// Put the NARs of the input again where they are missing or damaged
+    ///
+    /// Without it, a path whose narinfo is in the cache is left alone. The narinfo keeps its signatures. Not for narinfo text.
+    #[arg(
+        long, conflicts_with_all = ["missing", "key", "exact", "set_cache_info"], help_heading = "Output",
+        hide_short_help = true,
+    )]
+    pub repair: bool,
+
+    /// Read NARs that the bucket has already where their entity tags do not tell whether they are intact
+    ///
+    /// An object that was uploaded in one request is compared by its entity tag. One that was uploaded in parts is compared by its size only, unless this option is given. A damaged NAR is replaced.
+    #[arg(
+        long, conflicts_with_all = ["missing", "key", "set_cache_info"], help_heading = "Output", hide_short_help = true,
+    )]
+    pub check_existing: bool,
+
     /// Replace each narinfo instead of merging it
     ///
     /// Signatures and fields that are only in the bucket are removed. Only for narinfo text.

@@ -73,6 +73,10 @@ pub struct PushOptions {
     pub allow_missing_references: bool,
     /// Whether narinfo text replaces narinfos instead of being merged.
     pub exact: bool,
+    /// Whether NARs of paths that the cache has are put again where they are missing or damaged.
+    pub repair: bool,
+    /// Whether existing NARs are read where their entity tags do not tell whether they are intact.
+    pub check_existing: bool,
     /// Priority of a new `nix-cache-info`.
     pub priority: Option<u32>,
     /// `WantMassQuery` of a new `nix-cache-info`.
@@ -173,6 +177,8 @@ impl Mode {
             upstreams: cli.upstream.clone(),
             allow_missing_references: cli.allow_missing_references,
             exact: cli.exact,
+            repair: cli.repair,
+            check_existing: cli.check_existing,
             priority: cli.priority,
             want_mass_query: cli.want_mass_query,
             is_json: cli.json,

@@ -29,6 +29,8 @@ pub enum Status {
     Present,
     /// The cache had the path, and signatures or fields were added to its narinfo.
     Signed,
+    /// The cache had the path, but its NAR was missing or damaged, and was put again.
+    Repaired,
     /// An upstream cache has the path; nothing was written.
     Upstream,
     /// The cache has different contents under this path, which were kept.
@@ -42,6 +44,7 @@ impl Status {
             Self::Sent { .. } => "sent",
             Self::Present => "present",
             Self::Signed => "signed",
+            Self::Repaired => "repaired",
             Self::Upstream => "upstream",
             Self::Other => "other-contents-kept",
         }
@@ -56,6 +59,7 @@ pub struct Report {
     sent: u64,
     present: u64,
     signed: u64,
+    repaired: u64,
     upstream: u64,
     nar_bytes: u64,
     refusals: Refusals,
@@ -73,6 +77,7 @@ impl Report {
             sent: 0,
             present: 0,
             signed: 0,
+            repaired: 0,
             upstream: 0,
             nar_bytes: 0,
             refusals: Refusals::default(),
@@ -82,7 +87,7 @@ impl Report {
 
     /// Updates the progress bar.
     pub fn progress(&self, processed_bytes: u64) {
-        let total = self.sent + self.present + self.signed + self.upstream;
+        let total = self.sent + self.present + self.signed + self.repaired + self.upstream;
         self.bar.set_message(format!("{} of {total} paths sent,", self.sent));
         self.bar.set_position(processed_bytes);
     }
@@ -115,6 +120,7 @@ impl Report {
             }
             Status::Present => self.present += 1,
             Status::Signed => self.signed += 1,
+            Status::Repaired => self.repaired += 1,
             Status::Upstream => self.upstream += 1,
             Status::Other => {
                 self.present += 1;
@@ -130,7 +136,7 @@ impl Report {
         }
         if self.is_json {
             writeln!(self.out, "{}", json!({ "path": path, "status": status.name(), "fileSize": bytes }))?;
-        } else if matches!(status, Status::Sent { .. } | Status::Signed) {
+        } else if matches!(status, Status::Sent { .. } | Status::Signed | Status::Repaired) {
             writeln!(self.out, "{path}")?;
         }
         Ok(self.out.flush()?)
@@ -192,7 +198,7 @@ impl Report {
     fn print_json_summary(&mut self, uploader: &Uploader) -> Result {
         let requests: BTreeMap<_, _> = uploader.bucket.request_counts().into_iter().collect();
         let summary = json!({ "summary": {
-            "sent": self.sent, "present": self.present, "signed": self.signed, "upstream": self.upstream,
+            "sent": self.sent, "present": self.present, "signed": self.signed, "repaired": self.repaired, "upstream": self.upstream,
             "skipped": self.present + self.upstream, "refused": self.refusals.count(),
             "bytes": uploader.uploaded_bytes(), "partsContinued": uploader.reused_parts(),
             "retries": uploader.bucket.retries(), "requests": requests,
@@ -208,7 +214,8 @@ impl Report {
             count => format!(", {count} retries"),
         };
         let signed = if self.signed > 0 { format!(", {} updated", self.signed) } else { String::new() };
+        let repaired = if self.repaired > 0 { format!(", {} repaired", self.repaired) } else { String::new() };
         let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present);
-        format!("{sent} sent ({bytes}), {present} already present{signed}; {requests} requests{retries}")
+        format!("{sent} sent ({bytes}), {present} already present{signed}{repaired}; {requests} requests{retries}")
     }
 }

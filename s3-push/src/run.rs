@@ -70,9 +70,9 @@ async fn connect(options: BucketOptions) -> Bucket {
     bucket
 }
 
-async fn connect_uploader(bucket: BucketOptions, options: UploadOptions) -> Arc<Uploader> {
+async fn connect_uploader(bucket: BucketOptions, options: UploadOptions, check_existing: bool) -> Arc<Uploader> {
     let bucket = connect(bucket).await.with_object_options(options.object_options).with_dry_run(options.is_dry_run);
-    Arc::new(Uploader::new(Arc::new(bucket)))
+    Arc::new(Uploader::new(Arc::new(bucket)).with_check_existing(check_existing))
 }
 
 /// Prints the paths on standard input that the cache lacks. Prints nothing if a lookup fails.
@@ -98,7 +98,7 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let PutKeyOptions { bucket, upload, target } = options;
     let input = stdio::stdin("the bytes to upload")?;
     let (verbosity, memory, part_size) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.part_size);
-    let uploader = runtime.block_on(connect_uploader(bucket, upload));
+    let uploader = runtime.block_on(connect_uploader(bucket, upload, false));
     let uploading = put_key(&uploader, &target, input, memory, part_size);
     let bytes = runtime.block_on(abort_uploads_on_error(&uploader, uploading))?;
     if verbosity != Verbosity::Quiet {
@@ -113,7 +113,7 @@ fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
     let SetCacheInfoOptions { bucket, upload, changes } = options;
     let verbosity = bucket.verbosity;
     let (url, has_changed) = runtime.block_on(async {
-        let uploader = connect_uploader(bucket, upload).await;
+        let uploader = connect_uploader(bucket, upload, false).await;
         let has_changed = change_cache_info(&uploader.bucket, &changes).await?;
         Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed))
     })?;
@@ -135,9 +135,14 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
         want_mass_query: options.want_mass_query,
         is_narinfo_only: kind == Kind::Narinfo,
         exact: options.exact,
+        repair: options.repair,
     };
+    if options.repair && kind == Kind::Narinfo {
+        let error = Error::usage("--repair: standard input is narinfo text, which contains no NARs");
+        return Err(error.with_hint("pass a cache archive, such as the output of s3-pull --archive"));
+    }
     let (limits, memory, part_size) = (options.bucket.limits, options.upload.memory, options.upload.part_size);
-    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload));
+    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.check_existing));
     let (intake, events) = new_intake(memory, part_size, runtime.handle().clone());
     let input = Input {
         kind,

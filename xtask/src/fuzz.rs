@@ -56,7 +56,9 @@ pub fn run(options: &Options) -> Result {
     }
     let selected = if options.targets.is_empty() { &all } else { &options.targets };
     let Some(fuzzer) = Fuzzer::find() else {
-        println!("cargo-fuzz is not installed (cargo install --locked cargo-fuzz): replaying the corpus and mutations of it");
+        println!(
+            "cargo-fuzz is not installed (cargo install --locked cargo-fuzz): replaying the corpus and mutations of it"
+        );
         return replay();
     };
     // All are built first, so that no target waits for a build during its time.

@@ -49,9 +49,9 @@ impl<'a, W> Cat<'a, W> {
         let path = self.path.escape_ascii();
         match self.found {
             Some(Node::File) => Ok(()),
-            Some(Node::Directory) => Err(Error::refused(format!("{path:?} in the NAR is a directory, not a file"))),
+            Some(Node::Directory) => Err(Error::refused(format!("\"{path}\" in the NAR is a directory, not a file"))),
             Some(Node::Symlink(target)) => Err(Error::refused(format!(
-                "{path:?} in the NAR is a symbolic link to {}, not a file",
+                "\"{path}\" in the NAR is a symbolic link to {}, not a file",
                 target.escape_ascii()
             ))),
             None => Err(Error::refused(format!("{path} does not exist in the NAR"))),

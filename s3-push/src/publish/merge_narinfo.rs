@@ -38,15 +38,30 @@ impl PublishContext {
             if !remote.narinfo.same_contents(narinfo) {
                 return Ok(Some(Status::Other));
             }
-            let merged = remote.narinfo.clone().merged_with(narinfo);
+            let is_repaired = self.options.repair && self.lacks_nar(&remote.narinfo, narinfo).await?;
+            let merged = if is_repaired {
+                // The NAR that arrived with this narinfo is in the bucket. Signatures do not cover the compressed file.
+                narinfo.clone().merged_with(&remote.narinfo)
+            } else {
+                remote.narinfo.clone().merged_with(narinfo)
+            };
             if merged == remote.narinfo {
                 return Ok(Some(Status::Present));
             }
             if self.replace_narinfo(&merged, remote.etag.as_deref()).await? {
-                return Ok(Some(Status::Signed));
+                return Ok(Some(if is_repaired { Status::Repaired } else { Status::Signed }));
             }
         }
         Err(too_many_conflicts(narinfo))
+    }
+
+    /// Returns whether the narinfo in the cache names another NAR than `narinfo`, which is missing or has another size.
+    async fn lacks_nar(&self, remote: &NarInfo, narinfo: &NarInfo) -> Result<bool> {
+        if remote.url == narinfo.url {
+            return Ok(false);
+        }
+        let size = self.bucket().size(&remote.url).await?;
+        Ok(size.is_none_or(|size| remote.file_size.is_some_and(|expected| expected != size)))
     }
 
     /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, or replaces it with

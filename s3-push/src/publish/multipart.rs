@@ -223,7 +223,7 @@ impl Uploader {
 /// Returns whether the next run can continue such an upload: the part boundaries must be known, and the key must
 /// determine the bytes.
 fn is_resumable(overwrite: Overwrite, length: BodyLength) -> bool {
-    overwrite == Overwrite::Never && length.is_multipart()
+    overwrite != Overwrite::Allowed && length.is_multipart()
 }
 
 /// Returns whether the parts have our part size. If not, another process may be uploading with a different part size,

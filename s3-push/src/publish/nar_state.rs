@@ -13,7 +13,7 @@ use crate::publish::body::Body;
 use crate::publish::intake::{ReceivedNar, await_digests};
 use crate::publish::publish_path::PublishContext;
 use crate::publish::unclaimed::UnclaimedNar;
-use crate::publish::upload::{ObjectTarget, Overwrite, UploadedObject};
+use crate::publish::upload::{ExistingNar, ObjectTarget, Overwrite, UploadedObject};
 
 /// A result that several tasks wait for.
 pub type SharedResult<T> = Shared<BoxFuture<'static, Result<T>>>;
@@ -49,24 +49,30 @@ impl PublishContext {
     /// Uploads a NAR while it is verified.
     pub async fn upload_nar(self: Arc<Self>, nar: ReceivedNar) -> Result<NarState> {
         let digests = await_digests(&nar.key, nar.digests);
-        let (digests, object) = self.upload_nar_body(&nar.key, nar.body, digests).await?;
+        let (digests, object) = self.upload_nar_body(&nar.key, nar.body, digests, Overwrite::Never).await?;
         Ok(NarState::Uploaded(digests, object))
     }
 
     /// Uploads a NAR of several parts unless the bucket has it. It is verified in any case.
     pub async fn upload_large_nar(self: Arc<Self>, nar: ReceivedNar) -> Result<NarState> {
-        match self.uploader.find_object(&nar.key, Some(nar.size)).await? {
-            None => self.upload_nar(nar).await,
-            Some(object) => {
+        match self.uploader.find_large_nar(&nar.key, nar.size).await? {
+            ExistingNar::Missing => self.upload_nar(nar).await,
+            ExistingNar::Damaged => {
+                let digests = await_digests(&nar.key, nar.digests);
+                let (digests, object) = self.upload_nar_body(&nar.key, nar.body, digests, Overwrite::Damaged).await?;
+                self.uploader.report_replaced(&nar.key);
+                Ok(NarState::Uploaded(digests, object))
+            }
+            ExistingNar::Present(object) => {
                 drop(nar.body);
                 Ok(NarState::Uploaded(await_digests(&nar.key, nar.digests).await?, object))
             }
         }
     }
 
-    /// Uploads a small NAR unless the path of its narinfo is cached. It is verified in any case.
+    /// Uploads a small NAR unless the path of its narinfo is cached and nothing is repaired. It is verified in any case.
     pub async fn upload_nar_if_needed(self: Arc<Self>, nar: ReceivedNar, narinfo: NarInfo) -> Result<NarState> {
-        if !self.is_cached(&narinfo.path).await? {
+        if self.options.repair || !self.is_cached(&narinfo.path).await? {
             return self.upload_nar(nar).await;
         }
         let digests = await_digests(&nar.key, nar.digests).await?;
@@ -88,14 +94,15 @@ impl PublishContext {
         if self.uploader.find_object(&nar.key, Some(nar.digests.file_size)).await?.is_some() {
             return Ok(());
         }
-        self.upload_nar_body(&nar.key, body, future::ready(Ok(nar.digests))).await.map(drop)
+        self.upload_nar_body(&nar.key, body, future::ready(Ok(nar.digests)), Overwrite::Never).await.map(drop)
     }
 
     /// Uploads an unclaimed NAR for a path that needs it. Returns `None` if its body is gone.
     pub async fn claim_nar(&self, nar: &UnclaimedNar) -> Result<Option<UploadedObject>> {
         let mut body = nar.body.lock().await;
         let Some(body) = body.take() else { return Ok(None) };
-        let (_, object) = self.upload_nar_body(&nar.key, body, future::ready(Ok(nar.digests))).await?;
+        let (_, object) =
+            self.upload_nar_body(&nar.key, body, future::ready(Ok(nar.digests)), Overwrite::Never).await?;
         Ok(Some(object))
     }
 
@@ -104,8 +111,9 @@ impl PublishContext {
         key: &str,
         body: Body,
         digests: impl Future<Output = Result<NarDigests>>,
+        overwrite: Overwrite,
     ) -> Result<(NarDigests, UploadedObject)> {
-        let target = ObjectTarget { key, content_type: Object::Nar(None).content_type(), overwrite: Overwrite::Never };
+        let target = ObjectTarget { key, content_type: Object::Nar(None).content_type(), overwrite };
         self.uploader.upload(&target, body, digests).await
     }
 }

@@ -89,7 +89,10 @@ impl PublishContext {
             state.digests().require(&narinfo)?;
         }
         if let Some(status) = self.merge_if_cached(&narinfo).await? {
-            return Ok(status);
+            let is_repaired = self.options.repair
+                && status == Status::Present
+                && matches!(state, Some(NarState::Uploaded(_, object)) if !object.existed());
+            return Ok(if is_repaired { Status::Repaired } else { status });
         }
         if self.upstreams.have(&narinfo.path).await? {
             return Ok(Status::Upstream);

@@ -43,6 +43,8 @@ pub struct PublishOptions {
     pub is_narinfo_only: bool,
     /// Whether narinfo text replaces the narinfos in the cache instead of being merged with them.
     pub exact: bool,
+    /// Whether NARs of paths that the cache has are put again where they are missing or damaged.
+    pub repair: bool,
 }
 
 /// Maximum number of publishing tasks; reading pauses while there are as many.

@@ -4,11 +4,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use md5::{Digest, Md5};
 use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use narinfo_gen::archive::Object;
+use narinfo_gen::hash::{Hasher, Sha256};
 use tokio::sync::Semaphore;
 
+use crate::TOOL;
 use crate::publish::body::{Body, BodyLength, Part};
 use crate::publish::multipart::OpenUploads;
+use crate::remote::Remote;
 use crate::remote::s3::{Bucket, PutOutcome};
 
 /// The object that a body becomes.
@@ -27,6 +33,8 @@ pub struct ObjectTarget<'a> {
 pub enum Overwrite {
     /// The existing object stays; for NARs, whose key is the hash of their bytes.
     Never,
+    /// The existing object is replaced, because it was found to have other bytes than a NAR of its key.
+    Damaged,
     /// The existing object is replaced; for logs.
     Allowed,
 }
@@ -45,6 +53,17 @@ impl UploadedObject {
     }
 }
 
+/// What is under the key of a NAR.
+#[derive(Debug, Clone, Copy)]
+pub enum ExistingNar {
+    /// Nothing.
+    Missing,
+    /// An object that is not this NAR.
+    Damaged,
+    /// The NAR, as far as it was checked.
+    Present(UploadedObject),
+}
+
 /// Uploads bodies to a bucket.
 pub struct Uploader {
     /// The bucket.
@@ -53,6 +72,8 @@ pub struct Uploader {
     /// Parts that are sent, and uploads that are created, at the same time. Without this limit every part that has
     /// arrived would wait in memory for a permit of the bucket, and a part would only be read later if memory is short.
     pub(super) part_permits: Arc<Semaphore>,
+    /// Whether existing objects are read if their entity tags do not tell whether they are intact.
+    check_existing: bool,
     uploaded_bytes: AtomicU64,
     pub(super) reused_parts: AtomicU64,
     pub(super) processed_bytes: AtomicU64,
@@ -67,10 +88,18 @@ impl Uploader {
             bucket,
             part_permits,
             open_uploads: OpenUploads::default(),
+            check_existing: false,
             uploaded_bytes: AtomicU64::new(0),
             reused_parts: AtomicU64::new(0),
             processed_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// Returns the uploader, reading existing objects whose entity tags do not tell whether they are intact.
+    #[must_use]
+    pub fn with_check_existing(mut self, check_existing: bool) -> Self {
+        self.check_existing = check_existing;
+        self
     }
 
     /// Returns the bytes of completed uploads.
@@ -122,11 +151,69 @@ impl Uploader {
         let bytes = part.as_ref().map(|part| part.bytes.clone()).unwrap_or_default();
         let size = bytes.len() as u64;
         let outcome = match overwrite {
-            Overwrite::Never => self.bucket.put_new(key, content_type, bytes).await?,
-            Overwrite::Allowed => self.bucket.put(key, content_type, bytes).await.map(|()| PutOutcome::Created)?,
+            Overwrite::Never => match self.bucket.put_new(key, content_type, bytes.clone()).await? {
+                PutOutcome::Existed if self.is_damaged(key, &bytes).await? => {
+                    self.bucket.put(key, content_type, bytes).await?;
+                    self.report_replaced(key);
+                    PutOutcome::Created
+                }
+                outcome => outcome,
+            },
+            Overwrite::Damaged | Overwrite::Allowed => {
+                self.bucket.put(key, content_type, bytes).await.map(|()| PutOutcome::Created)?
+            }
         };
         self.processed_bytes.fetch_add(size, Ordering::Relaxed);
         self.confirm(key, outcome, size).await
+    }
+
+    /// Returns whether the object under this key has other bytes. The entity tag of an object that was uploaded in one
+    /// request is the MD5 of its bytes, except with encryption by KMS keys: an object with another one is read.
+    async fn is_damaged(&self, key: &str, bytes: &[u8]) -> Result<bool> {
+        let Some(head) = self.bucket.head(key).await? else { return Ok(true) };
+        if head.size != bytes.len() as u64 {
+            return Ok(true);
+        }
+        match head.etag.as_deref().and_then(|etag| has_etag(bytes, etag)) {
+            Some(true) => Ok(false),
+            None if !self.check_existing => Ok(false),
+            _ => Ok(self.hash_of_object(key).await? != Some(Sha256::of(bytes))),
+        }
+    }
+
+    /// Looks up a NAR that will be uploaded in several parts. Its bytes are not known yet, so an object of the right size
+    /// counts as intact, unless it is to be read and its hash is in the key.
+    ///
+    /// # Errors
+    /// Fails when the service does.
+    pub async fn find_large_nar(&self, key: &str, size: u64) -> Result<ExistingNar> {
+        let Some(head) = self.bucket.head(key).await? else { return Ok(ExistingNar::Missing) };
+        if head.size != size {
+            return Ok(ExistingNar::Damaged);
+        }
+        if let (true, Some(Object::Nar(Some(expected)))) = (self.check_existing, Object::of_key(key))
+            && self.hash_of_object(key).await? != Some(expected)
+        {
+            return Ok(ExistingNar::Damaged);
+        }
+        Ok(ExistingNar::Present(UploadedObject { existed: true }))
+    }
+
+    /// Reads an object and returns its hash, or none if it does not exist.
+    async fn hash_of_object(&self, key: &str) -> Result<Option<Sha256>> {
+        let reader = Arc::new(Remote::of_bucket(Arc::clone(&self.bucket)));
+        let Some(body) = reader.get(key, None).await? else { return Ok(None) };
+        let hashing = tokio::task::spawn_blocking(move || {
+            let mut hasher = Hasher::default();
+            std::io::copy(&mut body.into_reader(), &mut hasher)?;
+            Ok::<_, Error>(hasher.finish().0)
+        });
+        hashing.await.map_err(|_| Error::failed("internal error: hashing task panicked"))?.map(Some)
+    }
+
+    pub(super) fn report_replaced(&self, key: &str) {
+        let url = self.bucket.display_url(key);
+        process::print_message(TOOL, format!("warning: {url}: the object was damaged and has been replaced"));
     }
 
     /// Checks that an object which existed before has the expected size: a truncated object is not complete.
@@ -159,6 +246,33 @@ impl Uploader {
 /// Returns the entity tag that S3 gives to bytes uploaded in one request, without encryption by KMS keys.
 #[must_use]
 pub fn md5_hex(bytes: &[u8]) -> String {
-    use md5::{Digest, Md5};
     hex::encode(Md5::digest(bytes))
+}
+
+/// Returns whether S3 gives this entity tag to the bytes: when they are uploaded in one request, or in one part. Returns
+/// none for a tag of several parts, whose sizes are unknown, and for one that is not an MD5 hash.
+fn has_etag(bytes: &[u8], etag: &str) -> Option<bool> {
+    const MD5_DIGITS: usize = 32;
+    match etag.strip_suffix("-1") {
+        Some(digits) if digits.len() == MD5_DIGITS => Some(digits == hex::encode(Md5::digest(Md5::digest(bytes)))),
+        None if etag.len() == MD5_DIGITS => Some(etag == md5_hex(bytes)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entity_tags_of_one_request_and_of_one_part_are_compared() {
+        // `printf '' | md5sum`, and the MD5 of these 16 bytes.
+        assert_eq!(has_etag(b"", "d41d8cd98f00b204e9800998ecf8427e"), Some(true));
+        assert_eq!(has_etag(b"", "59adb24ef3cdbe0297f05b395827453f-1"), Some(true));
+        assert_eq!(has_etag(b"x", "d41d8cd98f00b204e9800998ecf8427e"), Some(false));
+        assert_eq!(has_etag(b"x", "59adb24ef3cdbe0297f05b395827453f-1"), Some(false));
+        for other in ["59adb24ef3cdbe0297f05b395827453f-2", "", "x", "-1"] {
+            assert_eq!(has_etag(b"", other), None);
+        }
+    }
 }

@@ -39,9 +39,9 @@ fn violations(dir: &str, is_violation: impl Fn(&Path, &str) -> bool) -> Vec<Stri
 /// Whether every `s3_push` of a line continues with `::` and one of `allowed`. The crate as a whole, renamed or in
 /// braces, is not allowed.
 fn uses_only(line: &str, allowed: &[&str]) -> bool {
-    line.split("s3_push").skip(1).all(|rest| {
-        rest.strip_prefix("::").is_some_and(|rest| allowed.iter().any(|prefix| rest.starts_with(prefix)))
-    })
+    line.split("s3_push")
+        .skip(1)
+        .all(|rest| rest.strip_prefix("::").is_some_and(|rest| allowed.iter().any(|prefix| rest.starts_with(prefix))))
 }
 
 #[test]

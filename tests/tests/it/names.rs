@@ -9,7 +9,7 @@ use super::tidy::{read, sources};
 const MAX_LINES: usize = 600;
 
 /// Words that must not be part of an identifier, with the term to use instead.
-const BANNED_WORDS: [(&str, &str); 52] = [
+const BANNED_WORDS: [(&str, &str); 50] = [
     ("Patience", "RequestLimits"),
     ("patience", "limits"),
     ("Plea", "Throttle"),
@@ -37,7 +37,6 @@ const BANNED_WORDS: [(&str, &str); 52] = [
     ("Tries", "Backoff"),
     ("Judgement", "Evaluation"),
     ("Goods", "Fixture"),
-    ("Attempts", "RetryPolicy"),
     ("Room", "ByteBudget"),
     ("room", "budget"),
     ("Kept", "SpooledNar"),
@@ -55,7 +54,6 @@ const BANNED_WORDS: [(&str, &str); 52] = [
     ("got", "fetched"),
     ("judged", "verified"),
     ("settle", "complete"),
-    ("undo", "remove"),
     ("wants", "requests"),
     ("forgery", "malicious_cache"),
     ("Scene", "Fixture"),

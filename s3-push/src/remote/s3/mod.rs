@@ -30,7 +30,7 @@ use credentials::InstanceError;
 pub use connect::Access;
 pub use multipart::{MultipartUpload, RemotePart, UploadedPart};
 pub use object_options::{Encryption, ObjectOptions, Retention, RetentionMode};
-pub use read::{ListFrom, ListedObject, Page};
+pub use read::{ListFrom, ListedObject, ObjectHead, Page};
 pub use write::PutOutcome;
 
 /// A bucket, or the part of it below a prefix. Keys are relative to the prefix.

@@ -11,6 +11,15 @@ use super::{Bucket, RequestKind};
 use crate::remote::reader::{SmallObject, TextObject, read_small};
 use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
 
+/// What the service tells about an object without sending it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectHead {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its entity tag without quotes.
+    pub etag: Option<String>,
+}
+
 /// An object of a listing.
 #[derive(Debug, Clone)]
 pub struct ListedObject {
@@ -102,10 +111,22 @@ impl Bucket {
     /// # Errors
     /// Fails if the service or the network does, or if the bucket does not exist.
     pub async fn size(&self, key: &str) -> Result<Option<u64>> {
+        Ok(self.head(key).await?.map(|object| object.size))
+    }
+
+    /// Returns what the service tells about an object, or none if it does not exist.
+    ///
+    /// # Errors
+    /// See [`Bucket::size`].
+    pub async fn head(&self, key: &str) -> Result<Option<ObjectHead>> {
         let request =
             |client: &Client| client.head_object().bucket(&self.location.bucket).key(self.location.key(key)).send();
         match self.send_read(RequestKind::Head, request).await.0 {
-            Ok(output) => Ok(Some(output.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))),
+            Ok(output) => {
+                let size = output.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
+                let etag = output.e_tag.map(|etag| etag.trim_matches('"').to_owned());
+                Ok(Some(ObjectHead { size, etag }))
+            }
             Err(error) => self.missing(&error, "look up", key).map(|()| None),
         }
     }

@@ -149,7 +149,7 @@ fn unpacking_renames_names_that_differ_only_in_case_on_request() {
         .sh("mkdir clash; touch clash/X clash/X~nix~case~hack~1 clash/x; nar-pack clash > clash.nar 2> /dev/null")
         .ok();
     let message = scratch.sh("nar-pack --unpack other --case-hack clash.nar").fails(1);
-    assert!(message.contains("the name exists"), "{message}");
+    assert!(message.contains("reserved for renamed files"), "{message}");
     assert!(!fs::exists(scratch.path().join("other")).unwrap());
     scratch.sh("nar-pack --case-hack --list nar").fails(2);
 }

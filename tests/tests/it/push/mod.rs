@@ -5,5 +5,6 @@ mod missing;
 mod object_options;
 mod output;
 mod refusals;
+mod repair;
 mod resume;
 mod upstream;
