@@ -169,7 +169,12 @@ impl Uploader {
 
     /// Returns whether the object under this key has other bytes. The entity tag of an object that was uploaded in one
     /// request is the MD5 of its bytes, except with encryption by KMS keys: an object with another one is read.
+    ///
+    /// An object whose key contains no FileHash is never called damaged: it may be another NAR, which a narinfo names.
     async fn is_damaged(&self, key: &str, bytes: &[u8]) -> Result<bool> {
+        if file_hash_in(key).is_none() {
+            return Ok(false);
+        }
         let Some(head) = self.bucket.head(key).await? else { return Ok(true) };
         if head.size != bytes.len() as u64 {
             return Ok(true);
@@ -188,13 +193,14 @@ impl Uploader {
     /// Fails when the service does.
     pub async fn find_large_nar(&self, key: &str, size: u64) -> Result<ExistingNar> {
         let Some(head) = self.bucket.head(key).await? else { return Ok(ExistingNar::Missing) };
-        if head.size != size {
-            return Ok(ExistingNar::Damaged);
-        }
-        if let (true, Some(Object::Nar(Some(expected)))) = (self.check_existing, Object::of_key(key))
-            && self.hash_of_object(key).await? != Some(expected)
-        {
-            return Ok(ExistingNar::Damaged);
+        match file_hash_in(key) {
+            Some(_) if head.size != size => return Ok(ExistingNar::Damaged),
+            Some(expected) if self.check_existing && self.hash_of_object(key).await? != Some(expected) => {
+                return Ok(ExistingNar::Damaged);
+            }
+            // The upload finds that the key is taken, and refuses the NAR.
+            None if head.size != size => return Ok(ExistingNar::Missing),
+            _ => {}
         }
         Ok(ExistingNar::Present(UploadedObject { existed: true }))
     }
@@ -247,6 +253,14 @@ impl Uploader {
 #[must_use]
 pub fn md5_hex(bytes: &[u8]) -> String {
     hex::encode(Md5::digest(bytes))
+}
+
+/// Returns the FileHash that is part of the key of a NAR.
+fn file_hash_in(key: &str) -> Option<Sha256> {
+    match Object::of_key(key) {
+        Some(Object::Nar(hash)) => hash,
+        _ => None,
+    }
 }
 
 /// Returns whether S3 gives this entity tag to the bytes: when they are uploaded in one request, or in one part. Returns

@@ -61,6 +61,28 @@ fn repair_puts_missing_and_damaged_nars_again_and_keeps_signatures() {
     assert!(message.contains("narinfo text"), "{message}");
 }
 
+/// A cache that names its NARs otherwise may have another NAR under the same key, and a narinfo that names it.
+#[test]
+fn an_object_whose_key_contains_no_hash_is_never_replaced() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(&format!("mkdir cache; {ARCHIVE} | tar x -C cache; chmod -R u+w cache")).ok();
+    let narinfo = fs::read(fixture.path("cache").join(Fixture::narinfo_key(&fixture.closure.lib))).unwrap();
+    let key = nar_key(&narinfo);
+    sh(&format!(
+        "cd cache; mv {key} nar/lib.nar.zst; sed -i 's|^URL: .*|URL: nar/lib.nar.zst|' {}
+         tar c nix-cache-info nar/lib.nar.zst {} > ../renamed",
+        Fixture::narinfo_key(&fixture.closure.lib),
+        Fixture::narinfo_key(&fixture.closure.lib)
+    ))
+    .ok();
+    for flags in ["", "--repair --check-existing"] {
+        s3.put(&bucket, "nar/lib.nar.zst", b"another");
+        sh(&format!("s3-push --no-nix {flags} \"$C\" < renamed")).fails(1);
+        assert_eq!(s3.get(&bucket, "nar/lib.nar.zst"), b"another");
+    }
+}
+
 #[test]
 fn a_large_nar_that_is_truncated_or_differs_is_replaced() {
     let (fixture, s3, bucket) = Fixture::embedded();
