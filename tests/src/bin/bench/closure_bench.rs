@@ -221,11 +221,14 @@ pub fn is_installed(program: &str) -> bool {
     run(Command::new(program).arg("--version")).is_ok()
 }
 
-/// Returns what `nix path-info --json` would print for the closure.
+/// Path info must have a NarHash, but nar-pack reads only the references.
+const UNUSED_NAR_HASH: &str = "sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73";
+
+/// Returns what `nix path-info --json` would print for the closure, with another NarHash.
 fn path_info(paths: &[GeneratedPath]) -> String {
     let entry = |path: &GeneratedPath| {
         let references: Vec<&str> = path.references.iter().map(|&index| paths[index].path.as_str()).collect();
-        json!({ "path": path.path, "references": references })
+        json!({ "path": path.path, "narHash": UNUSED_NAR_HASH, "references": references })
     };
     serde_json::Value::from(paths.iter().map(entry).collect::<Vec<_>>()).to_string()
 }
