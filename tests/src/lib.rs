@@ -21,6 +21,7 @@ pub mod nix;
 pub mod pipeline;
 pub mod quirks;
 mod random;
+mod request_head;
 mod scratch;
 mod store_paths;
 mod supervised_server;

@@ -6,19 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache_url;
 use crate::loopback_listener::LoopbackListener;
+use crate::request_head::RequestHead;
 
 /// The bucket, which is the first component of every path.
 pub const BUCKET: &str = "cache";
-
-/// Maximum size of the head of a request in bytes.
-const MAX_HEAD_SIZE: u64 = 64 << 10;
 
 /// Objects by key.
 pub type Objects = BTreeMap<String, Vec<u8>>;
@@ -236,7 +234,7 @@ impl Shared {
     fn serve(&self, client: &TcpStream) -> io::Result<()> {
         client.set_nodelay(true)?;
         let mut reader = BufReader::new(client);
-        while let Some(request) = read_head(&mut reader)? {
+        while let Some(request) = read_request(&mut reader)? {
             self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
             let response = (self.respond)(&request);
             if let Next::Close = self.respond_to(client, &request, response)? {
@@ -338,30 +336,13 @@ pub fn etag(bytes: &[u8]) -> String {
 }
 
 /// Reads a request and discards its body. Returns None if the client has disconnected.
-fn read_head(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
-    let mut lines = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.by_ref().take(MAX_HEAD_SIZE).read_line(&mut line)?;
-        match line.trim_end() {
-            "" if line.is_empty() && lines.is_empty() => return Ok(None),
-            "" => break,
-            text => lines.push(text.to_owned()),
-        }
-    }
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "not a request");
-    let mut words = lines.first().ok_or_else(malformed)?.split(' ');
-    let (method, target) = (words.next().unwrap_or_default().to_owned(), words.next().ok_or_else(malformed)?);
+fn read_request(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
+    let Some(RequestHead { method, target, headers }) = RequestHead::read(reader)? else { return Ok(None) };
     // A client that uses the server as a proxy sends the whole URL.
-    let target = target.split_once("://").map_or(target, |(_, rest)| rest.find('/').map_or("/", |at| &rest[at..]));
+    let target = target.split_once("://").map_or(&*target, |(_, rest)| rest.find('/').map_or("/", |at| &rest[at..]));
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let key = path.trim_start_matches('/').strip_prefix(BUCKET).unwrap_or(path).trim_start_matches('/').to_owned();
-    let header = |line: &String| {
-        let (name, value) = line.split_once(':')?;
-        Some((name.to_ascii_lowercase(), value.trim().to_owned()))
-    };
-    let request =
-        Request { method, key, query: query.to_owned(), headers: lines[1..].iter().filter_map(header).collect() };
+    let request = Request { method, key, query: query.to_owned(), headers };
     let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
     Ok(Some(request))

@@ -11,7 +11,7 @@ mod contents;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,7 @@ use std::time::Duration;
 use md5::{Digest as _, Md5};
 
 use crate::loopback_listener::LoopbackListener;
+use crate::request_head::RequestHead;
 use crate::{cache_url, processors};
 use contents::Contents;
 
@@ -31,8 +32,6 @@ const BUCKET: &str = "cache";
 const LAST_MODIFIED: &str = "2026-01-02T03:04:05.000Z";
 /// The same in a header.
 const LAST_MODIFIED_HEADER: &str = "Fri, 02 Jan 2026 03:04:05 GMT";
-/// Maximum size of the head of a request in bytes.
-const MAX_HEAD_SIZE: u64 = 64 << 10;
 
 /// Options of a [`SyntheticBucket`].
 pub struct Options {
@@ -416,28 +415,11 @@ fn escape(text: &str) -> String {
 
 /// Reads a request with its body. Returns None if the client has disconnected.
 fn read_request(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
-    let mut lines = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.by_ref().take(MAX_HEAD_SIZE).read_line(&mut line)?;
-        match line.trim_end() {
-            "" if line.is_empty() && lines.is_empty() => return Ok(None),
-            "" => break,
-            text => lines.push(text.to_owned()),
-        }
-    }
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "not a request");
-    let mut words = lines.first().ok_or_else(malformed)?.split(' ');
-    let (method, target) = (words.next().unwrap_or_default().to_owned(), words.next().ok_or_else(malformed)?);
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let Some(RequestHead { method, target, headers }) = RequestHead::read(reader)? else { return Ok(None) };
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let key = decoded(path.trim_start_matches('/').strip_prefix(BUCKET).unwrap_or(path).trim_start_matches('/'));
     let query = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let query = query.map(|(name, value)| (name.to_owned(), decoded(value))).collect();
-    let header = |line: &String| {
-        let (name, value) = line.split_once(':')?;
-        Some((name.to_ascii_lowercase(), value.trim().to_owned()))
-    };
-    let headers: Vec<(String, String)> = lines[1..].iter().filter_map(header).collect();
     let mut request = Request { method, key, query, headers, body: Vec::new() };
     let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     reader.by_ref().take(length).read_to_end(&mut request.body)?;
