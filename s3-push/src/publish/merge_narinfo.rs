@@ -4,6 +4,7 @@
 use nar_pack::error::{Context, Error, Result};
 use narinfo_gen::narinfo::{self, NarInfo};
 
+use crate::publish::missing::has_nar;
 use crate::publish::publish_path::{PublishContext, is_signed, narinfo_content_type};
 use crate::remote::s3::PutOutcome;
 use crate::report::Status;
@@ -38,7 +39,10 @@ impl PublishContext {
             if !remote.narinfo.same_contents(narinfo) {
                 return Ok(Some(Status::Other));
             }
-            let is_repaired = self.options.repair && self.lacks_nar(&remote.narinfo, narinfo).await?;
+            // If both name the same NAR, it was put again before.
+            let is_repaired = self.options.repair
+                && remote.narinfo.url != narinfo.url
+                && !has_nar(self.bucket(), &remote.narinfo).await?;
             let merged = if is_repaired {
                 // The NAR that arrived with this narinfo is in the bucket. Signatures do not cover the compressed file.
                 narinfo.clone().merged_with(&remote.narinfo)
@@ -53,15 +57,6 @@ impl PublishContext {
             }
         }
         Err(too_many_conflicts(narinfo))
-    }
-
-    /// Returns whether the narinfo in the cache names another NAR than `narinfo`, which is missing or has another size.
-    async fn lacks_nar(&self, remote: &NarInfo, narinfo: &NarInfo) -> Result<bool> {
-        if remote.url == narinfo.url {
-            return Ok(false);
-        }
-        let size = self.bucket().size(&remote.url).await?;
-        Ok(size.is_none_or(|size| remote.file_size.is_some_and(|expected| expected != size)))
     }
 
     /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, or replaces it with

@@ -83,9 +83,17 @@ impl Requirements {
         if !self.requires_nar {
             return Ok(true);
         }
-        let size = bucket.size(&narinfo.url).await?;
-        Ok(size.is_some_and(|size| narinfo.file_size.is_none_or(|expected| expected == size)))
+        has_nar(bucket, &narinfo).await
     }
+}
+
+/// Returns whether the bucket has the NAR of a narinfo, with the size that it states if it states one.
+///
+/// # Errors
+/// Fails when the lookup does.
+pub async fn has_nar(bucket: &Bucket, narinfo: &NarInfo) -> Result<bool> {
+    let size = bucket.size(&narinfo.url).await?;
+    Ok(size.is_some_and(|size| narinfo.file_size.is_none_or(|expected| expected == size)))
 }
 
 /// Returns the paths that neither the bucket, as far as `requirements` are met, nor an upstream cache has, in their order.

@@ -17,10 +17,9 @@ use crate::publish::existing::Existing;
 use crate::publish::nar_state::{NarState, SharedResult};
 use crate::publish::publisher::PublishOptions;
 use crate::publish::unclaimed::UnclaimedNars;
-use crate::publish::upload::{UploadedObject, Uploader};
+use crate::publish::upload::{UploadedObject, Uploader, file_hash_in};
 use crate::publish::upstream::Upstreams;
 use crate::refusals::{PathError, RootCause};
-use crate::remote::Remote;
 use crate::remote::retry::Backoff;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
@@ -43,8 +42,6 @@ pub struct PublishContext {
     pub unclaimed_nars: UnclaimedNars,
     /// The uploader to the bucket.
     pub uploader: Arc<Uploader>,
-    /// The bucket, for reading NARs.
-    pub reader: Arc<Remote>,
     /// NARs that are read back and decompressed at the same time: each takes the memory of its decoder.
     pub verification_permits: Semaphore,
     /// The narinfos in the bucket.
@@ -106,7 +103,7 @@ impl PublishContext {
     async fn ensure_nar_object(&self, narinfo: &NarInfo, state: Option<NarState>) -> Result<UploadedObject> {
         match state {
             // The size alone does not prove an object whose key contains no hash.
-            Some(NarState::Uploaded(_, object)) if object.existed() && !has_hash_in_key(&narinfo.url) => {
+            Some(NarState::Uploaded(_, object)) if object.existed() && file_hash_in(&narinfo.url).is_none() => {
                 self.verify_remote_nar(narinfo).await
             }
             Some(NarState::Uploaded(_, object)) => Ok(object),
@@ -155,7 +152,7 @@ impl PublishContext {
         let _permit = self.verification_permits.acquire().await.map_err(|_| Error::failed("interrupted"))?;
         let mut backoff = Backoff::new(self.bucket().max_attempts());
         loop {
-            let body = self.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
+            let body = self.uploader.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
             let (nar_size, broken) = (narinfo.nar_size, Arc::clone(&body.broken));
             let verification = tokio::task::spawn_blocking(move || {
                 digest_nar(body.into_reader(), compression, &NarSizeLimit::new(nar_size), &mut nar_pack::nar::Skip)
@@ -180,8 +177,4 @@ pub fn narinfo_content_type(narinfo: &NarInfo) -> &'static str {
 /// Returns whether clients that verify signatures accept the path.
 pub fn is_signed(narinfo: &NarInfo) -> bool {
     !narinfo.signatures.is_empty() || is_content_addressed(narinfo)
-}
-
-fn has_hash_in_key(key: &str) -> bool {
-    matches!(Object::of_key(key), Some(Object::Nar(Some(_))))
 }

@@ -25,7 +25,6 @@ use crate::publish::unclaimed::UnclaimedNars;
 use crate::publish::upload::Uploader;
 use crate::publish::upstream::Upstreams;
 use crate::refusals::PathError;
-use crate::remote::Remote;
 use crate::report::{Report, Status};
 
 /// The options of publishing.
@@ -90,11 +89,9 @@ impl Publisher {
     ) -> Result<Self> {
         let cache_info = CacheInfoState::read(&uploader.bucket, &options.store_dir).await?;
         let existing = Existing::open(&uploader.bucket).await?;
-        let reader = Arc::new(Remote::of_bucket(Arc::clone(&uploader.bucket)));
         let unclaimed_nars = UnclaimedNars::default();
         let verification_permits = Semaphore::new(uploader.bucket.max_in_flight().into());
-        let context =
-            PublishContext { unclaimed_nars, uploader, reader, verification_permits, existing, upstreams, options };
+        let context = PublishContext { unclaimed_nars, uploader, verification_permits, existing, upstreams, options };
         Ok(Self {
             context: Arc::new(context),
             report,

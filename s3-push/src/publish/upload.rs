@@ -68,6 +68,8 @@ pub enum ExistingNar {
 pub struct Uploader {
     /// The bucket.
     pub bucket: Arc<Bucket>,
+    /// The bucket, for reading NARs. All readers of a push share its limit of ranges in memory.
+    pub reader: Arc<Remote>,
     pub(super) open_uploads: OpenUploads,
     /// Parts that are sent, and uploads that are created, at the same time. Without this limit every part that has
     /// arrived would wait in memory for a permit of the bucket, and a part would only be read later if memory is short.
@@ -83,9 +85,11 @@ impl Uploader {
     /// Creates an uploader to `bucket`.
     #[must_use]
     pub fn new(bucket: Arc<Bucket>) -> Self {
+        let reader = Arc::new(Remote::of_bucket(Arc::clone(&bucket)));
         let part_permits = Arc::new(Semaphore::new(bucket.max_in_flight().into()));
         Self {
             bucket,
+            reader,
             part_permits,
             open_uploads: OpenUploads::default(),
             check_existing: false,
@@ -207,8 +211,7 @@ impl Uploader {
 
     /// Reads an object and returns its hash, or none if it does not exist.
     async fn hash_of_object(&self, key: &str) -> Result<Option<Sha256>> {
-        let reader = Arc::new(Remote::of_bucket(Arc::clone(&self.bucket)));
-        let Some(body) = reader.get(key, None).await? else { return Ok(None) };
+        let Some(body) = self.reader.get(key, None).await? else { return Ok(None) };
         let hashing = tokio::task::spawn_blocking(move || {
             let mut hasher = Hasher::default();
             std::io::copy(&mut body.into_reader(), &mut hasher)?;
@@ -256,7 +259,7 @@ pub fn md5_hex(bytes: &[u8]) -> String {
 }
 
 /// Returns the FileHash that is part of the key of a NAR.
-fn file_hash_in(key: &str) -> Option<Sha256> {
+pub(super) fn file_hash_in(key: &str) -> Option<Sha256> {
     match Object::of_key(key) {
         Some(Object::Nar(hash)) => hash,
         _ => None,
