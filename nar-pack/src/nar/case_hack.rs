@@ -1,6 +1,6 @@
 //! Renames entries whose names differ only in case, so that a NAR can be restored on a case-insensitive file system. The
 //! names are those of Nix with `use-case-hack` (the NAR parser in Nix's `src/libutil/archive.cc`): after `README`, the
-//! entry `readme` becomes `readme~nix~case~hack~1`. [`dump_undoing_case_hack`](super::dump_undoing_case_hack) undoes it.
+//! entry `readme` becomes `readme~nix~case~hack~1`. [`dump_undoing_case_hack_in`](super::dump_undoing_case_hack_in) undoes it.
 //!
 //! An entry of a NAR that already has such a name is refused, as Lix refuses it always: Nix accepts it, and then packs the
 //! tree with another name, or fails because the file exists.

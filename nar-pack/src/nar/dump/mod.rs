@@ -56,19 +56,11 @@ pub fn dump_in(
     write_walk(Walk::new(Some(Arc::clone(dir)), name.as_ref(), Names::OnDisk)?, out, warn)
 }
 
-/// Writes `path` as a NAR, as [`dump`] does, with the names that its files had before [`CaseHack`](super::CaseHack) renamed
-/// them: the result is the NAR that was unpacked.
+/// Writes the entry `name` of an open directory, as [`dump_in`] does, with the names that its files had before
+/// [`CaseHack`](super::CaseHack) renamed them: the result is the NAR that was unpacked.
 ///
 /// # Errors
 /// As [`dump`]; also fails if two files of a directory had the same name.
-pub fn dump_undoing_case_hack(path: &Path, out: &mut impl Write) -> Result {
-    write_walk(Walk::new(None, path.as_os_str(), Names::BeforeCaseHack)?, out, &mut |_| {})
-}
-
-/// Writes the entry `name` of an open directory, as [`dump_undoing_case_hack`] does.
-///
-/// # Errors
-/// As [`dump_undoing_case_hack`].
 pub fn dump_undoing_case_hack_in(dir: &Arc<OpenDir>, name: impl AsRef<OsStr>, out: &mut impl Write) -> Result {
     write_walk(Walk::new(Some(Arc::clone(dir)), name.as_ref(), Names::BeforeCaseHack)?, out, &mut |_| {})
 }
