@@ -60,7 +60,7 @@ pub enum Mode {
 
 impl Mode {
     /// Returns the hint for a path without a signature. Only the streams that `cache-sign` signs have one: elsewhere it
-    /// would suggest to give up the verification.
+    /// would suggest giving up verification.
     #[must_use]
     pub fn unsigned_path_hint(&self) -> Option<&'static str> {
         match self {

@@ -1,6 +1,6 @@
 //! The compressed NARs of interrupted downloads, next to the paths of a root. A large NAR is copied to
 //! `.s3-pull-partial-<FileHash>` while it is downloaded, so a pull that was killed can continue it. The file is removed
-//! when the path has been unpacked or refused, and by a later pull when nobody has continued it for a week.
+//! when the path has been unpacked or refused, and by a later pull if it has not been resumed for a week.
 //!
 //! Nothing in such a file is trusted: the NAR is verified from its first byte, as any other.
 
@@ -20,7 +20,7 @@ use s3_push::remote::transfer::{MIN_RANGED_SIZE, ResumePoint};
 
 /// The beginning of the name; the FileHash follows.
 pub const PREFIX: &str = ".s3-pull-partial-";
-/// The age after which a file that nobody has continued is removed.
+/// The age after which a file that has not been resumed is removed.
 const MAX_AGE: Duration = Duration::from_hours(7 * 24);
 /// Bytes in front of the NAR: the entity tag and a line feed, padded with zeros.
 const HEADER_SIZE: usize = 1024;
@@ -92,7 +92,7 @@ impl PartialNar {
     }
 }
 
-/// Removes the files that nobody has continued for a week.
+/// Removes the files that have not been resumed for a week.
 pub fn remove_abandoned(store: &OpenDir, names: &[String]) {
     for name in names.iter().filter(|name| name.starts_with(PREFIX)) {
         let Ok(file) = regular_file::open_at(store, name, OFlags::RDONLY) else { continue };
