@@ -1,0 +1,3 @@
+//! Years with one bucket: pins, and the deletion of paths that nobody needs.
+
+mod model;
