@@ -2,6 +2,7 @@
 //! messages go through this module, so that each is one line that begins with the tool's name and reveals no key
 //! ([`crate::redact`]). [`crate::error`] defines the text of an error and its exit code.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -11,7 +12,16 @@ use crate::redact::{one_line, usage_message};
 
 /// Runs a tool: parses its command line, calls `run`, prints the error if there is one, and returns the exit code.
 pub fn main<C: clap::Parser>(tool: &str, run: impl FnOnce(&C) -> Result) -> ExitCode {
-    let error = match C::try_parse() {
+    main_with_args(tool, std::env::args_os(), run)
+}
+
+/// Runs a tool as [`main`] does, with the given arguments, the first of which is the name of the program.
+pub fn main_with_args<C: clap::Parser>(
+    tool: &str,
+    args: impl IntoIterator<Item = OsString>,
+    run: impl FnOnce(&C) -> Result,
+) -> ExitCode {
+    let error = match C::try_parse_from(args) {
         Ok(cli) => match run(&cli) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => error,

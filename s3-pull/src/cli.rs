@@ -7,6 +7,7 @@ use cache_sign::cli::TrustArgs;
 use clap::{ArgAction, Parser, ValueEnum};
 use narinfo_gen::cli::DecompressionArgs;
 
+use crate::commands::cli::Command;
 use crate::mode::{DEFAULT_MAX_ATTEMPTS, parse_timeout};
 use crate::staging::Owner;
 
@@ -22,9 +23,18 @@ use crate::staging::Owner;
     disable_help_flag = true,
     disable_version_flag = true,
     after_help = AFTER_HELP,
-    after_long_help = AFTER_LONG_HELP
+    after_long_help = AFTER_LONG_HELP,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    mut_arg("trusted_public_key_files", |arg| arg.hide_short_help(true)),
+    mut_arg("nix_conf", |arg| arg.hide_short_help(true)),
+    mut_arg("threshold", |arg| arg.hide_short_help(true))
 )]
 pub struct Cli {
+    /// The command to run instead of fetching
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Cache URLs, highest priority first (default: $NIX_S3_CACHE); store paths
     #[arg(value_name = "URL]... [STORE-PATH")]
     pub targets: Vec<String>,
@@ -117,7 +127,7 @@ pub struct Cli {
     pub dry_run: bool,
 
     /// With --root: write a JSON object per path to standard output, then a summary
-    #[arg(long, requires = "root", help_heading = "Output")]
+    #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
     pub json: bool,
 
     /// The keys to trust
@@ -198,7 +208,7 @@ pub struct Cli {
     pub store_dir: String,
 
     /// Print help: a summary with -h, all of it with --help
-    #[arg(short, long, action = ArgAction::Help, help_heading = "Common")]
+    #[arg(short, long, global = true, action = ArgAction::Help, help_heading = "Common")]
     pub help: Option<bool>,
 
     /// Print the version
@@ -250,6 +260,9 @@ Examples:
   s3-pull --all --with all --archive s3://a | s3-push s3://b                      # mirror of everything
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
+
+The commands nar, cat, export, narinfo, archive and list are the same as the flags of these names: \
+'s3-pull narinfo --all s3://my-cache' is 's3-pull --narinfo --all s3://my-cache'.
 
 Memory: 64 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each concurrent download \
 (--jobs) takes 1 MiB and the memory of its decoder: 10 MiB for NARs compressed by narinfo-gen, at most 128 MiB (zstd) \

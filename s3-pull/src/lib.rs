@@ -6,6 +6,7 @@
 //! | module | responsibility |
 //! | --- | --- |
 //! | [`cli`] | the command line |
+//! | `commands` | `pins` and `dead`, and the commands that stand for a flag |
 //! | [`mode`] | the command line as a typed request |
 //! | [`interrupts`] | SIGINT and SIGTERM |
 //! | [`sources`] | the caches in order of priority, and the lookup and verification of a narinfo |
@@ -23,6 +24,7 @@
 pub mod cat;
 pub mod cli;
 pub mod closure;
+mod commands;
 pub mod extras;
 pub mod fetch;
 pub mod interrupts;
@@ -36,6 +38,7 @@ pub mod staging;
 pub mod streams;
 pub mod unpack;
 
+pub use commands::expand_command;
 pub use run::run;
 
 const TOOL: &str = "s3-pull";

@@ -17,6 +17,7 @@ use crate::TOOL;
 use crate::cat;
 use crate::cli::Cli;
 use crate::closure::{ClosureWalk, ResolvedClosure};
+use crate::commands;
 use crate::interrupts::{HINT, Interrupts};
 use crate::mode::{Format, Mode, Request, Selection};
 use crate::refusals::Refusals;
@@ -31,6 +32,9 @@ use s3_push::remote::RemoteOptions;
 /// # Errors
 /// See the exit codes in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
+    if let Some(command) = &cli.command {
+        return commands::run(command);
+    }
     raise_open_file_limit();
     let request = Request::from_cli(cli)?;
     cli.decompression_args.apply();

@@ -6,7 +6,8 @@ use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
 use narinfo_gen::cli::{CompressionArgs, DecompressionArgs};
 
-use crate::remote::option_values::{parse_byte_size, parse_timeout};
+use crate::collect::cli::Command;
+use crate::remote::option_values::{parse_age, parse_byte_size, parse_timeout};
 use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache
@@ -17,11 +18,18 @@ use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
 #[derive(Debug, Parser)]
 #[command(
     name = "s3-push", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,
-    disable_help_flag = true, disable_version_flag = true,
+    args_conflicts_with_subcommands = true, disable_help_subcommand = true, disable_help_flag = true,
+    disable_version_flag = true,
     mut_arg("candidates", |arg| arg.hide_short_help(true)), mut_arg("level", |arg| arg.hide_short_help(true)),
     mut_arg("threads", |arg| arg.hide_short_help(true)), mut_arg("path_info", |arg| arg.hide_short_help(true)),
+    mut_arg("compression", |arg| arg.hide_short_help(true)), mut_arg("no_nix", |arg| arg.hide_short_help(true)),
+    mut_arg("store_dir", |arg| arg.hide_short_help(true)),
 )]
 pub struct Cli {
+    /// The command to run instead of publishing
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Bucket [default: $NIX_S3_CACHE], and the store path of a NAR on standard input
     #[arg(value_name = "s3://BUCKET[/PREFIX][?PARAMETERS]] [STORE-PATH", num_args = 0..=2)]
     pub targets: Vec<String>,
@@ -35,7 +43,7 @@ pub struct Cli {
     /// With --missing, print also paths that KEY has not signed; can be repeated
     ///
     /// KEY is a public key (NAME:BASE64), whose signature is verified, or only the name of a key. Push these paths again through cache-sign to sign them: the cache keeps the other signatures.
-    #[arg(long, value_name = "KEY", requires = "missing", help_heading = "Input")]
+    #[arg(long, value_name = "KEY", requires = "missing", help_heading = "Input", hide_short_help = true)]
     pub signed_by: Vec<String>,
 
     /// With --missing, print also paths whose NAR is missing or has another size
@@ -65,13 +73,13 @@ pub struct Cli {
     /// Skip paths that another cache has; can be repeated
     ///
     /// Accepts s3://, https://, http:// and file:// URLs. A reference to a path of that cache counts as present. A large NAR is uploaded before its path is known: pass the option to --missing too, so that such paths are not even packed.
-    #[arg(long, value_name = "URL", conflicts_with = "key", help_heading = "Input")]
+    #[arg(long, value_name = "URL", conflicts_with = "key", help_heading = "Input", hide_short_help = true)]
     pub upstream: Vec<String>,
 
     /// Publish paths even if references are missing
     ///
     /// A reference is missing if it is neither in the cache, nor in an --upstream cache, nor in this push.
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
     pub allow_missing_references: bool,
 
     /// Put the NARs of the input again where they are missing or damaged
@@ -140,6 +148,14 @@ pub struct Cli {
     )]
     pub idle_timeout: Duration,
 
+    /// Maximum time to wait until a collector that deletes has ended
+    ///
+    /// Only a push of paths that are about to be deleted waits.
+    #[arg(
+        long, value_name = "DURATION", default_value = "30m", value_parser = parse_age, help_heading = "Network",
+        hide_short_help = true,
+    )]
+    pub collector_timeout: Duration,
     /// Abort and retry a request whose connection is not established within SECONDS
     ///
     /// Accepts the same durations as --idle-timeout. While a server does not respond, a note after 3 seconds names it; the request fails after all attempts (see --attempts).
@@ -170,6 +186,7 @@ pub struct Cli {
     /// Must be at least twice --part-size. Sizes take the units KiB, MiB and GiB (or K, M, G, with the same meaning), and KB, MB and GB as powers of 1000.
     #[arg(
         long, value_name = "SIZE", default_value = "96MiB", value_parser = parse_byte_size, help_heading = "Performance",
+        hide_short_help = true,
     )]
     pub memory: u64,
 
@@ -201,7 +218,7 @@ pub struct Cli {
     pub path_info_args: PathInfoArgs,
 
     /// Print help: a summary with -h, all of it with --help
-    #[arg(short, long, action = ArgAction::Help, help_heading = "Common")]
+    #[arg(short, long, global = true, action = ArgAction::Help, help_heading = "Common")]
     help: Option<bool>,
 
     /// Print the version

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`remote`] | remote caches of any kind; its `location` needs neither the SDK nor async |
 //! | `publish` | what is uploaded, and the order in which it becomes visible |
+//! | `collect` | pins, and the deletion of paths that nobody needs |
 //! | `report`, `refusals` | results on standard output, messages on standard error |
 //! | `mode`, `run` | from the command line to one typed mode, and its execution |
 
@@ -11,6 +12,8 @@ pub mod remote;
 
 #[cfg(feature = "client")]
 pub mod cli;
+#[cfg(feature = "client")]
+mod collect;
 #[cfg(feature = "client")]
 mod mode;
 #[cfg(feature = "client")]

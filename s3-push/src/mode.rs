@@ -2,6 +2,7 @@
 //! module reads flags.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nar_pack::error::{Error, Result};
 use nar_pack::path_argument::{PathArgument, is_path_argument};
@@ -73,6 +74,8 @@ pub struct PushOptions {
     pub allow_missing_references: bool,
     /// Whether narinfo text replaces narinfos instead of being merged.
     pub exact: bool,
+    /// Maximum time to wait for a collector that deletes.
+    pub collector_timeout: Duration,
     /// Whether NARs of paths that the cache has are put again where they are missing or damaged.
     pub repair: bool,
     /// Whether existing NARs are read where their entity tags do not tell whether they are intact.
@@ -177,6 +180,7 @@ impl Mode {
             upstreams: cli.upstream.clone(),
             allow_missing_references: cli.allow_missing_references,
             exact: cli.exact,
+            collector_timeout: cli.collector_timeout,
             repair: cli.repair,
             check_existing: cli.check_existing,
             priority: cli.priority,

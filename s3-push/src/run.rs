@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::TOOL;
 use crate::cli::Cli;
+use crate::collect;
 use crate::mode::{
     BucketOptions, MissingOptions, Mode, PushOptions, PutKeyOptions, SetCacheInfoOptions, UploadOptions,
 };
@@ -47,6 +48,9 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// See the exit codes in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
+    if let Some(command) = &cli.command {
+        return collect::run(command);
+    }
     let mode = Mode::from_cli(cli)?;
     cli.decompression_args.apply();
     let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
@@ -135,6 +139,7 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
         want_mass_query: options.want_mass_query,
         is_narinfo_only: kind == Kind::Narinfo,
         exact: options.exact,
+        collector_timeout: options.collector_timeout,
         repair: options.repair,
     };
     if options.repair && kind == Kind::Narinfo {

@@ -104,6 +104,11 @@ impl EmbeddedS3 {
         fs::remove_file(self.root.join(bucket).join(key)).expect("the file of the object");
     }
 
+    /// Returns the file of an object.
+    pub fn path(&self, bucket: &str, key: &str) -> PathBuf {
+        self.root.join(bucket).join(key)
+    }
+
     /// Returns the bytes of an object, which must exist.
     pub fn get(&self, bucket: &str, key: &str) -> Vec<u8> {
         fs::read(self.root.join(bucket).join(key)).expect("the file of the object")

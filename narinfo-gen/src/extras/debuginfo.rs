@@ -2,7 +2,7 @@
 //! store setting `index-debug-info`.
 
 use nar_pack::error::{Error, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::ExtraObject;
 
@@ -69,6 +69,13 @@ impl BuildIdFinder {
             ExtraObject::from_bytes(format!("debuginfo/{id}"), link.to_string().as_bytes())
         })
     }
+}
+
+/// Returns the key of the NAR that a link of `debuginfo/` refers to, or none if it is malformed.
+#[must_use]
+pub fn debuginfo_target(json: &[u8]) -> Option<String> {
+    let link: Value = serde_json::from_slice(json).ok()?;
+    Some(link["archive"].as_str()?.strip_prefix("../")?.to_owned())
 }
 
 /// Sets `target` to `text` if that consists of lowercase hexadecimal digits, the only ones that Nix accepts in build IDs.

@@ -25,6 +25,7 @@ use debuginfo::BuildIdFinder;
 use listing::ListingBuilder;
 
 pub use build_trace::{BuildTraceEntry, build_trace_entries};
+pub use debuginfo::debuginfo_target;
 pub use log::BuildLogs;
 
 /// Maximum bytes of a listing or log in memory. A larger one is spooled to a temporary file.

@@ -11,7 +11,7 @@ use nar_pack::store_path::{StoreDir, StorePath};
 
 use crate::hash::Sha256;
 
-pub use text::{TextWriter, read_text};
+pub use text::{TextWriter, read_text, read_verbatim_text};
 
 /// Maximum size of a narinfo, in bytes.
 pub const MAX_SIZE: usize = 1 << 20;

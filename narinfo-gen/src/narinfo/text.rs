@@ -17,17 +17,25 @@ const FIRST_FIELD: &str = "StorePath: ";
 ///
 /// # Errors
 /// Refuses empty, malformed or truncated text, with the number of the narinfo. Passes on the errors of `each`.
-pub fn read_text(
+pub fn read_text(input: impl BufRead, store_dir: &StoreDir, mut each: impl FnMut(NarInfo, bool) -> Result) -> Result {
+    read_verbatim_text(input, store_dir, |narinfo, _, more| each(narinfo, more))
+}
+
+/// Reads narinfo text as [`read_text`] does. Passes the exact text of each narinfo to `each` too.
+///
+/// # Errors
+/// See [`read_text`].
+pub fn read_verbatim_text(
     mut input: impl BufRead,
     store_dir: &StoreDir,
-    mut each: impl FnMut(NarInfo, bool) -> Result,
+    mut each: impl FnMut(NarInfo, &str, bool) -> Result,
 ) -> Result {
     for count in 1_u64.. {
         let mut text = Vec::new();
         let position = || format!("narinfo {count} of the stream");
         let more = read_block(&mut input, &mut text).context(position)?;
-        let narinfo = utf8(text).context(position)?;
-        each(NarInfo::parse(&narinfo, store_dir).context(position)?, more)?;
+        let text = utf8(text).context(position)?;
+        each(NarInfo::parse(&text, store_dir).context(position)?, &text, more)?;
         if !more {
             break;
         }

@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use md5::{Digest, Md5};
 use nar_pack::error::Result;
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 use tokio::sync::Mutex;
 
+use crate::remote::etag::{Md5Tag, md5_tag, md5_tag_of};
 use crate::remote::listing::{estimate_pages_after, list_after};
 use crate::remote::s3::{Bucket, ListFrom, ListedObject};
 
@@ -24,6 +24,10 @@ struct State {
     found: HashMap<HashPart, Option<Md5Tag>>,
     /// Paths that a lookup did not find. If another process publishes one later, the conditional write finds it.
     absent: HashSet<HashPart>,
+    /// Paths that a collector has doomed: they count as missing.
+    doomed: HashSet<HashPart>,
+    /// Paths that this push has written, and that are not doomed any more.
+    written: HashSet<HashPart>,
     listing: Listing,
     /// Number of lookups expected so far.
     expected_lookups: u64,
@@ -53,7 +57,26 @@ impl Existing {
             }
             Some(_) | None => Listing::Unusable,
         };
-        Ok(Self { state: Mutex::new(State { found, absent: HashSet::new(), listing, expected_lookups: 0 }) })
+        let state = State {
+            found,
+            absent: HashSet::new(),
+            doomed: HashSet::new(),
+            written: HashSet::new(),
+            listing,
+            expected_lookups: 0,
+        };
+        Ok(Self { state: Mutex::new(state) })
+    }
+
+    /// Sets which paths a collector has doomed.
+    pub async fn set_doomed(&self, doomed: HashSet<HashPart>) {
+        let mut state = self.state.lock().await;
+        state.doomed = doomed.difference(&state.written).copied().collect();
+    }
+
+    /// Returns whether a collector has doomed the path, and this push has not written it since.
+    pub async fn is_doomed(&self, hash: HashPart) -> bool {
+        self.state.lock().await.doomed.contains(&hash)
     }
 
     /// Announces `count` lookups, and lists the whole cache if that needs fewer requests.
@@ -74,7 +97,7 @@ impl Existing {
         Ok(())
     }
 
-    /// Returns whether the bucket has the narinfo of that path.
+    /// Returns whether the bucket has the narinfo of that path. One that is doomed counts as missing.
     ///
     /// # Errors
     /// Fails when the lookup does.
@@ -82,6 +105,9 @@ impl Existing {
         let key = format!("{hash}.narinfo");
         {
             let state = self.state.lock().await;
+            if state.doomed.contains(&hash) {
+                return Ok(false);
+            }
             let is_listed = match &state.listing {
                 Listing::Complete => true,
                 Listing::UpTo(last) => key <= *last,
@@ -104,47 +130,23 @@ impl Existing {
     /// Returns whether the narinfo of that path in the bucket is exactly this text, according to its entity tag.
     pub async fn has_text(&self, hash: HashPart, text: &str) -> bool {
         let state = self.state.lock().await;
-        state.found.get(&hash).is_some_and(|tag| *tag == Some(Md5::digest(text).into()))
+        state.found.get(&hash).is_some_and(|tag| *tag == Some(md5_tag_of(text.as_bytes())))
     }
 
     /// Records that the bucket has the path now.
     pub async fn add(&self, hash: HashPart) {
         let mut state = self.state.lock().await;
         state.absent.remove(&hash);
+        state.doomed.remove(&hash);
+        state.written.insert(hash);
         state.found.insert(hash, None);
     }
-}
-
-/// An entity tag that is an MD5 hash: that of an object uploaded in one request without encryption by KMS keys.
-type Md5Tag = [u8; 16];
-
-fn md5_tag(etag: &str) -> Option<Md5Tag> {
-    let mut tag = Md5Tag::default();
-    hex::decode_to_slice(etag, &mut tag).ok()?;
-    Some(tag)
 }
 
 fn add_narinfos(found: &mut HashMap<HashPart, Option<Md5Tag>>, entries: Vec<ListedObject>) {
     for entry in entries {
         if let Some(Object::Narinfo(hash)) = Object::of_key(&entry.key) {
             found.insert(hash, md5_tag(&entry.etag));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entity_tags_that_are_not_md5_hashes_are_ignored() {
-        assert_eq!(
-            md5_tag("000102030405060708090a0b0c0d0e0f"),
-            Some([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
-        );
-        for tag in ["", "d41d8cd98f00b204e9800998ecf8427e-2", "zz0102030405060708090a0b0c0d0e0f", "ééééééééééééééé0"]
-        {
-            assert_eq!(md5_tag(tag), None);
         }
     }
 }

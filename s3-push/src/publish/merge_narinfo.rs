@@ -62,25 +62,53 @@ impl PublishContext {
     /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, or replaces it with
     /// `--exact`. If it describes another NAR, that NAR is read from the bucket and verified.
     pub async fn publish_narinfo_alone(&self, narinfo: &NarInfo) -> Result<Status> {
+        let is_doomed = self.existing.is_doomed(narinfo.path.hash_part()).await;
         for _ in 0..MAX_MERGE_ATTEMPTS {
             let remote = self.fetch_narinfo(narinfo).await?;
             let (remote, etag) = remote.map_or((None, None), |remote| (Some(remote.narinfo), remote.etag));
             let merge_with = remote.as_ref().filter(|remote| !self.options.exact && remote.same_contents(narinfo));
             let merged = merge_with.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().merged_with(remote));
-            if remote.as_ref() == Some(&merged) {
+            if remote.as_ref() == Some(&merged) && !is_doomed {
                 return Ok(Status::Present);
             }
             let is_same_nar =
                 remote.is_some_and(|remote| is_same_file(&remote, &merged) && remote.same_contents(&merged));
             if !is_same_nar {
                 self.verify_remote_nar(&merged).await?;
+                self.confirm_nar(&merged).await?;
             }
-            if self.replace_narinfo(&merged, etag.as_deref()).await? {
+            if self.replace_narinfo(&merged, etag.as_deref()).await?
+                && (!is_doomed || self.collector_wait.confirm(self.bucket(), &merged.key()).await?)
+            {
                 return Ok(if is_same_nar {
                     Status::Signed
                 } else {
                     Status::Sent { bytes: 0, signed: is_signed(&merged) }
                 });
+            }
+        }
+        Err(too_many_conflicts(narinfo))
+    }
+
+    /// Writes the narinfo of a doomed path, so that it is young, and keeps the signatures of the one that is there.
+    /// Returns when the collector cannot delete it any more.
+    pub async fn put_doomed_narinfo(&self, narinfo: &NarInfo) -> Result {
+        for _ in 0..MAX_MERGE_ATTEMPTS {
+            let remote = self.fetch_narinfo(narinfo).await?;
+            let (remote, etag) = remote.map_or((None, None), |remote| (Some(remote.narinfo), remote.etag));
+            let is_absent = remote.is_none();
+            let remote = remote.filter(|remote| remote.same_contents(narinfo));
+            let merged = remote.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().merged_with(&remote));
+            let is_written = if is_absent {
+                let body = merged.to_text()?.into();
+                let outcome = self.bucket().put_new(&merged.key(), narinfo_content_type(&merged), body).await?;
+                outcome == PutOutcome::Created
+            } else {
+                self.replace_narinfo(&merged, etag.as_deref()).await?
+            };
+            if is_written && self.collector_wait.confirm(self.bucket(), &narinfo.key()).await? {
+                self.existing.add(narinfo.path.hash_part()).await;
+                return Ok(());
             }
         }
         Err(too_many_conflicts(narinfo))

@@ -8,6 +8,7 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::narinfo::{MAX_SIZE, NarInfo};
 
+use crate::publish::collection::Doomed;
 use crate::publish::existing::Existing;
 use crate::publish::upstream::Upstreams;
 use crate::remote::s3::Bucket;
@@ -107,6 +108,7 @@ pub async fn find_missing_paths<'a>(
     paths: &'a [StorePath],
 ) -> Result<Vec<&'a StorePath>> {
     let existing = Existing::open(bucket).await?;
+    existing.set_doomed(Doomed::read(bucket, &requirements.store_dir).await?.paths).await;
     existing.expect_lookups(bucket, paths.len() as u64).await?;
     let lookups = stream::iter(paths.iter().map(async |path| {
         let is_in_bucket = existing.has(bucket, path.hash_part()).await? && requirements.are_met(bucket, path).await?;

@@ -146,6 +146,7 @@ impl Uploader {
     /// Looks up the object of a NAR, which another process may have completed.
     async fn find_completed(&self, state: &MultipartState<'_>) -> Option<UploadedObject> {
         match (state.overwrite, state.length) {
+            // The target of a doomed object is not of this kind, because the object exists.
             (Overwrite::Never, BodyLength::Multipart { size, .. }) => {
                 self.find_object(&state.upload.key, Some(size)).await.ok().flatten()
             }

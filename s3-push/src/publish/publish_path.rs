@@ -13,6 +13,7 @@ use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
 use tokio::sync::{Semaphore, watch};
 
+use crate::publish::collection::{CollectorWait, Doomed};
 use crate::publish::existing::Existing;
 use crate::publish::nar_state::{NarState, SharedResult};
 use crate::publish::publisher::PublishOptions;
@@ -50,6 +51,8 @@ pub struct PublishContext {
     pub upstreams: Upstreams,
     /// The options of the push.
     pub options: PublishOptions,
+    /// Waits for collectors.
+    pub collector_wait: CollectorWait,
 }
 
 impl PublishContext {
@@ -132,6 +135,11 @@ impl PublishContext {
 
     /// Writes a narinfo, which makes the path visible. `UploadedObject` is the proof that its NAR is complete.
     async fn put_narinfo(&self, narinfo: &NarInfo, _: UploadedObject) -> Result<Status> {
+        self.confirm_nar(narinfo).await?;
+        if self.existing.is_doomed(narinfo.path.hash_part()).await {
+            self.put_doomed_narinfo(narinfo).await?;
+            return Ok(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) });
+        }
         let text = narinfo.to_text()?.into();
         let outcome = self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), text).await?;
         let merged = match outcome {
@@ -141,6 +149,26 @@ impl PublishContext {
         self.existing.add(narinfo.path.hash_part()).await;
         let sent = Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) };
         Ok(merged.unwrap_or(sent))
+    }
+
+    /// Checks that the collector cannot delete the NAR any more, if it was doomed: this push has written it, no collector
+    /// deletes, and the NAR is there.
+    pub async fn confirm_nar(&self, narinfo: &NarInfo) -> Result {
+        let (doomed, key) = (&self.uploader.doomed, narinfo.url.as_str());
+        if !doomed.was_doomed(key) || (!doomed.contains(key) && self.collector_wait.confirm(self.bucket(), key).await?)
+        {
+            return Ok(());
+        }
+        let error = format!("{}: a collector deletes its NAR, {key}", narinfo.full_path());
+        Err(Error::failed(error).with_hint("run the same command again"))
+    }
+
+    /// Reads anew which paths are doomed: a push may last longer than a path is doomed.
+    pub async fn read_doomed_again(&self) -> Result {
+        let doomed = Doomed::read(self.bucket(), &self.options.store_dir).await?;
+        self.existing.set_doomed(doomed.paths).await;
+        self.uploader.doomed.set(doomed.keys);
+        Ok(())
     }
 
     /// Reads the NAR of a narinfo from the bucket and verifies it against the narinfo.
@@ -164,6 +192,7 @@ impl PublishContext {
                 continue;
             }
             digests.context(|| self.bucket().display_url(&narinfo.url))?.require(narinfo)?;
+            self.uploader.renew_doomed_nar(&narinfo.url).await?;
             return Ok(uploaded);
         }
     }

@@ -17,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use crate::publish::body::Part;
 use crate::publish::cache_info::CacheInfoState;
+use crate::publish::collection::{CollectorWait, Doomed, RECORDS_LIFETIME};
 use crate::publish::existing::Existing;
 use crate::publish::intake::{Event, ReceivedNar};
 use crate::publish::nar_state::{NarState, PendingNar, SharedResult};
@@ -42,6 +43,8 @@ pub struct PublishOptions {
     pub is_narinfo_only: bool,
     /// Whether narinfo text replaces the narinfos in the cache instead of being merged with them.
     pub exact: bool,
+    /// Maximum time to wait for a collector that deletes.
+    pub collector_timeout: Duration,
     /// Whether NARs of paths that the cache has are put again where they are missing or damaged.
     pub repair: bool,
 }
@@ -88,10 +91,23 @@ impl Publisher {
         report: Report,
     ) -> Result<Self> {
         let cache_info = CacheInfoState::read(&uploader.bucket, &options.store_dir).await?;
+        // Before the listing: a path that is not doomed now is not deleted for a day.
+        let doomed = Doomed::read(&uploader.bucket, &options.store_dir).await?;
         let existing = Existing::open(&uploader.bucket).await?;
+        existing.set_doomed(doomed.paths).await;
+        uploader.doomed.set(doomed.keys);
+        let collector_wait = CollectorWait::new(options.collector_timeout);
         let unclaimed_nars = UnclaimedNars::default();
         let verification_permits = Semaphore::new(uploader.bucket.max_in_flight().into());
-        let context = PublishContext { unclaimed_nars, uploader, verification_permits, existing, upstreams, options };
+        let context = PublishContext {
+            unclaimed_nars,
+            uploader,
+            verification_permits,
+            existing,
+            upstreams,
+            options,
+            collector_wait,
+        };
         Ok(Self {
             context: Arc::new(context),
             report,
@@ -117,12 +133,15 @@ impl Publisher {
     ) -> Result<Report> {
         let mut is_open = true;
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        let mut records_expired =
+            tokio::time::interval_at(tokio::time::Instant::now() + RECORDS_LIFETIME, RECORDS_LIFETIME);
         while is_open || !self.tasks.is_empty() {
             tokio::select! {
                 event = events.recv(), if is_open && self.tasks.len() < MAX_TASKS => match event {
                     Some(event) => self.handle_event(event).await?,
                     None => is_open = false,
                 },
+                _ = records_expired.tick() => self.context.read_doomed_again().await?,
                 _ = tick.tick() => self.report.progress(self.context.uploader.processed_bytes()),
                 Some(outcome) = self.tasks.join_next() => self.handle_outcome(outcome)?,
             }

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::TOOL;
 use crate::publish::body::{Body, BodyLength, Part};
+use crate::publish::collection::DoomedObjects;
 use crate::publish::multipart::OpenUploads;
 use crate::remote::Remote;
 use crate::remote::s3::{Bucket, PutOutcome};
@@ -70,6 +71,8 @@ pub struct Uploader {
     pub bucket: Arc<Bucket>,
     /// The bucket, for reading NARs. All readers of a push share its limit of ranges in memory.
     pub reader: Arc<Remote>,
+    /// The objects that a collector has doomed. One of them counts as missing until this push has written it.
+    pub doomed: DoomedObjects,
     pub(super) open_uploads: OpenUploads,
     /// Parts that are sent, and uploads that are created, at the same time. Without this limit every part that has
     /// arrived would wait in memory for a permit of the bucket, and a part would only be read later if memory is short.
@@ -90,6 +93,7 @@ impl Uploader {
         Self {
             bucket,
             reader,
+            doomed: DoomedObjects::default(),
             part_permits,
             open_uploads: OpenUploads::default(),
             check_existing: false,
@@ -127,6 +131,21 @@ impl Uploader {
     /// # Errors
     /// The error of `verification` or of the service; nothing is visible then.
     pub async fn upload<V>(
+        self: &Arc<Self>,
+        target: &ObjectTarget<'_>,
+        body: Body,
+        verification: impl Future<Output = Result<V>>,
+    ) -> Result<(V, UploadedObject)> {
+        let overwrite = match target.overwrite {
+            Overwrite::Never if self.doomed.contains(target.key) => Overwrite::Damaged,
+            overwrite => overwrite,
+        };
+        let uploaded = self.upload_to(&ObjectTarget { overwrite, ..*target }, body, verification).await?;
+        self.doomed.set_written(target.key);
+        Ok(uploaded)
+    }
+
+    async fn upload_to<V>(
         self: &Arc<Self>,
         target: &ObjectTarget<'_>,
         mut body: Body,
@@ -196,6 +215,9 @@ impl Uploader {
     /// # Errors
     /// Fails when the service does.
     pub async fn find_large_nar(&self, key: &str, size: u64) -> Result<ExistingNar> {
+        if self.doomed.contains(key) {
+            return Ok(ExistingNar::Missing);
+        }
         let Some(head) = self.bucket.head(key).await? else { return Ok(ExistingNar::Missing) };
         match file_hash_in(key) {
             Some(_) if head.size != size => return Ok(ExistingNar::Damaged),
@@ -242,7 +264,19 @@ impl Uploader {
         }
     }
 
-    /// Looks up an object with that key, and of that size if given.
+    /// Writes a doomed NAR again, which the service copies onto itself, so that it is young.
+    ///
+    /// # Errors
+    /// Fails when the service does.
+    pub async fn renew_doomed_nar(&self, key: &str) -> Result {
+        if self.doomed.contains(key) {
+            self.bucket.copy_onto_itself(key, Object::Nar(None).content_type()).await?;
+            self.doomed.set_written(key);
+        }
+        Ok(())
+    }
+
+    /// Looks up an object with that key, and of that size if given. A doomed one is found too.
     ///
     /// # Errors
     /// Fails when the service does.

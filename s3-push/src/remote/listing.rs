@@ -6,7 +6,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::Object;
 
-use crate::remote::s3::{Bucket, ListFrom, ListedObject};
+use crate::remote::s3::{Bucket, ListDepth, ListFrom, ListedObject};
 
 /// Digits of Nix's base 32, in the order of their bytes.
 const DIGITS: &str = "0123456789abcdfghijklmnpqrsvwxyz";
@@ -26,37 +26,61 @@ const POSITIONS: u64 = 32_u64.pow(POSITION_DIGITS);
 /// # Errors
 /// Fails if the bucket cannot be listed.
 pub async fn list_hash_parts(bucket: &Bucket) -> Result<Vec<HashPart>> {
-    let entries = list_range(bucket, String::new(), None).await?;
     let narinfo = |entry: ListedObject| match Object::of_key(&entry.key) {
         Some(Object::Narinfo(hash)) => Some(hash),
         _ => None,
     };
-    let mut hashes: Vec<HashPart> = entries.into_iter().filter_map(narinfo).collect();
+    let mut hashes = list_range(bucket, TOP_LEVEL, ListFrom::Beginning, None, narinfo).await?;
     hashes.sort_unstable();
     hashes.dedup();
     Ok(hashes)
 }
 
-/// Lists all keys that begin with `prefix`, also those with further slashes, sorted.
+/// Lists the objects at the top level for which `keep` returns something, each of them at least once, in parallel if
+/// there are many.
+///
+/// # Errors
+/// Fails if the bucket cannot be listed.
+pub async fn list_top_level<T>(bucket: &Bucket, keep: impl Fn(ListedObject) -> Option<T> + Copy) -> Result<Vec<T>> {
+    let page = bucket.list("", ListFrom::Beginning).await?.ok_or_else(|| bucket.listing_forbidden())?;
+    let is_sorted = page.entries.is_sorted_by(|a, b| a.key < b.key);
+    let last = page.entries.last().map(|entry| entry.key.clone()).unwrap_or_default();
+    let mut kept: Vec<T> = page.entries.into_iter().filter_map(keep).collect();
+    let Some(token) = page.next else { return Ok(kept) };
+    if !is_sorted || last.is_empty() {
+        // As in S3 directory buckets: a listing without an order cannot be split.
+        kept.extend(list_range(bucket, TOP_LEVEL, ListFrom::Page(token), None, keep).await?);
+        return Ok(kept);
+    }
+    let ranges = ranges_after(&last).into_iter();
+    let ranges = ranges.map(|(after, until)| list_range(bucket, TOP_LEVEL, ListFrom::After(after), until, keep));
+    let mut ranges = stream::iter(ranges).buffer_unordered(MAX_PARALLEL);
+    while let Some(range) = ranges.try_next().await? {
+        kept.extend(range);
+    }
+    Ok(kept)
+}
+
+/// Lists the objects whose key begins with `prefix`, at any depth.
+///
+/// # Errors
+/// Fails if the bucket cannot be listed.
+pub async fn list_below(bucket: &Bucket, prefix: &str) -> Result<Vec<ListedObject>> {
+    list_range(bucket, (prefix, ListDepth::All), ListFrom::Beginning, None, Some).await
+}
+
+/// The keys without a slash.
+const TOP_LEVEL: (&str, ListDepth) = ("", ListDepth::One);
+
+/// Lists all keys that begin with `prefix`, at any depth, sorted.
 ///
 /// # Errors
 /// Fails if the bucket cannot be listed; refuses a listing that repeats a page.
 pub async fn list_keys(bucket: &Bucket, prefix: &str) -> Result<Vec<String>> {
-    let (mut keys, mut start): (Vec<String>, ListFrom) = (Vec::new(), ListFrom::Beginning);
-    loop {
-        let page = bucket.list_flat(prefix, start).await?.ok_or_else(|| bucket.listing_forbidden())?;
-        let page_keys: Vec<String> = page.entries.into_iter().map(|entry| entry.key).collect();
-        // Keys come in the order of their bytes, so a page that does not continue the previous one would never end.
-        if page.next.is_some() && page_keys.last() <= keys.last() {
-            let url = bucket.display_url(prefix);
-            return Err(Error::refused(format!("listing {url}: the server returned the same page twice")));
-        }
-        keys.extend(page_keys);
-        match page.next {
-            Some(token) => start = ListFrom::Page(token),
-            None => return Ok(keys),
-        }
-    }
+    let mut keys =
+        list_range(bucket, (prefix, ListDepth::All), ListFrom::Beginning, None, |entry| Some(entry.key)).await?;
+    keys.sort_unstable();
+    Ok(keys)
 }
 
 /// Lists every object after the key `last`, in parallel; `last` is the end of the first page. The order is arbitrary.
@@ -64,34 +88,42 @@ pub async fn list_keys(bucket: &Bucket, prefix: &str) -> Result<Vec<String>> {
 /// # Errors
 /// Fails if the bucket cannot be listed.
 pub async fn list_after(bucket: &Bucket, last: &str) -> Result<Vec<ListedObject>> {
-    let ranges = ranges_after(last).into_iter().map(|(after, until)| list_range(bucket, after, until));
+    let start = |after: String| if after.is_empty() { ListFrom::Beginning } else { ListFrom::After(after) };
+    let ranges = ranges_after(last).into_iter();
+    let ranges = ranges.map(|(after, until)| list_range(bucket, TOP_LEVEL, start(after), until, Some));
     let ranges: Vec<Vec<ListedObject>> = stream::iter(ranges).buffer_unordered(MAX_PARALLEL).try_collect().await?;
     Ok(ranges.into_iter().flatten().collect())
 }
 
-/// Lists every object whose key comes after `after`, up to the page that reaches `until`.
+/// Lists the objects below a prefix from `start` up to the page that reaches `until`, and keeps what `keep` returns.
 ///
 /// # Errors
 /// Fails if the bucket cannot be listed; refuses a listing that repeats a page.
-async fn list_range(bucket: &Bucket, after: String, until: Option<String>) -> Result<Vec<ListedObject>> {
-    let mut entries: Vec<ListedObject> = Vec::new();
+async fn list_range<T>(
+    bucket: &Bucket,
+    (prefix, depth): (&str, ListDepth),
+    mut start: ListFrom,
+    until: Option<String>,
+    keep: impl Fn(ListedObject) -> Option<T>,
+) -> Result<Vec<T>> {
+    let mut kept: Vec<T> = Vec::new();
     let mut previous_first: Option<String> = None;
     let mut previous_token: Option<String> = None;
-    let mut start = if after.is_empty() { ListFrom::Beginning } else { ListFrom::After(after) };
     loop {
-        let page = bucket.list("", start).await?.ok_or_else(|| bucket.listing_forbidden())?;
+        let page = bucket.list_to_depth(prefix, depth, start).await?.ok_or_else(|| bucket.listing_forbidden())?;
         let first = page.entries.first().map(|entry| entry.key.clone());
         if (first.is_some() && first == previous_first) || (page.next.is_some() && page.next == previous_token) {
-            let url = bucket.display_url("");
+            let url = bucket.display_url(prefix);
             return Err(Error::refused(format!("cannot list {url}: the server returned the same page twice")));
         }
         previous_first = first.or(previous_first);
         previous_token.clone_from(&page.next);
-        entries.extend(page.entries);
-        let is_complete = || until.as_ref().is_some_and(|until| entries.last().is_some_and(|last| last.key >= *until));
+        let last = page.entries.last().map(|entry| entry.key.as_str());
+        let is_complete = last.zip(until.as_deref()).is_some_and(|(last, until)| last >= until);
+        kept.extend(page.entries.into_iter().filter_map(&keep));
         start = match page.next {
-            Some(token) if !is_complete() => ListFrom::Page(token),
-            _ => return Ok(entries),
+            Some(token) if !is_complete => ListFrom::Page(token),
+            _ => return Ok(kept),
         };
     }
 }

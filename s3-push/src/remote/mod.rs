@@ -13,6 +13,8 @@
 //! | `file` | directories |
 //! | `transfer`, `chunks` | bodies: ranges, resuming, and passing them to threads that block |
 //! | `listing` | the store paths of a bucket, and listing it in parallel |
+//! | `liveness`, `pins`, `etag` | the paths that are pinned, and those that nobody needs |
+//! | `cli` | the options of commands on a bucket |
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
 //! | `first_response` | the note that a server does not respond |
 //! | `error_chain`, `hints` | the text of errors of other libraries, and hints for wrong URLs |
@@ -22,9 +24,13 @@
 #[cfg(feature = "client")]
 pub mod chunks;
 #[cfg(feature = "client")]
+pub mod cli;
+#[cfg(feature = "client")]
 mod concurrency;
 #[cfg(feature = "client")]
 mod error_chain;
+#[cfg(feature = "client")]
+pub mod etag;
 #[cfg(feature = "client")]
 mod file;
 #[cfg(feature = "client")]
@@ -35,11 +41,15 @@ mod hints;
 mod http;
 #[cfg(feature = "client")]
 pub mod listing;
+#[cfg(feature = "client")]
+pub mod liveness;
 pub mod location;
 #[cfg(feature = "client")]
 mod netrc;
 #[cfg(feature = "client")]
 pub mod option_values;
+#[cfg(feature = "client")]
+pub mod pins;
 #[cfg(feature = "client")]
 pub mod progress;
 #[cfg(feature = "client")]

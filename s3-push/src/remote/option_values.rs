@@ -27,6 +27,23 @@ pub fn parse_timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses an age such as `30d` or `12h`.
+///
+/// # Errors
+/// Returns a message for the user.
+pub fn parse_age(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "expected a duration such as 30d or 12h".to_owned())
+}
+
+/// Parses a share of 0 to 100 percent, such as `20%`.
+///
+/// # Errors
+/// Returns a message for the user.
+pub fn parse_percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse();
+    number.ok().filter(|percent| *percent <= 100).ok_or_else(|| "expected a share such as 20%".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

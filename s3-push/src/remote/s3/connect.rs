@@ -101,6 +101,7 @@ impl Bucket {
             is_readable: AtomicBool::new(false),
             was_forbidden: AtomicBool::new(false),
             supports_conditional_writes: AtomicBool::new(true),
+            supports_delete_objects: AtomicBool::new(true),
             reported_permissions: Mutex::default(),
             counts,
         }

@@ -9,7 +9,10 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::abort_multipart_upload::AbortMultipartUploadError;
 use aws_sdk_s3::operation::complete_multipart_upload::CompleteMultipartUploadError;
+use aws_sdk_s3::operation::copy_object::CopyObjectError;
 use aws_sdk_s3::operation::create_multipart_upload::CreateMultipartUploadError;
+use aws_sdk_s3::operation::delete_object::DeleteObjectError;
+use aws_sdk_s3::operation::delete_objects::DeleteObjectsError;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::operation::head_object::HeadObjectError;
 use aws_sdk_s3::operation::list_multipart_uploads::ListMultipartUploadsError;
@@ -52,6 +55,7 @@ required_permissions! {
     GetObjectError: "s3:GetObject",
     HeadObjectError: "s3:GetObject",
     PutObjectError: "s3:PutObject",
+    CopyObjectError: "s3:PutObject",
     CreateMultipartUploadError: "s3:PutObject",
     UploadPartError: "s3:PutObject",
     CompleteMultipartUploadError: "s3:PutObject",
@@ -59,6 +63,8 @@ required_permissions! {
     ListObjectsV2Error: "s3:ListBucket",
     ListMultipartUploadsError: "s3:ListBucketMultipartUploads",
     ListPartsError: "s3:ListMultipartUploadParts",
+    DeleteObjectError: "s3:DeleteObject",
+    DeleteObjectsError: "s3:DeleteObject",
 }
 
 /// The error of an S3 operation.
@@ -168,6 +174,7 @@ impl Bucket {
         let policy = match permission {
             _ if permission == GetObjectError::PERMISSION => "--read-only",
             _ if permission == ListObjectsV2Error::PERMISSION => "--read-only --allow-list",
+            _ if permission == DeleteObjectError::PERMISSION => "--admin",
             _ => "--upload",
         };
         Error::failed(error).with_hint(format!("'cache-policy {policy}' prints a policy with this permission"))

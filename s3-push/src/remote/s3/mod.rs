@@ -3,6 +3,7 @@
 
 mod connect;
 mod credentials;
+mod delete;
 mod errors;
 mod multipart;
 mod object_options;
@@ -28,9 +29,10 @@ use crate::remote::retry::{Backoff, RequestLimits};
 use credentials::InstanceError;
 
 pub use connect::Access;
+pub use delete::MAX_DELETED_AT_ONCE;
 pub use multipart::{MultipartUpload, RemotePart, UploadedPart};
 pub use object_options::{Encryption, ObjectOptions, Retention, RetentionMode};
-pub use read::{ListFrom, ListedObject, ObjectHead, Page};
+pub use read::{ListDepth, ListFrom, ListedObject, ObjectHead, Page};
 pub use write::PutOutcome;
 
 /// A bucket, or the part of it below a prefix. Keys are relative to the prefix.
@@ -60,6 +62,8 @@ pub struct Bucket {
     was_forbidden: AtomicBool,
     /// Cleared if the service turns out not to support conditional writes.
     supports_conditional_writes: AtomicBool,
+    /// Cleared if the service turns out not to delete several objects in one request.
+    supports_delete_objects: AtomicBool,
     /// Missing permissions for optional requests that were reported.
     reported_permissions: Mutex<Vec<&'static str>>,
     counts: RequestCounts,
@@ -80,6 +84,12 @@ impl Bucket {
     pub fn with_dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
+    }
+
+    /// Returns whether writes do nothing and report success.
+    #[must_use]
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
     }
 
     /// Returns the location of the bucket.
@@ -181,11 +191,13 @@ enum RequestKind {
     AbortMultipartUpload,
     ListMultipartUploads,
     ListParts,
+    Delete,
+    Copy,
 }
 
 impl RequestKind {
     /// All kinds in the order of their declaration, with their names in reports.
-    const ALL: [(Self, &str); 10] = [
+    const ALL: [(Self, &str); 12] = [
         (Self::Get, "get"),
         (Self::Head, "head"),
         (Self::Put, "put"),
@@ -196,5 +208,7 @@ impl RequestKind {
         (Self::AbortMultipartUpload, "abortMultipartUpload"),
         (Self::ListMultipartUploads, "listMultipartUploads"),
         (Self::ListParts, "listParts"),
+        (Self::Delete, "delete"),
+        (Self::Copy, "copy"),
     ];
 }

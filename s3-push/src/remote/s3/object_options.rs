@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use aws_sdk_s3::operation::copy_object::builders::CopyObjectFluentBuilder;
 use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::DateTime;
@@ -89,6 +90,10 @@ impl ObjectOptions {
         &self,
         request: CreateMultipartUploadFluentBuilder,
     ) -> CreateMultipartUploadFluentBuilder {
+        apply!(self, request)
+    }
+
+    pub(super) fn apply_to_copy(&self, request: CopyObjectFluentBuilder) -> CopyObjectFluentBuilder {
         apply!(self, request)
     }
 

@@ -1,6 +1,7 @@
 //! Reading from a bucket: objects, their sizes, and listings.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::Client;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -27,6 +28,17 @@ pub struct ListedObject {
     pub key: String,
     /// The entity tag without quotes; empty if the service does not send it.
     pub etag: String,
+    /// When it was written, by the clock of the service, in whole seconds; none if the service does not send it.
+    pub last_modified: Option<SystemTime>,
+}
+
+/// Which keys a listing contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListDepth {
+    /// Those that contain no slash after the prefix.
+    One,
+    /// All that begin with the prefix.
+    All,
 }
 
 /// Where a page of a listing starts.
@@ -137,26 +149,23 @@ impl Bucket {
     /// # Errors
     /// Fails if the service or the network does.
     pub async fn list(&self, prefix: &str, from: ListFrom) -> Result<Option<Page>> {
-        self.list_page(prefix, from, Some("/")).await
+        self.list_to_depth(prefix, ListDepth::One, from).await
     }
 
-    /// Lists one page of all keys that begin with `prefix`. Returns none if listing is forbidden.
+    /// Lists one page of the keys that begin with `prefix`. Returns none if listing is forbidden.
     ///
     /// # Errors
-    /// See [`Bucket::list`].
-    pub async fn list_flat(&self, prefix: &str, from: ListFrom) -> Result<Option<Page>> {
-        self.list_page(prefix, from, None).await
-    }
-
-    async fn list_page(&self, prefix: &str, from: ListFrom, delimiter: Option<&str>) -> Result<Option<Page>> {
+    /// Fails if the service or the network does.
+    pub async fn list_to_depth(&self, prefix: &str, depth: ListDepth, from: ListFrom) -> Result<Option<Page>> {
         let (after, token) = match from {
             ListFrom::Beginning => (None, None),
             ListFrom::After(key) => (Some(self.location.key(&key)), None),
             ListFrom::Page(token) => (None, Some(token)),
         };
+        let delimiter = (depth == ListDepth::One).then(|| "/".to_owned());
         let request = |client: &Client| {
             let request = client.list_objects_v2().bucket(&self.location.bucket).prefix(self.location.key(prefix));
-            let request = request.set_delimiter(delimiter.map(str::to_owned)).set_start_after(after.clone());
+            let request = request.set_delimiter(delimiter.clone()).set_start_after(after.clone());
             request.set_continuation_token(token.clone()).send()
         };
         let output = match self.send_read(RequestKind::List, request).await.0 {
@@ -172,7 +181,10 @@ impl Bucket {
         }
         let entries = output.contents.unwrap_or_default().into_iter().filter_map(|entry| {
             let key = entry.key?.strip_prefix(&self.location.prefix)?.to_owned();
-            Some(ListedObject { key, etag: entry.e_tag.unwrap_or_default().trim_matches('"').to_owned() })
+            let etag = entry.e_tag.unwrap_or_default().trim_matches('"').to_owned();
+            let seconds = entry.last_modified.and_then(|time| u64::try_from(time.secs()).ok());
+            let last_modified = seconds.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            Some(ListedObject { key, etag, last_modified })
         });
         Ok(Some(Page { entries: entries.collect(), next }))
     }

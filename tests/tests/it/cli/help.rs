@@ -6,7 +6,7 @@ use std::fs;
 
 use cache_tests::{Scratch, repository};
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 15] = [
     "nar-pack",
     "narinfo-gen",
     "cache-sign",
@@ -14,7 +14,13 @@ const COMMANDS: [&str; 9] = [
     "cache-sign public-key",
     "cache-sign verify",
     "s3-push",
+    "s3-push pin",
+    "s3-push unpin",
+    "s3-push delete",
+    "s3-push collect",
     "s3-pull",
+    "s3-pull pins",
+    "s3-pull dead",
     "cache-policy",
 ];
 

@@ -1,0 +1,35 @@
+//! `s3-pull dead`: the narinfos of the paths that nothing keeps.
+
+use indicatif::HumanCount;
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
+use nar_pack::store_path::StoreDir;
+use s3_push::remote::liveness::{RootOptions, find_dead};
+use s3_push::remote::s3::Access;
+use tokio::runtime::Runtime;
+
+use super::cli::DeadArgs;
+use super::{connect, split_url};
+use crate::TOOL;
+
+pub fn run(runtime: &Runtime, args: &DeadArgs) -> Result {
+    let store_dir = StoreDir::new(&args.bucket.store_dir)?;
+    let (url, unexpected) = split_url(&args.targets)?;
+    if let Some(argument) = unexpected {
+        return Err(Error::usage(format!("unexpected argument {argument}")));
+    }
+    let options = RootOptions::from_args(&args.roots, &store_dir)?;
+    let dead = runtime.block_on(async {
+        let bucket = connect(&url, &args.bucket, Access::SignedIfPossible { has_opt_out: false }).await?;
+        find_dead(&bucket, &store_dir, &options).await
+    })?;
+    let (count, total) = (dead.count() as u64, dead.total as u64);
+    let mut out = stdio::stdout(None)?;
+    dead.write(&mut out)?;
+    out.finish()?;
+    if !args.bucket.quiet {
+        process::print_message(TOOL, format!("{} of {} paths are dead", HumanCount(count), HumanCount(total)));
+    }
+    Ok(())
+}

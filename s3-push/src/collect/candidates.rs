@@ -1,0 +1,92 @@
+//! The paths that are to be deleted: narinfo text, which proves what is deleted.
+
+use std::collections::HashSet;
+
+use nar_pack::error::{Error, Result};
+use nar_pack::stdio;
+use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use narinfo_gen::narinfo::{self, NarInfo, read_verbatim_text};
+
+use crate::remote::etag::{Md5Tag, md5_tag_of};
+use crate::remote::liveness::{DeadPaths, ListedNarinfo, TextSpool};
+use crate::remote::s3::Bucket;
+
+/// One path.
+pub struct Candidate {
+    /// The path.
+    pub path: StorePath,
+    /// Its references, without itself.
+    pub references: Vec<HashPart>,
+    /// The MD5 hash of its narinfo.
+    md5: Md5Tag,
+}
+
+impl Candidate {
+    /// Returns whether the narinfo in the bucket has exactly this text. An entity tag that is not its MD5 hash proves
+    /// nothing, since with encryption it may be anything, so the text is read.
+    ///
+    /// # Errors
+    /// Fails if it cannot be read.
+    pub async fn is_unchanged(&self, bucket: &Bucket, listed: &ListedNarinfo) -> Result<bool> {
+        if listed.md5 == Some(self.md5) {
+            return Ok(true);
+        }
+        let found = bucket.get_text(&listed.key(), narinfo::MAX_SIZE).await?;
+        Ok(found.is_some_and(|found| md5_tag_of(found.text.as_bytes()) == self.md5))
+    }
+}
+
+/// Paths in the order of the stream, and their narinfos in a temporary file.
+pub struct Candidates {
+    /// The paths.
+    pub paths: Vec<Candidate>,
+    texts: TextSpool,
+}
+
+impl Candidates {
+    /// Reads narinfo text from standard input. Empty input means no paths.
+    ///
+    /// # Errors
+    /// Refuses malformed or truncated text, and a path that occurs twice.
+    pub fn read(store_dir: &StoreDir) -> Result<Self> {
+        let mut input = stdio::stdin("narinfo text")?;
+        let mut candidates = Self { paths: Vec::new(), texts: TextSpool::new()? };
+        let mut seen = HashSet::new();
+        if std::io::BufRead::fill_buf(&mut input)?.is_empty() {
+            return Ok(candidates);
+        }
+        read_verbatim_text(input, store_dir, |narinfo, text, _| {
+            if !seen.insert(narinfo.path.hash_part()) {
+                return Err(Error::refused(format!("{} occurs twice", narinfo.full_path())));
+            }
+            candidates.add(narinfo, text)
+        })?;
+        Ok(candidates)
+    }
+
+    /// Takes the dead paths of a cache.
+    ///
+    /// # Errors
+    /// Fails if a temporary file does.
+    pub fn of_dead(dead: DeadPaths, store_dir: &StoreDir) -> Result<Self> {
+        let mut candidates = Self { paths: Vec::new(), texts: TextSpool::new()? };
+        dead.for_each(|text| candidates.add(NarInfo::parse(text, store_dir)?, text))?;
+        Ok(candidates)
+    }
+
+    fn add(&mut self, narinfo: NarInfo, text: &str) -> Result {
+        let hash = narinfo.path.hash_part();
+        let references = narinfo.references.iter().map(StorePath::hash_part).filter(|other| *other != hash);
+        let (references, md5) = (references.collect(), md5_tag_of(text.as_bytes()));
+        self.paths.push(Candidate { path: narinfo.path, references, md5 });
+        self.texts.add(self.paths.len() - 1, text)
+    }
+
+    /// Returns the text of a narinfo.
+    ///
+    /// # Errors
+    /// Fails if the temporary file does.
+    pub fn text(&mut self, index: usize) -> Result<String> {
+        self.texts.read(index)
+    }
+}

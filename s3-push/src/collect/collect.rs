@@ -1,0 +1,49 @@
+//! `s3-push collect`: finds the dead paths, and dooms or deletes them and what only they needed.
+
+use std::io::Write as _;
+
+use nar_pack::error::{Error, Result};
+use nar_pack::stdio;
+use nar_pack::store_path::StoreDir;
+use tokio::runtime::Runtime;
+
+use super::candidates::Candidates;
+use super::cli::CollectArgs;
+use super::delete::{DeleteOptions, delete_paths};
+use super::records::remove_clock;
+use super::unneeded::{UnneededOptions, delete_unneeded};
+use super::{connect, split_url};
+use crate::remote::liveness::{RootOptions, find_dead};
+
+/// Collects garbage, and prints the deleted store paths and keys.
+pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
+    let store_dir = StoreDir::new(&args.bucket.store_dir)?;
+    let (url, rest) = split_url(&args.targets)?;
+    if let [argument, ..] = rest {
+        return Err(Error::usage(format!("unexpected argument {argument}")));
+    }
+    let roots = RootOptions::from_args(&args.roots, &store_dir)?;
+    let is_quiet = args.bucket.quiet;
+    let unneeded = UnneededOptions::new(store_dir.clone(), args.grace, args.max_delete, is_quiet)?;
+    let options = DeleteOptions {
+        store_dir,
+        now: false,
+        max_percent: args.max_delete,
+        retention: roots.retention,
+        roots: roots.paths.clone(),
+        is_quiet,
+    };
+    let (paths, keys) = runtime.block_on(async {
+        let bucket = connect(&url, &args.bucket).await?;
+        let dead = find_dead(&bucket, &options.store_dir, &roots).await?;
+        let paths = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options).await?;
+        let keys = delete_unneeded(&bucket, &unneeded).await?;
+        remove_clock(&bucket).await?;
+        Ok::<_, Error>((paths, keys))
+    })?;
+    let mut out = stdio::stdout(None)?;
+    for line in paths.iter().chain(&keys) {
+        writeln!(out, "{line}")?;
+    }
+    out.finish()
+}

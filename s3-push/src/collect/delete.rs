@@ -1,0 +1,312 @@
+//! Deletes paths in two runs. The first dooms them: it writes a record, and pushers treat the paths as missing from then
+//! on. A run at least a day later deletes those that the stream still holds and that nobody has written since, while the
+//! flag is set. Before anything is deleted, every narinfo that stays is read: what it references stays too.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Write as _;
+use std::time::{Duration, SystemTime};
+
+use futures_util::{StreamExt, stream};
+use indicatif::HumanCount;
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
+use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use tokio::runtime::Runtime;
+
+use super::candidates::{Candidate, Candidates};
+use super::cli::DeleteArgs;
+use super::flag::SweepFlag;
+use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed, remove_clock};
+use super::{connect, require_share, split_url};
+use crate::TOOL;
+use crate::remote::liveness::{Graph, GraphError, ListedNarinfo, list_narinfos, read_narinfos, require_readable};
+use crate::remote::pins::{Retention, list_pins, read_pins};
+use crate::remote::s3::Bucket;
+
+/// Narinfos that are deleted between two checks of the flag.
+const BATCH_SIZE: usize = 500;
+
+/// How paths are deleted.
+pub struct DeleteOptions {
+    /// The store directory of the paths.
+    pub store_dir: StoreDir,
+    /// Whether paths are deleted without having been doomed a day before.
+    pub now: bool,
+    /// Maximum share of the paths of the cache, in percent.
+    pub max_percent: u8,
+    /// Which pins keep their paths.
+    pub retention: Retention,
+    /// Further paths that are kept, with what they reference.
+    pub roots: Vec<StorePath>,
+    /// Whether only errors are printed.
+    pub is_quiet: bool,
+}
+
+/// Deletes the paths on standard input.
+pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
+    let store_dir = StoreDir::new(&args.bucket.store_dir)?;
+    let (url, rest) = split_url(&args.targets)?;
+    if let [argument, ..] = rest {
+        return Err(Error::usage(format!("unexpected argument {argument}")));
+    }
+    let candidates = Candidates::read(&store_dir)?;
+    let options = DeleteOptions {
+        store_dir,
+        now: args.now,
+        max_percent: args.max_delete,
+        retention: Retention { keep_last: args.keep_last, keep_within: args.keep_within },
+        roots: Vec::new(),
+        is_quiet: args.bucket.quiet,
+    };
+    let deleted = runtime.block_on(async {
+        let bucket = connect(&url, &args.bucket).await?;
+        let deleted = delete_paths(&bucket, candidates, &options).await?;
+        remove_clock(&bucket).await?;
+        Ok::<_, Error>(deleted)
+    })?;
+    let mut out = stdio::stdout(None)?;
+    for path in deleted {
+        writeln!(out, "{path}")?;
+    }
+    out.finish()
+}
+
+/// Dooms or deletes paths; returns those that were deleted.
+///
+/// # Errors
+/// Refuses more paths than the maximum share. Fails if anything cannot be read, listed, written or deleted, or if another
+/// collector is deleting.
+pub async fn delete_paths(bucket: &Bucket, mut candidates: Candidates, options: &DeleteOptions) -> Result<Vec<String>> {
+    if candidates.paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (objects, now) = GcObjects::list_with_time(bucket).await?;
+    let listed = list_narinfos(bucket).await?;
+    let plan = Plan::new(bucket, &candidates, &listed, &objects, now, options).await?;
+    let count = plan.to_doom.len() + plan.waiting + plan.ready.len();
+    require_share(bucket, "paths", count, listed.len(), options.max_percent)?;
+    plan.print(options);
+    let mut writer = RecordWriter::of_narinfos(bucket, now);
+    for &index in &plan.to_doom {
+        writer.add_narinfo(&candidates.text(index)?).await?;
+    }
+    writer.flush().await?;
+    let deleted = if plan.ready.is_empty() {
+        Vec::new()
+    } else {
+        let ready =
+            plan.ready.iter().map(|&index| (candidates.paths[index].path.hash_part(), &candidates.paths[index]));
+        let mut sweep = Sweep::prepare(bucket, ready.collect(), listed, now, options).await?;
+        let mut flag = SweepFlag::set(bucket, &objects, now).await?;
+        let result = sweep.run(&mut flag).await;
+        // The flag is removed after an error too, so that pushers need not wait.
+        let removed = flag.remove().await;
+        let deleted = result?;
+        removed?;
+        deleted
+    };
+    Ok(deleted)
+}
+
+/// What becomes of each path.
+#[derive(Default)]
+struct Plan {
+    /// Doomed by this run.
+    to_doom: Vec<usize>,
+    /// Doomed by an earlier run, but not for long enough; the time left of the last one.
+    waiting: usize,
+    longest_wait: Duration,
+    /// Deleted by this run.
+    ready: Vec<usize>,
+    /// Changed in the bucket since the stream was made.
+    changed: usize,
+    /// Not in the bucket any more.
+    absent: usize,
+}
+
+impl Plan {
+    async fn new(
+        bucket: &Bucket,
+        candidates: &Candidates,
+        listed: &[ListedNarinfo],
+        objects: &GcObjects,
+        now: SystemTime,
+        options: &DeleteOptions,
+    ) -> Result<Self> {
+        let doomed = read_doomed(bucket, &options.store_dir, &objects.records).await?;
+        let find = |candidate: &Candidate| {
+            let found = listed.binary_search_by_key(&candidate.path.hash_part(), |narinfo| narinfo.hash);
+            found.ok().map(|index| listed[index])
+        };
+        let checks = stream::iter(candidates.paths.iter().map(async |candidate| match find(candidate) {
+            None => Ok::<_, Error>((None, false)),
+            Some(listed) => Ok((Some(listed), candidate.is_unchanged(bucket, &listed).await?)),
+        }));
+        let mut checks = checks.buffered(bucket.max_in_flight().into()).enumerate();
+        let mut plan = Self::default();
+        while let Some((index, check)) = checks.next().await {
+            let listed = match check? {
+                (None, _) => {
+                    plan.absent += 1;
+                    continue;
+                }
+                (Some(_), false) => {
+                    plan.changed += 1;
+                    continue;
+                }
+                (Some(listed), true) => listed,
+            };
+            // Of the same second is not later: the path may have been written after the record.
+            let times = doomed.get(&listed.hash).map_or(&[][..], Vec::as_slice);
+            let doomed_since = times.iter().find(|&&time| time > listed.last_modified);
+            let age = doomed_since.map(|&time| now.duration_since(time).unwrap_or_default());
+            match age {
+                _ if options.now => plan.ready.push(index),
+                Some(age) if age >= DOOM_PERIOD => plan.ready.push(index),
+                Some(age) => {
+                    plan.waiting += 1;
+                    plan.longest_wait = plan.longest_wait.max(DOOM_PERIOD.saturating_sub(age));
+                }
+                None => plan.to_doom.push(index),
+            }
+        }
+        require_readable(bucket)?;
+        Ok(plan)
+    }
+
+    fn print(&self, options: &DeleteOptions) {
+        let print = |count: usize, what: &str| {
+            if count > 0 && !options.is_quiet {
+                process::print_message(TOOL, format!("{} paths {what}", HumanCount(count as u64)));
+            }
+        };
+        let hours = self.longest_wait.as_secs().div_ceil(3600);
+        print(self.to_doom.len(), "are doomed: run the command again in 24 hours or later to delete them");
+        print(self.waiting, &format!("are doomed and can be deleted in {hours} hours"));
+        print(self.changed, "have changed since the input was made: skipped");
+        print(self.absent, "are not in the cache");
+        if options.now && !self.ready.is_empty() {
+            process::print_message(
+                TOOL,
+                "warning: --now: a push that runs at the same time can leave paths without their references",
+            );
+        }
+    }
+}
+
+/// The deletion of paths that have been doomed for long enough.
+struct Sweep<'a> {
+    bucket: &'a Bucket,
+    options: &'a DeleteOptions,
+    now: SystemTime,
+    /// The paths that may be deleted, sorted by hash part, and which of them must stay.
+    paths: Vec<(HashPart, &'a Candidate)>,
+    graph: Graph,
+    /// The narinfos in the bucket before the flag was set.
+    listed: Vec<ListedNarinfo>,
+}
+
+impl<'a> Sweep<'a> {
+    /// Reads every narinfo that is not to be deleted, and the pins: what they reference stays. This takes long, so it is
+    /// done before the flag is set.
+    async fn prepare(
+        bucket: &'a Bucket,
+        mut paths: Vec<(HashPart, &'a Candidate)>,
+        listed: Vec<ListedNarinfo>,
+        now: SystemTime,
+        options: &'a DeleteOptions,
+    ) -> Result<Self> {
+        paths.sort_unstable_by_key(|(hash, _)| *hash);
+        let mut graph = Graph::new(paths.iter().map(|(hash, _)| *hash));
+        for (index, (_, candidate)) in paths.iter().enumerate() {
+            graph.set_references(index, candidate.references.iter().copied());
+        }
+        let mut sweep = Self { bucket, options, now, paths, graph, listed };
+        let staying: Vec<ListedNarinfo> =
+            sweep.listed.iter().filter(|narinfo| !sweep.contains(narinfo.hash)).copied().collect();
+        sweep.keep_references(&staying).await?;
+        sweep.keep_pins().await?;
+        Ok(sweep)
+    }
+
+    fn contains(&self, hash: HashPart) -> bool {
+        self.paths.binary_search_by_key(&hash, |(hash, _)| *hash).is_ok()
+    }
+
+    /// Keeps what these narinfos reference.
+    async fn keep_references(&mut self, narinfos: &[ListedNarinfo]) -> Result {
+        let graph = &mut self.graph;
+        read_narinfos(self.bucket, &self.options.store_dir, narinfos, |_, found| {
+            for reference in found.iter().flat_map(|(narinfo, _)| &narinfo.references) {
+                graph.mark_root(reference.hash_part());
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn keep_pins(&mut self) -> Result {
+        let mut pins = list_pins(self.bucket).await?;
+        self.options.retention.apply(&mut pins, self.now);
+        let pinned = read_pins(self.bucket, &pins, &self.options.store_dir).await?;
+        for path in pinned.iter().chain(&self.options.roots) {
+            self.graph.mark_root(path.hash_part());
+        }
+        require_readable(self.bucket)
+    }
+
+    /// Lists again, now that the flag is set: keeps what was written since and what it references.
+    async fn keep_what_was_written(&mut self) -> Result {
+        let listed = list_narinfos(self.bucket).await?;
+        let before: HashMap<HashPart, ListedNarinfo> =
+            self.listed.iter().map(|narinfo| (narinfo.hash, *narinfo)).collect();
+        let written: Vec<ListedNarinfo> =
+            listed.iter().filter(|narinfo| before.get(&narinfo.hash) != Some(narinfo)).copied().collect();
+        for narinfo in &written {
+            self.graph.mark_root(narinfo.hash);
+        }
+        self.keep_references(&written).await?;
+        let present: HashSet<HashPart> = listed.iter().map(|narinfo| narinfo.hash).collect();
+        for (index, (hash, _)) in self.paths.iter().enumerate() {
+            if !present.contains(hash) {
+                self.graph.remove(index);
+            }
+        }
+        self.keep_pins().await
+    }
+
+    /// Deletes the paths that nothing keeps, referrers first; returns them.
+    async fn run(&mut self, flag: &mut SweepFlag<'_>) -> Result<Vec<String>> {
+        self.keep_what_was_written().await?;
+        self.graph.propagate();
+        let batches = self.graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
+            Error::failed(format!("{}: cycle of references", self.bucket.display_url(&format!("{hash}.narinfo"))))
+        })?;
+        let mut deleted = Vec::new();
+        for batch in batches.iter().flat_map(|batch| batch.chunks(BATCH_SIZE)) {
+            flag.require_owned().await?;
+            let keys = |suffix: &str| -> Vec<String> {
+                batch.iter().map(|&index| format!("{}.{suffix}", self.paths[index].0)).collect()
+            };
+            self.bucket.delete(&keys("narinfo")).await?;
+            self.bucket.delete(&keys("ls")).await?;
+            let paths = batch.iter().map(|&index| self.options.store_dir.join(&self.paths[index].1.path));
+            deleted.extend(paths);
+        }
+        self.print(deleted.len());
+        Ok(deleted)
+    }
+
+    fn print(&self, deleted: usize) {
+        if self.options.is_quiet {
+            return;
+        }
+        process::print_message(TOOL, format!("{} paths are deleted", HumanCount(deleted as u64)));
+        let kept = self.paths.len() - deleted;
+        if kept > 0 {
+            let kept = HumanCount(kept as u64);
+            process::print_message(TOOL, format!("{kept} paths stay: they are pinned, referenced or written since"));
+        }
+    }
+}

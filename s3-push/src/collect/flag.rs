@@ -1,0 +1,116 @@
+//! The flag of a collector, `gc/sweeping`: while it exists, objects are deleted, and pushers wait. Only one collector has
+//! it at a time, also on a service that ignores the condition of a write.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use nar_pack::error::{Error, Result};
+
+use super::records::{FLAG_KEY, GcObjects};
+use crate::remote::s3::{Bucket, PutOutcome};
+
+/// Age at which the flag of another collector is taken over.
+const FLAG_LIFETIME: Duration = Duration::from_mins(15);
+/// Age at which a collector writes its own flag again.
+const RENEWAL_AGE: Duration = Duration::from_mins(5);
+/// Least pause before the flag is read back where the service ignores the condition of a write.
+const MIN_PAUSE: Duration = Duration::from_secs(2);
+/// Round trips that the pause lasts.
+const PAUSE_ROUND_TRIPS: u32 = 10;
+/// Pause after a flag was taken over: a deletion that its last owner may have begun ends within this time.
+const TAKEOVER_PAUSE: Duration = Duration::from_mins(1);
+/// Maximum size of the flag in bytes.
+const MAX_SIZE: usize = 4096;
+
+/// The flag, owned by this process.
+pub struct SweepFlag<'a> {
+    bucket: &'a Bucket,
+    /// The contents: random, so that they identify the owner.
+    text: String,
+    written: Instant,
+}
+
+impl<'a> SweepFlag<'a> {
+    /// Sets the flag. `now` is the time of the service.
+    ///
+    /// # Errors
+    /// Fails if another collector has it, or if it cannot be written.
+    pub async fn set(bucket: &'a Bucket, objects: &GcObjects, now: SystemTime) -> Result<Self> {
+        let owner = format!("{:032x}", fastrand::u128(..));
+        let text = format!("Owner: {owner}\nTime: {}\n", humantime::format_rfc3339_seconds(now));
+        let mut flag = Self { bucket, text, written: Instant::now() };
+        let pause = match objects.flag_time {
+            None => flag.create().await?,
+            Some(time) if now.duration_since(time).unwrap_or_default() >= FLAG_LIFETIME => flag.take_over().await?,
+            Some(_) => return Err(flag.in_use()),
+        };
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause).await;
+        }
+        flag.require_owned().await?;
+        Ok(flag)
+    }
+
+    fn in_use(&self) -> Error {
+        let url = self.bucket.display_url(FLAG_KEY);
+        Error::failed(format!("{url}: another collector is deleting"))
+            .with_hint("run the command again when it has ended; its flag is taken over after 15 minutes")
+    }
+
+    fn body(&self) -> Bytes {
+        Bytes::from(self.text.clone())
+    }
+
+    /// Writes the flag where there is none. Returns how long to wait before it is read back.
+    async fn create(&mut self) -> Result<Option<Duration>> {
+        if self.bucket.put_new(FLAG_KEY, "text/plain", self.body()).await? == PutOutcome::Existed {
+            return Err(self.in_use());
+        }
+        // A service that ignores the condition writes it once more.
+        let started = Instant::now();
+        let second = self.bucket.put_new(FLAG_KEY, "text/plain", self.body()).await?;
+        self.written = Instant::now();
+        let pause = (started.elapsed() * PAUSE_ROUND_TRIPS).max(MIN_PAUSE);
+        Ok((second == PutOutcome::Created).then_some(pause))
+    }
+
+    /// Replaces a flag whose owner has stopped.
+    async fn take_over(&mut self) -> Result<Option<Duration>> {
+        let found = self.bucket.get_text(FLAG_KEY, MAX_SIZE).await?.ok_or_else(|| self.in_use())?;
+        let etag = found.etag.as_deref();
+        match self.bucket.put_if_unchanged(FLAG_KEY, "text/plain", self.body(), etag).await? {
+            PutOutcome::Existed => Err(self.in_use()),
+            PutOutcome::Created => {
+                self.written = Instant::now();
+                Ok(Some(TAKEOVER_PAUSE))
+            }
+        }
+    }
+
+    /// Checks that this process still has the flag, and writes it again if it is old. Called before each deletion.
+    ///
+    /// # Errors
+    /// Fails if another collector has taken it over, or if it cannot be read.
+    pub async fn require_owned(&mut self) -> Result {
+        let found = self.bucket.get_text(FLAG_KEY, MAX_SIZE).await?;
+        let Some(found) = found.filter(|found| found.text == self.text) else {
+            let url = self.bucket.display_url(FLAG_KEY);
+            return Err(Error::failed(format!("{url}: another collector has taken over; nothing more is deleted")));
+        };
+        if self.written.elapsed() >= RENEWAL_AGE {
+            let etag = found.etag.as_deref();
+            self.bucket.put_if_unchanged(FLAG_KEY, "text/plain", self.body(), etag).await?;
+            self.written = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Removes the flag, if this process still has it.
+    ///
+    /// # Errors
+    /// Fails if it cannot be read or removed.
+    pub async fn remove(mut self) -> Result {
+        self.require_owned().await?;
+        self.bucket.delete(&[FLAG_KEY.to_owned()]).await
+    }
+}

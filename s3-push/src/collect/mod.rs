@@ -1,0 +1,74 @@
+//! Pins, and the deletion of paths that nobody needs.
+//!
+//! | module | responsibility |
+//! | --- | --- |
+//! | `cli` | the command lines |
+//! | `pin` | writes and removes pins |
+//! | `candidates`, `delete` | the paths to delete, and their deletion in two runs |
+//! | `unneeded` | the deletion of NARs and other objects that no path needs |
+//! | `collect` | finds the dead paths and does both |
+//! | `records`, `flag` | the objects below `gc/` that tell pushers what is about to be deleted |
+
+mod candidates;
+pub mod cli;
+#[expect(clippy::module_inception, reason = "named for the command")]
+mod collect;
+mod delete;
+pub mod flag;
+mod pin;
+pub mod records;
+mod unneeded;
+
+use nar_pack::error::{Error, Result};
+use tokio::runtime::Runtime;
+
+use crate::TOOL;
+use crate::collect::cli::Command;
+use crate::remote::cli::BucketArgs;
+use crate::remote::location::{Location, VARIABLE};
+use crate::remote::s3::{Access, Bucket};
+
+/// Runs a command.
+///
+/// # Errors
+/// See the exit codes in [`nar_pack::error`].
+pub fn run(command: &Command) -> Result {
+    let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
+    let result = match command {
+        Command::Pin(args) => pin::pin(&runtime, args),
+        Command::Unpin(args) => pin::unpin(&runtime, args),
+        Command::Delete(args) if args.nars => unneeded::run(&runtime, args),
+        Command::Delete(args) => delete::run(&runtime, args),
+        Command::Collect(args) => collect::run(&runtime, args),
+    };
+    runtime.shutdown_background();
+    result
+}
+
+/// Connects to the bucket with this URL.
+async fn connect(url: &str, args: &BucketArgs) -> Result<Bucket> {
+    Ok(Bucket::connect(Location::parse(url)?, Access::Signed, args.limits(), TOOL).await)
+}
+
+/// Splits the arguments into the URL of the bucket, which may come from the environment instead, and the others.
+fn split_url(targets: &[String]) -> Result<(String, &[String])> {
+    let (url, rest) = match targets.split_first() {
+        Some((url, rest)) if url.contains("://") => (Some(url.clone()), rest),
+        _ => (std::env::var(VARIABLE).ok().filter(|url| !url.is_empty()), targets),
+    };
+    let url = url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET or set {VARIABLE}")))?;
+    Ok((url, rest))
+}
+
+/// Refuses to doom or delete more than this share of the objects of a kind.
+fn require_share(bucket: &Bucket, kind: &str, count: usize, total: usize, max_percent: u8) -> Result {
+    if count * 100 <= total * usize::from(max_percent) {
+        return Ok(());
+    }
+    let percent = count * 100 / total.max(1);
+    let url = bucket.display_url("");
+    let error = format!(
+        "{url}: {count} of {total} {kind} ({percent}%) would be deleted, more than --max-delete {max_percent}%"
+    );
+    Err(Error::refused(error).with_hint("check the pins and the roots, or pass a larger --max-delete"))
+}

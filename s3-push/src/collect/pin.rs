@@ -1,0 +1,121 @@
+//! Writes and removes pins.
+
+use std::io::Write as _;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
+use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
+use tokio::runtime::Runtime;
+
+use super::cli::{PinArgs, UnpinArgs};
+use super::{connect, split_url};
+use crate::TOOL;
+use crate::remote::pins::{PinName, list_pins};
+use crate::remote::s3::Bucket;
+
+/// Pins the paths on standard input.
+pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
+    let store_dir = StoreDir::new(&args.bucket.store_dir)?;
+    let (url, rest) = split_url(&args.targets)?;
+    let [name] = rest else { return Err(Error::usage("expected a bucket and the name of the pin")) };
+    let name = PinName::parse(name)?;
+    let mut paths = read_path_list(stdio::stdin("a path list")?, &store_dir)?;
+    paths.sort_unstable();
+    paths.dedup();
+    if paths.is_empty() {
+        let error = Error::refused("the path list is empty: it would pin nothing");
+        return Err(error.with_hint("use 's3-push unpin' to remove a pin"));
+    }
+    runtime.block_on(async {
+        let bucket = connect(&url, &args.bucket).await?;
+        require_paths(&bucket, &store_dir, &paths).await?;
+        let text: String = paths.iter().map(|path| store_dir.join(path) + "\n").collect();
+        bucket.put(&name.key(), "text/plain; charset=utf-8", Bytes::from(text)).await?;
+        // The collector reads the pins after it has announced that it deletes. A path that is still there now was either
+        // not about to be deleted, or the collector has seen the pin.
+        require_paths(&bucket, &store_dir, &paths).await?;
+        if !args.bucket.quiet {
+            process::print_message(TOOL, format!("{}: {} paths", bucket.display_url(&name.key()), paths.len()));
+        }
+        Ok(())
+    })
+}
+
+/// Refuses paths that the cache does not have.
+async fn require_paths(bucket: &Bucket, store_dir: &StoreDir, paths: &[StorePath]) -> Result {
+    let lookups = stream::iter(paths.iter().map(async |path| {
+        let is_present = bucket.size(&format!("{}.narinfo", path.hash_part())).await?.is_some();
+        Ok::<_, Error>((!is_present).then_some(path))
+    }));
+    let missing: Vec<_> = lookups.buffered(bucket.max_in_flight().into()).try_collect().await?;
+    let missing: Vec<&StorePath> = missing.into_iter().flatten().collect();
+    match missing.as_slice() {
+        [] => Ok(()),
+        [first, rest @ ..] => {
+            let others = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+            let error = format!("{}{others} is not in the cache {}", store_dir.join(first), bucket.display_url(""));
+            Err(Error::refused(error).with_hint("publish the paths first, then pin them"))
+        }
+    }
+}
+
+/// Removes the pins that match.
+pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
+    let (url, patterns) = split_url(&args.targets)?;
+    if patterns.is_empty() {
+        return Err(Error::usage("expected the name of a pin, or a pattern such as 'pr-*'"));
+    }
+    for pattern in patterns {
+        PinName::parse(&pattern.replace('*', "-"))?;
+    }
+    let removed = runtime.block_on(async {
+        let bucket = connect(&url, &args.bucket).await?.with_dry_run(args.dry_run);
+        let pins = list_pins(&bucket).await?.into_iter().map(|pin| pin.name);
+        let is_selected = |name: &PinName| patterns.iter().any(|pattern| matches_pattern(pattern, name.as_str()));
+        let names: Vec<PinName> = pins.filter(is_selected).collect();
+        if names.is_empty() {
+            let error = format!("{}: no pin matches {}", bucket.display_url(""), patterns.join(" "));
+            return Err(Error::refused(error).with_hint("'s3-pull pins' lists the pins"));
+        }
+        bucket.delete(&names.iter().map(PinName::key).collect::<Vec<_>>()).await?;
+        Ok(names)
+    })?;
+    let mut out = stdio::stdout(None)?;
+    for name in removed {
+        writeln!(out, "{}", name.as_str())?;
+    }
+    out.finish()
+}
+
+/// Returns whether a name matches a pattern, in which `*` stands for any characters.
+fn matches_pattern(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        let Some(at) = name.find(part) else { return false };
+        name = &name[at + part.len()..];
+    }
+    name.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_asterisk_stands_for_any_characters() {
+        for (pattern, name) in
+            [("pr-*", "pr-1"), ("pr-*", "pr-"), ("*", "a/b"), ("a*b*c", "a1b2b3c"), ("*/x", "main/x"), ("a", "a")]
+        {
+            assert!(matches_pattern(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [("pr-*", "xpr-1"), ("a*a", "a"), ("a", "ab"), ("a*b*c", "acb"), ("*x", "xy")] {
+            assert!(!matches_pattern(pattern, name), "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The objects below `gc/`. A record, `gc/<time>.narinfo`, is the narinfo text of the paths that a collector has doomed:
+//! pushers treat them as missing, and the text is the undo log. Another kind, `gc/<time>.keys`, lists the keys of NARs and
+//! other objects that no path needs any more. Ages are differences between times of the service, so the
+//! clock of the host does not matter.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::store_path::{HashPart, StoreDir};
+
+use crate::remote::listing::list_below;
+use crate::remote::s3::{Bucket, ListDepth, ListFrom, ListedObject};
+
+/// The prefix of all objects of the collector.
+pub const PREFIX: &str = "gc/";
+/// The object that exists while a collector deletes.
+pub const FLAG_KEY: &str = "gc/sweeping";
+/// The object whose time tells what time it is for the service.
+const CLOCK_KEY: &str = "gc/clock";
+/// Suffix of a record of narinfos.
+const NARINFO_SUFFIX: &str = ".narinfo";
+/// Suffix of a record of the keys of other objects.
+const KEYS_SUFFIX: &str = ".keys";
+/// How long a path is doomed before it is deleted. A push ends or reads the records again within this time.
+pub const DOOM_PERIOD: Duration = Duration::from_hours(24);
+/// Size at which a record is complete and the next one begins, in bytes.
+const MAX_RECORD_SIZE: usize = 16 << 20;
+/// Maximum size of a record that is read: the last narinfo may exceed the size by its own.
+const MAX_READ_SIZE: usize = MAX_RECORD_SIZE + (2 << 20);
+
+/// The objects below `gc/`.
+#[derive(Debug, Default)]
+pub struct GcObjects {
+    /// The records of narinfos, oldest first.
+    pub records: Vec<Record>,
+    /// The records of other objects, oldest first.
+    pub key_records: Vec<Record>,
+    /// When the flag was written, if there is one.
+    pub flag_time: Option<SystemTime>,
+    /// When the clock was written, if there is one.
+    clock_time: Option<SystemTime>,
+}
+
+/// A record in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The key.
+    pub key: String,
+    /// When it was written.
+    pub time: SystemTime,
+}
+
+impl GcObjects {
+    /// Lists the objects below `gc/`.
+    ///
+    /// # Errors
+    /// Fails if they cannot be listed, or if the time of one is unknown.
+    pub async fn list(bucket: &Bucket) -> Result<Self> {
+        Self::from_listing(bucket, list_below(bucket, PREFIX).await?)
+    }
+
+    /// Lists the objects below `gc/`. Returns none if listing is forbidden.
+    ///
+    /// # Errors
+    /// See [`GcObjects::list`].
+    pub async fn list_if_allowed(bucket: &Bucket) -> Result<Option<Self>> {
+        match bucket.list_to_depth(PREFIX, ListDepth::All, ListFrom::Beginning).await? {
+            None => Ok(None),
+            Some(page) if page.next.is_none() => Self::from_listing(bucket, page.entries).map(Some),
+            Some(_) => Self::list(bucket).await.map(Some),
+        }
+    }
+
+    fn from_listing(bucket: &Bucket, entries: Vec<ListedObject>) -> Result<Self> {
+        let mut objects = Self::default();
+        for ListedObject { key, last_modified, .. } in entries {
+            let unknown = || Error::failed(format!("{}: its time is unknown", bucket.display_url(&key)));
+            let time = last_modified.ok_or_else(unknown)?;
+            match key.as_str() {
+                FLAG_KEY => objects.flag_time = Some(time),
+                CLOCK_KEY => objects.clock_time = Some(time),
+                _ if key.ends_with(NARINFO_SUFFIX) => objects.records.push(Record { key, time }),
+                _ if key.ends_with(KEYS_SUFFIX) => objects.key_records.push(Record { key, time }),
+                _ => {}
+            }
+        }
+        for records in [&mut objects.records, &mut objects.key_records] {
+            records.sort_unstable_by(|a, b| (a.time, &a.key).cmp(&(b.time, &b.key)));
+            records.dedup();
+        }
+        Ok(objects)
+    }
+
+    /// Asks the service for its time, and lists the objects below `gc/`.
+    ///
+    /// # Errors
+    /// Fails if the clock object cannot be written or the objects cannot be listed.
+    pub async fn list_with_time(bucket: &Bucket) -> Result<(Self, SystemTime)> {
+        bucket.put(CLOCK_KEY, "text/plain", Bytes::from_static(b"the time of the service\n")).await?;
+        let objects = Self::list(bucket).await?;
+        let missing = || Error::failed(format!("{}: not listed after it was written", bucket.display_url(CLOCK_KEY)));
+        let time = objects.clock_time.ok_or_else(missing)?;
+        Ok((objects, time))
+    }
+}
+
+/// Removes the clock object.
+///
+/// # Errors
+/// Fails if the service does.
+pub async fn remove_clock(bucket: &Bucket) -> Result {
+    bucket.delete(&[CLOCK_KEY.to_owned()]).await
+}
+
+/// Reads the hash parts of a record. Returns none if it was removed meanwhile.
+///
+/// # Errors
+/// Fails if it cannot be read or is malformed.
+async fn read_record(bucket: &Bucket, store_dir: &StoreDir, record: &Record) -> Result<Option<Vec<HashPart>>> {
+    let Some(object) = bucket.get_text(&record.key, MAX_READ_SIZE).await? else { return Ok(None) };
+    let paths = object.text.lines().filter_map(|line| line.strip_prefix("StorePath: "));
+    let hashes: Result<Vec<HashPart>> = paths.map(|path| Ok(store_dir.parse(path)?.hash_part())).collect();
+    let hashes = hashes.context(|| bucket.display_url(&record.key));
+    hashes.map(Some).map_err(|error| Error::failed(error.message()))
+}
+
+/// Reads which paths are doomed, and the times of the records that doom each, oldest first.
+///
+/// # Errors
+/// Fails if a record cannot be read or is malformed.
+pub async fn read_doomed(
+    bucket: &Bucket,
+    store_dir: &StoreDir,
+    records: &[Record],
+) -> Result<HashMap<HashPart, Vec<SystemTime>>> {
+    let mut doomed: HashMap<HashPart, Vec<SystemTime>> = HashMap::new();
+    for record in records {
+        for hash in read_record(bucket, store_dir, record).await?.unwrap_or_default() {
+            doomed.entry(hash).or_default().push(record.time);
+        }
+    }
+    Ok(doomed)
+}
+
+/// Reads which NARs and other objects are doomed, and the times of the records that name each, oldest first.
+///
+/// # Errors
+/// Fails if a record cannot be read.
+pub async fn read_doomed_keys(bucket: &Bucket, records: &[Record]) -> Result<HashMap<String, Vec<SystemTime>>> {
+    let mut doomed: HashMap<String, Vec<SystemTime>> = HashMap::new();
+    for record in records {
+        let Some(object) = bucket.get_text(&record.key, MAX_READ_SIZE).await? else { continue };
+        for key in object.text.lines() {
+            doomed.entry(key.to_owned()).or_default().push(record.time);
+        }
+    }
+    Ok(doomed)
+}
+
+/// Writes records.
+pub struct RecordWriter<'a> {
+    bucket: &'a Bucket,
+    time: SystemTime,
+    suffix: &'static str,
+    content_type: &'static str,
+    text: String,
+}
+
+impl<'a> RecordWriter<'a> {
+    /// Starts records of narinfos that are named by this time.
+    #[must_use]
+    pub fn of_narinfos(bucket: &'a Bucket, time: SystemTime) -> Self {
+        Self { bucket, time, suffix: NARINFO_SUFFIX, content_type: "text/x-nix-narinfo", text: String::new() }
+    }
+
+    /// Starts records of keys that are named by this time.
+    #[must_use]
+    pub fn of_keys(bucket: &'a Bucket, time: SystemTime) -> Self {
+        Self { bucket, time, suffix: KEYS_SUFFIX, content_type: "text/plain; charset=utf-8", text: String::new() }
+    }
+
+    /// Adds a narinfo.
+    ///
+    /// # Errors
+    /// Fails if a record cannot be written.
+    pub async fn add_narinfo(&mut self, text: &str) -> Result {
+        if !self.text.is_empty() {
+            self.text.push('\n');
+        }
+        self.add(text).await
+    }
+
+    /// Adds a key.
+    ///
+    /// # Errors
+    /// Fails if a record cannot be written.
+    pub async fn add_key(&mut self, key: &str) -> Result {
+        self.add(&format!("{key}\n")).await
+    }
+
+    async fn add(&mut self, text: &str) -> Result {
+        self.text.push_str(text);
+        if self.text.len() >= MAX_RECORD_SIZE { self.flush().await } else { Ok(()) }
+    }
+
+    /// Writes what was added.
+    ///
+    /// # Errors
+    /// Fails if the record cannot be written.
+    pub async fn flush(&mut self) -> Result {
+        let text = std::mem::take(&mut self.text);
+        if text.is_empty() {
+            return Ok(());
+        }
+        let key = record_key(self.time, fastrand::u32(..), self.suffix);
+        self.bucket.put(&key, self.content_type, text.into()).await
+    }
+}
+
+/// Returns the key of a record. The number distinguishes records of the same second.
+fn record_key(time: SystemTime, number: u32, suffix: &str) -> String {
+    let time = humantime::format_rfc3339_seconds(time).to_string().replace(['-', ':'], "");
+    format!("{PREFIX}{time}-{number:08x}{suffix}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_named_by_their_time() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_hours(498_747);
+        assert_eq!(record_key(time, 255, NARINFO_SUFFIX), "gc/20261124T030000Z-000000ff.narinfo");
+    }
+}

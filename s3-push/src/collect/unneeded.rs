@@ -1,0 +1,288 @@
+//! Deletes the objects that no path needs any more: NARs that no narinfo names, the debuginfo links to them, and the
+//! realisations of paths that are not in the cache. The protocol is that of the narinfos: a record dooms them, a push that
+//! needs one writes it again, and it is deleted after the grace period if it is still not needed and was not written
+//! since.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Write as _;
+use std::time::{Duration, SystemTime};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use indicatif::HumanCount;
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
+use nar_pack::store_path::{HashPart, StoreDir};
+use narinfo_gen::extras::{BuildTraceEntry, debuginfo_target};
+use tokio::runtime::Runtime;
+
+use super::cli::DeleteArgs;
+use super::flag::SweepFlag;
+use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed_keys, remove_clock};
+use super::{connect, require_share, split_url};
+use crate::TOOL;
+use crate::remote::etag::{Md5Tag, md5_tag_of};
+use crate::remote::listing::list_below;
+use crate::remote::liveness::{ListedNarinfo, list_narinfos, read_narinfos, require_readable};
+use crate::remote::s3::{Bucket, ListedObject, MAX_DELETED_AT_ONCE};
+
+/// The prefix of NARs.
+const NAR_PREFIX: &str = "nar/";
+/// The prefix of links from build IDs to NARs.
+const DEBUGINFO_PREFIX: &str = "debuginfo/";
+/// The prefixes of realisations: before and since Nix 2.35.
+const REALISATION_PREFIXES: [&str; 2] = ["realisations/", "build-trace-v2/"];
+/// Maximum size of a debuginfo link or a realisation in bytes. A larger object stays.
+const MAX_TEXT_SIZE: usize = 1 << 20;
+
+/// How objects are deleted.
+pub struct UnneededOptions {
+    /// The store directory of the paths.
+    pub store_dir: StoreDir,
+    /// How long an object has not been needed before it is deleted, at least [`DOOM_PERIOD`].
+    pub grace: Duration,
+    /// Maximum share of the objects, in percent.
+    pub max_percent: u8,
+    /// Whether only errors are printed.
+    pub is_quiet: bool,
+}
+
+impl UnneededOptions {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// Returns a usage error for a grace period that is too short for pushes.
+    pub fn new(store_dir: StoreDir, grace: Duration, max_percent: u8, is_quiet: bool) -> Result<Self> {
+        if grace < DOOM_PERIOD {
+            return Err(Error::usage("--grace must be at least 24h, because a push may last that long"));
+        }
+        Ok(Self { store_dir, grace, max_percent, is_quiet })
+    }
+}
+
+/// Deletes the objects that no path has needed for the grace period, and prints their keys.
+pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
+    let store_dir = StoreDir::new(&args.bucket.store_dir)?;
+    let (url, rest) = split_url(&args.targets)?;
+    if let [argument, ..] = rest {
+        return Err(Error::usage(format!("unexpected argument {argument}")));
+    }
+    let options = UnneededOptions::new(store_dir, args.grace, args.max_delete, args.bucket.quiet)?;
+    let deleted = runtime.block_on(async {
+        let bucket = connect(&url, &args.bucket).await?;
+        let deleted = delete_unneeded(&bucket, &options).await?;
+        remove_clock(&bucket).await?;
+        Ok::<_, Error>(deleted)
+    })?;
+    let mut out = stdio::stdout(None)?;
+    for key in deleted {
+        writeln!(out, "{key}")?;
+    }
+    out.finish()
+}
+
+/// Dooms or deletes objects; returns the keys of those that were deleted.
+///
+/// # Errors
+/// Refuses more objects than the maximum share. Fails if anything cannot be read, listed, written or deleted, or if
+/// another collector is deleting.
+pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Result<Vec<String>> {
+    let (gc, now) = GcObjects::list_with_time(bucket).await?;
+    let mut needs = Needs::default();
+    needs.update(bucket, &options.store_dir).await?;
+    let objects = needs.list_objects(bucket, &options.store_dir).await?;
+    let unneeded: Vec<(&String, SystemTime)> = objects
+        .iter()
+        .filter(|(_, object)| !needs.contain(object))
+        .map(|(key, object)| (key, object.written))
+        .collect();
+    require_share(bucket, "NARs and other objects", unneeded.len(), objects.len(), options.max_percent)?;
+    let plan = Plan::new(bucket, unneeded, &gc, now, options).await?;
+    let is_old = |time: SystemTime| now.duration_since(time).unwrap_or_default() >= options.grace;
+    let records = gc.records.iter().chain(&gc.key_records).filter(|record| is_old(record.time));
+    let old_records: Vec<String> = records.map(|record| record.key.clone()).collect();
+    let mut deleted = Vec::new();
+    if !plan.ready.is_empty() || !old_records.is_empty() {
+        let mut flag = SweepFlag::set(bucket, &gc, now).await?;
+        let result = sweep(bucket, &mut flag, &mut needs, &plan.ready, options).await;
+        let result = match result {
+            // What they doomed is deleted, or has been written since.
+            Ok(keys) => bucket.delete(&old_records).await.map(|()| keys),
+            Err(error) => Err(error),
+        };
+        // The flag is removed after an error too, so that pushers need not wait.
+        let removed = flag.remove().await;
+        deleted = result?;
+        removed?;
+    }
+    plan.print(deleted.len(), options);
+    Ok(deleted)
+}
+
+/// What becomes of the objects that are not needed.
+#[derive(Default)]
+struct Plan {
+    /// Doomed by this run.
+    doomed: usize,
+    /// Doomed by an earlier run, but not for long enough.
+    waiting: usize,
+    /// Deleted by this run, unless they are needed by then. With the times at which they were written.
+    ready: HashMap<String, SystemTime>,
+}
+
+impl Plan {
+    async fn new(
+        bucket: &Bucket,
+        unneeded: Vec<(&String, SystemTime)>,
+        gc: &GcObjects,
+        now: SystemTime,
+        options: &UnneededOptions,
+    ) -> Result<Self> {
+        let doomed = read_doomed_keys(bucket, &gc.key_records).await?;
+        let (mut plan, mut writer) = (Self::default(), RecordWriter::of_keys(bucket, now));
+        for (key, written) in unneeded {
+            // Of the same second is not later: the object may have been written after the record.
+            let times = doomed.get(key).map_or(&[][..], Vec::as_slice);
+            let doomed_since = times.iter().find(|&&time| time > written);
+            match doomed_since.map(|&time| now.duration_since(time).unwrap_or_default()) {
+                Some(age) if age >= options.grace => {
+                    plan.ready.insert(key.clone(), written);
+                }
+                Some(_) => plan.waiting += 1,
+                None => {
+                    plan.doomed += 1;
+                    writer.add_key(key).await?;
+                }
+            }
+        }
+        writer.flush().await?;
+        Ok(plan)
+    }
+
+    fn print(&self, deleted: usize, options: &UnneededOptions) {
+        if options.is_quiet || deleted + self.doomed + self.waiting == 0 {
+            return;
+        }
+        let [deleted, doomed, waiting] = [deleted, self.doomed, self.waiting].map(|count| HumanCount(count as u64));
+        let message = format!(
+            "NARs and other objects that no path needs: {deleted} are deleted, {doomed} are doomed, {waiting} wait \
+             for the end of the grace period"
+        );
+        process::print_message(TOOL, message);
+    }
+}
+
+/// Deletes those of the objects that are still not needed and have not been written, now that the flag is set.
+async fn sweep(
+    bucket: &Bucket,
+    flag: &mut SweepFlag<'_>,
+    needs: &mut Needs,
+    ready: &HashMap<String, SystemTime>,
+    options: &UnneededOptions,
+) -> Result<Vec<String>> {
+    if ready.is_empty() {
+        return Ok(Vec::new());
+    }
+    needs.update(bucket, &options.store_dir).await?;
+    let present = needs.list_objects(bucket, &options.store_dir).await?;
+    let is_dead =
+        |(key, object): &(&String, &Object)| ready.get(*key) == Some(&object.written) && !needs.contain(object);
+    let dead: Vec<String> = present.iter().filter(is_dead).map(|(key, _)| key.clone()).collect();
+    for keys in dead.chunks(MAX_DELETED_AT_ONCE) {
+        flag.require_owned().await?;
+        bucket.delete(keys).await?;
+    }
+    Ok(dead)
+}
+
+/// An object that may not be needed.
+struct Object {
+    written: SystemTime,
+    needed_by: Condition,
+}
+
+/// When an object is needed.
+enum Condition {
+    /// While a narinfo names this NAR. Keys are compared by their MD5 hashes, which takes less memory.
+    Nar(Md5Tag),
+    /// While the cache has the path.
+    Path(HashPart),
+    /// Always: its text is not understood.
+    Always,
+}
+
+/// What the narinfos of the cache need.
+#[derive(Default)]
+struct Needs {
+    nars: HashSet<Md5Tag>,
+    listed: HashMap<HashPart, ListedNarinfo>,
+}
+
+impl Needs {
+    /// Reads the narinfos that were written since the last call. NARs that a deleted one named stay until the next run.
+    async fn update(&mut self, bucket: &Bucket, store_dir: &StoreDir) -> Result {
+        let listed = list_narinfos(bucket).await?;
+        let new: Vec<ListedNarinfo> =
+            listed.iter().filter(|narinfo| self.listed.get(&narinfo.hash) != Some(narinfo)).copied().collect();
+        let nars = &mut self.nars;
+        read_narinfos(bucket, store_dir, &new, |_, found| {
+            nars.extend(found.map(|(narinfo, _)| md5_tag_of(narinfo.url.as_bytes())));
+            Ok(())
+        })
+        .await?;
+        self.listed.extend(new.into_iter().map(|narinfo| (narinfo.hash, narinfo)));
+        Ok(())
+    }
+
+    fn contain(&self, object: &Object) -> bool {
+        match &object.needed_by {
+            Condition::Nar(nar) => self.nars.contains(nar),
+            Condition::Path(hash) => self.listed.contains_key(hash),
+            Condition::Always => true,
+        }
+    }
+
+    /// Lists the objects that may not be needed.
+    async fn list_objects(&self, bucket: &Bucket, store_dir: &StoreDir) -> Result<HashMap<String, Object>> {
+        let mut objects = HashMap::new();
+        for entry in list_below(bucket, NAR_PREFIX).await? {
+            let needed_by = Condition::Nar(md5_tag_of(entry.key.as_bytes()));
+            let written = written(bucket, &entry)?;
+            objects.insert(entry.key, Object { written, needed_by });
+        }
+        for prefix in [DEBUGINFO_PREFIX].iter().chain(&REALISATION_PREFIXES) {
+            let entries = list_below(bucket, prefix).await?;
+            let reads = stream::iter(entries.into_iter().map(async |entry| {
+                let needed_by = read_condition(bucket, store_dir, &entry.key).await?;
+                let written = written(bucket, &entry)?;
+                Ok::<_, Error>((entry.key, Object { written, needed_by }))
+            }));
+            let read: Vec<_> = reads.buffer_unordered(bucket.max_in_flight().into()).try_collect().await?;
+            objects.extend(read);
+        }
+        require_readable(bucket)?;
+        Ok(objects)
+    }
+}
+
+fn written(bucket: &Bucket, entry: &ListedObject) -> Result<SystemTime> {
+    let unknown = || Error::failed(format!("{}: its time is unknown", bucket.display_url(&entry.key)));
+    entry.last_modified.ok_or_else(unknown)
+}
+
+/// Reads what a debuginfo link or a realisation refers to.
+async fn read_condition(bucket: &Bucket, store_dir: &StoreDir, key: &str) -> Result<Condition> {
+    let object = match bucket.get_text(key, MAX_TEXT_SIZE).await {
+        Ok(object) => object,
+        Err(error) if error.is_refusal() => return Ok(Condition::Always),
+        Err(error) => return Err(error),
+    };
+    let Some(object) = object else { return Ok(Condition::Always) };
+    let condition = if key.starts_with(DEBUGINFO_PREFIX) {
+        debuginfo_target(object.text.as_bytes()).map(|nar| Condition::Nar(md5_tag_of(nar.as_bytes())))
+    } else {
+        let entry = BuildTraceEntry::parse(key, object.text.as_bytes(), store_dir).ok();
+        entry.map(|entry| Condition::Path(entry.out_path.hash_part()))
+    };
+    Ok(condition.unwrap_or(Condition::Always))
+}

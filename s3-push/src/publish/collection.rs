@@ -1,0 +1,116 @@
+//! What a push must know of the collector. Paths that are doomed count as missing, and are published again. After that
+//! the push waits until no collector deletes and then looks whether the narinfo is still there: only then may another
+//! narinfo reference it. A collector that sets its flag later sees that the path is young.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::store_path::{HashPart, StoreDir};
+
+use crate::TOOL;
+use crate::collect::records::{DOOM_PERIOD, FLAG_KEY, GcObjects, read_doomed, read_doomed_keys};
+use crate::remote::s3::Bucket;
+
+/// Time after which a push reads the records again: half of the time that a path is doomed before it is deleted.
+pub const RECORDS_LIFETIME: Duration = Duration::from_secs(DOOM_PERIOD.as_secs() / 2);
+/// Time between two looks at the flag.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a collector has doomed.
+#[derive(Debug, Default)]
+pub struct Doomed {
+    /// The paths.
+    pub paths: HashSet<HashPart>,
+    /// The keys of NARs and other objects.
+    pub keys: HashSet<String>,
+}
+
+impl Doomed {
+    /// Reads what is doomed; nothing where listing is forbidden, as collecting beside such a push is.
+    ///
+    /// # Errors
+    /// Fails if a record cannot be read.
+    pub async fn read(bucket: &Bucket, store_dir: &StoreDir) -> Result<Self> {
+        let objects = GcObjects::list_if_allowed(bucket).await?.unwrap_or_default();
+        let paths = read_doomed(bucket, store_dir, &objects.records).await?.into_keys().collect();
+        let keys = read_doomed_keys(bucket, &objects.key_records).await?.into_keys().collect();
+        Ok(Self { paths, keys })
+    }
+}
+
+/// The objects that a collector has doomed, and those of them that this push has written since.
+#[derive(Debug, Default)]
+pub struct DoomedObjects(Mutex<HashMap<String, bool>>);
+
+impl DoomedObjects {
+    /// Sets which objects are doomed.
+    pub fn set(&self, keys: HashSet<String>) {
+        let mut objects = self.lock();
+        for key in keys {
+            objects.entry(key).or_insert(false);
+        }
+    }
+
+    /// Returns whether the object is doomed and this push has not written it since.
+    pub fn contains(&self, key: &str) -> bool {
+        self.lock().get(key) == Some(&false)
+    }
+
+    /// Records that this push has written an object. Returns nothing for an object that is not doomed.
+    pub fn set_written(&self, key: &str) {
+        if let Some(is_written) = self.lock().get_mut(key) {
+            *is_written = true;
+        }
+    }
+
+    /// Returns whether the object was doomed when this push began, or later.
+    pub fn was_doomed(&self, key: &str) -> bool {
+        self.lock().contains_key(key)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, bool>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for collectors.
+pub struct CollectorWait {
+    timeout: Duration,
+    has_printed: AtomicBool,
+}
+
+impl CollectorWait {
+    /// Creates a wait that fails after `timeout`.
+    #[must_use]
+    pub fn new(timeout: Duration) -> Self {
+        Self { timeout, has_printed: AtomicBool::new(false) }
+    }
+
+    /// Waits until no collector deletes, then returns whether the object is there. It must have been written before.
+    ///
+    /// # Errors
+    /// Fails after the timeout, or if the service does.
+    pub async fn confirm(&self, bucket: &Bucket, key: &str) -> Result<bool> {
+        if bucket.is_dry_run() {
+            return Ok(true);
+        }
+        let started = Instant::now();
+        while bucket.size(FLAG_KEY).await?.is_some() {
+            let url = bucket.display_url(FLAG_KEY);
+            if !self.has_printed.swap(true, Ordering::Relaxed) {
+                process::print_message(TOOL, format!("{url}: waiting until the collector has ended"));
+            }
+            if started.elapsed() >= self.timeout {
+                let seconds = self.timeout.as_secs();
+                return Err(Error::failed(format!("{url}: the collector has not ended after {seconds} seconds"))
+                    .with_hint("if it was killed, run 's3-push delete', which takes over after 15 minutes"));
+            }
+            tokio::time::sleep(POLL_INTERVAL.min(self.timeout)).await;
+        }
+        Ok(bucket.size(key).await?.is_some())
+    }
+}

@@ -1,0 +1,238 @@
+//! Which paths of a bucket nobody needs. A path is live if it is a root or if a live path references it. Everything here
+//! fails closed: whatever cannot be read, listed or parsed is an error, so that no live path is ever taken for a dead
+//! one.
+
+pub mod cli;
+mod graph;
+mod narinfos;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufReader, Read as _, Seek as _, SeekFrom, Write};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nar_pack::error::{Context, Error, Result};
+use nar_pack::stdio;
+use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
+use narinfo_gen::narinfo::{self, NarInfo};
+
+use crate::remote::liveness::cli::RootArgs;
+use crate::remote::pins::{Retention, list_pins, read_pins};
+use crate::remote::s3::Bucket;
+
+pub use graph::{Graph, GraphError};
+pub use narinfos::{ListedNarinfo, list_narinfos, read_narinfos, require_readable};
+
+/// What makes a path a root, and when nothing does.
+#[derive(Debug, Clone)]
+pub struct RootOptions {
+    /// Paths younger than this are roots.
+    pub older_than: Duration,
+    /// Which pins are roots.
+    pub retention: Retention,
+    /// Further roots.
+    pub paths: Vec<StorePath>,
+    /// Whether the cache may have neither pins nor further roots.
+    pub allow_no_roots: bool,
+    /// The current time.
+    pub now: SystemTime,
+}
+
+impl RootOptions {
+    /// Reads the options, and the list of roots.
+    ///
+    /// # Errors
+    /// Fails if the list cannot be read; refuses a malformed one.
+    pub fn from_args(args: &RootArgs, store_dir: &StoreDir) -> Result<Self> {
+        let paths = match args.roots.as_deref() {
+            None => Vec::new(),
+            Some(file) if file == Path::new("-") => {
+                read_path_list(stdio::stdin("a path list")?, store_dir).map_err(fail)?
+            }
+            Some(file) => {
+                let name = || file.display().to_string();
+                let opened = File::open(file).map_err(|error| Error::failed(error).context(name()))?;
+                read_path_list(BufReader::new(opened), store_dir).context(name).map_err(fail)?
+            }
+        };
+        Ok(Self {
+            older_than: args.older_than,
+            retention: Retention { keep_last: args.keep_last, keep_within: args.keep_within },
+            paths,
+            allow_no_roots: args.no_roots,
+            now: SystemTime::now(),
+        })
+    }
+}
+
+/// The dead paths of a bucket, and their narinfos in a temporary file.
+pub struct DeadPaths {
+    /// Indices of the dead narinfos in `texts`, each after those that reference it.
+    order: Vec<usize>,
+    texts: TextSpool,
+    /// The number of paths in the bucket.
+    pub total: usize,
+}
+
+impl DeadPaths {
+    /// Returns the number of dead paths.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Writes the narinfos as narinfo text, referrers first.
+    ///
+    /// # Errors
+    /// Fails if the output or the temporary file does.
+    pub fn write(self, out: &mut impl Write) -> Result {
+        let mut is_first = true;
+        self.for_each(|text| {
+            if !std::mem::take(&mut is_first) {
+                out.write_all(b"\n")?;
+            }
+            Ok(out.write_all(text.as_bytes())?)
+        })
+    }
+
+    /// Passes the text of each narinfo to `each`, referrers first.
+    ///
+    /// # Errors
+    /// Fails if `each` or the temporary file does.
+    pub fn for_each(mut self, mut each: impl FnMut(&str) -> Result) -> Result {
+        self.order.iter().try_for_each(|index| each(&self.texts.read(*index)?))
+    }
+}
+
+/// Finds the dead paths: reads all narinfos, then the pins.
+///
+/// # Errors
+/// Fails if anything cannot be read, listed or parsed, if a root is missing, or if there is no root.
+pub async fn find_dead(bucket: &Bucket, store_dir: &StoreDir, options: &RootOptions) -> Result<DeadPaths> {
+    let listed = list_narinfos(bucket).await?;
+    let mut graph = Graph::new(listed.iter().map(|narinfo| narinfo.hash));
+    let mut texts = TextSpool::new()?;
+    let is_young = |narinfo: &ListedNarinfo| {
+        options.now.duration_since(narinfo.last_modified).map_or(true, |age| age < options.older_than)
+    };
+    read_narinfos(bucket, store_dir, &listed, |index, found| {
+        let Some((narinfo, text)) = found else {
+            graph.remove(index);
+            return Ok(());
+        };
+        graph.set_references(index, narinfo.references.iter().map(StorePath::hash_part));
+        if is_young(&listed[index]) {
+            graph.mark_live(index);
+            return Ok(());
+        }
+        texts.add(index, text)
+    })
+    .await?;
+    // Read after the narinfos: a pin that was added meanwhile counts.
+    let mut roots = pinned_paths(bucket, store_dir, options).await?;
+    roots.extend(options.paths.iter().cloned());
+    if roots.is_empty() && !options.allow_no_roots {
+        let error = Error::failed(format!("{}: no pins and no roots", bucket.display_url("")));
+        return Err(error.with_hint("pin what must stay with 's3-push pin', or pass --roots FILE or --no-roots"));
+    }
+    let mut missing: Vec<StorePath> = roots.iter().filter(|path| !graph.mark_root(path.hash_part())).cloned().collect();
+    // A root that is not in the listing may have been published since. Its references may be.
+    let mut seen = HashSet::new();
+    while let Some(path) = missing.pop() {
+        if !seen.insert(path.hash_part()) {
+            continue;
+        }
+        let narinfo = read_new_root(bucket, store_dir, &path).await?;
+        for reference in narinfo.references.iter().filter(|reference| **reference != path) {
+            if !graph.mark_root(reference.hash_part()) && !is_elsewhere(bucket, reference).await? {
+                missing.push(reference.clone());
+            }
+        }
+    }
+    require_readable(bucket)?;
+    graph.propagate();
+    let order = graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
+        Error::failed(format!("{}: cycle of references", bucket.display_url(&format!("{hash}.narinfo"))))
+    })?;
+    let order = order.into_iter().flatten().collect();
+    Ok(DeadPaths { order, texts, total: graph.count() })
+}
+
+async fn pinned_paths(bucket: &Bucket, store_dir: &StoreDir, options: &RootOptions) -> Result<Vec<StorePath>> {
+    let mut pins = list_pins(bucket).await?;
+    options.retention.apply(&mut pins, options.now);
+    read_pins(bucket, &pins, store_dir).await.map_err(fail)
+}
+
+/// Reads the narinfo of a root that was not in the listing.
+async fn read_new_root(bucket: &Bucket, store_dir: &StoreDir, path: &StorePath) -> Result<NarInfo> {
+    let key = format!("{}.narinfo", path.hash_part());
+    let Some(object) = bucket.get_text(&key, narinfo::MAX_SIZE).await? else {
+        let error = format!("the root {} is not in the cache {}", store_dir.join(path), bucket.display_url(""));
+        return Err(Error::failed(error).with_hint("remove it from the pins or the list of roots, or publish it"));
+    };
+    NarInfo::parse(&object.text, store_dir).context(|| bucket.display_url(&key)).map_err(fail)
+}
+
+/// Returns whether a reference is not in this cache: another cache has it.
+async fn is_elsewhere(bucket: &Bucket, path: &StorePath) -> Result<bool> {
+    Ok(bucket.size(&format!("{}.narinfo", path.hash_part())).await?.is_none())
+}
+
+/// Returns an error of exit code 2: here malformed data is not refused input, but a reason to give up.
+fn fail(error: Error) -> Error {
+    if error.is_refusal() { Error::failed(error.message()) } else { error }
+}
+
+/// Returns whether a narinfo's own hash part is the expected one.
+fn describes(narinfo: &NarInfo, hash: HashPart) -> bool {
+    narinfo.path.hash_part() == hash
+}
+
+/// Texts by index, in an unlinked temporary file.
+pub struct TextSpool {
+    file: File,
+    end: u64,
+    /// Where each text begins, and its length; the length is 0 where there is none.
+    spans: Vec<(u64, u32)>,
+}
+
+impl TextSpool {
+    /// Creates the file.
+    ///
+    /// # Errors
+    /// Fails if it cannot be created.
+    pub fn new() -> Result<Self> {
+        let file =
+            tempfile::tempfile().map_err(|error| Error::failed(format!("cannot create a temporary file: {error}")))?;
+        Ok(Self { file, end: 0, spans: Vec::new() })
+    }
+
+    /// Stores a text.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be written.
+    pub fn add(&mut self, index: usize, text: &str) -> Result {
+        if self.spans.len() <= index {
+            self.spans.resize(index + 1, (0, 0));
+        }
+        self.file.seek(SeekFrom::Start(self.end))?;
+        self.file.write_all(text.as_bytes()).context(|| "cannot write to the temporary file")?;
+        self.spans[index] = (self.end, u32::try_from(text.len()).unwrap_or(u32::MAX));
+        self.end += text.len() as u64;
+        Ok(())
+    }
+
+    /// Reads a text; an empty one if none is stored.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read.
+    pub fn read(&mut self, index: usize) -> Result<String> {
+        let (start, length) = self.spans.get(index).copied().unwrap_or_default();
+        let mut text = String::with_capacity(length as usize);
+        self.file.seek(SeekFrom::Start(start))?;
+        (&mut self.file).take(length.into()).read_to_string(&mut text)?;
+        Ok(text)
+    }
+}

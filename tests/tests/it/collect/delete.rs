@@ -1,0 +1,190 @@
+//! `s3-push delete`: paths are doomed, and deleted a day later unless something needs them; undo.
+
+use std::time::Duration;
+
+use cache_tests::{EmbeddedS3, Minio};
+
+use super::dead::{old_cache, set_age};
+use crate::fixtures::bucket::{assert_closed, nar_keys, narinfo_keys, snapshot};
+use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
+
+pub const DEAD: &str = "s3-pull dead -q --older-than 30d --no-roots \"$C\" > dead";
+pub const DELETE: &str = "s3-push delete --max-delete 100% \"$C\" < dead";
+const DAY: Duration = Duration::from_hours(24);
+
+/// Lets time pass: the records are older by so much.
+pub fn age_records(s3: &EmbeddedS3, bucket: &str, age: Duration) {
+    for key in records(s3, bucket) {
+        set_age(s3, bucket, &key, age);
+    }
+}
+
+fn records(s3: &EmbeddedS3, bucket: &str) -> Vec<String> {
+    s3.objects(bucket).into_iter().filter(|key| key.starts_with("gc/2")).collect()
+}
+
+fn narinfo_count(s3: &EmbeddedS3, bucket: &str) -> usize {
+    narinfo_keys(&snapshot(s3, bucket)).iter().filter(|key| !key.starts_with("gc/")).count()
+}
+
+/// A cache whose paths are all doomed for a day.
+pub fn doomed_cache() -> (Fixture, &'static EmbeddedS3, String) {
+    let (fixture, s3, bucket) = old_cache();
+    fixture.scratch.sh(&format!("{DEAD}; {DELETE}")).ok();
+    age_records(s3, &bucket, DAY);
+    (fixture, s3, bucket)
+}
+
+#[test]
+fn paths_are_doomed_first_and_deleted_a_day_later() {
+    let (fixture, s3, bucket) = old_cache();
+    let first = fixture.scratch.sh(&format!("{DEAD}; {DELETE}"));
+    assert!(first.stderr.contains("3 paths are doomed: run the command again in 24 hours"), "{}", first.stderr);
+    assert_eq!(first.ok(), "");
+    assert_eq!(narinfo_count(s3, &bucket), 3);
+    let record = records(s3, &bucket);
+    assert_eq!(record.len(), 1, "{record:?}");
+    assert_eq!(s3.get(&bucket, &record[0]), std::fs::read(fixture.path("dead")).unwrap(), "the record is the undo log");
+    // An hour is missing.
+    age_records(s3, &bucket, Duration::from_hours(23));
+    let early = fixture.scratch.sh(DELETE);
+    assert!(early.stderr.contains("3 paths are doomed and can be deleted in 1 hours"), "{}", early.stderr);
+    assert_eq!(early.ok(), "");
+    age_records(s3, &bucket, DAY);
+    let closure = &fixture.closure;
+    assert_eq!(fixture.scratch.sh(DELETE).ok(), [&*closure.top, &closure.app, &closure.lib].join("\n"));
+    let objects = snapshot(s3, &bucket);
+    assert_eq!((narinfo_count(s3, &bucket), nar_keys(&objects).len()), (0, 3), "NARs stay");
+    assert_eq!(records(s3, &bucket).len(), 1);
+    assert!(!objects.contains_key("gc/sweeping") && !objects.contains_key("gc/clock"));
+}
+
+#[test]
+fn pushing_the_deleted_text_undoes_the_deletion() {
+    let (fixture, s3, bucket) = doomed_cache();
+    fixture.scratch.sh(DELETE).ok();
+    assert_eq!(narinfo_count(s3, &bucket), 0);
+    fixture.scratch.sh("s3-push -q \"$C\" < dead").ok();
+    fixture.assert_pulls("$C", "");
+    // What was published again is young, and not deleted by the list of yesterday.
+    assert_eq!(fixture.scratch.sh(DELETE).ok(), "");
+    fixture.assert_pulls("$C", "");
+}
+
+#[test]
+fn what_was_written_changed_pinned_or_referenced_since_stays_with_its_closure() {
+    type Change = fn(&Fixture, &EmbeddedS3, &str);
+    let cases: [(&str, Change, usize); 4] = [
+        (
+            "written since",
+            |fixture, s3, bucket| set_age(s3, bucket, &Fixture::narinfo_key(&fixture.closure.app), Duration::ZERO),
+            2,
+        ),
+        (
+            "changed",
+            |fixture, s3, bucket| {
+                let key = Fixture::narinfo_key(&fixture.closure.app);
+                let text = [&s3.get(bucket, &key)[..], b"X: y\n"].concat();
+                s3.put(bucket, &key, &text);
+                set_age(s3, bucket, &key, DAY * 40);
+            },
+            2,
+        ),
+        ("pinned", |fixture, _, _| drop(fixture.scratch.sh("echo \"$APP\" | s3-push pin \"$C\" main").ok()), 2),
+        (
+            "referenced",
+            |fixture, s3, bucket| {
+                // A path that is not in the list, by a pusher that knows nothing of the protocol.
+                let key = Fixture::narinfo_key(&fixture.closure.app);
+                let other = "0".repeat(32);
+                let text = String::from_utf8(s3.get(bucket, &key)).unwrap();
+                let text = text.replace(&key[..32], &other);
+                s3.put(bucket, &format!("{other}.narinfo"), text.as_bytes());
+            },
+            2,
+        ),
+    ];
+    for (what, change, count) in cases {
+        let (fixture, s3, bucket) = doomed_cache();
+        change(&fixture, s3, &bucket);
+        let output = fixture.scratch.sh(DELETE);
+        output.ok();
+        let expected = if what == "referenced" {
+            vec![&fixture.closure.lib]
+        } else {
+            vec![&fixture.closure.app, &fixture.closure.lib]
+        };
+        let objects = s3.objects(&bucket);
+        for path in &expected {
+            assert!(objects.contains(&Fixture::narinfo_key(path)), "{what}: {path} is deleted: {}", output.stderr);
+        }
+        assert_eq!(narinfo_count(s3, &bucket), count, "{what}: {}", output.stderr);
+        let mut closed = snapshot(s3, &bucket);
+        closed.retain(|key, _| !key.starts_with("gc/"));
+        assert_closed(&closed);
+    }
+}
+
+#[test]
+fn more_than_the_maximum_share_is_refused() {
+    let (fixture, s3, bucket) = old_cache();
+    let before = s3.objects(&bucket);
+    fixture.scratch.sh(DEAD).ok();
+    let stderr = fixture.scratch.sh("s3-push delete \"$C\" < dead").fails(1);
+    assert!(stderr.contains("3 of 3 paths (100%) would be deleted, more than --max-delete 20%"), "{stderr}");
+    let mut after = s3.objects(&bucket);
+    after.retain(|key| key != "gc/clock");
+    assert_eq!(after, before);
+}
+
+#[test]
+fn now_deletes_at_once_and_warns() {
+    let (fixture, s3, bucket) = old_cache();
+    let output = fixture.scratch.sh(&format!("{DEAD}; s3-push delete --now --max-delete 100% \"$C\" < dead"));
+    assert!(output.stderr.contains("warning: --now"), "{}", output.stderr);
+    assert_eq!(output.ok().lines().count(), 3);
+    assert_eq!(narinfo_count(s3, &bucket), 0);
+}
+
+/// A service that deletes many objects in one request, and whose entity tags are MD5 hashes.
+#[test]
+fn paths_are_deleted_and_published_again_on_minio() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut fixture = Fixture::new();
+    let bucket = minio.make_bucket();
+    minio.root().apply(&mut fixture.scratch);
+    fixture.scratch.env("C", minio.cache_url(&bucket));
+    fixture.scratch.sh(PUBLISH).ok();
+    let delete = "s3-pull dead -q --older-than 0s --no-roots \"$C\" > dead; \
+                  s3-push delete --now --max-delete 100% \"$C\" < dead";
+    assert_eq!(fixture.scratch.sh(delete).ok().lines().count(), 3);
+    let objects = snapshot(minio, &bucket);
+    assert_eq!(
+        (narinfo_keys(&objects).len(), nar_keys(&objects).len(), objects.len()),
+        (0, 3, 4),
+        "{:?}",
+        objects.keys()
+    );
+    fixture.scratch.sh("s3-push -q \"$C\" < dead").ok();
+    fixture.assert_pulls("$C", "");
+}
+
+#[test]
+fn nothing_is_deleted_while_another_collector_deletes() {
+    let (fixture, s3, bucket) = doomed_cache();
+    s3.put(&bucket, "gc/sweeping", b"Owner: another\n");
+    let stderr = fixture.scratch.sh(DELETE).fails(2);
+    assert!(stderr.contains("another collector is deleting"), "{stderr}");
+    assert_eq!(narinfo_count(s3, &bucket), 3);
+    assert_eq!(s3.get(&bucket, "gc/sweeping"), b"Owner: another\n");
+}
+
+#[test]
+fn malformed_input_deletes_nothing() {
+    let (fixture, s3, bucket) = doomed_cache();
+    for input in ["head -c 100 dead", "(cat dead; echo x)", "cat paths", "(cat dead; echo; cat dead)"] {
+        fixture.scratch.sh(&format!("{input} | s3-push delete --max-delete 100% \"$C\"")).fails(1);
+    }
+    assert_eq!(fixture.scratch.sh("s3-push delete \"$C\" < /dev/null").ok(), "");
+    assert_eq!(narinfo_count(s3, &bucket), 3);
+}

@@ -1,0 +1,68 @@
+//! Pins: written, listed and removed; their names and contents are checked.
+
+use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
+
+#[test]
+fn a_pin_lists_its_paths_until_it_is_removed() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(PUBLISH).ok();
+    assert_eq!(sh("s3-pull pins \"$C\"").ok(), "");
+    sh("echo \"$TOP\" | s3-push pin \"$C\" main/2026-11-24").ok();
+    sh("NIX_S3_CACHE=$C s3-push pin pr-17 < paths; cat paths paths | s3-push pin \"$C\" pr-2").ok();
+    assert_eq!(s3.get(&bucket, "pins/main/2026-11-24"), format!("{}\n", fixture.closure.top).as_bytes());
+    assert_eq!(sh("s3-pull pins \"$C\"").ok(), "main/2026-11-24\npr-17\npr-2");
+    assert_eq!(sh("NIX_S3_CACHE=$C s3-pull pins").ok(), "main/2026-11-24\npr-17\npr-2");
+    assert_eq!(sh("s3-pull pins \"$C\" main/2026-11-24").ok(), fixture.closure.top);
+    assert_eq!(sh("s3-pull pins \"$C\" pr-2 | sort").ok(), sh("sort paths").ok());
+    assert_eq!(sh("s3-push unpin -n \"$C\" 'pr-*'").ok(), "pr-17\npr-2");
+    assert_eq!(sh("s3-push unpin \"$C\" 'pr-*'").ok(), "pr-17\npr-2");
+    assert_eq!(sh("s3-pull pins \"$C\"").ok(), "main/2026-11-24");
+    assert!(sh("s3-push unpin \"$C\" 'pr-*'").fails(1).contains("no pin matches pr-*"));
+    assert!(sh("s3-pull pins \"$C\" pr-2").fails(1).contains("there is no such pin"));
+}
+
+#[test]
+fn a_pin_of_a_path_that_the_cache_lacks_is_refused() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let stderr = fixture.scratch.sh("s3-push pin \"$C\" main < paths").fails(1);
+    assert!(
+        stderr.contains(&format!("{} (and 2 more) is not in the cache", fixture.closure.app))
+            || stderr.contains("and 2 more"),
+        "{stderr}"
+    );
+    assert_eq!(s3.objects(&bucket), Vec::<String>::new());
+}
+
+#[test]
+fn invalid_names_and_lists_write_nothing() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    let objects = s3.objects(&bucket);
+    for name in ["''", "/x", "x/", "a//b", "..", "a/../../nix-cache-info", "'a b'", "'pr-*'", "$'a\\nb'"] {
+        let stderr = fixture.scratch.sh(&format!("s3-push pin \"$C\" {name} < paths")).fails(2);
+        assert!(stderr.contains("invalid pin name"), "{name}: {stderr}");
+    }
+    for (list, status) in [("printf ''", 1), ("printf \"$TOP\"", 1), ("echo /etc/passwd", 1)] {
+        fixture.scratch.sh(&format!("{list} | s3-push pin \"$C\" main")).fails(status);
+    }
+    assert!(fixture.scratch.sh("s3-push pin \"$C\" < paths").fails(2).contains("name of the pin"));
+    assert_eq!(s3.objects(&bucket), objects);
+}
+
+#[test]
+fn commands_that_stand_for_a_flag_are_that_flag() {
+    let (fixture, ..) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    for (command, flag) in [
+        ("narinfo -r \"$C\" \"$TOP\"", "--narinfo -r \"$C\" \"$TOP\""),
+        ("archive --stdin \"$C\" < paths | sha256sum", "--archive --stdin \"$C\" < paths | sha256sum"),
+        ("list --all \"$C\"", "--list --all \"$C\""),
+        ("nar \"$C\" \"$TOP\" | sha256sum", "--nar \"$C\" \"$TOP\" | sha256sum"),
+        ("cat \"$C\" \"$TOP/self\"", "--cat \"$C\" \"$TOP/self\""),
+        ("export -r \"$C\" \"$TOP\" | sha256sum", "--export -r \"$C\" \"$TOP\" | sha256sum"),
+    ] {
+        let [command, flag] = [command, flag].map(|args| fixture.scratch.sh(&format!("s3-pull {args}")).ok());
+        assert_eq!(command, flag);
+    }
+}

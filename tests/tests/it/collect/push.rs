@@ -1,0 +1,67 @@
+//! A push beside the collector: doomed paths count as missing, are written again, and wait for the flag.
+
+use std::time::{Duration, SystemTime};
+
+use super::delete::{DELETE, doomed_cache};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH};
+
+#[test]
+fn doomed_paths_are_missing_and_a_push_makes_them_young() {
+    let (fixture, s3, bucket) = doomed_cache();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    assert_eq!(sh("s3-push --missing \"$C\" < paths").ok().lines().count(), 3);
+    sh(PUBLISH).ok();
+    for path in fixture.closure.paths() {
+        let written = s3.path(&bucket, &Fixture::narinfo_key(path)).metadata().unwrap().modified().unwrap();
+        assert!(SystemTime::now().duration_since(written).unwrap_or_default() < Duration::from_hours(1), "{path}");
+    }
+    assert_eq!(sh(DELETE).ok(), "", "what was doomed is not deleted any more");
+    fixture.assert_pulls("$C", "");
+}
+
+#[test]
+fn a_reference_to_a_doomed_path_is_missing() {
+    let (fixture, ..) = doomed_cache();
+    let archive = ARCHIVE.replace("< paths", "< top");
+    fixture.scratch.sh(&format!("echo \"$TOP\" > top; {archive} > archive")).ok();
+    let stderr = fixture.scratch.sh("s3-push --no-nix \"$C\" < archive").fails(1);
+    assert!(stderr.contains(&fixture.closure.app), "{stderr}");
+}
+
+#[test]
+fn a_push_of_doomed_paths_waits_until_the_collector_has_ended() {
+    let (fixture, s3, bucket) = doomed_cache();
+    s3.put(&bucket, "gc/sweeping", b"Owner: another\n");
+    let flag = s3.path(&bucket, "gc/sweeping");
+    let script = format!(
+        "{ARCHIVE} > archive; s3-push --no-nix \"$C\" < archive 2> log & \
+         until grep -q 'waiting until the collector has ended' log; do sleep 0.05; done; rm '{}'; wait $!",
+        flag.display()
+    );
+    let pushed = fixture.scratch.sh(&script).ok();
+    assert_eq!(pushed.lines().count(), 3);
+    fixture.assert_pulls("$C", "");
+}
+
+#[test]
+fn a_push_that_has_waited_for_too_long_fails_and_publishes_no_referrer() {
+    let (fixture, s3, bucket) = doomed_cache();
+    // The collector has deleted the referrers, and is still at it.
+    for path in [&fixture.closure.top, &fixture.closure.app] {
+        s3.remove(&bucket, &Fixture::narinfo_key(path));
+    }
+    s3.put(&bucket, "gc/sweeping", b"Owner: another\n");
+    let push = format!("{ARCHIVE} > archive; s3-push --no-nix --collector-timeout 0s \"$C\" < archive");
+    let stderr = fixture.scratch.sh(&push).fails(2);
+    assert!(stderr.contains("the collector has not ended after 0 seconds"), "{stderr}");
+    assert!(!s3.objects(&bucket).contains(&Fixture::narinfo_key(&fixture.closure.app)));
+}
+
+/// Paths that are not doomed are published while a collector deletes.
+#[test]
+fn a_push_of_other_paths_does_not_wait() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    s3.put(&bucket, "gc/sweeping", b"Owner: another\n");
+    fixture.scratch.sh(&PUBLISH.replace("--no-nix \"$C\"", "--no-nix --collector-timeout 0s \"$C\"")).ok();
+    fixture.assert_pulls("$C", "");
+}

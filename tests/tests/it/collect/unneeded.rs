@@ -1,0 +1,170 @@
+//! `s3-push delete --nars` and `s3-push collect`: what no path needs any more is doomed, and deleted after the grace period.
+
+use std::time::{Duration, SystemTime};
+
+use cache_tests::EmbeddedS3;
+
+use super::dead::{old_cache, set_age};
+use super::delete::{DEAD, DELETE, age_records, doomed_cache};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH};
+
+const DELETE_NARS: &str = "s3-push delete --nars --max-delete 100% \"$C\"";
+const COLLECT: &str = "s3-push collect --older-than 30d --max-delete 100% --no-roots \"$C\"";
+const DAY: Duration = Duration::from_hours(24);
+const GRACE: Duration = Duration::from_hours(24 * 30);
+
+fn keys_below(s3: &EmbeddedS3, bucket: &str, prefix: &str) -> Vec<String> {
+    s3.objects(bucket).into_iter().filter(|key| key.starts_with(prefix)).collect()
+}
+
+fn is_young(s3: &EmbeddedS3, bucket: &str, key: &str) -> bool {
+    let written = s3.path(bucket, key).metadata().unwrap().modified().unwrap();
+    SystemTime::now().duration_since(written).unwrap_or_default() < Duration::from_hours(1)
+}
+
+/// Makes all objects a year older than they would be.
+fn age_objects(s3: &EmbeddedS3, bucket: &str, prefix: &str) {
+    for key in keys_below(s3, bucket, prefix) {
+        set_age(s3, bucket, &key, DAY * 365);
+    }
+}
+
+/// A cache without narinfos, whose NARs have been doomed for the grace period.
+fn cache_of_doomed_nars() -> (Fixture, &'static EmbeddedS3, String) {
+    let (fixture, s3, bucket) = doomed_cache();
+    fixture.scratch.sh(DELETE).ok();
+    age_objects(s3, &bucket, "nar/");
+    assert_eq!(fixture.scratch.sh(DELETE_NARS).ok(), "");
+    age_records(s3, &bucket, GRACE);
+    (fixture, s3, bucket)
+}
+
+#[test]
+fn nars_that_no_narinfo_names_are_deleted_after_the_grace_period() {
+    let (fixture, s3, bucket) = doomed_cache();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(DELETE).ok();
+    age_objects(s3, &bucket, "nar/");
+    let first = sh(DELETE_NARS);
+    assert!(first.stderr.contains("3 are doomed"), "{}", first.stderr);
+    assert_eq!(first.ok(), "");
+    age_records(s3, &bucket, DAY * 29);
+    let early = sh(DELETE_NARS);
+    assert!(early.stderr.contains("3 wait for the end of the grace period"), "{}", early.stderr);
+    assert_eq!(early.ok(), "");
+    assert_eq!(keys_below(s3, &bucket, "nar/").len(), 3);
+    age_records(s3, &bucket, GRACE);
+    let deleted = sh(DELETE_NARS).ok();
+    assert!(deleted.lines().count() == 3 && deleted.lines().all(|key| key.starts_with("nar/")), "{deleted}");
+    assert_eq!(s3.objects(&bucket), ["nix-cache-info"], "the records are gone too");
+}
+
+#[test]
+fn a_nar_that_one_narinfo_names_stays() {
+    let (fixture, s3, bucket) = old_cache();
+    for key in [&fixture.closure.top, &fixture.closure.app] {
+        s3.remove(&bucket, &Fixture::narinfo_key(key));
+    }
+    fixture.scratch.sh(DELETE_NARS).ok();
+    age_records(s3, &bucket, GRACE);
+    assert_eq!(fixture.scratch.sh(DELETE_NARS).ok().lines().count(), 2);
+    fixture.scratch.sh("s3-pull --root out --no-verify-signatures \"$C\" \"$LIB\"").ok();
+}
+
+#[test]
+fn pushes_make_doomed_nars_young() {
+    type Push = &'static str;
+    let pushes: [(&str, Push); 2] = [("with the NARs", PUBLISH), ("of the narinfo text", "s3-push \"$C\" < dead")];
+    for (what, push) in pushes {
+        let (fixture, s3, bucket) = cache_of_doomed_nars();
+        fixture.scratch.sh(push).ok();
+        let nars = keys_below(s3, &bucket, "nar/");
+        assert!(nars.len() == 3 && nars.iter().all(|key| is_young(s3, &bucket, key)), "{what}: {nars:?}");
+        // The narinfos are gone again: the NARs are doomed anew, and not deleted by the old record.
+        for path in fixture.closure.paths() {
+            s3.remove(&bucket, &Fixture::narinfo_key(path));
+        }
+        assert_eq!(fixture.scratch.sh(DELETE_NARS).ok(), "", "{what}");
+        assert_eq!(keys_below(s3, &bucket, "nar/").len(), 3, "{what}");
+    }
+}
+
+#[test]
+fn a_push_that_needs_a_doomed_nar_waits_for_the_collector() {
+    let archive = format!("{ARCHIVE} > archive; s3-push --no-nix --collector-timeout 0s \"$C\" < archive");
+    for push in [archive, "s3-push --collector-timeout 0s \"$C\" < dead".to_owned()] {
+        let (fixture, s3, bucket) = cache_of_doomed_nars();
+        s3.put(&bucket, "gc/sweeping", b"Owner: another\n");
+        let stderr = fixture.scratch.sh(&push).fails(2);
+        assert!(stderr.contains("the collector has not ended after 0 seconds"), "{stderr}");
+        let narinfos = s3.objects(&bucket).iter().filter(|key| key.ends_with(".narinfo") && !key.contains('/')).count();
+        assert_eq!(narinfos, 0);
+    }
+}
+
+#[test]
+fn debuginfo_and_realisations_go_with_their_paths() {
+    let (fixture, s3, bucket) = old_cache();
+    let text = String::from_utf8(s3.get(&bucket, &Fixture::narinfo_key(&fixture.closure.app))).unwrap();
+    let nar = text.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap();
+    let link = format!("{{\"archive\":\"../{nar}\",\"member\":\"x\"}}");
+    let base_name = fixture.closure.app.rsplit('/').next().unwrap();
+    let id = format!("sha256:{}!out", "0".repeat(64));
+    let realisation = format!("{{\"id\":\"{id}\",\"outPath\":\"{base_name}\",\"signatures\":[]}}");
+    let (link_key, realisation_key) = ("debuginfo/0123.debug", format!("realisations/{id}.doi"));
+    s3.put(&bucket, link_key, link.as_bytes());
+    s3.put(&bucket, &realisation_key, realisation.as_bytes());
+    s3.put(&bucket, "debuginfo/odd", b"not JSON");
+    age_objects(s3, &bucket, "debuginfo/");
+    age_objects(s3, &bucket, "realisations/");
+    let run = || {
+        fixture.scratch.sh(DELETE_NARS).ok();
+        age_records(s3, &bucket, GRACE);
+        fixture.scratch.sh(DELETE_NARS).ok()
+    };
+    assert_eq!(run(), "", "all are needed");
+    s3.remove(&bucket, &Fixture::narinfo_key(&fixture.closure.app));
+    let deleted = run();
+    let mut deleted: Vec<&str> = deleted.lines().collect();
+    deleted.sort_unstable();
+    assert_eq!(deleted, [link_key, nar, &realisation_key]);
+    assert!(s3.objects(&bucket).contains(&"debuginfo/odd".to_owned()), "what is not understood stays");
+}
+
+#[test]
+fn a_share_above_the_maximum_and_a_short_grace_period_are_refused() {
+    let (fixture, s3, bucket) = old_cache();
+    s3.remove(&bucket, &Fixture::narinfo_key(&fixture.closure.top));
+    let stderr = fixture.scratch.sh("s3-push delete --nars \"$C\"").fails(1);
+    assert!(stderr.contains("1 of 3 NARs and other objects (33%) would be deleted"), "{stderr}");
+    let stderr = fixture.scratch.sh("s3-push delete --nars --grace 23h \"$C\"").fails(2);
+    assert!(stderr.contains("--grace must be at least 24h"), "{stderr}");
+}
+
+#[test]
+fn collect_dooms_deletes_and_then_deletes_the_nars() {
+    let (fixture, s3, bucket) = old_cache();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    assert!(sh(&COLLECT.replace("--no-roots", "")).fails(2).contains("no pins and no roots"));
+    sh("echo \"$LIB\" | s3-push pin -q \"$C\" main").ok();
+    assert_eq!(sh(COLLECT).ok(), "", "doomed");
+    age_records(s3, &bucket, DAY);
+    let closure = &fixture.closure;
+    assert_eq!(sh(COLLECT).ok(), [&*closure.top, &closure.app].join("\n"));
+    age_records(s3, &bucket, GRACE);
+    let deleted = sh(COLLECT).ok();
+    assert!(deleted.lines().count() == 2 && deleted.lines().all(|key| key.starts_with("nar/")), "{deleted}");
+    sh("s3-pull --root out --no-verify-signatures \"$C\" \"$LIB\"").ok();
+    assert!(keys_below(s3, &bucket, "gc/").is_empty(), "{:?}", s3.objects(&bucket));
+}
+
+/// The paths of --roots are kept also when they were no roots in the run that doomed them.
+#[test]
+fn collect_keeps_further_roots() {
+    let (fixture, s3, bucket) = doomed_cache();
+    let collect = format!("echo \"$APP\" | {}", COLLECT.replace("--no-roots", "--roots -"));
+    assert_eq!(fixture.scratch.sh(&collect).ok(), fixture.closure.top);
+    fixture.scratch.sh(DEAD).ok();
+    age_records(s3, &bucket, DAY);
+    fixture.scratch.sh("s3-pull --root out -r --no-verify-signatures \"$C\" \"$APP\"").ok();
+}
