@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use cache_tests::fault_proxy::{Fault, FaultProxy, ObjectKind, Request, RequestKind, SLOW_DOWN};
 use cache_tests::lying_server::{LyingServer, Response};
@@ -16,6 +17,10 @@ const JOBS: usize = 8;
 const ROUNDS: usize = 3;
 /// The limit after the first narinfos have arrived: it grew to 3 after two successes, to 4 after three more.
 const REDUCED: usize = 4;
+/// Two more than the reduced limit, which grows meanwhile.
+const MAX_LATER: usize = REDUCED + 2;
+/// How long the later requests are held for more to arrive. A client that did not reduce its concurrency sends them at once.
+const HOLD: Duration = Duration::from_secs(1);
 const PATHS: usize = 24;
 
 /// Throttles the first narinfos, and records how many requests are in flight when others arrive.
@@ -36,7 +41,8 @@ struct State {
 
 impl Throttle {
     /// Throttles a request or lets it pass. Requests wait for each other, so that as many are in flight at the same time
-    /// as the client allows: the first narinfos in each round, and the requests that follow them.
+    /// as the client allows: the first narinfos in each round, and the requests that follow them. The latter are held until
+    /// there are too many of them, or none arrives any more.
     fn plan(&self, request: &Request) -> Fault {
         if request.kind() == RequestKind::GetObject(ObjectKind::CacheInfo) {
             return Fault::Pass;
@@ -53,7 +59,7 @@ impl Throttle {
         }
         state.later.push(request.in_flight);
         self.arrived.notify_all();
-        drop(self.arrived.wait_while(state, |state| state.later.len() < REDUCED).unwrap());
+        drop(self.arrived.wait_timeout_while(state, HOLD, |state| state.later.len() <= MAX_LATER).unwrap());
         Fault::Pass
     }
 }
@@ -82,7 +88,6 @@ fn pull_reduces_its_concurrency_while_the_server_throttles() {
         let state = throttle.state.lock().unwrap();
         assert_eq!(state.burst, (ROUNDS + 1) * JOBS, "{url}");
         let max = state.later[..JOBS].iter().max();
-        // Two more than the reduced limit, which has grown meanwhile.
-        assert!(max <= Some(&(REDUCED + 2)), "{url}: requests in flight after throttling: {:?}", state.later);
+        assert!(max <= Some(&MAX_LATER), "{url}: requests in flight after throttling: {:?}", state.later);
     }
 }
