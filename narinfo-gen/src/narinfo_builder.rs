@@ -72,14 +72,8 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
         let path_info = self.path_info.query(std::slice::from_ref(path))?.remove(path);
         // Scans even if there is path info, because only the hash shows whether it describes this NAR.
         let scanner = self.scanner(path)?;
-        let (settings, mut extras) = (self.settings, NarExtras::new(&self.extras));
-        let read = |compressor: &mut NarCompressor<NarExtras>| {
-            compressor.read_nar(input, Some(scanner), &mut extras)?;
-            require_end_of_nar(input)?;
-            compressor.finish_nar(extras)
-        };
-        compress_each(&settings, read, |nar, extras| {
-            let path_info = path_info.clone().filter(|info| self.describes(info, path, nar.nar_hash));
+        self.compress_nar(input, Some(scanner), |builder, nar, extras| {
+            let path_info = path_info.clone().filter(|info| builder.describes(info, path, nar.nar_hash));
             let trailer = Trailer {
                 path: path.clone(),
                 references: match &path_info {
@@ -88,13 +82,13 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
                 },
                 deriver: deriver.cloned().or_else(|| path_info.as_ref().and_then(|info| info.deriver.clone())),
             };
-            let mut narinfo = self.narinfo(&trailer, &nar);
-            self.writer.write_nar(&narinfo.url, nar)?;
-            let mut logs = self.extras.log_dir.as_deref().map(BuildLogs::new);
-            self.write_objects(extras, &narinfo, logs.as_mut())?;
+            let mut narinfo = builder.narinfo(&trailer, &nar);
+            builder.writer.write_nar(&narinfo.url, nar)?;
+            let mut logs = builder.extras.log_dir.as_deref().map(BuildLogs::new);
+            builder.write_objects(extras, &narinfo, logs.as_mut())?;
             add_path_info(&mut narinfo, path_info);
-            self.write_build_trace(&narinfo)?;
-            self.writer.write_narinfo(narinfo, false)
+            builder.write_build_trace(&narinfo)?;
+            builder.writer.write_narinfo(narinfo, false)
         })
     }
 
@@ -111,23 +105,33 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
             let candidates: Candidates = self.path_info.candidates()?.into_iter().collect();
             Some(Scanner::new(Arc::new(candidates)))
         };
-        let (settings, mut extras) = (self.settings, NarExtras::new(&self.extras));
         // Fails before anything is read if the name is invalid.
         added_path(&store_dir, Sha256::of(b""), name)?;
+        self.compress_nar(input, scanner, |builder, nar, extras| {
+            refuse_references(nar.references.as_deref().unwrap_or_default())?;
+            let path = added_path(&store_dir, nar.nar_hash, name)?;
+            let mut narinfo = builder.narinfo(&Trailer { path, references: Vec::new(), deriver: None }, &nar);
+            narinfo.ca = Some(of_added_path(nar.nar_hash));
+            builder.writer.write_nar(&narinfo.url, nar)?;
+            builder.write_objects(extras, &narinfo, None)?;
+            builder.writer.write_narinfo(narinfo, false)
+        })
+    }
+
+    /// Compresses and scans the NAR that is all of `input`, and passes it to `write`.
+    fn compress_nar(
+        &mut self,
+        input: &mut impl BufRead,
+        scanner: Option<Scanner>,
+        mut write: impl FnMut(&mut Self, CompressedNar, NarExtras) -> Result + Send,
+    ) -> Result {
+        let (settings, mut extras) = (self.settings, NarExtras::new(&self.extras));
         let read = |compressor: &mut NarCompressor<NarExtras>| {
             compressor.read_nar(input, scanner, &mut extras)?;
             require_end_of_nar(input)?;
             compressor.finish_nar(extras)
         };
-        compress_each(&settings, read, |nar, extras| {
-            refuse_references(nar.references.as_deref().unwrap_or_default())?;
-            let path = added_path(&store_dir, nar.nar_hash, name)?;
-            let mut narinfo = self.narinfo(&Trailer { path, references: Vec::new(), deriver: None }, &nar);
-            narinfo.ca = Some(of_added_path(nar.nar_hash));
-            self.writer.write_nar(&narinfo.url, nar)?;
-            self.write_objects(extras, &narinfo, None)?;
-            self.writer.write_narinfo(narinfo, false)
-        })
+        compress_each(&settings, read, |nar, extras| write(self, nar, extras))
     }
 
     /// Returns a scanner for the references of `path`. The path itself replaces candidates with the same hash part.
