@@ -13,6 +13,7 @@ mod delay_proxy;
 mod embedded_s3;
 pub mod fault_proxy;
 pub mod generated_closure;
+mod installed_program;
 mod loopback_listener;
 pub mod lying_server;
 mod minio;

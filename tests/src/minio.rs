@@ -1,6 +1,5 @@
 //! MinIO: a real S3 server with users and policies.
 
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
@@ -11,6 +10,7 @@ use std::thread;
 
 use serde_json::Value;
 
+use crate::installed_program::candidates;
 use crate::supervised_server::{SupervisedServer, free_port, http_get, http_status, make_dir};
 use crate::{Credentials, Scratch, cache_url, report_missing, unique};
 
@@ -281,19 +281,4 @@ pub(crate) fn find_mc() -> Option<PathBuf> {
 fn is_minio_client(mc: &Path) -> bool {
     let output = Command::new(mc).arg("--version").stdin(Stdio::null()).output();
     output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("MinIO"))
-}
-
-/// Lists the files that may be a program: the value of an environment variable, else those on PATH and then the one
-/// where `cargo xtask minio` installs it.
-pub(crate) fn candidates(variable: &str, name: &str) -> Vec<PathBuf> {
-    if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {
-        return vec![PathBuf::from(path)];
-    }
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .filter(|dir| !dir.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    let path = env::var_os("PATH").unwrap_or_default();
-    let dirs = env::split_paths(&path).chain(cache.map(|cache| cache.join("nix-s3-cache/bin")));
-    dirs.map(|dir| dir.join(name)).filter(|path| path.is_file()).collect()
 }

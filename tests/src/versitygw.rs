@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::minio::candidates;
+use crate::installed_program::candidates;
 use crate::supervised_server::{SupervisedServer, http_status, make_dir};
 use crate::{Credentials, report_missing};
 

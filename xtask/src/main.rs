@@ -6,6 +6,8 @@
 
 mod build;
 mod fuzz;
+#[path = "../../tests/src/installed_program.rs"]
+mod installed_program;
 mod minio;
 mod test;
 mod test_binary;

@@ -1,13 +1,13 @@
 //! The S3 servers of the tests, MinIO with its client and versitygw: found, or built once with Go and kept outside the
 //! target directory.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, id};
 
 use crate::Result;
 use crate::build::run as run_command;
+use crate::installed_program::{cache_dir, candidates, from_variable};
 
 /// A program to find or to build.
 struct Program {
@@ -79,15 +79,12 @@ pub fn find_or_install_versitygw() -> Result<PathBuf> {
 
 impl Program {
     fn find_or_install(&self) -> Result<PathBuf> {
-        if let Some(path) = env::var_os(self.variable).filter(|path| !path.is_empty()) {
-            let path = PathBuf::from(path);
+        if let Some(path) = from_variable(self.variable) {
             return self.check(&path).map(|()| path);
         }
-        let cache = cache_dir()?;
-        let path = env::var_os("PATH").unwrap_or_default();
-        let candidates = env::split_paths(&path).chain([cache.clone()]).map(|dir| dir.join(self.name));
+        let cache = cache_dir().ok_or("neither XDG_CACHE_HOME nor HOME is set")?;
         // Midnight Commander is called mc too, so the version is checked.
-        let found = candidates.filter(|path| path.is_file()).find(|path| self.check(path).is_ok());
+        let found = candidates(self.variable, self.name).into_iter().find(|path| self.check(path).is_ok());
         found.map_or_else(|| self.install(&cache), Ok)
     }
 
@@ -119,11 +116,4 @@ impl Program {
         let matches = String::from_utf8_lossy(&output.stdout).contains(self.version_mark);
         if matches { Ok(()) } else { Err(format!("{} is not {}", path.display(), self.module)) }
     }
-}
-
-/// Returns a directory outside the target directory, so that `cargo clean` does not remove the programs.
-fn cache_dir() -> Result<PathBuf> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    cache.map(|dir| dir.join("nix-s3-cache/bin")).ok_or_else(|| "neither XDG_CACHE_HOME nor HOME is set".to_owned())
 }
