@@ -12,9 +12,10 @@
 //! | [`export`] | the export stream of `nix-store --export` |
 //! | [`references`] | scanning for references, sorting by references |
 //! | [`path_info`] | metadata from `nix path-info --json` or an installed Nix |
+//! | [`root_causes`] | errors of many paths, grouped by root cause |
 //! | [`root_dir`] | directories below a root such as that of `--root`, without leaving it |
 //! | [`error`] | the error type of every tool, with exit code and hint |
-//! | [`option_values`] | the byte sizes in the options of every tool |
+//! | [`option_values`] | the numbers and byte sizes in the options of every tool |
 //! | [`process`] | `main` of every tool, messages on standard error |
 //! | [`redact`] | removal of control characters and secret keys from messages |
 //! | [`regular_file`] | opening files that must be regular files |
@@ -32,6 +33,7 @@ pub mod process;
 pub mod redact;
 pub mod references;
 pub mod regular_file;
+pub mod root_causes;
 pub mod root_dir;
 mod run;
 pub mod stdio;

@@ -95,7 +95,7 @@ impl ResolvedClosure {
             match result {
                 Ok(Some(candidate)) => closure.insert(candidate),
                 Ok(None) => {}
-                Err(error) if error.is_refusal() => refusals.add(requested.hash_part(), error),
+                Err(error) if error.is_refusal() => refusals.add(requested.hash_part(), &error),
                 Err(error) => return Err(error),
             }
         }

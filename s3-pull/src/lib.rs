@@ -8,7 +8,6 @@
 //! | [`cli`] | the command line |
 //! | `commands` | `pins` and `dead`, and the commands that stand for a flag |
 //! | [`mode`] | the command line as a typed request |
-//! | [`interrupts`] | SIGINT and SIGTERM |
 //! | [`sources`] | the caches in order of priority, and the lookup and verification of a narinfo |
 //! | [`closure`] | the walk through a closure |
 //! | [`fetch`] | the download and verification of one NAR |
@@ -27,7 +26,6 @@ pub mod closure;
 mod commands;
 pub mod extras;
 pub mod fetch;
-pub mod interrupts;
 pub mod mode;
 pub mod partial_nar;
 pub mod refusals;

@@ -8,11 +8,11 @@ use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio::Output;
 use nar_pack::store_path::StorePath;
+use s3_push::remote::interrupts;
 use s3_push::remote::progress::Verbosity;
 use serde_json::json;
 
 use crate::TOOL;
-use crate::interrupts;
 use crate::refusals::Refusals;
 use crate::sources::{Candidate, RequestedPath, Sources};
 
@@ -66,7 +66,7 @@ impl Report {
             json,
             verbosity,
             counts: Counts::default(),
-            refusals: Refusals::default(),
+            refusals: Refusals::new("unpacked"),
             bar: verbosity.progress_bar(),
         }
     }
@@ -125,7 +125,7 @@ impl Report {
             RequestedPath::Hash(_) => None,
         };
         self.write_error(path.as_deref(), &error)?;
-        self.refusals.add(requested.hash_part(), error);
+        self.refusals.add(requested.hash_part(), &error);
         Ok(())
     }
 
@@ -165,7 +165,7 @@ impl Report {
     /// Prints the refusals; for a pull that was aborted by another error.
     pub fn abort(self) {
         self.bar.finish_and_clear();
-        self.refusals.print(self.verbosity, "unpacked");
+        self.refusals.print(self.verbosity);
     }
 
     /// Prints the summary; `received` is the number of bytes received.
@@ -186,7 +186,7 @@ impl Report {
         if self.verbosity != Verbosity::Quiet && self.refusals.count() == 0 {
             process::print_message(TOOL, self.counts.summary());
         }
-        self.refusals.into_result(self.verbosity, "unpacked")
+        self.refusals.into_result(self.verbosity)
     }
 }
 

@@ -10,6 +10,8 @@ use nar_pack::process;
 use nar_pack::stdio;
 use narinfo_gen::narinfo::TextWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use s3_push::remote::RemoteOptions;
+use s3_push::remote::interrupts::{HINT, Interrupts};
 use s3_push::remote::progress::Verbosity;
 use tokio::runtime::{Handle, Runtime};
 
@@ -18,14 +20,12 @@ use crate::cat;
 use crate::cli::Cli;
 use crate::closure::{ClosureWalk, ResolvedClosure};
 use crate::commands;
-use crate::interrupts::{HINT, Interrupts};
 use crate::mode::{Format, Mode, Request, Selection};
 use crate::refusals::Refusals;
 use crate::report::Report;
 use crate::sources::{Candidate, RequestedPath, Sources};
 use crate::streams;
 use crate::unpack::{UnpackOptions, unpack};
-use s3_push::remote::RemoteOptions;
 
 /// Runs `s3-pull`.
 ///
@@ -92,13 +92,13 @@ fn write(
     is_closed: bool,
     verbosity: Verbosity,
 ) -> Result {
-    let mut refusals = Refusals::default();
+    let mut refusals = Refusals::new("written");
     let closure = runtime.block_on(ResolvedClosure::collect(walk, &mut refusals))?;
     let candidates = closure.in_order(is_closed, |candidate, reference| {
         refusals.add_dependent(&candidate.narinfo, reference);
         Ok(())
     })?;
-    refusals.into_result(verbosity, "written")?;
+    refusals.into_result(verbosity)?;
     write_candidates(runtime, sources, format, &candidates)
 }
 
@@ -173,7 +173,7 @@ fn write_candidates(
 /// Writes the narinfos or store paths of the whole cache, unordered, without keeping them in memory.
 async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: Verbosity) -> Result {
     let requested = sources.list().await?;
-    let mut refusals = Refusals::default();
+    let mut refusals = Refusals::new("written");
     let mut text = TextWriter::new(stdio::stdout(None)?);
     let mut list = stdio::stdout(None)?;
     let lookups = futures_util::stream::iter(requested).map(|requested| async move {
@@ -187,7 +187,7 @@ async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: V
             Ok(Some(candidate)) => writeln!(list, "{}", candidate.narinfo.full_path())?,
             // The narinfo was removed after the cache was listed.
             Ok(None) => {}
-            Err(error) if error.is_refusal() => refusals.add(requested.hash_part(), error),
+            Err(error) if error.is_refusal() => refusals.add(requested.hash_part(), &error),
             Err(error) => {
                 text.mark_truncated();
                 return Err(error);
@@ -199,5 +199,5 @@ async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: V
     }
     text.into_inner().finish()?;
     list.finish()?;
-    refusals.into_result(verbosity, "written")
+    refusals.into_result(verbosity)
 }

@@ -1,10 +1,10 @@
-//! Refusals, grouped by root cause: a refused NAR or a missing reference can keep thousands of paths from being
-//! published, and is reported once, with the number of paths that depend on it.
+//! Why paths were not published: an error of the path itself, of a NAR that it shares with others, or of a path that it
+//! references. [`RootCauses`] counts them by their root cause.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use nar_pack::error::Error;
+use nar_pack::error::{Error, Result};
+use nar_pack::root_causes::RootCauses;
 
 /// Why a path was not published.
 #[derive(Debug, Clone)]
@@ -94,80 +94,46 @@ fn with_subject(subject: &str, error: Error) -> Error {
     if error.message().contains(subject) { error } else { error.context(subject) }
 }
 
-/// The refusals of a push.
-#[derive(Debug, Default)]
+/// The refusals of a push. A cause is a store path or the key of a NAR.
+#[derive(Debug)]
 pub struct Refusals {
-    groups: Vec<Group>,
-    /// The index in `groups` by subject.
-    by_subject: HashMap<String, usize>,
-    count: usize,
+    causes: RootCauses<String>,
 }
 
-/// The refusals of one root cause.
-#[derive(Debug)]
-struct Group {
-    root_cause: Arc<RootCause>,
-    /// Number of refused paths other than that of the root cause.
-    dependents: usize,
+impl Default for Refusals {
+    fn default() -> Self {
+        Self { causes: RootCauses::new("published") }
+    }
 }
 
 impl Refusals {
     /// Adds the refusal of a path or object. Dependents of a root cause may be added before it.
     pub fn add(&mut self, path: &str, error: &PathError) {
-        self.count += 1;
-        let root_cause = error.root_cause(path);
-        let index = *self.by_subject.entry(root_cause.subject.clone()).or_insert_with(|| {
-            self.groups.push(Group { root_cause, dependents: 0 });
-            self.groups.len() - 1
-        });
-        let group = &mut self.groups[index];
-        if group.root_cause.path != path {
-            group.dependents += 1;
+        let RootCause { subject, path: cause, error } = &*error.root_cause(path);
+        if cause == path {
+            self.causes.add(subject.clone(), error);
+        } else {
+            self.causes.add_dependent(subject.clone(), error, path.to_owned(), path.to_owned());
         }
     }
 
     /// Returns the number of refused paths and objects.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.count
+        self.causes.count()
     }
 
     /// Returns one error for each root cause, with the number of paths that depend on it.
     pub fn root_causes(&self) -> impl Iterator<Item = Error> {
-        self.groups.iter().map(Group::to_error)
+        self.causes.errors()
     }
 
-    /// Returns the error of the push, if anything was refused: that of the root cause if there is one, else their number.
-    /// In the second case the caller prints the root causes.
-    #[must_use]
-    pub fn to_error(&self) -> Option<Error> {
-        match self.groups.as_slice() {
-            [] => None,
-            [group] => Some(group.to_error()),
-            groups => {
-                let error = Error::refused(format!("{} paths were refused", self.count));
-                // Only a hint that applies to all of them.
-                let hint = groups.first().and_then(|group| group.root_cause.error.hint());
-                let is_common = groups.iter().all(|group| group.root_cause.error.hint() == hint);
-                Some(hint.filter(|_| is_common).into_iter().fold(error, Error::with_hint))
-            }
-        }
-    }
-}
-
-impl Group {
-    fn to_error(&self) -> Error {
-        let RootCause { error, .. } = &*self.root_cause;
-        let dependents = match self.dependents {
-            0 => return error.clone(),
-            1 => "1 path depends on it and was not published".to_owned(),
-            count => format!("{count} paths depend on it and were not published"),
-        };
-        let refusal = Error::refused(format!("{}; {dependents}", error.message()));
-        match error.hint() {
-            Some(hint) => refusal.with_hint(hint),
-            None => refusal,
-        }
+    /// Returns the result of the push; see [`RootCauses::to_result`].
+    ///
+    /// # Errors
+    /// Returns the refusals, if there are any.
+    pub fn to_result(&self, print: impl FnMut(Error)) -> Result {
+        self.causes.to_result(print)
     }
 }
 
@@ -190,37 +156,15 @@ mod tests {
         let bad = PathError::shared("nar/x", Error::refused("nar/x: wrong hash"));
         let second = PathError::depends_on("/a", bad.root_cause("/a"));
         let third = PathError::depends_on("/b", second.root_cause("/b"));
-        let expected = ["/a: nar/x: wrong hash; 2 paths depend on it and were not published"];
-        assert_eq!(messages(&[("/a", &bad), ("/b", &second), ("/c", &third)]), expected);
-        assert_eq!(messages(&[("/c", &third), ("/b", &second), ("/a", &bad)]), expected);
+        let expected =
+            |first| [format!("/a: nar/x: wrong hash; 2 paths depend on it and were not published, among them {first}")];
+        assert_eq!(messages(&[("/a", &bad), ("/b", &second), ("/c", &third)]), expected("/b"));
+        assert_eq!(messages(&[("/c", &third), ("/b", &second), ("/a", &bad)]), expected("/c"));
         // Another path with the same NAR.
         assert_eq!(
             messages(&[("/a", &bad), ("/d", &bad)]),
-            ["/a: nar/x: wrong hash; 1 path depends on it and was not published"]
+            ["/a: nar/x: wrong hash; 1 path depends on it and was not published: /d"]
         );
-    }
-
-    #[test]
-    fn each_root_cause_is_reported_once() {
-        let (one, two) = (PathError::from(Error::refused("one")), PathError::from(Error::refused("two")));
-        let third = PathError::depends_on("/b", two.root_cause("/b"));
-        assert_eq!(
-            messages(&[("/a", &one), ("/b", &two), ("/c", &third)]),
-            ["/a: one", "/b: two; 1 path depends on it and was not published"]
-        );
-    }
-
-    #[test]
-    fn the_error_of_a_push_keeps_a_hint() {
-        let error = PathError::from(Error::refused("one").with_hint("do this"));
-        let mut refusals = Refusals::default();
-        assert!(refusals.to_error().is_none());
-        refusals.add("/a", &error);
-        refusals.add("/b", &PathError::depends_on("/a", error.root_cause("/a")));
-        assert_eq!(refusals.to_error().unwrap().hint(), Some("do this"));
-        refusals.add("/c", &error);
-        let several = refusals.to_error().unwrap();
-        assert_eq!((several.message(), several.hint()), ("3 paths were refused", Some("do this")));
     }
 
     #[test]

@@ -62,8 +62,35 @@ pub struct Report {
     repaired: u64,
     upstream: u64,
     nar_bytes: u64,
+    /// Paths that were published without a signature.
+    unsigned: CountedPaths,
+    /// Paths of which the cache has different contents, which were kept.
+    other_contents: CountedPaths,
     refusals: Refusals,
     bar: ProgressBar,
+}
+
+/// Paths with the same warning, which is printed once.
+#[derive(Default)]
+struct CountedPaths {
+    first: Option<String>,
+    count: u64,
+}
+
+impl CountedPaths {
+    fn add(&mut self, path: &str) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| path.to_owned());
+    }
+
+    /// Returns the subject and the verb of a sentence about the paths, if there are any.
+    fn subject(&self) -> Option<String> {
+        let first = self.first.as_ref()?;
+        Some(match self.count {
+            1 => format!("{first} was"),
+            count => format!("{count} paths, among them {first}, were"),
+        })
+    }
 }
 
 impl Report {
@@ -80,6 +107,8 @@ impl Report {
             repaired: 0,
             upstream: 0,
             nar_bytes: 0,
+            unsigned: CountedPaths::default(),
+            other_contents: CountedPaths::default(),
             refusals: Refusals::default(),
             bar: verbosity.progress_bar(),
         }
@@ -112,10 +141,8 @@ impl Report {
                 bytes = nar_bytes;
                 self.sent += 1;
                 self.nar_bytes += nar_bytes;
-                if !signed && !self.is_quiet() {
-                    self.print(format!(
-                        "warning: {path}: published without a signature; clients that verify signatures will reject it"
-                    ));
+                if !signed {
+                    self.unsigned.add(path);
                 }
             }
             Status::Present => self.present += 1,
@@ -124,15 +151,12 @@ impl Report {
             Status::Upstream => self.upstream += 1,
             Status::Other => {
                 self.present += 1;
-                if !self.is_quiet() {
-                    self.print(format!(
-                        "warning: {path}: not published, because the cache has different contents under this path"
-                    ));
-                }
+                self.other_contents.add(path);
             }
         }
         if self.verbosity == Verbosity::Verbose {
-            self.print(format!("{path}: {}", status.name()));
+            let unsigned = matches!(status, Status::Sent { signed: false, .. });
+            self.print(format!("{path}: {}{}", status.name(), if unsigned { ", without a signature" } else { "" }));
         }
         if self.is_json {
             writeln!(self.out, "{}", json!({ "path": path, "status": status.name(), "fileSize": bytes }))?;
@@ -164,12 +188,26 @@ impl Report {
     /// Ends the report of a push that failed: prints what was refused before.
     pub fn abort(self) {
         self.bar.finish_and_clear();
-        self.print_root_causes();
+        self.print_warnings();
+        self.refusals.root_causes().for_each(|error| self.print(error));
     }
 
-    fn print_root_causes(&self) {
-        for error in self.refusals.root_causes() {
-            self.print(error);
+    /// Prints one line for each kind of warning. With `-v`, there is a line per path too; see [`Report::add_result`].
+    fn print_warnings(&self) {
+        if self.is_quiet() {
+            return;
+        }
+        if let Some(paths) = self.unsigned.subject() {
+            let them = if self.unsigned.count == 1 { "it" } else { "them" };
+            self.print(format!(
+                "warning: {paths} published without a signature; clients that verify signatures will reject {them}"
+            ));
+        }
+        if let Some(paths) = self.other_contents.subject() {
+            let these = if self.other_contents.count == 1 { "this path" } else { "these paths" };
+            self.print(format!(
+                "warning: {paths} not published, because the cache has different contents under {these}"
+            ));
         }
     }
 
@@ -183,12 +221,8 @@ impl Report {
         }
         self.out.flush()?;
         self.bar.finish_and_clear();
-        if let Some(error) = self.refusals.to_error() {
-            if self.refusals.root_causes().nth(1).is_some() {
-                self.print_root_causes();
-            }
-            return Err(error);
-        }
+        self.print_warnings();
+        self.refusals.to_result(|error| self.print(error))?;
         if !self.is_quiet() {
             self.print(self.summary(uploader));
         }

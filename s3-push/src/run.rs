@@ -15,7 +15,6 @@ use narinfo_gen::compression::Settings;
 use narinfo_gen::narinfo_builder::{NarPath, require_path};
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
 use tokio::runtime::{Handle, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::TOOL;
@@ -32,6 +31,7 @@ use crate::publish::publisher::{PublishOptions, Publisher};
 use crate::publish::put_key::put_key;
 use crate::publish::upload::Uploader;
 use crate::publish::upstream::Upstreams;
+use crate::remote::interrupts::{HINT, Interrupts};
 use crate::remote::progress::Verbosity;
 use crate::remote::s3::{Access, Bucket};
 use crate::report::Report;
@@ -208,20 +208,16 @@ impl Input {
 
 /// Runs `work`. If it fails, or a signal interrupts it, aborts the multipart uploads that the next run cannot continue.
 async fn abort_uploads_on_error<T>(uploader: &Uploader, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let interrupted = |what| Error::failed(what).with_hint("run the same command again to continue");
-    let listen = |kind| signal(kind).map_err(|error| Error::failed(format!("cannot listen for signals: {error}")));
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut interrupts = Interrupts::listen()?;
     let result = tokio::select! {
         result = work => result,
-        _ = interrupt.recv() => Err(interrupted("interrupted")),
-        _ = terminate.recv() => Err(interrupted("terminated")),
+        signal = interrupts.next() => Err(Error::failed(signal).with_hint(HINT)),
     };
     if result.is_err() {
         // A second signal, or a service that does not answer, ends the wait.
         tokio::select! {
             () = uploader.abort_all() => {}
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = interrupts.next() => {}
             () = tokio::time::sleep(ABORT_TIMEOUT) => {}
         }
     }

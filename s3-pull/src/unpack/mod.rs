@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use nar_pack::error::{Error, Result};
 use nar_pack::root_dir::OpenDir;
+use s3_push::remote::interrupts::Interrupts;
 use tokio::sync::mpsc;
 
 use crate::closure::{ClosureWalk, Lookup, ResolvedClosure};
-use crate::interrupts::Interrupts;
 use crate::report::{Report, Status};
 use crate::sources::Sources;
 use crate::staging::{Owner, Staging, is_present, open_existing};

@@ -20,6 +20,7 @@
 //! | `error_chain`, `hints` | the text of errors of other libraries, and hints for wrong URLs |
 //! | `progress` | verbosity and the progress bar of the tools that use a remote cache |
 //! | `option_values` | the byte sizes and durations in their options |
+//! | `interrupts` | the signals that end them |
 
 #[cfg(feature = "client")]
 pub mod chunks;
@@ -39,6 +40,8 @@ mod first_response;
 mod hints;
 #[cfg(feature = "client")]
 mod http;
+#[cfg(feature = "client")]
+pub mod interrupts;
 #[cfg(feature = "client")]
 pub mod listing;
 #[cfg(feature = "client")]

@@ -62,10 +62,11 @@ fn a_nar_is_published_with_a_warning_that_it_is_unsigned() {
 fn an_export_stream_is_published_and_unsigned_paths_are_named() {
     let (fixture, s3, bucket) = Fixture::embedded();
     let export = "nar-pack --root root --no-nix --export --stdin < paths | s3-push --no-nix";
-    let pushed = fixture.scratch.sh(&format!("{export} \"$C\""));
+    let pushed = fixture.scratch.sh(&format!("{export} -v \"$C\""));
     assert_eq!(pushed.lines(), fixture.closure.paths());
     for path in fixture.closure.paths() {
-        assert!(pushed.stderr.contains(path), "{path} is not named in {}", pushed.stderr);
+        let line = format!("s3-push: {path}: sent, without a signature\n");
+        assert!(pushed.stderr.contains(&line), "{path} is not named in {}", pushed.stderr);
     }
     fixture.assert_complete(&snapshot(s3, &bucket));
     fixture.assert_pulls("$C", "--no-verify-signatures");

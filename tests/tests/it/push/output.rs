@@ -69,6 +69,28 @@ fn the_report_is_json_on_request() {
 }
 
 #[test]
+fn unsigned_paths_are_counted_in_one_warning() {
+    let (fixture, s3, _) = Fixture::embedded();
+    let export = "nar-pack --root root --no-nix --export --stdin < paths";
+    let push = |input: &str, args: &str| {
+        let url = s3.cache_url(&s3.make_bucket());
+        let pushed = fixture.scratch.sh(&format!("{input} | s3-push --no-nix '{url}' {args}"));
+        pushed.ok();
+        pushed.stderr
+    };
+    let warnings = |stderr: &str| -> Vec<String> {
+        stderr.lines().filter(|line| line.contains("warning: ")).map(str::to_owned).collect()
+    };
+    let [warning] = warnings(&push(export, "")).try_into().unwrap();
+    assert!(warning.starts_with("s3-push: warning: 3 paths, among them /nix/store/"), "{warning}");
+    let consequence = "published without a signature; clients that verify signatures will reject";
+    assert!(warning.ends_with(&format!(", were {consequence} them")), "{warning}");
+    let lib = &fixture.closure.lib;
+    let [warning] = warnings(&push("nar-pack --root root --no-nix \"$LIB\"", lib)).try_into().unwrap();
+    assert_eq!(warning, format!("s3-push: warning: {lib} was {consequence} it"));
+}
+
+#[test]
 fn objects_have_the_content_types_of_nix() {
     let (fixture, s3, bucket) = Fixture::embedded();
     fixture.scratch.sh(PUBLISH).ok();

@@ -1,4 +1,4 @@
-//! The signals that end a pull: SIGINT, as of Ctrl-C, and SIGTERM. As in `s3-push`, a pull that was interrupted is an
+//! The signals that end a push or a pull: SIGINT, which Ctrl-C sends, and SIGTERM. A run that was interrupted is an
 //! operation that failed (exit code 2), and says how to continue.
 
 use nar_pack::error::{Error, Result};
