@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use cache_sign::cli::TrustedKeyArgs;
 use clap::{ArgAction, ArgGroup, Parser};
+use nar_pack::option_values::parse_number;
 
 use crate::documents::arn::Partition;
 
@@ -47,7 +48,7 @@ pub struct Cli {
 
     /// Print the lifecycle rule that aborts incomplete uploads after DAYS
     #[arg(
-        long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650),
+        long, value_name = "DAYS", value_parser = parse_number(1_u16..=3650),
         help_heading = "Document (exactly one)"
     )]
     pub lifecycle: Option<u16>,
@@ -216,8 +217,8 @@ Permissions:
   s3:ListMultipartUploadParts    The same.
   s3:AbortMultipartUpload        Abort a failed upload. Without it, its parts remain stored.
   s3:DeleteObject                Delete objects.
-  s3:GetBucketLocation           Get the region of the bucket. Required by some other clients, but not
-                                 by these tools, so --minimal does not allow it.
+  s3:GetBucketLocation           Get the region of the bucket. Required by some other clients,
+                                 but not by these tools, so --minimal does not allow it.
   s3:GetLifecycleConfiguration, s3:PutLifecycleConfiguration
                                  Get and set lifecycle rules, such as that of --lifecycle.
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
+use nar_pack::option_values::parse_number;
 use narinfo_gen::cli::DecompressionArgs;
 
 /// Sign the narinfos of a Nix binary cache, generate keys, and verify signatures
@@ -97,14 +98,14 @@ pub struct SecretKeyArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Input")]
 pub struct AgentArgs {
-    /// Sign with an ssh-ed25519 key of the SSH agent
+    /// Use an ssh-ed25519 key of the SSH agent
     ///
     /// The agent is that of $SSH_AUTH_SOCK. KEY is the file of a public key of OpenSSH, or the comment of a key. It can be omitted if the agent has only one ssh-ed25519 key.
     #[arg(long, value_name = "KEY", num_args = 0..=1)]
     #[allow(clippy::option_option)] // clap's type of an option whose value may be omitted
     pub ssh_agent: Option<Option<String>>,
 
-    /// Name of the agent's key in signatures (default: the comment of the key)
+    /// Set the name of the agent's key in signatures (default: the comment of the key)
     ///
     /// Clients list the key under this name in trusted-public-keys; `cache-sign public-key --ssh-agent` prints the entry.
     #[arg(long, value_name = "NAME", requires = "ssh_agent")]
@@ -121,7 +122,7 @@ pub struct SignerArgs {
     #[arg(long, value_name = "COMMAND")]
     pub signer: Option<String>,
 
-    /// Public key of the signatures of --signer, NAME:BASE64
+    /// Verify the signatures of --signer with this public key, NAME:BASE64
     #[arg(long, value_name = "KEY", requires = "signer")]
     pub public_key: Option<String>,
 
@@ -229,7 +230,7 @@ pub struct TrustArgs {
     pub nix_conf: Option<PathBuf>,
 
     /// Require signatures by K different trusted keys
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = parse_number(1_u32..=1000))]
     pub threshold: u32,
 }
 

@@ -187,7 +187,7 @@ fn read_key(mut input: impl Read, allow_seed: bool) -> Result<SecretKey> {
             Ok(0) => break,
             Ok(n) => end += n,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(Error::from(error).context("cannot read the key")),
         }
     }
     let text = str::from_utf8(&bytes[..end]).map_err(|_| Error::refused("not UTF-8 text"))?;

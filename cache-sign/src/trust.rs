@@ -98,7 +98,7 @@ pub fn read_public_keys(args: &TrustedKeyArgs) -> Result<Vec<PublicKey>> {
 fn read_key_file(path: &Path) -> Result<String> {
     let action = || format!("cannot read {}", path.display());
     let mut file = std::fs::File::open(path).map_err(Error::from).context(action)?;
-    read_text(&mut file, MAX_KEY_FILE_SIZE, "the file of public keys").context(action)
+    read_text(&mut file, MAX_KEY_FILE_SIZE).context(action)
 }
 
 impl TrustedKeys {

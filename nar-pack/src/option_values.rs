@@ -1,7 +1,24 @@
-//! Parsers of option values that several tools share. The format of byte sizes is that of `bytesize`, extended by the
+//! Parsers of option values that several tools share: numbers and byte sizes. The format of byte sizes is that of `bytesize`, extended by the
 //! suffixes of coreutils.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
 use bytesize::ByteSize;
+
+/// Returns a parser of numbers in `range`.
+///
+/// # Errors
+/// The parser returns a message for the user.
+pub fn parse_number<T: FromStr + PartialOrd + Display + Clone>(
+    range: RangeInclusive<T>,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("expected a number from {} to {}", range.start(), range.end()))
+    }
+}
 
 /// Parses a byte size greater than 0, such as `64MiB`. `K`, `M` and `G` mean KiB, MiB and GiB, as in coreutils.
 ///
@@ -21,6 +38,15 @@ pub fn parse_byte_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_outside_the_range_get_its_bounds() {
+        let parse = parse_number(1_u16..=256);
+        assert_eq!((parse("1"), parse("256")), (Ok(1), Ok(256)));
+        for text in ["", "x", "0", "257", "65536", "-1", "1.5"] {
+            assert_eq!(parse(text), Err("expected a number from 1 to 256".to_owned()), "{text}");
+        }
+    }
 
     #[test]
     fn byte_sizes_accept_binary_and_decimal_units() {

@@ -3,13 +3,10 @@
 //! paths.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Seek};
+use std::io::{self, BufRead, BufWriter, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use rustix::io::Errno;
 
 use crate::cli::Cli;
 use crate::error::{Context as _, Error, Result};
@@ -17,7 +14,7 @@ use crate::export_paths::{ExportOptions, export_paths};
 use crate::nar::{self, CaseHack, Restorer};
 use crate::path_argument::PathArgument;
 use crate::root_dir::{LeavingLinks, OpenDir, RootDir};
-use crate::stdio::{self, BUFFER_SIZE, Input};
+use crate::stdio::{self, Input};
 use crate::store_path::StoreDir;
 use crate::{TOOL, process};
 
@@ -117,12 +114,11 @@ impl<'a> NarSource<'a> {
         match self {
             Self::Stdin => stdio::stdin("a NAR"),
             Self::File(path) => {
-                let error = |error: io::Error| Error::failed(format!("cannot open {}: {error}", path.display()));
-                let file = File::open(path).map_err(error)?;
-                if file.metadata().map_err(error)?.is_dir() {
-                    return Err(error(Errno::ISDIR.into()).with_hint("pass a NAR, or pack the directory first"));
+                if path.is_dir() {
+                    let error = Error::failed(format!("cannot read {}: it is a directory", path.display()));
+                    return Err(error.with_hint("pass a NAR, or pack the directory first"));
                 }
-                Ok(BufReader::with_capacity(BUFFER_SIZE, file))
+                stdio::open(path)
             }
         }
     }
@@ -225,9 +221,5 @@ fn cat(input: &mut impl BufRead, file: &OsStr) -> Result {
 }
 
 fn expect_end(input: &mut impl BufRead) -> Result {
-    if input.fill_buf().map_err(Error::from).context(|| "cannot read the NAR")?.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::refused("unexpected data after the end of the NAR"))
-    }
+    if input.fill_buf()?.is_empty() { Ok(()) } else { Err(Error::refused("unexpected data after the end of the NAR")) }
 }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use crate::error::{Context as _, Error, Result};
 
@@ -17,8 +18,8 @@ const MAX_WRITE_SIZE: usize = 128 * 1024;
 /// Requested size of the pipes on standard input and output, in bytes: large enough for both sides to run at once.
 const PIPE_SIZE: usize = 1 << 20;
 
-/// Standard input: buffered, unlocked, and never a terminal.
-pub type Input = BufReader<File>;
+/// Standard input, buffered, unlocked and never a terminal; or a file that the user gives instead.
+pub type Input = BufReader<InputFile>;
 
 /// Opens standard input, which must not be a terminal. `expected` names the data in the error.
 pub fn stdin(expected: &str) -> Result<Input> {
@@ -29,7 +30,39 @@ pub fn stdin(expected: &str) -> Result<Input> {
     }
     let fd = stdin.as_fd().try_clone_to_owned().map_err(Error::from).context(|| "cannot read standard input")?;
     enlarge_pipe(&fd);
-    Ok(BufReader::with_capacity(BUFFER_SIZE, File::from(fd)))
+    Ok(buffered(File::from(fd), "standard input".to_owned()))
+}
+
+/// Opens a file to be read as standard input is.
+///
+/// # Errors
+/// Fails if the file cannot be opened.
+pub fn open(path: &Path) -> Result<Input> {
+    let name = path.display().to_string();
+    match File::open(path) {
+        Ok(file) => Ok(buffered(file, name)),
+        Err(error) => Err(Error::failed(format!("cannot read {name}: {error}"))),
+    }
+}
+
+fn buffered(file: File, name: String) -> Input {
+    BufReader::with_capacity(BUFFER_SIZE, InputFile { file, name })
+}
+
+/// The unbuffered descriptor of an input; its errors name the input.
+#[derive(Debug)]
+pub struct InputFile {
+    file: File,
+    name: String,
+}
+
+impl Read for InputFile {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buf).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ => Error::failed(format!("cannot read {}: {error}", self.name)).into(),
+        })
+    }
 }
 
 /// Opens standard output. `binary` names the data if it is binary; then standard output must not be a terminal.
@@ -96,17 +129,17 @@ impl Write for StdoutFile {
     }
 }
 
-/// Reads UTF-8 text to the end of the input. `name` names the input in errors.
+/// Reads UTF-8 text to the end of the input. The caller adds the name of the input to errors.
 ///
 /// # Errors
 /// Refuses more than `limit` bytes and invalid UTF-8.
-pub fn read_text(input: &mut impl Read, limit: u64, name: &str) -> Result<String> {
+pub fn read_text(input: &mut impl Read, limit: u64) -> Result<String> {
     let mut text = Vec::new();
-    input.take(limit + 1).read_to_end(&mut text).map_err(Error::from).context(|| format!("cannot read {name}"))?;
+    input.take(limit + 1).read_to_end(&mut text)?;
     if text.len() as u64 > limit {
-        return Err(Error::refused(format!("{name} is larger than {limit} bytes")));
+        return Err(Error::refused(format!("larger than {limit} bytes")));
     }
-    utf8(text).context(|| name.to_owned())
+    utf8(text)
 }
 
 /// Converts bytes to text.

@@ -222,7 +222,7 @@ pub fn read_path_list(mut input: impl BufRead, store_dir: &StoreDir) -> Result<V
     for number in 1_u64.. {
         line.clear();
         let at = || format!("path list, line {number}");
-        std::io::Read::take(&mut input, MAX_LINE_LENGTH as u64 + 1).read_until(b'\n', &mut line).context(at)?;
+        std::io::Read::take(&mut input, MAX_LINE_LENGTH as u64 + 1).read_until(b'\n', &mut line)?;
         if line.is_empty() {
             break;
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
+use nar_pack::option_values::parse_number;
 
 use crate::compression::{Compression, DEFAULT_DECODER_MEMORY, parse_byte_size, set_decoder_memory};
 
@@ -101,14 +102,15 @@ pub struct CompressionArgs {
     /// Set the compression level [default: 3 for zstd]
     ///
     /// Range and default: zstd 1-19 (3), xz 0-9 (6), gzip 0-9 (6), bzip2 1-9 (9), br 0-11 (6).
-    #[arg(long, value_name = "N", help_heading = "Output")]
+    // The widest range, that of zstd. `Settings` checks that of the method.
+    #[arg(long, value_name = "N", value_parser = parse_number(0_u32..=19), help_heading = "Output")]
     pub level: Option<u32>,
 
     /// Compress with N threads [default: one per processor]
     ///
     /// The output does not depend on the number of threads.
     #[arg(
-        long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Performance"
+        long, value_name = "N", value_parser = parse_number(1_u16..=256), help_heading = "Performance"
     )]
     pub threads: Option<u16>,
 }

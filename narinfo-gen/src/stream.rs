@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Chain, Cursor, Read};
 
-use nar_pack::error::{Context, Error, Result};
+use nar_pack::error::{Error, Result};
 use nar_pack::nar;
 use nar_pack::stdio::Input;
 
@@ -44,11 +44,7 @@ pub type Sniffed = Chain<Cursor<Vec<u8>>, Input>;
 /// Refuses an empty stream, and one of an unknown kind.
 pub fn sniff(mut input: Input, expected: &str) -> Result<(Kind, Sniffed)> {
     let mut head = Vec::with_capacity(HEAD_SIZE);
-    (&mut input)
-        .take(HEAD_SIZE as u64)
-        .read_to_end(&mut head)
-        .map_err(Error::from)
-        .context(|| "cannot read standard input")?;
+    (&mut input).take(HEAD_SIZE as u64).read_to_end(&mut head)?;
     if head.is_empty() {
         return Err(Error::refused(format!("standard input is empty: expected {expected}")));
     }

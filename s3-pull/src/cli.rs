@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cache_sign::cli::TrustArgs;
 use clap::{ArgAction, Parser, ValueEnum};
+use nar_pack::option_values::parse_number;
 use narinfo_gen::cli::DecompressionArgs;
 
 use crate::commands::cli::Command;
@@ -170,7 +171,7 @@ pub struct Cli {
     /// Maximum attempts per request, with exponential backoff and jitter between them
     #[arg(
         long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
-        value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Network", hide_short_help = true
+        value_parser = parse_number(1_u32..=100), help_heading = "Network", hide_short_help = true
     )]
     pub attempts: u32,
 
@@ -178,7 +179,7 @@ pub struct Cli {
     ///
     /// Both are reduced automatically while the server throttles (429, 503).
     #[arg(
-        short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024),
+        short, long, value_name = "N", default_value_t = 16, value_parser = parse_number(1_u16..=1024),
         help_heading = "Performance", hide_short_help = true
     )]
     pub jobs: u16,
@@ -195,7 +196,7 @@ pub struct Cli {
     #[arg(short, long, help_heading = "Logging")]
     pub verbose: bool,
 
-    /// Store directory of the store paths
+    /// Set the store directory of the store paths
     #[arg(
         long,
         value_name = "DIR",
@@ -257,7 +258,7 @@ Examples:
   s3-pull -r --root /mnt 's3://my-cache?region=eu-west-2' /nix/store/…-hello  # without Nix
   s3-pull -r --export https://cache.example.org /nix/store/…-hello | nix-store --import
   s3-pull -r --archive s3://a /nix/store/…-hello | s3-push s3://b                 # mirror
-  s3-pull --all --with all --archive s3://a | s3-push s3://b                      # mirror of everything
+  s3-pull --all --with all --archive s3://a | s3-push s3://b                      # whole cache
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   s3-pull --nar file:///srv/cache /nix/store/…-hello | nar-pack --list
 

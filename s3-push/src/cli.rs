@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
+use nar_pack::option_values::parse_number;
 use narinfo_gen::cli::{CompressionArgs, DecompressionArgs};
 
 use crate::collect::cli::Command;
@@ -40,13 +41,13 @@ pub struct Cli {
     #[arg(long, conflicts_with = "key", help_heading = "Input")]
     pub missing: bool,
 
-    /// With --missing, print also paths that KEY has not signed; can be repeated
+    /// With --missing, also print paths that KEY has not signed; can be repeated
     ///
     /// KEY is a public key (NAME:BASE64), whose signature is verified, or only the name of a key. Push these paths again through cache-sign to sign them: the cache keeps the other signatures.
     #[arg(long, value_name = "KEY", requires = "missing", help_heading = "Input", hide_short_help = true)]
     pub signed_by: Vec<String>,
 
-    /// With --missing, print also paths whose NAR is missing or has another size
+    /// With --missing, also print paths whose NAR is missing or has another size
     #[arg(long, requires = "missing", help_heading = "Input", hide_short_help = true)]
     pub deep: bool,
 
@@ -82,7 +83,7 @@ pub struct Cli {
     #[arg(long, help_heading = "Output", hide_short_help = true)]
     pub allow_missing_references: bool,
 
-    /// Put the NARs of the input again where they are missing or damaged
+    /// Upload NARs again that are missing or damaged in the bucket
     ///
     /// Without it, a path whose narinfo is in the cache is left alone. The narinfo keeps its signatures. Not for narinfo text.
     #[arg(
@@ -91,7 +92,7 @@ pub struct Cli {
     )]
     pub repair: bool,
 
-    /// Read NARs that the bucket has already where their entity tags do not tell whether they are intact
+    /// Read NARs in the bucket whose entity tags cannot show whether they are intact
     ///
     /// An object that was uploaded in one request is compared by its entity tag. One that was uploaded in parts is compared by its size only, unless this option is given. A damaged NAR is replaced.
     #[arg(
@@ -139,11 +140,11 @@ pub struct Cli {
     #[command(flatten)]
     pub object_options: ObjectOptionArgs,
 
-    /// Abort and retry a request after SECONDS without progress
+    /// Abort and retry a request after DURATION without progress
     ///
-    /// A duration with a unit, such as 30s or 1m, is accepted too. The duration of a whole transfer is not limited.
+    /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not limited.
     #[arg(
-        long, value_name = "SECONDS", default_value = "30", value_parser = parse_timeout,
+        long, value_name = "DURATION", default_value = "30s", value_parser = parse_timeout,
         help_heading = "Network", hide_short_help = true,
     )]
     pub idle_timeout: Duration,
@@ -156,19 +157,19 @@ pub struct Cli {
         hide_short_help = true,
     )]
     pub collector_timeout: Duration,
-    /// Abort and retry a request whose connection is not established within SECONDS
+    /// Abort and retry a request whose connection is not established within DURATION
     ///
     /// Accepts the same durations as --idle-timeout. While a server does not respond, a note after 3 seconds names it; the request fails after all attempts (see --attempts).
     #[arg(
-        long, value_name = "SECONDS", default_value = "10", value_parser = parse_timeout, help_heading = "Network",
+        long, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout, help_heading = "Network",
         hide_short_help = true,
     )]
     pub connect_timeout: Duration,
 
-    /// Maximum attempts per request, with exponential backoff and jitter
+    /// Maximum attempts per request, with exponential backoff and jitter between them
     #[arg(
         long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
-        value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Network", hide_short_help = true,
+        value_parser = parse_number(1_u32..=100), help_heading = "Network", hide_short_help = true,
     )]
     pub attempts: u32,
 
@@ -176,7 +177,7 @@ pub struct Cli {
     ///
     /// Reduced automatically while the server throttles (429, 503).
     #[arg(
-        short, long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024),
+        short, long, value_name = "N", default_value_t = 16, value_parser = parse_number(1_u16..=1024),
         help_heading = "Performance",
     )]
     pub jobs: u16,
@@ -247,7 +248,7 @@ pub struct ObjectOptionArgs {
     pub tag: Vec<String>,
 
     /// Retain each object for DAYS days; the bucket must have object lock enabled
-    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36500), hide_short_help = true)]
+    #[arg(long, value_name = "DAYS", value_parser = parse_number(1_u32..=36500), hide_short_help = true)]
     pub object_lock_days: Option<u32>,
 
     /// Set the retention mode; only with --object-lock-days
@@ -305,4 +306,9 @@ Examples:
 
 Memory: --memory and about 32 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each NAR of a cache archive that is being verified (at most one per processor and one more) needs the memory of its decoder: 10 MiB for NARs written by narinfo-gen, at most --decoder-memory for others. For a NAR or an export stream, add the memory of narinfo-gen (see its help).
 
-Exit status: 0 success; 1 refused (malformed or truncated stream, wrong hash, missing NAR or reference, bucket of another store directory); 2 usage error or failed operation; 141 standard output was closed.";
+Exit status:
+  0    success
+  1    refused: a malformed or truncated stream, a wrong hash, a missing NAR or reference, or a
+       bucket of another store directory
+  2    usage error, or an operation failed
+  141  the reader of standard output closed the pipe";

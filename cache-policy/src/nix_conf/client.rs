@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cache_sign::keys::PublicKey;
 use cache_sign::nix_conf::{ParsedConf, Settings};
-use nar_pack::error::{Error, Result};
+use nar_pack::error::{Context, Error, Result};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use s3_push::remote::location::Location;
 
@@ -122,7 +122,7 @@ impl ClientConfig {
         if read_file(path)?.is_none() {
             return Ok(false);
         }
-        edit_file(path, |text| self.without_lines(text))
+        edit_file(path, |text| self.without_lines(text).context(|| path.display()))
     }
 
     /// Reads a file and the files that it includes as a client does.

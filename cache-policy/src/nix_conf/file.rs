@@ -22,14 +22,14 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// Replaces the contents of a file by the result of `change` and returns whether they changed. Creates the file if it
-/// does not exist.
+/// does not exist. The errors of `change` must name the file.
 pub(super) fn edit_file(path: &Path, change: impl FnOnce(&[u8]) -> Result<Vec<u8>>) -> Result<bool> {
     let cannot_write = || format!("cannot write {}", path.display());
     let target = resolve_links(path)?.unwrap_or_else(|| path.to_owned());
     let locked = LockedFile::lock(&target).map_err(Error::from).context(cannot_write)?;
     // Another process may have created or changed the file before this one got the lock.
     let text = read_file(path)?.unwrap_or_default();
-    let changed = change(&text).context(|| path.display())?;
+    let changed = change(&text)?;
     if changed == text {
         return Ok(false);
     }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use nar_pack::error::{Error, Result};
+use nar_pack::error::{Context, Error, Result};
 
 use super::client::{ClientConfig, parse_conf};
 
@@ -30,7 +30,7 @@ impl ClientConfig {
     /// Refuses text whose comments do not form one block; fails if an included file does not exist.
     pub fn merge(&self, text: &[u8], path: &Path) -> Result<Vec<u8>> {
         let settings = |text: &[u8]| parse_conf(text, path).map(|parsed| parsed.settings);
-        let mut merged = self.without_lines(text)?;
+        let mut merged = self.without_lines(text).context(|| path.display())?;
         let lines = self.missing_lines(&settings(&merged)?);
         let existing_lines = self.find_block(text)?.map(|block| block.lines(text)).unwrap_or_default();
         if existing_lines == lines.as_bytes() && self.is_in_effect(&settings(text)?) {
@@ -49,7 +49,8 @@ impl ClientConfig {
             merged.push(b'\n');
         }
         if !self.is_in_effect(&settings(&merged)?) {
-            return Err(Error::refused("the added lines would have no effect"));
+            let error = Error::refused("the added lines would have no effect");
+            return Err(error.context(path.display()));
         }
         Ok(merged)
     }

@@ -53,7 +53,7 @@ impl AgentSigner {
     ///
     /// # Errors
     /// A usage error if no agent is set, if the key is not in the agent, and if it has no valid name. Fails if the agent
-    /// cannot be reached; refuses malformed answers.
+    /// cannot be reached; refuses malformed responses.
     pub fn connect(wanted: &AgentKey) -> Result<Self> {
         let path = std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()).ok_or_else(|| {
             Error::usage(format!("{SOCKET_VARIABLE} is not set"))
@@ -105,7 +105,7 @@ fn exchange(socket: &mut UnixStream, request: &[u8]) -> Result<Vec<u8>> {
     socket.read_exact(&mut answer_size).map_err(Error::failed).context(action)?;
     let size = usize::try_from(u32::from_be_bytes(answer_size)).unwrap_or(usize::MAX);
     if size > MAX_MESSAGE_SIZE {
-        return Err(Error::refused(format!("the SSH agent announced an answer of {size} bytes")));
+        return Err(Error::refused(format!("the SSH agent announced a response of {size} bytes")));
     }
     let mut answer = vec![0; size];
     socket.read_exact(&mut answer).map_err(Error::failed).context(action)?;
@@ -153,7 +153,7 @@ fn read_public_key(path: &str) -> Result<Option<([u8; 32], String)>> {
         Err(_) if !looks_like_a_file => return Ok(None),
         Err(error) => return Err(Error::failed(format!("cannot read {path}: {error}"))),
     };
-    let text = read_text(&mut file, MAX_KEY_FILE_SIZE, "the public key").context(|| path.to_owned())?;
+    let text = read_text(&mut file, MAX_KEY_FILE_SIZE).context(|| format!("cannot read {path}"))?;
     if text.trim().is_empty() {
         return Err(Error::usage(format!("{path}: the file contains no public key")));
     }

@@ -124,7 +124,7 @@ fn body<'a>(message: &'a [u8], expected: u8, action: &str) -> Result<Fields<'a>>
 }
 
 fn malformed() -> Error {
-    Error::refused("malformed answer of the SSH agent")
+    Error::refused("malformed response from the SSH agent")
 }
 
 /// Text of another program; messages replace its control characters when they are printed.

@@ -54,7 +54,7 @@ impl<'a, W> Cat<'a, W> {
                 "\"{path}\" in the NAR is a symbolic link to {}, not a file",
                 target.escape_ascii()
             ))),
-            None => Err(Error::refused(format!("{path} does not exist in the NAR"))),
+            None => Err(Error::refused(format!("\"{path}\" does not exist in the NAR"))),
         }
     }
 

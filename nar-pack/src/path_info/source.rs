@@ -39,9 +39,12 @@ impl PathInfoSource {
     pub fn open(args: &PathInfoArgs, root: Option<&Path>) -> Result<Self> {
         let store_dir = StoreDir::new(&args.store_dir)?;
         let document = match &args.path_info {
-            Some(file) => read_file(file)
-                .and_then(|json| parse_path_info(&json, &store_dir))
-                .context(|| format!("path info {}", file.display()))?,
+            Some(file) => {
+                let json = std::fs::read(file).map_err(Error::from);
+                let json = json.context(|| format!("cannot read the path info in {}", file.display()))?;
+                let parsed = utf8(json).and_then(|json| parse_path_info(&json, &store_dir));
+                parsed.context(|| format!("path info {}", file.display()))?
+            }
             None => HashMap::new(),
         };
         // Nix knows the paths below another root only if there is a database.
@@ -118,10 +121,10 @@ impl PathInfoSource {
     /// Fails if the list or the directory cannot be read. A store directory that does not exist is empty.
     pub fn candidates(&self) -> Result<Vec<StorePath>> {
         if let Some(file) = &self.candidates {
-            return File::open(file)
-                .map_err(Error::from)
+            let list = File::open(file).map_err(Error::from);
+            return list
                 .and_then(|list| read_path_list(BufReader::new(list), &self.store_dir))
-                .context(|| format!("candidates {}", file.display()));
+                .context(|| format!("cannot read the candidates in {}", file.display()));
         }
         let Some(dir) = self.store_dir.open(self.root.as_deref())? else { return Ok(Vec::new()) };
         let entries = Dir::read_from(&dir).map_err(|error| {
@@ -171,10 +174,6 @@ fn is_lock_file(dir: &OpenDir, name: &str) -> bool {
 fn has_database(root: &Path) -> Result<bool> {
     let database = RootDir::open(root)?.open_dir(Path::new("nix/var/nix/db"), LeavingLinks::Refuse);
     Ok(database.is_ok_and(|dir| dir.is_some()))
-}
-
-fn read_file(path: &Path) -> Result<String> {
-    utf8(std::fs::read(path)?)
 }
 
 #[cfg(test)]

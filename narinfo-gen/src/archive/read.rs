@@ -33,9 +33,9 @@ impl Member<'_> {
     /// Reads the whole member as text of at most `limit` bytes.
     ///
     /// # Errors
-    /// Refuses a member that is larger or not UTF-8.
+    /// Refuses a member that is larger or not UTF-8. [`read`] adds the key.
     pub fn text(&mut self, limit: u64) -> Result<String> {
-        nar_pack::stdio::read_text(&mut self.body, limit, &self.key)
+        nar_pack::stdio::read_text(&mut self.body, limit)
     }
 
     /// Returns the maximum size of a text member of this kind, in bytes.

@@ -11,15 +11,15 @@ use crate::hash::Sha256;
 /// Parses `text`; see [`NarInfo::parse`].
 pub fn parse(text: &str, store_dir: &StoreDir) -> Result<NarInfo> {
     if text.len() > MAX_SIZE {
-        return Err(Error::refused(format!("narinfo is larger than {MAX_SIZE} bytes")));
+        return Err(Error::refused(format!("larger than {MAX_SIZE} bytes")));
     }
     if !text.is_empty() && !text.ends_with('\n') {
-        return Err(Error::refused("narinfo is truncated: its last line does not end with a newline"));
+        return Err(Error::refused("truncated: the last line does not end with a newline"));
     }
     let mut fields = Fields::default();
     // Not `lines`: Nix keeps a carriage return as part of the value.
     for (index, line) in text.split_terminator('\n').enumerate() {
-        fields.line(line, store_dir).context(|| format!("narinfo, line {}", index + 1))?;
+        fields.line(line, store_dir).context(|| format!("line {}", index + 1))?;
     }
     fields.finish(store_dir)
 }
@@ -86,7 +86,7 @@ impl Fields {
     }
 
     fn finish(self, store_dir: &StoreDir) -> Result<NarInfo> {
-        let missing = |key: &str| Error::refused(format!("narinfo: missing field {key:?}"));
+        let missing = |key: &str| Error::refused(format!("missing field {key:?}"));
         let compression = self.compression.filter(|name| !name.is_empty());
         Ok(NarInfo {
             store_dir: store_dir.clone(),

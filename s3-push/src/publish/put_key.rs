@@ -5,7 +5,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nar_pack::error::{Context, Error, Result};
+use nar_pack::error::{Error, Result};
 use narinfo_gen::archive::Object;
 use narinfo_gen::hash::{Hasher, Sha256};
 use tokio::runtime::Handle;
@@ -130,7 +130,7 @@ fn read_parts(
         let permit = runtime.block_on(memory.acquire(size))?;
         let mut bytes = Vec::new();
         let mut part = input.by_ref().take(size as u64);
-        part.read_to_end(&mut bytes).map_err(Error::from).context(|| "reading standard input")?;
+        part.read_to_end(&mut bytes)?;
         hasher.update(&bytes);
         let is_last = bytes.len() < size;
         if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), permit)).is_err() {

@@ -36,7 +36,7 @@ impl Directory {
         let path = path.split('?').next().unwrap_or_default();
         let path = PathBuf::from(percent_decode_str(path).decode_utf8_lossy().into_owned());
         if !path.is_dir() {
-            return Err(Error::failed(format!("{}: no such directory", path.display())));
+            return Err(Error::failed(format!("cannot read {}: no such directory", path.display())));
         }
         Ok(Self { path })
     }

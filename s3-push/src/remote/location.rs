@@ -10,6 +10,8 @@ use percent_encoding::percent_decode_str;
 
 /// The environment variable with the URL of the bucket, for command lines without one.
 pub const VARIABLE: &str = "NIX_S3_CACHE";
+/// The hint for text that is not a bucket URL.
+const URL_HINT: &str = "pass s3://BUCKET[/PREFIX], such as s3://example-nix-cache?region=eu-west-2";
 /// Nix's default region.
 pub const DEFAULT_REGION: &str = "us-east-1";
 
@@ -93,10 +95,14 @@ impl Location {
 
     fn parse_url(url: &str) -> Result<Self> {
         let rest = url.strip_prefix("s3://");
-        let rest = rest.ok_or_else(|| Error::usage("expected s3://BUCKET[/PREFIX][?PARAMETERS]"))?;
+        let expected = || Error::usage("expected s3://BUCKET[/PREFIX][?PARAMETERS]").with_hint(URL_HINT);
+        let rest = rest.ok_or_else(expected)?;
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
-        check_bucket_name(bucket)?;
+        if let Some(rule) = broken_name_rule(bucket) {
+            let error = Error::usage(format!("the name of a bucket must {rule}"));
+            return Err(error.with_hint(URL_HINT));
+        }
         let prefix = decode(prefix.trim_matches('/'))?;
         if prefix.split('/').any(|part| matches!(part, "." | "..")) {
             return Err(Error::usage("the prefix must not contain '.' or '..' as a component"));
@@ -226,22 +232,26 @@ impl Location {
 /// # Errors
 /// A usage error that names the broken rule.
 pub fn check_bucket_name(bucket: &str) -> Result {
-    let broken_rule = if !(3..=63).contains(&bucket.len()) {
-        "it must be 3 to 63 characters long"
-    } else if !bucket.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')) {
-        "only letters, digits, '-', '.' and '_' are allowed"
-    } else if !(bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && bucket.ends_with(|c: char| c.is_ascii_alphanumeric()))
-    {
-        "it must begin and end with a letter or digit"
-    } else if bucket.contains("..") {
-        "it must not contain '..'"
-    } else {
-        return Ok(());
-    };
+    let Some(rule) = broken_name_rule(bucket) else { return Ok(()) };
     // Some users put passwords before an @.
     let shown = bucket.rsplit('@').next().unwrap_or_default();
-    Err(Error::usage(format!("invalid bucket name {shown:?}: {broken_rule}")))
+    Err(Error::usage(format!("invalid bucket name {shown:?}: it must {rule}")))
+}
+
+/// Returns the rule of [`check_bucket_name`] that a name breaks, which completes the sentence "it must …".
+fn broken_name_rule(bucket: &str) -> Option<&'static str> {
+    let is_alphanumeric = |c: char| c.is_ascii_alphanumeric();
+    if !(3..=63).contains(&bucket.len()) {
+        Some("be 3 to 63 characters long")
+    } else if !bucket.chars().all(|c| is_alphanumeric(c) || matches!(c, '-' | '.' | '_')) {
+        Some("contain only letters, digits, '-', '.' and '_'")
+    } else if !(bucket.starts_with(is_alphanumeric) && bucket.ends_with(is_alphanumeric)) {
+        Some("begin and end with a letter or digit")
+    } else if bucket.contains("..") {
+        Some("not contain '..'")
+    } else {
+        None
+    }
 }
 
 /// Checks a region, which becomes part of host names and of the scope of signatures. Services other than AWS have regions

@@ -2,5 +2,6 @@
 
 mod bad_input;
 mod help;
+mod messages;
 mod path_arguments;
 mod secrets;

@@ -159,14 +159,14 @@ fn a_hostile_agent_is_refused() {
     let signature = [ssh_string(b"ssh-ed25519"), ssh_string(&[1; 64])].concat();
     let cases = [
         (vec![ssh_string(&[5])], 2, "refused to list"),
-        (vec![ssh_string(&[])], 1, "malformed answer"),
-        (vec![ssh_string(&[12, 255, 255, 255, 255])], 1, "malformed answer"),
-        (vec![ssh_string(&[12, 0, 0, 0, 1, 255, 255, 255, 255])], 1, "malformed answer"),
-        (vec![u32::MAX.to_be_bytes().to_vec()], 1, "announced an answer of 4294967295 bytes"),
+        (vec![ssh_string(&[])], 1, "malformed response"),
+        (vec![ssh_string(&[12, 255, 255, 255, 255])], 1, "malformed response"),
+        (vec![ssh_string(&[12, 0, 0, 0, 1, 255, 255, 255, 255])], 1, "malformed response"),
+        (vec![u32::MAX.to_be_bytes().to_vec()], 1, "announced a response of 4294967295 bytes"),
         (vec![vec![0, 0, 1, 0, 12]], 2, "cannot talk to the SSH agent"),
         (vec![], 2, "cannot talk to the SSH agent"),
         (vec![identities.clone(), ssh_string(&[5])], 2, "refused to sign"),
-        (vec![identities.clone(), identities.clone()], 1, "malformed answer"),
+        (vec![identities.clone(), identities.clone()], 1, "malformed response"),
         (vec![identities.clone(), ssh_string(&[&[14][..], &ssh_string(&signature)].concat())], 1, "is not valid"),
     ];
     for (answers, status, message) in cases {
