@@ -297,6 +297,8 @@ fn the_text_of_a_key_is_wiped_from_memory() {
 #[test]
 fn a_password_in_a_url_is_not_quoted() {
     let mut fixture = SecretFixture::new(EmbeddedS3::shared());
+    // No server listens at the address.
+    fixture.fixture.scratch.env("AWS_MAX_ATTEMPTS", "1");
     let other = Credentials::random();
     fixture.add_secret(&other.secret_key);
     let user = format!("{}:{}@127.0.0.1:1", other.access_key, other.secret_key);

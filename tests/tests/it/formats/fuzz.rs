@@ -9,7 +9,7 @@ use crate::properties::{Property, TARGETS};
 use cache_tests::{Random, mutate, repository};
 
 /// Number of mutations for each target.
-const DEFAULT_INPUTS: usize = 10_000;
+const DEFAULT_INPUTS: usize = 5_000;
 
 fn env_number(name: &str, default: usize) -> usize {
     env::var(name).map_or(default, |text| text.parse().unwrap())

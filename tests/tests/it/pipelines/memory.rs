@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
+use std::sync::LazyLock;
 
 use cache_tests::{EmbeddedS3, Random, Scratch, store_path};
 
@@ -12,7 +13,9 @@ const LARGE_SIZE: usize = 256 << 20;
 /// Number of bytes that a tool still waits for when it is measured.
 const TAIL_SIZE: usize = 4096;
 
-/// A store path with a large file, its NAR, and a signed cache archive of it.
+static LARGE_PATH: LazyLock<LargePath> = LazyLock::new(LargePath::new);
+
+/// A store path with a large file, its NAR, a signed cache archive of it, and the credentials of the embedded server.
 struct LargePath {
     scratch: Scratch,
     path: String,
@@ -21,6 +24,7 @@ struct LargePath {
 impl LargePath {
     fn new() -> Self {
         let mut scratch = Scratch::new();
+        EmbeddedS3::shared().credentials().apply(&mut scratch);
         let path = store_path("large", 1);
         let dir = scratch.path().join("root").join(path.trim_start_matches('/'));
         fs::create_dir_all(&dir).unwrap();
@@ -69,8 +73,7 @@ fn peak_memory(child: &Child) -> u64 {
 #[test]
 fn memory_does_not_grow_with_the_nar() {
     let s3 = EmbeddedS3::shared();
-    let mut large = LargePath::new();
-    s3.credentials().apply(&mut large.scratch);
+    let large = &*LARGE_PATH;
     let url = |bucket: &str| s3.cache_url(bucket);
     let (one, two) = (url(&s3.make_bucket()), url(&s3.make_bucket()));
     let threads = std::thread::available_parallelism().unwrap().get() as u64;
@@ -96,17 +99,17 @@ fn memory_does_not_grow_with_the_nar() {
 #[test]
 fn memory_of_s3_pull_does_not_grow_with_the_nar() {
     let s3 = EmbeddedS3::shared();
-    let mut large = LargePath::new();
-    s3.credentials().apply(&mut large.scratch);
+    let large = &*LARGE_PATH;
     let url = s3.cache_url(&s3.make_bucket());
-    large.scratch.env("C", &url);
-    large.scratch.sh("s3-push --quiet \"$C\" < archive").ok();
+    large.scratch.sh(&format!("s3-push --quiet '{url}' < archive")).ok();
     // The reader reads all but the end, then the peak memory of the writer.
-    let measured = large.scratch.sh("mkfifo pipe
+    let measured = large.scratch.sh(&format!(
+        "C='{url}'; mkfifo pipe
          s3-pull --nar --trusted-public-key \"$(cat key.pub)\" \"$C\" \"$P\" > pipe & puller=$!
-         { head -c $(( $(stat -c %s nar) - 2000000 )) > /dev/null
-           grep VmHWM /proc/$puller/status; cat > /dev/null; } < pipe
-         wait $puller");
+         {{ head -c $(( $(stat -c %s nar) - 2000000 )) > /dev/null
+           grep VmHWM /proc/$puller/status; cat > /dev/null; }} < pipe
+         wait $puller"
+    ));
     let kib: u64 = measured.ok().split_whitespace().nth(1).unwrap().parse().unwrap();
     println!("s3-pull --nar: {kib} KiB");
     // The NAR is decoded on every core, each with a frame of 4 MiB, compressed and decompressed; malloc may double
