@@ -119,13 +119,13 @@ impl Report {
     ///
     /// # Errors
     /// Fails when standard output cannot be written.
-    pub fn refused(&mut self, sources: &Sources, requested: &RequestedPath, error: Error) -> Result {
+    pub fn refused(&mut self, sources: &Sources, requested: &RequestedPath, error: &Error) -> Result {
         let path = match requested {
             RequestedPath::Path(path) => Some(sources.store_dir.join(path)),
             RequestedPath::Hash(_) => None,
         };
-        self.write_error(path.as_deref(), &error)?;
-        self.refusals.add(requested.hash_part(), &error);
+        self.write_error(path.as_deref(), error)?;
+        self.refusals.add(requested.hash_part(), error);
         Ok(())
     }
 

@@ -107,7 +107,7 @@ async fn dry_run(
         match result {
             Ok(Some(candidate)) => closure.insert(candidate),
             Ok(None) => {}
-            Err(error) => report.refused(sources, &requested, error)?,
+            Err(error) => report.refused(sources, &requested, &error)?,
         }
     }
     let candidates =

@@ -104,10 +104,10 @@ impl<'a> Scheduler<'a> {
             (Ok(Some(candidate)), _) if self.states.contains_key(&candidate.narinfo.path) => Ok(()),
             (Ok(Some(candidate)), _) => self.add(&candidate, walk),
             (Ok(None), _) => Ok(()),
-            (Err(error), RequestedPath::Path(path)) => self.refuse(&path, error),
+            (Err(error), RequestedPath::Path(path)) => self.refuse(&path, &error),
             (Err(error), requested @ RequestedPath::Hash(_)) => {
                 self.count_failure(&error)?;
-                self.report.refused(&self.context.sources, &requested, error)
+                self.report.refused(&self.context.sources, &requested, &error)
             }
         }
     }
@@ -163,7 +163,7 @@ impl<'a> Scheduler<'a> {
                 self.publish(&from)?;
                 self.mark_published(&path)
             }
-            Err(UnpackError::OfPath(error)) => self.refuse(&path, error),
+            Err(UnpackError::OfPath(error)) => self.refuse(&path, &error),
             Err(UnpackError::OfRoot(error)) => Err(error),
         }
     }
@@ -207,8 +207,8 @@ impl<'a> Scheduler<'a> {
     }
 
     /// Refuses a path, and the paths that wait for it.
-    fn refuse(&mut self, path: &StorePath, error: Error) -> Result {
-        self.count_failure(&error)?;
+    fn refuse(&mut self, path: &StorePath, error: &Error) -> Result {
+        self.count_failure(error)?;
         if !self.discard(path)? {
             return Ok(());
         }
@@ -271,7 +271,7 @@ impl<'a> Scheduler<'a> {
         for candidate in &remaining {
             while let Some(path) = self.find_cycle(&candidate.narinfo.path) {
                 let path_in_store = self.context.sources.store_dir.join(&path);
-                self.refuse(&path, Error::refused(format!("{path_in_store}: its references form a cycle")))?;
+                self.refuse(&path, &Error::refused(format!("{path_in_store}: its references form a cycle")))?;
             }
         }
         Ok(())
