@@ -125,7 +125,7 @@ fn read_file(path: &Path, allow_seed: bool) -> Result<SecretKey> {
 
 fn read_stdin(allow_seed: bool) -> Result<SecretKey> {
     // Bypasses the buffer of standard input, which is not wiped.
-    read_key(stdio::stdin("a secret key")?.into_inner(), allow_seed).context(|| "standard input")
+    read_key(stdio::stdin("a secret key")?.into_inner().into_file(), allow_seed).context(|| "standard input")
 }
 
 fn read_descriptor(number: RawFd, allow_seed: bool) -> Result<SecretKey> {

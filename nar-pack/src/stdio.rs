@@ -56,6 +56,14 @@ pub struct InputFile {
     name: String,
 }
 
+impl InputFile {
+    /// Returns the descriptor, whose errors do not name the input.
+    #[must_use]
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
 impl Read for InputFile {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.file.read(buf).map_err(|error| match error.kind() {

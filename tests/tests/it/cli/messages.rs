@@ -90,6 +90,10 @@ fn messages_say_what_cannot_be_read() {
         ),
         ("cache-sign -k dir < nar".to_owned(), format!("cache-sign: key file dir: cannot read the key: {ISDIR}")),
         (
+            "cache-sign public-key - < dir".to_owned(),
+            format!("cache-sign: standard input: cannot read the key: {ISDIR}"),
+        ),
+        (
             "cache-sign verify --trusted-public-key-file dir < nar".to_owned(),
             format!("cache-sign: cannot read dir: {ISDIR}"),
         ),

@@ -168,7 +168,7 @@ fn assert_clear_result(what: &str, output: &CommandOutput, expected_causes: &[&s
 
 /// Runs a function for each item, several at a time, because these tests mostly wait.
 fn for_each_in_parallel<T: Sync>(items: &[T], run: impl Fn(&T) + Sync) {
-    const CONCURRENCY: usize = 12;
+    const CONCURRENCY: usize = 6;
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..CONCURRENCY.min(items.len()) {

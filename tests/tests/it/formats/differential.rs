@@ -362,7 +362,7 @@ fn why_we_refuse(message: &str) -> Option<&'static str> {
             "nix-narinfo does not require a space after the colon; Nix skips two characters after the key",
         ),
         (
-            "its last line does not end with a newline",
+            "the last line does not end with a newline",
             "nix-narinfo accepts a last line without a newline; Nix and we do not",
         ),
         (

@@ -171,8 +171,8 @@ fn one_file_is_read_from_a_nar() {
         ("link", "\"link\" in the NAR is a symbolic link to bin/hello, not a file"),
         ("share", "a directory"),
         ("/", "a directory"),
-        ("nowhere", "nowhere does not exist in the NAR"),
-        ("bin/hello/x", "bin/hello/x does not exist in the NAR"),
+        ("nowhere", "\"nowhere\" does not exist in the NAR"),
+        ("bin/hello/x", "\"bin/hello/x\" does not exist in the NAR"),
         ("share/doc/hello", "does not exist"),
         ("doc/deep", "does not exist"),
     ] {
