@@ -1,15 +1,14 @@
 //! The command line of `s3-pull`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use cache_sign::cli::TrustArgs;
 use clap::{ArgAction, Parser, ValueEnum};
 use nar_pack::option_values::parse_number;
 use narinfo_gen::cli::DecompressionArgs;
+use s3_push::remote::cli::RequestArgs;
 
 use crate::commands::cli::Command;
-use crate::mode::{DEFAULT_MAX_ATTEMPTS, parse_timeout};
 use crate::staging::Owner;
 
 /// Fetch store paths from a Nix binary cache, verify them, and unpack them
@@ -149,31 +148,9 @@ pub struct Cli {
     #[arg(long, value_name = "FILE", help_heading = "Network", hide_short_help = true)]
     pub netrc_file: Option<PathBuf>,
 
-    /// Abort and retry a request after DURATION without progress
-    ///
-    /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not
-    /// limited.
-    #[arg(
-        long, value_name = "DURATION", default_value = "30s", value_parser = parse_timeout, help_heading = "Network",
-        hide_short_help = true
-    )]
-    pub idle_timeout: Duration,
-
-    /// Abort and retry a request whose connection is not established within DURATION
-    ///
-    /// Accepts the same durations as --idle-timeout. While a server does not respond, a note after 3 seconds names it; the request fails after all attempts (see --attempts).
-    #[arg(
-        long, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout, help_heading = "Network",
-        hide_short_help = true
-    )]
-    pub connect_timeout: Duration,
-
-    /// Maximum attempts per request, with exponential backoff and jitter between them
-    #[arg(
-        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
-        value_parser = parse_number(1_u32..=100), help_heading = "Network", hide_short_help = true
-    )]
-    pub attempts: u32,
+    /// How long requests may take, and how often they are tried
+    #[command(flatten)]
+    pub request_args: RequestArgs,
 
     /// Maximum concurrent narinfo lookups, and maximum concurrent NAR downloads
     ///

@@ -20,8 +20,6 @@ use crate::extras::ExtraKinds;
 use crate::unpack::UnpackOptions;
 
 // For cli.rs, which imports nothing but clap, other command lines and its own crate.
-pub use s3_push::remote::option_values::parse_timeout;
-pub use s3_push::remote::retry::DEFAULT_MAX_ATTEMPTS;
 
 /// One invocation.
 pub struct Request {
@@ -226,14 +224,8 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
     let netrc = || std::env::var_os("NETRC").filter(|file| !file.is_empty()).map(PathBuf::from);
     RemoteSettings {
         access: if cli.no_sign_request { Access::Anonymous } else { Access::SignedIfPossible { has_opt_out: true } },
-        limits: RequestLimits {
-            idle_timeout: cli.idle_timeout,
-            connect_timeout: cli.connect_timeout,
-            max_attempts: cli.attempts,
-            is_quiet: cli.quiet,
-            // Lookups, downloads and ranges that are requested ahead run at the same time.
-            max_in_flight: (2 * cli.jobs).saturating_add(MAX_RANGES_AHEAD_IN_ALL),
-        },
+        // Lookups, downloads and ranges that are requested ahead run at the same time.
+        limits: cli.request_args.limits((2 * cli.jobs).saturating_add(MAX_RANGES_AHEAD_IN_ALL), cli.quiet),
         netrc: cli.netrc_file.clone().or_else(netrc),
     }
 }

@@ -8,8 +8,8 @@ use nar_pack::option_values::parse_number;
 use narinfo_gen::cli::{CompressionArgs, DecompressionArgs};
 
 use crate::collect::cli::Command;
-use crate::remote::option_values::{parse_age, parse_byte_size, parse_timeout};
-use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
+use crate::remote::cli::RequestArgs;
+use crate::remote::option_values::{parse_age, parse_byte_size};
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache
 ///
@@ -140,14 +140,9 @@ pub struct Cli {
     #[command(flatten)]
     pub object_options: ObjectOptionArgs,
 
-    /// Abort and retry a request after DURATION without progress
-    ///
-    /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not limited.
-    #[arg(
-        long, value_name = "DURATION", default_value = "30s", value_parser = parse_timeout,
-        help_heading = "Network", hide_short_help = true,
-    )]
-    pub idle_timeout: Duration,
+    /// How long requests may take, and how often they are tried
+    #[command(flatten)]
+    pub request_args: RequestArgs,
 
     /// Maximum time to wait until a collector that deletes has ended
     ///
@@ -157,21 +152,6 @@ pub struct Cli {
         hide_short_help = true,
     )]
     pub collector_timeout: Duration,
-    /// Abort and retry a request whose connection is not established within DURATION
-    ///
-    /// Accepts the same durations as --idle-timeout. While a server does not respond, a note after 3 seconds names it; the request fails after all attempts (see --attempts).
-    #[arg(
-        long, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout, help_heading = "Network",
-        hide_short_help = true,
-    )]
-    pub connect_timeout: Duration,
-
-    /// Maximum attempts per request, with exponential backoff and jitter between them
-    #[arg(
-        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
-        value_parser = parse_number(1_u32..=100), help_heading = "Network", hide_short_help = true,
-    )]
-    pub attempts: u32,
 
     /// Maximum concurrent requests
     ///

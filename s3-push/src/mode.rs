@@ -133,13 +133,7 @@ impl Mode {
         let bucket = BucketOptions {
             location: Location::parse(&url)?,
             argument: if cli.targets.contains(&url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") },
-            limits: RequestLimits {
-                idle_timeout: cli.idle_timeout,
-                connect_timeout: cli.connect_timeout,
-                max_attempts: cli.attempts,
-                is_quiet: cli.quiet,
-                max_in_flight: cli.jobs,
-            },
+            limits: cli.request_args.limits(cli.jobs, cli.quiet),
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
         };
         if cli.memory < 2 * cli.part_size {

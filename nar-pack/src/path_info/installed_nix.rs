@@ -60,10 +60,11 @@ impl InstalledNix {
         })
     }
 
-    /// Returns a `nix` command for the store, with the messages of Nix discarded.
+    /// Returns a `nix` command for the store, with the messages of Nix discarded. It asks no substituter: what counts is
+    /// what the store has, and a substituter that cannot be reached costs seconds per path.
     fn command(&self, experimental_features: &str) -> Command {
         let mut nix = Command::new("nix");
-        nix.args(["--extra-experimental-features", experimental_features]);
+        nix.args(["--extra-experimental-features", experimental_features, "--option", "substituters", ""]);
         if let Some(root) = &self.root {
             nix.arg("--store").arg(root);
         }

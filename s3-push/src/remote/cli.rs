@@ -3,9 +3,48 @@
 use std::time::Duration;
 
 use clap::Args;
+use nar_pack::option_values::parse_number;
 
 use crate::remote::option_values::parse_timeout;
-use crate::remote::retry::DEFAULT_MAX_ATTEMPTS;
+use crate::remote::retry::{DEFAULT_MAX_ATTEMPTS, RequestLimits};
+
+/// How long requests may take, and how often they are tried.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Network")]
+pub struct RequestArgs {
+    /// Abort and retry a request after DURATION without progress
+    ///
+    /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not limited.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_timeout, hide_short_help = true)]
+    pub idle_timeout: Duration,
+
+    /// Abort and retry a request whose connection is not established within DURATION
+    ///
+    /// Accepts the same durations as --idle-timeout. While a server does not respond, a note after 3 seconds names it; the request fails after all attempts (see --attempts).
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout, hide_short_help = true)]
+    pub connect_timeout: Duration,
+
+    /// Maximum attempts per request, with exponential backoff and jitter between them
+    #[arg(
+        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
+        value_parser = parse_number(1_u32..=100), hide_short_help = true,
+    )]
+    pub attempts: u32,
+}
+
+impl RequestArgs {
+    /// Returns the limits of the requests, of which `max_in_flight` are made at the same time.
+    #[must_use]
+    pub fn limits(&self, max_in_flight: u16, is_quiet: bool) -> RequestLimits {
+        RequestLimits {
+            idle_timeout: self.idle_timeout,
+            connect_timeout: self.connect_timeout,
+            max_attempts: self.attempts,
+            max_in_flight,
+            is_quiet,
+        }
+    }
+}
 
 /// How a bucket is accessed, and what is printed.
 #[derive(Debug, Clone, Args)]
@@ -22,32 +61,15 @@ pub struct BucketArgs {
     )]
     pub store_dir: String,
 
-    /// Abort and retry a request after SECONDS without progress
-    #[arg(
-        long, value_name = "SECONDS", default_value = "30", value_parser = parse_timeout,
-        help_heading = "Network", hide_short_help = true,
-    )]
-    pub idle_timeout: Duration,
-
-    /// Abort and retry a request whose connection is not established within SECONDS
-    #[arg(
-        long, value_name = "SECONDS", default_value = "10", value_parser = parse_timeout, help_heading = "Network",
-        hide_short_help = true,
-    )]
-    pub connect_timeout: Duration,
-
-    /// Maximum attempts per request, with exponential backoff and jitter
-    #[arg(
-        long, value_name = "N", env = "AWS_MAX_ATTEMPTS", hide_env_values = true, default_value_t = DEFAULT_MAX_ATTEMPTS,
-        value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Network", hide_short_help = true,
-    )]
-    pub attempts: u32,
+    /// How long requests may take, and how often they are tried
+    #[command(flatten)]
+    pub request_args: RequestArgs,
 
     /// Maximum concurrent requests
     ///
     /// Reduced automatically while the server throttles (429, 503).
     #[arg(
-        short, long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024),
+        short, long, value_name = "N", default_value_t = 64, value_parser = parse_number(1_u16..=1024),
         help_heading = "Performance",
     )]
     pub jobs: u16,
@@ -60,13 +82,7 @@ pub struct BucketArgs {
 impl BucketArgs {
     /// Returns the limits of the requests.
     #[must_use]
-    pub fn limits(&self) -> crate::remote::retry::RequestLimits {
-        crate::remote::retry::RequestLimits {
-            idle_timeout: self.idle_timeout,
-            connect_timeout: self.connect_timeout,
-            is_quiet: self.quiet,
-            max_attempts: self.attempts,
-            max_in_flight: self.jobs,
-        }
+    pub fn limits(&self) -> RequestLimits {
+        self.request_args.limits(self.jobs, self.quiet)
     }
 }

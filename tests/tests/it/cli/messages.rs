@@ -2,6 +2,9 @@
 
 use cache_tests::Scratch;
 
+const ISDIR: &str = "Is a directory (os error 21)";
+const NOENT: &str = "No such file or directory (os error 2)";
+
 /// The archive `$ARCHIVE` has a narinfo of this name, which is the text `$NARINFO`.
 const KEY: &str = "00000000000000000000000000000000.narinfo";
 
@@ -65,8 +68,6 @@ fn messages_name_the_object_once() {
 #[test]
 fn messages_say_what_cannot_be_read() {
     let scratch = scratch();
-    const ISDIR: &str = "Is a directory (os error 21)";
-    const NOENT: &str = "No such file or directory (os error 2)";
     let path = "/nix/store/00000000000000000000000000000000-x";
     let cases = [
         ("nar-pack --list < dir".to_owned(), format!("nar-pack: cannot read standard input: {ISDIR}")),
