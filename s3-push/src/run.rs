@@ -206,11 +206,20 @@ impl Input {
     }
 }
 
-/// Runs `work`. If it fails, or a signal interrupts it, aborts the multipart uploads that the next run cannot continue.
+/// Runs `work`. If it fails, waits for the parts in flight, which the next run reuses. Then, and if a signal interrupts it,
+/// aborts the multipart uploads that the next run cannot continue.
 async fn abort_uploads_on_error<T>(uploader: &Uploader, work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut interrupts = Interrupts::listen()?;
     let result = tokio::select! {
-        result = work => result,
+        result = work => {
+            if result.is_err() {
+                tokio::select! {
+                    () = uploader.finish_parts() => {}
+                    _ = interrupts.next() => {}
+                }
+            }
+            result
+        }
         signal = interrupts.next() => Err(Error::failed(signal).with_hint(HINT)),
     };
     if result.is_err() {

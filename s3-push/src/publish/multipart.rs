@@ -11,8 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::publish::body::{Body, BodyLength, Part};
-use crate::publish::upload::{ObjectTarget, Overwrite, UploadedObject, Uploader, md5_hex};
-use crate::remote::s3::{MultipartUpload, RemotePart, UploadedPart};
+use crate::publish::upload::{ObjectTarget, Overwrite, UploadedObject, Uploader};
+use crate::remote::etag::{have_etag, md5_hex};
+use crate::remote::s3::{IncompleteUpload, MultipartUpload, PutOutcome, RemotePart, UploadedPart};
 
 /// The multipart uploads in progress, which are aborted when the push fails.
 #[derive(Debug, Default)]
@@ -20,6 +21,8 @@ pub struct OpenUploads {
     by_key: Mutex<HashMap<String, OpenUpload>>,
     /// Read-locked by each request that creates an upload, until the upload is recorded in `by_key`.
     creating: Arc<RwLock<()>>,
+    /// Read-locked by each request that sends a part, which may go on after its upload was canceled.
+    sending: Arc<RwLock<()>>,
 }
 
 /// A multipart upload in progress.
@@ -61,6 +64,44 @@ impl MultipartState<'_> {
     }
 }
 
+/// The parts of one upload: those that were sent, and those in flight.
+struct SentParts {
+    in_flight: JoinSet<Result<UploadedPart>>,
+    sent: Vec<UploadedPart>,
+    /// The first failure.
+    error: Option<Error>,
+    is_resumable: bool,
+}
+
+impl SentParts {
+    fn add(&mut self, result: Result<Result<UploadedPart>, JoinError>) {
+        match result.map_err(task_panicked).flatten() {
+            Ok(part) => self.sent.push(part),
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Waits for the parts in flight.
+    async fn finish(mut self) -> Result<Vec<UploadedPart>> {
+        while let Some(result) = self.in_flight.join_next().await {
+            self.add(result);
+        }
+        self.error.take().map_or_else(|| Ok(std::mem::take(&mut self.sent)), Err)
+    }
+}
+
+impl Drop for SentParts {
+    /// If the upload is canceled, the parts in flight go on, so that the next run finds them; unless it cannot continue the
+    /// upload.
+    fn drop(&mut self) {
+        if self.is_resumable {
+            self.in_flight.detach_all();
+        }
+    }
+}
+
 impl Uploader {
     /// Uploads a body in parts. `first_parts` have already been taken from it.
     pub(super) async fn upload_multipart<V>(
@@ -92,9 +133,9 @@ impl Uploader {
     ) -> Result<(MultipartUpload, HashMap<i32, RemotePart>)> {
         let is_resumable = is_resumable(target.overwrite, length);
         if is_resumable
-            && let BodyLength::Multipart { part_size, .. } = length
-            && let Some((upload, parts)) = self.bucket.find_resumable_upload(target.key).await
-            && have_part_size(&parts, part_size)
+            && let BodyLength::Multipart { size, part_size } = length
+            && let Some(IncompleteUpload { upload, parts }) =
+                choose_upload(self.bucket.find_incomplete_uploads(target.key).await, size, part_size)
         {
             self.open_uploads.add(&upload, is_resumable);
             return Ok((upload, parts));
@@ -131,16 +172,34 @@ impl Uploader {
             while parts.recv().await.is_some() {}
         }
         let value = verification.await?;
-        let is_new_only = state.overwrite == Overwrite::Never;
-        let outcome = match sent {
-            Ok(parts) => self.bucket.complete_multipart_upload(state.upload, parts, is_new_only).await,
-            Err(error) => Err(error),
-        };
-        let object = match outcome {
-            Ok(outcome) => self.confirm(&state.upload.key, outcome, state.received_bytes).await?,
+        let object = match sent {
+            Ok(parts) => self.complete(state, parts).await?,
             Err(error) => self.find_completed(state).await.ok_or(error)?,
         };
         Ok((value, object))
+    }
+
+    /// Makes an object of the parts.
+    async fn complete(&self, state: &MultipartState<'_>, parts: Vec<UploadedPart>) -> Result<UploadedObject> {
+        let is_new_only = state.overwrite == Overwrite::Never;
+        let outcome = match self.bucket.complete_multipart_upload(state.upload, parts.clone(), is_new_only).await {
+            Ok(PutOutcome::Existed) => self.replace_if_damaged(state, parts).await?,
+            Ok(outcome) => outcome,
+            Err(error) => return self.find_completed(state).await.ok_or(error),
+        };
+        self.confirm(&state.upload.key, outcome, state.received_bytes).await
+    }
+
+    /// Replaces the object that exists under the key of the upload if it is damaged, and otherwise aborts the upload.
+    async fn replace_if_damaged(&self, state: &MultipartState<'_>, parts: Vec<UploadedPart>) -> Result<PutOutcome> {
+        let MultipartState { upload, received_bytes, .. } = *state;
+        if self.is_damaged(&upload.key, received_bytes, |etag| have_etag(&parts, etag)).await? {
+            let outcome = self.bucket.complete_multipart_upload(upload, parts, false).await?;
+            self.report_replaced(&upload.key);
+            return Ok(outcome);
+        }
+        self.bucket.abort_multipart_upload(upload).await;
+        Ok(PutOutcome::Existed)
     }
 
     /// Looks up the object of a NAR, which another process may have completed.
@@ -154,14 +213,15 @@ impl Uploader {
         }
     }
 
+    /// Sends the parts. After a failure no further part is started, but those in flight are completed for the next run.
     async fn send_parts(
         self: &Arc<Self>,
         state: &mut MultipartState<'_>,
         first_parts: Vec<Part>,
         parts: &mut mpsc::Receiver<Part>,
     ) -> Result<Vec<UploadedPart>> {
-        let mut tasks = JoinSet::new();
-        let mut completed = Vec::new();
+        let is_resumable = is_resumable(state.overwrite, state.length);
+        let mut sent = SentParts { in_flight: JoinSet::new(), sent: Vec::new(), error: None, is_resumable };
         let mut first_parts = first_parts.into_iter();
         for number in 1.. {
             let next = match first_parts.next() {
@@ -174,18 +234,24 @@ impl Uploader {
             let existing = state.existing_parts.remove(&number).filter(|existing| existing.size == size);
             let (uploader, upload) = (Arc::clone(self), state.upload.clone());
             let permit = self.acquire_part_permit().await?;
-            tasks.spawn(async move {
-                let _permit = permit;
+            let sending = Arc::clone(&self.open_uploads.sending).read_owned().await;
+            sent.in_flight.spawn(async move {
+                let _until_sent = (permit, sending);
                 uploader.send_part(&upload, number, part, existing).await
             });
-            while let Some(sent) = tasks.try_join_next() {
-                completed.push(sent.map_err(task_panicked)??);
+            while let Some(result) = sent.in_flight.try_join_next() {
+                sent.add(result);
+            }
+            if sent.error.is_some() {
+                break;
             }
         }
-        while let Some(sent) = tasks.join_next().await {
-            completed.push(sent.map_err(task_panicked)??);
-        }
-        Ok(completed)
+        sent.finish().await
+    }
+
+    /// Waits for the parts in flight, also those of uploads that were canceled. No other part is started afterwards.
+    pub async fn finish_parts(&self) {
+        drop(self.open_uploads.sending.write().await);
     }
 
     async fn acquire_part_permit(&self) -> Result<OwnedSemaphorePermit> {
@@ -227,11 +293,25 @@ fn is_resumable(overwrite: Overwrite, length: BodyLength) -> bool {
     overwrite != Overwrite::Allowed && length.is_multipart()
 }
 
-/// Returns whether the parts have our part size. If not, another process may be uploading with a different part size,
-/// and the two would overwrite each other's parts.
-fn have_part_size(parts: &HashMap<i32, RemotePart>, part_size: u64) -> bool {
-    let last = parts.keys().max();
-    parts.iter().all(|(number, part)| part.size == part_size || (Some(number) == last && part.size < part_size))
+/// Returns the upload of a body of `size` bytes of which most parts can be reused, the newest of those. `uploads` are sorted,
+/// newest first.
+fn choose_upload(uploads: Vec<IncompleteUpload>, size: u64, part_size: u64) -> Option<IncompleteUpload> {
+    let usable = uploads.into_iter().filter_map(|found| Some((count_reusable(&found.parts, size, part_size)?, found)));
+    usable.rev().max_by_key(|(count, _)| *count).map(|(_, upload)| upload)
+}
+
+/// Returns how many parts can be reused, as far as their sizes tell, or none if the upload has another part size. Then another
+/// process may be sending its parts, and the two would overwrite each other's. A part that is too short was cut off.
+fn count_reusable(parts: &HashMap<i32, RemotePart>, size: u64, part_size: u64) -> Option<usize> {
+    let last = i32::try_from(size.div_ceil(part_size)).ok()?;
+    let last_size = size - (size - 1) / part_size * part_size;
+    let is_foreign = |(number, part): (&i32, &RemotePart)| *number > last || part.size > part_size;
+    if parts.iter().any(is_foreign) {
+        return None;
+    }
+    let size_of = |number: i32| if number == last { last_size } else { part_size };
+    let count = parts.iter().filter(|(number, part)| part.size == size_of(**number)).count();
+    (count > 0 || parts.is_empty()).then_some(count)
 }
 
 fn task_panicked(_: JoinError) -> Error {

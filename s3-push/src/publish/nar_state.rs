@@ -63,9 +63,10 @@ impl PublishContext {
                 self.uploader.report_replaced(&nar.key);
                 Ok(NarState::Uploaded(digests, object))
             }
-            ExistingNar::Present(object) => {
-                drop(nar.body);
-                Ok(NarState::Uploaded(await_digests(&nar.key, nar.digests).await?, object))
+            ExistingNar::Present(present) => {
+                let digests = await_digests(&nar.key, nar.digests);
+                let (digests, object) = self.uploader.compare_large_nar(&nar.key, present, nar.body, digests).await?;
+                Ok(NarState::Uploaded(digests, object))
             }
         }
     }

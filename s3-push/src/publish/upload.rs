@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use md5::{Digest, Md5};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use narinfo_gen::archive::Object;
@@ -16,6 +15,7 @@ use crate::publish::body::{Body, BodyLength, Part};
 use crate::publish::collection::DoomedObjects;
 use crate::publish::multipart::OpenUploads;
 use crate::remote::Remote;
+use crate::remote::etag::{EtagComparison, has_etag};
 use crate::remote::s3::{Bucket, PutOutcome};
 
 /// The object that a body becomes.
@@ -47,7 +47,8 @@ pub struct UploadedObject {
 }
 
 impl UploadedObject {
-    /// Returns whether the object existed before. Only its size has been checked then.
+    /// Returns whether the object existed before. Only its size and, where that tells, its entity tag have been checked
+    /// then.
     #[must_use]
     pub fn existed(self) -> bool {
         self.existed
@@ -55,14 +56,22 @@ impl UploadedObject {
 }
 
 /// What is under the key of a NAR.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum ExistingNar {
     /// Nothing.
     Missing,
     /// An object that is not this NAR.
     Damaged,
     /// The NAR, as far as it was checked.
-    Present(UploadedObject),
+    Present(PresentNar),
+}
+
+/// An object of the right size under the key of a NAR.
+#[derive(Debug, Clone)]
+pub struct PresentNar {
+    object: UploadedObject,
+    /// Its entity tag, to be compared with the bytes of the NAR.
+    md5_etag: Option<String>,
 }
 
 /// Uploads bodies to a bucket.
@@ -175,7 +184,7 @@ impl Uploader {
         let size = bytes.len() as u64;
         let outcome = match overwrite {
             Overwrite::Never => match self.bucket.put_new(key, content_type, bytes.clone()).await? {
-                PutOutcome::Existed if self.is_damaged(key, &bytes).await? => {
+                PutOutcome::Existed if self.is_damaged(key, size, |etag| has_etag(&bytes, etag)).await? => {
                     self.bucket.put(key, content_type, bytes).await?;
                     self.report_replaced(key);
                     PutOutcome::Created
@@ -190,27 +199,30 @@ impl Uploader {
         self.confirm(key, outcome, size).await
     }
 
-    /// Returns whether the object under this key has other bytes. The entity tag of an object that was uploaded in one
-    /// request is the MD5 of its bytes, except with encryption by KMS keys: an object with another one is read.
+    /// Returns whether the object under this key has other bytes than the verified NAR of `size` bytes to be uploaded.
+    /// `has_etag` compares the NAR with an entity tag, as far as that tells: an object with another one is read.
     ///
     /// An object whose key contains no FileHash is never called damaged: it may be another NAR, which a narinfo names.
-    async fn is_damaged(&self, key: &str, bytes: &[u8]) -> Result<bool> {
-        if file_hash_in(key).is_none() {
-            return Ok(false);
-        }
+    pub(super) async fn is_damaged(
+        &self,
+        key: &str,
+        size: u64,
+        has_etag: impl FnOnce(&str) -> Option<bool>,
+    ) -> Result<bool> {
+        let Some(expected) = file_hash_in(key) else { return Ok(false) };
         let Some(head) = self.bucket.head(key).await? else { return Ok(true) };
-        if head.size != bytes.len() as u64 {
+        if head.size != size {
             return Ok(true);
         }
-        match head.etag.as_deref().and_then(|etag| has_etag(bytes, etag)) {
+        match head.md5_etag.as_deref().and_then(has_etag) {
             Some(true) => Ok(false),
             None if !self.check_existing => Ok(false),
-            _ => Ok(self.hash_of_object(key).await? != Some(Sha256::of(bytes))),
+            _ => Ok(self.hash_of_object(key).await? != Some(expected)),
         }
     }
 
     /// Looks up a NAR that will be uploaded in several parts. Its bytes are not known yet, so an object of the right size
-    /// counts as intact, unless it is to be read and its hash is in the key.
+    /// counts as present until [`Uploader::compare_large_nar`], unless it is to be read and its hash is in the key.
     ///
     /// # Errors
     /// Fails when the service does.
@@ -219,16 +231,55 @@ impl Uploader {
             return Ok(ExistingNar::Missing);
         }
         let Some(head) = self.bucket.head(key).await? else { return Ok(ExistingNar::Missing) };
-        match file_hash_in(key) {
+        let md5_etag = match file_hash_in(key) {
             Some(_) if head.size != size => return Ok(ExistingNar::Damaged),
-            Some(expected) if self.check_existing && self.hash_of_object(key).await? != Some(expected) => {
-                return Ok(ExistingNar::Damaged);
+            Some(expected) if self.check_existing => {
+                if self.hash_of_object(key).await? != Some(expected) {
+                    return Ok(ExistingNar::Damaged);
+                }
+                None
             }
+            Some(_) => head.md5_etag,
             // The upload finds that the key is taken, and refuses the NAR.
             None if head.size != size => return Ok(ExistingNar::Missing),
-            _ => {}
+            None => None,
+        };
+        Ok(ExistingNar::Present(PresentNar { object: UploadedObject { existed: true }, md5_etag }))
+    }
+
+    /// Verifies a NAR that the bucket has, and compares it with the entity tag of the object if that tells. An object with
+    /// another tag is read.
+    ///
+    /// # Errors
+    /// The error of `verification` or of the service. Refuses a NAR whose object is damaged: its bytes have passed, so it
+    /// can only be replaced by a push that looks before.
+    pub async fn compare_large_nar<V>(
+        &self,
+        key: &str,
+        present: PresentNar,
+        mut body: Body,
+        verification: impl Future<Output = Result<V>>,
+    ) -> Result<(V, UploadedObject)> {
+        let PresentNar { object, md5_etag } = present;
+        let comparison = match (md5_etag, body.length) {
+            (Some(etag), BodyLength::Multipart { size, part_size }) => EtagComparison::new(&etag, size, part_size),
+            _ => None,
+        };
+        let Some(mut comparison) = comparison else {
+            drop(body);
+            return Ok((verification.await?, object));
+        };
+        while let Some(part) = body.parts.recv().await {
+            comparison.add_part(&part.bytes);
         }
-        Ok(ExistingNar::Present(UploadedObject { existed: true }))
+        let value = verification.await?;
+        if !comparison.matches() && self.hash_of_object(key).await? != file_hash_in(key) {
+            let url = self.bucket.display_url(key);
+            let error =
+                Error::refused(format!("{url}: the object is damaged: it differs from the NAR that was pushed"));
+            return Err(error.with_hint("run the same command again with --check-existing to replace it"));
+        }
+        Ok((value, object))
     }
 
     /// Reads an object and returns its hash, or none if it does not exist.
@@ -286,44 +337,10 @@ impl Uploader {
     }
 }
 
-/// Returns the entity tag that S3 gives to bytes uploaded in one request, without encryption by KMS keys.
-#[must_use]
-pub fn md5_hex(bytes: &[u8]) -> String {
-    hex::encode(Md5::digest(bytes))
-}
-
 /// Returns the FileHash that is part of the key of a NAR.
 pub(super) fn file_hash_in(key: &str) -> Option<Sha256> {
     match Object::of_key(key) {
         Some(Object::Nar(hash)) => hash,
         _ => None,
-    }
-}
-
-/// Returns whether S3 gives this entity tag to the bytes: when they are uploaded in one request, or in one part. Returns
-/// none for a tag of several parts, whose sizes are unknown, and for one that is not an MD5 hash.
-fn has_etag(bytes: &[u8], etag: &str) -> Option<bool> {
-    const MD5_DIGITS: usize = 32;
-    match etag.strip_suffix("-1") {
-        Some(digits) if digits.len() == MD5_DIGITS => Some(digits == hex::encode(Md5::digest(Md5::digest(bytes)))),
-        None if etag.len() == MD5_DIGITS => Some(etag == md5_hex(bytes)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_entity_tags_of_one_request_and_of_one_part_are_compared() {
-        // `printf '' | md5sum`, and the MD5 of these 16 bytes.
-        assert_eq!(has_etag(b"", "d41d8cd98f00b204e9800998ecf8427e"), Some(true));
-        assert_eq!(has_etag(b"", "59adb24ef3cdbe0297f05b395827453f-1"), Some(true));
-        assert_eq!(has_etag(b"x", "d41d8cd98f00b204e9800998ecf8427e"), Some(false));
-        assert_eq!(has_etag(b"x", "59adb24ef3cdbe0297f05b395827453f-1"), Some(false));
-        for other in ["59adb24ef3cdbe0297f05b395827453f-2", "", "x", "-1"] {
-            assert_eq!(has_etag(b"", other), None);
-        }
     }
 }

@@ -1,15 +1,23 @@
 //! Multipart uploads: create, upload parts, complete or abort, and find one that can be resumed.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Part};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, MultipartUpload as ListedUpload, Part,
+};
 use bytes::Bytes;
 use nar_pack::error::{Error, Result};
 
 use super::errors::{element, is_conflict, status};
 use super::{Bucket, PutOutcome, RequestKind, Sdk};
+
+/// Maximum number of incomplete uploads of an object whose parts are listed, each with a request or more.
+const MAX_UPLOADS: usize = 100;
+/// Maximum number of pages of uploads that are listed: 1,000 uploads each on AWS.
+const MAX_UPLOAD_PAGES: usize = 10;
 
 /// A multipart upload in progress.
 #[derive(Debug, Clone)]
@@ -22,6 +30,29 @@ pub struct MultipartUpload {
 /// A part that was uploaded, as the completion of its upload refers to it.
 #[derive(Debug, Clone)]
 pub struct UploadedPart(CompletedPart);
+
+impl UploadedPart {
+    /// Returns the entity tag that the service gave to the part, without quotes.
+    #[must_use]
+    pub fn etag(&self) -> Option<&str> {
+        self.0.e_tag.as_deref().map(|etag| etag.trim_matches('"'))
+    }
+
+    /// Returns the number of the part; the first is 1.
+    #[must_use]
+    pub fn number(&self) -> Option<i32> {
+        self.0.part_number
+    }
+}
+
+/// An upload that was neither completed nor aborted.
+#[derive(Debug, Clone)]
+pub struct IncompleteUpload {
+    /// The upload.
+    pub upload: MultipartUpload,
+    /// Its parts by number.
+    pub parts: HashMap<i32, RemotePart>,
+}
 
 /// A part that an earlier run uploaded.
 #[derive(Debug, Clone)]
@@ -88,7 +119,7 @@ impl Bucket {
     }
 
     /// Makes an object of the parts, given in any order; with `only_new` unless an object with that key exists, and then
-    /// the upload is aborted.
+    /// the upload stays open.
     ///
     /// # Errors
     /// See [`Bucket::put`].
@@ -121,10 +152,7 @@ impl Bucket {
                     let url = self.display_url(&upload.key);
                     return Err(Error::failed(format!("cannot complete {url}: the response contains no ETag")));
                 }
-                Err(error) if is_conditional && status(&error) == Some(412) => {
-                    self.abort_multipart_upload(upload).await;
-                    return Ok(PutOutcome::Existed);
-                }
+                Err(error) if is_conditional && status(&error) == Some(412) => return Ok(PutOutcome::Existed),
                 Err(error) if is_conditional && self.lacks_conditional_writes(&error) => {}
                 Err(error) if is_conditional && is_conflict(&error) && conflicts.next_attempt().await => {}
                 Err(error) => return Err(self.error(&error, "complete", &upload.key)),
@@ -147,27 +175,51 @@ impl Bucket {
         self.optional(result, "abort the upload of", &upload.key);
     }
 
-    /// Finds the newest incomplete upload of an object, with its parts by number. Returns none if there is none or if the
-    /// service does not list uploads or does not allow it.
-    pub async fn find_resumable_upload(&self, key: &str) -> Option<(MultipartUpload, HashMap<i32, RemotePart>)> {
+    /// Finds the incomplete uploads of an object, newest first, with their parts. Returns none if the service does not list
+    /// uploads or does not allow it. Considers at most [`MAX_UPLOADS`] of them.
+    pub async fn find_incomplete_uploads(&self, key: &str) -> Vec<IncompleteUpload> {
         // Options are fixed when an upload is created, and the service does not return them.
         if self.dry_run || !self.object_options.is_default() {
-            return None;
+            return Vec::new();
         }
+        let mut found = self.list_uploads(key).await;
+        found.sort_by_key(|upload| Reverse(upload.initiated));
+        let ids = found.into_iter().filter_map(|upload| upload.upload_id).take(MAX_UPLOADS);
+        let mut uploads = Vec::new();
+        for id in ids {
+            let upload = MultipartUpload { key: key.to_owned(), id };
+            // Another process may have completed or aborted it meanwhile.
+            if let Some(parts) = self.list_parts(&upload).await {
+                uploads.push(IncompleteUpload { upload, parts });
+            }
+        }
+        uploads
+    }
+
+    /// Lists the uploads of an object, without those on a page that cannot be read.
+    async fn list_uploads(&self, key: &str) -> Vec<ListedUpload> {
         let full_key = self.location.key(key);
-        let request = self.client.list_multipart_uploads().bucket(&self.location.bucket).prefix(&full_key);
-        let result = self.send(RequestKind::ListMultipartUploads, request.send()).await;
-        let uploads = self.optional(result, "find incomplete uploads of", key)?.uploads.unwrap_or_default();
-        let of_key = uploads.into_iter().filter(|upload| upload.key.as_ref() == Some(&full_key));
-        let newest = of_key.max_by_key(|upload| upload.initiated)?;
-        let upload = MultipartUpload { key: key.to_owned(), id: newest.upload_id? };
-        let parts = self.list_parts(&upload).await?;
-        Some((upload, parts))
+        let (mut uploads, mut key_marker, mut id_marker) = (Vec::new(), None, None);
+        for _ in 0..MAX_UPLOAD_PAGES {
+            let request = self.client.list_multipart_uploads().bucket(&self.location.bucket).prefix(&full_key);
+            let request = request.set_key_marker(key_marker).set_upload_id_marker(id_marker);
+            let result = self.send(RequestKind::ListMultipartUploads, request.send()).await;
+            let Some(page) = self.optional(result, "find incomplete uploads of", key) else { break };
+            let is_of_key = |upload: &ListedUpload| upload.key.as_ref() == Some(&full_key);
+            uploads.extend(page.uploads.unwrap_or_default().into_iter().filter(is_of_key));
+            // The uploads are sorted by their keys, and this one is the first that begins with itself.
+            let is_complete = page.is_truncated != Some(true) || page.next_key_marker.as_ref() != Some(&full_key);
+            if is_complete || page.next_upload_id_marker.is_none() {
+                break;
+            }
+            (key_marker, id_marker) = (page.next_key_marker, page.next_upload_id_marker);
+        }
+        uploads
     }
 
     async fn list_parts(&self, upload: &MultipartUpload) -> Option<HashMap<i32, RemotePart>> {
         let mut parts = HashMap::new();
-        let mut marker = None;
+        let mut marker: Option<String> = None;
         loop {
             let request = self
                 .client
@@ -175,12 +227,14 @@ impl Bucket {
                 .bucket(&self.location.bucket)
                 .key(self.location.key(&upload.key))
                 .upload_id(&upload.id)
-                .set_part_number_marker(marker);
+                .set_part_number_marker(marker.clone());
             let result = self.send(RequestKind::ListParts, request.send()).await;
             let page = self.optional(result, "list the parts of", &upload.key)?;
+            let listed = parts.len();
             parts.extend(page.parts.unwrap_or_default().into_iter().filter_map(remote_part));
             marker = page.next_part_number_marker.filter(|_| page.is_truncated == Some(true));
-            if marker.is_none() {
+            // A page without a new part would be followed by the same one.
+            if marker.is_none() || parts.len() == listed {
                 return Some(parts);
             }
         }

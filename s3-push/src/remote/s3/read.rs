@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::Client;
+use aws_sdk_s3::types::ServerSideEncryption;
 use futures_util::{FutureExt, StreamExt, stream};
 use nar_pack::error::{Error, Result};
 
@@ -17,8 +18,9 @@ use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_r
 pub struct ObjectHead {
     /// Its size in bytes.
     pub size: u64,
-    /// Its entity tag without quotes.
-    pub etag: Option<String>,
+    /// Its entity tag without quotes, unless the object is encrypted with a key of KMS or of the client: such a tag is no
+    /// MD5 hash, although it may look like one.
+    pub md5_etag: Option<String>,
 }
 
 /// An object of a listing.
@@ -136,8 +138,10 @@ impl Bucket {
         match self.send_read(RequestKind::Head, request).await.0 {
             Ok(output) => {
                 let size = output.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
-                let etag = output.e_tag.map(|etag| etag.trim_matches('"').to_owned());
-                Ok(Some(ObjectHead { size, etag }))
+                let is_md5 = output.sse_customer_algorithm.is_none()
+                    && matches!(output.server_side_encryption, None | Some(ServerSideEncryption::Aes256));
+                let md5_etag = output.e_tag.filter(|_| is_md5).map(|etag| etag.trim_matches('"').to_owned());
+                Ok(Some(ObjectHead { size, md5_etag }))
             }
             Err(error) => self.missing(&error, "look up", key).map(|()| None),
         }

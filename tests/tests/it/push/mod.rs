@@ -1,6 +1,8 @@
 //! s3-push: what it writes, what it refuses, and how it resumes.
 
+mod existing_objects;
 mod hostile;
+mod interrupted_parts;
 mod missing;
 mod object_options;
 mod output;

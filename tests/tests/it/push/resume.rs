@@ -1,22 +1,14 @@
 //! Interrupted multipart uploads are resumed: existing parts are not sent again, and not trusted either.
 
-use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
-use cache_tests::{Minio, Random, Scratch, store_path};
-
-const PART_SIZE: usize = 5 << 20;
+use crate::fixtures::large_path::{LargePath, PART_SIZE};
+use cache_tests::{Minio, Random, Scratch};
 
 /// Writes an archive of one path with 40 MiB of incompressible data.
 fn archive(scratch: &mut Scratch, seed: u64) -> Vec<u8> {
-    let path = store_path("large", seed);
-    let dir = scratch.path().join("root").join(path.trim_start_matches('/'));
-    fs::create_dir_all(&dir).unwrap();
-    fs::write(dir.join("data"), Random::new(seed).bytes(8 * PART_SIZE)).unwrap();
-    scratch.env("P", &path);
-    scratch.sh("nar-pack --root root --no-nix --export \"$P\" | narinfo-gen --no-nix --archive > archive").ok();
-    fs::read(scratch.path().join("archive")).unwrap()
+    LargePath::write(scratch, seed, 8 * PART_SIZE).archive
 }
 
 /// Pushes the beginning of an archive and kills the push. Its memory holds two parts, so at least three of the six that
@@ -49,7 +41,7 @@ fn uploaded_parts_are_not_sent_again() {
     assert_eq!(summary["requests"].get("createMultipartUpload"), None, "{summary}");
     assert_eq!(summary["sent"], 1);
     scratch.env("C", &url);
-    scratch.sh("s3-pull --nar --no-verify-signatures \"$C\" \"$P\" | cmp - <(nar-pack --root root \"$P\")").ok();
+    LargePath::assert_pulls(&scratch);
 }
 
 /// An upload with different bytes exists under the key of our NAR: each part is compared, and sent again if it differs.
@@ -70,7 +62,7 @@ fn parts_with_different_bytes_are_replaced() {
     assert_eq!(summary["sent"], 1, "{summary}");
     assert!(summary["requests"]["uploadPart"].as_u64().unwrap() >= 1, "{summary}");
     scratch.env("C", &url);
-    scratch.sh("s3-pull --nar --no-verify-signatures \"$C\" \"$P\" | cmp - <(nar-pack --root root \"$P\")").ok();
+    LargePath::assert_pulls(&scratch);
 }
 
 #[test]
