@@ -25,7 +25,7 @@ use crate::mode::{
 };
 use crate::publish::byte_budget::ByteBudget;
 use crate::publish::cache_info::change_cache_info;
-use crate::publish::intake::{Event, Intake};
+use crate::publish::intake::{Event, Intake, NarSizes};
 use crate::publish::missing::find_missing_paths;
 use crate::publish::publisher::{PublishOptions, Publisher};
 use crate::publish::put_key::put_key;
@@ -183,7 +183,8 @@ fn new_intake(memory: u64, part_size: u64, runtime: Handle) -> (Intake, mpsc::Re
     // One verifier more than processors, because a verifier also waits for its input.
     let verifiers = std::thread::available_parallelism().map_or(1, usize::from) + 1;
     let verifiers = Arc::new(Semaphore::new(verifiers));
-    (Intake { events: sender, memory: ByteBudget::new(memory), part_size, verifiers, runtime }, events)
+    let (memory, nar_sizes) = (ByteBudget::new(memory), NarSizes::default());
+    (Intake { events: sender, memory, part_size, verifiers, runtime, nar_sizes }, events)
 }
 
 /// Standard input and the context to read it.

@@ -1,14 +1,15 @@
 //! Reads standard input and turns it into events for the publisher. It runs on a thread of its own, because reading,
 //! decompression and hashing block. It waits when the memory budget is used up, which limits the memory of the push.
 
+use std::collections::HashMap;
 use std::io::{BufRead, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
-use nar_pack::store_path::StoreDir;
+use nar_pack::store_path::{HashPart, StoreDir};
 use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compress_nar::CompressedNar;
@@ -55,6 +56,8 @@ pub enum Event {
     },
     /// The intake waits for memory. Bodies that are kept for later must be uploaded now.
     MemoryFull,
+    /// A narinfo is malformed, which ends the push. The NAR before it may be the one that it describes.
+    NarinfoRefused,
 }
 
 /// A compressed NAR that has arrived, or is arriving.
@@ -93,6 +96,40 @@ pub struct Intake {
     pub verifiers: Arc<Semaphore>,
     /// The runtime of the publisher.
     pub runtime: Handle,
+    /// NarSize of the narinfos read so far, by the key of the NAR.
+    pub nar_sizes: NarSizes,
+}
+
+/// The limits on the sizes of NARs, by key: NarSize as soon as a narinfo has stated it, before or after its NAR. If
+/// several narinfos name a NAR, the limit is the largest NarSize.
+#[derive(Debug, Default)]
+pub struct NarSizes(Mutex<HashMap<String, NarSize>>);
+
+#[derive(Debug)]
+struct NarSize {
+    /// 0 if no narinfo has stated it.
+    stated: u64,
+    limit: NarSizeLimit,
+}
+
+impl NarSizes {
+    /// Sets the limit of a NAR that is being verified, or that comes later.
+    fn add(&self, narinfo: &NarInfo) {
+        self.with(&narinfo.url, |size| {
+            size.stated = size.stated.max(narinfo.nar_size);
+            size.limit.set(size.stated);
+        });
+    }
+
+    fn limit_of(&self, key: &str) -> NarSizeLimit {
+        self.with(key, |size| size.limit.clone())
+    }
+
+    fn with<T>(&self, key: &str, work: impl FnOnce(&mut NarSize) -> T) -> T {
+        let mut sizes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let unknown = || NarSize { stated: 0, limit: NarSizeLimit::unknown() };
+        work(sizes.entry(key.to_owned()).or_insert_with(unknown))
+    }
 }
 
 impl Intake {
@@ -130,10 +167,14 @@ impl Intake {
                 self.send(Event::CacheInfo(info))
             }
             Object::Narinfo(hash) => {
-                let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
-                if narinfo.path.hash_part() != hash {
-                    return Err(Error::refused(format!("it describes another path, {}", narinfo.path)));
-                }
+                let narinfo = match read_narinfo(&mut member, hash, store_dir) {
+                    Ok(narinfo) => narinfo,
+                    Err(error) => {
+                        self.send(Event::NarinfoRefused)?;
+                        return Err(error);
+                    }
+                };
+                self.nar_sizes.add(&narinfo);
                 self.send(Event::Narinfo(Box::new(narinfo)))
             }
             Object::Nar(hash) => self.read_archived_nar(&mut member, hash),
@@ -157,9 +198,9 @@ impl Intake {
         let permit = self.runtime.block_on(verifiers.acquire_owned()).map_err(|_| Error::failed("push canceled"))?;
         let (chunks, chunks_to_verify) = mpsc::channel(PART_CHANNEL_CAPACITY);
         let (sender, digests) = oneshot::channel();
-        let key = member.key.clone();
+        let (key, limit) = (member.key.clone(), self.nar_sizes.limit_of(&member.key));
         self.runtime.spawn_blocking(move || {
-            let digests = digest_archived_nar(ChunkReader::new(chunks_to_verify), &key, file_hash);
+            let digests = digest_archived_nar(ChunkReader::new(chunks_to_verify), &key, file_hash, &limit);
             drop(permit);
             // Fails if the push has failed.
             let _ = sender.send(digests);
@@ -242,9 +283,23 @@ impl Intake {
     }
 }
 
+/// Reads a narinfo of an archive, whose key has the hash part `hash`.
+fn read_narinfo(member: &mut Member<'_>, hash: HashPart, store_dir: &StoreDir) -> Result<NarInfo> {
+    let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
+    if narinfo.path.hash_part() != hash {
+        return Err(Error::refused(format!("it describes another path, {}", narinfo.path)));
+    }
+    Ok(narinfo)
+}
+
 /// Computes the digests of a NAR of a cache archive, and compares its hash with the one in its key.
-fn digest_archived_nar(body: ChunkReader<Part>, key: &str, file_hash: Option<Sha256>) -> Result<NarDigests> {
-    let digests = digest_named_nar(body, key, &NarSizeLimit::unknown(), &mut nar_pack::nar::Skip)?;
+fn digest_archived_nar(
+    body: ChunkReader<Part>,
+    key: &str,
+    file_hash: Option<Sha256>,
+    limit: &NarSizeLimit,
+) -> Result<NarDigests> {
+    let digests = digest_named_nar(body, key, limit, &mut nar_pack::nar::Skip)?;
     match file_hash {
         Some(hash) if hash != digests.file_hash => {
             Err(Error::refused(format!("its FileHash is {}, which differs from its file name", digests.file_hash)))

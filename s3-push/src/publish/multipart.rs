@@ -47,9 +47,26 @@ impl OpenUploads {
     }
 }
 
+/// A multipart upload whose whole body was verified, and which is not completed: its object does not exist yet.
+#[derive(Debug)]
+pub struct SentUpload {
+    state: MultipartState,
+    /// The parts. After a failure the whole body has been verified nevertheless, because another process that continued the
+    /// same upload has completed it.
+    parts: Result<Vec<UploadedPart>>,
+}
+
+impl SentUpload {
+    /// Returns the number of parts.
+    pub fn part_count(&self) -> usize {
+        self.parts.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// The state of one multipart upload while its parts are sent.
-struct MultipartState<'a> {
-    upload: &'a MultipartUpload,
+#[derive(Debug)]
+struct MultipartState {
+    upload: MultipartUpload,
     overwrite: Overwrite,
     length: BodyLength,
     /// Parts that an earlier run uploaded, by number.
@@ -57,7 +74,7 @@ struct MultipartState<'a> {
     received_bytes: u64,
 }
 
-impl MultipartState<'_> {
+impl MultipartState {
     /// Returns whether the whole body has arrived.
     fn is_fully_received(&self) -> bool {
         matches!(self.length, BodyLength::Multipart { size, .. } if size == self.received_bytes)
@@ -108,21 +125,67 @@ impl Uploader {
         self: &Arc<Self>,
         target: &ObjectTarget<'_>,
         first_parts: Vec<Part>,
-        mut body: Body,
+        body: Body,
         verification: impl Future<Output = Result<V>>,
     ) -> Result<(V, UploadedObject)> {
+        let (value, sent) = self.send_multipart(target, first_parts, body, verification).await?;
+        Ok((value, self.complete_multipart(sent).await?))
+    }
+
+    /// Sends a body in parts and waits for `verification`, without completing the upload. `first_parts` have already been
+    /// taken from it.
+    pub(super) async fn send_multipart<V>(
+        self: &Arc<Self>,
+        target: &ObjectTarget<'_>,
+        first_parts: Vec<Part>,
+        mut body: Body,
+        verification: impl Future<Output = Result<V>>,
+    ) -> Result<(V, SentUpload)> {
+        let target = &self.replacing_doomed(target);
         let (upload, existing_parts) = self.resume_or_create(target, body.length).await?;
-        let overwrite = target.overwrite;
-        let mut state =
-            MultipartState { upload: &upload, overwrite, length: body.length, existing_parts, received_bytes: 0 };
-        let result = self.send_and_complete(&mut state, first_parts, &mut body.parts, verification).await;
-        // Complete parts are kept for the next run, unless the whole body arrived and was refused.
-        let is_refused_whole = result.as_ref().is_err_and(Error::is_refusal) && state.is_fully_received();
-        if is_refused_whole || (result.is_err() && !is_resumable(overwrite, body.length)) {
-            self.bucket.abort_multipart_upload(&upload).await;
+        let (overwrite, length) = (target.overwrite, body.length);
+        let mut state = MultipartState { upload, overwrite, length, existing_parts, received_bytes: 0 };
+        let result = self.send_and_verify(&mut state, first_parts, &mut body.parts, verification).await;
+        match result {
+            Ok((value, parts)) => Ok((value, SentUpload { state, parts })),
+            Err(error) => Err(self.end_failed(&state, error).await),
         }
-        self.open_uploads.remove(target.key);
-        result
+    }
+
+    /// Completes an upload whose parts were sent and verified.
+    ///
+    /// # Errors
+    /// Those of the parts and of the service.
+    pub(super) async fn complete_multipart(&self, sent: SentUpload) -> Result<UploadedObject> {
+        let SentUpload { state, parts } = sent;
+        let object = match parts {
+            Ok(parts) => self.complete(&state, parts).await,
+            Err(error) => self.find_completed(&state).await.ok_or(error),
+        };
+        match object {
+            Ok(object) => {
+                self.doomed.set_written(&state.upload.key);
+                self.open_uploads.remove(&state.upload.key);
+                Ok(object)
+            }
+            Err(error) => Err(self.end_failed(&state, error).await),
+        }
+    }
+
+    /// Aborts an upload whose parts were sent, because its NAR is refused.
+    pub(super) async fn abort_multipart(&self, sent: SentUpload) {
+        self.bucket.abort_multipart_upload(&sent.state.upload).await;
+        self.open_uploads.remove(&sent.state.upload.key);
+    }
+
+    /// Ends an upload that failed. Complete parts are kept for the next run, unless the whole body arrived and was refused.
+    async fn end_failed(&self, state: &MultipartState, error: Error) -> Error {
+        let is_refused_whole = error.is_refusal() && state.is_fully_received();
+        if is_refused_whole || !is_resumable(state.overwrite, state.length) {
+            self.bucket.abort_multipart_upload(&state.upload).await;
+        }
+        self.open_uploads.remove(&state.upload.key);
+        error
     }
 
     /// Finds an upload to continue, or creates one.
@@ -155,14 +218,14 @@ impl Uploader {
         created.await.map_err(task_panicked)?
     }
 
-    /// Sends the parts, waits for `verification`, and completes the upload.
-    async fn send_and_complete<V>(
+    /// Sends the parts and waits for `verification`.
+    async fn send_and_verify<V>(
         self: &Arc<Self>,
-        state: &mut MultipartState<'_>,
+        state: &mut MultipartState,
         first_parts: Vec<Part>,
         parts: &mut mpsc::Receiver<Part>,
         verification: impl Future<Output = Result<V>>,
-    ) -> Result<(V, UploadedObject)> {
+    ) -> Result<(V, Result<Vec<UploadedPart>>)> {
         let sent = self.send_parts(state, first_parts, parts).await;
         if let Err(error) = &sent {
             // Another process that continued the same upload may have completed it. Then the rest is only verified.
@@ -171,18 +234,13 @@ impl Uploader {
             }
             while parts.recv().await.is_some() {}
         }
-        let value = verification.await?;
-        let object = match sent {
-            Ok(parts) => self.complete(state, parts).await?,
-            Err(error) => self.find_completed(state).await.ok_or(error)?,
-        };
-        Ok((value, object))
+        Ok((verification.await?, sent))
     }
 
     /// Makes an object of the parts.
-    async fn complete(&self, state: &MultipartState<'_>, parts: Vec<UploadedPart>) -> Result<UploadedObject> {
+    async fn complete(&self, state: &MultipartState, parts: Vec<UploadedPart>) -> Result<UploadedObject> {
         let is_new_only = state.overwrite == Overwrite::Never;
-        let outcome = match self.bucket.complete_multipart_upload(state.upload, parts.clone(), is_new_only).await {
+        let outcome = match self.bucket.complete_multipart_upload(&state.upload, parts.clone(), is_new_only).await {
             Ok(PutOutcome::Existed) => self.replace_if_damaged(state, parts).await?,
             Ok(outcome) => outcome,
             Err(error) => return self.find_completed(state).await.ok_or(error),
@@ -191,9 +249,9 @@ impl Uploader {
     }
 
     /// Replaces the object that exists under the key of the upload if it is damaged, and otherwise aborts the upload.
-    async fn replace_if_damaged(&self, state: &MultipartState<'_>, parts: Vec<UploadedPart>) -> Result<PutOutcome> {
-        let MultipartState { upload, received_bytes, .. } = *state;
-        if self.is_damaged(&upload.key, received_bytes, |etag| have_etag(&parts, etag)).await? {
+    async fn replace_if_damaged(&self, state: &MultipartState, parts: Vec<UploadedPart>) -> Result<PutOutcome> {
+        let upload = &state.upload;
+        if self.is_damaged(&upload.key, state.received_bytes, |etag| have_etag(&parts, etag)).await? {
             let outcome = self.bucket.complete_multipart_upload(upload, parts, false).await?;
             self.report_replaced(&upload.key);
             return Ok(outcome);
@@ -203,7 +261,7 @@ impl Uploader {
     }
 
     /// Looks up the object of a NAR, which another process may have completed.
-    async fn find_completed(&self, state: &MultipartState<'_>) -> Option<UploadedObject> {
+    async fn find_completed(&self, state: &MultipartState) -> Option<UploadedObject> {
         match (state.overwrite, state.length) {
             // The target of a doomed object is not of this kind, because the object exists.
             (Overwrite::Never, BodyLength::Multipart { size, .. }) => {
@@ -216,7 +274,7 @@ impl Uploader {
     /// Sends the parts. After a failure no further part is started, but those in flight are completed for the next run.
     async fn send_parts(
         self: &Arc<Self>,
-        state: &mut MultipartState<'_>,
+        state: &mut MultipartState,
         first_parts: Vec<Part>,
         parts: &mut mpsc::Receiver<Part>,
     ) -> Result<Vec<UploadedPart>> {

@@ -15,9 +15,8 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::publish::collection::{CollectorWait, Doomed};
 use crate::publish::existing::Existing;
-use crate::publish::nar_state::{NarState, SharedResult};
+use crate::publish::nar_state::{SharedResult, VerifiedNar};
 use crate::publish::publisher::PublishOptions;
-use crate::publish::unclaimed::UnclaimedNars;
 use crate::publish::upload::{UploadedObject, Uploader, file_hash_in};
 use crate::publish::upstream::Upstreams;
 use crate::refusals::{PathError, RootCause};
@@ -25,9 +24,20 @@ use crate::remote::retry::Backoff;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
 
-/// How the publishing of a path ends: `None` until then. A channel and not a shared future, because polling a long chain
-/// of references would recurse as deep as the chain is long.
-pub type PublishedSignal = watch::Receiver<Option<Result<(), Arc<RootCause>>>>;
+/// How far the publishing of a path is.
+pub enum Progress {
+    /// It is not known yet whether the path is refused.
+    Pending,
+    /// The NAR matches the narinfo, and all references are accepted or published. Only a failed operation, or what the
+    /// bucket has already, keeps the path from being published.
+    Accepted,
+    /// The path is published, or is not.
+    Ended(Result<(), Arc<RootCause>>),
+}
+
+/// The progress of a path. A channel and not a shared future, because polling a long chain of references would recurse as
+/// deep as the chain is long.
+pub type PublishedSignal = watch::Receiver<Progress>;
 
 /// A reference to another path of this push.
 pub struct PendingReference {
@@ -39,8 +49,8 @@ pub struct PendingReference {
 
 /// What every publishing task needs.
 pub struct PublishContext {
-    /// NARs that were not needed so far.
-    pub unclaimed_nars: UnclaimedNars,
+    /// Permits of the parts of multipart uploads that wait for a narinfo.
+    pub waiting_parts: Arc<Semaphore>,
     /// The uploader to the bucket.
     pub uploader: Arc<Uploader>,
     /// NARs that are read back and decompressed at the same time: each takes the memory of its decoder.
@@ -66,68 +76,105 @@ impl PublishContext {
         Ok(self.existing.has(self.bucket(), path.hash_part()).await? || self.upstreams.have(path).await?)
     }
 
-    /// Publishes a path, or finds that the cache has it.
+    /// Publishes a path, or finds that the cache has it. Reports on `progress` that the path is accepted.
     pub async fn publish(
         &self,
         narinfo: NarInfo,
-        nar: Option<SharedResult<NarState>>,
-        references: Vec<PendingReference>,
+        nar: Option<SharedResult<VerifiedNar>>,
+        mut references: Vec<PendingReference>,
+        progress: &watch::Sender<Progress>,
     ) -> Result<Status, PathError> {
         if self.options.is_narinfo_only {
             if self.options.exact && narinfo.signatures.is_empty() {
                 let message = format!("{}: --exact would drop every signature", narinfo.full_path());
                 return Err(Error::refused(message).with_hint("sign the narinfo first, with cache-sign").into());
             }
-            self.await_references(references).await?;
+            self.await_published(&mut references).await?;
             return Ok(self.publish_narinfo_alone(&narinfo).await?);
         }
-        let state = match nar {
+        let nar = match nar {
             Some(nar) => Some(nar.await.map_err(|error| PathError::shared(&narinfo.url, error))?),
             None => None,
         };
-        if let Some(state) = &state {
-            state.digests().require(&narinfo)?;
+        if let Some(nar) = &nar {
+            nar.digests.require(&narinfo)?;
         }
-        if let Some(status) = self.merge_if_cached(&narinfo).await? {
-            let is_repaired = self.options.repair
-                && status == Status::Present
-                && matches!(state, Some(NarState::Uploaded(_, object)) if !object.existed());
-            return Ok(if is_repaired { Status::Repaired } else { status });
+        if let Some(status) = self.find_published(&narinfo, nar.as_ref()).await? {
+            return Ok(status);
         }
-        if self.upstreams.have(&narinfo.path).await? {
-            return Ok(Status::Upstream);
-        }
-        let object = self.ensure_nar_object(&narinfo, state).await?;
-        self.await_references(references).await?;
+        let object = match &nar {
+            Some(nar) => {
+                self.await_accepted(&mut references).await?;
+                progress.send_replace(Progress::Accepted);
+                self.ensure_nar_object(&narinfo, nar).await?
+            }
+            // An earlier push uploaded it.
+            None => self.verify_remote_nar(&narinfo).await?,
+        };
+        self.await_published(&mut references).await?;
         Ok(self.put_narinfo(&narinfo, object).await?)
     }
 
-    /// Returns the proof that the NAR is in the bucket, uploading or verifying it if necessary.
-    async fn ensure_nar_object(&self, narinfo: &NarInfo, state: Option<NarState>) -> Result<UploadedObject> {
-        match state {
-            // The size alone does not prove an object whose key contains no hash.
-            Some(NarState::Uploaded(_, object)) if object.existed() && file_hash_in(&narinfo.url).is_none() => {
-                self.verify_remote_nar(narinfo).await
+    /// Returns the status of a path that this cache or an upstream one has, after adding the signatures that it lacks and
+    /// repairing its NAR on request.
+    async fn find_published(&self, narinfo: &NarInfo, nar: Option<&VerifiedNar>) -> Result<Option<Status>> {
+        let hash = narinfo.path.hash_part();
+        let mut is_repaired = false;
+        if let Some(nar) = nar
+            && self.options.repair
+            && self.existing.has(self.bucket(), hash).await?
+        {
+            is_repaired = self.object_of(nar).await?.is_some_and(|object| !object.existed());
+        }
+        if let Some(status) = self.merge_if_cached(narinfo).await? {
+            // A cache that has exactly this narinfo has its NAR.
+            if let Some(nar) = nar
+                && self.existing.has_text(hash, &narinfo.to_string()).await
+            {
+                self.free_memory(nar).await;
             }
-            Some(NarState::Uploaded(_, object)) => Ok(object),
-            Some(NarState::Unclaimed(nar)) => match self.claim_nar(&nar).await? {
-                Some(object) => Ok(object),
-                None => self.verify_remote_nar(narinfo).await,
-            },
-            // An earlier push uploaded it.
-            None => self.verify_remote_nar(narinfo).await,
+            let is_repaired = is_repaired && status == Status::Present;
+            return Ok(Some(if is_repaired { Status::Repaired } else { status }));
+        }
+        Ok(self.upstreams.have(&narinfo.path).await?.then_some(Status::Upstream))
+    }
+
+    /// Returns the proof that the NAR is in the bucket, uploading or verifying it if necessary.
+    async fn ensure_nar_object(&self, narinfo: &NarInfo, nar: &VerifiedNar) -> Result<UploadedObject, PathError> {
+        let object = self.object_of(nar).await.map_err(|error| PathError::shared(&narinfo.url, error))?;
+        match object {
+            // The size alone does not prove an object whose key contains no hash.
+            Some(object) if object.existed() && file_hash_in(&narinfo.url).is_none() => {
+                Ok(self.verify_remote_nar(narinfo).await?)
+            }
+            Some(object) => Ok(object),
+            None => Ok(self.verify_remote_nar(narinfo).await?),
         }
     }
 
+    /// Waits until all references are accepted: the NAR of a path whose reference is refused is not uploaded.
+    async fn await_accepted(&self, references: &mut [PendingReference]) -> Result<(), PathError> {
+        self.await_progress(references, |progress| !matches!(progress, Progress::Pending)).await
+    }
+
     /// Waits until all references are published.
-    async fn await_references(&self, references: Vec<PendingReference>) -> Result<(), PathError> {
-        for PendingReference { path, mut published } in references {
-            let result = match published.wait_for(Option::is_some).await {
-                Ok(result) => result.clone().unwrap_or(Ok(())),
+    async fn await_published(&self, references: &mut [PendingReference]) -> Result<(), PathError> {
+        self.await_progress(references, |progress| matches!(progress, Progress::Ended(_))).await
+    }
+
+    async fn await_progress(
+        &self,
+        references: &mut [PendingReference],
+        mut is_reached: impl FnMut(&Progress) -> bool,
+    ) -> Result<(), PathError> {
+        for PendingReference { path, published } in references {
+            let result = match published.wait_for(&mut is_reached).await.as_deref() {
+                Ok(Progress::Ended(result)) => result.clone(),
+                Ok(_) => Ok(()),
                 Err(_) => return Err(Error::failed("push canceled").into()),
             };
             if let (Err(root_cause), false) = (result, self.options.allow_missing_references) {
-                return Err(PathError::depends_on(&self.options.store_dir.join(&path), root_cause));
+                return Err(PathError::depends_on(&self.options.store_dir.join(path), root_cause));
             }
         }
         Ok(())

@@ -20,9 +20,9 @@ use crate::publish::cache_info::CacheInfoState;
 use crate::publish::collection::{CollectorWait, Doomed, RECORDS_LIFETIME};
 use crate::publish::existing::Existing;
 use crate::publish::intake::{Event, ReceivedNar};
-use crate::publish::nar_state::{NarState, PendingNar, SharedResult};
-use crate::publish::publish_path::{PendingReference, PublishContext, PublishedSignal};
-use crate::publish::unclaimed::UnclaimedNars;
+use crate::publish::nar_state::{MAX_WAITING_PARTS, PendingNar, SharedResult, VerifiedNar};
+use crate::publish::nars::Nars;
+use crate::publish::publish_path::{PendingReference, Progress, PublishContext, PublishedSignal};
 use crate::publish::upload::Uploader;
 use crate::publish::upstream::Upstreams;
 use crate::refusals::PathError;
@@ -59,7 +59,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// The result of a task.
 enum TaskOutcome {
     Nar(String, Result),
-    Path(StorePath, Result<Status, PathError>),
+    /// With the key of its NAR.
+    Path(StorePath, String, Result<Status, PathError>),
     Object(String, Result),
 }
 
@@ -67,7 +68,7 @@ enum TaskOutcome {
 pub struct Publisher {
     context: Arc<PublishContext>,
     report: Report,
-    nars: HashMap<String, PendingNar>,
+    nars: Nars,
     paths: HashMap<HashPart, PublishedSignal>,
     /// Narinfos whose NAR or references have not arrived yet.
     deferred: Vec<NarInfo>,
@@ -75,6 +76,8 @@ pub struct Publisher {
     refused_nars: HashMap<String, Error>,
     /// Keys of NARs that a path refers to.
     claimed_nars: HashSet<String>,
+    /// Whether a narinfo was malformed, so that no path of the uploads that wait can be published.
+    is_narinfo_refused: bool,
     tasks: JoinSet<TaskOutcome>,
     cache_info: CacheInfoState,
 }
@@ -97,10 +100,10 @@ impl Publisher {
         existing.set_doomed(doomed.paths).await;
         uploader.doomed.set(doomed.keys);
         let collector_wait = CollectorWait::new(options.collector_timeout);
-        let unclaimed_nars = UnclaimedNars::default();
+        let waiting_parts = Arc::new(Semaphore::new(MAX_WAITING_PARTS));
         let verification_permits = Semaphore::new(uploader.bucket.max_in_flight().into());
         let context = PublishContext {
-            unclaimed_nars,
+            waiting_parts,
             uploader,
             verification_permits,
             existing,
@@ -111,11 +114,12 @@ impl Publisher {
         Ok(Self {
             context: Arc::new(context),
             report,
-            nars: HashMap::new(),
+            nars: Nars::default(),
             paths: HashMap::new(),
             deferred: Vec::new(),
             refused_nars: HashMap::new(),
             claimed_nars: HashSet::new(),
+            is_narinfo_refused: false,
             tasks: JoinSet::new(),
             cache_info,
         })
@@ -149,10 +153,12 @@ impl Publisher {
         let end_of_input = intake.await;
         if end_of_input.is_ok() {
             self.publish_deferred().await?;
-            self.upload_held_nars();
-            while let Some(outcome) = self.tasks.join_next().await {
-                self.handle_outcome(outcome)?;
-            }
+            self.upload_unnamed_nars();
+            self.join_tasks().await?;
+        }
+        if end_of_input.is_ok() || self.is_narinfo_refused {
+            self.end_waiting_uploads();
+            self.join_tasks().await?;
         }
         for (key, error) in std::mem::take(&mut self.refused_nars) {
             self.report.add_refusal(&key, &error.into())?;
@@ -165,6 +171,13 @@ impl Publisher {
         Ok(self.report)
     }
 
+    async fn join_tasks(&mut self) -> Result {
+        while let Some(outcome) = self.tasks.join_next().await {
+            self.handle_outcome(outcome)?;
+        }
+        Ok(())
+    }
+
     async fn handle_event(&mut self, event: Event) -> Result {
         match event {
             Event::CacheInfo(info) => {
@@ -173,9 +186,12 @@ impl Publisher {
                 self.cache_info.ensure(&uploader.bucket, options, Some(info)).await?;
             }
             Event::MemoryFull => {
-                self.upload_unclaimed_nars();
+                for nar in self.nars.set_memory_short() {
+                    self.release_nar(nar);
+                }
                 self.upload_held_nars();
             }
+            Event::NarinfoRefused => self.is_narinfo_refused = true,
             Event::Nar(nar) => self.add_nar(nar),
             Event::Object { key, object, body } => self.upload_object(key, object, body),
             Event::Narinfo(narinfo) => {
@@ -203,7 +219,13 @@ impl Publisher {
             }
             TaskOutcome::Nar(_, Err(error)) => Err(error),
             TaskOutcome::Object(key, Err(error)) => self.report.add_refusal(&key, &error.into()),
-            TaskOutcome::Path(path, result) => {
+            TaskOutcome::Path(path, nar_key, result) => {
+                if result.is_err() {
+                    self.nars.refuse(&nar_key);
+                }
+                if let Some(nar) = self.nars.remove_need(&nar_key) {
+                    self.release_nar(nar);
+                }
                 let path = self.context.options.store_dir.join(&path);
                 match result {
                     Ok(status) => self.report.add_result(&path, status),
@@ -215,55 +237,95 @@ impl Publisher {
 
     fn add_nar(&mut self, nar: ReceivedNar) {
         // The same NAR may arrive again, for another path. The first one is used, unless its body is gone.
-        let is_usable = match self.nars.get(&nar.key) {
-            None => false,
-            Some(PendingNar::Held(_)) => true,
-            Some(PendingNar::Started(result)) => match result.peek() {
-                Some(Ok(NarState::Uploaded(..))) => true,
-                Some(Err(_)) => false,
-                None | Some(Ok(NarState::Unclaimed(_))) => !self.context.unclaimed_nars.is_closed(),
-            },
-        };
-        if is_usable {
+        if self.nars.is_usable(&nar) {
             return;
         }
-        let key = nar.key.clone();
-        let pending = if nar.body.length.is_multipart() {
-            PendingNar::Started(self.start_nar(key.clone(), Arc::clone(&self.context).upload_large_nar(nar).boxed()))
+        if nar.body.length.is_multipart() {
+            self.start_nar(nar.key.clone(), Arc::clone(&self.context).send_nar(nar).boxed());
         } else {
-            PendingNar::Held(nar)
-        };
-        self.nars.insert(key, pending);
+            self.nars.insert(nar.key.clone(), PendingNar::Held(nar));
+        }
     }
 
-    fn start_nar(&mut self, key: String, work: BoxFuture<'static, Result<NarState>>) -> SharedResult<NarState> {
+    fn start_nar(&mut self, key: String, work: BoxFuture<'static, Result<VerifiedNar>>) {
         let result = work.shared();
-        self.tasks.spawn(result.clone().map(|result| TaskOutcome::Nar(key, result.map(drop))));
-        result
+        self.nars.insert(key.clone(), PendingNar::Started(result.clone()));
+        self.tasks.spawn(result.map(|result| TaskOutcome::Nar(key, result.map(drop))));
     }
 
-    /// Uploads the NARs that wait in memory for their narinfo, needed or not, to free their memory.
+    /// Sends the NARs that wait in memory for their narinfo, or for its references, to free their memory.
     fn upload_held_nars(&mut self) {
-        let is_held = |pending: &PendingNar| matches!(pending, PendingNar::Held(_));
-        let held = self.nars.iter().filter(|(_, pending)| is_held(pending));
-        let keys: Vec<String> = held.map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            if let Some(PendingNar::Held(nar)) = self.nars.remove(&key) {
-                let result = self.start_nar(key.clone(), Arc::clone(&self.context).upload_nar(nar).boxed());
-                self.nars.insert(key, PendingNar::Started(result));
+        let mut narinfos: HashMap<&str, Vec<NarInfo>> = HashMap::new();
+        let held = self.nars.take_all_held();
+        if !held.is_empty() {
+            for narinfo in &self.deferred {
+                narinfos.entry(&narinfo.url).or_default().push(narinfo.clone());
+            }
+        }
+        let works: Vec<_> = held
+            .into_iter()
+            .map(|nar| {
+                let (context, key) = (Arc::clone(&self.context), nar.key.clone());
+                let work = match narinfos.remove(key.as_str()) {
+                    // Its upload is completed later.
+                    _ if self.nars.is_followed_by_narinfo(&key) => context.send_nar(nar).boxed(),
+                    None => context.upload_unnamed_nar(nar).boxed(),
+                    Some(narinfos) => context.upload_named_nar(nar, narinfos).boxed(),
+                };
+                (key, work)
+            })
+            .collect();
+        for (key, work) in works {
+            self.start_nar(key, work);
+        }
+    }
+
+    /// Uploads the NARs in memory that no narinfo names, at the end of the input. Those of refused paths are dropped.
+    fn upload_unnamed_nars(&mut self) {
+        for nar in self.nars.take_all_held() {
+            if !self.nars.is_refused(&nar.key) {
+                self.start_nar(nar.key.clone(), Arc::clone(&self.context).upload_unnamed_nar(nar).boxed());
             }
         }
     }
 
-    /// Uploads the NARs that no path has needed so far, to free their memory: a path that comes later may need one.
-    fn upload_unclaimed_nars(&mut self) {
-        for nar in self.context.unclaimed_nars.close() {
-            let context = Arc::clone(&self.context);
-            self.tasks.spawn(async move {
-                let result = context.upload_unclaimed_nar(&nar).await;
-                TaskOutcome::Nar(nar.key, result)
-            });
+    /// Frees the memory of a NAR that no task needs, if memory is short, and completes its upload. A path that comes later
+    /// may need it. One of a refused path does not become an object.
+    fn release_nar(&mut self, nar: VerifiedNar) {
+        match self.nars.is_refused(&nar.key) {
+            true if nar.is_in_memory() && self.nars.is_memory_short() => self.drop_nar(nar),
+            false if nar.is_in_parts() || (nar.is_in_memory() && self.nars.is_memory_short()) => {
+                self.upload_unneeded_nar(nar);
+            }
+            _ => {}
         }
+    }
+
+    /// Ends the uploads that no path has completed. Those of refused paths are aborted, and all after a malformed narinfo.
+    fn end_waiting_uploads(&mut self) {
+        for nar in self.nars.in_parts() {
+            if self.is_narinfo_refused || self.nars.is_refused(&nar.key) {
+                self.drop_nar(nar);
+            } else {
+                self.upload_unneeded_nar(nar);
+            }
+        }
+    }
+
+    fn upload_unneeded_nar(&mut self, nar: VerifiedNar) {
+        let context = Arc::clone(&self.context);
+        self.tasks.spawn(async move {
+            let result = context.upload_unneeded_nar(&nar).await;
+            TaskOutcome::Nar(nar.key, result)
+        });
+    }
+
+    fn drop_nar(&mut self, nar: VerifiedNar) {
+        let context = Arc::clone(&self.context);
+        self.tasks.spawn(async move {
+            context.drop_nar(&nar).await;
+            TaskOutcome::Nar(nar.key, Ok(()))
+        });
     }
 
     fn upload_object(&mut self, key: String, object: Object, body: Part) {
@@ -279,12 +341,15 @@ impl Publisher {
         if !is_narinfo_only {
             self.context.existing.expect_lookups(self.context.bucket(), 1).await?;
         }
-        let has_nar = is_narinfo_only || self.nars.contains_key(&narinfo.url);
+        let has_nar = is_narinfo_only || self.nars.contains(&narinfo.url);
         if has_nar && self.missing_references(&narinfo).await?.is_empty() {
             self.start_path(narinfo);
-        } else {
-            self.deferred.push(narinfo);
+            return Ok(());
         }
+        if has_nar {
+            self.nars.await_references(&narinfo.url);
+        }
+        self.deferred.push(narinfo);
         Ok(())
     }
 
@@ -306,7 +371,12 @@ impl Publisher {
         let order = references_first(&paths, |path| deferred.get(path).map_or(&[], |narinfo| &narinfo.references));
         let order = match order {
             Ok(order) => order,
-            Err(cycle) => return self.report.add_refusal("narinfos", &cycle.into()),
+            Err(cycle) => {
+                for narinfo in deferred.values() {
+                    self.nars.refuse(&narinfo.url);
+                }
+                return self.report.add_refusal("narinfos", &cycle.into());
+            }
         };
         for path in order {
             while self.tasks.len() >= MAX_TASKS
@@ -331,7 +401,8 @@ impl Publisher {
         let message = format!("it references {missing}, which is neither in the cache nor in this push");
         let hint = "publish the reference too, or pass --allow-missing-references to publish without it";
         let error = PathError::shared(&missing, Error::refused(message).with_hint(hint));
-        let signal = watch::channel(Some(Err(error.root_cause(&path)))).1;
+        let signal = watch::channel(Progress::Ended(Err(error.root_cause(&path)))).1;
+        self.nars.refuse(&narinfo.url);
         self.paths.insert(narinfo.path.hash_part(), signal);
         self.report.add_refusal(&path, &error)
     }
@@ -345,32 +416,28 @@ impl Publisher {
         });
         let references = references.collect();
         let nar = self.claim_nar(&narinfo);
-        let (sender, published) = watch::channel(None);
+        let (sender, published) = watch::channel(Progress::Pending);
         self.paths.insert(narinfo.path.hash_part(), published);
-        let (context, path) = (Arc::clone(&self.context), narinfo.path.clone());
+        let (context, path, nar_key) = (Arc::clone(&self.context), narinfo.path.clone(), narinfo.url.clone());
         self.tasks.spawn(async move {
             let full_path = narinfo.full_path();
-            let result = context.publish(narinfo, nar, references).await;
+            let result = context.publish(narinfo, nar, references, &sender).await;
             let signal = result.as_ref().map(drop).map_err(|error| error.root_cause(&full_path));
             // Fails if no other path waits for it.
-            let _ = sender.send(Some(signal));
-            TaskOutcome::Path(path, result)
+            let _ = sender.send(Progress::Ended(signal));
+            TaskOutcome::Path(path, nar_key, result)
         });
     }
 
-    /// Returns the result of the task of a narinfo's NAR, started now if the NAR was held. `None` if it has not arrived.
-    fn claim_nar(&mut self, narinfo: &NarInfo) -> Option<SharedResult<NarState>> {
+    /// Returns the result of the task of a narinfo's NAR, which is started now if the NAR was held. `None` if it has not arrived.
+    fn claim_nar(&mut self, narinfo: &NarInfo) -> Option<SharedResult<VerifiedNar>> {
         self.refused_nars.remove(&narinfo.url);
         self.claimed_nars.insert(narinfo.url.clone());
-        let result = match self.nars.remove(&narinfo.url)? {
-            PendingNar::Started(result) => result,
-            PendingNar::Held(nar) => {
-                let work = Arc::clone(&self.context).upload_nar_if_needed(nar, narinfo.clone());
-                self.start_nar(narinfo.url.clone(), work.boxed())
-            }
-        };
-        self.nars.insert(narinfo.url.clone(), PendingNar::Started(result.clone()));
-        Some(result)
+        self.nars.add_need(&narinfo.url);
+        if let Some(nar) = self.nars.take_held(&narinfo.url) {
+            self.start_nar(narinfo.url.clone(), Arc::clone(&self.context).verify_nar(nar).boxed());
+        }
+        self.nars.task_of(&narinfo.url)
     }
 }
 

@@ -142,21 +142,6 @@ impl Uploader {
     pub async fn upload<V>(
         self: &Arc<Self>,
         target: &ObjectTarget<'_>,
-        body: Body,
-        verification: impl Future<Output = Result<V>>,
-    ) -> Result<(V, UploadedObject)> {
-        let overwrite = match target.overwrite {
-            Overwrite::Never if self.doomed.contains(target.key) => Overwrite::Damaged,
-            overwrite => overwrite,
-        };
-        let uploaded = self.upload_to(&ObjectTarget { overwrite, ..*target }, body, verification).await?;
-        self.doomed.set_written(target.key);
-        Ok(uploaded)
-    }
-
-    async fn upload_to<V>(
-        self: &Arc<Self>,
-        target: &ObjectTarget<'_>,
         mut body: Body,
         verification: impl Future<Output = Result<V>>,
     ) -> Result<(V, UploadedObject)> {
@@ -179,7 +164,7 @@ impl Uploader {
 
     /// Uploads a body of at most one part in one request.
     async fn put_body(&self, target: &ObjectTarget<'_>, part: Option<Part>) -> Result<UploadedObject> {
-        let ObjectTarget { key, content_type, overwrite } = *target;
+        let ObjectTarget { key, content_type, overwrite } = self.replacing_doomed(target);
         let bytes = part.as_ref().map(|part| part.bytes.clone()).unwrap_or_default();
         let size = bytes.len() as u64;
         let outcome = match overwrite {
@@ -196,7 +181,19 @@ impl Uploader {
             }
         };
         self.processed_bytes.fetch_add(size, Ordering::Relaxed);
-        self.confirm(key, outcome, size).await
+        let object = self.confirm(key, outcome, size).await?;
+        self.doomed.set_written(key);
+        Ok(object)
+    }
+
+    /// Returns the target, or one that replaces the object if a collector has doomed it, so that it is young.
+    pub(super) fn replacing_doomed<'a>(&self, target: &ObjectTarget<'a>) -> ObjectTarget<'a> {
+        match target.overwrite {
+            Overwrite::Never if self.doomed.contains(target.key) => {
+                ObjectTarget { overwrite: Overwrite::Damaged, ..*target }
+            }
+            _ => *target,
+        }
     }
 
     /// Returns whether the object under this key has other bytes than the verified NAR of `size` bytes to be uploaded.

@@ -7,6 +7,7 @@ mod missing;
 mod object_options;
 mod output;
 mod refusals;
+mod refused_nars;
 mod repair;
 mod resume;
 mod upstream;
