@@ -234,7 +234,7 @@ impl<R: Read> Read for LimitedFile<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.read += n as u64;
-        require_file_size(self.read, self.max_size)?;
+        require_file_size(self.read, self.max_size, "FileSize")?;
         Ok(n)
     }
 }
@@ -260,14 +260,15 @@ impl<R: Read> Read for WorkLimit<'_, R> {
         }
         let n = self.inner.read(buf)?;
         self.read += n as u64;
-        require_file_size(self.read, max_compressed_size(self.limit.get()).saturating_add(MAX_COMPRESSION_OVERHEAD))?;
+        let max_size = max_compressed_size(self.limit.get()).saturating_add(MAX_COMPRESSION_OVERHEAD);
+        require_file_size(self.read, max_size, "NarSize")?;
         Ok(n)
     }
 }
 
-fn require_file_size(size: u64, max_size: u64) -> Result {
+fn require_file_size(size: u64, max_size: u64, field: &str) -> Result {
     if size > max_size {
-        let message = format!("the compressed NAR is larger than expected: more than {max_size} bytes");
+        let message = format!("the compressed NAR is larger than its {field} allows: more than {max_size} bytes");
         return Err(Error::refused(message));
     }
     Ok(())

@@ -96,7 +96,7 @@ fn whatever_cannot_be_read_is_an_error_without_output() {
             |fixture, s3, bucket| {
                 s3.put(bucket, &Fixture::narinfo_key(&fixture.closure.lib), b"StorePath: x\n");
             },
-            "narinfo, line 1",
+            "line 1: StorePath: \"x\"",
         ),
         (
             "an empty narinfo",
