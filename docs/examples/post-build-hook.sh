@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Publishes every path that Nix builds. Enable it in nix.conf:
+# Publishes every path that Nix builds. Install it beside publish.sh and enable it in nix.conf:
 #
 #   post-build-hook = /etc/nix/post-build-hook.sh
 #
@@ -9,9 +9,8 @@
 set -euf -o pipefail
 
 # A daemon's environment does not have these variables: set the defaults here.
-: "${NIX_S3_CACHE:=s3://my-cache?region=eu-west-2}"
-: "${CACHE_KEY_FILE:=/etc/nix/cache.sec}"
-export NIX_S3_CACHE
+export NIX_S3_CACHE="${NIX_S3_CACHE:-s3://my-cache?region=eu-west-2}"
+export CACHE_KEY_FILE="${CACHE_KEY_FILE:-/etc/nix/cache.sec}"
 
 # Paths separated by spaces. Some versions of Nix leave the variable empty (NixOS/nix#6446, #14287); then the derivation
 # has the paths.
@@ -20,12 +19,5 @@ if [[ -z $outputs ]]; then
   outputs=$(nix-store -q --outputs "$DRV_PATH")
 fi
 
-# Push the closure, not only the outputs, because a narinfo is published after those of its references. Skipping what the
-# cache already has costs one listing.
 # shellcheck disable=SC2086 # one argument per path
-nix-store -qR $outputs \
-  | s3-push --missing \
-  | nar-pack --export --stdin \
-  | narinfo-gen --archive \
-  | cache-sign -k "$CACHE_KEY_FILE" \
-  | s3-push
+exec "$(dirname "$(readlink -f "$0")")/publish.sh" $outputs

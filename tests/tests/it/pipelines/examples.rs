@@ -130,6 +130,86 @@ fn the_makefile_fails_if_a_stage_fails() {
     assert_eq!(project.published(), 0);
 }
 
+/// Copies publish.sh to where the jobs expect it.
+fn copy_publish_script(project: &Project) {
+    project.sh(&format!("mkdir -p ci; cp '{}' ci", example("publish.sh").display())).ok();
+}
+
+fn publish(project: &Project, arguments: &str) -> CommandOutput {
+    project.sh(&format!("'{}' {arguments}", example("publish.sh").display()))
+}
+
+#[test]
+fn the_publish_script_signs_and_pushes_what_is_missing() {
+    let Some(mut project) = Project::new() else { return };
+    let built = project.sh("nix-build --out-link result default.nix").ok();
+    assert_eq!(publish(&project, "./result").ok().lines().count(), 2);
+    project.assert_published(&built);
+    assert_eq!(publish(&project, "./result").ok(), "", "nothing is missing");
+    // A path without a signature by this key is missing.
+    let key = generate_key(&project.scratch, "second");
+    project.scratch.env("CACHE_KEY_FILE", "second.sec");
+    publish(&project, "./result").ok();
+    project.sh(&format!("s3-pull -r --list --trusted-public-key '{key}' \"$NIX_S3_CACHE\" {built}")).ok();
+}
+
+#[test]
+fn the_publish_script_tells_what_is_wrong() {
+    let Some(mut project) = Project::new() else { return };
+    project.sh("nix-build --out-link result default.nix").ok();
+    assert!(publish(&project, "").fails(2).contains("no store path given"));
+    assert_ne!(publish(&project, "./no-such-link").status, 0);
+    for (name, value, message) in [
+        ("CACHE_KEY_FILE", "/no/such/key", "/no/such/key"),
+        ("CACHE_KEY_FILE", "", "CACHE_SECRET_KEY"),
+        ("NIX_S3_CACHE", "", "NIX_S3_CACHE: set it to the URL of the bucket"),
+    ] {
+        let before = project.sh(&format!("printf %s \"${name}\"")).ok();
+        project.scratch.env(name, value);
+        let output = publish(&project, "./result");
+        assert!(output.status != 0 && output.stderr.contains(message), "{name}={value}: {}", output.stderr);
+        project.scratch.env(name, before);
+    }
+    assert_eq!(project.published(), 0);
+}
+
+#[test]
+fn the_scripts_pass_shellcheck() {
+    let scratch = Scratch::new();
+    if scratch.sh("command -v shellcheck").status != 0 {
+        println!("NOT RUN: shellcheck is not installed");
+        return;
+    }
+    for script in ["publish.sh", "post-build-hook.sh"] {
+        scratch.sh(&format!("shellcheck '{}'", example(script).display())).ok();
+    }
+}
+
+/// Returns the items of the YAML list `key: `, which are one line each.
+fn list_items<'a>(job: &'a str, key: &str) -> Vec<&'a str> {
+    let after = job.lines().skip_while(|line| line.trim() != format!("{key}:")).skip(1);
+    after.map_while(|line| line.trim().strip_prefix("- ")).collect()
+}
+
+#[test]
+fn the_jobs_of_gitlab_and_buildkite_publish_a_closure() {
+    for (file, key) in [("gitlab-ci.yml", "script"), ("buildkite.yml", "commands")] {
+        let Some(mut project) = Project::new() else { return };
+        copy_publish_script(&project);
+        let public_key = project.key.clone();
+        project.scratch.env("CACHE_PUBLIC_KEY", public_key);
+        let job = fs::read_to_string(example(file)).unwrap();
+        let commands = list_items(&job, key);
+        assert_eq!(commands.len(), 3, "{file}: {commands:?}");
+        for command in commands {
+            // Buildkite writes $$ for a variable of the job.
+            project.sh(&command.replace("$$", "$")).ok();
+        }
+        assert_eq!(project.published(), 2, "{file}");
+        project.assert_published(&project.sh("readlink -f result").ok());
+    }
+}
+
 fn build_with_hook(project: &Project, flags: &str) -> CommandOutput {
     let hook = example("post-build-hook.sh");
     project.sh(&format!("nix-build --no-out-link --option post-build-hook '{}' {flags}", hook.display()))
@@ -210,13 +290,17 @@ fn steps(workflow: &str) -> Vec<Step> {
 /// Returns the environment variables that the workflow sets from secrets and variables.
 fn variables(workflow: &str) -> Vec<&str> {
     let assigned = workflow.lines().filter_map(|line| line.trim().split_once(": ${{ "));
-    assigned.map(|(name, _)| name).collect()
+    // The inputs of actions are written in lower case.
+    assigned.map(|(name, _)| name).filter(|name| name.to_uppercase() == *name).collect()
 }
 
 /// Runs the steps as GitHub's runner does for `shell: bash` until one fails, and returns that one.
 fn run_job(project: &mut Project, values: &BTreeMap<&str, String>) -> Result<(), (String, CommandOutput)> {
     let workflow = fs::read_to_string(example("github-actions.yml")).unwrap();
     assert!(workflow.contains("shell: bash"), "without it a pipeline fails with its last stage only");
+    copy_publish_script(project);
+    // The secret is in a variable, and not in a file.
+    project.scratch.env("CACHE_KEY_FILE", "");
     for name in variables(&workflow) {
         project.scratch.env(name, values.get(name).unwrap_or_else(|| panic!("{name} has no value")));
     }
@@ -234,13 +318,9 @@ fn run_job(project: &mut Project, values: &BTreeMap<&str, String>) -> Result<(),
 
 /// Returns what a user configures in the settings of the repository.
 fn settings(project: &Project) -> BTreeMap<&'static str, String> {
-    let s3 = EmbeddedS3::shared();
-    let credentials = s3.credentials();
     BTreeMap::from([
-        ("NIX_S3_CACHE", s3.cache_url(&project.bucket)),
+        ("NIX_S3_CACHE", EmbeddedS3::shared().cache_url(&project.bucket)),
         ("CACHE_PUBLIC_KEY", project.key.clone()),
-        ("AWS_ACCESS_KEY_ID", credentials.access_key),
-        ("AWS_SECRET_ACCESS_KEY", credentials.secret_key),
         ("CACHE_SECRET_KEY", fs::read_to_string(project.scratch.path().join("cache.sec")).unwrap()),
     ])
 }

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Signs and pushes what a binary cache lacks of the closures of store paths:
+#
+#   publish.sh STORE-PATH…    such as `publish.sh ./result`
+#
+# $NIX_S3_CACHE is the URL of the bucket. $CACHE_KEY_FILE is the file of the secret key, or $CACHE_SECRET_KEY its contents.
+# Exit status: 0 published, or nothing was missing; 1 data was refused; 2 usage error, or an operation failed. After a
+# failure, nothing incomplete is in the cache, and the same command completes the work.
+
+set -euf -o pipefail
+
+export NIX_S3_CACHE="${NIX_S3_CACHE:?set it to the URL of the bucket, such as s3://my-cache?region=eu-west-2}"
+(($# > 0)) || { echo "publish.sh: no store path given" >&2; exit 2; }
+
+if [[ -n ${CACHE_KEY_FILE:-} ]]; then
+  key=("$CACHE_KEY_FILE") sign=(-k "$CACHE_KEY_FILE")
+else
+  key=(--key-env CACHE_SECRET_KEY) sign=(--key-env CACHE_SECRET_KEY)
+fi
+# Fails before anything is packed if the key is missing or not valid.
+public_key=$(cache-sign public-key "${key[@]}")
+
+# The closure, not only the paths, because a narinfo is published after those of its references.
+closure=$(nix-store -qR "$@")
+missing=$(s3-push --missing --signed-by "$public_key" <<<"$closure")
+[[ -n $missing ]] || exit 0
+
+nar-pack --export --stdin <<<"$missing" | narinfo-gen --archive | cache-sign "${sign[@]}" | s3-push
