@@ -9,8 +9,11 @@
 
 set -euf -o pipefail
 
-export NIX_S3_CACHE="${NIX_S3_CACHE:?set it to the URL of the bucket, such as s3://my-cache?region=eu-west-2}"
-(($# > 0)) || { echo "publish.sh: no store path given" >&2; exit 2; }
+if [[ -z ${NIX_S3_CACHE:-} || $# -eq 0 ]]; then
+  echo "publish.sh: expected store paths, and the URL of the bucket in NIX_S3_CACHE" >&2
+  exit 2
+fi
+export NIX_S3_CACHE
 
 if [[ -n ${CACHE_KEY_FILE:-} ]]; then
   key=("$CACHE_KEY_FILE") sign=(-k "$CACHE_KEY_FILE")

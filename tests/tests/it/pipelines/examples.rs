@@ -157,12 +157,12 @@ fn the_publish_script_signs_and_pushes_what_is_missing() {
 fn the_publish_script_tells_what_is_wrong() {
     let Some(mut project) = Project::new() else { return };
     project.sh("nix-build --out-link result default.nix").ok();
-    assert!(publish(&project, "").fails(2).contains("no store path given"));
+    assert!(publish(&project, "").fails(2).contains("expected store paths"));
     assert_ne!(publish(&project, "./no-such-link").status, 0);
     for (name, value, message) in [
         ("CACHE_KEY_FILE", "/no/such/key", "/no/such/key"),
         ("CACHE_KEY_FILE", "", "CACHE_SECRET_KEY"),
-        ("NIX_S3_CACHE", "", "NIX_S3_CACHE: set it to the URL of the bucket"),
+        ("NIX_S3_CACHE", "", "in NIX_S3_CACHE"),
     ] {
         let before = project.sh(&format!("printf %s \"${name}\"")).ok();
         project.scratch.env(name, value);
