@@ -5,6 +5,7 @@
 
 mod cli;
 mod collect;
+mod docs;
 mod faults;
 mod fixtures;
 mod formats;

@@ -10,16 +10,16 @@ use cache_tests::{CommandOutput, EmbeddedS3, Scratch, nix, repository, tree, uni
 
 /// A project with a `default.nix` that builds a program and a library, a key pair `cache.sec` and `cache.pub`, and a
 /// bucket `$NIX_S3_CACHE`.
-struct Project {
-    scratch: Scratch,
-    bucket: String,
-    key: String,
+pub(crate) struct Project {
+    pub(crate) scratch: Scratch,
+    pub(crate) bucket: String,
+    pub(crate) key: String,
     name: String,
 }
 
 impl Project {
     /// Returns None if Nix is not installed.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         if !nix::available() {
             return None;
         }
@@ -35,12 +35,12 @@ impl Project {
         Some(Self { scratch, bucket, key, name })
     }
 
-    fn sh(&self, script: &str) -> CommandOutput {
+    pub(crate) fn sh(&self, script: &str) -> CommandOutput {
         self.scratch.sh(script)
     }
 
     /// Returns the number of narinfos in the bucket, which must be closed.
-    fn published(&self) -> usize {
+    pub(crate) fn published(&self) -> usize {
         let objects = snapshot(EmbeddedS3::shared(), &self.bucket);
         assert_closed(&objects);
         narinfo_keys(&objects).len()
@@ -48,7 +48,7 @@ impl Project {
 
     /// Asserts that a Nix that trusts only the project's key can fetch the closure of `path` from the bucket.
     #[track_caller]
-    fn assert_published(&self, path: &str) {
+    pub(crate) fn assert_published(&self, path: &str) {
         let url = EmbeddedS3::shared().http_url(&self.bucket);
         let mut scratch = Scratch::new();
         scratch.env("NIX_CONFIG", format!("require-sigs = true\ntrusted-public-keys = {}\n", self.key));
@@ -68,7 +68,10 @@ fn expression(name: &str) -> String {
         )
     };
     let library = derivation(&format!("{name}-lib"), "echo library of {name} > $out");
-    format!("let lib = {library}; in {}\n", derivation(name, "mkdir $out; echo ${lib} > $out/uses"))
+    format!(
+        "let lib = {library}; in {}\n",
+        derivation(name, "mkdir -p $out/share/doc; echo ${lib} > $out/share/doc/README")
+    )
 }
 
 fn example(file: &str) -> PathBuf {

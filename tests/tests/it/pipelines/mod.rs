@@ -1,7 +1,7 @@
 //! Pipelines of several tools, as a user types them.
 
 mod added_trees;
-mod examples;
+pub(crate) mod examples;
 mod interrupted;
 mod memory;
 mod publish;

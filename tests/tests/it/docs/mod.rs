@@ -1,0 +1,8 @@
+//! The documentation: its commands run, its links lead somewhere, and every hint of the tools is explained, and
+//! their JSON output has the documented form.
+
+mod blocks;
+mod commands;
+mod hints;
+mod json;
+mod links;
