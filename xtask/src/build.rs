@@ -9,8 +9,21 @@ use crate::Result;
 /// A build profile.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
+    /// The profile `demo`, which builds in the shortest time.
+    Demo,
     Debug,
     Release,
+}
+
+impl Profile {
+    /// Returns the name of the profile for `--profile`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Demo => "demo",
+            Self::Debug => "dev",
+            Self::Release => "release",
+        }
+    }
 }
 
 /// Returns a command of Cargo in the top directory of the repository.
@@ -44,10 +57,10 @@ pub fn run(command: &mut Command, name: &str) -> Result {
     }
 }
 
-/// Returns the directory of the binaries that Cargo builds. This program is there too: TARGET/debug/xtask.
+/// Returns the directory of the binaries that Cargo builds. This program is in TARGET/debug.
 pub fn built_dir(profile: Profile) -> Result<PathBuf> {
     let exe = env::current_exe().map_err(|error| format!("cannot find the target directory: {error}"))?;
     let target =
         exe.parent().and_then(Path::parent).ok_or_else(|| format!("no target directory: {}", exe.display()))?;
-    Ok(target.join(if profile == Profile::Release { "release" } else { "debug" }))
+    Ok(target.join(if profile == Profile::Debug { "debug" } else { profile.name() }))
 }

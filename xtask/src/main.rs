@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["-h" | "--help" | "help", ..] | ["bench", "-h" | "--help", ..] => Ok(print_help()),
         ["demo" | "minio" | "fuzz", args @ ..] if test_binary::asks_for_help(args) => Ok(print_help()),
-        ["demo"] => test_binary::demo(Profile::Debug),
+        ["demo"] => test_binary::demo(Profile::Demo),
         ["demo", "--release"] => test_binary::demo(Profile::Release),
         ["test", args @ ..] => test::run(args).map(success),
         ["chaos", args @ ..] => match test_binary::check_chaos_args(args) {

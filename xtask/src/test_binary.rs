@@ -9,7 +9,7 @@ use crate::{Result, minio};
 
 /// Runs the demo.
 pub fn demo(profile: Profile) -> Result<ExitCode> {
-    execute(Command::new(build_all(profile)?.join("demo")))
+    execute(Command::new(build(profile, &DEMO_PROGRAMS)?.join("demo")))
 }
 
 /// Checks the arguments of the chaos experiment, so that a usage error is reported before anything is built.
@@ -37,7 +37,7 @@ pub fn check_chaos_args(args: &[&str]) -> Result {
 
 /// Runs the chaos experiment, which needs MinIO.
 pub fn chaos(args: &[&str]) -> Result<ExitCode> {
-    let mut command = Command::new(build_all(Profile::Debug)?.join("chaos"));
+    let mut command = Command::new(build(Profile::Debug, &ALL_PROGRAMS)?.join("chaos"));
     command.args(args);
     if !asks_for_help(args) {
         minio::find_or_install()?.set_env(&mut command);
@@ -49,7 +49,7 @@ pub fn chaos(args: &[&str]) -> Result<ExitCode> {
 pub fn bench(args: &[&str]) -> Result<ExitCode> {
     let is_measurement = matches!(args.first(), Some(&("push" | "pull"))) && !asks_for_help(args);
     let profile = if is_measurement { Profile::Release } else { Profile::Debug };
-    let mut command = Command::new(build_all(profile)?.join("bench"));
+    let mut command = Command::new(build(profile, &ALL_PROGRAMS)?.join("bench"));
     command.args(args);
     if is_measurement {
         minio::find_or_install()?.set_env(&mut command);
@@ -74,17 +74,38 @@ pub fn bench_pack(args: &[&str]) -> Result<ExitCode> {
     execute(command)
 }
 
-/// Builds all binaries of the workspace but this one, and returns their directory.
-fn build_all(profile: Profile) -> Result<PathBuf> {
+/// The arguments of Cargo for all binaries of the workspace but this one.
+const ALL_PROGRAMS: [&str; 4] = ["--workspace", "--exclude", "xtask", "--bins"];
+
+/// The arguments of Cargo for what the demo runs.
+const DEMO_PROGRAMS: [&str; 17] = [
+    "--workspace",
+    "--bin",
+    "nar-pack",
+    "--bin",
+    "narinfo-gen",
+    "--bin",
+    "cache-sign",
+    "--bin",
+    "s3-push",
+    "--bin",
+    "s3-pull",
+    "--bin",
+    "cache-policy",
+    "--bin",
+    "demo",
+    "--bin",
+    "embedded-s3",
+];
+
+/// Builds programs and returns their directory.
+fn build(profile: Profile, programs: &[&str]) -> Result<PathBuf> {
     if let Some(dir) = prebuilt_dir() {
         return Ok(dir);
     }
     eprintln!("Building the tools; the first build takes a few minutes");
     let mut command = cargo();
-    command.args(["build", "--quiet", "--workspace", "--exclude", "xtask", "--bins"]);
-    if profile == Profile::Release {
-        command.arg("--release");
-    }
+    command.args(["build", "--quiet", "--profile", profile.name()]).args(programs);
     run(&mut command, "cargo build")?;
     built_dir(profile)
 }
