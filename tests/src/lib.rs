@@ -112,7 +112,7 @@ impl fmt::Debug for Credentials {
 }
 
 /// Prints that a test does not run because `program` is not installed; panics if `CI=true`.
-fn report_missing(program: &str, remedy: &str) {
+pub fn report_missing(program: &str, remedy: &str) {
     let in_ci = env::var_os("CI").is_some_and(|value| value == "true");
     assert!(!in_ci, "{program} is not installed, which CI=true requires; {remedy}");
     println!("NOT RUN: {program} is not installed; {remedy}");

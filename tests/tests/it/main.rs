@@ -6,6 +6,7 @@
 mod cli;
 mod collect;
 mod docs;
+mod delivery;
 mod faults;
 mod fixtures;
 mod formats;

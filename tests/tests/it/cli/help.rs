@@ -6,7 +6,7 @@ use std::fs;
 
 use cache_tests::{Scratch, repository};
 
-const COMMANDS: [&str; 15] = [
+pub(crate) const COMMANDS: [&str; 15] = [
     "nar-pack",
     "narinfo-gen",
     "cache-sign",

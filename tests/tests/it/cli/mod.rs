@@ -3,5 +3,6 @@
 mod bad_input;
 mod help;
 mod messages;
+pub(crate) mod help;
 mod path_arguments;
 mod secrets;
