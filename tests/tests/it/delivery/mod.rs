@@ -2,6 +2,8 @@
 //! modules for NixOS.
 
 mod command_line_docs;
+mod queue;
+mod units;
 
 use std::process::{Command, Stdio};
 
