@@ -17,7 +17,7 @@ const CODE: [&str; 8] =
     ["nar-pack", "narinfo-gen", "cache-sign", "s3-push", "s3-pull", "cache-policy", "xtask", "tests"];
 
 /// Other files and directories at the top level.
-const BESIDE: [&str; 13] = [
+const BESIDE: [&str; 14] = [
     "Cargo.toml",
     "Cargo.lock",
     "README.md",
@@ -31,6 +31,8 @@ const BESIDE: [&str; 13] = [
     "clippy.toml",
     "rustfmt.toml",
     "deny.toml",
+    // Nix finds it at the top level only.
+    "flake.nix",
 ];
 
 /// Crates for networking, by name or prefix of the name.

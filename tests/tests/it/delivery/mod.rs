@@ -2,6 +2,7 @@
 //! modules for NixOS.
 
 mod command_line_docs;
+mod nix_expressions;
 mod queue;
 mod units;
 
