@@ -1,10 +1,11 @@
-//! `cargo xtask`: runs the demo, the tests, the chaos experiment, the benchmarks and the fuzzers. It has no
-//! dependencies and builds in a second; code that needs dependencies is in binaries of the `tests` package.
+//! `cargo xtask`: runs the demo, the tests, the chaos experiment, the benchmarks and the fuzzers, and makes the packages.
+//! It has no dependencies and builds in a second; code that needs dependencies is in binaries of the `tests` package.
 
 // Its output goes to standard output.
 #![allow(clippy::print_stdout)]
 
 mod build;
+mod dist;
 mod fuzz;
 #[path = "../../tests/src/installed_program.rs"]
 mod installed_program;
@@ -36,13 +37,17 @@ Commands:
   fuzz [--seconds 60] [TARGET…]
                     Run the fuzz targets with cargo-fuzz for --seconds each, one per processor at a time. Without
                     cargo-fuzz, replay the corpus in tests/fuzz and mutations of it
+  dist [--target TRIPLE] [--out DIR]
+                    Build static programs and package them, with man pages, completions and systemd units: a .tar.gz,
+                    a .deb, and SHA256SUMS in DIR (default: target/dist). The default target is that of musl if it is
+                    installed, else glibc linked statically
   minio             Install MinIO, its client and versitygw, which the end-to-end tests need, and print their paths
 
 `cargo xtask chaos --help` and `cargo xtask bench push --help` print all options.
 
 Environment:
-  NIX_S3_CACHE_BIN  demo, chaos, bench: directory of the built tools and of the programs `demo`, `chaos` and `bench`;
-                    nothing is built
+  NIX_S3_CACHE_BIN  demo, chaos, bench, dist: directory of the built tools and of the programs `demo`, `chaos`, `bench`
+                    and `examples/command-line-docs`; nothing is built
   MINIO, MC, VERSITYGW
                     test, chaos, bench, minio: the programs, instead of those on PATH or built with `go install`
   CI                test: if `true`, a missing MinIO, versitygw or Nix is an error
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
     let success = |()| ExitCode::SUCCESS;
     let result = match args.as_slice() {
         ["-h" | "--help" | "help", ..] | ["bench", "-h" | "--help", ..] => Ok(print_help()),
-        ["demo" | "minio" | "fuzz", args @ ..] if test_binary::asks_for_help(args) => Ok(print_help()),
+        ["demo" | "dist" | "minio" | "fuzz", args @ ..] if test_binary::asks_for_help(args) => Ok(print_help()),
         ["demo"] => test_binary::demo(Profile::Demo),
         ["demo", "--release"] => test_binary::demo(Profile::Release),
         ["test", args @ ..] => test::run(args).map(success),
@@ -72,13 +77,19 @@ fn main() -> ExitCode {
             Ok(options) => fuzz::run(&options).map(success),
             Err(message) => return usage_error(&message),
         },
+        ["dist", args @ ..] => match dist::Options::parse(args) {
+            Ok(options) => dist::run(&options).map(success),
+            Err(message) => return usage_error(&message),
+        },
         ["minio"] => minio::run().map(success),
-        [] => return usage_error("no command given: use demo, test, chaos, bench, fuzz or minio"),
+        [] => return usage_error("no command given: use demo, test, chaos, bench, fuzz, dist or minio"),
         [command @ ("demo" | "minio"), argument, ..] => {
             return usage_error(&format!("{command}: unexpected argument {argument:?}"));
         }
         [other, ..] => {
-            return usage_error(&format!("unknown command {other:?}: use demo, test, chaos, bench, fuzz or minio"));
+            return usage_error(&format!(
+                "unknown command {other:?}: use demo, test, chaos, bench, fuzz, dist or minio"
+            ));
         }
     };
     result.unwrap_or_else(|error| {

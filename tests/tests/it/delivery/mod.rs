@@ -3,6 +3,7 @@
 
 mod command_line_docs;
 mod nix_expressions;
+mod packages;
 mod queue;
 mod units;
 
