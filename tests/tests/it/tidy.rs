@@ -17,7 +17,7 @@ const CODE: [&str; 8] =
     ["nar-pack", "narinfo-gen", "cache-sign", "s3-push", "s3-pull", "cache-policy", "xtask", "tests"];
 
 /// Other files and directories at the top level.
-const BESIDE: [&str; 14] = [
+const BESIDE: [&str; 15] = [
     "Cargo.toml",
     "Cargo.lock",
     "README.md",
@@ -31,8 +31,9 @@ const BESIDE: [&str; 14] = [
     "clippy.toml",
     "rustfmt.toml",
     "deny.toml",
-    // Nix finds it at the top level only.
+    // Nix and GitHub find these two at the top level only.
     "flake.nix",
+    "action.yml",
 ];
 
 /// Crates for networking, by name or prefix of the name.

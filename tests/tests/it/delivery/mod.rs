@@ -2,6 +2,7 @@
 //! modules for NixOS.
 
 mod command_line_docs;
+mod github_action;
 mod nix_expressions;
 mod packages;
 mod queue;
