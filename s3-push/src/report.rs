@@ -222,6 +222,12 @@ impl Report {
         self.out.flush()?;
         self.bar.finish_and_clear();
         self.print_warnings();
+        if self.verbosity == Verbosity::Verbose && uploader.bucket.lacks_conditions() {
+            let url = uploader.bucket.display_url("");
+            self.print(format!(
+                "{url}: the server does not apply conditions to writes; updated narinfos were read back"
+            ));
+        }
         self.refusals.to_result(|error| self.print(error))?;
         if !self.is_quiet() {
             self.print(self.summary(uploader));

@@ -26,21 +26,30 @@ impl EmbeddedS3 {
     pub fn start() -> Self {
         let root = tempfile::Builder::new().prefix("nix-s3-cache-s3-").tempdir().expect("a directory for the server");
         let root = root.keep();
-        Self::spawn(&[OsStr::new("--remove"), root.as_os_str(), root.as_os_str()], root.clone())
+        Self::spawn(&[OsStr::new("--remove"), root.as_os_str(), root.as_os_str()], root.clone(), &[])
+    }
+
+    /// Starts a server as [`EmbeddedS3::start`] does, whose writes ignore `If-None-Match` and `If-Match`.
+    pub fn ignoring_conditions() -> Self {
+        let root = tempfile::Builder::new().prefix("nix-s3-cache-s3-").tempdir().expect("a directory for the server");
+        let root = root.keep();
+        let args = [OsStr::new("--remove"), root.as_os_str(), root.as_os_str()];
+        Self::spawn(&args, root.clone(), &[("EMBEDDED_S3_IGNORES_CONDITIONS", "true")])
     }
 
     /// Starts a server whose buckets are the directories in `root`, which stays when the server ends.
     pub fn start_in(root: &Path) -> Self {
         make_dir(root);
-        Self::spawn(&[root.as_os_str()], root.to_owned())
+        Self::spawn(&[root.as_os_str()], root.to_owned(), &[])
     }
 
-    fn spawn(args: &[&OsStr], root: PathBuf) -> Self {
+    fn spawn(args: &[&OsStr], root: PathBuf, options: &[(&str, &str)]) -> Self {
         let credentials = Credentials::random();
-        let env = [
+        let mut env = vec![
             ("EMBEDDED_S3_ACCESS_KEY", credentials.access_key.as_str()),
             ("EMBEDDED_S3_SECRET_KEY", &credentials.secret_key),
         ];
+        env.extend(options);
         let (child, endpoint) = spawn_endpoint_server(&bin_dir().join("embedded-s3"), args, &env);
         Self { child, endpoint, credentials, root }
     }

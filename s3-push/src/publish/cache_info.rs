@@ -89,6 +89,14 @@ pub async fn change_cache_info(bucket: &Bucket, changes: &Changes) -> Result<boo
         .with_hint("run the same command again"))
 }
 
+/// Returns whether the service applies the conditions of writes, which the first call tries with the `nix-cache-info`.
+///
+/// # Errors
+/// Fails when it cannot be read or written.
+pub async fn applies_conditions(bucket: &Bucket) -> Result<bool> {
+    bucket.applies_conditions(KEY, Object::CacheInfo.content_type(), max_size()).await
+}
+
 fn max_size() -> usize {
     usize::try_from(MAX_SIZE).unwrap_or(usize::MAX)
 }

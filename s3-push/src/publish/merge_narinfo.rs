@@ -1,9 +1,13 @@
 //! Updates of narinfos that the bucket already has: signatures and fields are merged, or the narinfo is replaced. Each
-//! update is a conditional write, repeated when another process changed the narinfo in between.
+//! update is a conditional write, repeated when another process changed the narinfo in between. Where the service ignores
+//! conditions, the narinfo is read back instead.
+
+use std::time::Duration;
 
 use nar_pack::error::{Context, Error, Result};
 use narinfo_gen::narinfo::{self, NarInfo};
 
+use crate::publish::cache_info::applies_conditions;
 use crate::publish::missing::has_nar;
 use crate::publish::publish_path::{PublishContext, is_signed, narinfo_content_type};
 use crate::remote::s3::PutOutcome;
@@ -11,6 +15,9 @@ use crate::report::Status;
 
 /// Maximum attempts to update a narinfo that other processes update at the same time.
 const MAX_MERGE_ATTEMPTS: u32 = 20;
+
+/// How long another process may take between reading a narinfo and writing it. Both are single requests.
+const MAX_UPDATE_TIME: Duration = Duration::from_secs(1);
 
 /// A narinfo in the bucket.
 struct RemoteNarInfo {
@@ -122,12 +129,23 @@ impl PublishContext {
         Ok(Some(RemoteNarInfo { narinfo, etag: found.etag }))
     }
 
+    /// Returns whether a narinfo that was just written is still there. If the service ignores conditions, another process
+    /// that read the previous one may have overwritten it.
+    async fn is_kept(&self, narinfo: &NarInfo) -> Result<bool> {
+        if applies_conditions(self.bucket()).await? {
+            return Ok(true);
+        }
+        tokio::time::sleep(MAX_UPDATE_TIME).await;
+        let remote = self.fetch_narinfo(narinfo).await?;
+        Ok(remote.is_some_and(|remote| remote.narinfo.clone().merged_with(narinfo) == remote.narinfo))
+    }
+
     /// Replaces the narinfo that has `etag`. Returns false if another process has changed it.
     async fn replace_narinfo(&self, narinfo: &NarInfo, etag: Option<&str>) -> Result<bool> {
         let body = narinfo.to_text()?.into();
         let outcome = self.bucket().put_if_unchanged(&narinfo.key(), narinfo_content_type(narinfo), body, etag).await?;
         self.existing.add(narinfo.path.hash_part()).await;
-        Ok(outcome == PutOutcome::Created)
+        Ok(outcome == PutOutcome::Created && self.is_kept(narinfo).await?)
     }
 }
 

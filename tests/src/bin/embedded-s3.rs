@@ -1,6 +1,7 @@
 //! `embedded-s3 [--remove DIR] ROOT-DIR`: an S3 server in one process, for the demo and for quick tests.
 //!
 //! Buckets are the directories in ROOT-DIR. Listens on a free loopback port and prints `ENDPOINT 127.0.0.1:PORT`.
+//! With `$EMBEDDED_S3_IGNORES_CONDITIONS`, writes ignore `If-None-Match` and `If-Match`, as some services do.
 //! Accepts the credentials in `$EMBEDDED_S3_ACCESS_KEY` and `$EMBEDDED_S3_SECRET_KEY`; anonymous clients may read. Exits
 //! when standard input closes, and with --remove then removes DIR, even if the process that started it was killed.
 
@@ -17,10 +18,11 @@ use std::thread;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
-use s3s::S3Result;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
+use s3s::dto::PutObjectInput;
 use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{S3Request, S3Result};
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -73,12 +75,16 @@ fn service(root: &PathBuf) -> Result<S3Service, Box<dyn Error>> {
     let secret_key = env::var("EMBEDDED_S3_SECRET_KEY").map_err(|_| "EMBEDDED_S3_SECRET_KEY is not set")?;
     let mut builder = S3ServiceBuilder::new(files);
     builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
-    builder.set_access(PublicRead);
+    let ignores_conditions = env::var_os("EMBEDDED_S3_IGNORES_CONDITIONS").is_some();
+    builder.set_access(PublicRead { ignores_conditions });
     Ok(builder.build())
 }
 
 /// Allows anonymous reads of objects, as the bucket policy of the Nix manual does; other requests need credentials.
-struct PublicRead;
+struct PublicRead {
+    /// Whether conditions are removed from writes.
+    ignores_conditions: bool,
+}
 
 impl S3Access for PublicRead {
     // Written as the macro of async-trait expands an `async fn`, which avoids a dependency for one function.
@@ -95,6 +101,22 @@ impl S3Access for PublicRead {
         let reads = matches!(context.s3_op().name(), "GetObject" | "HeadObject" | "GetBucketLocation");
         let allowed = reads || context.credentials().is_some();
         Box::pin(ready(if allowed { Ok(()) } else { Err(s3s::s3_error!(AccessDenied)) }))
+    }
+
+    fn put_object<'a, 'b, 'f>(
+        &'a self,
+        request: &'b mut S3Request<PutObjectInput>,
+    ) -> Pin<Box<dyn Future<Output = S3Result<()>> + Send + 'f>>
+    where
+        Self: 'f,
+        'a: 'f,
+        'b: 'f,
+    {
+        if self.ignores_conditions {
+            request.input.if_match = None;
+            request.input.if_none_match = None;
+        }
+        Box::pin(ready(Ok(())))
     }
 }
 

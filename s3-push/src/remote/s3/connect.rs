@@ -17,6 +17,7 @@ use aws_sdk_s3::config::{Builder, Region, RequestChecksumCalculation, ResponseCh
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use tokio::sync::OnceCell;
 
 use super::credentials::{InstanceError, are_found, provider_chain};
 use super::{Bucket, ObjectOptions, RequestCounts};
@@ -102,6 +103,7 @@ impl Bucket {
             was_forbidden: AtomicBool::new(false),
             supports_conditional_writes: AtomicBool::new(true),
             supports_delete_objects: AtomicBool::new(true),
+            applies_conditions: OnceCell::new(),
             reported_permissions: Mutex::default(),
             counts,
         }

@@ -1,6 +1,7 @@
 //! Buckets: the few S3 operations that a binary cache needs, on top of the AWS SDK. Every request is sent by
 //! `Bucket::send`, which takes a permit of the bucket's concurrency limit, so that no operation can exceed it.
 
+mod conditions;
 mod connect;
 mod credentials;
 mod delete;
@@ -20,6 +21,7 @@ use aws_sdk_s3::error::SdkError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::sync::OnceCell;
 
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
 use crate::remote::first_response::FirstResponse;
@@ -64,6 +66,8 @@ pub struct Bucket {
     supports_conditional_writes: AtomicBool,
     /// Cleared if the service turns out not to delete several objects in one request.
     supports_delete_objects: AtomicBool,
+    /// Whether the service applies the conditions of writes, once that was tried.
+    applies_conditions: OnceCell<bool>,
     /// Missing permissions for optional requests that were reported.
     reported_permissions: Mutex<Vec<&'static str>>,
     counts: RequestCounts,

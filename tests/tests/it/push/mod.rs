@@ -2,6 +2,7 @@
 
 mod existing_objects;
 mod hostile;
+mod ignored_conditions;
 mod interrupted_parts;
 mod missing;
 mod object_options;
