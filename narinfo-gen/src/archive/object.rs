@@ -56,7 +56,8 @@ impl Object {
             Self::Narinfo(_) => "text/x-nix-narinfo",
             Self::Nar(_) => "application/x-nix-nar",
             Self::Listing(_) | Self::DebugInfo | Self::Realisation => "application/json",
-            Self::Log => "text/plain; charset=utf-8",
+            // Nix writes it in lower case. Jetty, and so S3Proxy, verifies the signature of this form, whichever is sent.
+            Self::Log => "text/plain; charset=UTF-8",
         }
     }
 }

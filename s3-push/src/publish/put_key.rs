@@ -154,7 +154,7 @@ mod tests {
             assert!(KeyTarget::new(key, None).unwrap_err().is_usage(), "{key}");
         }
         let log = KeyTarget::new("log/x.drv", None).unwrap();
-        assert_eq!((log.overwrite, log.content_type.as_str()), (Overwrite::Allowed, "text/plain; charset=utf-8"));
+        assert_eq!((log.overwrite, log.content_type.as_str()), (Overwrite::Allowed, "text/plain; charset=UTF-8"));
         let other = KeyTarget::new("x", Some("text/html")).unwrap();
         assert_eq!((other.key(), other.content_type.as_str()), ("x", "text/html"));
     }
