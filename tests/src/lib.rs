@@ -39,12 +39,12 @@ use std::thread;
 
 pub use delay_proxy::DelayProxy;
 pub use embedded_s3::EmbeddedS3;
-pub use minio::{Minio, MinioOptions, mc_target};
+pub use minio::{Minio, MinioOptions, cache_dir, mc_target};
 pub use mutation::mutate;
 pub use random::{Random, random_seed, unique};
 pub use scratch::{CommandOutput, Scratch, TIMEOUT_SECONDS, remove_tree, split_hint};
 pub use store_paths::{random_store_path, sha256_base32, store_path};
-pub use supervised_server::http_status;
+pub use supervised_server::{SupervisedServer, free_endpoint, http_status};
 pub use tree::{Contents, Kind, Node, make_tree, tree};
 pub use versitygw::Versitygw;
 

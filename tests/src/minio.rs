@@ -20,6 +20,7 @@ const ALIAS: &str = "cache";
 /// A running MinIO with a data directory of its own. It ends when this is dropped or when this process ends.
 #[derive(Debug)]
 pub struct Minio {
+    program: PathBuf,
     root: Credentials,
     mc: PathBuf,
     /// Configuration of mc and policy files, in the server's directory and so removed with it.
@@ -38,6 +39,8 @@ pub struct MinioOptions<'a> {
     pub has_console: bool,
     /// Whether the API is served over TLS, with a self-signed certificate.
     pub has_tls: bool,
+    /// The domain below which host names name buckets.
+    pub domain: Option<&'a str>,
 }
 
 impl Minio {
@@ -58,6 +61,7 @@ impl Minio {
         let console = options.has_console.then(|| format!("127.0.0.1:{}", free_port()));
         let env = [
             ("MINIO_REGION", options.region.unwrap_or_default()),
+            ("MINIO_DOMAIN", options.domain.unwrap_or_default()),
             ("MINIO_ROOT_USER", root.access_key.as_str()),
             ("MINIO_ROOT_PASSWORD", &root.secret_key),
             ("MINIO_BROWSER", if options.has_console { "on" } else { "off" }),
@@ -84,13 +88,18 @@ impl Minio {
         let server = SupervisedServer::start(&minio, args, &env, is_ready);
         let config = server.dir.join("mc");
         make_dir(&config);
-        Some(Self { root, mc, config, console, server })
+        Some(Self { program: minio, root, mc, config, console, server })
     }
 
     /// Returns the MinIO that all tests of this process share.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Minio>> = OnceLock::new();
         SHARED.get_or_init(Self::start).as_ref()
+    }
+
+    /// Returns the server's program.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// `127.0.0.1:PORT`.

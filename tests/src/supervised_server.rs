@@ -34,19 +34,19 @@ const MAX_START_ATTEMPTS: usize = 5;
 
 /// A server in a process of its own; it ends when this is dropped or when this process ends.
 #[derive(Debug)]
-pub(crate) struct SupervisedServer {
+pub struct SupervisedServer {
     supervisor: Child,
     /// `127.0.0.1:PORT`.
-    pub(crate) endpoint: String,
+    pub endpoint: String,
     /// The server's data, removed when it ends.
-    pub(crate) dir: PathBuf,
+    pub dir: PathBuf,
 }
 
 impl SupervisedServer {
     /// Starts `program` on a free port with a new data directory and waits until `is_ready(endpoint)`.
     ///
     /// `args` returns the arguments for a data directory and an endpoint; `env` is added to the environment.
-    pub(crate) fn start(
+    pub fn start(
         program: &Path,
         args: impl Fn(&Path, &str) -> Vec<OsString>,
         env: &[(&str, &str)],
@@ -56,7 +56,7 @@ impl SupervisedServer {
         for _ in 0..MAX_START_ATTEMPTS {
             let prefix = format!("nix-s3-cache-{name}-");
             let dir = tempfile::Builder::new().prefix(&prefix).tempdir().expect("a directory for the server").keep();
-            let endpoint = format!("127.0.0.1:{}", free_port());
+            let endpoint = free_endpoint();
             let args = args(&dir, &endpoint);
             let supervisor = spawn(program, &args, env, &dir).expect("bash starts the server");
             let mut server = Self { supervisor, endpoint, dir };
@@ -109,6 +109,11 @@ pub(crate) fn spawn_endpoint_server(program: &Path, args: &[&OsStr], env: &[(&st
     let endpoint = line.strip_prefix("ENDPOINT ").map(str::trim);
     let endpoint = endpoint.unwrap_or_else(|| panic!("{} did not start", program.display())).to_owned();
     (child, endpoint)
+}
+
+/// Returns `127.0.0.1:PORT` with a port that was free a moment ago.
+pub fn free_endpoint() -> String {
+    format!("127.0.0.1:{}", free_port())
 }
 
 /// Returns a loopback port that was free a moment ago.

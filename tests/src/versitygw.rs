@@ -44,6 +44,11 @@ impl Versitygw {
         SHARED.get_or_init(Self::start).as_ref()
     }
 
+    /// Returns the server's program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// `127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
         self.server.endpoint.clone()

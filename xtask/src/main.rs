@@ -1,5 +1,6 @@
-//! `cargo xtask`: runs the demo, the tests, the chaos experiment, the benchmarks and the fuzzers, and makes the packages.
-//! It has no dependencies and builds in a second; code that needs dependencies is in binaries of the `tests` package.
+//! `cargo xtask`: runs the demo, the tests, the chaos experiment, the benchmarks, the compatibility matrix and the
+//! fuzzers, and makes the packages. It has no dependencies and builds in a second; code that needs dependencies is in
+//! binaries of the `tests` package.
 
 // Its output goes to standard output.
 #![allow(clippy::print_stdout)]
@@ -34,6 +35,9 @@ Commands:
                     Measure s3-pull and nix copy; print ratios to a plain download with decompression
   bench pack [OPTIONS]
                     Measure nar-pack and narinfo-gen against nix-store, tar and zstd; print ratios and goals
+  matrix [--server NAME]… [--client CLIENT]… [--quick] [--json FILE] [--html FILE]
+                    Install S3 servers from package registries, and run our tools and Nix with each. A run with all
+                    servers and rows writes docs/compatibility.md and docs/compatibility.json
   fuzz [--seconds 60] [TARGET…]
                     Run the fuzz targets with cargo-fuzz for --seconds each, one per processor at a time. Without
                     cargo-fuzz, replay the corpus in tests/fuzz and mutations of it
@@ -43,13 +47,13 @@ Commands:
                     installed, else glibc linked statically
   minio             Install MinIO, its client and versitygw, which the end-to-end tests need, and print their paths
 
-`cargo xtask chaos --help` and `cargo xtask bench push --help` print all options.
+`cargo xtask chaos --help`, `cargo xtask bench push --help` and `cargo xtask matrix --help` print all options.
 
 Environment:
-  NIX_S3_CACHE_BIN  demo, chaos, bench, dist: directory of the built tools and of the programs `demo`, `chaos`, `bench`
-                    and `examples/command-line-docs`; nothing is built
+  NIX_S3_CACHE_BIN  demo, chaos, bench, matrix, dist: directory of the built tools and of the programs `demo`, `chaos`,
+                    `bench`, `matrix` and `examples/command-line-docs`; nothing is built
   MINIO, MC, VERSITYGW
-                    test, chaos, bench, minio: the programs, instead of those on PATH or built with `go install`
+                    test, chaos, bench, matrix, minio: the programs, instead of those on PATH or built with `go install`
   CI                test: if `true`, a missing MinIO, versitygw or Nix is an error
 
 Exit status: 0 success; 1 a step or a test failed; 2 usage error.";
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
             Ok(()) => test_binary::chaos(args),
             Err(message) => return usage_error(&message),
         },
+        ["matrix", args @ ..] => test_binary::matrix(args),
         ["bench", "pack", args @ ..] => test_binary::bench_pack(args),
         ["bench", args @ ..] => test_binary::bench(args),
         ["fuzz", args @ ..] => match fuzz::Options::parse(args) {
@@ -82,13 +87,13 @@ fn main() -> ExitCode {
             Err(message) => return usage_error(&message),
         },
         ["minio"] => minio::run().map(success),
-        [] => return usage_error("no command given: use demo, test, chaos, bench, fuzz, dist or minio"),
+        [] => return usage_error("no command given: use demo, test, chaos, bench, matrix, fuzz, dist or minio"),
         [command @ ("demo" | "minio"), argument, ..] => {
             return usage_error(&format!("{command}: unexpected argument {argument:?}"));
         }
         [other, ..] => {
             return usage_error(&format!(
-                "unknown command {other:?}: use demo, test, chaos, bench, fuzz, dist or minio"
+                "unknown command {other:?}: use demo, test, chaos, bench, matrix, fuzz, dist or minio"
             ));
         }
     };

@@ -1,4 +1,5 @@
-//! Builds and runs the binaries of the `tests` package: the demo, the chaos experiment and the benchmarks.
+//! Builds and runs the binaries of the `tests` package: the demo, the chaos experiment, the benchmarks and the
+//! compatibility matrix.
 
 use std::env;
 use std::path::PathBuf;
@@ -41,6 +42,17 @@ pub fn chaos(args: &[&str]) -> Result<ExitCode> {
     command.args(args);
     if !asks_for_help(args) {
         minio::find_or_install()?.set_env(&mut command);
+    }
+    execute(command)
+}
+
+/// Runs the compatibility matrix, which installs its servers itself but for MinIO and versitygw.
+pub fn matrix(args: &[&str]) -> Result<ExitCode> {
+    let mut command = Command::new(build_all(Profile::Debug)?.join("matrix"));
+    command.args(args);
+    if !asks_for_help(args) {
+        minio::find_or_install()?.set_env(&mut command);
+        command.env("VERSITYGW", minio::find_or_install_versitygw()?);
     }
     execute(command)
 }

@@ -5,8 +5,8 @@
 
 mod cli;
 mod collect;
-mod docs;
 mod delivery;
+mod docs;
 mod faults;
 mod fixtures;
 mod formats;

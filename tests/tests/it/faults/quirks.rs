@@ -1,9 +1,10 @@
 //! Services that differ from S3 in one respect.
 
-use cache_tests::fault_proxy::{Fault, FaultProxy, RequestKind, always};
+use crate::fixtures::closure_fixture::{Fixture, path_in_root};
+use cache_tests::fault_proxy::{ErrorResponse, Fault, FaultProxy, RequestKind, always};
 use cache_tests::lying_server::{LyingServer, Response};
 use cache_tests::quirks::Quirk;
-use cache_tests::{Credentials, EmbeddedS3, Minio, Random, Scratch, random_seed};
+use cache_tests::{Credentials, EmbeddedS3, Minio, Random, Scratch, random_seed, store_path};
 
 /// Uploads twelve megabytes in parts.
 fn push_parts(url: &str) -> String {
@@ -60,4 +61,30 @@ fn a_key_with_reserved_characters_is_signed_as_it_is_sent() {
     let bucket = s3.make_bucket();
     push(&|scratch| (s3.credentials().apply(scratch), s3.cache_url(&bucket)).1);
     assert_eq!(s3.objects(&bucket), [KEY]);
+}
+
+/// S3Mock answers 304 instead of 412 to a conditional CompleteMultipartUpload if the object exists.
+#[test]
+fn an_upload_that_another_process_completes_first_may_be_answered_with_304() {
+    const NOT_MODIFIED: Fault = Fault::Respond(ErrorResponse { status: 304, code: "", retry_after: None });
+    let (mut fixture, s3, first) = Fixture::embedded();
+    let path = store_path("large", random_seed());
+    std::fs::write(path_in_root(&fixture.path("root"), &path), Random::new(1).bytes(12 << 20)).unwrap();
+    let pack = format!("nar-pack --root root --no-nix --export {path} | narinfo-gen --no-nix --archive > large.tar");
+    fixture.scratch.sh(&format!("{pack}; s3-push -q --no-nix --part-size 5MiB \"$C\" < large.tar")).ok();
+    let nar = s3.objects(&first).into_iter().find(|key| key.starts_with("nar/")).unwrap();
+    let bytes = s3.get(&first, &nar);
+    let second = fixture.fresh_bucket(s3);
+    let bucket = second.clone();
+    let proxy = FaultProxy::start(&s3.endpoint(), move |request| {
+        if request.kind() != RequestKind::CompleteMultipartUpload {
+            return Fault::Pass;
+        }
+        EmbeddedS3::shared().put(&bucket, &nar, &bytes);
+        NOT_MODIFIED
+    });
+    let url = s3.cache_url(&second).replace(&s3.endpoint(), proxy.endpoint());
+    fixture.scratch.sh(&format!("s3-push -q --no-nix --part-size 5MiB --memory 16MiB '{url}' < large.tar")).ok();
+    assert!(proxy.faults() > 0, "{:?}", proxy.requests());
+    assert_eq!(s3.objects(&second).len(), 3);
 }

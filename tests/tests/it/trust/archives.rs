@@ -232,7 +232,8 @@ fn verify_of_an_archive_stops_at_the_nar_size() {
         for order in ["nar *.narinfo", "*.narinfo nar"] {
             let (stderr, members) = verify(&dir, order, &trust);
             assert!(
-                stderr.contains("larger than its NarSize, 1000 bytes") || stderr.contains("larger than its NarSize allows"),
+                stderr.contains("larger than its NarSize, 1000 bytes")
+                    || stderr.contains("larger than its NarSize allows"),
                 "{method}, {order}: {stderr}"
             );
             assert!(!members.contains("nar/"), "{method}, {order}: {members}");

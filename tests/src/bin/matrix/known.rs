@@ -1,0 +1,79 @@
+//! Services and servers that cannot run here, from public knowledge.
+
+/// What is known about a service.
+pub struct Known {
+    /// Its name.
+    pub service: &'static str,
+    /// How it differs from S3.
+    pub differences: &'static str,
+    /// What our tools do about it.
+    pub behaviour: &'static str,
+    /// Where that is documented or reported.
+    pub sources: &'static str,
+}
+
+/// All services, sorted by name.
+pub static KNOWN: [Known; 10] = [
+    Known {
+        service: "Amazon S3",
+        differences: "the reference; conflicting conditional writes get 409 ConditionalRequestConflict",
+        behaviour: "every body has a checksum in a header; a 409 is retried",
+        sources: "[conditional writes](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html)",
+    },
+    Known {
+        service: "Backblaze B2",
+        differences: "400 for the headers `x-amz-checksum-*` and `x-amz-sdk-checksum-algorithm`",
+        behaviour: "checksum headers are sent to Amazon S3 only, and with object lock, which requires one",
+        sources: "[S3-compatible API](https://www.backblaze.com/docs/cloud-storage-s3-compatible-api), \
+                  [report](https://github.com/home-assistant/core/issues/143995)",
+    },
+    Known {
+        service: "Ceph RGW",
+        differences: "had conditional writes before S3, as an extension; how complete they are depends on the release",
+        behaviour: "a 501 is remembered, and writes continue without a condition",
+        sources: "[s3-tests](https://github.com/ceph/s3-tests/issues/583)",
+    },
+    Known {
+        service: "Cloudflare R2",
+        differences: "all parts of an upload but the last must have one size; entity tags of parts are their MD5",
+        behaviour: "parts have one size if the length is known, and in the first thousand parts of any other body",
+        sources: "[multipart upload](https://developers.cloudflare.com/r2/objects/multipart-objects)",
+    },
+    Known {
+        service: "DigitalOcean Spaces",
+        differences: "a documented part of the API of S3; bucket policies can be set through the API only",
+        behaviour: "nothing is needed",
+        sources: "[S3 compatibility](https://docs.digitalocean.com/products/spaces/reference/s3-compatibility/)",
+    },
+    Known {
+        service: "Hetzner Object Storage",
+        differences: "bodies in the encoding aws-chunked are reported to fail",
+        behaviour: "bodies are sent as they are, with a signed hash, never as aws-chunked",
+        sources: "[supported actions](https://docs.hetzner.com/storage/object-storage/supported-actions/)",
+    },
+    Known {
+        service: "OVHcloud",
+        differences: "STREAMING-UNSIGNED-PAYLOAD-TRAILER and `x-amz-sdk-checksum-algorithm` were not supported in 2025",
+        behaviour: "neither is sent to servers other than Amazon S3",
+        sources: "[roadmap](https://github.com/ovh/public-cloud-roadmap/issues/781)",
+    },
+    Known {
+        service: "RustFS",
+        differences: "1.0.0-beta.1: 500 for ListParts of an upload without parts",
+        behaviour: "an upload whose parts cannot be listed is not continued; the push creates another one",
+        sources: "[report](https://github.com/rustfs/rustfs/issues/2760)",
+    },
+    Known {
+        service: "SeaweedFS",
+        differences: "to 4.44: 412 instead of 404 for a conditional read of a missing key; to 3.96: If-None-Match on PUT is ignored",
+        behaviour: "reads are conditional only for an object that was read before",
+        sources: "[412](https://github.com/seaweedfs/seaweedfs/issues/10984), \
+                  [If-None-Match](https://github.com/seaweedfs/seaweedfs/issues/7153)",
+    },
+    Known {
+        service: "Wasabi",
+        differences: "its documentation does not mention conditional writes",
+        behaviour: "a 501 is remembered, and writes continue without a condition",
+        sources: "[documentation](https://docs.wasabi.com/)",
+    },
+];
