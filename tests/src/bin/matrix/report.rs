@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::known::{KNOWN, Known};
 use crate::outcome::{Outcome, Verdict};
 use crate::rows::Row;
-use crate::servers::Server;
+use crate::servers::{SERVERS, Server};
 
 /// The outcomes of the rows that were asked of a server.
 pub struct Column {
@@ -68,6 +68,7 @@ impl Report {
             let Column { server, version, .. } = column;
             writeln!(text, "| {} | {version} | {} |", server.title, server.source).unwrap_or_default();
         }
+        text += &self.absent_servers();
         let mut notes = Notes::default();
         text += &self.table(&mut notes);
         text += "\n## Notes\n\n";
@@ -75,6 +76,13 @@ impl Report {
             writeln!(text, "{}. {} ({}): {note}.", number + 1, servers.join(", "), row).unwrap_or_default();
         }
         text + &known_markdown()
+    }
+
+    /// Returns a line with the servers that were not run, if there are any.
+    fn absent_servers(&self) -> String {
+        let is_absent = |server: &&Server| self.columns.iter().all(|column| column.server.name != server.name);
+        let absent: Vec<_> = SERVERS.iter().filter(is_absent).map(|server| server.title).collect();
+        if absent.is_empty() { String::new() } else { format!("\nNot run this time: {}.\n", absent.join(", ")) }
     }
 
     fn table(&self, notes: &mut Notes) -> String {
@@ -179,10 +187,9 @@ const KNOWN_INTRODUCTION: &str = "
 
 #[cfg(test)]
 mod tests {
-    use super::{Column, Report};
+    use super::{Column, Report, SERVERS};
     use crate::outcome::{Outcome, Verdict};
     use crate::rows::ROWS;
-    use crate::servers::SERVERS;
 
     fn report() -> Report {
         let column = |index: usize, note: &str| Column {

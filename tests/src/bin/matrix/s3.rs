@@ -2,6 +2,7 @@
 //!
 //! The caller encodes the path, and the whole response is kept.
 
+use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
@@ -78,7 +79,7 @@ impl S3 {
         let mut head =
             format!("{method} {target} HTTP/1.0\r\nHost: {}\r\nContent-Length: {}\r\n", self.endpoint, body.len());
         for (name, value) in headers.iter().copied().chain(signature.iter().map(|(name, value)| (&**name, &**value))) {
-            head += &format!("{name}: {value}\r\n");
+            write!(head, "{name}: {value}\r\n").unwrap_or_default();
         }
         let mut stream = TcpStream::connect(&self.endpoint).map_err(failed)?;
         stream.set_read_timeout(Some(IDLE_TIMEOUT)).map_err(failed)?;

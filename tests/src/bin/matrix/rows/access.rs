@@ -66,8 +66,8 @@ pub(super) fn region(trial: &Trial<'_>) -> Result<Outcome, String> {
     let output = trial.sh(&format!("{other} s3-pull -r --root out-region \"$C\" \"$TOP\""));
     if output.status == 0 {
         trial.compare("out-region")?;
-        let was_told = output.stderr.contains("eu-north-1");
-        return Ok(if was_told {
+        let is_redirected = output.stderr.contains("eu-north-1");
+        return Ok(if is_redirected {
             Outcome::works_around("the response names the right region, and s3-pull repeats its reads there")
         } else {
             Outcome::ok()

@@ -1,6 +1,8 @@
 //! Conditional requests and the metadata of objects, with single requests. Our tools are asked only where they depend
 //! on the answer.
 
+use std::fmt::Write as _;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use md5::{Digest as _, Md5};
@@ -132,7 +134,10 @@ pub(super) fn last_modified(trial: &Trial<'_>) -> Result<Outcome, String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap_or_default();
+        text
+    })
 }
 
 /// Encodes an upload ID for a query.

@@ -82,7 +82,7 @@ pub(super) fn resume(trial: &Trial<'_>) -> Result<Outcome, String> {
         return Ok(Outcome::ok());
     }
     Ok(Outcome::works_around(
-        "parts of the interrupted upload cannot be listed; the push uploads the NAR from the start",
+        "the server does not list the parts of the interrupted upload as S3 does; the push uploads the NAR from the start",
     ))
 }
 

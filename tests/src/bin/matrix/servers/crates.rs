@@ -38,6 +38,7 @@ fn cargo_install(package: &Package, args: &[&str], dir: &Path) -> Command {
     command
 }
 
+#[allow(clippy::unnecessary_wraps)] // the type of `Server::start`
 pub(super) fn start_embedded() -> Result<Running, String> {
     let server = EmbeddedS3::start();
     let (endpoint, credentials) = (server.endpoint(), server.credentials());
