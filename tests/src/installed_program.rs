@@ -16,13 +16,19 @@ pub(crate) fn candidates(variable: &str, name: &str) -> Vec<PathBuf> {
         return vec![path];
     }
     let path = env::var_os("PATH").unwrap_or_default();
-    let dirs = env::split_paths(&path).chain(cache_dir());
+    let dirs = env::split_paths(&path).chain(bin_dir());
     dirs.map(|dir| dir.join(name)).filter(|path| path.is_file()).collect()
 }
 
-/// Returns the directory of installed programs, outside the target directory, so that `cargo clean` does not remove them.
-/// There is none if neither `XDG_CACHE_HOME` nor `HOME` is set.
-pub(crate) fn cache_dir() -> Option<PathBuf> {
+/// Returns the directory of what is installed for the tests, outside the target directory, so that `cargo clean` does not
+/// remove it. There is none if neither `XDG_CACHE_HOME` nor `HOME` is set.
+#[must_use]
+pub fn cache_dir() -> Option<PathBuf> {
     let cache = from_variable("XDG_CACHE_HOME").or_else(|| from_variable("HOME").map(|home| home.join(".cache")));
-    cache.map(|dir| dir.join("nix-s3-cache/bin"))
+    cache.map(|dir| dir.join("nix-s3-cache"))
+}
+
+/// Returns the directory of installed programs.
+pub(crate) fn bin_dir() -> Option<PathBuf> {
+    cache_dir().map(|dir| dir.join("bin"))
 }

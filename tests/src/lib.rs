@@ -39,7 +39,8 @@ use std::thread;
 
 pub use delay_proxy::DelayProxy;
 pub use embedded_s3::EmbeddedS3;
-pub use minio::{Minio, MinioOptions, cache_dir, mc_target};
+pub use installed_program::cache_dir;
+pub use minio::{Minio, MinioOptions, mc_target};
 pub use mutation::mutate;
 pub use random::{Random, random_seed, unique};
 pub use scratch::{CommandOutput, Scratch, TIMEOUT_SECONDS, remove_tree, split_hint};

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio, id};
 
 use crate::Result;
 use crate::build::run as run_command;
-use crate::installed_program::{cache_dir, candidates, from_variable};
+use crate::installed_program::{bin_dir, candidates, from_variable};
 
 /// A program to find or to build.
 struct Program {
@@ -82,7 +82,7 @@ impl Program {
         if let Some(path) = from_variable(self.variable) {
             return self.check(&path).map(|()| path);
         }
-        let cache = cache_dir().ok_or("neither XDG_CACHE_HOME nor HOME is set")?;
+        let cache = bin_dir().ok_or("neither XDG_CACHE_HOME nor HOME is set")?;
         // Midnight Commander is called mc too, so the version is checked.
         let found = candidates(self.variable, self.name).into_iter().find(|path| self.check(path).is_ok());
         found.map_or_else(|| self.install(&cache), Ok)

@@ -48,7 +48,7 @@ pub fn chaos(args: &[&str]) -> Result<ExitCode> {
 
 /// Runs the compatibility matrix, which installs its servers itself but for MinIO and versitygw.
 pub fn matrix(args: &[&str]) -> Result<ExitCode> {
-    let mut command = Command::new(build_all(Profile::Debug)?.join("matrix"));
+    let mut command = Command::new(build(Profile::Debug, &ALL_PROGRAMS)?.join("matrix"));
     command.args(args);
     if !asks_for_help(args) {
         minio::find_or_install()?.set_env(&mut command);

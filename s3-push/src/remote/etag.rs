@@ -27,6 +27,7 @@ pub fn md5_tag_of(contents: &[u8]) -> Md5Tag {
 }
 
 /// Returns the entity tag that S3 gives to bytes uploaded in one request, or in a part.
+#[must_use]
 pub fn md5_hex(bytes: &[u8]) -> String {
     hex::encode(Md5::digest(bytes))
 }
@@ -52,6 +53,7 @@ pub struct EtagComparison {
 impl EtagComparison {
     /// Starts the comparison with a body of `size` bytes that is split into parts of `part_size` bytes. Returns none if the
     /// tag does not tell whether it is the same body: it is not an MD5 hash, or that of parts of another size.
+    #[must_use]
     pub fn new(etag: &str, size: u64, part_size: u64) -> Option<Self> {
         let (digits, form) = match etag.split_once('-') {
             None => (etag, Form::Bytes),
@@ -73,6 +75,7 @@ impl EtagComparison {
     }
 
     /// Returns whether S3 gives the tag to the body that was added.
+    #[must_use]
     pub fn matches(self) -> bool {
         let hash = self.hasher.finalize();
         let hash = if self.form == Form::OnePart { Md5::digest(hash) } else { hash };
@@ -82,6 +85,7 @@ impl EtagComparison {
 
 /// Returns whether S3 gives this entity tag to the bytes, uploaded in one request or in one part, or none if the tag does
 /// not tell.
+#[must_use]
 pub fn has_etag(bytes: &[u8], etag: &str) -> Option<bool> {
     let size = bytes.len() as u64;
     let mut comparison = EtagComparison::new(etag, size, size)?;
@@ -90,6 +94,7 @@ pub fn has_etag(bytes: &[u8], etag: &str) -> Option<bool> {
 }
 
 /// Returns whether S3 gives this entity tag to an object of these parts, or none if the tags do not tell.
+#[must_use]
 pub fn have_etag(parts: &[UploadedPart], etag: &str) -> Option<bool> {
     let (digits, count) = etag.split_once('-')?;
     if count.parse::<usize>() != Ok(parts.len()) {
