@@ -35,6 +35,18 @@ pub fn main_with_args<C: clap::Parser>(
     ExitCode::from(error.exit_code())
 }
 
+/// Replaces a command that stands for a flag by the flag: with the command `narinfo`, `s3-pull narinfo …` is
+/// `s3-pull --narinfo …`. The first argument is the name of the program.
+pub fn expand_flag_command(args: impl IntoIterator<Item = OsString>, commands: &[&str]) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if let Some(command) = args.get_mut(1)
+        && commands.iter().any(|name| command == name)
+    {
+        *command = format!("--{}", command.to_string_lossy()).into();
+    }
+    args
+}
+
 /// Prints a note or a warning of one line on standard error, after the tool's name. An error of standard error itself is
 /// ignored.
 pub fn print_message(tool: &str, message: impl Display) {
@@ -75,4 +87,22 @@ fn usage_error(error: &clap::Error) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     usage_message(cause.join(" ").replace(" tip: ", "; ").trim_start_matches("error: "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_first_argument_is_a_command() {
+        let expand = |args: &str| {
+            let args = expand_flag_command(args.split(' ').map(OsString::from), &["narinfo", "archive"]);
+            args.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        assert_eq!(expand("s3-pull narinfo --all x"), "s3-pull --narinfo --all x");
+        assert_eq!(expand("s3-pull archive --stdin x"), "s3-pull --archive --stdin x");
+        for unchanged in ["s3-pull", "s3-pull dead x", "s3-pull x narinfo", "s3-pull --list x"] {
+            assert_eq!(expand(unchanged), unchanged);
+        }
+    }
 }

@@ -85,7 +85,7 @@ pub struct Cli {
 
     /// Upload NARs again that are missing or damaged in the bucket
     ///
-    /// Without it, a path whose narinfo is in the cache is left alone. The narinfo keeps its signatures. Not for narinfo text.
+    /// Without it, a path whose narinfo is in the cache is left alone. The narinfo keeps its signatures; one that is malformed or describes another path is replaced. Not for narinfo text.
     #[arg(
         long, conflicts_with_all = ["missing", "key", "exact", "set_cache_info"], help_heading = "Output",
         hide_short_help = true,
@@ -283,6 +283,9 @@ Examples:
   nar-pack ./site | s3-push --name site s3://my-cache          # any tree; needs no signature
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
   gzip < build.log | s3-push s3://my-cache --key log/x.drv
+  s3-pull archive --stdin s3://mirror < broken | s3-push repair s3://my-cache
+
+The command repair is the same as the flag: 's3-push repair s3://my-cache' is 's3-push --repair s3://my-cache'.
 
 Memory: --memory and about 32 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each NAR of a cache archive that is being verified (at most one per processor and one more) needs the memory of its decoder: 10 MiB for NARs written by narinfo-gen, at most --decoder-memory for others. For a NAR or an export stream, add the memory of narinfo-gen (see its help).
 

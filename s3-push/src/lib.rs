@@ -26,7 +26,7 @@ pub mod report;
 mod run;
 
 #[cfg(feature = "client")]
-pub use run::run;
+pub use run::{expand_command, run};
 
 #[cfg(feature = "client")]
 const TOOL: &str = "s3-push";

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    nar_pack::process::main("s3-push", s3_push::run)
+    nar_pack::process::main_with_args("s3-push", s3_push::expand_command(std::env::args_os()), s3_push::run)
 }

@@ -1,5 +1,6 @@
 //! Runs a mode: connects to the bucket, connects the intake to the publisher, and handles signals.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,10 +39,17 @@ use crate::report::Report;
 
 /// The accepted formats of standard input, for messages.
 const INPUT_FORMATS: &str = "a cache archive, an export stream, a NAR or narinfo text";
+/// Commands that are the same as the flag of that name.
+const FLAG_COMMANDS: [&str; 1] = ["repair"];
 /// Maximum number of events that wait for the publisher.
 const EVENT_CHANNEL_CAPACITY: usize = 64;
 /// Maximum time for aborting uploads after a failure or a signal.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Replaces a command that stands for a flag by the flag: `s3-push repair …` is `s3-push --repair …`.
+pub fn expand_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    process::expand_flag_command(args, &FLAG_COMMANDS)
+}
 
 /// Runs `s3-push`.
 ///

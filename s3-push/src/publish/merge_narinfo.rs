@@ -36,12 +36,18 @@ impl PublishContext {
         if self.existing.has_text(hash, &narinfo.to_string()).await {
             return Ok(Some(Status::Present));
         }
+        if self.options.repair && self.is_useless(narinfo).await? {
+            return Ok(None);
+        }
         self.merge_into_remote(narinfo).await
     }
 
     /// Adds signatures and fields to the narinfo in the cache. Returns `None` if there is no narinfo.
     pub async fn merge_into_remote(&self, narinfo: &NarInfo) -> Result<Option<Status>> {
         for _ in 0..MAX_MERGE_ATTEMPTS {
+            if self.options.repair && self.replace_useless(narinfo).await? {
+                return Ok(Some(Status::Repaired));
+            }
             let Some(remote) = self.fetch_narinfo(narinfo).await? else { return Ok(None) };
             if !remote.narinfo.same_contents(narinfo) {
                 return Ok(Some(Status::Other));
@@ -138,6 +144,23 @@ impl PublishContext {
         tokio::time::sleep(MAX_UPDATE_TIME).await;
         let remote = self.fetch_narinfo(narinfo).await?;
         Ok(remote.is_some_and(|remote| remote.narinfo.clone().merged_with(narinfo) == remote.narinfo))
+    }
+
+    /// Returns whether the narinfo in the cache is malformed or describes another path, so that no client can use it.
+    async fn is_useless(&self, narinfo: &NarInfo) -> Result<bool> {
+        match self.fetch_narinfo(narinfo).await {
+            Ok(found) => Ok(found.is_some_and(|found| found.narinfo.path != narinfo.path)),
+            Err(error) if error.is_refusal() => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces a narinfo that no client can use. Returns whether there was one.
+    async fn replace_useless(&self, narinfo: &NarInfo) -> Result<bool> {
+        let Some(head) = self.bucket().head(&narinfo.key()).await? else { return Ok(false) };
+        // Read after its entity tag: what is replaced is what was found to be useless.
+        let etag = head.etag.map(|etag| format!("\"{etag}\""));
+        Ok(self.is_useless(narinfo).await? && self.replace_narinfo(narinfo, etag.as_deref()).await?)
     }
 
     /// Replaces the narinfo that has `etag`. Returns false if another process has changed it.
