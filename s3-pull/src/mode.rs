@@ -9,6 +9,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
+use s3_push::remote::known_texts::KnownTexts;
 use s3_push::remote::location::VARIABLE;
 use s3_push::remote::progress::Verbosity;
 use s3_push::remote::retry::RequestLimits;
@@ -39,6 +40,8 @@ pub struct Request {
     pub jobs: usize,
     /// How much is printed.
     pub verbosity: Verbosity,
+    /// Narinfos of an earlier run.
+    pub known: Option<KnownTexts>,
 }
 
 /// The output.
@@ -152,6 +155,7 @@ impl Request {
             store_dir,
             jobs: cli.jobs.into(),
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
+            known: cli.have.as_deref().map(KnownTexts::open).transpose()?,
         })
     }
 }
@@ -176,6 +180,7 @@ fn reject_inapplicable_options(cli: &Cli) -> Result {
         ("--dry-run", cli.dry_run, "--root"),
         ("--json", cli.json, "--root"),
         ("--unverified", cli.unverified, "--cat"),
+        ("--have", cli.have.is_some(), "--narinfo"),
     ];
     match options.into_iter().find(|(_, is_given, allowed)| *is_given && *allowed != output) {
         Some((option, _, allowed)) => Err(Error::inapplicable(option, output, allowed)),

@@ -52,11 +52,11 @@ fn raise_open_file_limit() {
 }
 
 fn execute(runtime: &Handle, request: Request) -> Result {
-    let Request { mode, selection, urls, remote, trusted, store_dir, jobs, verbosity } = request;
+    let Request { mode, selection, urls, remote, trusted, store_dir, jobs, verbosity, known } = request;
     let options =
         RemoteOptions { access: remote.access, limits: remote.limits, netrc: remote.netrc.as_deref(), tool: TOOL };
     let sources = runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?;
-    let sources = Arc::new(sources.with_unsigned_path_hint(mode.unsigned_path_hint()));
+    let sources = Arc::new(sources.with_unsigned_path_hint(mode.unsigned_path_hint()).with_known(known));
     if let (Selection::All, Mode::Write(format @ (Format::Narinfo | Format::List))) = (&selection, &mode) {
         return runtime.block_on(write_all(&sources, format, jobs, verbosity));
     }

@@ -2,8 +2,8 @@
 //! this module only after its store directory, hash part, name and signatures have been checked. A cache from which
 //! something could not be read is tried last from then on.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use cache_sign::keys::key_name;
 use cache_sign::trust::{SignatureStatus, TrustedKeys};
@@ -15,6 +15,8 @@ use narinfo_gen::extras::BuildTraceEntry;
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::TOOL;
+use s3_push::remote::etag::Md5Tag;
+use s3_push::remote::known_texts::KnownTexts;
 use s3_push::remote::{Remote, RemoteOptions};
 
 /// The caches in the order in which they are tried, and the checks that a narinfo must pass.
@@ -28,6 +30,10 @@ pub struct Sources {
     unsigned_path_hint: Option<&'static str>,
     /// Whether something could not be read from each remote.
     failing: Vec<AtomicBool>,
+    /// Narinfos of an earlier run.
+    known: Option<KnownTexts>,
+    /// The MD5 hashes of the narinfos of each remote, sorted by hash part. Only after [`Sources::list`] with known texts.
+    tags: Vec<OnceLock<Vec<(HashPart, Md5Tag)>>>,
 }
 
 /// A verified narinfo, and the cache that has its NAR.
@@ -94,7 +100,8 @@ impl Sources {
             Some(error) if remotes.is_empty() => Err(error),
             _ => {
                 let failing = remotes.iter().map(|_| AtomicBool::new(false)).collect();
-                Ok(Self { remotes, trusted, store_dir, unsigned_path_hint: None, failing })
+                let tags = remotes.iter().map(|_| OnceLock::new()).collect();
+                Ok(Self { remotes, trusted, store_dir, unsigned_path_hint: None, failing, known: None, tags })
             }
         }
     }
@@ -103,6 +110,13 @@ impl Sources {
     #[must_use]
     pub fn with_unsigned_path_hint(mut self, hint: Option<&'static str>) -> Self {
         self.unsigned_path_hint = hint;
+        self
+    }
+
+    /// Sets the narinfos of an earlier run, which are not read again if they are listed unchanged.
+    #[must_use]
+    pub fn with_known(mut self, known: Option<KnownTexts>) -> Self {
+        self.known = known;
         self
     }
 
@@ -155,8 +169,14 @@ impl Sources {
     /// Fails when a cache cannot be listed, as over HTTP.
     pub async fn list(&self) -> Result<Vec<RequestedPath>> {
         let mut hashes = Vec::new();
-        for remote in &self.remotes {
-            hashes.extend(Box::pin(remote.list_hash_parts()).await?);
+        for (remote, tags) in self.remotes.iter().zip(&self.tags) {
+            let listed = Box::pin(remote.list_hash_parts()).await?;
+            hashes.extend(listed.iter().map(|(hash, _)| *hash));
+            if self.known.is_some() {
+                let known = listed.into_iter().filter_map(|(hash, tag)| Some((hash, tag?)));
+                // A second listing would be the same but newer; the first one is kept.
+                let _ = tags.set(known.collect());
+            }
         }
         hashes.sort_unstable();
         hashes.dedup();
@@ -210,7 +230,7 @@ impl Sources {
     async fn find_except(&self, requested: &RequestedPath, tried: &[usize]) -> Result<Option<Candidate>> {
         let mut first_error: Option<Error> = None;
         for source in self.untried(tried) {
-            match self.fetch_narinfo(&self.remotes[source], requested).await {
+            match self.fetch_narinfo(source, requested).await {
                 Ok(Some(narinfo)) => return Ok(Some(Candidate { narinfo, source })),
                 Ok(None) => {}
                 Err(error) => {
@@ -245,10 +265,21 @@ impl Sources {
         }
     }
 
-    async fn fetch_narinfo(&self, remote: &Remote, requested: &RequestedPath) -> Result<Option<NarInfo>> {
-        let hash = requested.hash_part();
+    /// Returns the text of a narinfo that is known from an earlier run and listed unchanged.
+    fn known_text(&self, source: usize, hash: HashPart) -> Option<String> {
+        let (known, tags) = (self.known.as_ref()?, self.tags[source].get()?);
+        let found = tags.binary_search_by_key(&hash, |(hash, _)| *hash).ok()?;
+        known.get(tags[found].1)
+    }
+
+    async fn fetch_narinfo(&self, source: usize, requested: &RequestedPath) -> Result<Option<NarInfo>> {
+        let (remote, hash) = (&self.remotes[source], requested.hash_part());
         let key = format!("{hash}.narinfo");
-        let Some(text) = remote.text(&key, narinfo::MAX_SIZE).await? else { return Ok(None) };
+        let text = match self.known_text(source, hash) {
+            Some(text) => Some(text),
+            None => remote.text(&key, narinfo::MAX_SIZE).await?,
+        };
+        let Some(text) = text else { return Ok(None) };
         let narinfo = NarInfo::parse(&text, &self.store_dir).context(|| remote.display_url(&key))?;
         if narinfo.path.hash_part() != hash {
             let message = format!("{}: describes another path: {}", remote.display_url(&key), narinfo.path);

@@ -24,7 +24,8 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
     }
     let roots = RootOptions::from_args(&args.roots, &store_dir)?;
     let is_quiet = args.bucket.quiet;
-    let unneeded = UnneededOptions::new(store_dir.clone(), args.grace, args.max_delete, is_quiet)?;
+    let mut unneeded = UnneededOptions::new(store_dir.clone(), args.grace, args.max_delete, is_quiet)?;
+    unneeded.known.clone_from(&roots.known);
     let options = DeleteOptions {
         store_dir,
         now: false,
@@ -32,6 +33,7 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         retention: roots.retention,
         roots: roots.paths.clone(),
         is_quiet,
+        known: roots.known.clone(),
     };
     let (paths, keys) = runtime.block_on(async {
         let bucket = connect(&url, &args.bucket).await?;

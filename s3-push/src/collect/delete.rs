@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, stream};
@@ -20,6 +21,7 @@ use super::flag::SweepFlag;
 use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed, remove_clock};
 use super::{connect, require_share, split_url};
 use crate::TOOL;
+use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::{Graph, GraphError, ListedNarinfo, list_narinfos, read_narinfos, require_readable};
 use crate::remote::pins::{Retention, list_pins, read_pins};
 use crate::remote::s3::Bucket;
@@ -41,6 +43,8 @@ pub struct DeleteOptions {
     pub roots: Vec<StorePath>,
     /// Whether only errors are printed.
     pub is_quiet: bool,
+    /// Narinfos of an earlier run.
+    pub known: Option<Arc<KnownTexts>>,
 }
 
 /// Deletes the paths on standard input.
@@ -58,6 +62,7 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         retention: Retention { keep_last: args.keep_last, keep_within: args.keep_within },
         roots: Vec::new(),
         is_quiet: args.bucket.quiet,
+        known: None,
     };
     let deleted = runtime.block_on(async {
         let bucket = connect(&url, &args.bucket).await?;
@@ -237,7 +242,8 @@ impl<'a> Sweep<'a> {
     /// Keeps what these narinfos reference.
     async fn keep_references(&mut self, narinfos: &[ListedNarinfo]) -> Result {
         let graph = &mut self.graph;
-        read_narinfos(self.bucket, &self.options.store_dir, narinfos, |_, found| {
+        let known = self.options.known.as_deref();
+        read_narinfos(self.bucket, &self.options.store_dir, narinfos, known, |_, found| {
             for reference in found.iter().flat_map(|(narinfo, _)| &narinfo.references) {
                 graph.mark_root(reference.hash_part());
             }

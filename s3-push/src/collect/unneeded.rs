@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -22,6 +23,7 @@ use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed_keys, rem
 use super::{connect, require_share, split_url};
 use crate::TOOL;
 use crate::remote::etag::{Md5Tag, md5_tag_of};
+use crate::remote::known_texts::KnownTexts;
 use crate::remote::listing::list_below;
 use crate::remote::liveness::{ListedNarinfo, list_narinfos, read_narinfos, require_readable};
 use crate::remote::s3::{Bucket, ListedObject, MAX_DELETED_AT_ONCE};
@@ -45,6 +47,8 @@ pub struct UnneededOptions {
     pub max_percent: u8,
     /// Whether only errors are printed.
     pub is_quiet: bool,
+    /// Narinfos of an earlier run.
+    pub known: Option<Arc<KnownTexts>>,
 }
 
 impl UnneededOptions {
@@ -56,7 +60,7 @@ impl UnneededOptions {
         if grace < DOOM_PERIOD {
             return Err(Error::usage("--grace must be at least 24h, because a push may last that long"));
         }
-        Ok(Self { store_dir, grace, max_percent, is_quiet })
+        Ok(Self { store_dir, grace, max_percent, is_quiet, known: None })
     }
 }
 
@@ -89,7 +93,7 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
 pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Result<Vec<String>> {
     let (gc, now) = GcObjects::list_with_time(bucket).await?;
     let mut needs = Needs::default();
-    needs.update(bucket, &options.store_dir).await?;
+    needs.update(bucket, options).await?;
     let objects = needs.list_objects(bucket, &options.store_dir).await?;
     let unneeded: Vec<(&String, SystemTime)> = objects
         .iter()
@@ -183,7 +187,7 @@ async fn sweep(
     if ready.is_empty() {
         return Ok(Vec::new());
     }
-    needs.update(bucket, &options.store_dir).await?;
+    needs.update(bucket, options).await?;
     let present = needs.list_objects(bucket, &options.store_dir).await?;
     let is_dead =
         |(key, object): &(&String, &Object)| ready.get(*key) == Some(&object.written) && !needs.contain(object);
@@ -220,12 +224,12 @@ struct Needs {
 
 impl Needs {
     /// Reads the narinfos that were written since the last call. NARs that a deleted one named stay until the next run.
-    async fn update(&mut self, bucket: &Bucket, store_dir: &StoreDir) -> Result {
+    async fn update(&mut self, bucket: &Bucket, options: &UnneededOptions) -> Result {
         let listed = list_narinfos(bucket).await?;
         let new: Vec<ListedNarinfo> =
             listed.iter().filter(|narinfo| self.listed.get(&narinfo.hash) != Some(narinfo)).copied().collect();
         let nars = &mut self.nars;
-        read_narinfos(bucket, store_dir, &new, |_, found| {
+        read_narinfos(bucket, &options.store_dir, &new, options.known.as_deref(), |_, found| {
             nars.extend(found.map(|(narinfo, _)| md5_tag_of(narinfo.url.as_bytes())));
             Ok(())
         })

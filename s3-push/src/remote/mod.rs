@@ -14,6 +14,7 @@
 //! | `transfer`, `chunks` | bodies: ranges, resuming, and passing them to threads that block |
 //! | `listing` | the store paths of a bucket, and listing it in parallel |
 //! | `liveness`, `pins`, `etag` | the paths that are pinned, and those that nobody needs |
+//! | `known_texts` | narinfos of an earlier run, which need not be read again |
 //! | `cli` | the options of commands on a bucket |
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
 //! | `first_response` | the note that a server does not respond |
@@ -42,6 +43,8 @@ mod hints;
 mod http;
 #[cfg(feature = "client")]
 pub mod interrupts;
+#[cfg(feature = "client")]
+pub mod known_texts;
 #[cfg(feature = "client")]
 pub mod listing;
 #[cfg(feature = "client")]

@@ -2,6 +2,16 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+/// Creates a progress bar that counts objects, with the time that is left. It is drawn only if standard error is a
+/// terminal.
+#[must_use]
+pub fn count_bar(total: usize, is_quiet: bool) -> ProgressBar {
+    let target = if is_quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(total as u64), target);
+    let style = ProgressStyle::with_template("{spinner} {human_pos} of {human_len} ({per_sec}), {eta} left");
+    if let Ok(style) = style { bar.with_style(style) } else { bar }
+}
+
 /// How much is printed on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verbosity {

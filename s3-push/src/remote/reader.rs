@@ -12,6 +12,7 @@ use narinfo_gen::compression::decode_content;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::remote::chunks::Chunk;
+use crate::remote::etag::Md5Tag;
 use crate::remote::file::{Directory, OpenFile, send_file};
 use crate::remote::hints::is_web_page;
 use crate::remote::http::HttpCache;
@@ -259,15 +260,18 @@ impl Remote {
         }
     }
 
-    /// Returns the hash parts of all store paths in the cache, sorted.
+    /// Returns the hash parts of all store paths in the cache, sorted, with the MD5 hashes of their narinfos as far as a
+    /// listing contains them.
     ///
     /// # Errors
     /// Fails if the cache cannot be listed, as over HTTP.
-    pub async fn list_hash_parts(&self) -> Result<Vec<HashPart>> {
+    pub async fn list_hash_parts(&self) -> Result<Vec<(HashPart, Option<Md5Tag>)>> {
         match &self.cache {
             Cache::S3(bucket) => list_hash_parts(bucket).await,
             Cache::Http(http) => Err(not_listable(http)),
-            Cache::File(directory) => directory.list_hash_parts().await,
+            Cache::File(directory) => {
+                Ok(directory.list_hash_parts().await?.into_iter().map(|hash| (hash, None)).collect())
+            }
         }
     }
 

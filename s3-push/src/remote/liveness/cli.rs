@@ -33,6 +33,12 @@ pub struct RootArgs {
     #[arg(long, value_name = "FILE")]
     pub roots: Option<PathBuf>,
 
+    /// Do not read narinfos whose text is in FILE, narinfo text of an earlier run
+    ///
+    /// A text is used if its MD5 hash is the entity tag of the narinfo in the listing.
+    #[arg(long, value_name = "FILE")]
+    pub have: Option<PathBuf>,
+
     /// Accept a cache without pins and --roots: only the age of a path keeps it
     #[arg(long)]
     pub no_roots: bool,

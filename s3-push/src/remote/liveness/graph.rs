@@ -43,6 +43,18 @@ impl Graph {
         self.hashes.len()
     }
 
+    /// Returns the index of a path, if the graph has it.
+    #[must_use]
+    pub fn find(&self, hash: HashPart) -> Option<usize> {
+        self.hashes.binary_search(&hash).ok()
+    }
+
+    /// Returns the references of a path, as indices.
+    #[must_use]
+    pub fn references(&self, index: usize) -> &[u32] {
+        &self.references[index]
+    }
+
     /// Sets the references of a path. Those that are not in the graph are in another cache, and are ignored.
     pub fn set_references(&mut self, index: usize, references: impl Iterator<Item = HashPart>) {
         let found = references.filter_map(|hash| self.hashes.binary_search(&hash).ok());

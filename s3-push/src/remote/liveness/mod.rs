@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read as _, Seek as _, SeekFrom, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nar_pack::error::{Context, Error, Result};
@@ -17,12 +18,15 @@ use nar_pack::stdio;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
 use narinfo_gen::narinfo::{self, NarInfo};
 
+use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::cli::RootArgs;
 use crate::remote::pins::{Retention, list_pins, read_pins};
 use crate::remote::s3::Bucket;
 
 pub use graph::{Graph, GraphError};
-pub use narinfos::{ListedNarinfo, list_narinfos, read_narinfos, require_readable};
+pub use narinfos::{
+    ListedNarinfo, list_narinfos, parse_listed, read_narinfo_texts, read_narinfos, require_readable, sort_narinfos,
+};
 
 /// What makes a path a root, and when nothing does.
 #[derive(Debug, Clone)]
@@ -37,6 +41,8 @@ pub struct RootOptions {
     pub allow_no_roots: bool,
     /// The current time.
     pub now: SystemTime,
+    /// Narinfos of an earlier run.
+    pub known: Option<Arc<KnownTexts>>,
 }
 
 impl RootOptions {
@@ -62,6 +68,7 @@ impl RootOptions {
             paths,
             allow_no_roots: args.no_roots,
             now: SystemTime::now(),
+            known: args.have.as_deref().map(KnownTexts::open).transpose()?.map(Arc::new),
         })
     }
 }
@@ -116,7 +123,7 @@ pub async fn find_dead(bucket: &Bucket, store_dir: &StoreDir, options: &RootOpti
     let is_young = |narinfo: &ListedNarinfo| {
         options.now.duration_since(narinfo.last_modified).map_or(true, |age| age < options.older_than)
     };
-    read_narinfos(bucket, store_dir, &listed, |index, found| {
+    read_narinfos(bucket, store_dir, &listed, options.known.as_deref(), |index, found| {
         let Some((narinfo, text)) = found else {
             graph.remove(index);
             return Ok(());

@@ -10,7 +10,9 @@ use narinfo_gen::narinfo::{self, NarInfo};
 
 use super::{describes, fail};
 use crate::remote::etag::{Md5Tag, md5_tag};
+use crate::remote::known_texts::KnownTexts;
 use crate::remote::listing::list_top_level;
+use crate::remote::progress::count_bar;
 use crate::remote::s3::{Bucket, ListedObject};
 
 /// A narinfo in a listing.
@@ -25,6 +27,14 @@ pub struct ListedNarinfo {
 }
 
 impl ListedNarinfo {
+    /// Returns the narinfo that an object is, if it is one; an error with its hash part if its time is unknown.
+    #[must_use]
+    pub fn of_object(entry: &ListedObject) -> Option<Result<Self, HashPart>> {
+        let Some(Object::Narinfo(hash)) = Object::of_key(&entry.key) else { return None };
+        let listed = entry.last_modified.map(|last_modified| Self { hash, md5: md5_tag(&entry.etag), last_modified });
+        Some(listed.ok_or(hash))
+    }
+
     /// Returns the key.
     #[must_use]
     pub fn key(&self) -> String {
@@ -37,13 +47,14 @@ impl ListedNarinfo {
 /// # Errors
 /// Fails if the bucket cannot be listed, or if the time of a narinfo is unknown.
 pub async fn list_narinfos(bucket: &Bucket) -> Result<Vec<ListedNarinfo>> {
-    let narinfo = |entry: ListedObject| {
-        let Some(Object::Narinfo(hash)) = Object::of_key(&entry.key) else { return None };
-        let narinfo =
-            entry.last_modified.map(|last_modified| ListedNarinfo { hash, md5: md5_tag(&entry.etag), last_modified });
-        Some(narinfo.ok_or(hash))
-    };
-    let listed = list_top_level(bucket, narinfo).await?;
+    sort_narinfos(bucket, list_top_level(bucket, |entry| ListedNarinfo::of_object(&entry)).await?)
+}
+
+/// Sorts the narinfos of a listing by hash part, and removes duplicates.
+///
+/// # Errors
+/// Fails if the time of a narinfo is unknown.
+pub fn sort_narinfos(bucket: &Bucket, listed: Vec<Result<ListedNarinfo, HashPart>>) -> Result<Vec<ListedNarinfo>> {
     let unknown = |hash: HashPart| Error::failed(format!("{}: its time is unknown", bucket.display_url(hash.as_str())));
     let mut listed = listed.into_iter().collect::<Result<Vec<_>, _>>().map_err(unknown)?;
     listed.sort_unstable_by_key(|narinfo| narinfo.hash);
@@ -67,26 +78,64 @@ pub async fn read_narinfos(
     bucket: &Bucket,
     store_dir: &StoreDir,
     listed: &[ListedNarinfo],
+    known: Option<&KnownTexts>,
     mut each: impl FnMut(usize, Option<(&NarInfo, &str)>) -> Result,
 ) -> Result {
+    read_narinfo_texts(bucket, listed, known, |index, text| {
+        let Some(text) = text.map_err(fail)? else { return each(index, None) };
+        let narinfo = parse_listed(bucket, store_dir, &listed[index], text).map_err(fail)?;
+        each(index, Some((&narinfo, text)))
+    })
+    .await
+}
+
+/// Parses a narinfo that was listed.
+///
+/// # Errors
+/// Refuses a malformed narinfo, and one that describes another path.
+pub fn parse_listed(bucket: &Bucket, store_dir: &StoreDir, listed: &ListedNarinfo, text: &str) -> Result<NarInfo> {
+    let url = || bucket.display_url(&listed.key());
+    let narinfo = NarInfo::parse(text, store_dir).context(url)?;
+    if describes(&narinfo, listed.hash) {
+        Ok(narinfo)
+    } else {
+        Err(Error::refused(format!("{}: it describes another path, {}", url(), narinfo.path)))
+    }
+}
+
+/// Reads the texts of narinfos, and passes the index and text of each to `each`, in any order: none if it was deleted
+/// since it was listed, and an error if it is not text or too large. A known text is not read again.
+///
+/// # Errors
+/// Fails if a narinfo cannot be read. Passes on the errors of `each`.
+pub async fn read_narinfo_texts(
+    bucket: &Bucket,
+    listed: &[ListedNarinfo],
+    known: Option<&KnownTexts>,
+    mut each: impl FnMut(usize, Result<Option<&str>>) -> Result,
+) -> Result {
+    let bar = count_bar(listed.len(), bucket.is_quiet());
     let reads = listed.iter().enumerate().map(|(index, narinfo)| async move {
+        if let Some(text) = known.zip(narinfo.md5).and_then(|(known, md5)| known.get(md5)) {
+            return (index, Ok(Some(text)));
+        }
         let object = bucket.get_text(&narinfo.key(), narinfo::MAX_SIZE).await;
-        (index, object)
+        (index, object.map(|object| object.map(|object| object.text)))
     });
     let mut reads = stream::iter(reads).buffer_unordered(bucket.max_in_flight().into());
-    while let Some((index, object)) = reads.next().await {
-        let url = || bucket.display_url(&listed[index].key());
-        let Some(object) = object.map_err(fail)? else {
-            require_readable(bucket)?;
-            each(index, None)?;
-            continue;
-        };
-        let narinfo = NarInfo::parse(&object.text, store_dir).context(url).map_err(fail)?;
-        if !describes(&narinfo, listed[index].hash) {
-            return Err(Error::failed(format!("{}: it describes another path, {}", url(), narinfo.path)));
+    while let Some((index, text)) = reads.next().await {
+        bar.inc(1);
+        match text {
+            Ok(None) => {
+                require_readable(bucket)?;
+                each(index, Ok(None))?;
+            }
+            Ok(Some(text)) => each(index, Ok(Some(&text)))?,
+            Err(error) if error.is_refusal() => each(index, Err(error))?,
+            Err(error) => return Err(error),
         }
-        each(index, Some((&narinfo, &object.text)))?;
     }
+    bar.finish_and_clear();
     require_readable(bucket)
 }
 

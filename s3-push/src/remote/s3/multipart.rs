@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
@@ -63,6 +64,15 @@ pub struct RemotePart {
     pub etag: String,
     /// The part itself.
     pub uploaded: UploadedPart,
+}
+
+/// A multipart upload that was neither completed nor aborted.
+#[derive(Debug, Clone)]
+pub struct IncompleteUpload {
+    /// Its key, relative to the prefix.
+    pub key: String,
+    /// When it began, if the service tells.
+    pub started: Option<SystemTime>,
 }
 
 impl Bucket {
@@ -215,6 +225,34 @@ impl Bucket {
             (key_marker, id_marker) = (page.next_key_marker, page.next_upload_id_marker);
         }
         uploads
+    }
+
+    /// Lists the uploads that were neither completed nor aborted. Returns none if the service does not list uploads or
+    /// does not allow it.
+    pub async fn list_incomplete_uploads(&self) -> Option<Vec<IncompleteUpload>> {
+        let mut found = Vec::new();
+        let mut marker: (Option<String>, Option<String>) = (None, None);
+        loop {
+            let request = self
+                .client
+                .list_multipart_uploads()
+                .bucket(&self.location.bucket)
+                .prefix(&self.location.prefix)
+                .set_key_marker(marker.0.clone())
+                .set_upload_id_marker(marker.1.clone());
+            let result = self.send(RequestKind::ListMultipartUploads, request.send()).await;
+            let page = self.optional(result, "list incomplete uploads of", "")?;
+            found.extend(page.uploads.unwrap_or_default().into_iter().filter_map(|upload| {
+                let seconds = upload.initiated.and_then(|time| u64::try_from(time.secs()).ok());
+                let started = seconds.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+                Some(IncompleteUpload { key: upload.key?.strip_prefix(&self.location.prefix)?.to_owned(), started })
+            }));
+            let next = (page.next_key_marker, page.next_upload_id_marker);
+            if page.is_truncated != Some(true) || next == marker || next.0.is_none() {
+                return Some(found);
+            }
+            marker = next;
+        }
     }
 
     async fn list_parts(&self, upload: &MultipartUpload) -> Option<HashMap<i32, RemotePart>> {

@@ -30,6 +30,8 @@ pub struct ListedObject {
     pub key: String,
     /// The entity tag without quotes; empty if the service does not send it.
     pub etag: String,
+    /// The size in bytes; none if the service does not send it.
+    pub size: Option<u64>,
     /// When it was written, by the clock of the service, in whole seconds; none if the service does not send it.
     pub last_modified: Option<SystemTime>,
 }
@@ -58,6 +60,8 @@ pub enum ListFrom {
 pub struct Page {
     /// The objects, at most 1,000.
     pub entries: Vec<ListedObject>,
+    /// The prefixes, up to and including the next slash, of keys that are too deep for the listing.
+    pub prefixes: Vec<String>,
     /// The continuation token for the next page, if there is one.
     pub next: Option<String>,
 }
@@ -188,8 +192,12 @@ impl Bucket {
             let etag = entry.e_tag.unwrap_or_default().trim_matches('"').to_owned();
             let seconds = entry.last_modified.and_then(|time| u64::try_from(time.secs()).ok());
             let last_modified = seconds.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-            Some(ListedObject { key, etag, last_modified })
+            let size = entry.size.and_then(|size| u64::try_from(size).ok());
+            Some(ListedObject { key, etag, size, last_modified })
         });
-        Ok(Some(Page { entries: entries.collect(), next }))
+        let prefixes = output.common_prefixes.unwrap_or_default().into_iter();
+        let prefixes =
+            prefixes.filter_map(|common| Some(common.prefix?.strip_prefix(&self.location.prefix)?.to_owned()));
+        Ok(Some(Page { entries: entries.collect(), prefixes: prefixes.collect(), next }))
     }
 }
