@@ -47,6 +47,12 @@ pub struct Cli {
     #[arg(long, help_heading = "Input")]
     pub all: bool,
 
+    /// With --narinfo --all: do not fetch narinfos whose text is in FILE, the output of an earlier run
+    ///
+    /// A text is used if its MD5 hash is the entity tag of the narinfo in the listing (s3:// only). The output is the same as without the option: the narinfos that the cache has now.
+    #[arg(long, value_name = "FILE", requires = "all", help_heading = "Input", hide_short_help = true)]
+    pub have: Option<PathBuf>,
+
     /// Read more store paths from standard input, one per line
     #[arg(long, help_heading = "Input")]
     pub stdin: bool,
@@ -123,7 +129,7 @@ pub struct Cli {
     pub case_hack: bool,
 
     /// With --root: print what would be fetched, and fetch nothing
-    #[arg(long, requires = "root", help_heading = "Output")]
+    #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
     pub dry_run: bool,
 
     /// With --root: write a JSON object per path to standard output, then a summary
@@ -135,7 +141,7 @@ pub struct Cli {
     pub trust: TrustArgs,
 
     /// Do not verify signatures; hashes are still verified
-    #[arg(long, help_heading = "Trust")]
+    #[arg(long, help_heading = "Trust", hide_short_help = true)]
     pub no_verify_signatures: bool,
 
     /// Do not sign requests to S3, even if there are credentials

@@ -6,7 +6,7 @@
 //! | module | responsibility |
 //! | --- | --- |
 //! | [`cli`] | the command line |
-//! | `commands` | `pins` and `dead`, and the commands that stand for a flag |
+//! | `commands` | `pins`, `dead`, `check` and `stats`, and the commands that stand for a flag |
 //! | [`mode`] | the command line as a typed request |
 //! | [`sources`] | the caches in order of priority, and the lookup and verification of a narinfo |
 //! | [`closure`] | the walk through a closure |

@@ -1,7 +1,7 @@
 //! `s3-pull dead`: the narinfos of the paths that nothing keeps.
 
 use indicatif::HumanCount;
-use nar_pack::error::{Error, Result};
+use nar_pack::error::Result;
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
@@ -10,15 +10,12 @@ use s3_push::remote::s3::Access;
 use tokio::runtime::Runtime;
 
 use super::cli::DeadArgs;
-use super::{connect, split_url};
+use super::{connect, split_only_url};
 use crate::TOOL;
 
 pub fn run(runtime: &Runtime, args: &DeadArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
-    let (url, unexpected) = split_url(&args.targets)?;
-    if let Some(argument) = unexpected {
-        return Err(Error::usage(format!("unexpected argument {argument}")));
-    }
+    let url = split_only_url(&args.targets)?;
     let options = RootOptions::from_args(&args.roots, &store_dir)?;
     let dead = runtime.block_on(async {
         let bucket = connect(&url, &args.bucket, Access::SignedIfPossible { has_opt_out: false }).await?;

@@ -1,12 +1,15 @@
 //! The commands: those that stand for a flag, and those that read a bucket as its operator does.
 
+mod check;
 pub mod cli;
 mod dead;
 mod pins;
+mod stats;
 
 use std::ffi::OsString;
 
 use nar_pack::error::{Error, Result};
+use nar_pack::process;
 use s3_push::remote::cli::BucketArgs;
 use s3_push::remote::location::{Location, VARIABLE};
 use s3_push::remote::s3::{Access, Bucket};
@@ -20,13 +23,7 @@ const FLAG_COMMANDS: [&str; 6] = ["nar", "cat", "export", "narinfo", "archive", 
 
 /// Replaces a command that stands for a flag by the flag: `s3-pull narinfo …` is `s3-pull --narinfo …`.
 pub fn expand_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut args: Vec<OsString> = args.into_iter().collect();
-    if let Some(command) = args.get_mut(1)
-        && FLAG_COMMANDS.iter().any(|name| command == name)
-    {
-        *command = format!("--{}", command.to_string_lossy()).into();
-    }
-    args
+    process::expand_flag_command(args, &FLAG_COMMANDS)
 }
 
 /// Runs a command.
@@ -38,9 +35,24 @@ pub fn run(command: &Command) -> Result {
     let result = match command {
         Command::Pins(args) => pins::run(&runtime, args),
         Command::Dead(args) => dead::run(&runtime, args),
+        Command::Check(args) => check::run(&runtime, args),
+        Command::Stats(args) => stats::run(&runtime, args),
     };
     runtime.shutdown_background();
     result
+}
+
+/// Returns the URL of the bucket, which may come from the environment instead.
+fn split_only_url(targets: &[String]) -> Result<String> {
+    match split_url(targets)? {
+        (url, None) => Ok(url),
+        (_, Some(argument)) => Err(Error::usage(format!("unexpected argument {argument}"))),
+    }
+}
+
+/// Returns the URL as an argument of a shell, as it was given.
+fn shell_argument(targets: &[String], url: &str) -> String {
+    if targets.iter().any(|target| target == url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") }
 }
 
 /// Connects to the bucket with this URL, which must be one of S3: only a bucket can be listed with its times.
@@ -60,23 +72,5 @@ fn split_url(targets: &[String]) -> Result<(String, Option<&String>)> {
         [] => Ok((url, None)),
         [argument] => Ok((url, Some(argument))),
         [_, argument, ..] => Err(Error::usage(format!("unexpected argument {argument}"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_first_argument_is_a_command() {
-        let expand = |args: &str| {
-            let args = expand_command(args.split(' ').map(OsString::from));
-            args.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
-        };
-        assert_eq!(expand("s3-pull narinfo --all x"), "s3-pull --narinfo --all x");
-        assert_eq!(expand("s3-pull archive --stdin x"), "s3-pull --archive --stdin x");
-        for unchanged in ["s3-pull", "s3-pull dead x", "s3-pull x narinfo", "s3-pull --list x"] {
-            assert_eq!(expand(unchanged), unchanged);
-        }
     }
 }

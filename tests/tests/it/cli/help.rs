@@ -6,7 +6,7 @@ use std::fs;
 
 use cache_tests::{Scratch, repository};
 
-pub(crate) const COMMANDS: [&str; 15] = [
+pub(crate) const COMMANDS: [&str; 17] = [
     "nar-pack",
     "narinfo-gen",
     "cache-sign",
@@ -21,6 +21,8 @@ pub(crate) const COMMANDS: [&str; 15] = [
     "s3-pull",
     "s3-pull pins",
     "s3-pull dead",
+    "s3-pull check",
+    "s3-pull stats",
     "cache-policy",
 ];
 

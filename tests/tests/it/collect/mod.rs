@@ -1,8 +1,10 @@
 //! Years with one bucket: pins, and the deletion of paths that nobody needs.
 
+mod check;
 mod dead;
 mod delete;
 mod model;
 mod pins;
 mod push;
+mod stats;
 mod unneeded;

@@ -1,0 +1,253 @@
+//! What `s3-pull check` finds: paths that are broken, and notes about other objects. Each has the command that mends it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+
+use indicatif::{HumanBytes, HumanCount};
+use nar_pack::error::{Error, Result};
+use nar_pack::process;
+use nar_pack::stdio;
+use serde_json::{Value, json};
+
+use crate::TOOL;
+
+/// Maximum number of findings of a kind that are printed on standard error.
+const MAX_PRINTED: usize = 20;
+
+/// The kind of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// A narinfo is not one, or describes another path.
+    MalformedNarinfo,
+    /// A path that another one references has no narinfo.
+    MissingNarinfo,
+    /// Not signed by enough trusted keys.
+    Untrusted,
+    /// The NAR is not there.
+    MissingNar,
+    /// The NAR has another size than FileSize.
+    NarSize,
+    /// The NAR does not match its narinfo.
+    DamagedNar,
+    /// An object that must not be empty is.
+    EmptyObject,
+    /// A NAR that no narinfo names.
+    UnneededNar,
+    /// A listing (`.ls`) of a path that the cache does not have.
+    UnneededListing,
+    /// An object that is not one of a binary cache.
+    ForeignObject,
+    /// A multipart upload that was neither completed nor aborted.
+    IncompleteUpload,
+    /// There is no `nix-cache-info`.
+    NoCacheInfo,
+}
+
+impl Reason {
+    /// Returns its name in JSON.
+    fn name(self) -> &'static str {
+        match self {
+            Self::MalformedNarinfo => "malformed-narinfo",
+            Self::MissingNarinfo => "missing-narinfo",
+            Self::Untrusted => "untrusted",
+            Self::MissingNar => "missing-nar",
+            Self::NarSize => "nar-size",
+            Self::DamagedNar => "damaged-nar",
+            Self::EmptyObject => "empty-object",
+            Self::UnneededNar => "unneeded-nar",
+            Self::UnneededListing => "unneeded-listing",
+            Self::ForeignObject => "foreign-object",
+            Self::IncompleteUpload => "incomplete-upload",
+            Self::NoCacheInfo => "no-cache-info",
+        }
+    }
+
+    /// Returns whether clients cannot use a path; anything else is a note.
+    fn is_broken(self) -> bool {
+        match self {
+            Self::MalformedNarinfo
+            | Self::MissingNarinfo
+            | Self::Untrusted
+            | Self::MissingNar
+            | Self::NarSize
+            | Self::DamagedNar
+            | Self::EmptyObject => true,
+            Self::UnneededNar
+            | Self::UnneededListing
+            | Self::ForeignObject
+            | Self::IncompleteUpload
+            | Self::NoCacheInfo => false,
+        }
+    }
+
+    /// Returns what several of these are called.
+    fn plural(self) -> &'static str {
+        match self {
+            Self::UnneededNar => "NARs that no narinfo names",
+            Self::UnneededListing => "listings of paths that the cache does not have",
+            Self::ForeignObject => "objects that do not belong to a binary cache",
+            Self::IncompleteUpload => "incomplete uploads",
+            _ => "others",
+        }
+    }
+
+    /// Returns the command that mends it. `bucket` is the URL as an argument of a shell.
+    fn command(self, path: Option<&str>, bucket: &str) -> Option<String> {
+        match (self, path) {
+            (Self::UnneededNar, _) => Some(format!("s3-push delete --nars {bucket}")),
+            (reason, Some(path)) if reason.is_broken() => {
+                Some(format!("echo '{path}' | s3-pull archive --stdin \"$A\" | s3-push repair {bucket}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One finding.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// The full store path, if it is known.
+    pub path: Option<String>,
+    /// The key of the object.
+    pub key: String,
+    /// The kind.
+    pub reason: Reason,
+    /// The text for people, which names the path or the URL of the object.
+    pub message: String,
+    /// The size of the object in bytes, where that matters.
+    pub size: u64,
+}
+
+/// What was counted.
+#[derive(Debug, Clone, Default)]
+pub struct Totals {
+    /// Narinfos.
+    pub paths: usize,
+    /// NARs, and their bytes.
+    pub nars: (usize, u64),
+    /// Other objects, and their bytes.
+    pub others: (usize, u64),
+    /// NARs that were read, and their bytes.
+    pub read_nars: (usize, u64),
+}
+
+/// All findings.
+#[derive(Debug, Default)]
+pub struct Findings {
+    findings: Vec<Finding>,
+    /// What was counted.
+    pub totals: Totals,
+}
+
+impl Findings {
+    /// Adds a finding.
+    pub fn add(&mut self, finding: Finding) {
+        self.findings.push(finding);
+    }
+
+    /// Adds findings.
+    pub fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        self.findings.extend(findings);
+    }
+
+    /// Prints the findings and the totals on standard error.
+    pub fn print(&mut self, is_quiet: bool) {
+        self.findings.sort_by(|a, b| (a.reason, &a.path, &a.key).cmp(&(b.reason, &b.path, &b.key)));
+        let mut by_reason: BTreeMap<Reason, Vec<&Finding>> = BTreeMap::new();
+        for finding in &self.findings {
+            by_reason.entry(finding.reason).or_default().push(finding);
+        }
+        for (reason, findings) in by_reason {
+            if reason.is_broken() {
+                print_broken(&findings);
+            } else if !is_quiet {
+                print_note(reason, &findings);
+            }
+        }
+        if !is_quiet {
+            process::print_message(TOOL, self.summary());
+        }
+    }
+
+    fn summary(&self) -> String {
+        let Totals { paths, nars, others, read_nars } = &self.totals;
+        let count = |(count, bytes): &(usize, u64), what: &str| {
+            format!("{} {what} ({})", HumanCount(*count as u64), HumanBytes(*bytes))
+        };
+        let read = if read_nars.0 > 0 { format!(", {}", count(read_nars, "NARs read")) } else { String::new() };
+        let (nars, others) = (count(nars, "NARs"), count(others, "other objects"));
+        format!("{} paths, {nars}, {others}{read}: {} broken", HumanCount(*paths as u64), self.broken().count())
+    }
+
+    fn broken(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.reason.is_broken())
+    }
+
+    /// Writes the paths that are broken as a path list, or everything as JSON. `bucket` is the URL as an argument of a
+    /// shell.
+    ///
+    /// # Errors
+    /// Fails if standard output does. Refuses a cache with a broken path.
+    pub fn write(self, is_json: bool, bucket: &str) -> Result {
+        let mut out = stdio::stdout(None)?;
+        let paths: BTreeSet<&str> = self.broken().filter_map(|finding| finding.path.as_deref()).collect();
+        if is_json {
+            for finding in &self.findings {
+                writeln!(out, "{}", finding.to_json(bucket))?;
+            }
+            writeln!(out, "{}", json!({ "summary": self.summary_json() }))?;
+        } else {
+            for path in paths {
+                writeln!(out, "{path}")?;
+            }
+        }
+        out.finish()?;
+        match self.broken().count() {
+            0 => Ok(()),
+            count => {
+                let verb = if count == 1 { "1 path or object is" } else { &format!("{count} paths or objects are") };
+                Err(Error::refused(format!("{verb} broken")).with_hint(
+                    "the output is the input of: s3-pull archive --stdin ANOTHER-CACHE | s3-push repair THIS-CACHE",
+                ))
+            }
+        }
+    }
+
+    fn summary_json(&self) -> Value {
+        let Totals { paths, nars, others, read_nars } = &self.totals;
+        json!({
+            "version": 1, "paths": paths, "broken": self.broken().count(), "nars": nars.0, "fileSize": nars.1,
+            "otherObjects": others.0, "otherSize": others.1, "readNars": read_nars.0, "readSize": read_nars.1,
+        })
+    }
+}
+
+impl Finding {
+    fn to_json(&self, bucket: &str) -> Value {
+        json!({
+            "path": self.path, "key": self.key, "reason": self.reason.name(), "broken": self.reason.is_broken(),
+            "message": self.message, "command": self.reason.command(self.path.as_deref(), bucket),
+        })
+    }
+}
+
+fn print_broken(findings: &[&Finding]) {
+    for finding in findings.iter().take(MAX_PRINTED) {
+        process::print_message(TOOL, &finding.message);
+    }
+    if let Some(more) = findings.len().checked_sub(MAX_PRINTED).filter(|more| *more > 0) {
+        process::print_message(TOOL, format!("{} more of this kind", HumanCount(more as u64)));
+    }
+}
+
+fn print_note(reason: Reason, findings: &[&Finding]) {
+    match findings {
+        [] => {}
+        [finding] => process::print_message(TOOL, format!("note: {}", finding.message)),
+        [first, ..] => {
+            let (count, bytes) = (HumanCount(findings.len() as u64), findings.iter().map(|finding| finding.size).sum());
+            let size = if bytes > 0 { format!(" ({})", HumanBytes(bytes)) } else { String::new() };
+            process::print_message(TOOL, format!("note: {count} {}{size}, such as {}", reason.plural(), first.key));
+        }
+    }
+}
