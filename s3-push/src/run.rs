@@ -155,7 +155,9 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
         return Err(error.with_hint("pass a cache archive, such as the output of s3-pull --archive"));
     }
     let (limits, memory, part_size) = (options.bucket.limits, options.upload.memory, options.upload.part_size);
-    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.check_existing));
+    // A repair looks at the objects, whatever their entity tags are.
+    let check_existing = options.check_existing || options.repair;
+    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, check_existing));
     let (intake, events) = new_intake(memory, part_size, runtime.handle().clone());
     let input = Input {
         kind,

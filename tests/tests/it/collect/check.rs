@@ -353,8 +353,14 @@ fn a_failed_request_is_an_error_without_output() {
 
 #[test]
 fn known_narinfos_are_not_read_again() {
-    let (mut fixture, s3, bucket) = mirrored_cache();
+    // The listings of the embedded server have no entity tags that are MD5 hashes.
+    let Some(s3) = Minio::shared() else { return };
+    let mut fixture = Fixture::new();
+    let bucket = s3.make_bucket();
+    s3.root().apply(&mut fixture.scratch);
     let direct = s3.cache_url(&bucket);
+    fixture.scratch.env("C", &direct);
+    fixture.scratch.sh(PUBLISH).ok();
     fixture.scratch.sh("s3-pull narinfo --all \"$C\" > last.narinfo").ok();
     let text = fs::read_to_string(fixture.path("last.narinfo")).unwrap();
     let proxy = FaultProxy::start(&s3.endpoint(), always(Fault::Pass));
