@@ -19,7 +19,7 @@ use crate::documents::arn::Partition;
     override_usage = "cache-policy <DOCUMENT> [OPTIONS] [BUCKET]",
     disable_help_flag = true, disable_version_flag = true,
     group(ArgGroup::new("document").required(true)
-        .args(["read_only", "upload", "admin", "lifecycle", "cors", "oidc_trust", "nix_conf", "check_url"]))
+        .args(["read_only", "upload", "admin", "collect", "lifecycle", "cors", "oidc_trust", "nix_conf", "check_url"]))
 )]
 pub struct Cli {
     /// Bucket, s3://BUCKET[/PREFIX] or a bare name [default: $NIX_S3_CACHE]
@@ -46,10 +46,16 @@ pub struct Cli {
     #[arg(long, help_heading = "Document (exactly one)")]
     pub admin: bool,
 
-    /// Print the lifecycle rule that aborts incomplete uploads after DAYS
+    /// Print a policy for collecting garbage
+    ///
+    /// It lets a user read, list and delete, and write below gc/ only, as 's3-push collect', 'delete' and 'unpin' do. By default it is an identity policy for users and roles; with --principal it is a bucket policy.
+    #[arg(long, help_heading = "Document (exactly one)")]
+    pub collect: bool,
+
+    /// Print a rule that aborts uploads incomplete after DAYS [default: 7]
     #[arg(
-        long, value_name = "DAYS", value_parser = parse_number(1_u16..=3650),
-        help_heading = "Document (exactly one)"
+        long, value_name = "DAYS", value_parser = parse_number(1_u16..=3650), num_args = 0..=1,
+        default_missing_value = "7", help_heading = "Document (exactly one)"
     )]
     pub lifecycle: Option<u16>,
 
@@ -76,6 +82,15 @@ pub struct Cli {
     /// Nix 2.33 to 2.35.2 cannot read an endpoint without a scheme (endpoint=HOST:PORT), and later versions deprecate the parameter scheme. Exits with status 1 for such a URL, and prints the form that all versions read.
     #[arg(long, help_heading = "Document (exactly one)")]
     pub check_url: bool,
+
+    /// With --lifecycle, add a rule that expires old versions after DAYS
+    ///
+    /// For a bucket with versioning: a deleted or replaced object can be restored for DAYS. The rule also removes delete markers that hide no version.
+    #[arg(
+        long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650), requires = "lifecycle",
+        help_heading = "Lifecycle", hide_short_help = true
+    )]
+    pub noncurrent: Option<u16>,
 
     /// Allow only what these tools need in --read-only and --upload
     ///
@@ -111,7 +126,7 @@ pub struct Cli {
     /// Deny requests without TLS
     ///
     /// Applies to requests for the bucket itself and for objects below the prefix.
-    #[arg(long, help_heading = "Policies")]
+    #[arg(long, help_heading = "Policies", hide_short_help = true)]
     pub require_tls: bool,
 
     /// Allow only requests from this address or CIDR range; can be repeated
@@ -172,6 +187,12 @@ pub struct Cli {
     #[arg(long, requires = "nix_conf", help_heading = "nix.conf", hide_short_help = true)]
     pub only: bool,
 
+    /// Add the setting that a host needs which pushes with Nix
+    ///
+    /// Sets narinfo-cache-positive-ttl to 0, so that Nix asks the cache whether it has a path instead of its own database, which keeps an answer for 30 days. Without it, Nix does not push a path again that was deleted from the cache.
+    #[arg(long, requires = "nix_conf", help_heading = "nix.conf", hide_short_help = true)]
+    pub pusher: bool,
+
     /// Merge the lines into FILE
     #[arg(long, value_name = "FILE", requires = "nix_conf", conflicts_with = "remove", help_heading = "nix.conf")]
     pub write: Option<PathBuf>,
@@ -202,8 +223,9 @@ Each policy allows these requests, for the objects below the prefix. Everything 
   --upload                 yes yes  yes  yes yes   yes   yes   no     no        no     yes
   --upload --minimal       yes yes  yes  yes yes   yes   yes   no     no        no     no
   --admin                  yes yes  yes  no  no    yes   yes   yes    yes       no     no
+  --collect                yes yes  yes  no  no    no    no    yes    no        no     no
 
-MULTI is a multipart upload, PARTS lists incomplete uploads and their parts, LIFECYCLE gets and sets lifecycle rules, POLICY sets the bucket policy, and LOCATION gets the region of the bucket. With a prefix, LIST is limited to the prefix, but incomplete uploads can be listed in the whole bucket, because S3 cannot limit that, and --admin does not allow LIFECYCLE, because a lifecycle rule applies to the whole bucket.
+MULTI is a multipart upload, PARTS lists incomplete uploads and their parts, LIFECYCLE gets and sets lifecycle rules, POLICY sets the bucket policy, and LOCATION gets the region of the bucket. With a prefix, LIST is limited to the prefix, but incomplete uploads can be listed in the whole bucket, because S3 cannot limit that, and --admin does not allow LIFECYCLE, because a lifecycle rule applies to the whole bucket. --collect allows PUT and MULTI below gc/ only.
 
 Permissions:
   s3:GetObject                   Read objects. Required by s3-pull, and by s3-push for objects that
@@ -216,7 +238,8 @@ Permissions:
                                  object again.
   s3:ListMultipartUploadParts    The same.
   s3:AbortMultipartUpload        Abort a failed upload. Without it, its parts remain stored.
-  s3:DeleteObject                Delete objects.
+  s3:DeleteObject                Delete objects. Required by 's3-push collect', 'delete' and
+                                 'unpin'.
   s3:GetBucketLocation           Get the region of the bucket. Required by some other clients,
                                  but not by these tools, so --minimal does not allow it.
   s3:GetLifecycleConfiguration, s3:PutLifecycleConfiguration
@@ -250,6 +273,9 @@ Examples:
   cache-policy --lifecycle 7 my-cache > lifecycle.json
   aws s3api put-bucket-lifecycle-configuration --bucket my-cache \\
     --lifecycle-configuration file://lifecycle.json
+
+  cache-policy --collect my-cache > collect.json
+  mc admin policy create minio cache-collect collect.json
 
   cache-policy --cors > cors.json
   aws s3api put-bucket-cors --bucket my-cache --cors-configuration file://cors.json

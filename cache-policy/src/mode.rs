@@ -60,6 +60,7 @@ enum Document {
     ReadOnly,
     Upload,
     Admin,
+    Collect,
     Lifecycle,
     Cors,
     OidcTrust,
@@ -68,13 +69,15 @@ enum Document {
 }
 
 impl Document {
-    const POLICIES: [Self; 3] = [Self::ReadOnly, Self::Upload, Self::Admin];
+    const POLICIES: [Self; 4] = [Self::ReadOnly, Self::Upload, Self::Admin, Self::Collect];
 
     fn from_cli(cli: &Cli) -> Self {
         if cli.upload {
             Self::Upload
         } else if cli.admin {
             Self::Admin
+        } else if cli.collect {
+            Self::Collect
         } else if cli.lifecycle.is_some() {
             Self::Lifecycle
         } else if cli.cors {
@@ -95,6 +98,7 @@ impl Document {
             Self::ReadOnly => "--read-only",
             Self::Upload => "--upload",
             Self::Admin => "--admin",
+            Self::Collect => "--collect",
             Self::Lifecycle => "--lifecycle",
             Self::Cors => "--cors",
             Self::OidcTrust => "--oidc-trust",
@@ -116,10 +120,11 @@ impl Mode {
             Document::ReadOnly => policy(cli, Access::Read { list: cli.allow_list }).map(Self::Policy),
             Document::Upload => policy(cli, Access::Upload).map(Self::Policy),
             Document::Admin => policy(cli, Access::Admin).map(Self::Policy),
+            Document::Collect => policy(cli, Access::Collect).map(Self::Policy),
             Document::Lifecycle => {
                 let bucket = bucket_argument(cli.bucket.as_deref())?.map(|text| Bucket::parse(&text)).transpose()?;
                 let days = cli.lifecycle.unwrap_or_default();
-                Lifecycle::abort_incomplete_uploads(&bucket.unwrap_or_default().prefix, days).map(Self::Lifecycle)
+                Lifecycle::new(&bucket.unwrap_or_default().prefix, days, cli.noncurrent).map(Self::Lifecycle)
             }
             Document::Cors => Cors::allow_read(&cli.origin).map(Self::Cors),
             Document::OidcTrust => {
@@ -150,12 +155,14 @@ fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
         ("--minimal", cli.minimal, &[Document::ReadOnly, Document::Upload]),
         ("--identity", cli.identity, read_only),
         ("--allow-list", cli.allow_list, read_only),
+        ("--noncurrent", cli.noncurrent.is_some(), &[Document::Lifecycle]),
         ("--origin", !cli.origin.is_empty(), &[Document::Cors]),
         ("--account", cli.account.is_some(), &[Document::OidcTrust]),
         ("--subject", !cli.subject.is_empty(), &[Document::OidcTrust]),
         ("--audience", cli.audience.is_some(), &[Document::OidcTrust]),
         ("--https", cli.https, nix_conf),
         ("--only", cli.only, nix_conf),
+        ("--pusher", cli.pusher, nix_conf),
         ("--write", cli.write.is_some(), nix_conf),
         ("--remove", cli.remove.is_some(), nix_conf),
         ("--trusted-public-key", !cli.keys.trusted_public_keys.is_empty(), nix_conf),
@@ -226,7 +233,7 @@ fn nix_conf(cli: &Cli) -> Result<Mode> {
     if keys.is_empty() && cli.remove.is_none() {
         return Err(Error::usage("no public key given: use --trusted-public-key or --trusted-public-key-file"));
     }
-    let config = ClientConfig::new(&url, cli.https, &keys, cli.only)?;
+    let config = ClientConfig::new(&url, cli.https, &keys, cli.only)?.with_pusher(cli.pusher);
     let action = match (&cli.write, &cli.remove) {
         (Some(file), _) => NixConfAction::Write(require_file(file)?),
         (None, Some(file)) => NixConfAction::Remove(require_file(file)?),
@@ -260,6 +267,9 @@ mod tests {
             ("--read-only --audience sts.example.org my-cache", "--audience", "--read-only"),
             ("--admin --minimal my-cache", "--minimal", "--admin"),
             ("--lifecycle 7 --minimal", "--minimal", "--lifecycle"),
+            ("--collect --minimal my-cache", "--minimal", "--collect"),
+            ("--upload --noncurrent 30 my-cache", "--noncurrent", "--upload"),
+            ("--upload --pusher my-cache", "--pusher", "--upload"),
             ("--check-url --https my-cache", "--https", "--check-url"),
             ("--check-url --only my-cache", "--only", "--check-url"),
         ] {

@@ -23,6 +23,8 @@ const MAX_INCLUDE_DEPTH: usize = 16;
 /// The names of the two settings, each with its older alias.
 const SUBSTITUTERS: [&str; 2] = ["substituters", "binary-caches"];
 const TRUSTED_PUBLIC_KEYS: [&str; 2] = ["trusted-public-keys", "binary-cache-public-keys"];
+/// How long Nix keeps the answer that a cache has a path, in seconds.
+const POSITIVE_TTL: &str = "narinfo-cache-positive-ttl";
 
 /// The binary-cache settings of nix.conf.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,12 +33,14 @@ pub struct Settings {
     pub substituters: Vec<String>,
     /// The trusted keys, as written in the file.
     pub trusted_public_keys: Vec<String>,
+    /// The value of `narinfo-cache-positive-ttl`, as written in the file.
+    pub positive_ttl: Option<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let one = |text: &str| vec![text.to_owned()];
-        Self { substituters: one(DEFAULT_SUBSTITUTER), trusted_public_keys: one(DEFAULT_KEY) }
+        Self { substituters: one(DEFAULT_SUBSTITUTER), trusted_public_keys: one(DEFAULT_KEY), positive_ttl: None }
     }
 }
 
@@ -84,6 +88,10 @@ impl Settings {
 
     /// Applies one setting. Without the prefix `extra-` it replaces the values of earlier lines.
     fn apply<'a>(&mut self, name: &str, values: impl Iterator<Item = &'a str>) {
+        if name == POSITIVE_TTL {
+            self.positive_ttl = Some(values.collect::<Vec<_>>().join(" "));
+            return;
+        }
         let (name, is_extra) = name.strip_prefix("extra-").map_or((name, false), |name| (name, true));
         let list = match name {
             name if SUBSTITUTERS.contains(&name) => &mut self.substituters,

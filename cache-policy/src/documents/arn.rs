@@ -96,7 +96,12 @@ impl BucketArns {
 
     /// Returns the ARN that matches all objects below the prefix.
     pub(super) fn objects(&self) -> String {
-        format!("arn:{}:s3:::{}/{}*", self.partition, self.bucket, self.prefix)
+        self.objects_below("")
+    }
+
+    /// Returns the ARN that matches all objects in a directory below the prefix. `directory` ends in a slash.
+    pub(super) fn objects_below(&self, directory: &str) -> String {
+        format!("arn:{}:s3:::{}/{}{directory}*", self.partition, self.bucket, self.prefix)
     }
 }
 

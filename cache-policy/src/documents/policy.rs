@@ -23,7 +23,12 @@ pub enum Access {
     Upload,
     /// Reading, listing, deleting, aborting uploads and setting lifecycle rules, but not writing.
     Admin,
+    /// Reading, listing and deleting, and writing the objects of the collector.
+    Collect,
 }
+
+/// Where `s3-push` keeps the objects of the collector.
+const COLLECTOR_DIRECTORY: &str = "gc/";
 
 impl Access {
     fn object_actions(self) -> &'static [Action] {
@@ -38,6 +43,7 @@ impl Access {
                 Action::GetObject,
                 Action::ListMultipartUploadParts,
             ],
+            Self::Collect => &[Action::DeleteObject, Action::GetObject],
         }
     }
 
@@ -49,7 +55,7 @@ impl Access {
     /// they are not allowed to the administrator of a prefix.
     fn bucket_actions(self, arns: &BucketArns) -> &'static [Action] {
         match self {
-            Self::Read { .. } => &[],
+            Self::Read { .. } | Self::Collect => &[],
             Self::Admin if arns.prefix().is_empty() => &[
                 Action::GetLifecycleConfiguration,
                 Action::ListBucketMultipartUploads,
@@ -74,7 +80,7 @@ impl Access {
                     Action::PutObject,
                 ],
             )),
-            Self::Admin => None,
+            Self::Admin | Self::Collect => None,
         }
     }
 
@@ -83,6 +89,7 @@ impl Access {
             Self::Read { .. } => "CacheRead",
             Self::Upload => "CacheUpload",
             Self::Admin => "CacheAdmin",
+            Self::Collect => "CacheCollect",
         }
     }
 }
@@ -197,6 +204,10 @@ fn minimal_statements(access: Access, arns: &BucketArns, conditions: &RequestCon
     let sid = |suffix: &str| format!("{}{suffix}", access.sid_prefix());
     let mut statements =
         vec![Statement::allow(&sid("Objects"), access.object_actions(), vec![arns.objects()], conditions.condition())];
+    if access == Access::Collect {
+        let resource = vec![arns.objects_below(COLLECTOR_DIRECTORY)];
+        statements.push(Statement::allow(&sid("Records"), &[Action::PutObject], resource, conditions.condition()));
+    }
     if access.allows_list() {
         statements.push(list_statement(&sid("List"), arns, conditions));
     }
@@ -409,6 +420,18 @@ mod tests {
         ];
         assert_eq!(actions(&upload), expected);
         assert!(!text(&upload).contains("Principal"));
+    }
+
+    #[test]
+    fn a_collector_writes_below_gc_only() {
+        let policy =
+            Policy::identity(Access::Collect, Form::NixManual, &arns("c", "a/"), &RequestConditions::default());
+        assert_eq!(actions(&policy), ["s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"]);
+        let policy = value(&policy);
+        let statements = policy["Statement"].as_array().unwrap();
+        let put = statements.iter().find(|statement| statement["Action"][0] == "s3:PutObject").unwrap();
+        assert_eq!(put["Resource"], serde_json::json!(["arn:aws:s3:::c/a/gc/*"]));
+        assert_eq!(put["Action"].as_array().unwrap().len(), 1);
     }
 
     #[test]

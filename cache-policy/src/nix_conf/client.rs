@@ -20,7 +20,13 @@ pub struct ClientConfig {
     keys: Vec<String>,
     /// Whether other caches and keys are removed.
     exclusive: bool,
+    /// Whether the host pushes with Nix.
+    is_pusher: bool,
 }
+
+/// Nix asks the cache whether it has a path, instead of its database of earlier answers. After a path was deleted from
+/// the cache, an earlier answer would be wrong for 30 days, and Nix would not push the path again.
+const PUSHER_LINE: &str = "narinfo-cache-positive-ttl = 0\n";
 
 /// The settings that a client reads in a nix.conf and in the files that it includes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,14 +68,22 @@ impl ClientConfig {
                 distinct.push(key);
             }
         }
-        Ok(Self { identity: cache_identity(&encoded), substituter, keys: distinct, exclusive })
+        Ok(Self { identity: cache_identity(&encoded), substituter, keys: distinct, exclusive, is_pusher: false })
+    }
+
+    /// Adds the setting of a host that pushes with Nix, if `is_pusher`.
+    #[must_use]
+    pub fn with_pusher(self, is_pusher: bool) -> Self {
+        Self { is_pusher, ..self }
     }
 
     /// Returns all lines.
     #[must_use]
     pub fn lines(&self) -> String {
         let extra = if self.exclusive { "" } else { "extra-" };
-        format!("{extra}substituters = {}\n{extra}trusted-public-keys = {}\n", self.substituter, self.keys.join(" "))
+        let keys = self.keys.join(" ");
+        let pusher = if self.is_pusher { PUSHER_LINE } else { "" };
+        format!("{extra}substituters = {}\n{extra}trusted-public-keys = {keys}\n{pusher}", self.substituter)
     }
 
     /// Returns the lines for what `settings` do not contain.
@@ -90,6 +104,9 @@ impl ClientConfig {
             lines.push_str(&missing.join(" "));
             lines.push('\n');
         }
+        if !self.is_ttl_in_effect(settings) {
+            lines.push_str(PUSHER_LINE);
+        }
         lines
     }
 
@@ -99,7 +116,11 @@ impl ClientConfig {
             self.is_configured(settings) && self.keys.iter().all(|key| settings.trusted_public_keys.contains(key));
         let is_exclusive = settings.substituters.iter().all(|url| is_same_cache(url, &self.substituter))
             && settings.trusted_public_keys.iter().all(|key| self.keys.contains(key));
-        is_complete && (is_exclusive || !self.exclusive)
+        is_complete && (is_exclusive || !self.exclusive) && self.is_ttl_in_effect(settings)
+    }
+
+    fn is_ttl_in_effect(&self, settings: &Settings) -> bool {
+        !self.is_pusher || settings.positive_ttl.as_deref() == Some("0")
     }
 
     fn is_configured(&self, settings: &Settings) -> bool {

@@ -141,6 +141,18 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_pushes_does_not_keep_answers() {
+        let line = "narinfo-cache-positive-ttl = 0\n";
+        let pusher = config("https://cache.example.org").with_pusher(true);
+        assert!(pusher.lines().ends_with(line) && !config("https://cache.example.org").lines().contains("ttl"));
+        assert!(merged(&pusher, "narinfo-cache-positive-ttl = 60\n").contains(line));
+        let has_line = merged(&pusher, line);
+        assert_eq!(has_line.matches(line).count(), 1, "{has_line}");
+        // Without the option the line goes again.
+        assert!(!merged(&config("https://cache.example.org"), &merged(&pusher, "")).contains(line));
+    }
+
+    #[test]
     fn an_exclusive_cache_replaces_all_others() {
         let url = "https://cache.example.org";
         let exclusive = ClientConfig::new(url, false, &[PublicKey::parse(KEY).unwrap()], true).unwrap();

@@ -30,6 +30,14 @@ fn configurations_are_accepted_by_the_servers_that_have_them() {
             (&set["Rules"][0]["Status"], &set["Rules"][0]["Filter"]["Prefix"]),
             (&"Enabled".into(), &"nar/".into())
         );
+        let versions = document(&scratch, &format!("--lifecycle --noncurrent 30 s3://{bucket}/nar"));
+        let mut versions: Value = serde_json::from_str(&versions).unwrap();
+        versions["Rules"].as_array_mut().unwrap().remove(0);
+        import(&versions.to_string()).ok();
+        let set: Value = serde_json::from_str(&scratch.sh(&format!("mc ilm export cache/{bucket}")).ok()).unwrap();
+        let rule = &set["Rules"][0];
+        assert_eq!(rule["NoncurrentVersionExpiration"]["NoncurrentDays"], 30, "{set}");
+        assert_eq!((&rule["Status"], &rule["Filter"]["Prefix"]), (&"Enabled".into(), &"nar/".into()), "{set}");
         // MinIO reads the policy up to the condition keys of the provider, which it does not know, and names one of
         // them.
         let trust = "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main";
@@ -112,6 +120,8 @@ fn configurations_are_printed_and_misplaced_flags_are_refused() {
     for arguments in [
         "--lifecycle 7 s3://my-cache/prefix",
         "--lifecycle 7",
+        "--lifecycle --noncurrent 30 my-cache",
+        "--collect s3://my-cache/prefix",
         "--cors --origin https://example.org",
         "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main",
         "--admin --principal 123456789012 --require-tls my-cache",
@@ -126,6 +136,10 @@ fn configurations_are_printed_and_misplaced_flags_are_refused() {
     for arguments in [
         "--cors my-cache",
         "--lifecycle 0 my-cache",
+        "--lifecycle 7 --noncurrent 0 my-cache",
+        "--upload --noncurrent 30 my-cache",
+        "--collect --minimal my-cache",
+        "--upload --pusher my-cache",
         "--lifecycle 7 --require-tls my-cache",
         "--upload --allow-list my-cache",
         "--upload --identity my-cache",

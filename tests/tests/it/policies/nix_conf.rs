@@ -168,6 +168,33 @@ fn nix_conf_keeps_existing_settings() {
     assert_eq!(only, format!("substituters = https://cache.example.org\ntrusted-public-keys = {key}"));
 }
 
+/// A host that pushes with Nix asks the cache each time.
+#[test]
+fn the_setting_of_a_pusher_is_read_by_a_real_nix() {
+    if !nix::available() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let key = closure_fixture::generate_key(&scratch, "key");
+    fs::create_dir(scratch.path().join("etc")).unwrap();
+    fs::write(scratch.path().join("etc/nix.conf"), "narinfo-cache-positive-ttl = 60\n").unwrap();
+    let policy = format!("cache-policy --nix-conf --trusted-public-key '{key}' --write etc/nix.conf https://h");
+    let ttl = || {
+        scratch
+            .sh(&with_conf(
+                "NIX_USER_CONF_FILES= nix --extra-experimental-features nix-command show-config \
+        | grep ^narinfo-cache-positive-ttl",
+            ))
+            .ok()
+    };
+    scratch.sh(&policy).ok();
+    assert_eq!(ttl(), "narinfo-cache-positive-ttl = 60");
+    scratch.sh(&format!("{policy} --pusher")).ok();
+    assert_eq!(ttl(), "narinfo-cache-positive-ttl = 0");
+    scratch.sh(&policy).ok();
+    assert_eq!(ttl(), "narinfo-cache-positive-ttl = 60");
+}
+
 /// Returns the substituters that Nix reads from a nix.conf, or None if it refuses the file.
 fn as_nix_reads(scratch: &Scratch, dir: &str) -> Option<Vec<String>> {
     let show = format!(

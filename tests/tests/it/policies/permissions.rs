@@ -25,7 +25,7 @@ fn table_of_help(scratch: &Scratch) -> Vec<(String, [Access; CALLS.len()])> {
         (flags.join(" "), accesses.try_into().unwrap())
     };
     let rows: Vec<_> = lines.map(row).collect();
-    assert_eq!(rows.len(), 6);
+    assert_eq!(rows.len(), 7);
     rows
 }
 
