@@ -24,32 +24,34 @@ impl EmbeddedS3 {
     /// Starts a server with an empty root directory, which is removed when the server ends.
     #[allow(clippy::new_without_default)] // it starts a process
     pub fn start() -> Self {
-        let root = tempfile::Builder::new().prefix("nix-s3-cache-s3-").tempdir().expect("a directory for the server");
-        let root = root.keep();
-        Self::spawn(&[OsStr::new("--remove"), root.as_os_str(), root.as_os_str()], root.clone(), &[])
+        Self::start_with(&[])
     }
 
-    /// Starts a server as [`EmbeddedS3::start`] does, whose writes ignore `If-None-Match` and `If-Match`.
-    pub fn ignoring_conditions() -> Self {
+    /// Starts a server like [`EmbeddedS3::start`] that ignores the conditions of writes.
+    pub fn start_ignoring_conditions() -> Self {
+        Self::start_with(&["--ignore-conditions"])
+    }
+
+    fn start_with(options: &[&str]) -> Self {
         let root = tempfile::Builder::new().prefix("nix-s3-cache-s3-").tempdir().expect("a directory for the server");
         let root = root.keep();
-        let args = [OsStr::new("--remove"), root.as_os_str(), root.as_os_str()];
-        Self::spawn(&args, root.clone(), &[("EMBEDDED_S3_IGNORES_CONDITIONS", "true")])
+        let mut args: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
+        args.extend([OsStr::new("--remove"), root.as_os_str(), root.as_os_str()]);
+        Self::spawn(&args, root.clone())
     }
 
     /// Starts a server whose buckets are the directories in `root`, which stays when the server ends.
     pub fn start_in(root: &Path) -> Self {
         make_dir(root);
-        Self::spawn(&[root.as_os_str()], root.to_owned(), &[])
+        Self::spawn(&[root.as_os_str()], root.to_owned())
     }
 
-    fn spawn(args: &[&OsStr], root: PathBuf, options: &[(&str, &str)]) -> Self {
+    fn spawn(args: &[&OsStr], root: PathBuf) -> Self {
         let credentials = Credentials::random();
-        let mut env = vec![
+        let env = [
             ("EMBEDDED_S3_ACCESS_KEY", credentials.access_key.as_str()),
             ("EMBEDDED_S3_SECRET_KEY", &credentials.secret_key),
         ];
-        env.extend(options);
         let (child, endpoint) = spawn_endpoint_server(&bin_dir().join("embedded-s3"), args, &env);
         Self { child, endpoint, credentials, root }
     }

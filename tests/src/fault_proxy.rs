@@ -87,7 +87,7 @@ impl Request {
     }
 
     /// Returns whether the query has that parameter.
-    fn has_parameter(&self, parameter: &str) -> bool {
+    pub fn has_parameter(&self, parameter: &str) -> bool {
         self.query.split('&').any(|pair| pair.split('=').next() == Some(parameter))
     }
 

@@ -33,12 +33,29 @@ pub enum Command {
     Collect(CollectArgs),
 }
 
+/// How a collector takes over from another one.
+#[derive(Debug, Args)]
+pub struct TakeoverArgs {
+    /// How long a collector waits after it has taken over the flag of another one
+    ///
+    /// A deletion that the other one has begun must have ended by then. Shorter than the default only in tests.
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_age, hide = true)]
+    pub takeover_pause: Duration,
+}
+
 /// Arguments of `s3-push pin`.
 #[derive(Debug, Args)]
 pub struct PinArgs {
     /// Bucket [default: $NIX_S3_CACHE], and the name of the pin, such as main/2026-11-24
     #[arg(value_name = "s3://BUCKET[/PREFIX][?PARAMETERS]] [NAME", num_args = 1..=2, required = true)]
     pub targets: Vec<String>,
+
+    /// Maximum time to wait until a collector that deletes has ended
+    #[arg(
+        long, value_name = "DURATION", default_value = "30m", value_parser = parse_age, help_heading = "Network",
+        hide_short_help = true,
+    )]
+    pub collector_timeout: Duration,
 
     /// How the bucket is accessed
     #[command(flatten)]
@@ -101,6 +118,10 @@ pub struct DeleteArgs {
     #[arg(long, value_name = "AGE", value_parser = parse_age, help_heading = "Input")]
     pub keep_within: Option<Duration>,
 
+    /// How it takes over
+    #[command(flatten)]
+    pub takeover: TakeoverArgs,
+
     /// How the bucket is accessed
     #[command(flatten)]
     pub bucket: BucketArgs,
@@ -126,6 +147,10 @@ pub struct CollectArgs {
     /// Refuse to delete more than this share of the paths, or of the NARs and other objects
     #[arg(long, value_name = "PERCENT", default_value = "20%", value_parser = parse_percent, help_heading = "Output")]
     pub max_delete: u8,
+
+    /// How it takes over
+    #[command(flatten)]
+    pub takeover: TakeoverArgs,
 
     /// How the bucket is accessed
     #[command(flatten)]

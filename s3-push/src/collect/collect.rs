@@ -10,7 +10,6 @@ use tokio::runtime::Runtime;
 use super::candidates::Candidates;
 use super::cli::CollectArgs;
 use super::delete::{DeleteOptions, delete_paths};
-use super::records::remove_clock;
 use super::unneeded::{UnneededOptions, delete_unneeded};
 use super::{connect, split_url};
 use crate::remote::liveness::{RootOptions, find_dead};
@@ -23,15 +22,23 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         return Err(Error::usage(format!("unexpected argument {argument}")));
     }
     let roots = RootOptions::from_args(&args.roots, &store_dir)?;
-    let is_quiet = args.bucket.quiet;
-    let mut unneeded = UnneededOptions::new(store_dir.clone(), args.grace, args.max_delete, is_quiet)?;
-    unneeded.known.clone_from(&roots.known);
+    let (is_quiet, takeover_pause) = (args.bucket.quiet, args.takeover.takeover_pause);
+    let unneeded = UnneededOptions {
+        store_dir: store_dir.clone(),
+        grace: args.grace,
+        max_percent: args.max_delete,
+        takeover_pause,
+        is_quiet,
+        known: roots.known.clone(),
+    };
+    unneeded.require_valid()?;
     let options = DeleteOptions {
         store_dir,
         now: false,
         max_percent: args.max_delete,
         retention: roots.retention,
         roots: roots.paths.clone(),
+        takeover_pause,
         is_quiet,
         known: roots.known.clone(),
     };
@@ -40,7 +47,6 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         let dead = find_dead(&bucket, &options.store_dir, &roots).await?;
         let paths = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options).await?;
         let keys = delete_unneeded(&bucket, &unneeded).await?;
-        remove_clock(&bucket).await?;
         Ok::<_, Error>((paths, keys))
     })?;
     let mut out = stdio::stdout(None)?;

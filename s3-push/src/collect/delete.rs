@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use super::candidates::{Candidate, Candidates};
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
-use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed, remove_clock};
+use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed};
 use super::{connect, require_share, split_url};
 use crate::TOOL;
 use crate::remote::known_texts::KnownTexts;
@@ -41,6 +41,8 @@ pub struct DeleteOptions {
     pub retention: Retention,
     /// Further paths that are kept, with what they reference.
     pub roots: Vec<StorePath>,
+    /// How long to wait after the flag of another collector was taken over.
+    pub takeover_pause: Duration,
     /// Whether only errors are printed.
     pub is_quiet: bool,
     /// Narinfos of an earlier run.
@@ -61,14 +63,13 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         max_percent: args.max_delete,
         retention: Retention { keep_last: args.keep_last, keep_within: args.keep_within },
         roots: Vec::new(),
+        takeover_pause: args.takeover.takeover_pause,
         is_quiet: args.bucket.quiet,
         known: None,
     };
     let deleted = runtime.block_on(async {
         let bucket = connect(&url, &args.bucket).await?;
-        let deleted = delete_paths(&bucket, candidates, &options).await?;
-        remove_clock(&bucket).await?;
-        Ok::<_, Error>(deleted)
+        delete_paths(&bucket, candidates, &options).await
     })?;
     let mut out = stdio::stdout(None)?;
     for path in deleted {
@@ -103,7 +104,7 @@ pub async fn delete_paths(bucket: &Bucket, mut candidates: Candidates, options: 
         let ready =
             plan.ready.iter().map(|&index| (candidates.paths[index].path.hash_part(), &candidates.paths[index]));
         let mut sweep = Sweep::prepare(bucket, ready.collect(), listed, now, options).await?;
-        let mut flag = SweepFlag::set(bucket, &objects, now).await?;
+        let mut flag = SweepFlag::set(bucket, &objects, now, options.takeover_pause).await?;
         let result = sweep.run(&mut flag).await;
         // The flag is removed after an error too, so that pushers need not wait.
         let removed = flag.remove().await;

@@ -17,8 +17,6 @@ const RENEWAL_AGE: Duration = Duration::from_mins(5);
 const MIN_PAUSE: Duration = Duration::from_secs(2);
 /// Round trips that the pause lasts.
 const PAUSE_ROUND_TRIPS: u32 = 10;
-/// Pause after a flag was taken over: a deletion that its last owner may have begun ends within this time.
-const TAKEOVER_PAUSE: Duration = Duration::from_mins(1);
 /// Maximum size of the flag in bytes.
 const MAX_SIZE: usize = 4096;
 
@@ -28,17 +26,24 @@ pub struct SweepFlag<'a> {
     /// The contents: random, so that they identify the owner.
     text: String,
     written: Instant,
+    takeover_pause: Duration,
 }
 
 impl<'a> SweepFlag<'a> {
-    /// Sets the flag. `now` is the time of the service.
+    /// Sets the flag. `now` is the time of the service. If the flag of another collector is taken over, waits for
+    /// `takeover_pause`: a deletion that the other one may have begun must have ended by then.
     ///
     /// # Errors
     /// Fails if another collector has it, or if it cannot be written.
-    pub async fn set(bucket: &'a Bucket, objects: &GcObjects, now: SystemTime) -> Result<Self> {
+    pub async fn set(
+        bucket: &'a Bucket,
+        objects: &GcObjects,
+        now: SystemTime,
+        takeover_pause: Duration,
+    ) -> Result<Self> {
         let owner = format!("{:032x}", fastrand::u128(..));
         let text = format!("Owner: {owner}\nTime: {}\n", humantime::format_rfc3339_seconds(now));
-        let mut flag = Self { bucket, text, written: Instant::now() };
+        let mut flag = Self { bucket, text, written: Instant::now(), takeover_pause };
         let pause = match objects.flag_time {
             None => flag.create().await?,
             Some(time) if now.duration_since(time).unwrap_or_default() >= FLAG_LIFETIME => flag.take_over().await?,
@@ -82,7 +87,7 @@ impl<'a> SweepFlag<'a> {
             PutOutcome::Existed => Err(self.in_use()),
             PutOutcome::Created => {
                 self.written = Instant::now();
-                Ok(Some(TAKEOVER_PAUSE))
+                Ok(Some(self.takeover_pause))
             }
         }
     }

@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 use super::cli::{PinArgs, UnpinArgs};
 use super::{connect, split_url};
 use crate::TOOL;
+use crate::publish::collection::CollectorWait;
 use crate::remote::pins::{PinName, list_pins};
 use crate::remote::s3::Bucket;
 
@@ -31,11 +32,14 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
     }
     runtime.block_on(async {
         let bucket = connect(&url, &args.bucket).await?;
+        let collector_wait = CollectorWait::new(args.collector_timeout);
         require_paths(&bucket, &store_dir, &paths).await?;
+        collector_wait.wait(&bucket).await?;
         let text: String = paths.iter().map(|path| store_dir.join(path) + "\n").collect();
         bucket.put(&name.key(), "text/plain; charset=utf-8", Bytes::from(text)).await?;
-        // The collector reads the pins after it has announced that it deletes. A path that is still there now was either
-        // not about to be deleted, or the collector has seen the pin.
+        // A collector reads the pins after it has set its flag. One that has set it since may have read them before this
+        // one was written, and deletes the paths until it ends. One that sets it later keeps them.
+        collector_wait.wait(&bucket).await?;
         require_paths(&bucket, &store_dir, &paths).await?;
         if !args.bucket.quiet {
             process::print_message(TOOL, format!("{}: {} paths", bucket.display_url(&name.key()), paths.len()));

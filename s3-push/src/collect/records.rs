@@ -19,6 +19,8 @@ pub const PREFIX: &str = "gc/";
 pub const FLAG_KEY: &str = "gc/sweeping";
 /// The object whose time tells what time it is for the service.
 const CLOCK_KEY: &str = "gc/clock";
+/// How often the clock is written: another collector may delete it before it is listed.
+const MAX_CLOCK_ATTEMPTS: u32 = 3;
 /// Suffix of a record of narinfos.
 const NARINFO_SUFFIX: &str = ".narinfo";
 /// Suffix of a record of the keys of other objects.
@@ -93,25 +95,22 @@ impl GcObjects {
         Ok(objects)
     }
 
-    /// Asks the service for its time, and lists the objects below `gc/`.
+    /// Asks the service for its time, and lists the objects below `gc/`. Writes and deletes an object for that, so a user
+    /// who may not delete learns it before anything is doomed.
     ///
     /// # Errors
-    /// Fails if the clock object cannot be written or the objects cannot be listed.
+    /// Fails if the clock object cannot be written or deleted, or the objects cannot be listed.
     pub async fn list_with_time(bucket: &Bucket) -> Result<(Self, SystemTime)> {
-        bucket.put(CLOCK_KEY, "text/plain", Bytes::from_static(b"the time of the service\n")).await?;
-        let objects = Self::list(bucket).await?;
-        let missing = || Error::failed(format!("{}: not listed after it was written", bucket.display_url(CLOCK_KEY)));
-        let time = objects.clock_time.ok_or_else(missing)?;
-        Ok((objects, time))
+        for _ in 0..MAX_CLOCK_ATTEMPTS {
+            bucket.put(CLOCK_KEY, "text/plain", Bytes::from_static(b"the time of the service\n")).await?;
+            let objects = Self::list(bucket).await?;
+            bucket.delete(&[CLOCK_KEY.to_owned()]).await?;
+            if let Some(time) = objects.clock_time {
+                return Ok((objects, time));
+            }
+        }
+        Err(Error::failed(format!("{}: not listed after it was written", bucket.display_url(CLOCK_KEY))))
     }
-}
-
-/// Removes the clock object.
-///
-/// # Errors
-/// Fails if the service does.
-pub async fn remove_clock(bucket: &Bucket) -> Result {
-    bucket.delete(&[CLOCK_KEY.to_owned()]).await
 }
 
 /// Reads the hash parts of a record. Returns none if it was removed meanwhile.

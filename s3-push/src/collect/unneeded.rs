@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
-use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed_keys, remove_clock};
+use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed_keys};
 use super::{connect, require_share, split_url};
 use crate::TOOL;
 use crate::remote::etag::{Md5Tag, md5_tag_of};
@@ -45,6 +45,8 @@ pub struct UnneededOptions {
     pub grace: Duration,
     /// Maximum share of the objects, in percent.
     pub max_percent: u8,
+    /// How long to wait after the flag of another collector was taken over.
+    pub takeover_pause: Duration,
     /// Whether only errors are printed.
     pub is_quiet: bool,
     /// Narinfos of an earlier run.
@@ -56,11 +58,11 @@ impl UnneededOptions {
     ///
     /// # Errors
     /// Returns a usage error for a grace period that is too short for pushes.
-    pub fn new(store_dir: StoreDir, grace: Duration, max_percent: u8, is_quiet: bool) -> Result<Self> {
-        if grace < DOOM_PERIOD {
+    pub fn require_valid(&self) -> Result {
+        if self.grace < DOOM_PERIOD {
             return Err(Error::usage("--grace must be at least 24h, because a push may last that long"));
         }
-        Ok(Self { store_dir, grace, max_percent, is_quiet, known: None })
+        Ok(())
     }
 }
 
@@ -71,12 +73,18 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
     if let [argument, ..] = rest {
         return Err(Error::usage(format!("unexpected argument {argument}")));
     }
-    let options = UnneededOptions::new(store_dir, args.grace, args.max_delete, args.bucket.quiet)?;
+    let options = UnneededOptions {
+        store_dir,
+        grace: args.grace,
+        max_percent: args.max_delete,
+        takeover_pause: args.takeover.takeover_pause,
+        is_quiet: args.bucket.quiet,
+        known: None,
+    };
+    options.require_valid()?;
     let deleted = runtime.block_on(async {
         let bucket = connect(&url, &args.bucket).await?;
-        let deleted = delete_unneeded(&bucket, &options).await?;
-        remove_clock(&bucket).await?;
-        Ok::<_, Error>(deleted)
+        delete_unneeded(&bucket, &options).await
     })?;
     let mut out = stdio::stdout(None)?;
     for key in deleted {
@@ -107,7 +115,7 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
     let old_records: Vec<String> = records.map(|record| record.key.clone()).collect();
     let mut deleted = Vec::new();
     if !plan.ready.is_empty() || !old_records.is_empty() {
-        let mut flag = SweepFlag::set(bucket, &gc, now).await?;
+        let mut flag = SweepFlag::set(bucket, &gc, now, options.takeover_pause).await?;
         let result = sweep(bucket, &mut flag, &mut needs, &plan.ready, options).await;
         let result = match result {
             // What they doomed is deleted, or has been written since.

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
@@ -23,8 +23,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// What a collector has doomed.
 #[derive(Debug, Default)]
 pub struct Doomed {
-    /// The paths.
-    pub paths: HashSet<HashPart>,
+    /// The paths, with the time of the last record that names each.
+    pub paths: HashMap<HashPart, SystemTime>,
     /// The keys of NARs and other objects.
     pub keys: HashSet<String>,
 }
@@ -36,7 +36,8 @@ impl Doomed {
     /// Fails if a record cannot be read.
     pub async fn read(bucket: &Bucket, store_dir: &StoreDir) -> Result<Self> {
         let objects = GcObjects::list_if_allowed(bucket).await?.unwrap_or_default();
-        let paths = read_doomed(bucket, store_dir, &objects.records).await?.into_keys().collect();
+        let paths = read_doomed(bucket, store_dir, &objects.records).await?;
+        let paths = paths.into_iter().filter_map(|(hash, times)| Some((hash, times.into_iter().max()?))).collect();
         let keys = read_doomed_keys(bucket, &objects.key_records).await?.into_keys().collect();
         Ok(Self { paths, keys })
     }
@@ -98,6 +99,15 @@ impl CollectorWait {
         if bucket.is_dry_run() {
             return Ok(true);
         }
+        self.wait(bucket).await?;
+        Ok(bucket.size(key).await?.is_some())
+    }
+
+    /// Waits until no collector deletes.
+    ///
+    /// # Errors
+    /// Fails after the timeout, or if the service does.
+    pub async fn wait(&self, bucket: &Bucket) -> Result {
         let started = Instant::now();
         while bucket.size(FLAG_KEY).await?.is_some() {
             let url = bucket.display_url(FLAG_KEY);
@@ -111,6 +121,6 @@ impl CollectorWait {
             }
             tokio::time::sleep(POLL_INTERVAL.min(self.timeout)).await;
         }
-        Ok(bucket.size(key).await?.is_some())
+        Ok(())
     }
 }

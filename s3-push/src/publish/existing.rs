@@ -1,6 +1,7 @@
 //! The narinfos that the bucket has: found by listing if that needs fewer requests, else by one lookup per path.
 
 use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
 
 use nar_pack::error::Result;
 use nar_pack::store_path::HashPart;
@@ -20,17 +21,35 @@ pub struct Existing {
 }
 
 struct State {
-    /// Narinfos found by listings and lookups, with their entity tags if known.
-    found: HashMap<HashPart, Option<Md5Tag>>,
+    /// Narinfos found by listings and lookups.
+    found: HashMap<HashPart, FoundNarinfo>,
     /// Paths that a lookup did not find. If another process publishes one later, the conditional write finds it.
     absent: HashSet<HashPart>,
-    /// Paths that a collector has doomed: they count as missing.
-    doomed: HashSet<HashPart>,
+    /// Paths that a collector has doomed, with the time of the last record that names each. They count as missing unless
+    /// they were written later.
+    doomed: HashMap<HashPart, SystemTime>,
     /// Paths that this push has written, and that are not doomed any more.
     written: HashSet<HashPart>,
     listing: Listing,
     /// Number of lookups expected so far.
     expected_lookups: u64,
+}
+
+/// A narinfo in the bucket.
+#[derive(Debug, Clone, Copy, Default)]
+struct FoundNarinfo {
+    /// Its entity tag, if known.
+    tag: Option<Md5Tag>,
+    /// When it was written, if known.
+    written: Option<SystemTime>,
+}
+
+impl State {
+    /// Returns whether a collector has doomed the path and nobody has written it since. Of the same second is not later.
+    fn is_doomed(&self, hash: HashPart) -> bool {
+        let written = self.found.get(&hash).and_then(|found| found.written);
+        self.doomed.get(&hash).is_some_and(|record| written.is_none_or(|written| written <= *record))
+    }
 }
 
 /// How much of the bucket has been listed.
@@ -60,7 +79,7 @@ impl Existing {
         let state = State {
             found,
             absent: HashSet::new(),
-            doomed: HashSet::new(),
+            doomed: HashMap::new(),
             written: HashSet::new(),
             listing,
             expected_lookups: 0,
@@ -69,14 +88,15 @@ impl Existing {
     }
 
     /// Sets which paths a collector has doomed.
-    pub async fn set_doomed(&self, doomed: HashSet<HashPart>) {
+    pub async fn set_doomed(&self, mut doomed: HashMap<HashPart, SystemTime>) {
         let mut state = self.state.lock().await;
-        state.doomed = doomed.difference(&state.written).copied().collect();
+        doomed.retain(|hash, _| !state.written.contains(hash));
+        state.doomed = doomed;
     }
 
-    /// Returns whether a collector has doomed the path, and this push has not written it since.
+    /// Returns whether a collector has doomed the path, and nobody is known to have written it since.
     pub async fn is_doomed(&self, hash: HashPart) -> bool {
-        self.state.lock().await.doomed.contains(&hash)
+        self.state.lock().await.is_doomed(hash)
     }
 
     /// Announces `count` lookups, and lists the whole cache if that needs fewer requests.
@@ -105,7 +125,7 @@ impl Existing {
         let key = format!("{hash}.narinfo");
         {
             let state = self.state.lock().await;
-            if state.doomed.contains(&hash) {
+            if state.is_doomed(hash) {
                 return Ok(false);
             }
             let is_listed = match &state.listing {
@@ -130,7 +150,7 @@ impl Existing {
     /// Returns whether the narinfo of that path in the bucket is exactly this text, according to its entity tag.
     pub async fn has_text(&self, hash: HashPart, text: &str) -> bool {
         let state = self.state.lock().await;
-        state.found.get(&hash).is_some_and(|tag| *tag == Some(md5_tag_of(text.as_bytes())))
+        state.found.get(&hash).is_some_and(|found| found.tag == Some(md5_tag_of(text.as_bytes())))
     }
 
     /// Records that the bucket has the path now.
@@ -139,14 +159,14 @@ impl Existing {
         state.absent.remove(&hash);
         state.doomed.remove(&hash);
         state.written.insert(hash);
-        state.found.insert(hash, None);
+        state.found.insert(hash, FoundNarinfo::default());
     }
 }
 
-fn add_narinfos(found: &mut HashMap<HashPart, Option<Md5Tag>>, entries: Vec<ListedObject>) {
+fn add_narinfos(found: &mut HashMap<HashPart, FoundNarinfo>, entries: Vec<ListedObject>) {
     for entry in entries {
         if let Some(Object::Narinfo(hash)) = Object::of_key(&entry.key) {
-            found.insert(hash, md5_tag(&entry.etag));
+            found.insert(hash, FoundNarinfo { tag: md5_tag(&entry.etag), written: entry.last_modified });
         }
     }
 }

@@ -6,7 +6,7 @@
 pub mod body;
 pub mod byte_budget;
 pub mod cache_info;
-mod collection;
+pub mod collection;
 pub mod existing;
 pub mod intake;
 mod merge_narinfo;

@@ -1,9 +1,9 @@
-//! `embedded-s3 [--remove DIR] ROOT-DIR`: an S3 server in one process, for the demo and for quick tests.
+//! `embedded-s3 [--ignore-conditions] [--remove DIR] ROOT-DIR`: an S3 server in one process, for the demo and for quick tests.
 //!
 //! Buckets are the directories in ROOT-DIR. Listens on a free loopback port and prints `ENDPOINT 127.0.0.1:PORT`.
-//! With `$EMBEDDED_S3_IGNORES_CONDITIONS`, writes ignore `If-None-Match` and `If-Match`, as some services do.
 //! Accepts the credentials in `$EMBEDDED_S3_ACCESS_KEY` and `$EMBEDDED_S3_SECRET_KEY`; anonymous clients may read. Exits
-//! when standard input closes, and with --remove then removes DIR, even if the process that started it was killed.
+//! when standard input closes, and with --remove then removes DIR, even if the process that started it was killed. With
+//! --ignore-conditions it ignores If-Match and If-None-Match of a write, as Garage does.
 
 use std::env;
 use std::error::Error;
@@ -27,7 +27,7 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-const USAGE: &str = "usage: embedded-s3 [--remove DIR] ROOT-DIR";
+const USAGE: &str = "usage: embedded-s3 [--ignore-conditions] [--remove DIR] ROOT-DIR";
 
 fn main() -> ExitCode {
     match run() {
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let options = Options::parse(env::args_os().skip(1))?;
-    let service = service(&options.root)?;
+    let service = service(&options)?;
     let served = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(service));
     if let Some(dir) = options.remove {
         cache_tests::remove_tree(&dir)?;
@@ -52,12 +52,17 @@ fn run() -> Result<(), Box<dyn Error>> {
 struct Options {
     root: PathBuf,
     remove: Option<PathBuf>,
+    ignores_conditions: bool,
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, &'static str> {
         let mut first = args.next().ok_or(USAGE)?;
-        let mut remove = None;
+        let (mut remove, mut ignores_conditions) = (None, false);
+        if first == "--ignore-conditions" {
+            ignores_conditions = true;
+            first = args.next().ok_or(USAGE)?;
+        }
         if first == "--remove" {
             remove = Some(args.next().ok_or(USAGE)?.into());
             first = args.next().ok_or(USAGE)?;
@@ -65,29 +70,28 @@ impl Options {
         if args.next().is_some() || first.as_encoded_bytes().starts_with(b"-") {
             return Err(USAGE);
         }
-        Ok(Self { root: first.into(), remove })
+        Ok(Self { root: first.into(), remove, ignores_conditions })
     }
 }
 
-fn service(root: &PathBuf) -> Result<S3Service, Box<dyn Error>> {
+fn service(options: &Options) -> Result<S3Service, Box<dyn Error>> {
+    let root = &options.root;
     let files = FileSystem::new(root).map_err(|error| format!("{}: {error:?}", root.display()))?;
     let access_key = env::var("EMBEDDED_S3_ACCESS_KEY").map_err(|_| "EMBEDDED_S3_ACCESS_KEY is not set")?;
     let secret_key = env::var("EMBEDDED_S3_SECRET_KEY").map_err(|_| "EMBEDDED_S3_SECRET_KEY is not set")?;
     let mut builder = S3ServiceBuilder::new(files);
     builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
-    let ignores_conditions = env::var_os("EMBEDDED_S3_IGNORES_CONDITIONS").is_some();
-    builder.set_access(PublicRead { ignores_conditions });
+    builder.set_access(PublicRead { ignores_conditions: options.ignores_conditions });
     Ok(builder.build())
 }
 
 /// Allows anonymous reads of objects, as the bucket policy of the Nix manual does; other requests need credentials.
 struct PublicRead {
-    /// Whether conditions are removed from writes.
     ignores_conditions: bool,
 }
 
 impl S3Access for PublicRead {
-    // Written as the macro of async-trait expands an `async fn`, which avoids a dependency for one function.
+    // These are written as the macro of async-trait expands an `async fn`, which avoids a dependency for one function.
     fn check<'a, 'b, 'c, 'f>(
         &'a self,
         context: &'b mut S3AccessContext<'c>,
@@ -113,8 +117,7 @@ impl S3Access for PublicRead {
         'b: 'f,
     {
         if self.ignores_conditions {
-            request.input.if_match = None;
-            request.input.if_none_match = None;
+            (request.input.if_match, request.input.if_none_match) = (None, None);
         }
         Box::pin(ready(Ok(())))
     }

@@ -19,6 +19,21 @@ fn doomed_paths_are_missing_and_a_push_makes_them_young() {
     fixture.assert_pulls("$C", "");
 }
 
+/// The records stay for the grace period of the NARs. Until then, what was published again is not published every time.
+#[test]
+fn paths_that_were_published_again_are_not_doomed_any_more() {
+    let (fixture, s3, bucket) = doomed_cache();
+    fixture.scratch.sh(PUBLISH).ok();
+    let written = || {
+        let paths = fixture.closure.paths();
+        paths.map(|path| s3.path(&bucket, &Fixture::narinfo_key(path)).metadata().unwrap().modified().unwrap())
+    };
+    let before = written();
+    assert_eq!(fixture.scratch.sh("s3-push --missing \"$C\" < paths").ok(), "");
+    fixture.scratch.sh(&format!("{ARCHIVE} | s3-push --no-nix \"$C\"")).ok();
+    assert_eq!(written(), before);
+}
+
 #[test]
 fn a_reference_to_a_doomed_path_is_missing() {
     let (fixture, ..) = doomed_cache();

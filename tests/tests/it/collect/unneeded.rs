@@ -8,12 +8,12 @@ use super::dead::{old_cache, set_age};
 use super::delete::{DEAD, DELETE, age_records, doomed_cache};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH};
 
-const DELETE_NARS: &str = "s3-push delete --nars --max-delete 100% \"$C\"";
+pub const DELETE_NARS: &str = "s3-push delete --nars --max-delete 100% \"$C\"";
 const COLLECT: &str = "s3-push collect --older-than 30d --max-delete 100% --no-roots \"$C\"";
 const DAY: Duration = Duration::from_hours(24);
 const GRACE: Duration = Duration::from_hours(24 * 30);
 
-fn keys_below(s3: &EmbeddedS3, bucket: &str, prefix: &str) -> Vec<String> {
+pub fn keys_below(s3: &EmbeddedS3, bucket: &str, prefix: &str) -> Vec<String> {
     s3.objects(bucket).into_iter().filter(|key| key.starts_with(prefix)).collect()
 }
 
@@ -30,7 +30,7 @@ fn age_objects(s3: &EmbeddedS3, bucket: &str, prefix: &str) {
 }
 
 /// A cache without narinfos, whose NARs have been doomed for the grace period.
-fn cache_of_doomed_nars() -> (Fixture, &'static EmbeddedS3, String) {
+pub fn cache_of_doomed_nars() -> (Fixture, &'static EmbeddedS3, String) {
     let (fixture, s3, bucket) = doomed_cache();
     fixture.scratch.sh(DELETE).ok();
     age_objects(s3, &bucket, "nar/");

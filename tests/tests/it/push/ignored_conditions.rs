@@ -18,7 +18,7 @@ fn has_signature(s3: &EmbeddedS3, bucket: &str, key: &str, name: &str) -> bool {
 /// Another process has read the narinfo before we write it, and writes it after us.
 #[test]
 fn a_signature_that_another_process_overwrites_is_added_again() {
-    let s3 = Arc::new(EmbeddedS3::ignoring_conditions());
+    let s3 = Arc::new(EmbeddedS3::start_ignoring_conditions());
     let mut fixture = Fixture::new();
     let bucket = fixture.fresh_bucket(&s3);
     let sh = |script: &str| fixture.scratch.sh(script).ok();
