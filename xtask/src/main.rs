@@ -29,12 +29,17 @@ Commands:
   chaos [--kills COUNT] [--seed NUMBER]
                     Push a closure to MinIO COUNT times (default 20), kill a stage of the pipeline at a random moment
                     each time, check that the cache is closed, and push again
+  chaos --collect [--rounds COUNT] [--seed NUMBER]
+                    Push, pin and collect at the same time for COUNT rounds (default 20) of some hours each, with kills
+                    and faults, and check after each round that the cache is closed and that pinned closures are complete
   bench push [OPTIONS]
                     Measure our pipeline, mc, rclone and nix copy with the same closure; print ratios to a plain upload
   bench pull [OPTIONS]
                     Measure s3-pull and nix copy; print ratios to a plain download with decompression
   bench pack [OPTIONS]
                     Measure nar-pack and narinfo-gen against nix-store, tar and zstd; print ratios and goals
+  bench collect [OPTIONS]
+                    Measure s3-pull dead on a cache of any size that a server makes up; print time, requests and memory
   matrix [--server NAME]… [--client CLIENT]… [--quick] [--json FILE] [--html FILE]
                     Install S3 servers from package registries, and run our tools and Nix with each. A run with all
                     servers and rows writes docs/compatibility.md and docs/compatibility.json
@@ -77,6 +82,7 @@ fn main() -> ExitCode {
         },
         ["matrix", args @ ..] => test_binary::matrix(args),
         ["bench", "pack", args @ ..] => test_binary::bench_pack(args),
+        ["bench", "collect", args @ ..] => test_binary::bench_collect(args),
         ["bench", args @ ..] => test_binary::bench(args),
         ["fuzz", args @ ..] => match fuzz::Options::parse(args) {
             Ok(options) => fuzz::run(&options).map(success),

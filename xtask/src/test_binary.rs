@@ -26,7 +26,10 @@ pub fn check_chaos_args(args: &[&str]) -> Result {
         None => vec![*arg],
     });
     while let Some(flag) = args.next() {
-        if !["--kills", "--seed"].contains(&flag) {
+        if flag == "--collect" {
+            continue;
+        }
+        if !["--kills", "--rounds", "--seed"].contains(&flag) {
             return Err(format!("chaos: unexpected argument {flag:?}"));
         }
         if args.next().and_then(|value| value.parse::<u64>().ok()).is_none() {
@@ -36,11 +39,11 @@ pub fn check_chaos_args(args: &[&str]) -> Result {
     Ok(())
 }
 
-/// Runs the chaos experiment, which needs MinIO.
+/// Runs the chaos experiment, which needs MinIO unless it collects.
 pub fn chaos(args: &[&str]) -> Result<ExitCode> {
     let mut command = Command::new(build(Profile::Debug, &ALL_PROGRAMS)?.join("chaos"));
     command.args(args);
-    if !asks_for_help(args) {
+    if !asks_for_help(args) && !args.contains(&"--collect") {
         minio::find_or_install()?.set_env(&mut command);
     }
     execute(command)
@@ -66,6 +69,14 @@ pub fn bench(args: &[&str]) -> Result<ExitCode> {
     if is_measurement {
         minio::find_or_install()?.set_env(&mut command);
     }
+    execute(command)
+}
+
+/// Runs `bench collect`, which needs no server but its own.
+pub fn bench_collect(args: &[&str]) -> Result<ExitCode> {
+    let profile = if asks_for_help(args) { Profile::Debug } else { Profile::Release };
+    let mut command = Command::new(build_all(profile)?.join("bench"));
+    command.arg("collect").args(args);
     execute(command)
 }
 
@@ -152,7 +163,13 @@ mod tests {
         for args in [&["--kills"][..], &["--kills", "many"], &["--what"], &["3"], &["--seed", "1", "--kills"]] {
             assert!(check_chaos_args(args).is_err(), "{args:?}");
         }
-        for args in [&[][..], &["--kills", "3", "--seed=1"], &["--kills", "--help"]] {
+        for args in [
+            &[][..],
+            &["--kills", "3", "--seed=1"],
+            &["--kills", "--help"],
+            &["--collect", "--rounds", "6"],
+            &["--collect"],
+        ] {
             assert_eq!(check_chaos_args(args), Ok(()), "{args:?}");
         }
     }

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout)]
 
 mod closure_bench;
+mod collect;
 mod measurement;
 mod pack;
 mod packed_tree;
@@ -33,6 +34,8 @@ enum Command {
     Pull(closure_bench::Args<pull::Case>),
     /// Pack, unpack and describe a tree with our tools and with nix-store, tar and zstd; print ratios and goals
     Pack(pack::Args),
+    /// Find the dead paths of a large cache that a server makes up; print time, requests and memory
+    Collect(collect::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Push(args) => push::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Collect(args) => collect::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,11 +1,14 @@
-//! `chaos`: kills the stages of the publishing pipeline at random moments and checks that the cache stays closed.
+//! `chaos`: kills the stages of the publishing pipeline at random moments and checks that the cache stays closed. With
+//! `--collect`, pushes, pins and collectors run at the same time.
 //!
-//! Needs MinIO and its client; `cargo xtask chaos` installs them and builds everything.
+//! Without `--collect` it needs MinIO and its client; `cargo xtask chaos` installs them and builds everything.
 
 // Its report goes to standard output.
 #![allow(clippy::print_stdout)]
 
+mod actors;
 mod audit;
+mod collect;
 mod experiment;
 
 use std::process::ExitCode;
@@ -16,13 +19,20 @@ use clap::Parser;
 use crate::experiment::{Experiment, Fault, Totals};
 
 /// Push a closure to MinIO many times, kill a stage of the pipeline at a random moment each time, check that the
-/// cache is closed, and run the pipeline again
+/// cache is closed, and run the pipeline again; or, with --collect, push, pin and collect at the same time
 #[derive(Parser)]
 #[command(name = "cargo xtask chaos")]
 struct Cli {
     /// Number of rounds, each with one kill
-    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    #[arg(long, value_name = "COUNT", default_value_t = 20, conflicts_with = "collect")]
     kills: u32,
+    /// Run pushes, pins and collectors at the same time on the embedded server, let hours pass, and check after each round
+    /// that the cache is closed and that pinned closures are complete
+    #[arg(long)]
+    collect: bool,
+    /// Number of rounds of --collect
+    #[arg(long, value_name = "COUNT", default_value_t = 20, requires = "collect")]
+    rounds: u32,
     /// Seed of the random choices; the same seed repeats them [default: random]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
@@ -39,6 +49,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), String> {
+    if cli.collect {
+        return run_collect(cli);
+    }
     let (kills, seed) = (cli.kills, cli.seed.unwrap_or_else(|| random_seed() >> 32));
     let minio = Minio::start().ok_or("MinIO is required")?;
     let experiment = Experiment::prepare(minio, seed)?;
@@ -62,4 +75,25 @@ fn run(cli: &Cli) -> Result<(), String> {
         }
     }
     totals.report(kills, seed)
+}
+
+/// Runs the experiment of --collect.
+fn run_collect(cli: &Cli) -> Result<(), String> {
+    let (rounds, seed) = (cli.rounds, cli.seed.unwrap_or_else(|| random_seed() >> 32));
+    let mut experiment = collect::Experiment::prepare(seed)?;
+    println!(
+        "chaos: {rounds} rounds of pushes, pins and collectors, seed {seed}; !: killed; =N: exit status N; *: a service that \
+         ignores the conditions of writes"
+    );
+    let mut totals = collect::Totals::default();
+    for round in 1..=rounds {
+        let before = totals.problems.len();
+        if let Err(problem) = experiment.run_round(round, &mut totals) {
+            totals.problems.push(format!("round {round}: {problem}"));
+        }
+        for problem in &totals.problems[before..] {
+            println!("FAILED {problem}");
+        }
+    }
+    totals.report(rounds, seed, experiment.faults())
 }

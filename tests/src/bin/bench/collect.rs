@@ -1,0 +1,149 @@
+//! `bench collect`: what it costs to find the dead paths of a large cache, on a server that makes up its listing and its
+//! narinfos.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cache_tests::pipeline::{Pipeline, Stage};
+use cache_tests::synthetic_bucket::{Options, RequestCounts, SyntheticBucket};
+use cache_tests::{Credentials, Scratch, processors};
+use serde_json::{Value, json};
+
+use crate::measurement::{Measurement, rounded, write_json};
+
+/// Time limit of a measurement.
+const TIMEOUT: Duration = Duration::from_hours(1);
+
+/// As long as a signature. `s3-pull dead` verifies none.
+const SIGNATURE: &str =
+    "synthetic-1:0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000";
+
+/// Command-line arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Number of store paths, each with 31 references on average [default: 100000; with --small: 2000]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=30_000_000))]
+    paths: Option<u64>,
+    /// Keys on a page of a listing
+    #[arg(long, value_name = "COUNT", default_value_t = 1000, value_parser = parse_page_size)]
+    page_size: usize,
+    /// Milliseconds until a response, separated by commas [default: 0,50; with --small: 0]
+    #[arg(long, value_name = "MS", value_delimiter = ',')]
+    latency: Vec<u64>,
+    /// Concurrent requests
+    #[arg(long, short, value_name = "COUNT", default_value_t = 128)]
+    jobs: u16,
+    /// Write the results to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure a small cache without latency
+    #[arg(long)]
+    small: bool,
+}
+
+fn parse_page_size(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|size| (1..=1000).contains(size)).ok_or_else(|| "expected 1 to 1000".to_owned())
+}
+
+/// The measurement of one command at one latency.
+struct Row {
+    command: &'static str,
+    latency_ms: u64,
+    measurement: Measurement,
+    counts: RequestCounts,
+}
+
+/// Measures, prints a table, and writes the JSON file if there is to be one.
+///
+/// # Errors
+/// If a command fails, or has sent more requests than it needs.
+pub fn run(args: &Args) -> Result<(), String> {
+    let paths = args.paths.unwrap_or(if args.small { 2000 } else { 100_000 });
+    let latencies = match args.latency.as_slice() {
+        [] if args.small => vec![0],
+        [] => vec![0, 50],
+        latencies => latencies.to_vec(),
+    };
+    let mut scratch = Scratch::removed_on_interrupt();
+    Credentials::random().apply(&mut scratch);
+    let mut rows = Vec::new();
+    println!(
+        "{paths} paths, {} keys on a page, -j {}, {} processors\n\n{:24} {:>7} {:>9} {:>9} {:>9} {:>7} {:>9} {:>7}",
+        args.page_size,
+        args.jobs,
+        processors(),
+        "",
+        "latency",
+        "wall",
+        "CPU",
+        "peak",
+        "pages",
+        "narinfos",
+        "others"
+    );
+    for &latency_ms in &latencies {
+        let row = measure(args, paths, latency_ms, &scratch)?;
+        let Row { command, measurement, counts, .. } = &row;
+        println!(
+            "{command:24} {latency_ms:4} ms {:7.2} s {:7.2} s {:5} MiB {:>7} {:>9} {:>7}",
+            measurement.elapsed.as_secs_f64(),
+            measurement.cpu.as_secs_f64(),
+            measurement.peak_kib / 1024,
+            counts.pages,
+            counts.narinfos,
+            counts.others
+        );
+        rows.push(row);
+    }
+    println!("\nlatency: until each response. The server is in the same machine and computes each response.");
+    let Some(file) = &args.json else { return Ok(()) };
+    let rows: Value = rows.iter().map(to_json).collect();
+    let (page_size, jobs, processors) = (args.page_size, args.jobs, processors());
+    let report = json!({ "paths": paths, "pageSize": page_size, "jobs": jobs, "processors": processors, "rows": rows });
+    write_json(file, &report)
+}
+
+/// Runs `s3-pull dead` once.
+fn measure(args: &Args, paths: u64, latency_ms: u64, scratch: &Scratch) -> Result<Row, String> {
+    const COMMAND: &str = "s3-pull dead";
+    let bucket = SyntheticBucket::start(Options {
+        paths,
+        page_size: args.page_size,
+        latency: Duration::from_millis(latency_ms),
+        sign: Box::new(|_| SIGNATURE.to_owned()),
+    });
+    let (url, jobs) = (bucket.cache_url(), args.jobs.to_string());
+    let command = scratch.tool("s3-pull", &["dead", "-q", "-j", &jobs, "--older-than", "1d", &url]);
+    let logs = scratch.dir("logs");
+    let output = scratch.path().join("dead.narinfo");
+    scratch.write("empty", "");
+    let stages = vec![Stage { name: COMMAND, command }];
+    let pipeline = Pipeline::start(stages, &scratch.path().join("empty"), &output, &logs)?;
+    let (elapsed, stages) = pipeline.succeed(TIMEOUT)?;
+    let counts = bucket.take_counts();
+    let bytes = output.metadata().map_or(0, |metadata| metadata.len());
+    let requests = counts.pages + counts.narinfos + counts.others;
+    if counts.narinfos != paths {
+        return Err(format!("{COMMAND} has read {} narinfos of {paths} paths", counts.narinfos));
+    }
+    Ok(Row {
+        command: COMMAND,
+        latency_ms,
+        measurement: Measurement::new(elapsed, &stages, Some(requests), bytes),
+        counts,
+    })
+}
+
+fn to_json(row: &Row) -> Value {
+    json!({
+        "command": row.command,
+        "latencyMs": row.latency_ms,
+        "wallSeconds": rounded(row.measurement.elapsed.as_secs_f64()),
+        "cpuSeconds": rounded(row.measurement.cpu.as_secs_f64()),
+        "peakKiB": row.measurement.peak_kib,
+        "pages": row.counts.pages,
+        "narinfos": row.counts.narinfos,
+        "otherRequests": row.counts.others,
+        "bytes": row.measurement.bytes,
+    })
+}
