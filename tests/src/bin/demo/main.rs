@@ -53,6 +53,7 @@ fn run() -> Result<(), String> {
     println!("$ export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…");
     let demo = Demo { scratch };
     demo.publish()?;
+    demo.collect()?;
     demo.fetch()?;
     println!("{NEXT_STEPS}");
     Ok(())
@@ -112,6 +113,38 @@ impl Demo {
                     "s3-pull --narinfo --trusted-public-key \"$(cat key.pub)\" GREETER",
                     Expect::Output(&["StorePath: ", "NarHash: sha256:", "Sig: demo-1:", "-greeting"]),
                 ),
+            ],
+        )
+    }
+
+    fn collect(&self) -> Result<(), String> {
+        self.step(
+            "Pin the text, and find the paths that nothing keeps",
+            &[
+                ("head -n 1 paths | s3-push pin main/2026-11-24", Expect::NoOutput),
+                (
+                    "s3-pull dead --older-than 0s > dead.narinfo; grep StorePath dead.narinfo",
+                    Expect::Output(&[GREETER]),
+                ),
+            ],
+        )?;
+        self.step(
+            "Delete them: the first run dooms them, and a run a day later deletes them",
+            &[
+                ("s3-push delete --max-delete 50% < dead.narinfo", Expect::NoOutput),
+                (
+                    "touch -d '2 days ago' server/demo/*.narinfo; touch -d '25 hours ago' server/demo/gc/* # a day passes",
+                    Expect::NoOutput,
+                ),
+                ("s3-push delete --max-delete 50% < dead.narinfo", Expect::Output(&[GREETER])),
+                ("s3-push --missing < paths", Expect::Output(&[GREETER])),
+            ],
+        )?;
+        self.step(
+            "Undo: the same text publishes the path again",
+            &[
+                ("s3-push < dead.narinfo", Expect::Output(&[GREETER])),
+                ("s3-pull list --all --trusted-public-key \"$(cat key.pub)\"", Expect::Output(&[GREETING, GREETER])),
             ],
         )
     }
