@@ -35,8 +35,9 @@ const KILL_WITHIN_MS: usize = 900;
 const MAX_DELAY_MS: usize = 150;
 /// Hours that may pass while a push runs: fewer than a path is doomed.
 const MAX_HOURS_WITHIN: usize = 20;
-/// Hours that may pass between two rounds.
-const MAX_HOURS_BETWEEN: usize = 40;
+/// Hours that pass between two rounds: at least so many that what is doomed in one is deleted in the next.
+const MIN_HOURS_BETWEEN: usize = 24;
+const MAX_HOURS_BETWEEN: usize = 48;
 /// Number of pins that stay from round to round.
 const MAX_PINS: usize = 3;
 const ROUND_TIMEOUT: Duration = Duration::from_mins(2);
@@ -222,7 +223,7 @@ impl Experiment {
     /// Runs a round, and checks the cache after it.
     pub fn run_round(&mut self, round: u32, totals: &mut Totals) -> Result<(), String> {
         let index = usize::from(round.is_multiple_of(UNCONDITIONAL_EVERY));
-        let hours = self.random.below(MAX_HOURS_BETWEEN);
+        let hours = MIN_HOURS_BETWEEN + self.random.below(MAX_HOURS_BETWEEN - MIN_HOURS_BETWEEN);
         self.sites[index].pass(hours, true);
         let mut actors = self.cast(index, round)?;
         let [first, second] = [0; 2].map(|_| self.random.below(MAX_HOURS_WITHIN / 2));
