@@ -16,7 +16,7 @@ pub enum Quirk {
     HourBehind,
     /// The clock of the service is an hour ahead of that of the host.
     HourAhead,
-    /// All objects were written two years earlier, and those of a collector a year earlier, except those that it writes
+    /// All objects were written a year earlier, and those of a collector two days earlier, except those that it writes
     /// to know the time and to lock.
     OldObjects,
 }
@@ -49,8 +49,8 @@ impl Quirk {
             Self::HourBehind => time - HOUR,
             Self::HourAhead => time + HOUR,
             Self::OldObjects if key.ends_with("gc/clock") || key.ends_with("gc/sweeping") => time,
-            Self::OldObjects if key.starts_with("gc/") || key.contains("/gc/") => time - YEAR,
-            Self::OldObjects => time - YEAR * 2,
+            Self::OldObjects if key.starts_with("gc/") || key.contains("/gc/") => time - HOUR * 48,
+            Self::OldObjects => time - YEAR,
         }
     }
 }
@@ -103,7 +103,7 @@ mod tests {
             (Quirk::WholeSeconds, listing("2026-03-02T03:04:05.000Z", "2026-03-02T03:04:06.000Z")),
             (Quirk::HourBehind, listing("2026-03-02T02:04:05.678Z", "2026-03-02T02:04:06.000Z")),
             (Quirk::HourAhead, listing("2026-03-02T04:04:05.678Z", "2026-03-02T04:04:06.000Z")),
-            (Quirk::OldObjects, listing("2024-03-02T03:04:05.678Z", "2026-03-02T03:04:06.000Z")),
+            (Quirk::OldObjects, listing("2025-03-02T03:04:05.678Z", "2026-03-02T03:04:06.000Z")),
         ];
         for (quirk, expected) in expected {
             assert_eq!(change(quirk), expected, "{quirk:?}");
