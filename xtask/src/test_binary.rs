@@ -75,7 +75,7 @@ pub fn bench(args: &[&str]) -> Result<ExitCode> {
 /// Runs `bench collect`, which needs no server but its own.
 pub fn bench_collect(args: &[&str]) -> Result<ExitCode> {
     let profile = if asks_for_help(args) { Profile::Debug } else { Profile::Release };
-    let mut command = Command::new(build_all(profile)?.join("bench"));
+    let mut command = Command::new(build(profile, &ALL_PROGRAMS)?.join("bench"));
     command.arg("collect").args(args);
     execute(command)
 }

@@ -159,8 +159,7 @@ impl PublishContext {
     async fn replace_useless(&self, narinfo: &NarInfo) -> Result<bool> {
         let Some(head) = self.bucket().head(&narinfo.key()).await? else { return Ok(false) };
         // Read after its entity tag: what is replaced is what was found to be useless.
-        let etag = head.etag.map(|etag| format!("\"{etag}\""));
-        Ok(self.is_useless(narinfo).await? && self.replace_narinfo(narinfo, etag.as_deref()).await?)
+        Ok(self.is_useless(narinfo).await? && self.replace_narinfo(narinfo, head.etag.as_deref()).await?)
     }
 
     /// Replaces the narinfo that has `etag`. Returns false if another process has changed it.

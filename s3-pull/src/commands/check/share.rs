@@ -53,9 +53,9 @@ impl ShareOfDay {
     /// Returns whether the NAR is read whose key has this MD5 hash.
     #[must_use]
     pub fn contains(self, key: Md5Tag) -> bool {
-        let [a, b, c, d, e, f, g, h, ..] = key;
-        let part = u64::from_be_bytes([a, b, c, d, e, f, g, h]) % self.of;
-        (part + self.of - self.first) % self.of < self.parts
+        let [parts, of, first] = [self.parts, self.of, self.first].map(u128::from);
+        let part = u128::from_be_bytes(key) % of;
+        (part + of - first) % of < parts
     }
 }
 

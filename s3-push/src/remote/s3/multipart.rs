@@ -66,9 +66,9 @@ pub struct RemotePart {
     pub uploaded: UploadedPart,
 }
 
-/// A multipart upload that was neither completed nor aborted.
+/// An incomplete upload in a listing of the bucket.
 #[derive(Debug, Clone)]
-pub struct IncompleteUpload {
+pub struct ListedIncompleteUpload {
     /// Its key, relative to the prefix.
     pub key: String,
     /// When it began, if the service tells.
@@ -229,7 +229,7 @@ impl Bucket {
 
     /// Lists the uploads that were neither completed nor aborted. Returns none if the service does not list uploads or
     /// does not allow it.
-    pub async fn list_incomplete_uploads(&self) -> Option<Vec<IncompleteUpload>> {
+    pub async fn list_incomplete_uploads(&self) -> Option<Vec<ListedIncompleteUpload>> {
         let mut found = Vec::new();
         let mut marker: (Option<String>, Option<String>) = (None, None);
         loop {
@@ -245,7 +245,8 @@ impl Bucket {
             found.extend(page.uploads.unwrap_or_default().into_iter().filter_map(|upload| {
                 let seconds = upload.initiated.and_then(|time| u64::try_from(time.secs()).ok());
                 let started = seconds.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-                Some(IncompleteUpload { key: upload.key?.strip_prefix(&self.location.prefix)?.to_owned(), started })
+                let key = upload.key?.strip_prefix(&self.location.prefix)?.to_owned();
+                Some(ListedIncompleteUpload { key, started })
             }));
             let next = (page.next_key_marker, page.next_upload_id_marker);
             if page.is_truncated != Some(true) || next == marker || next.0.is_none() {

@@ -21,6 +21,8 @@ pub struct ObjectHead {
     /// Its entity tag without quotes, unless the object is encrypted with a key of KMS or of the client: such a tag is no
     /// MD5 hash, although it may look like one.
     pub md5_etag: Option<String>,
+    /// Its entity tag as the service sent it, for conditions.
+    pub etag: Option<String>,
 }
 
 /// An object of a listing.
@@ -144,8 +146,9 @@ impl Bucket {
                 let size = output.content_length.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
                 let is_md5 = output.sse_customer_algorithm.is_none()
                     && matches!(output.server_side_encryption, None | Some(ServerSideEncryption::Aes256));
-                let md5_etag = output.e_tag.filter(|_| is_md5).map(|etag| etag.trim_matches('"').to_owned());
-                Ok(Some(ObjectHead { size, md5_etag }))
+                let etag = output.e_tag;
+                let md5_etag = etag.as_ref().filter(|_| is_md5).map(|etag| etag.trim_matches('"').to_owned());
+                Ok(Some(ObjectHead { size, md5_etag, etag }))
             }
             Err(error) => self.missing(&error, "look up", key).map(|()| None),
         }

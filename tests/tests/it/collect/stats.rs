@@ -27,7 +27,8 @@ fn the_figures_are_those_of_the_narinfos() {
     let closure = &fixture.closure;
     // January 1970, which no other path has.
     let lib = Fixture::narinfo_key(&closure.lib);
-    let age = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap() - Duration::from_secs(60);
+    let age = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let age = age.saturating_sub(Duration::from_mins(1));
     set_age(s3, &bucket, &lib, age);
     let objects = snapshot(s3, &bucket);
     let of = |path: &String| Fields::parse(&objects[&Fixture::narinfo_key(path)]);
