@@ -30,7 +30,7 @@ use crate::publish::intake::{Event, Intake, NarSizes};
 use crate::publish::missing::find_missing_paths;
 use crate::publish::publisher::{PublishOptions, Publisher};
 use crate::publish::put_key::put_key;
-use crate::publish::upload::Uploader;
+use crate::publish::upload::{ExistingCheck, Uploader};
 use crate::publish::upstream::Upstreams;
 use crate::remote::interrupts::{HINT, Interrupts};
 use crate::remote::progress::Verbosity;
@@ -82,9 +82,9 @@ async fn connect(options: BucketOptions) -> Bucket {
     bucket
 }
 
-async fn connect_uploader(bucket: BucketOptions, options: UploadOptions, check_existing: bool) -> Arc<Uploader> {
+async fn connect_uploader(bucket: BucketOptions, options: UploadOptions, check: ExistingCheck) -> Arc<Uploader> {
     let bucket = connect(bucket).await.with_object_options(options.object_options).with_dry_run(options.is_dry_run);
-    Arc::new(Uploader::new(Arc::new(bucket)).with_check_existing(check_existing))
+    Arc::new(Uploader::new(Arc::new(bucket)).with_existing_check(check))
 }
 
 /// Prints the paths on standard input that the cache lacks. Prints nothing if a lookup fails.
@@ -110,7 +110,7 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let PutKeyOptions { bucket, upload, target } = options;
     let input = stdio::stdin("the bytes to upload")?;
     let (verbosity, memory, part_size) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.part_size);
-    let uploader = runtime.block_on(connect_uploader(bucket, upload, false));
+    let uploader = runtime.block_on(connect_uploader(bucket, upload, ExistingCheck::EntityTag));
     let uploading = put_key(&uploader, &target, input, memory, part_size);
     let bytes = runtime.block_on(abort_uploads_on_error(&uploader, uploading))?;
     if verbosity != Verbosity::Quiet {
@@ -125,7 +125,7 @@ fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
     let SetCacheInfoOptions { bucket, upload, changes } = options;
     let verbosity = bucket.verbosity;
     let (url, has_changed) = runtime.block_on(async {
-        let uploader = connect_uploader(bucket, upload, false).await;
+        let uploader = connect_uploader(bucket, upload, ExistingCheck::EntityTag).await;
         let has_changed = change_cache_info(&uploader.bucket, &changes).await?;
         Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed))
     })?;
@@ -155,9 +155,12 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
         return Err(error.with_hint("pass a cache archive, such as the output of s3-pull --archive"));
     }
     let (limits, memory, part_size) = (options.bucket.limits, options.upload.memory, options.upload.part_size);
-    // A repair looks at the objects, whatever their entity tags are.
-    let check_existing = options.check_existing || options.repair;
-    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, check_existing));
+    let check = match (options.repair, options.check_existing) {
+        (true, _) => ExistingCheck::Read,
+        (false, true) => ExistingCheck::ReadIfUnknown,
+        (false, false) => ExistingCheck::EntityTag,
+    };
+    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, check));
     let (intake, events) = new_intake(memory, part_size, runtime.handle().clone());
     let input = Input {
         kind,

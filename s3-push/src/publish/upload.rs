@@ -55,6 +55,17 @@ impl UploadedObject {
     }
 }
 
+/// How an existing NAR is compared with the one that is pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExistingCheck {
+    /// By its entity tag, and by its size if the tag does not tell.
+    EntityTag,
+    /// By its entity tag; if that does not tell, it is read.
+    ReadIfUnknown,
+    /// It is read: an entity tag tells what was uploaded, and not what the service has now.
+    Read,
+}
+
 /// What is under the key of a NAR.
 #[derive(Debug, Clone)]
 pub enum ExistingNar {
@@ -86,8 +97,7 @@ pub struct Uploader {
     /// Parts that are sent, and uploads that are created, at the same time. Without this limit every part that has
     /// arrived would wait in memory for a permit of the bucket, and a part would only be read later if memory is short.
     pub(super) part_permits: Arc<Semaphore>,
-    /// Whether existing objects are read if their entity tags do not tell whether they are intact.
-    check_existing: bool,
+    existing_check: ExistingCheck,
     uploaded_bytes: AtomicU64,
     pub(super) reused_parts: AtomicU64,
     pub(super) processed_bytes: AtomicU64,
@@ -105,17 +115,17 @@ impl Uploader {
             doomed: DoomedObjects::default(),
             part_permits,
             open_uploads: OpenUploads::default(),
-            check_existing: false,
+            existing_check: ExistingCheck::EntityTag,
             uploaded_bytes: AtomicU64::new(0),
             reused_parts: AtomicU64::new(0),
             processed_bytes: AtomicU64::new(0),
         }
     }
 
-    /// Returns the uploader, reading existing objects whose entity tags do not tell whether they are intact.
+    /// Returns the uploader, with another check of existing NARs.
     #[must_use]
-    pub fn with_check_existing(mut self, check_existing: bool) -> Self {
-        self.check_existing = check_existing;
+    pub fn with_existing_check(mut self, existing_check: ExistingCheck) -> Self {
+        self.existing_check = existing_check;
         self
     }
 
@@ -212,8 +222,8 @@ impl Uploader {
             return Ok(true);
         }
         match head.md5_etag.as_deref().and_then(has_etag) {
-            Some(true) => Ok(false),
-            None if !self.check_existing => Ok(false),
+            Some(true) if self.existing_check != ExistingCheck::Read => Ok(false),
+            None if self.existing_check == ExistingCheck::EntityTag => Ok(false),
             _ => Ok(self.hash_of_object(key).await? != Some(expected)),
         }
     }
@@ -230,7 +240,7 @@ impl Uploader {
         let Some(head) = self.bucket.head(key).await? else { return Ok(ExistingNar::Missing) };
         let md5_etag = match file_hash_in(key) {
             Some(_) if head.size != size => return Ok(ExistingNar::Damaged),
-            Some(expected) if self.check_existing => {
+            Some(expected) if self.existing_check != ExistingCheck::EntityTag => {
                 if self.hash_of_object(key).await? != Some(expected) {
                     return Ok(ExistingNar::Damaged);
                 }

@@ -132,7 +132,7 @@ fn messages_say_what_an_argument_must_be() {
             range("s3-push", "--attempts <N>", value, "1 to 100"),
             range("s3-pull", "--jobs <N>", value, "1 to 1024"),
             range("narinfo-gen", "--threads <N>", value, "1 to 256"),
-            range("cache-policy", "--lifecycle <DAYS>", value, "1 to 3650"),
+            range("cache-policy", "--lifecycle [<DAYS>]", value, "1 to 3650"),
         ]);
     }
     cases.push(range("narinfo-gen", "--level <N>", "x", "0 to 19"));
