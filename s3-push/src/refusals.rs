@@ -1,6 +1,7 @@
 //! Why paths were not published: an error of the path itself, of a NAR that it shares with others, or of a path that it
 //! references. [`RootCauses`] counts them by their root cause.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use nar_pack::error::{Error, Result};
@@ -98,11 +99,13 @@ fn with_subject(subject: &str, error: Error) -> Error {
 #[derive(Debug)]
 pub struct Refusals {
     causes: RootCauses<String>,
+    /// The path whose refusal describes each cause. Others that share it, such as a NAR, are its dependents.
+    described_by: HashMap<String, String>,
 }
 
 impl Default for Refusals {
     fn default() -> Self {
-        Self { causes: RootCauses::new("published") }
+        Self { causes: RootCauses::new("published"), described_by: HashMap::new() }
     }
 }
 
@@ -110,7 +113,8 @@ impl Refusals {
     /// Adds the refusal of a path or object. Dependents of a root cause may be added before it.
     pub fn add(&mut self, path: &str, error: &PathError) {
         let RootCause { subject, path: cause, error } = &*error.root_cause(path);
-        if cause == path {
+        let first = self.described_by.entry(subject.clone()).or_insert_with(|| cause.clone());
+        if first == path {
             self.causes.add(subject.clone(), error);
         } else {
             self.causes.add_dependent(subject.clone(), error, path.to_owned(), path.to_owned());

@@ -346,7 +346,7 @@ mod tests {
     fn the_error_of_a_bucket_name_names_the_broken_rule() {
         for (name, rule) in [
             ("ab", "3 to 63 characters"),
-            ("a/b", "are allowed"),
+            ("a/b", "must contain only"),
             ("-ab", "begin and end"),
             ("ab.", "begin and end"),
             ("a..b", "'..'"),

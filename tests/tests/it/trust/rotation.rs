@@ -19,6 +19,15 @@ fn states(minio: &Minio, bucket: &str) -> BTreeMap<String, String> {
     listing.lines().map(state).collect()
 }
 
+/// Sets a flag when it is dropped.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 fn summary(report: &str) -> Value {
     serde_json::from_str::<Value>(report.lines().last().unwrap()).unwrap()["summary"].clone()
 }
@@ -47,6 +56,8 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_is_rewritten() {
                 reads.fetch_add(1, Ordering::SeqCst);
             }
         });
+        // The client also stops when an assertion fails.
+        let _stop = StopOnDrop(&stop);
         let read_once_more = |stage: &str| {
             let seen = reads.load(Ordering::SeqCst);
             while reads.load(Ordering::SeqCst) < seen + 2 && !client.is_finished() {
@@ -74,7 +85,7 @@ fn a_key_is_rotated_while_clients_read_and_no_nar_is_rewritten() {
         );
         let second = summary(&report.ok());
         println!("old key dropped: {second}");
-        assert_eq!((&second["requests"]["put"], &second["bytes"]), (&3.into(), &0.into()), "{second}");
+        assert_eq!((&second["requests"]["put"], &second["bytes"]), (&4.into(), &0.into()), "{second}");
         read_once_more("signed by the new key alone");
         stop.store(true, Ordering::SeqCst);
         client.join().unwrap();
