@@ -10,10 +10,10 @@ use nar_pack::process;
 use nar_pack::stdio;
 use narinfo_gen::narinfo::TextWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use s3_push::remote::RemoteOptions;
 use s3_push::remote::interrupts::{HINT, Interrupts};
 use s3_push::remote::progress::Verbosity;
-use tokio::runtime::{Handle, Runtime};
+use s3_push::remote::{RemoteOptions, start_runtime};
+use tokio::runtime::Handle;
 
 use crate::TOOL;
 use crate::cat;
@@ -38,7 +38,7 @@ pub fn run(cli: &Cli) -> Result {
     raise_open_file_limit();
     let request = Request::from_cli(cli)?;
     cli.decompression_args.apply();
-    let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
+    let runtime = start_runtime()?;
     let result = execute(runtime.handle(), request);
     runtime.shutdown_background();
     result

@@ -17,7 +17,7 @@ use crate::cli::Cli;
 use crate::publish::missing::{Requirements, Signer};
 use crate::publish::object_options::object_options;
 use crate::publish::put_key::KeyTarget;
-use crate::remote::location::{Location, VARIABLE};
+use crate::remote::location::{Location, shell_argument, url_from_environment};
 use crate::remote::progress::Verbosity;
 use crate::remote::retry::RequestLimits;
 use crate::remote::s3::ObjectOptions;
@@ -132,7 +132,7 @@ impl Mode {
         let (url, path) = split_targets(&cli.targets, &store_dir)?;
         let bucket = BucketOptions {
             location: Location::parse(&url)?,
-            argument: if cli.targets.contains(&url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") },
+            argument: shell_argument(&cli.targets, &url),
             limits: cli.request_args.limits(cli.jobs, cli.quiet),
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
         };
@@ -215,14 +215,10 @@ fn nar_path(cli: &Cli, path: Option<StorePath>) -> Result<Option<NarPath>> {
 
 /// Splits the positional arguments into the URL of the bucket and a store path, each of which is optional.
 fn split_targets(targets: &[String], store_dir: &StoreDir) -> Result<(String, Option<String>)> {
-    let default_url = |before: &str| {
-        let url = std::env::var(VARIABLE).ok().filter(|url| !url.is_empty());
-        url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET{before} or set {VARIABLE}")))
-    };
     match targets {
-        [] => Ok((default_url("")?, None)),
+        [] => Ok((url_from_environment("")?, None)),
         [path] if is_path_argument(path, store_dir) => {
-            Ok((default_url(&format!(" before {path}"))?, Some(path.clone())))
+            Ok((url_from_environment(&format!(" before {path}"))?, Some(path.clone())))
         }
         [url] => Ok((url.clone(), None)),
         [_, url] if url.contains("://") => Err(Error::usage(format!("{url}: expected a store path, found a URL"))

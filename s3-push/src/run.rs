@@ -35,6 +35,7 @@ use crate::publish::upstream::Upstreams;
 use crate::remote::interrupts::{HINT, Interrupts};
 use crate::remote::progress::Verbosity;
 use crate::remote::s3::{Access, Bucket};
+use crate::remote::start_runtime;
 use crate::report::Report;
 
 /// The accepted formats of standard input, for messages.
@@ -61,7 +62,7 @@ pub fn run(cli: &Cli) -> Result {
     }
     let mode = Mode::from_cli(cli)?;
     cli.decompression_args.apply();
-    let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
+    let runtime = start_runtime()?;
     let result = match mode {
         Mode::Push(options) => push(&runtime, *options),
         Mode::Missing(options) => print_missing(&runtime, *options),

@@ -5,20 +5,20 @@ use nar_pack::error::Result;
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
+use s3_push::remote::cli::only_url;
 use s3_push::remote::liveness::{RootOptions, find_dead};
-use s3_push::remote::s3::Access;
 use tokio::runtime::Runtime;
 
 use super::cli::DeadArgs;
-use super::{connect, split_only_url};
+use super::connect;
 use crate::TOOL;
 
 pub fn run(runtime: &Runtime, args: &DeadArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
-    let url = split_only_url(&args.targets)?;
+    let url = only_url(&args.targets)?;
     let options = RootOptions::from_args(&args.roots, &store_dir)?;
     let dead = runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket, Access::SignedIfPossible { has_opt_out: false }).await?;
+        let bucket = connect(&url, &args.bucket).await?;
         find_dead(&bucket, &store_dir, &options).await
     })?;
     let (count, total) = (dead.count() as u64, dead.total as u64);

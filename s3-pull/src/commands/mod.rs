@@ -8,12 +8,11 @@ mod stats;
 
 use std::ffi::OsString;
 
-use nar_pack::error::{Error, Result};
+use nar_pack::error::Result;
 use nar_pack::process;
 use s3_push::remote::cli::BucketArgs;
-use s3_push::remote::location::{Location, VARIABLE};
 use s3_push::remote::s3::{Access, Bucket};
-use tokio::runtime::Runtime;
+use s3_push::remote::start_runtime;
 
 use crate::TOOL;
 use cli::Command;
@@ -31,7 +30,7 @@ pub fn expand_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString>
 /// # Errors
 /// See the exit codes in [`nar_pack::error`].
 pub fn run(command: &Command) -> Result {
-    let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
+    let runtime = start_runtime()?;
     let result = match command {
         Command::Pins(args) => pins::run(&runtime, args),
         Command::Dead(args) => dead::run(&runtime, args),
@@ -42,35 +41,7 @@ pub fn run(command: &Command) -> Result {
     result
 }
 
-/// Returns the URL of the bucket, which may come from the environment instead.
-fn split_only_url(targets: &[String]) -> Result<String> {
-    match split_url(targets)? {
-        (url, None) => Ok(url),
-        (_, Some(argument)) => Err(Error::usage(format!("unexpected argument {argument}"))),
-    }
-}
-
-/// Returns the URL as an argument of a shell, as it was given.
-fn shell_argument(targets: &[String], url: &str) -> String {
-    if targets.iter().any(|target| target == url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") }
-}
-
-/// Connects to the bucket with this URL, which must be one of S3: only a bucket can be listed with its times.
-async fn connect(url: &str, args: &BucketArgs, access: Access) -> Result<Bucket> {
-    let location = Location::parse(url)?;
-    Ok(Bucket::connect(location, access, args.limits(), TOOL).await)
-}
-
-/// Splits the arguments into the URL of the bucket, which may come from the environment instead, and one more argument.
-fn split_url(targets: &[String]) -> Result<(String, Option<&String>)> {
-    let (url, rest) = match targets.split_first() {
-        Some((url, rest)) if url.contains("://") => (Some(url.clone()), rest),
-        _ => (std::env::var(VARIABLE).ok().filter(|url| !url.is_empty()), targets),
-    };
-    let url = url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET or set {VARIABLE}")))?;
-    match rest {
-        [] => Ok((url, None)),
-        [argument] => Ok((url, Some(argument))),
-        [_, argument, ..] => Err(Error::usage(format!("unexpected argument {argument}"))),
-    }
+/// Connects to a bucket to read from it.
+async fn connect(url: &str, args: &BucketArgs) -> Result<Bucket> {
+    args.connect(url, Access::SignedIfPossible { has_opt_out: false }, TOOL).await
 }

@@ -5,19 +5,23 @@ use std::io::Write as _;
 use nar_pack::error::{Error, Result};
 use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
+use s3_push::remote::cli::{split_url, unexpected_argument};
 use s3_push::remote::pins::{PinName, list_pins, read_pin};
-use s3_push::remote::s3::Access;
 use tokio::runtime::Runtime;
 
 use super::cli::PinsArgs;
-use super::{connect, split_url};
+use super::connect;
 
 pub fn run(runtime: &Runtime, args: &PinsArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
-    let (url, name) = split_url(&args.targets)?;
-    let name = name.map(|name| PinName::parse(name)).transpose()?;
+    let (url, rest) = split_url(&args.targets)?;
+    let name = match rest {
+        [] => None,
+        [name] => Some(PinName::parse(name)?),
+        [_, argument, ..] => return Err(unexpected_argument(argument)),
+    };
     let lines: Vec<String> = runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket, Access::SignedIfPossible { has_opt_out: false }).await?;
+        let bucket = connect(&url, &args.bucket).await?;
         let Some(name) = name else {
             let pins = list_pins(&bucket).await?;
             return Ok::<_, Error>(pins.into_iter().map(|pin| pin.name.as_str().to_owned()).collect());

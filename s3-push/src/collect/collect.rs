@@ -11,16 +11,15 @@ use super::candidates::Candidates;
 use super::cli::CollectArgs;
 use super::delete::{DeleteOptions, delete_paths};
 use super::unneeded::{UnneededOptions, delete_unneeded};
-use super::{connect, split_url};
+use crate::TOOL;
+use crate::remote::cli::only_url;
 use crate::remote::liveness::{RootOptions, find_dead};
+use crate::remote::s3::Access;
 
 /// Collects garbage, and prints the deleted store paths and keys.
 pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
-    let (url, rest) = split_url(&args.targets)?;
-    if let [argument, ..] = rest {
-        return Err(Error::usage(format!("unexpected argument {argument}")));
-    }
+    let url = only_url(&args.targets)?;
     let roots = RootOptions::from_args(&args.roots, &store_dir)?;
     let (is_quiet, takeover_pause) = (args.bucket.quiet, args.takeover.takeover_pause);
     let unneeded = UnneededOptions {
@@ -43,7 +42,7 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         known: roots.known.clone(),
     };
     let (paths, keys) = runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket).await?;
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         let dead = find_dead(&bucket, &options.store_dir, &roots).await?;
         let paths = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options).await?;
         let keys = delete_unneeded(&bucket, &unneeded).await?;

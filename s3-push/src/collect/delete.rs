@@ -19,12 +19,13 @@ use super::candidates::{Candidate, Candidates};
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
 use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed};
-use super::{connect, require_share, split_url};
+use super::require_share;
 use crate::TOOL;
+use crate::remote::cli::only_url;
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::{Graph, GraphError, ListedNarinfo, list_narinfos, read_narinfos, require_readable};
 use crate::remote::pins::{Retention, list_pins, read_pins};
-use crate::remote::s3::Bucket;
+use crate::remote::s3::{Access, Bucket};
 
 /// Narinfos that are deleted between two checks of the flag.
 const BATCH_SIZE: usize = 500;
@@ -52,10 +53,7 @@ pub struct DeleteOptions {
 /// Deletes the paths on standard input.
 pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
-    let (url, rest) = split_url(&args.targets)?;
-    if let [argument, ..] = rest {
-        return Err(Error::usage(format!("unexpected argument {argument}")));
-    }
+    let url = only_url(&args.targets)?;
     let candidates = Candidates::read(&store_dir)?;
     let options = DeleteOptions {
         store_dir,
@@ -68,7 +66,7 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         known: None,
     };
     let deleted = runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket).await?;
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         delete_paths(&bucket, candidates, &options).await
     })?;
     let mut out = stdio::stdout(None)?;

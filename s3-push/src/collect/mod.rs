@@ -20,20 +20,17 @@ pub mod records;
 mod unneeded;
 
 use nar_pack::error::{Error, Result};
-use tokio::runtime::Runtime;
 
-use crate::TOOL;
 use crate::collect::cli::Command;
-use crate::remote::cli::BucketArgs;
-use crate::remote::location::{Location, VARIABLE};
-use crate::remote::s3::{Access, Bucket};
+use crate::remote::s3::Bucket;
+use crate::remote::start_runtime;
 
 /// Runs a command.
 ///
 /// # Errors
 /// See the exit codes in [`nar_pack::error`].
 pub fn run(command: &Command) -> Result {
-    let runtime = Runtime::new().map_err(|error| Error::failed(format!("cannot start the async runtime: {error}")))?;
+    let runtime = start_runtime()?;
     let result = match command {
         Command::Pin(args) => pin::pin(&runtime, args),
         Command::Unpin(args) => pin::unpin(&runtime, args),
@@ -43,21 +40,6 @@ pub fn run(command: &Command) -> Result {
     };
     runtime.shutdown_background();
     result
-}
-
-/// Connects to the bucket with this URL.
-async fn connect(url: &str, args: &BucketArgs) -> Result<Bucket> {
-    Ok(Bucket::connect(Location::parse(url)?, Access::Signed, args.limits(), TOOL).await)
-}
-
-/// Splits the arguments into the URL of the bucket, which may come from the environment instead, and the others.
-fn split_url(targets: &[String]) -> Result<(String, &[String])> {
-    let (url, rest) = match targets.split_first() {
-        Some((url, rest)) if url.contains("://") => (Some(url.clone()), rest),
-        _ => (std::env::var(VARIABLE).ok().filter(|url| !url.is_empty()), targets),
-    };
-    let url = url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET or set {VARIABLE}")))?;
-    Ok((url, rest))
 }
 
 /// Refuses to doom or delete more than this share of the objects of a kind.

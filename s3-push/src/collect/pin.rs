@@ -11,11 +11,11 @@ use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use tokio::runtime::Runtime;
 
 use super::cli::{PinArgs, UnpinArgs};
-use super::{connect, split_url};
 use crate::TOOL;
 use crate::publish::collection::CollectorWait;
+use crate::remote::cli::split_url;
 use crate::remote::pins::{PinName, list_pins};
-use crate::remote::s3::Bucket;
+use crate::remote::s3::{Access, Bucket};
 
 /// Pins the paths on standard input.
 pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
@@ -31,7 +31,7 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         return Err(error.with_hint("use 's3-push unpin' to remove a pin"));
     }
     runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket).await?;
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         let collector_wait = CollectorWait::new(args.collector_timeout);
         require_paths(&bucket, &store_dir, &paths).await?;
         collector_wait.wait(&bucket).await?;
@@ -76,7 +76,7 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
         PinName::parse(&pattern.replace('*', "-"))?;
     }
     let removed = runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket).await?.with_dry_run(args.dry_run);
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
         let pins = list_pins(&bucket).await?.into_iter().map(|pin| pin.name);
         let is_selected = |name: &PinName| patterns.iter().any(|pattern| matches_pattern(pattern, name.as_str()));
         let names: Vec<PinName> = pins.filter(is_selected).collect();

@@ -20,13 +20,14 @@ use tokio::runtime::Runtime;
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
 use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed_keys};
-use super::{connect, require_share, split_url};
+use super::require_share;
 use crate::TOOL;
+use crate::remote::cli::only_url;
 use crate::remote::etag::{Md5Tag, md5_tag_of};
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::listing::list_below;
 use crate::remote::liveness::{ListedNarinfo, list_narinfos, read_narinfos, require_readable};
-use crate::remote::s3::{Bucket, ListedObject, MAX_DELETED_AT_ONCE};
+use crate::remote::s3::{Access, Bucket, ListedObject, MAX_DELETED_AT_ONCE};
 
 /// The prefix of NARs.
 const NAR_PREFIX: &str = "nar/";
@@ -69,10 +70,7 @@ impl UnneededOptions {
 /// Deletes the objects that no path has needed for the grace period, and prints their keys.
 pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
-    let (url, rest) = split_url(&args.targets)?;
-    if let [argument, ..] = rest {
-        return Err(Error::usage(format!("unexpected argument {argument}")));
-    }
+    let url = only_url(&args.targets)?;
     let options = UnneededOptions {
         store_dir,
         grace: args.grace,
@@ -83,7 +81,7 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
     };
     options.require_valid()?;
     let deleted = runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket).await?;
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         delete_unneeded(&bucket, &options).await
     })?;
     let mut out = stdio::stdout(None)?;

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use clap::Args;
+use nar_pack::error::{Error, Result};
 use nar_pack::option_values::parse_number;
 
+use crate::remote::location::{Location, url_from_environment};
 use crate::remote::option_values::parse_timeout;
 use crate::remote::retry::{DEFAULT_MAX_ATTEMPTS, RequestLimits};
+use crate::remote::s3::{Access, Bucket};
 
 /// How long requests may take, and how often they are tried.
 #[derive(Debug, Clone, Args)]
@@ -80,9 +83,45 @@ pub struct BucketArgs {
 }
 
 impl BucketArgs {
+    /// Connects to the bucket with this URL, for the tool `tool`.
+    ///
+    /// # Errors
+    /// Returns a usage error if the URL is not that of a bucket: only a bucket can be listed with its times.
+    pub async fn connect(&self, url: &str, access: Access, tool: &'static str) -> Result<Bucket> {
+        Ok(Bucket::connect(Location::parse(url)?, access, self.limits(), tool).await)
+    }
+
     /// Returns the limits of the requests.
     #[must_use]
     pub fn limits(&self) -> RequestLimits {
         self.request_args.limits(self.jobs, self.quiet)
     }
+}
+
+/// Splits positional arguments into the URL of the bucket, which may come from the environment instead, and the others.
+///
+/// # Errors
+/// Returns a usage error if there is no URL.
+pub fn split_url(targets: &[String]) -> Result<(String, &[String])> {
+    match targets.split_first() {
+        Some((url, rest)) if url.contains("://") => Ok((url.clone(), rest)),
+        _ => Ok((url_from_environment("")?, targets)),
+    }
+}
+
+/// Returns the URL of the bucket, for commands without other positional arguments.
+///
+/// # Errors
+/// Returns a usage error if there is no URL, or another argument.
+pub fn only_url(targets: &[String]) -> Result<String> {
+    match split_url(targets)? {
+        (url, []) => Ok(url),
+        (_, [argument, ..]) => Err(unexpected_argument(argument)),
+    }
+}
+
+/// Returns the error of a positional argument that is not accepted.
+#[must_use]
+pub fn unexpected_argument(argument: &str) -> Error {
+    Error::usage(format!("unexpected argument {argument}"))
 }

@@ -67,5 +67,15 @@ pub mod s3;
 #[cfg(feature = "client")]
 pub mod transfer;
 
+/// Starts the runtime on which requests are made.
+///
+/// # Errors
+/// Fails if the system starts no more threads.
+#[cfg(feature = "client")]
+pub fn start_runtime() -> nar_pack::error::Result<tokio::runtime::Runtime> {
+    let started = tokio::runtime::Runtime::new();
+    started.map_err(|error| nar_pack::error::Error::failed(format!("cannot start the async runtime: {error}")))
+}
+
 #[cfg(feature = "client")]
 pub use reader::{Remote, RemoteOptions, TextObject};

@@ -21,13 +21,15 @@ use cache_sign::trust::TrustedKeys;
 use nar_pack::error::Result;
 use nar_pack::store_path::StoreDir;
 use s3_push::remote::RemoteOptions;
+use s3_push::remote::cli::only_url;
 use s3_push::remote::known_texts::KnownTexts;
+use s3_push::remote::location::shell_argument;
 use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::{Access, Bucket};
 use tokio::runtime::Runtime;
 
 use super::cli::CheckArgs;
-use super::{connect, shell_argument, split_only_url};
+use super::connect;
 use crate::TOOL;
 use crate::sources::Sources;
 use findings::Findings;
@@ -69,12 +71,12 @@ impl CheckOptions {
 }
 
 pub fn run(runtime: &Runtime, args: &CheckArgs) -> Result {
-    let url = split_only_url(&args.targets)?;
+    let url = only_url(&args.targets)?;
     let options = CheckOptions::from_args(args)?;
     args.decompression_args.apply();
     let mut findings = Findings::default();
     let result = runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket, Access::SignedIfPossible { has_opt_out: false }).await?;
+        let bucket = connect(&url, &args.bucket).await?;
         check(Arc::new(bucket), &options, &mut findings).await
     });
     // What was found before an error is told, but is no output.

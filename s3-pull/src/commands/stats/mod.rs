@@ -13,15 +13,16 @@ use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::compression::Compression;
 use narinfo_gen::narinfo::NarInfo;
+use s3_push::remote::cli::only_url;
 use s3_push::remote::etag::{Md5Tag, md5_tag_of};
 use s3_push::remote::known_texts::KnownTexts;
 use s3_push::remote::liveness::{Graph, ListedNarinfo, TextSpool, list_narinfos, read_narinfos};
 use s3_push::remote::pins::{list_pins, read_pin};
-use s3_push::remote::s3::{Access, Bucket};
+use s3_push::remote::s3::Bucket;
 use tokio::runtime::Runtime;
 
 use super::cli::StatsArgs;
-use super::{connect, split_only_url};
+use super::connect;
 use closures::{Sizes, find_largest, find_pinned};
 use report::Stats;
 
@@ -36,10 +37,10 @@ const MAX_TIME: Duration = Duration::from_secs(253_402_300_799);
 
 pub fn run(runtime: &Runtime, args: &StatsArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
-    let url = split_only_url(&args.targets)?;
+    let url = only_url(&args.targets)?;
     let known = args.have.as_deref().map(KnownTexts::open).transpose()?;
     let stats = runtime.block_on(async {
-        let bucket = connect(&url, &args.bucket, Access::SignedIfPossible { has_opt_out: false }).await?;
+        let bucket = connect(&url, &args.bucket).await?;
         let hint = "'s3-pull check' finds all narinfos that are malformed";
         collect(&bucket, &store_dir, known.as_ref()).await.map_err(|error| error.with_hint(hint))
     })?;
