@@ -191,11 +191,7 @@ fn the_path_list_repairs_the_cache() {
 
 #[test]
 fn a_cache_on_minio_is_checked_and_repaired() {
-    let Some(minio) = Minio::shared() else { return };
-    let mut fixture = Fixture::new();
-    let bucket = minio.make_bucket();
-    minio.root().apply(&mut fixture.scratch);
-    fixture.scratch.env("C", minio.cache_url(&bucket));
+    let Some((fixture, minio, bucket)) = Fixture::on_minio() else { return };
     let sh = |script: &str| fixture.scratch.sh(script);
     sh(&format!("mkdir mirror; {ARCHIVE} > archive; tar x -C mirror < archive; s3-push --no-nix \"$C\" < archive"))
         .ok();

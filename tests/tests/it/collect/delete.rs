@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cache_tests::{EmbeddedS3, Minio};
+use cache_tests::EmbeddedS3;
 
 use super::dead::{old_cache, set_age};
 use crate::fixtures::bucket::{assert_closed, nar_keys, narinfo_keys, snapshot};
@@ -147,11 +147,7 @@ fn now_deletes_at_once_and_warns() {
 /// A service that deletes many objects in one request, and whose entity tags are MD5 hashes.
 #[test]
 fn paths_are_deleted_and_published_again_on_minio() {
-    let Some(minio) = Minio::shared() else { return };
-    let mut fixture = Fixture::new();
-    let bucket = minio.make_bucket();
-    minio.root().apply(&mut fixture.scratch);
-    fixture.scratch.env("C", minio.cache_url(&bucket));
+    let Some((fixture, minio, bucket)) = Fixture::on_minio() else { return };
     fixture.scratch.sh(PUBLISH).ok();
     let delete = "s3-pull dead -q --older-than 0s --no-roots \"$C\" > dead; \
                   s3-push delete --now --max-delete 100% \"$C\" < dead";

@@ -2,7 +2,7 @@
 
 use crate::fixtures::bucket::{Fields, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, path_in_root};
-use cache_tests::{Minio, Random, random_seed, store_path};
+use cache_tests::{Random, random_seed, store_path};
 use std::fs;
 
 /// Returns the key of the NAR of a path.
@@ -12,11 +12,7 @@ fn nar_key(narinfo: &[u8]) -> String {
 
 #[test]
 fn a_damaged_nar_of_the_right_size_is_replaced() {
-    let Some(minio) = Minio::shared() else { return };
-    let mut fixture = Fixture::new();
-    let bucket = minio.make_bucket();
-    minio.root().apply(&mut fixture.scratch);
-    fixture.scratch.env("C", minio.cache_url(&bucket));
+    let Some((fixture, minio, bucket)) = Fixture::on_minio() else { return };
     let sh = |script: &str| fixture.scratch.sh(script);
     sh(&format!("{ARCHIVE} > archive; mkdir cache; tar x -C cache < archive; chmod -R u+w cache")).ok();
     let narinfo = fs::read(fixture.path("cache").join(Fixture::narinfo_key(&fixture.closure.lib))).unwrap();
