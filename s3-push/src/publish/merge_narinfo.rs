@@ -45,10 +45,15 @@ impl PublishContext {
     /// Adds signatures and fields to the narinfo in the cache. Returns `None` if there is no narinfo.
     pub async fn merge_into_remote(&self, narinfo: &NarInfo) -> Result<Option<Status>> {
         for _ in 0..MAX_MERGE_ATTEMPTS {
-            if self.options.repair && self.replace_useless(narinfo).await? {
-                return Ok(Some(Status::Repaired));
-            }
-            let Some(remote) = self.fetch_narinfo(narinfo).await? else { return Ok(None) };
+            let remote = match self.fetch_narinfo(narinfo).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(remote)) if !self.options.repair || remote.narinfo.path == narinfo.path => remote,
+                Err(error) if !self.options.repair || !error.is_refusal() => return Err(error),
+                // No client can use it.
+                Ok(Some(_)) | Err(_) if self.replace_useless(narinfo).await? => return Ok(Some(Status::Repaired)),
+                // Another process has changed it meanwhile.
+                Ok(Some(_)) | Err(_) => continue,
+            };
             if !remote.narinfo.same_contents(narinfo) {
                 return Ok(Some(Status::Other));
             }
