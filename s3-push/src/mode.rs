@@ -17,6 +17,7 @@ use crate::cli::Cli;
 use crate::publish::missing::{Requirements, Signer};
 use crate::publish::object_options::object_options;
 use crate::publish::put_key::KeyTarget;
+use crate::publish::upload::ExistingCheck;
 use crate::remote::location::{Location, shell_argument, url_from_environment};
 use crate::remote::progress::Verbosity;
 use crate::remote::retry::RequestLimits;
@@ -78,8 +79,8 @@ pub struct PushOptions {
     pub collector_timeout: Duration,
     /// Whether NARs of paths that the cache has are put again where they are missing or damaged.
     pub repair: bool,
-    /// Whether existing NARs are read where their entity tags do not tell whether they are intact.
-    pub check_existing: bool,
+    /// How existing NARs are compared with those of the push.
+    pub existing_check: ExistingCheck,
     /// Priority of a new `nix-cache-info`.
     pub priority: Option<u32>,
     /// `WantMassQuery` of a new `nix-cache-info`.
@@ -176,7 +177,11 @@ impl Mode {
             exact: cli.exact,
             collector_timeout: cli.collector_timeout,
             repair: cli.repair,
-            check_existing: cli.check_existing,
+            existing_check: match (cli.repair, cli.check_existing) {
+                (true, _) => ExistingCheck::Read,
+                (false, true) => ExistingCheck::ReadIfUnknown,
+                (false, false) => ExistingCheck::EntityTag,
+            },
             priority: cli.priority,
             want_mass_query: cli.want_mass_query,
             is_json: cli.json,

@@ -156,12 +156,7 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
         return Err(error.with_hint("pass a cache archive, such as the output of s3-pull --archive"));
     }
     let (limits, memory, part_size) = (options.bucket.limits, options.upload.memory, options.upload.part_size);
-    let check = match (options.repair, options.check_existing) {
-        (true, _) => ExistingCheck::Read,
-        (false, true) => ExistingCheck::ReadIfUnknown,
-        (false, false) => ExistingCheck::EntityTag,
-    };
-    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, check));
+    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.existing_check));
     let (intake, events) = new_intake(memory, part_size, runtime.handle().clone());
     let input = Input {
         kind,
