@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::StorePath;
-use narinfo_gen::archive::Writer;
+use narinfo_gen::archive::{REALISATION_PREFIXES, Writer};
 use narinfo_gen::extras::{BuildTraceEntry, ExtraObject, Extras, NarExtras};
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::Remote;
@@ -193,7 +193,7 @@ impl<'a> ExtrasWriter<'a> {
         let paths: HashSet<&StorePath> = candidates.iter().map(|candidate| &candidate.narinfo.path).collect();
         let sources = self.sources;
         for remote in sources.remotes() {
-            for prefix in ["realisations/", "build-trace-v2/"] {
+            for prefix in REALISATION_PREFIXES {
                 let keys = self.runtime.block_on(remote.list_keys(prefix))?;
                 let new = keys.into_iter().filter(|key| !self.written.contains(key)).collect::<Vec<_>>();
                 let requests = new.into_iter().map(|key| async move {

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 
 use nar_pack::error::Error;
 
-pub use object::Object;
+pub use object::{DEBUGINFO_PREFIX, NAR_PREFIX, Object, REALISATION_PREFIXES};
 pub use read::{Member, read};
 pub use write::Writer;
 

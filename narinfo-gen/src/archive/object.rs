@@ -5,6 +5,13 @@ use nar_pack::store_path::HashPart;
 use crate::cache_info;
 use crate::hash::{BASE32_DIGITS, Sha256};
 
+/// The prefix of the keys of NARs.
+pub const NAR_PREFIX: &str = "nar/";
+/// The prefix of links from build IDs to NARs.
+pub const DEBUGINFO_PREFIX: &str = "debuginfo/";
+/// The prefixes of realisations: before and since Nix 2.35.
+pub const REALISATION_PREFIXES: [&str; 2] = ["realisations/", "build-trace-v2/"];
+
 /// The kind of an object of a binary cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {

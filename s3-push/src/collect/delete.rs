@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use super::candidates::{Candidate, Candidates};
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
-use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed};
+use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed};
 use super::require_share;
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -96,21 +96,12 @@ pub async fn delete_paths(bucket: &Bucket, mut candidates: Candidates, options: 
         writer.add_narinfo(&candidates.text(index)?).await?;
     }
     writer.flush().await?;
-    let deleted = if plan.ready.is_empty() {
-        Vec::new()
-    } else {
-        let ready =
-            plan.ready.iter().map(|&index| (candidates.paths[index].path.hash_part(), &candidates.paths[index]));
-        let mut sweep = Sweep::prepare(bucket, ready.collect(), listed, now, options).await?;
-        let mut flag = SweepFlag::set(bucket, &objects, now, options.takeover_pause).await?;
-        let result = sweep.run(&mut flag).await;
-        // The flag is removed after an error too, so that pushers need not wait.
-        let removed = flag.remove().await;
-        let deleted = result?;
-        removed?;
-        deleted
-    };
-    Ok(deleted)
+    if plan.ready.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ready = plan.ready.iter().map(|&index| (candidates.paths[index].path.hash_part(), &candidates.paths[index]));
+    let mut sweep = Sweep::prepare(bucket, ready.collect(), listed, now, options).await?;
+    SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| sweep.run(flag).await).await
 }
 
 /// What becomes of each path.
@@ -161,11 +152,7 @@ impl Plan {
                 }
                 (Some(listed), true) => listed,
             };
-            // Of the same second is not later: the path may have been written after the record.
-            let times = doomed.get(&listed.hash).map_or(&[][..], Vec::as_slice);
-            let doomed_since = times.iter().find(|&&time| time > listed.last_modified);
-            let age = doomed_since.map(|&time| now.duration_since(time).unwrap_or_default());
-            match age {
+            match doomed_for(doomed.get(&listed.hash), listed.last_modified, now) {
                 _ if options.now => plan.ready.push(index),
                 Some(age) if age >= DOOM_PERIOD => plan.ready.push(index),
                 Some(age) => {

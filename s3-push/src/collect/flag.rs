@@ -30,17 +30,31 @@ pub struct SweepFlag<'a> {
 }
 
 impl<'a> SweepFlag<'a> {
+    /// Does `work` while the flag is set. The flag is removed after an error too, so that pushers need not wait.
+    ///
+    /// # Errors
+    /// See [`SweepFlag::set`]; the error of `work`; fails if the flag cannot be removed.
+    pub async fn hold<T>(
+        bucket: &'a Bucket,
+        objects: &GcObjects,
+        now: SystemTime,
+        takeover_pause: Duration,
+        work: impl AsyncFnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut flag = Self::set(bucket, objects, now, takeover_pause).await?;
+        let result = work(&mut flag).await;
+        let removed = flag.remove().await;
+        let value = result?;
+        removed?;
+        Ok(value)
+    }
+
     /// Sets the flag. `now` is the time of the service. If the flag of another collector is taken over, waits for
     /// `takeover_pause`: a deletion that the other one may have begun must have ended by then.
     ///
     /// # Errors
     /// Fails if another collector has it, or if it cannot be written.
-    pub async fn set(
-        bucket: &'a Bucket,
-        objects: &GcObjects,
-        now: SystemTime,
-        takeover_pause: Duration,
-    ) -> Result<Self> {
+    async fn set(bucket: &'a Bucket, objects: &GcObjects, now: SystemTime, takeover_pause: Duration) -> Result<Self> {
         let owner = format!("{:032x}", fastrand::u128(..));
         let text = format!("Owner: {owner}\nTime: {}\n", humantime::format_rfc3339_seconds(now));
         let mut flag = Self { bucket, text, written: Instant::now(), takeover_pause };
@@ -114,7 +128,7 @@ impl<'a> SweepFlag<'a> {
     ///
     /// # Errors
     /// Fails if it cannot be read or removed.
-    pub async fn remove(mut self) -> Result {
+    async fn remove(mut self) -> Result {
         self.require_owned().await?;
         self.bucket.delete(&[FLAG_KEY.to_owned()]).await
     }

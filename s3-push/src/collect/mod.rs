@@ -6,17 +6,16 @@
 //! | `pin` | writes and removes pins |
 //! | `candidates`, `delete` | the paths to delete, and their deletion in two runs |
 //! | `unneeded` | the deletion of NARs and other objects that no path needs |
-//! | `collect` | finds the dead paths and does both |
+//! | `run` | `collect`: finds the dead paths and does both |
 //! | `records`, `flag` | the objects below `gc/` that tell pushers what is about to be deleted |
 
 mod candidates;
 pub mod cli;
-#[expect(clippy::module_inception, reason = "named for the command")]
-mod collect;
 mod delete;
 pub mod flag;
 mod pin;
 pub mod records;
+mod run;
 mod unneeded;
 
 use nar_pack::error::{Error, Result};
@@ -36,7 +35,7 @@ pub fn run(command: &Command) -> Result {
         Command::Unpin(args) => pin::unpin(&runtime, args),
         Command::Delete(args) if args.nars => unneeded::run(&runtime, args),
         Command::Delete(args) => delete::run(&runtime, args),
-        Command::Collect(args) => collect::run(&runtime, args),
+        Command::Collect(args) => run::run(&runtime, args),
     };
     runtime.shutdown_background();
     result

@@ -11,10 +11,9 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{HashPart, StoreDir};
 
 use crate::remote::listing::list_below;
+use crate::remote::liveness::COLLECTOR_PREFIX;
 use crate::remote::s3::{Bucket, ListDepth, ListFrom, ListedObject};
 
-/// The prefix of all objects of the collector.
-pub const PREFIX: &str = "gc/";
 /// The object that exists while a collector deletes.
 pub const FLAG_KEY: &str = "gc/sweeping";
 /// The object whose time tells what time it is for the service.
@@ -60,7 +59,7 @@ impl GcObjects {
     /// # Errors
     /// Fails if they cannot be listed, or if the time of one is unknown.
     pub async fn list(bucket: &Bucket) -> Result<Self> {
-        Self::from_listing(bucket, list_below(bucket, PREFIX).await?)
+        Self::from_listing(bucket, list_below(bucket, COLLECTOR_PREFIX).await?)
     }
 
     /// Lists the objects below `gc/`. Returns none if listing is forbidden.
@@ -68,7 +67,7 @@ impl GcObjects {
     /// # Errors
     /// See [`GcObjects::list`].
     pub async fn list_if_allowed(bucket: &Bucket) -> Result<Option<Self>> {
-        match bucket.list_to_depth(PREFIX, ListDepth::All, ListFrom::Beginning).await? {
+        match bucket.list_to_depth(COLLECTOR_PREFIX, ListDepth::All, ListFrom::Beginning).await? {
             None => Ok(None),
             Some(page) if page.next.is_none() => Self::from_listing(bucket, page.entries).map(Some),
             Some(_) => Self::list(bucket).await.map(Some),
@@ -77,9 +76,9 @@ impl GcObjects {
 
     fn from_listing(bucket: &Bucket, entries: Vec<ListedObject>) -> Result<Self> {
         let mut objects = Self::default();
-        for ListedObject { key, last_modified, .. } in entries {
-            let unknown = || Error::failed(format!("{}: its time is unknown", bucket.display_url(&key)));
-            let time = last_modified.ok_or_else(unknown)?;
+        for entry in entries {
+            let time = entry.time_written(bucket)?;
+            let key = entry.key;
             match key.as_str() {
                 FLAG_KEY => objects.flag_time = Some(time),
                 CLOCK_KEY => objects.clock_time = Some(time),
@@ -158,6 +157,15 @@ pub async fn read_doomed_keys(bucket: &Bucket, records: &[Record]) -> Result<Has
     Ok(doomed)
 }
 
+/// Returns for how long an object has been doomed that was written at `written`, or none if it is not doomed. `records` are
+/// the times of the records that name it, oldest first. One of the same second does not count: the object may have been
+/// written after it.
+#[must_use]
+pub fn doomed_for(records: Option<&Vec<SystemTime>>, written: SystemTime, now: SystemTime) -> Option<Duration> {
+    let since = records?.iter().find(|&&record| record > written)?;
+    Some(now.duration_since(*since).unwrap_or_default())
+}
+
 /// Writes records.
 pub struct RecordWriter<'a> {
     bucket: &'a Bucket,
@@ -221,7 +229,7 @@ impl<'a> RecordWriter<'a> {
 /// Returns the key of a record. The number distinguishes records of the same second.
 fn record_key(time: SystemTime, number: u32, suffix: &str) -> String {
     let time = humantime::format_rfc3339_seconds(time).to_string().replace(['-', ':'], "");
-    format!("{PREFIX}{time}-{number:08x}{suffix}")
+    format!("{COLLECTOR_PREFIX}{time}-{number:08x}{suffix}")
 }
 
 #[cfg(test)]

@@ -14,12 +14,13 @@ use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::{HashPart, StoreDir};
+use narinfo_gen::archive::{DEBUGINFO_PREFIX, NAR_PREFIX, REALISATION_PREFIXES};
 use narinfo_gen::extras::{BuildTraceEntry, debuginfo_target};
 use tokio::runtime::Runtime;
 
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
-use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, read_doomed_keys};
+use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed_keys};
 use super::require_share;
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -27,14 +28,8 @@ use crate::remote::etag::{Md5Tag, md5_tag_of};
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::listing::list_below;
 use crate::remote::liveness::{ListedNarinfo, list_narinfos, read_narinfos, require_readable};
-use crate::remote::s3::{Access, Bucket, ListedObject, MAX_DELETED_AT_ONCE};
+use crate::remote::s3::{Access, Bucket, MAX_DELETED_AT_ONCE};
 
-/// The prefix of NARs.
-const NAR_PREFIX: &str = "nar/";
-/// The prefix of links from build IDs to NARs.
-const DEBUGINFO_PREFIX: &str = "debuginfo/";
-/// The prefixes of realisations: before and since Nix 2.35.
-const REALISATION_PREFIXES: [&str; 2] = ["realisations/", "build-trace-v2/"];
 /// Maximum size of a debuginfo link or a realisation in bytes. A larger object stays.
 const MAX_TEXT_SIZE: usize = 1 << 20;
 
@@ -111,20 +106,17 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
     let is_old = |time: SystemTime| now.duration_since(time).unwrap_or_default() >= options.grace;
     let records = gc.records.iter().chain(&gc.key_records).filter(|record| is_old(record.time));
     let old_records: Vec<String> = records.map(|record| record.key.clone()).collect();
-    let mut deleted = Vec::new();
-    if !plan.ready.is_empty() || !old_records.is_empty() {
-        let mut flag = SweepFlag::set(bucket, &gc, now, options.takeover_pause).await?;
-        let result = sweep(bucket, &mut flag, &mut needs, &plan.ready, options).await;
-        let result = match result {
+    let deleted = if plan.ready.is_empty() && old_records.is_empty() {
+        Vec::new()
+    } else {
+        SweepFlag::hold(bucket, &gc, now, options.takeover_pause, async |flag| {
+            let deleted = sweep(bucket, flag, &mut needs, &plan.ready, options).await?;
             // What they doomed is deleted, or has been written since.
-            Ok(keys) => bucket.delete(&old_records).await.map(|()| keys),
-            Err(error) => Err(error),
-        };
-        // The flag is removed after an error too, so that pushers need not wait.
-        let removed = flag.remove().await;
-        deleted = result?;
-        removed?;
-    }
+            bucket.delete(&old_records).await?;
+            Ok(deleted)
+        })
+        .await?
+    };
     plan.print(deleted.len(), options);
     Ok(deleted)
 }
@@ -151,10 +143,7 @@ impl Plan {
         let doomed = read_doomed_keys(bucket, &gc.key_records).await?;
         let (mut plan, mut writer) = (Self::default(), RecordWriter::of_keys(bucket, now));
         for (key, written) in unneeded {
-            // Of the same second is not later: the object may have been written after the record.
-            let times = doomed.get(key).map_or(&[][..], Vec::as_slice);
-            let doomed_since = times.iter().find(|&&time| time > written);
-            match doomed_since.map(|&time| now.duration_since(time).unwrap_or_default()) {
+            match doomed_for(doomed.get(key), written, now) {
                 Some(age) if age >= options.grace => {
                     plan.ready.insert(key.clone(), written);
                 }
@@ -257,14 +246,14 @@ impl Needs {
         let mut objects = HashMap::new();
         for entry in list_below(bucket, NAR_PREFIX).await? {
             let needed_by = Condition::Nar(md5_tag_of(entry.key.as_bytes()));
-            let written = written(bucket, &entry)?;
+            let written = entry.time_written(bucket)?;
             objects.insert(entry.key, Object { written, needed_by });
         }
         for prefix in [DEBUGINFO_PREFIX].iter().chain(&REALISATION_PREFIXES) {
             let entries = list_below(bucket, prefix).await?;
             let reads = stream::iter(entries.into_iter().map(async |entry| {
                 let needed_by = read_condition(bucket, store_dir, &entry.key).await?;
-                let written = written(bucket, &entry)?;
+                let written = entry.time_written(bucket)?;
                 Ok::<_, Error>((entry.key, Object { written, needed_by }))
             }));
             let read: Vec<_> = reads.buffer_unordered(bucket.max_in_flight().into()).try_collect().await?;
@@ -273,11 +262,6 @@ impl Needs {
         require_readable(bucket)?;
         Ok(objects)
     }
-}
-
-fn written(bucket: &Bucket, entry: &ListedObject) -> Result<SystemTime> {
-    let unknown = || Error::failed(format!("{}: its time is unknown", bucket.display_url(&entry.key)));
-    entry.last_modified.ok_or_else(unknown)
 }
 
 /// Reads what a debuginfo link or a realisation refers to.

@@ -61,7 +61,7 @@ impl DoomedObjects {
         self.lock().get(key) == Some(&false)
     }
 
-    /// Records that this push has written an object. Returns nothing for an object that is not doomed.
+    /// Records that this push has written an object, if it is doomed.
     pub fn set_written(&self, key: &str) {
         if let Some(is_written) = self.lock().get_mut(key) {
             *is_written = true;

@@ -1,10 +1,12 @@
 //! Listings of a bucket. One that is long is read in several ranges in parallel: hash parts are evenly distributed, so
 //! the last key of the first page shows how many pages follow and where to split them.
 
+use std::cell::RefCell;
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::store_path::HashPart;
-use narinfo_gen::archive::Object;
+use narinfo_gen::archive::{NAR_PREFIX, Object};
 
 use crate::remote::etag::{Md5Tag, md5_tag};
 use crate::remote::s3::{Bucket, ListDepth, ListFrom, ListedObject, Page};
@@ -63,7 +65,7 @@ pub async fn list_top_level<T>(bucket: &Bucket, keep: impl Fn(ListedObject) -> O
 ///
 /// # Errors
 /// Fails if the bucket cannot be listed.
-pub async fn list_items<T>(
+async fn list_items<T>(
     bucket: &Bucket,
     scope: (&str, ListDepth),
     keep: impl Fn(ListItem) -> Option<T> + Copy,
@@ -88,6 +90,20 @@ pub async fn list_items<T>(
         kept.extend(range);
     }
     Ok(kept)
+}
+
+/// Lists what is below a prefix, as [`list_items`] does, and passes each item to `each`.
+///
+/// # Errors
+/// Fails if the bucket cannot be listed.
+pub async fn for_each_item(bucket: &Bucket, scope: (&str, ListDepth), each: impl FnMut(ListItem)) -> Result {
+    // The ranges are read in parallel, but on one thread.
+    let each = RefCell::new(each);
+    let visit = |item| {
+        each.borrow_mut()(item);
+        None::<()>
+    };
+    list_items(bucket, scope, visit).await.map(drop)
 }
 
 /// Lists the objects whose key begins with `prefix`, at any depth.
@@ -186,7 +202,7 @@ impl NameSpace {
 
     /// Returns the names below a prefix. Where they are others, the listing is split less evenly.
     fn below(prefix: &str) -> Self {
-        if prefix == "nar/" { Self::SHA256 } else { Self::HASH_PARTS }
+        if prefix == NAR_PREFIX { Self::SHA256 } else { Self::HASH_PARTS }
     }
 
     /// Returns the position of a name.

@@ -77,8 +77,7 @@ pub async fn list_pins(bucket: &Bucket) -> Result<Vec<ListedPin>> {
     for entry in list_below(bucket, PREFIX).await? {
         let name = PinName::parse(entry.key.strip_prefix(PREFIX).unwrap_or_default());
         let name = name.map_err(|error| Error::failed(error.message()))?;
-        let unknown = || Error::failed(format!("{}: its time is unknown", bucket.display_url(&entry.key)));
-        pins.push(ListedPin { name, last_modified: entry.last_modified.ok_or_else(unknown)? });
+        pins.push(ListedPin { name, last_modified: entry.time_written(bucket)? });
     }
     pins.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     pins.dedup_by(|a, b| a.name == b.name);

@@ -1,22 +1,15 @@
 //! The listing of a bucket for `s3-pull check`: which objects there are, and those that do not belong there.
 
-use std::cell::RefCell;
-
 use nar_pack::error::Result;
 use nar_pack::store_path::HashPart;
-use narinfo_gen::archive::Object;
+use narinfo_gen::archive::{NAR_PREFIX, Object};
 use s3_push::remote::etag::{Md5Tag, md5_tag_of};
-use s3_push::remote::listing::{ListItem, TOP_LEVEL, list_items};
-use s3_push::remote::liveness::{ListedNarinfo, sort_narinfos};
+use s3_push::remote::listing::{ListItem, TOP_LEVEL, for_each_item};
+use s3_push::remote::liveness::{COLLECTOR_PREFIX, ListedNarinfo, sort_narinfos};
 use s3_push::remote::pins;
 use s3_push::remote::s3::{Bucket, ListDepth, ListedObject};
 
 use super::findings::{Finding, Findings, Reason};
-
-/// The prefix of NARs.
-pub const NAR_PREFIX: &str = "nar/";
-/// The prefix of the records of the collector.
-const GC_PREFIX: &str = "gc/";
 
 /// What the top level of a bucket contains.
 #[derive(Default)]
@@ -34,37 +27,33 @@ pub struct TopLevel {
 /// # Errors
 /// Fails if it cannot be listed, or if the time of a narinfo is unknown.
 pub async fn list_top_level(bucket: &Bucket, note_empty_narinfos: bool, findings: &mut Findings) -> Result<TopLevel> {
-    let (top, narinfos) = (RefCell::new(TopLevel::default()), RefCell::new(Vec::new()));
-    let (has_cache_info, others) = (RefCell::new(false), RefCell::new(ObjectList::default()));
-    list_items(bucket, TOP_LEVEL, |item| {
-        match item {
-            ListItem::Prefix(prefix) => top.borrow_mut().prefixes.push(prefix),
-            ListItem::Object(object) => {
-                if let Some(narinfo) = ListedNarinfo::of_object(&object) {
-                    narinfos.borrow_mut().push(narinfo);
-                    others.borrow_mut().add_if_empty(&object, note_empty_narinfos);
-                } else {
-                    let kind = Object::of_key(&object.key);
-                    if let Some(Object::Listing(hash)) = kind {
-                        top.borrow_mut().listings.push(hash);
-                    }
-                    *has_cache_info.borrow_mut() |= kind == Some(Object::CacheInfo);
-                    others.borrow_mut().add(&object);
+    let (mut top, mut narinfos) = (TopLevel::default(), Vec::new());
+    let (mut has_cache_info, mut others) = (false, ObjectList::default());
+    for_each_item(bucket, TOP_LEVEL, |item| match item {
+        ListItem::Prefix(prefix) => top.prefixes.push(prefix),
+        ListItem::Object(object) => {
+            if let Some(narinfo) = ListedNarinfo::of_object(bucket, &object) {
+                narinfos.push(narinfo);
+                others.add_if_empty(&object, note_empty_narinfos);
+            } else {
+                let kind = Object::of_key(&object.key);
+                if let Some(Object::Listing(hash)) = kind {
+                    top.listings.push(hash);
                 }
+                has_cache_info |= kind == Some(Object::CacheInfo);
+                others.add(&object);
             }
         }
-        None::<()>
     })
     .await?;
-    let mut top = top.into_inner();
-    top.narinfos = sort_narinfos(bucket, narinfos.into_inner())?;
+    top.narinfos = sort_narinfos(narinfos.into_iter().collect::<Result<_>>()?);
     top.listings.sort_unstable();
     top.listings.dedup();
     top.prefixes.sort_unstable();
     top.prefixes.dedup();
     findings.totals.paths = top.narinfos.len();
-    findings.totals.others = others.into_inner().finish(bucket, findings);
-    if !has_cache_info.into_inner() {
+    findings.totals.others = others.finish(bucket, findings);
+    if !has_cache_info {
         let key = narinfo_gen::cache_info::KEY;
         let message = format!("{}: there is no {key}", bucket.display_url(""));
         findings.add(Finding { path: None, key: key.to_owned(), reason: Reason::NoCacheInfo, message, size: 0 });
@@ -93,15 +82,14 @@ pub async fn count_nars(bucket: &Bucket, findings: &mut Findings) -> Result {
 }
 
 async fn list_prefix(bucket: &Bucket, prefix: &str, findings: &mut Findings) -> Result<(usize, u64)> {
-    let list = RefCell::new(ObjectList::default());
-    list_items(bucket, (prefix, ListDepth::All), |item| {
+    let mut list = ObjectList::default();
+    for_each_item(bucket, (prefix, ListDepth::All), |item| {
         if let ListItem::Object(object) = item {
-            list.borrow_mut().add(&object);
+            list.add(&object);
         }
-        None::<()>
     })
     .await?;
-    Ok(list.into_inner().finish(bucket, findings))
+    Ok(list.finish(bucket, findings))
 }
 
 /// Adds the listings of paths that the cache does not have.
@@ -117,12 +105,12 @@ pub fn find_unneeded_listings(bucket: &Bucket, top: &TopLevel, findings: &mut Fi
 /// Adds the multipart uploads that were neither completed nor aborted.
 pub async fn find_incomplete_uploads(bucket: &Bucket, findings: &mut Findings) {
     let uploads = bucket.list_incomplete_uploads().await.unwrap_or_default();
-    findings.extend(uploads.into_iter().map(|upload| {
+    findings.extend(uploads.into_iter().map(|key| {
         let message = format!(
             "{}: an incomplete upload; the rule of 'cache-policy --lifecycle' aborts it",
-            bucket.display_url(&upload.key)
+            bucket.display_url(&key)
         );
-        Finding { path: None, key: upload.key, reason: Reason::IncompleteUpload, message, size: 0 }
+        Finding { path: None, key, reason: Reason::IncompleteUpload, message, size: 0 }
     }));
 }
 
@@ -139,7 +127,8 @@ impl ObjectList {
         let size = object.size.unwrap_or_default();
         self.objects.push((md5_tag_of(object.key.as_bytes()), size));
         let kind = Object::of_key(&object.key);
-        let is_known = kind.is_some() || object.key.starts_with(pins::PREFIX) || object.key.starts_with(GC_PREFIX);
+        let is_known =
+            kind.is_some() || object.key.starts_with(pins::PREFIX) || object.key.starts_with(COLLECTOR_PREFIX);
         if !is_known {
             self.noted.push((object.key.clone(), Reason::ForeignObject, size));
         }

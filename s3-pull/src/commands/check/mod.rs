@@ -20,6 +20,7 @@ use std::sync::Arc;
 use cache_sign::trust::TrustedKeys;
 use nar_pack::error::Result;
 use nar_pack::store_path::StoreDir;
+use narinfo_gen::archive::NAR_PREFIX;
 use s3_push::remote::RemoteOptions;
 use s3_push::remote::cli::only_url;
 use s3_push::remote::known_texts::KnownTexts;
@@ -88,7 +89,7 @@ pub fn run(runtime: &Runtime, args: &CheckArgs) -> Result {
 async fn check(bucket: Arc<Bucket>, options: &CheckOptions, findings: &mut Findings) -> Result {
     let top = listing::list_top_level(&bucket, options.is_list_only, findings).await?;
     listing::find_unneeded_listings(&bucket, &top, findings);
-    for prefix in top.prefixes.iter().filter(|prefix| *prefix != listing::NAR_PREFIX) {
+    for prefix in top.prefixes.iter().filter(|prefix| *prefix != NAR_PREFIX) {
         listing::list_others(&bucket, prefix, findings).await?;
     }
     listing::find_incomplete_uploads(&bucket, findings).await;

@@ -2,7 +2,6 @@
 //! listing. Those that are read must match their narinfos. A NAR that looks wrong is looked up again together with its
 //! narinfo before it is reported, because objects are written and deleted while they are listed.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -10,10 +9,11 @@ use std::time::SystemTime;
 use futures_util::{StreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::nar::Skip;
+use narinfo_gen::archive::NAR_PREFIX;
 use narinfo_gen::narinfo::{self, NarInfo};
 use s3_push::remote::Remote;
 use s3_push::remote::etag::{Md5Tag, md5_tag_of};
-use s3_push::remote::listing::{ListItem, list_items};
+use s3_push::remote::listing::{ListItem, for_each_item};
 use s3_push::remote::liveness::{ListedNarinfo, require_readable};
 use s3_push::remote::progress::count_bar;
 use s3_push::remote::retry::Backoff;
@@ -21,7 +21,6 @@ use s3_push::remote::s3::{Bucket, ListDepth};
 
 use super::CheckOptions;
 use super::findings::{Finding, Findings, Reason};
-use super::listing::NAR_PREFIX;
 use super::narinfos::parse;
 use crate::fetch;
 
@@ -86,20 +85,18 @@ pub async fn check_sizes(
 
 /// Lists the NARs, and adds those that no narinfo names to the findings. Returns the others, sorted.
 async fn list_nars(bucket: &Bucket, needs: &NarNeeds, findings: &mut Findings) -> Result<Vec<(Md5Tag, u64)>> {
-    let (found, unneeded) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
-    list_items(bucket, (NAR_PREFIX, ListDepth::All), |item| {
+    let (mut found, mut unneeded) = (Vec::new(), Vec::new());
+    for_each_item(bucket, (NAR_PREFIX, ListDepth::All), |item| {
         if let ListItem::Object(object) = item {
             let (key, size) = (md5_tag_of(object.key.as_bytes()), object.size.unwrap_or_default());
             if needs.contains(key) {
-                found.borrow_mut().push((key, size));
+                found.push((key, size));
             } else {
-                unneeded.borrow_mut().push((object.key, size));
+                unneeded.push((object.key, size));
             }
         }
-        None::<()>
     })
     .await?;
-    let (mut found, mut unneeded) = (found.into_inner(), unneeded.into_inner());
     found.sort_unstable();
     found.dedup_by_key(|(key, _)| *key);
     unneeded.sort_unstable();

@@ -23,6 +23,9 @@ use crate::remote::liveness::cli::RootArgs;
 use crate::remote::pins::{Retention, list_pins, read_pins};
 use crate::remote::s3::Bucket;
 
+/// The prefix of the objects that a collector writes.
+pub const COLLECTOR_PREFIX: &str = "gc/";
+
 pub use graph::{Graph, GraphError};
 pub use narinfos::{
     ListedNarinfo, list_narinfos, parse_listed, read_narinfo_texts, read_narinfos, require_readable, sort_narinfos,

@@ -27,12 +27,14 @@ pub struct ListedNarinfo {
 }
 
 impl ListedNarinfo {
-    /// Returns the narinfo that an object is, if it is one; an error with its hash part if its time is unknown.
-    #[must_use]
-    pub fn of_object(entry: &ListedObject) -> Option<Result<Self, HashPart>> {
+    /// Returns the narinfo that an object is, if it is one.
+    ///
+    /// # Errors
+    /// Fails if its time is unknown.
+    pub fn of_object(bucket: &Bucket, entry: &ListedObject) -> Option<Result<Self>> {
         let Some(Object::Narinfo(hash)) = Object::of_key(&entry.key) else { return None };
-        let listed = entry.last_modified.map(|last_modified| Self { hash, md5: md5_tag(&entry.etag), last_modified });
-        Some(listed.ok_or(hash))
+        let time = entry.time_written(bucket);
+        Some(time.map(|last_modified| Self { hash, md5: md5_tag(&entry.etag), last_modified }))
     }
 
     /// Returns the key.
@@ -47,16 +49,13 @@ impl ListedNarinfo {
 /// # Errors
 /// Fails if the bucket cannot be listed, or if the time of a narinfo is unknown.
 pub async fn list_narinfos(bucket: &Bucket) -> Result<Vec<ListedNarinfo>> {
-    sort_narinfos(bucket, list_top_level(bucket, |entry| ListedNarinfo::of_object(&entry)).await?)
+    let listed = list_top_level(bucket, |entry| ListedNarinfo::of_object(bucket, &entry)).await?;
+    Ok(sort_narinfos(listed.into_iter().collect::<Result<_>>()?))
 }
 
 /// Sorts the narinfos of a listing by hash part, and removes duplicates.
-///
-/// # Errors
-/// Fails if the time of a narinfo is unknown.
-pub fn sort_narinfos(bucket: &Bucket, listed: Vec<Result<ListedNarinfo, HashPart>>) -> Result<Vec<ListedNarinfo>> {
-    let unknown = |hash: HashPart| Error::failed(format!("{}: its time is unknown", bucket.display_url(hash.as_str())));
-    let mut listed = listed.into_iter().collect::<Result<Vec<_>, _>>().map_err(unknown)?;
+#[must_use]
+pub fn sort_narinfos(mut listed: Vec<ListedNarinfo>) -> Vec<ListedNarinfo> {
     listed.sort_unstable_by_key(|narinfo| narinfo.hash);
     // Where two pages overlap, the later answer counts no more than the earlier one: the younger is kept.
     listed.dedup_by(|later, earlier| {
@@ -66,7 +65,7 @@ pub fn sort_narinfos(bucket: &Bucket, listed: Vec<Result<ListedNarinfo, HashPart
         }
         is_same
     });
-    Ok(listed)
+    listed
 }
 
 /// Reads narinfos, and passes the index of each with its contents and text to `each`, in any order; none if it was

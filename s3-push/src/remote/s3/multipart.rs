@@ -3,7 +3,6 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
@@ -64,15 +63,6 @@ pub struct RemotePart {
     pub etag: String,
     /// The part itself.
     pub uploaded: UploadedPart,
-}
-
-/// An incomplete upload in a listing of the bucket.
-#[derive(Debug, Clone)]
-pub struct ListedIncompleteUpload {
-    /// Its key, relative to the prefix.
-    pub key: String,
-    /// When it began, if the service tells.
-    pub started: Option<SystemTime>,
 }
 
 impl Bucket {
@@ -227,9 +217,9 @@ impl Bucket {
         uploads
     }
 
-    /// Lists the uploads that were neither completed nor aborted. Returns none if the service does not list uploads or
+    /// Lists the keys of the uploads that were neither completed nor aborted. Returns none if the service does not list uploads or
     /// does not allow it.
-    pub async fn list_incomplete_uploads(&self) -> Option<Vec<ListedIncompleteUpload>> {
+    pub async fn list_incomplete_uploads(&self) -> Option<Vec<String>> {
         let mut found = Vec::new();
         let mut marker: (Option<String>, Option<String>) = (None, None);
         loop {
@@ -242,12 +232,12 @@ impl Bucket {
                 .set_upload_id_marker(marker.1.clone());
             let result = self.send(RequestKind::ListMultipartUploads, request.send()).await;
             let page = self.optional(result, "list incomplete uploads of", "")?;
-            found.extend(page.uploads.unwrap_or_default().into_iter().filter_map(|upload| {
-                let seconds = upload.initiated.and_then(|time| u64::try_from(time.secs()).ok());
-                let started = seconds.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-                let key = upload.key?.strip_prefix(&self.location.prefix)?.to_owned();
-                Some(ListedIncompleteUpload { key, started })
-            }));
+            found.extend(
+                page.uploads
+                    .unwrap_or_default()
+                    .into_iter()
+                    .filter_map(|upload| Some(upload.key?.strip_prefix(&self.location.prefix)?.to_owned())),
+            );
             let next = (page.next_key_marker, page.next_upload_id_marker);
             if page.is_truncated != Some(true) || next == marker || next.0.is_none() {
                 return Some(found);

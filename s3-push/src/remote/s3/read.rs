@@ -68,6 +68,17 @@ pub struct Page {
     pub next: Option<String>,
 }
 
+impl ListedObject {
+    /// Returns when the object was written.
+    ///
+    /// # Errors
+    /// Fails if the service does not tell.
+    pub fn time_written(&self, bucket: &Bucket) -> Result<SystemTime> {
+        let unknown = || Error::failed(format!("{}: its time is unknown", bucket.display_url(&self.key)));
+        self.last_modified.ok_or_else(unknown)
+    }
+}
+
 impl Bucket {
     /// Requests an object or a range of it, optionally on condition that its entity tag is still `etag`.
     pub(in crate::remote) async fn get(
