@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::config::interceptors::{BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef};
+use aws_runtime::service_clock_skew::DisableClockSkewCorrection;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
+};
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
@@ -24,6 +27,9 @@ pub const DEFAULT_MAX_ATTEMPTS: u32 = 8;
 pub(super) const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 /// Longest delay before any retry, even if the server asks for more.
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
+/// The first date of a response that is not believed, in seconds since 1970: 1 January 9000. The SDK adds the difference
+/// between the clocks to the time of a retry, and panics if the result is after the year 9999.
+const MIN_IMPLAUSIBLE_DATE: Duration = Duration::from_secs(221_845_392_000);
 
 /// Limits on the requests to one remote cache.
 #[derive(Debug, Clone, Copy)]
@@ -180,6 +186,30 @@ impl Intercept for AttemptObserver {
         if let (Some(attempt), Some(response)) = (attempt, context.response()) {
             self.first_response.record_response();
             if is_throttling(response.status().as_u16()) { attempt.throttled() } else { attempt.succeeded() }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the SDK ignore the date of a response if it is implausible. Other dates are believed, even if they are years away:
+/// the clock of this host may be wrong, and signatures must have the time of the service.
+#[derive(Debug)]
+pub(super) struct ImplausibleDateFilter;
+
+impl Intercept for ImplausibleDateFilter {
+    fn name(&self) -> &'static str {
+        "ImplausibleDateFilter"
+    }
+
+    fn read_after_transmit(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date").and_then(|date| httpdate::parse_http_date(date).ok());
+        if date.is_some_and(|date| date >= SystemTime::UNIX_EPOCH + MIN_IMPLAUSIBLE_DATE) {
+            config.interceptor_state().store_put(DisableClockSkewCorrection::from(true));
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use cache_tests::repository;
 use super::tidy::{dependencies, packages, read, sources, text};
 
 /// The crates of one HTTP client and of the AWS SDK.
-const CLIENTS: [&str; 6] =
-    ["reqwest::", "aws_sdk_s3::", "aws_config::", "aws_smithy_", "aws_credential_types::", "rustls::"];
+const CLIENTS: [&str; 7] =
+    ["reqwest::", "aws_sdk_s3::", "aws_config::", "aws_runtime::", "aws_smithy_", "aws_credential_types::", "rustls::"];
 
 /// HTTP clients that no crate may depend on directly. The tests serve HTTP with hyper-util.
 const HTTP_CLIENTS: [&str; 8] = ["attohttpc", "curl", "hyper", "isahc", "minreq", "surf", "ureq", "awc"];

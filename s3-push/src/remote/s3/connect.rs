@@ -24,7 +24,9 @@ use super::{Bucket, ObjectOptions, RequestCounts};
 use crate::remote::concurrency::AdaptiveLimit;
 use crate::remote::first_response::FirstResponse;
 use crate::remote::location::{DEFAULT_REGION, Location};
-use crate::remote::retry::{AttemptObserver, INITIAL_BACKOFF, RequestLimits, ThrottleClassifier};
+use crate::remote::retry::{
+    AttemptObserver, INITIAL_BACKOFF, ImplausibleDateFilter, RequestLimits, ThrottleClassifier,
+};
 
 /// Capacity of the bucket's own retry budget. The SDK's default, 500 tokens for the whole process, is used up by
 /// one minute of throttling in a bulk transfer.
@@ -78,6 +80,7 @@ impl Bucket {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .retry_partition(RetryPartition::custom(tool).token_bucket(retry_budget).build())
             .interceptor(observer)
+            .interceptor(ImplausibleDateFilter)
             .retry_classifier(ThrottleClassifier);
         if let Some(url) = location.endpoint_url() {
             config = config.endpoint_url(url);

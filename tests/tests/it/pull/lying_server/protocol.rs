@@ -6,6 +6,7 @@ use cache_tests::lying_server::{BUCKET, LyingServer, Request, Response};
 use narinfo_gen::compression::Compression;
 use narinfo_gen::hash::Sha256;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The output of a refused path is incomplete, and the next stage refuses it.
 #[test]
@@ -87,4 +88,32 @@ fn a_cyclic_listing_ends() {
     println!("| a cyclic listing | s3 | {:?} | {} |", output.status.code(), table_cell(stderr.trim_end()));
     assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}: {stderr}", output.status);
     assert_eq!(find_problems(&stderr), Vec::<String>::new());
+}
+
+/// The service fails once, with a date that the SDK takes for the time of the service.
+#[test]
+fn implausible_dates_are_ignored() {
+    let fixture = PullFixture::new();
+    let good = fixture.attacker.path("good", small_nar(b'g'), Compression::Zstd, &[]);
+    for date in [
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Sat, 01 Jan 9000 00:00:00 GMT",
+        "Mon, 01 Jan 0001 00:00:00 GMT",
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Fri, 31 Dec 99999 23:59:59 GMT",
+        "Fri, 32 Dec 2026 25:61:61 GMT",
+        "today",
+        "",
+    ] {
+        let (all, has_failed) = (objects([&good]), AtomicBool::new(false));
+        let server = LyingServer::start(move |request: &Request| {
+            if has_failed.swap(true, Ordering::Relaxed) {
+                Response::correct(&all, request).header("Date", date)
+            } else {
+                Response::error(503, "SlowDown", "Reduce your request rate.").header("Date", date)
+            }
+        });
+        let output = fixture.pull(&server.s3_url(), &["--nar"], &[good.full_path()]);
+        assert_eq!((output.status, output.stdout == good.nar), (0, true), "{date}: {}", output.stderr);
+    }
 }
