@@ -1,13 +1,14 @@
 //! Pushes whose connection was cut within a part: the parts that are complete are not sent again.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::sync::{Arc, Condvar, Mutex};
 
 use crate::fixtures::large_path::{LargePath, PART_SIZE};
 use crate::fixtures::s3_calls::S3Client;
 use cache_tests::fault_proxy::{Fault, FaultProxy, Request, RequestKind};
 use cache_tests::lying_server::{self, LyingServer, Response};
-use cache_tests::{Credentials, Minio, Scratch, random_seed};
+use cache_tests::{Credentials, Minio, Random, Scratch, random_seed, store_path};
 use md5::{Digest, Md5};
 
 /// Four whole parts and a fifth.
@@ -31,8 +32,8 @@ fn cut_within_part_3(count: usize) -> impl Fn(&Request) -> Fault + Send + Sync {
         state.arrived += 1;
         changed.notify_all();
         let is_third = request.query.split('&').any(|pair| pair == "partNumber=3");
+        let mut state = changed.wait_while(state, |state| state.arrived < count && !state.is_cut).unwrap();
         if is_third && !state.is_cut {
-            let mut state = changed.wait_while(state, |state| state.arrived < count).unwrap();
             state.is_cut = true;
             changed.notify_all();
             return Fault::TruncateRequest;
@@ -71,6 +72,22 @@ fn only_the_part_that_was_cut_off_is_sent_again() {
     let Some(minio) = Minio::shared() else { return };
     let (scratch, _, bucket) = fixture(minio);
     push_and_cut(&scratch, minio, &bucket, 5);
+    assert_eq!(push_counting_parts(&scratch, minio, &bucket), 1);
+    LargePath::assert_pulls(&scratch);
+}
+
+/// The failure of one NAR ends the push. The parts of the others are completed too.
+#[test]
+fn the_parts_of_other_nars_are_not_sent_again() {
+    let Some(minio) = Minio::shared() else { return };
+    let (mut scratch, _, bucket) = fixture(minio);
+    let second = store_path("second", random_seed());
+    let data = scratch.path().join("root").join(second.trim_start_matches('/'));
+    fs::write(data, Random::new(random_seed()).bytes(FIVE_PARTS)).unwrap();
+    scratch.env("Q", second);
+    let archive = "nar-pack --root root --no-nix --export \"$P\" \"$Q\" | narinfo-gen --no-nix --archive > archive";
+    scratch.sh(archive).ok();
+    push_and_cut(&scratch, minio, &bucket, 10);
     assert_eq!(push_counting_parts(&scratch, minio, &bucket), 1);
     LargePath::assert_pulls(&scratch);
 }
