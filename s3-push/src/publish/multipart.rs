@@ -160,7 +160,7 @@ impl Uploader {
         let SentUpload { state, parts } = sent;
         let object = match parts {
             Ok(parts) => self.complete(&state, parts).await,
-            Err(error) => self.find_completed(&state).await.ok_or(error),
+            Err(error) => self.find_completed(&state, &[]).await.ok_or(error),
         };
         match object {
             Ok(object) => {
@@ -229,7 +229,7 @@ impl Uploader {
         let sent = self.send_parts(state, first_parts, parts).await;
         if let Err(error) = &sent {
             // Another process that continued the same upload may have completed it. Then the rest is only verified.
-            if self.find_completed(state).await.is_none() {
+            if self.find_completed(state, &[]).await.is_none() {
                 return Err(error.clone());
             }
             while parts.recv().await.is_some() {}
@@ -243,7 +243,7 @@ impl Uploader {
         let outcome = match self.bucket.complete_multipart_upload(&state.upload, parts.clone(), is_new_only).await {
             Ok(PutOutcome::Existed) => self.replace_if_damaged(state, parts).await?,
             Ok(outcome) => outcome,
-            Err(error) => return self.find_completed(state).await.ok_or(error),
+            Err(error) => return self.find_completed(state, &parts).await.ok_or(error),
         };
         self.confirm(&state.upload.key, outcome, state.received_bytes).await
     }
@@ -260,15 +260,17 @@ impl Uploader {
         Ok(PutOutcome::Existed)
     }
 
-    /// Looks up the object of a NAR, which another process may have completed.
-    async fn find_completed(&self, state: &MultipartState) -> Option<UploadedObject> {
-        match (state.overwrite, state.length) {
-            // The target of a doomed object is not of this kind, because the object exists.
-            (Overwrite::Never, BodyLength::Multipart { size, .. }) => {
-                self.find_object(&state.upload.key, Some(size)).await.ok().flatten()
-            }
-            _ => None,
-        }
+    /// Looks up the object of a NAR, which another process may have completed. An object of another size is not it, nor one
+    /// whose entity tag tells that it is not of these `parts`, which are empty if not all of them are known.
+    async fn find_completed(&self, state: &MultipartState, parts: &[UploadedPart]) -> Option<UploadedObject> {
+        // The target of a doomed object is not of this kind, because the object exists.
+        let (Overwrite::Never, BodyLength::Multipart { size, .. }) = (state.overwrite, state.length) else {
+            return None;
+        };
+        let head = self.bucket.head(&state.upload.key).await.ok().flatten()?;
+        let has_other_parts =
+            || !parts.is_empty() && head.md5_etag.as_deref().and_then(|etag| have_etag(parts, etag)) == Some(false);
+        (head.size == size && !has_other_parts()).then_some(UploadedObject::EXISTING)
     }
 
     /// Sends the parts. After a failure no further part is started, but those in flight are completed for the next run.

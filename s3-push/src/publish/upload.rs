@@ -47,6 +47,9 @@ pub struct UploadedObject {
 }
 
 impl UploadedObject {
+    /// An object that existed before.
+    pub(super) const EXISTING: Self = Self { existed: true };
+
     /// Returns whether the object existed before. Only its size and, where that tells, its entity tag have been checked
     /// then.
     #[must_use]
@@ -251,7 +254,7 @@ impl Uploader {
             None if head.size != size => return Ok(ExistingNar::Missing),
             None => None,
         };
-        Ok(ExistingNar::Present(PresentNar { object: UploadedObject { existed: true }, md5_etag }))
+        Ok(ExistingNar::Present(PresentNar { object: UploadedObject::EXISTING, md5_etag }))
     }
 
     /// Verifies a NAR that the bucket has, and compares it with the entity tag of the object if that tells. An object with
@@ -312,7 +315,7 @@ impl Uploader {
             return Ok(UploadedObject { existed: false });
         }
         match self.bucket.size(key).await? {
-            Some(found) if found == size => Ok(UploadedObject { existed: true }),
+            Some(found) if found == size => Ok(UploadedObject::EXISTING),
             found => Err(Error::refused(format!(
                 "{}: expected {size} bytes, found an object of {} bytes under this key",
                 self.bucket.display_url(key),
@@ -340,7 +343,7 @@ impl Uploader {
     /// Fails when the service does.
     pub async fn find_object(&self, key: &str, size: Option<u64>) -> Result<Option<UploadedObject>> {
         let found = self.bucket.size(key).await?;
-        Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| UploadedObject { existed: true }))
+        Ok(found.filter(|found| size.is_none_or(|size| size == *found)).map(|_| UploadedObject::EXISTING))
     }
 }
 

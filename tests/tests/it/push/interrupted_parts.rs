@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use crate::fixtures::large_path::{LargePath, PART_SIZE};
@@ -127,6 +128,10 @@ fn short_parts_are_sent_again_and_an_upload_of_larger_parts_is_not_continued() {
     LargePath::assert_pulls(&scratch);
 }
 
+fn hex_md5(bytes: &[u8]) -> String {
+    Md5::digest(bytes).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+}
+
 /// Returns the XML of a page of parts of an upload.
 fn page_of_parts(path: &LargePath, numbers: &[usize], next: Option<usize>) -> String {
     let mut xml = String::from("<ListPartsResult>");
@@ -135,7 +140,7 @@ fn page_of_parts(path: &LargePath, numbers: &[usize], next: Option<usize>) -> St
     }
     for &number in numbers {
         let part = path.part(number);
-        let etag = Md5::digest(part).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        let etag = hex_md5(part);
         let _ = write!(
             xml,
             "<Part><PartNumber>{number}</PartNumber><ETag>\"{etag}\"</ETag><Size>{}</Size></Part>",
@@ -185,4 +190,41 @@ fn all_pages_of_uploads_and_of_parts_are_considered() {
     let requests = server.requests();
     let parts = requests.iter().filter(|request| request.query.contains("partNumber="));
     assert_eq!(parts.map(|request| request.method.as_str()).collect::<Vec<_>>(), ["PUT"]);
+}
+
+/// The upload no longer exists when it is to be completed, and there is an object of the right size.
+#[test]
+fn an_upload_that_another_process_completed_is_compared_by_its_entity_tag() {
+    let mut scratch = Scratch::new();
+    Credentials::random().apply(&mut scratch);
+    let path = LargePath::write(&mut scratch, random_seed(), FIVE_PARTS);
+    let part_tag = hex_md5(b"part");
+    let object_tag = hex_md5(&Md5::digest(b"part").repeat(5));
+    let other_tag = hex_md5(b"other");
+    for (tag, status) in [(format!("{object_tag}-5"), 0), (format!("{other_tag}-5"), 2)] {
+        let (nar, is_completed, part_tag) = (path.nar.clone(), AtomicBool::new(false), part_tag.clone());
+        let server = LyingServer::start(move |request| {
+            let has = |parameter: &str| request.query.contains(parameter);
+            let xml = |body: &str| Response::object(body).header("Content-Type", "application/xml");
+            match request.method.as_str() {
+                "POST" if has("uploads") => {
+                    xml("<InitiateMultipartUploadResult><UploadId>id</UploadId></InitiateMultipartUploadResult>")
+                }
+                "POST" => {
+                    is_completed.store(true, Ordering::Relaxed);
+                    Response::error(404, "NoSuchUpload", "The specified upload does not exist.")
+                }
+                "PUT" => Response::with_length("", 0).header("ETag", format!("\"{part_tag}\"")),
+                "HEAD" if request.key.starts_with("nar/") && is_completed.load(Ordering::Relaxed) => {
+                    Response::with_length(nar.clone(), nar.len() as u64).header("ETag", format!("\"{tag}\""))
+                }
+                "GET" if has("uploads") => xml("<ListMultipartUploadsResult></ListMultipartUploadsResult>"),
+                "GET" if request.key.is_empty() => xml("<ListBucketResult></ListBucketResult>"),
+                _ => Response::no_such_key(),
+            }
+        });
+        let url = server.s3_url();
+        let output = scratch.sh(&format!("s3-push --no-nix -q --attempts 1 --part-size 5MiB '{url}' < archive"));
+        assert_eq!(output.status, status, "{}", output.stderr);
+    }
 }
