@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`remote`] | remote caches of any kind; its `location` needs neither the SDK nor async |
 //! | `publish` | what is uploaded, and the order in which it becomes visible |
-//! | `collect` | pins, and the deletion of paths that nobody needs |
+//! | `collect` | pins, and the deletion of dead paths |
 //! | `report`, `refusals` | results on standard output, messages on standard error |
 //! | `mode`, `run` | from the command line to one typed mode, and its execution |
 

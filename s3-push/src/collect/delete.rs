@@ -1,5 +1,5 @@
 //! Deletes paths in two runs. The first dooms them: it writes a record, and pushers treat the paths as missing from then
-//! on. A run at least a day later deletes those that the stream still holds and that nobody has written since, while the
+//! on. A run at least a day later deletes those that the stream still holds and that were not written since, while the
 //! flag is set. Before anything is deleted, every narinfo that stays is read: what it references stays too.
 
 use std::collections::{HashMap, HashSet};

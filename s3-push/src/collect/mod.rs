@@ -1,4 +1,4 @@
-//! Pins, and the deletion of paths that nobody needs.
+//! Pins, and the deletion of dead paths.
 //!
 //! | module | responsibility |
 //! | --- | --- |

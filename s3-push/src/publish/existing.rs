@@ -45,7 +45,7 @@ struct FoundNarinfo {
 }
 
 impl State {
-    /// Returns whether a collector has doomed the path and nobody has written it since. Of the same second is not later.
+    /// Returns whether a collector has doomed the path and it has not been written since. A write in the same second is not later.
     fn is_doomed(&self, hash: HashPart) -> bool {
         let written = self.found.get(&hash).and_then(|found| found.written);
         self.doomed.get(&hash).is_some_and(|record| written.is_none_or(|written| written <= *record))
@@ -94,7 +94,7 @@ impl Existing {
         state.doomed = doomed;
     }
 
-    /// Returns whether a collector has doomed the path, and nobody is known to have written it since.
+    /// Returns whether a collector has doomed the path, and this process does not know that it was written since.
     pub async fn is_doomed(&self, hash: HashPart) -> bool {
         self.state.lock().await.is_doomed(hash)
     }

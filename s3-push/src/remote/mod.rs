@@ -13,7 +13,7 @@
 //! | `file` | directories |
 //! | `transfer`, `chunks` | bodies: ranges, resuming, and passing them to threads that block |
 //! | `listing` | the store paths of a bucket, and listing it in parallel |
-//! | `liveness`, `pins`, `etag` | the paths that are pinned, and those that nobody needs |
+//! | `liveness`, `pins`, `etag` | the paths that are pinned, and those that are dead |
 //! | `known_texts` | narinfos of an earlier run, which need not be read again |
 //! | `cli` | the options of commands on a bucket |
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |

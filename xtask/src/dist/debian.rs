@@ -53,7 +53,7 @@ Priority: optional
 Homepage: https://github.com/nix-s3-cache/nix-s3-cache
 Description: tools for Nix binary caches in S3 buckets
  Six small tools that pack, sign, publish, fetch and delete store paths of Nix,
- and systemd units that push what a host builds, delete what nobody needs, and
+ and systemd units that push what a host builds, delete unneeded paths, and
  check the bucket. None of the tools needs Nix.
 "
     )

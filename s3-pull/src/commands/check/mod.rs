@@ -80,7 +80,7 @@ pub fn run(runtime: &Runtime, args: &CheckArgs) -> Result {
         let bucket = connect(&url, &args.bucket).await?;
         check(Arc::new(bucket), &options, &mut findings).await
     });
-    // What was found before an error is told, but is no output.
+    // What was found before an error goes to standard error, since it is incomplete.
     findings.print(args.bucket.quiet);
     result?;
     findings.write(args.json, &shell_argument(&args.targets, &url))

@@ -26,11 +26,11 @@ use super::connect;
 use closures::{Sizes, find_largest, find_pinned};
 use report::Stats;
 
-/// Maximum number of keys that are told apart; more are counted under [`OTHERS`].
+/// Maximum number of keys with a count of their own; more are counted under [`OTHERS`].
 const MAX_SIGNERS: usize = 1000;
 /// Maximum length of the name of a key, in bytes; longer names are counted under [`OTHERS`].
 const MAX_SIGNER_NAME: usize = 256;
-/// The name of everything that is not told apart.
+/// The name of all keys beyond the maximum.
 const OTHERS: &str = "(others)";
 /// The last second of the year 9999.
 const MAX_TIME: Duration = Duration::from_secs(253_402_300_799);

@@ -1,4 +1,4 @@
-//! Which paths of a bucket nobody needs. A path is live if it is a root or if a live path references it. Everything here
+//! Finds the dead paths of a bucket. A path is live if it is a root or if a live path references it. Everything here
 //! fails closed: whatever cannot be read, listed or parsed is an error, so that no live path is ever taken for a dead
 //! one.
 

@@ -166,7 +166,7 @@ fn each_kind_of_damage_is_found_and_only_the_damaged_path_is_named() {
 fn the_path_list_repairs_the_cache() {
     for (what, damage, options, reason) in DAMAGES {
         if reason == "untrusted" {
-            // Another path info of the same path: neither of the two can be told to be right.
+            // Another path info of the same path: it is unknown which of the two is right.
             continue;
         }
         let (fixture, s3, bucket) = mirrored_cache();

@@ -1,4 +1,4 @@
-//! Years with one bucket: pins, and the deletion of paths that nobody needs.
+//! Years with one bucket: pins, and the deletion of dead paths.
 
 mod check;
 mod dead;

@@ -123,7 +123,7 @@ impl Model {
         )
     }
 
-    /// Every path but the first is there, old, and needed by nobody.
+    /// Every path but the first is there, old, and unneeded.
     fn start(self) -> State {
         let pusher = Pusher { step: PushStep::NotStarted, doomed: 0, todo: 0, published: 0 };
         let collector = Collector { step: CollectStep::NotStarted, doomed: 0, dead: 0 };
