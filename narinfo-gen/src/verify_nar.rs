@@ -29,28 +29,32 @@ pub struct NarDigests {
     pub file_hash: Sha256,
     /// Number of compressed bytes.
     pub file_size: u64,
-    /// Hash of the NAR.
-    pub nar_hash: Sha256,
-    /// Size of the NAR in bytes.
-    pub nar_size: u64,
+    /// Hash and size in bytes of the NAR; none if the file was hashed without decompressing it.
+    pub nar: Option<(Sha256, u64)>,
 }
 
 impl NarDigests {
-    /// Checks that a narinfo describes this NAR.
+    /// Checks that a narinfo describes this NAR. If it was not decompressed, its FileHash must match, and NarHash and NarSize
+    /// are not checked.
     ///
     /// # Errors
-    /// Refuses the narinfo, with the first field that differs, its value and the correct one.
+    /// Refuses the narinfo, with the first field that differs, its value and the correct one. Refuses one without FileHash
+    /// if the NAR was not decompressed.
     pub fn require(&self, narinfo: &NarInfo) -> Result {
         let mismatch = |field: &str, stated: String, actual: String| Err(mismatch(narinfo, field, &stated, &actual));
         if narinfo.compression != self.method.name() {
             return mismatch("Compression", narinfo.compression.clone(), self.method.to_string());
         }
         require_file(narinfo, self.file_hash, self.file_size)?;
-        if narinfo.nar_hash != self.nar_hash {
-            return mismatch("NarHash", narinfo.nar_hash.to_string(), self.nar_hash.to_string());
+        let Some((nar_hash, nar_size)) = self.nar else {
+            let missing = || Error::refused(format!("{}: the narinfo has no FileHash", narinfo.full_path()));
+            return narinfo.file_hash.map(drop).ok_or_else(missing);
+        };
+        if narinfo.nar_hash != nar_hash {
+            return mismatch("NarHash", narinfo.nar_hash.to_string(), nar_hash.to_string());
         }
-        if narinfo.nar_size != self.nar_size {
-            return mismatch("NarSize", narinfo.nar_size.to_string(), self.nar_size.to_string());
+        if narinfo.nar_size != nar_size {
+            return mismatch("NarSize", narinfo.nar_size.to_string(), nar_size.to_string());
         }
         Ok(())
     }
@@ -169,16 +173,36 @@ pub fn digest_nar(
 /// # Errors
 /// As [`digest_nar`]; refuses a key with an unknown extension.
 pub fn digest_named_nar(
-    mut input: impl Read + Send,
+    input: impl Read + Send,
     key: &str,
     limit: &NarSizeLimit,
     visitor: &mut impl Visitor,
 ) -> Result<NarDigests> {
+    let (method, input) = detect_compression(input, key)?;
+    digest_nar(input, method, limit, visitor)
+}
+
+/// Reads the file of a NAR to its end and hashes it, without decompressing it. The hash of a file without compression is the
+/// one of its NAR.
+///
+/// # Errors
+/// Refuses a key whose extension is not that of a NAR.
+pub fn digest_named_file(input: impl Read + Send, key: &str) -> Result<NarDigests> {
+    let (method, mut input) = detect_compression(input, key)?;
+    let mut hasher = Hasher::default();
+    io::copy(&mut input, &mut hasher)?;
+    let (file_hash, file_size) = hasher.finish();
+    let nar = (method == Compression::None).then_some((file_hash, file_size));
+    Ok(NarDigests { method, file_hash, file_size, nar })
+}
+
+/// Returns the compression method of the NAR with this key, and its whole input.
+fn detect_compression<R: Read + Send>(mut input: R, key: &str) -> Result<(Compression, impl Read + Send + use<R>)> {
     let mut start = Vec::new();
     input.by_ref().take(GZIP_MAGIC.len() as u64).read_to_end(&mut start)?;
     let method = Compression::from_key(key, &start)
         .ok_or_else(|| Error::refused("unknown compression method: expected a key that ends with .nar or .nar.EXT"))?;
-    digest_nar(Cursor::new(start).chain(input), method, limit, visitor)
+    Ok((method, Cursor::new(start).chain(input)))
 }
 
 /// As [`digest_nar`], with that many threads. Passes each piece of the NAR to `each_chunk` while it is still unverified.
@@ -220,7 +244,7 @@ pub fn digest_nar_with(
     // Data after the compressed stream is part of FileHash.
     io::copy(&mut file, &mut io::sink())?;
     let (file_hash, file_size) = file.hasher.finish();
-    Ok(NarDigests { method, file_hash, file_size, nar_hash, nar_size })
+    Ok(NarDigests { method, file_hash, file_size, nar: Some((nar_hash, nar_size)) })
 }
 
 /// Refuses a file that is larger than FileSize.

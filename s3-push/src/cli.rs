@@ -8,6 +8,7 @@ use nar_pack::option_values::parse_number;
 use narinfo_gen::cli::{CompressionArgs, DecompressionArgs};
 
 use crate::collect::cli::Command;
+use crate::publish::intake::NarCheck;
 use crate::remote::cli::RequestArgs;
 use crate::remote::option_values::{parse_age, parse_byte_size};
 
@@ -99,6 +100,15 @@ pub struct Cli {
         long, conflicts_with_all = ["missing", "key", "set_cache_info"], help_heading = "Output", hide_short_help = true,
     )]
     pub check_existing: bool,
+
+    /// How to check the NARs of a cache archive [default: nar]
+    ///
+    /// The check of the whole NAR takes time to decompress and to hash it. The check of the file trusts that the narinfo has the right NarHash and NarSize: use it where the archive comes from narinfo-gen on the same machine. A NAR with another NarHash is then published, and clients refuse it. A narinfo must have a FileHash.
+    #[arg(
+        long, value_name = "LEVEL", conflicts_with_all = ["missing", "key", "repair", "set_cache_info"],
+        help_heading = "Output", hide_short_help = true,
+    )]
+    pub check: Option<NarCheck>,
 
     /// Replace each narinfo instead of merging it
     ///

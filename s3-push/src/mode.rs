@@ -14,6 +14,7 @@ use narinfo_gen::narinfo_builder::NarPath;
 
 use crate::TOOL;
 use crate::cli::Cli;
+use crate::publish::intake::NarCheck;
 use crate::publish::missing::{Requirements, Signer};
 use crate::publish::object_options::object_options;
 use crate::publish::put_key::KeyTarget;
@@ -79,6 +80,8 @@ pub struct PushOptions {
     pub collector_timeout: Duration,
     /// Whether NARs of paths that the cache has are put again where they are missing or damaged.
     pub repair: bool,
+    /// How the NARs of an archive are checked.
+    pub nar_check: NarCheck,
     /// How existing NARs are compared with those of the push.
     pub existing_check: ExistingCheck,
     /// Priority of a new `nix-cache-info`.
@@ -177,6 +180,7 @@ impl Mode {
             exact: cli.exact,
             collector_timeout: cli.collector_timeout,
             repair: cli.repair,
+            nar_check: cli.check.unwrap_or_default(),
             existing_check: match (cli.repair, cli.check_existing) {
                 (true, _) => ExistingCheck::Read,
                 (false, true) => ExistingCheck::ReadIfUnknown,

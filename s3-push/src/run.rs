@@ -26,7 +26,7 @@ use crate::mode::{
 };
 use crate::publish::byte_budget::ByteBudget;
 use crate::publish::cache_info::change_cache_info;
-use crate::publish::intake::{Event, Intake, NarSizes};
+use crate::publish::intake::{Event, Intake, NarCheck, NarSizes};
 use crate::publish::missing::find_missing_paths;
 use crate::publish::publisher::{PublishOptions, Publisher};
 use crate::publish::put_key::put_key;
@@ -157,7 +157,7 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     }
     let (limits, memory, part_size) = (options.bucket.limits, options.upload.memory, options.upload.part_size);
     let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.existing_check));
-    let (intake, events) = new_intake(memory, part_size, runtime.handle().clone());
+    let (intake, events) = new_intake(memory, part_size, options.nar_check, runtime.handle().clone());
     let input = Input {
         kind,
         bytes: input,
@@ -187,13 +187,13 @@ fn nar_without_path_hint(bucket: &str) -> String {
     )
 }
 
-fn new_intake(memory: u64, part_size: u64, runtime: Handle) -> (Intake, mpsc::Receiver<Event>) {
+fn new_intake(memory: u64, part_size: u64, nar_check: NarCheck, runtime: Handle) -> (Intake, mpsc::Receiver<Event>) {
     let (sender, events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
     // One verifier more than processors, because a verifier also waits for its input.
     let verifiers = std::thread::available_parallelism().map_or(1, usize::from) + 1;
     let verifiers = Arc::new(Semaphore::new(verifiers));
     let (memory, nar_sizes) = (ByteBudget::new(memory), NarSizes::default());
-    (Intake { events: sender, memory, part_size, verifiers, runtime, nar_sizes }, events)
+    (Intake { events: sender, memory, part_size, nar_check, verifiers, runtime, nar_sizes }, events)
 }
 
 /// Standard input and the context to read it.

@@ -18,7 +18,7 @@ use narinfo_gen::extras::Extras;
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{self, NarInfo};
 use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder, NarPath};
-use narinfo_gen::verify_nar::{NarDigests, NarSizeLimit, digest_named_nar};
+use narinfo_gen::verify_nar::{NarDigests, NarSizeLimit, digest_named_file, digest_named_nar};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -84,6 +84,16 @@ fn truncated_nar() -> Error {
     Error::refused("the NAR is truncated")
 }
 
+/// How the NARs of a cache archive are checked before they are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum NarCheck {
+    /// Decompress each NAR, and check NarHash, NarSize, FileHash and FileSize
+    #[default]
+    Nar,
+    /// Check FileHash and FileSize only
+    File,
+}
+
 /// The reader of standard input.
 pub struct Intake {
     /// The publisher's channel.
@@ -92,6 +102,8 @@ pub struct Intake {
     pub memory: ByteBudget,
     /// Minimum part size in bytes.
     pub part_size: u64,
+    /// How the NARs of archives are checked.
+    pub nar_check: NarCheck,
     /// Permits to verify a NAR; one per verifier thread.
     pub verifiers: Arc<Semaphore>,
     /// The runtime of the publisher.
@@ -198,9 +210,9 @@ impl Intake {
         let permit = self.runtime.block_on(verifiers.acquire_owned()).map_err(|_| Error::failed("push canceled"))?;
         let (chunks, chunks_to_verify) = mpsc::channel(PART_CHANNEL_CAPACITY);
         let (sender, digests) = oneshot::channel();
-        let (key, limit) = (member.key.clone(), self.nar_sizes.limit_of(&member.key));
+        let (key, limit, check) = (member.key.clone(), self.nar_sizes.limit_of(&member.key), self.nar_check);
         self.runtime.spawn_blocking(move || {
-            let digests = digest_archived_nar(ChunkReader::new(chunks_to_verify), &key, file_hash, &limit);
+            let digests = digest_archived_nar(ChunkReader::new(chunks_to_verify), &key, file_hash, check, &limit);
             drop(permit);
             // Fails if the push has failed.
             let _ = sender.send(digests);
@@ -297,9 +309,13 @@ fn digest_archived_nar(
     body: ChunkReader<Part>,
     key: &str,
     file_hash: Option<Sha256>,
+    check: NarCheck,
     limit: &NarSizeLimit,
 ) -> Result<NarDigests> {
-    let digests = digest_named_nar(body, key, limit, &mut nar_pack::nar::Skip)?;
+    let digests = match check {
+        NarCheck::Nar => digest_named_nar(body, key, limit, &mut nar_pack::nar::Skip)?,
+        NarCheck::File => digest_named_file(body, key)?,
+    };
     match file_hash {
         Some(hash) if hash != digests.file_hash => {
             Err(Error::refused(format!("its FileHash is {}, which differs from its file name", digests.file_hash)))
@@ -321,8 +337,7 @@ impl EntryWriter for EventWriter<'_> {
             method: self.compression,
             file_hash: nar.file_hash,
             file_size: nar.file_size,
-            nar_hash: nar.nar_hash,
-            nar_size: nar.nar_size,
+            nar: Some((nar.nar_hash, nar.nar_size)),
         }));
         self.intake.read_nar(key, nar.file_size, &mut nar.body, digests, |_| {})
     }

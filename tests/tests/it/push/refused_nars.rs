@@ -126,6 +126,51 @@ fn a_refused_nar_of_several_parts_is_not_left_in_the_bucket() {
     OnePath::new(2, LARGE).assert_every_refusal();
 }
 
+/// The check of the file does not decompress the NAR, and refuses whatever the file disproves.
+#[test]
+fn the_check_of_the_file_trusts_nar_hash_and_nothing_else() {
+    let mut one = OnePath::new(3, 1000);
+    let Some(bucket) = Bucket::new(&mut one.scratch) else { return };
+    let nar_hash = one.with("NarHash", &format!("sha256:{}", sha256_base32(b"other")));
+    let without_file_hash = one.text.replace(&format!("FileHash: {}\n", one.fields.one("FileHash")), "");
+    let file_hash = one.with("FileHash", &format!("sha256:{}", sha256_base32(b"other")));
+    let (file_size, compression) = (one.with("FileSize", "7"), one.with("Compression", "xz"));
+    let push = |narinfo: &str, check: &str| {
+        fs::write(one.scratch.path().join("c").join(&one.key), narinfo).unwrap();
+        one.scratch.sh(&format!("tar c -C c . | {PUSH} {check}"))
+    };
+    for (narinfo, word) in [
+        (&file_hash, "FileHash"),
+        (&file_size, "FileSize"),
+        (&compression, "Compression"),
+        (&without_file_hash, "FileHash"),
+    ] {
+        let stderr = push(narinfo, "--check file").fails(1);
+        assert!(stderr.contains(word), "{word}: {stderr}");
+        bucket.assert_no_nars(word);
+    }
+    assert!(push(&nar_hash, "").fails(1).contains("NarHash"));
+    assert!(push(&nar_hash, "--check nar").fails(1).contains("NarHash"));
+    bucket.assert_no_nars("NarHash");
+    push(&nar_hash, "--check file").ok();
+    bucket.assert_nars("published", 1);
+}
+
+/// The file of a NAR without compression is the NAR.
+#[test]
+fn the_check_of_the_file_refuses_a_wrong_nar_hash_without_compression() {
+    let mut one = OnePath::new(4, 1000);
+    let Some(bucket) = Bucket::new(&mut one.scratch) else { return };
+    one.scratch
+        .sh("rm -r c; mkdir c; nar-pack --root root --no-nix --export \"$P\" \
+             | narinfo-gen --no-nix --archive --compression none | tar x -C c; chmod -R u+w c
+             sed -i 's/^NarSize: .*/NarSize: 408/' c/*.narinfo")
+        .ok();
+    let stderr = one.scratch.sh(&format!("tar c -C c . | {PUSH} --check file")).fails(1);
+    assert!(stderr.contains("NarSize"), "{stderr}");
+    bucket.assert_no_nars("NarSize");
+}
+
 /// The paths that depend on a refused one are refused too.
 #[test]
 fn the_nars_of_dependents_of_a_refused_path_are_not_left_in_the_bucket() {
