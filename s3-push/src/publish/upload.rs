@@ -180,18 +180,18 @@ impl Uploader {
         let ObjectTarget { key, content_type, overwrite } = self.replacing_doomed(target);
         let bytes = part.as_ref().map(|part| part.bytes.clone()).unwrap_or_default();
         let size = bytes.len() as u64;
+        let put = |is_new_only| self.bucket.put_nar(key, content_type, bytes.clone(), file_hash_in(key), is_new_only);
         let outcome = match overwrite {
-            Overwrite::Never => match self.bucket.put_new(key, content_type, bytes.clone()).await? {
+            Overwrite::Never => match put(true).await? {
                 PutOutcome::Existed if self.is_damaged(key, size, |etag| has_etag(&bytes, etag)).await? => {
-                    self.bucket.put(key, content_type, bytes).await?;
+                    let outcome = put(false).await?;
                     self.report_replaced(key);
-                    PutOutcome::Created
+                    outcome
                 }
                 outcome => outcome,
             },
-            Overwrite::Damaged | Overwrite::Allowed => {
-                self.bucket.put(key, content_type, bytes).await.map(|()| PutOutcome::Created)?
-            }
+            Overwrite::Damaged => put(false).await?,
+            Overwrite::Allowed => self.bucket.put(key, content_type, bytes).await.map(|()| PutOutcome::Created)?,
         };
         self.processed_bytes.fetch_add(size, Ordering::Relaxed);
         let object = self.confirm(key, outcome, size).await?;

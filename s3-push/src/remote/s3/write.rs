@@ -2,13 +2,17 @@
 
 use std::sync::atomic::Ordering;
 
-use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_runtime::auth::PayloadSigningOverride;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::MetadataDirective;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use bytes::Bytes;
 use nar_pack::error::Result;
+use narinfo_gen::hash::Sha256;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::errors::{is_conflict, status};
@@ -37,13 +41,35 @@ enum Precondition<'a> {
     Unchanged(&'a str),
 }
 
+/// The SHA-256 hash of a body, if it is known. It is signed instead of a hash that the SDK would compute.
+#[derive(Debug, Clone, Copy)]
+struct KnownHash(Option<Sha256>);
+
+impl Intercept for KnownHash {
+    fn name(&self) -> &'static str {
+        "KnownHash"
+    }
+
+    fn modify_before_signing(
+        &self,
+        _: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if let Self(Some(hash)) = self {
+            config.interceptor_state().store_put(PayloadSigningOverride::Precomputed(hex::encode(hash.as_bytes())));
+        }
+        Ok(())
+    }
+}
+
 impl Bucket {
     /// Writes an object.
     ///
     /// # Errors
     /// Fails if the service or the network does, or if writing is forbidden.
     pub async fn put(&self, key: &str, content_type: &str, body: Bytes) -> Result {
-        self.put_if(key, content_type, body, Precondition::None).await.map(drop)
+        self.put_if(key, content_type, body, KnownHash(None), Precondition::None).await.map(drop)
     }
 
     /// Writes an object unless one with that key exists. A service without conditional writes overwrites it.
@@ -51,7 +77,7 @@ impl Bucket {
     /// # Errors
     /// See [`Bucket::put`].
     pub async fn put_new(&self, key: &str, content_type: &str, body: Bytes) -> Result<PutOutcome> {
-        self.put_if(key, content_type, body, Precondition::Absent).await
+        self.put_if(key, content_type, body, KnownHash(None), Precondition::Absent).await
     }
 
     /// Overwrites the object with the entity tag `etag`. Returns [`PutOutcome::Existed`] if it has changed meanwhile.
@@ -65,7 +91,25 @@ impl Bucket {
         body: Bytes,
         etag: Option<&str>,
     ) -> Result<PutOutcome> {
-        self.put_if(key, content_type, body, etag.map_or(Precondition::None, Precondition::Unchanged)).await
+        let precondition = etag.map_or(Precondition::None, Precondition::Unchanged);
+        self.put_if(key, content_type, body, KnownHash(None), precondition).await
+    }
+
+    /// Writes a NAR; if `is_new_only`, only if no object with that key exists. `sha256` is the hash of its bytes if that is
+    /// known, and then the signature does not compute it again. The service refuses a body with another hash.
+    ///
+    /// # Errors
+    /// See [`Bucket::put`].
+    pub async fn put_nar(
+        &self,
+        key: &str,
+        content_type: &str,
+        body: Bytes,
+        sha256: Option<Sha256>,
+        is_new_only: bool,
+    ) -> Result<PutOutcome> {
+        let precondition = if is_new_only { Precondition::Absent } else { Precondition::None };
+        self.put_if(key, content_type, body, KnownHash(sha256), precondition).await
     }
 
     /// Writes an object with the bytes that it has already, which the service copies: its age begins anew. The service
@@ -98,6 +142,7 @@ impl Bucket {
         key: &str,
         content_type: &str,
         body: Bytes,
+        hash: KnownHash,
         precondition: Precondition<'_>,
     ) -> Result<PutOutcome> {
         if self.dry_run {
@@ -121,7 +166,9 @@ impl Bucket {
                 .set_checksum_crc32(self.checksum(&body))
                 .set_if_none_match(if_none_match)
                 .set_if_match(if_match)
-                .body(ByteStream::from(body.clone()));
+                .body(ByteStream::from(body.clone()))
+                .customize()
+                .interceptor(hash);
             match self.send(RequestKind::Put, request.send()).await {
                 Ok(_) => return Ok(PutOutcome::Created),
                 Err(error) if is_conditional && status(&error) == Some(412) => return Ok(PutOutcome::Existed),
