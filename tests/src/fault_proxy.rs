@@ -44,6 +44,7 @@ pub enum RequestKind {
     AbortMultipartUpload,
     ListMultipartUploads,
     ListParts,
+    DeleteObjects,
     Other,
 }
 
@@ -64,7 +65,7 @@ pub struct Request {
 }
 
 impl Request {
-    fn parse(head: Vec<u8>) -> io::Result<Self> {
+    pub(crate) fn parse(head: Vec<u8>) -> io::Result<Self> {
         let text = str::from_utf8(&head).map_err(|_| malformed("a head that is not text"))?;
         let mut lines = text.lines();
         let mut first = lines.next().unwrap_or_default().split(' ');
@@ -118,6 +119,7 @@ impl Request {
             ("PUT", false) => RequestKind::PutObject(self.object_kind()),
             ("POST", true) => RequestKind::CompleteMultipartUpload,
             ("POST", false) if self.has_parameter("uploads") => RequestKind::CreateMultipartUpload,
+            ("POST", false) if self.has_parameter("delete") => RequestKind::DeleteObjects,
             ("DELETE", true) => RequestKind::AbortMultipartUpload,
             _ => RequestKind::Other,
         }
@@ -298,8 +300,9 @@ enum Next {
     Close,
 }
 
-/// A response of the server: its head, its body with its framing, and whether the end of the connection ends it.
+/// A response of the server: its status, its head, its body with its framing, and whether the end of the connection ends it.
 struct Response {
+    status: String,
     head: Vec<u8>,
     body: Vec<u8>,
     until_closed: bool,
@@ -342,6 +345,11 @@ impl Shared {
             Fault::Pass | Fault::Quirk(_) => {
                 let mut response = self.forward(request, &body)?;
                 if let Fault::Quirk(quirk) = fault {
+                    if let Some(error) = quirk.error(request, &response.status, &response.body) {
+                        drop(in_flight);
+                        client.write_all(&error.response(request))?;
+                        return Ok(Next::Request);
+                    }
                     quirk.apply(request.kind(), &mut response.body);
                 }
                 // Before the client can send the next request.
@@ -407,7 +415,8 @@ impl Shared {
                 server.read_to_end(&mut body)?;
                 until_closed = true;
             }
-            return Ok(Response { head, body, until_closed });
+            let status = status.to_owned();
+            return Ok(Response { status, head, body, until_closed });
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod quirks;
 mod random;
 mod request_head;
 mod scratch;
+pub mod service_profiles;
 mod store_paths;
 mod supervised_server;
 pub mod synthetic_bucket;

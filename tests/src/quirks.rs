@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::fault_proxy::RequestKind;
+use crate::fault_proxy::{ErrorResponse, Request, RequestKind};
 
 /// How a service differs from S3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +10,10 @@ pub enum Quirk {
     /// `rclone serve s3`: the root element of the response to CreateMultipartUpload is `InitiateMultipartUpload`,
     /// without `Result`.
     Rclone,
+    /// RustFS to 1.0.0-beta.1: 500 for ListParts of an upload without parts.
+    RustFs,
+    /// SeaweedFS to 4.44: 412 instead of 404 for a conditional read of a missing key.
+    SeaweedFs,
     /// The times in listings have no fraction of a second.
     WholeSeconds,
     /// The clock of the service is an hour behind that of the host.
@@ -27,13 +31,28 @@ const HOUR: Duration = Duration::from_hours(1);
 const YEAR: Duration = Duration::from_hours(365 * 24);
 
 impl Quirk {
+    /// Returns the error that replaces a response, if any.
+    pub(crate) fn error(self, request: &Request, status: &str, body: &[u8]) -> Option<ErrorResponse> {
+        let is_conditional =
+            ["if-match", "if-none-match", "if-unmodified-since"].iter().any(|name| request.header(name).is_some());
+        let reads = matches!(request.kind(), RequestKind::GetObject(_) | RequestKind::HeadObject(_));
+        let (status, code) = match self {
+            Self::SeaweedFs if status == "404" && is_conditional && reads => (412, "PreconditionFailed"),
+            Self::RustFs if request.kind() == RequestKind::ListParts && starts_of(body, b"<Part>").is_empty() => {
+                (500, "InternalError")
+            }
+            _ => return None,
+        };
+        Some(ErrorResponse { status, code, retry_after: None })
+    }
+
     /// Changes the body of a response to a request of that kind. Its length stays the same, and so does its framing.
     pub(crate) fn apply(self, kind: RequestKind, body: &mut [u8]) {
         match self {
             Self::Rclone if kind == RequestKind::CreateMultipartUpload => {
                 replace(body, b"InitiateMultipartUploadResult", b"InitiateMultipartUpload      ");
             }
-            Self::Rclone => {}
+            Self::Rclone | Self::RustFs | Self::SeaweedFs => {}
             _ if kind == RequestKind::ListObjects => change_times(body, |key, time| self.change_time(key, time)),
             _ => {}
         }
@@ -41,7 +60,7 @@ impl Quirk {
 
     fn change_time(self, key: &str, time: SystemTime) -> SystemTime {
         match self {
-            Self::Rclone => time,
+            Self::Rclone | Self::RustFs | Self::SeaweedFs => time,
             Self::WholeSeconds => {
                 let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).expect("a time after 1970");
                 SystemTime::UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs())

@@ -45,7 +45,7 @@ impl Bucket {
     }
 
     /// Returns false if the service does not support such requests. `Content-MD5` is sent because some services demand
-    /// it and none refuses it.
+    /// it and none refuses it. The SDK adds a CRC-32, which Backblaze B2 and S3Proxy refuse: only AWS gets it.
     async fn delete_in_one_request(&self, keys: &[String]) -> Result<bool> {
         let first = keys.first().map_or("", String::as_str);
         let object = |key: &String| ObjectIdentifier::builder().key(self.location.key(key)).build();
@@ -53,10 +53,15 @@ impl Bucket {
         let objects = keys.iter().map(object).collect::<Result<Vec<_>, _>>().map_err(invalid)?;
         let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build().map_err(invalid)?;
         let request = self.client.delete_objects().bucket(&self.location.bucket).delete(delete).customize();
-        let request = request.mutate_request(|request| {
+        let sends_checksums = self.sends_checksums();
+        let request = request.mutate_request(move |request| {
             if let Some(body) = request.body().bytes() {
                 let digest = BASE64.encode(Md5::digest(body));
                 request.headers_mut().insert("content-md5", digest);
+            }
+            if !sends_checksums {
+                request.headers_mut().remove("x-amz-checksum-crc32");
+                request.headers_mut().remove("x-amz-sdk-checksum-algorithm");
             }
         });
         let output = match self.send(RequestKind::Delete, request.send()).await {

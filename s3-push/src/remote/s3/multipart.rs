@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use aws_sdk_s3::config::Builder;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, MultipartUpload as ListedUpload, Part,
@@ -13,6 +14,7 @@ use nar_pack::error::{Error, Result};
 
 use super::errors::{element, is_conflict, status};
 use super::{Bucket, PutOutcome, RequestKind, Sdk};
+use crate::remote::retry::PermanentInternalError;
 
 /// Maximum number of incomplete uploads of an object whose parts are listed, each with a request or more.
 const MAX_UPLOADS: usize = 100;
@@ -256,7 +258,10 @@ impl Bucket {
                 .bucket(&self.location.bucket)
                 .key(self.location.key(&upload.key))
                 .upload_id(&upload.id)
-                .set_part_number_marker(marker.clone());
+                .set_part_number_marker(marker.clone())
+                .customize()
+                // RustFS to 1.0.0-beta.1 returns 500 for an upload without parts, however often it is asked.
+                .config_override(Builder::new().retry_classifier(PermanentInternalError));
             let result = self.send(RequestKind::ListParts, request.send()).await;
             let page = self.optional(result, "list the parts of", &upload.key)?;
             let listed = parts.len();
