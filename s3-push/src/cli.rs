@@ -182,6 +182,8 @@ pub struct Cli {
     pub memory: u64,
 
     /// Minimum part size of multipart uploads; a smaller body is uploaded in one request
+    ///
+    /// An upload has at most 10000 parts. The parts of a NAR are larger if needed. The length of the input of --key is not known in advance, so that its parts always have this size: with the default, it can have 78 GiB.
     #[arg(
         long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_byte_size, help_heading = "Performance",
         hide_short_help = true,

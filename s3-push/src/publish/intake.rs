@@ -241,11 +241,8 @@ impl Intake {
             self.announce_nar(&mut nar)?;
         }
         let mut remaining = size;
-        for index in 0.. {
-            if remaining == 0 {
-                break;
-            }
-            let part_size = sizes.size_of(index).min(usize::try_from(remaining).unwrap_or(usize::MAX));
+        while remaining > 0 {
+            let part_size = sizes.part_size().min(usize::try_from(remaining).unwrap_or(usize::MAX));
             let part = self.read_part(body, part_size)?;
             if part.bytes.len() < part_size {
                 return Err(truncated_nar());

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::publish::body::{Body, BodyLength, Part};
 use crate::publish::byte_budget::ByteBudget;
-use crate::publish::part_sizes::PartSizes;
+use crate::publish::part_sizes::{MAX_PARTS, PartSizes};
 use crate::publish::upload::{ObjectTarget, Overwrite, Uploader};
 
 /// Maximum length of a key in S3, in bytes.
@@ -93,7 +93,7 @@ fn check_key(key: &str) -> Result {
 /// Uploads `input` to its end; returns its size in bytes. `part_size` is the minimum size of a part.
 ///
 /// # Errors
-/// Fails when reading or the upload does. Refuses bytes whose hash differs from the one in the key of a NAR.
+/// Fails when reading or the upload does, or if there are more than 10,000 parts. Refuses bytes whose hash differs from the one in the key of a NAR.
 pub async fn put_key(
     uploader: &Arc<Uploader>,
     target: &KeyTarget,
@@ -102,8 +102,8 @@ pub async fn put_key(
     part_size: u64,
 ) -> Result<u64> {
     let (sender, parts) = mpsc::channel(PART_CHANNEL_CAPACITY);
-    let (sizes, runtime) = (PartSizes::new(part_size, None), Handle::current());
-    let reader = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, sizes, &sender, &runtime));
+    let (size, runtime) = (PartSizes::new(part_size, None).part_size(), Handle::current());
+    let reader = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, size, &sender, &runtime));
     let verification = async {
         let result = reader.await.unwrap_or_else(|_| Err(Error::failed("internal error: reader thread panicked")));
         let (hash, size) = result?;
@@ -116,23 +116,27 @@ pub async fn put_key(
     Ok(size)
 }
 
-/// Splits `input` into parts; returns the hash and the number of all bytes.
+/// Splits `input` into parts of `part_size` bytes; returns the hash and the number of all bytes.
 fn read_parts(
     input: &mut impl Read,
     memory: &ByteBudget,
-    sizes: PartSizes,
+    part_size: usize,
     parts: &mpsc::Sender<Part>,
     runtime: &Handle,
 ) -> Result<(Sha256, u64)> {
     let mut hasher = Hasher::default();
     for index in 0.. {
-        let size = sizes.size_of(index);
-        let permit = runtime.block_on(memory.acquire(size))?;
+        let permit = runtime.block_on(memory.acquire(part_size))?;
         let mut bytes = Vec::new();
-        let mut part = input.by_ref().take(size as u64);
-        part.read_to_end(&mut bytes)?;
+        input.by_ref().take(part_size as u64).read_to_end(&mut bytes)?;
         hasher.update(&bytes);
-        let is_last = bytes.len() < size;
+        let is_last = bytes.len() < part_size;
+        if index == MAX_PARTS && !bytes.is_empty() {
+            let cause = format!("the input has more than {MAX_PARTS} parts of {part_size} bytes");
+            return Err(
+                Error::failed(cause).with_hint("use a larger --part-size, and at least twice that for --memory")
+            );
+        }
         if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), permit)).is_err() {
             return Err(Error::failed("upload canceled"));
         }
@@ -145,7 +149,33 @@ fn read_parts(
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
+
+    /// Reads `size` bytes in parts of one byte. Returns the sizes of the parts, and the error.
+    fn read_in_bytes(size: u64) -> (Vec<usize>, Option<String>) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (sender, mut parts) = mpsc::channel(PART_CHANNEL_CAPACITY);
+        let handle = runtime.handle().clone();
+        let reader = std::thread::spawn(move || {
+            read_parts(&mut io::repeat(0).take(size), &ByteBudget::new(4), 1, &sender, &handle)
+        });
+        let mut sizes = Vec::new();
+        while let Some(part) = parts.blocking_recv() {
+            sizes.push(part.bytes.len());
+        }
+        (sizes, reader.join().unwrap().err().map(|error| error.to_string()))
+    }
+
+    /// Cloudflare R2 refuses an upload whose parts have several sizes.
+    #[test]
+    fn a_body_of_unknown_length_has_at_most_ten_thousand_parts_of_one_size() {
+        assert_eq!(read_in_bytes(MAX_PARTS), (vec![1; 10_000], None));
+        let (sizes, error) = read_in_bytes(MAX_PARTS + 1);
+        assert_eq!(sizes, vec![1; 10_000]);
+        assert!(error.unwrap().contains("more than 10000 parts of 1 bytes"));
+    }
 
     #[test]
     fn invalid_and_reserved_keys_are_usage_errors() {
