@@ -1,4 +1,6 @@
-//! Services and servers that cannot run here, from public knowledge.
+//! Services and servers that cannot run here, from published documentation and issue reports.
+
+use cache_tests::service_profiles::Service;
 
 /// What is known about a service.
 pub struct Known {
@@ -12,8 +14,15 @@ pub struct Known {
     pub sources: &'static str,
 }
 
+impl Known {
+    /// Returns whether a proxy plays the service in the tests.
+    pub fn is_played(&self) -> bool {
+        Service::ALL.iter().any(|service| service.name() == self.service)
+    }
+}
+
 /// All services, sorted by name.
-pub static KNOWN: [Known; 10] = [
+pub static KNOWN: [Known; 11] = [
     Known {
         service: "Amazon S3",
         differences: "the reference; conflicting conditional writes get 409 ConditionalRequestConflict",
@@ -29,15 +38,17 @@ pub static KNOWN: [Known; 10] = [
     },
     Known {
         service: "Ceph RGW",
-        differences: "had conditional writes before S3, as an extension; how complete they are depends on the release",
+        differences: "had conditional writes before S3, as an extension; how complete they are depends on the release; the \
+                      radosgw of Debian needs a Ceph cluster, with monitors and object storage daemons",
         behaviour: "a 501 is remembered, and writes continue without a condition",
         sources: "[s3-tests](https://github.com/ceph/s3-tests/issues/583)",
     },
     Known {
         service: "Cloudflare R2",
-        differences: "all parts of an upload but the last must have one size; entity tags of parts are their MD5",
-        behaviour: "parts have one size if the length is known, and in the first thousand parts of any other body",
-        sources: "[multipart upload](https://developers.cloudflare.com/r2/objects/multipart-objects)",
+        differences: "all parts of an upload but the last must have one size, and the last must not be larger: 400 InvalidPart",
+        behaviour: "all parts of an upload have one size",
+        sources: "[multipart upload](https://developers.cloudflare.com/r2/objects/multipart-objects), \
+                  [report](https://github.com/apache/opendal/issues/2904)",
     },
     Known {
         service: "DigitalOcean Spaces",
@@ -47,9 +58,18 @@ pub static KNOWN: [Known; 10] = [
     },
     Known {
         service: "Hetzner Object Storage",
-        differences: "bodies in the encoding aws-chunked are reported to fail",
+        differences: "bodies in the encoding aws-chunked are reported to fail: 400 XAmzContentSHA256Mismatch",
         behaviour: "bodies are sent as they are, with a signed hash, never as aws-chunked",
-        sources: "[supported actions](https://docs.hetzner.com/storage/object-storage/supported-actions/)",
+        sources: "[supported actions](https://docs.hetzner.com/storage/object-storage/supported-actions/), \
+                  [report](https://github.com/home-assistant/core/issues/144015)",
+    },
+    Known {
+        service: "Oracle Cloud Object Storage",
+        differences: "501 for bodies in the encoding aws-chunked, and thus for trailers; DeleteObjects requires Content-MD5, \
+                      a SHA-256 or a CRC-32C",
+        behaviour: "bodies are sent as they are; DeleteObjects has a Content-MD5",
+        sources: "[report](https://github.com/activepieces/activepieces/pull/14115), \
+                  [report](https://github.com/treeverse/lakeFS/issues/2527)",
     },
     Known {
         service: "OVHcloud",
@@ -72,8 +92,23 @@ pub static KNOWN: [Known; 10] = [
     },
     Known {
         service: "Wasabi",
-        differences: "its documentation does not mention conditional writes",
-        behaviour: "a 501 is remembered, and writes continue without a condition",
-        sources: "[documentation](https://docs.wasabi.com/)",
+        differences: "its documentation does not mention conditional writes; parts with a checksum that was not announced \
+                      for the upload are refused",
+        behaviour: "a 501 is remembered, and writes continue without a condition; parts have no checksums",
+        sources: "[documentation](https://docs.wasabi.com/), \
+                  [report](https://github.com/thephpleague/flysystem/issues/1850)",
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::{KNOWN, Service};
+
+    #[test]
+    fn every_service_that_is_played_has_a_row() {
+        for service in Service::ALL {
+            assert!(KNOWN.iter().any(|known| known.service == service.name()), "{service}");
+        }
+        assert!(KNOWN.is_sorted_by_key(|known| known.service.to_lowercase()));
+    }
+}

@@ -6,7 +6,9 @@
 // Its report goes to standard output.
 #![allow(clippy::print_stdout)]
 
+mod debian_testing;
 mod fixture;
+mod install;
 mod known;
 mod outcome;
 mod report;
@@ -110,13 +112,23 @@ fn run(cli: &Cli) -> Result<(), String> {
             Ok(column) => columns.push(column),
             Err(error) => {
                 println!("{}: NOT RUN: {error}", server.name);
-                missing.push(server.name);
+                missing.push((server, error));
             }
         }
     }
-    let report = Report { date: today(), nix: nix_version(), large_size: cli.large.as_u64(), rows, columns };
-    write_report(cli, &report, is_whole && missing.is_empty())?;
-    summarize(&report, &missing)
+    let asks_nix_testing = rows.iter().any(|row| row.client == Client::NixTesting);
+    let nix_testing = asks_nix_testing.then(debian_testing::nix).and_then(Result::ok).map(|nix| nix.version.clone());
+    let report = Report {
+        date: today(),
+        nix: nix_version(),
+        nix_testing,
+        large_size: cli.large.as_u64(),
+        rows,
+        columns,
+        missing,
+    };
+    write_report(cli, &report, is_whole)?;
+    summarize(&report)
 }
 
 fn run_server(server: &'static Server, rows: &[&'static Row], fixture: &Fixture, large: u64) -> Result<Column, String> {
@@ -167,7 +179,7 @@ fn write(file: &Path, text: &str) -> Result<(), String> {
 }
 
 /// Prints the totals; a failure and a server that did not start are errors.
-fn summarize(report: &Report, missing: &[&str]) -> Result<(), String> {
+fn summarize(report: &Report) -> Result<(), String> {
     let count = |verdict| report.count(verdict);
     println!(
         "matrix: {} ok, {} worked around, {} not supported by the server, {} not run, {} failed",
@@ -177,8 +189,9 @@ fn summarize(report: &Report, missing: &[&str]) -> Result<(), String> {
         count(Verdict::NotRun),
         count(Verdict::Fails)
     );
-    if !missing.is_empty() {
-        return Err(format!("not run: {}", missing.join(", ")));
+    if !report.missing.is_empty() {
+        let names: Vec<_> = report.missing.iter().map(|(server, _)| server.name).collect();
+        return Err(format!("not run: {}", names.join(", ")));
     }
     match count(Verdict::Fails) {
         0 => Ok(()),

@@ -25,12 +25,16 @@ pub struct Report {
     pub date: String,
     /// The version of Nix, if it was asked.
     pub nix: Option<String>,
+    /// The version of the Nix of Debian's testing release, if it was asked.
+    pub nix_testing: Option<String>,
     /// Size in bytes of the large object.
     pub large_size: u64,
     /// The rows.
     pub rows: Vec<&'static Row>,
     /// The servers.
     pub columns: Vec<Column>,
+    /// The servers that could not be installed or started, with the cause.
+    pub missing: Vec<(&'static Server, String)>,
 }
 
 /// Notes with their numbers: one for each row and text.
@@ -59,10 +63,14 @@ impl Report {
     /// Returns the page `docs/compatibility.md`.
     pub fn markdown(&self) -> String {
         let mut text = String::from(INTRODUCTION);
-        let nix = self.nix.as_deref().unwrap_or("not asked");
+        let [nix, newer] = [&self.nix, &self.nix_testing].map(|version| version.as_deref().unwrap_or("not asked"));
         let mebibytes = self.large_size >> 20;
-        writeln!(text, "\nRun on {}. Nix: {nix}. The large object has {mebibytes} MiB.\n", self.date)
-            .unwrap_or_default();
+        writeln!(
+            text,
+            "\nRun on {}. Nix: {nix}; newer Nix, of Debian testing: {newer}. The large object has {mebibytes} MiB.\n",
+            self.date
+        )
+        .unwrap_or_default();
         text += "| server | version | from |\n| --- | --- | --- |\n";
         for column in &self.columns {
             let Column { server, version, .. } = column;
@@ -78,11 +86,22 @@ impl Report {
         text + &known_markdown()
     }
 
-    /// Returns a line with the servers that were not run, if there are any.
+    /// Returns the servers that were not run, if there are any: with the cause, or because others were selected.
     fn absent_servers(&self) -> String {
-        let is_absent = |server: &&Server| self.columns.iter().all(|column| column.server.name != server.name);
-        let absent: Vec<_> = SERVERS.iter().filter(is_absent).map(|server| server.title).collect();
-        if absent.is_empty() { String::new() } else { format!("\nNot run this time: {}.\n", absent.join(", ")) }
+        let mut text = String::new();
+        for (server, cause) in &self.missing {
+            writeln!(text, "\nNot run: {}: {}.", server.title, cause.trim_end_matches('.')).unwrap_or_default();
+        }
+        let is_selected = |server: &Server| {
+            let mut run =
+                self.columns.iter().map(|column| column.server).chain(self.missing.iter().map(|(server, _)| *server));
+            run.any(|found| found.name == server.name)
+        };
+        let others: Vec<_> = SERVERS.iter().filter(|server| !is_selected(server)).map(|server| server.title).collect();
+        if !others.is_empty() {
+            writeln!(text, "\nNot selected: {}.", others.join(", ")).unwrap_or_default();
+        }
+        text
     }
 
     fn table(&self, notes: &mut Notes) -> String {
@@ -107,7 +126,12 @@ impl Report {
     pub fn json(&self) -> String {
         let servers: Vec<Value> = self.columns.iter().map(|column| self.column_json(column)).collect();
         let known: Vec<Value> = KNOWN.iter().map(known_json).collect();
-        let value = json!({ "date": self.date, "nix": self.nix, "servers": servers, "notRun": known });
+        let missing: Map<String, Value> =
+            self.missing.iter().map(|(server, cause)| (server.name.to_owned(), cause.as_str().into())).collect();
+        let value = json!({
+            "date": self.date, "nix": self.nix, "nixTesting": self.nix_testing, "servers": servers,
+            "notInstalled": missing, "notRun": known,
+        });
         format!("{value:#}\n")
     }
 
@@ -146,14 +170,19 @@ impl Report {
 /// Returns the section about services that cannot run here.
 fn known_markdown() -> String {
     let mut text = String::from(KNOWN_INTRODUCTION);
-    for Known { service, differences, behaviour, sources } in &KNOWN {
-        writeln!(text, "| {service} | not run | {differences} | {behaviour} | {sources} |").unwrap_or_default();
+    for known in &KNOWN {
+        let Known { service, differences, behaviour, sources, .. } = known;
+        let tested = if known.is_played() { "not run (played)" } else { "not run" };
+        writeln!(text, "| {service} | {tested} | {differences} | {behaviour} | {sources} |").unwrap_or_default();
     }
     text
 }
 
 fn known_json(known: &Known) -> Value {
-    json!({ "service": known.service, "differences": known.differences, "behaviour": known.behaviour, "sources": known.sources })
+    json!({
+        "service": known.service, "played": known.is_played(), "differences": known.differences,
+        "behaviour": known.behaviour, "sources": known.sources,
+    })
 }
 
 fn escape(text: &str) -> String {
@@ -179,7 +208,9 @@ No option is needed for any of these servers, and no tool guesses a server from 
 const KNOWN_INTRODUCTION: &str = "
 ## Services and servers that were not run
 
-`cargo xtask matrix` reaches package registries only. These rows come from public knowledge.
+`cargo xtask matrix` installs servers from package registries only. These rows come from published documentation and
+issue reports. **played**: a proxy in the tests behaves as the service in these respects, and our tools run with it
+(tests/src/service_profiles.rs).
 
 | service | | differs from S3 | what our tools do | source |
 | --- | --- | --- | --- | --- |
@@ -199,7 +230,24 @@ mod tests {
         };
         let columns = vec![column(0, "one <reason>"), column(1, "one <reason>"), column(2, "another")];
         let rows = ROWS.iter().take(2).collect();
-        Report { date: "2026-01-31".to_owned(), nix: None, large_size: 1 << 20, rows, columns }
+        let missing = vec![(&SERVERS[3], "pip failed".to_owned())];
+        Report {
+            date: "2026-01-31".to_owned(),
+            nix: None,
+            nix_testing: None,
+            large_size: 1 << 20,
+            rows,
+            columns,
+            missing,
+        }
+    }
+
+    #[test]
+    fn a_server_that_was_not_run_is_named_with_the_cause() {
+        let text = report().markdown();
+        assert!(text.contains(&format!("Not run: {}: pip failed.\n", SERVERS[3].title)), "{text}");
+        let selected = format!("Not selected: {}", SERVERS[4].title);
+        assert!(text.contains(&selected), "{text}");
     }
 
     #[test]

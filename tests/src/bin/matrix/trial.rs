@@ -75,6 +75,11 @@ impl<'a> Trial<'a> {
         succeeded(&self.sh(script))
     }
 
+    /// Runs a script without credentials, which must succeed.
+    pub fn run_anonymously(&self, script: &str) -> Result<String, String> {
+        succeeded(&self.anonymous_sh(script))
+    }
+
     /// Publishes the closure.
     pub fn push(&self) -> Result<String, String> {
         self.run("s3-push --no-nix \"$C\" < closure.tar")

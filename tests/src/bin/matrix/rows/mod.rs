@@ -2,6 +2,8 @@
 
 mod access;
 mod conditions;
+mod debian_testing;
+mod maintenance;
 mod nix;
 mod objects;
 mod pull;
@@ -18,6 +20,8 @@ pub enum Client {
     Tools,
     /// The installed Nix, beside our tools.
     Nix,
+    /// The Nix of Debian's testing release, beside our tools. It is installed; that needs root and debootstrap.
+    NixTesting,
 }
 
 /// A row of the table.
@@ -49,8 +53,13 @@ const fn nix(id: &'static str, title: &'static str, run: fn(&Trial<'_>) -> Resul
     Row { client: Client::Nix, ..row(id, title, run) }
 }
 
+/// Declares a row that the Nix of Debian's testing release asks. It is slow, since the first one installs it.
+const fn nix_testing(id: &'static str, title: &'static str, run: fn(&Trial<'_>) -> Result<Outcome, String>) -> Row {
+    Row { client: Client::NixTesting, ..slow(id, title, run) }
+}
+
 /// All rows, in the order of the table.
-pub static ROWS: [Row; 29] = [
+pub static ROWS: [Row; 37] = [
     row("push", "push a closure", push::once),
     row("push-again", "push it again", push::again),
     row("missing", "`s3-push --missing`", push::missing),
@@ -58,6 +67,10 @@ pub static ROWS: [Row; 29] = [
     slow("large", "multipart upload of a large object", push::large),
     slow("resume", "kill in a multipart upload, and continue", push::resume),
     row("repair", "`s3-push --repair`", push::repair),
+    row("check", "`s3-pull check`", maintenance::check),
+    row("check-nars", "`s3-pull check --read-nars`", maintenance::check_nars),
+    row("pin", "`s3-push pin` and `unpin`", maintenance::pin),
+    row("collect", "`s3-push delete` and `collect`", maintenance::collect),
     row("versioned", "push to a versioned bucket", push::versioned),
     row("key", "`s3-push --key`", objects::key),
     row("reserved", "keys with `+`, `=` and `?`", objects::reserved_characters),
@@ -80,6 +93,10 @@ pub static ROWS: [Row; 29] = [
     row("last-modified", "resolution of LastModified", conditions::last_modified),
     nix("nix-reads", "Nix reads over `http://` what we wrote", nix::reads),
     nix("nix-writes", "we read what Nix wrote", nix::writes),
+    nix_testing("nix-testing-http", "newer Nix reads over `http://` what we wrote", debian_testing::reads_http),
+    nix_testing("nix-testing-s3", "newer Nix reads over `s3://`, unsigned", debian_testing::reads_s3),
+    nix_testing("nix-testing-file", "newer Nix reads a `file://` mirror by s3-pull", debian_testing::reads_mirror),
+    nix_testing("nix-testing-push", "newer Nix pushes beside s3-push, unsigned", debian_testing::writes),
 ];
 
 #[cfg(test)]

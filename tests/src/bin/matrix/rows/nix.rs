@@ -13,17 +13,8 @@ pub(super) fn reads(trial: &Trial<'_>) -> Result<Outcome, String> {
         return Ok(Outcome::not_run(NO_NIX));
     }
     trial.push()?;
-    let has_policy = trial.make_public()?;
-    if !has_policy && !is_readable(trial)? {
-        return Ok(Outcome::not_supported("the server has no bucket policies, and requires credentials"));
-    }
-    let narinfo = format!("{}.narinfo", &trial.fixture.top["/nix/store/".len()..][..32]);
-    let asked = anonymous(trial).send("HEAD", &format!("/{}/{narinfo}", trial.bucket), &[], b"")?;
-    if asked.status != 200 {
-        let error = asked.error();
-        let note =
-            format!("an anonymous HEAD gets {error}, although the policy allows s3:GetObject; Nix sends HEAD first");
-        return Ok(Outcome::not_supported(note));
+    if let Some(outcome) = require_public(trial)? {
+        return Ok(outcome);
     }
     let store = nix::fresh_store(&trial.fixture.scratch);
     let key = "--trusted-public-keys \"$(cat key.pub)\"";
@@ -49,12 +40,29 @@ pub(super) fn writes(trial: &Trial<'_>) -> Result<Outcome, String> {
     result.map(|_| Outcome::ok())
 }
 
+/// Lets anonymous clients read what was pushed. Returns the outcome if the server does not.
+pub(super) fn require_public(trial: &Trial<'_>) -> Result<Option<Outcome>, String> {
+    let has_policy = trial.make_public()?;
+    if !has_policy && !is_readable(trial)? {
+        return Ok(Some(Outcome::not_supported("the server has no bucket policies, and requires credentials")));
+    }
+    let narinfo = format!("{}.narinfo", &trial.fixture.top["/nix/store/".len()..][..32]);
+    let asked = anonymous(trial).send("HEAD", &format!("/{}/{narinfo}", trial.bucket), &[], b"")?;
+    if asked.status == 200 {
+        return Ok(None);
+    }
+    Ok(Some(Outcome::not_supported(format!(
+        "an anonymous HEAD gets {}, although the policy allows s3:GetObject; Nix sends HEAD first",
+        asked.error()
+    ))))
+}
+
 /// Returns whether anonymous clients may read.
 fn is_readable(trial: &Trial<'_>) -> Result<bool, String> {
     Ok(anonymous(trial).send("GET", &format!("/{}/nix-cache-info", trial.bucket), &[], b"")?.status == 200)
 }
 
 /// Returns a client without credentials.
-fn anonymous(trial: &Trial<'_>) -> S3 {
+pub(super) fn anonymous(trial: &Trial<'_>) -> S3 {
     S3 { endpoint: trial.server.endpoint.clone(), credentials: None, region: trial.server.region }
 }

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use cache_tests::{Credentials, EmbeddedS3, SupervisedServer};
 
-use super::install::Package;
 use super::{DOMAIN, Running, start_program};
+use crate::install::{BUILD_DIRECTORY, Package};
 
 const S3S_FS: Package = Package {
     name: "s3s-fs",
@@ -34,7 +34,7 @@ fn cargo_install(package: &Package, args: &[&str], dir: &Path) -> Command {
     command.args(["cargo", "install", "--quiet", "--locked", "--no-track"]).args(args);
     command.arg("--root").arg(dir).arg(format!("{}@{}", package.name, package.version));
     // Beside the sources of this repository, its settings would apply.
-    command.current_dir(dir).env("CARGO_TARGET_DIR", dir.join("target"));
+    command.current_dir(dir).env("CARGO_TARGET_DIR", dir.join(BUILD_DIRECTORY));
     command
 }
 

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use cache_tests::Credentials;
 
-use super::install::Package;
 use super::{DOMAIN, Running, start_program};
+use crate::install::Package;
 
 const GOFAKES3: Package = Package {
     name: "gofakes3",

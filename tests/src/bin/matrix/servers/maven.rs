@@ -7,8 +7,8 @@ use std::process::Command;
 
 use cache_tests::Credentials;
 
-use super::install::Package;
 use super::{Running, start_program};
+use crate::install::Package;
 
 const S3PROXY: Package = Package {
     name: "s3proxy",

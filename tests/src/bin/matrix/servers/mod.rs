@@ -2,7 +2,6 @@
 
 mod crates;
 mod go;
-mod install;
 mod maven;
 mod minio;
 mod moto;

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use cache_tests::Credentials;
 
-use super::install::Package;
 use super::{Running, start_program};
+use crate::install::Package;
 
 /// The packages are in a plain directory, which may be renamed; a virtual environment contains its own path.
 const MOTO: Package = Package {

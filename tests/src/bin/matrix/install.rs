@@ -4,18 +4,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, id};
 
-/// A package of a registry, pinned.
-pub(super) struct Package {
+/// The directory in which a package may be built, below its own. It is not kept.
+pub const BUILD_DIRECTORY: &str = "target";
+
+/// A package of a registry, pinned where the registry keeps old versions.
+pub struct Package {
     /// The name of its directory.
-    pub(super) name: &'static str,
+    pub name: &'static str,
     /// Its version.
-    pub(super) version: &'static str,
+    pub version: &'static str,
     /// The file that is needed of it, below its directory.
-    pub(super) file: &'static str,
+    pub file: &'static str,
     /// How long that takes, for the user who waits.
-    pub(super) duration: &'static str,
+    pub duration: &'static str,
     /// Installs it into an empty directory.
-    pub(super) install: fn(&Self, &Path) -> Command,
+    pub install: fn(&Self, &Path) -> Command,
 }
 
 impl Package {
@@ -23,7 +26,7 @@ impl Package {
     ///
     /// It is installed in a temporary directory that is then renamed, so that an incomplete program is never found;
     /// except a package that contains its own path, whose file is checked instead.
-    pub(super) fn find_or_install(&self) -> Result<PathBuf, String> {
+    pub fn find_or_install(&self) -> Result<PathBuf, String> {
         let cache = cache_tests::cache_dir().ok_or("neither XDG_CACHE_HOME nor HOME is set")?.join("matrix");
         let dir = cache.join(format!("{}-{}", self.name, self.version));
         if dir.join(self.file).is_file() {
@@ -36,6 +39,8 @@ impl Package {
         let mut command = (self.install)(self, &building);
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
         let status = status.map_err(|error| format!("cannot run {}: {error}", command.get_program().display()))?;
+        // What Cargo has built is several gigabytes, of which only the program is needed.
+        drop(fs::remove_dir_all(building.join(BUILD_DIRECTORY)));
         let result = if status.success() && building.join(self.file).is_file() {
             drop(fs::remove_dir_all(&dir));
             fs::rename(&building, &dir).map_err(failed)
