@@ -13,10 +13,10 @@ const RELEASE: &str = "forky";
 /// debootstrap mounts file systems below the directory, which a namespace takes with it.
 const INSTALL: &str = r#"set -eu
 suite=$1 root=$2/root
-packages=nix-bin,ca-certificates
 script=/usr/share/debootstrap/scripts/$suite
 [ -e "$script" ] || script=/usr/share/debootstrap/scripts/testing
-debootstrap --variant=minbase --include="$packages" "$suite" "$root" http://deb.debian.org/debian "$script"
+debootstrap --variant=minbase "$suite" "$root" http://deb.debian.org/debian "$script"
+chroot "$root" apt-get install --yes --no-install-recommends nix-bin
 rm -rf "$root/var/cache/apt" "$root/var/lib/apt/lists"
 cat > "$2/nix" <<'EOF'
 #!/bin/sh
