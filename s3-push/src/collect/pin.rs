@@ -36,7 +36,7 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         require_paths(&bucket, &store_dir, &paths).await?;
         collector_wait.wait(&bucket).await?;
         let text: String = paths.iter().map(|path| store_dir.join(path) + "\n").collect();
-        bucket.put(&name.key(), "text/plain; charset=utf-8", Bytes::from(text)).await?;
+        bucket.put(&name.key(), "text/plain; charset=UTF-8", Bytes::from(text)).await?;
         // A collector reads the pins after it has set its flag. One that has set it since may have read them before this
         // one was written, and deletes the paths until it ends. One that sets it later keeps them.
         collector_wait.wait(&bucket).await?;

@@ -185,7 +185,7 @@ impl<'a> RecordWriter<'a> {
     /// Starts records of keys that are named by this time.
     #[must_use]
     pub fn of_keys(bucket: &'a Bucket, time: SystemTime) -> Self {
-        Self { bucket, time, suffix: KEYS_SUFFIX, content_type: "text/plain; charset=utf-8", text: String::new() }
+        Self { bucket, time, suffix: KEYS_SUFFIX, content_type: "text/plain; charset=UTF-8", text: String::new() }
     }
 
     /// Adds a narinfo.
