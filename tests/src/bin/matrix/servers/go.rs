@@ -47,7 +47,8 @@ pub(super) fn start_gofakes3() -> Result<Running, String> {
 pub(super) fn start_rclone() -> Result<Running, String> {
     let program = RCLONE.find_or_install()?;
     let credentials = Credentials::random();
-    let key = format!("{},{}", credentials.access_key, credentials.secret_key);
+    // The variable is a list of pairs, in the form of a line of CSV.
+    let key = format!("\"{},{}\"", credentials.access_key, credentials.secret_key);
     let args = |dir: &Path, endpoint: &str| -> Vec<OsString> {
         let data = dir.join("data");
         drop(std::fs::create_dir(&data));
