@@ -8,7 +8,7 @@ use crate::debian_testing;
 use crate::outcome::Outcome;
 use crate::trial::Trial;
 
-/// How a row reads.
+/// Publishes the closure, and has Nix read it from the public bucket at `url`.
 fn read(trial: &Trial<'_>, url: &str) -> Result<Outcome, String> {
     let nix = match debian_testing::nix() {
         Ok(nix) => nix,
