@@ -16,12 +16,14 @@
 //! | [`root_dir`] | directories below a root such as that of `--root`, without leaving it |
 //! | [`error`] | the error type of every tool, with exit code and hint |
 //! | [`option_values`] | the numbers and byte sizes in the options of every tool |
+//! | [`drawn_line`] | output to a terminal on which a progress bar is drawn |
 //! | [`process`] | `main` of every tool, messages on standard error |
 //! | [`redact`] | removal of control characters and secret keys from messages |
 //! | [`regular_file`] | opening files that must be regular files |
 //! | [`stdio`] | standard input and output |
 
 pub mod cli;
+pub mod drawn_line;
 pub mod error;
 pub mod export;
 mod export_paths;

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use crate::drawn_line::write_above;
 use crate::error::{Error, Result};
 use crate::redact::{one_line, usage_message};
 
@@ -65,7 +66,7 @@ pub fn print_error(tool: &str, error: &Error) {
 
 /// Writes the text with one call, so that the lines of processes that share a terminal are not interleaved.
 fn write_stderr(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
+    let _ = write_above(|| io::stderr().write_all(text.as_bytes()).map(|()| text.len()));
 }
 
 fn print_help(error: &clap::Error) -> ExitCode {

@@ -7,6 +7,7 @@ use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use crate::drawn_line::write_above;
 use crate::error::{Context as _, Error, Result};
 
 /// Size of the buffers on standard input and output, in bytes. Large, because a NAR consists of many small fields.
@@ -82,7 +83,9 @@ pub fn stdout(binary: Option<&str>) -> Result<Output> {
     }
     let fd = stdout.as_fd().try_clone_to_owned().map_err(Error::from).context(|| "cannot write to standard output")?;
     enlarge_pipe(&fd);
-    Ok(Output { inner: BufWriter::with_capacity(BUFFER_SIZE, StdoutFile(File::from(fd))) })
+    let is_terminal = stdout.is_terminal();
+    let file = StdoutFile { file: File::from(fd), is_terminal };
+    Ok(Output { inner: BufWriter::with_capacity(BUFFER_SIZE, file), is_terminal })
 }
 
 /// Enlarges a pipe to [`PIPE_SIZE`]. Ignores errors: the default size works too.
@@ -91,10 +94,11 @@ fn enlarge_pipe(fd: &impl AsFd) {
 }
 
 /// Buffered standard output. An error may not show before [`Output::finish`], which must be called at the end of the
-/// data.
+/// data. On a terminal, each line is written at once: a progress bar may be drawn below it.
 #[derive(Debug)]
 pub struct Output {
     inner: BufWriter<StdoutFile>,
+    is_terminal: bool,
 }
 
 impl Output {
@@ -111,7 +115,8 @@ impl Write for Output {
     }
 
     fn write_all(&mut self, buf: &[u8]) -> io::Result<()> {
-        self.inner.write_all(buf)
+        self.inner.write_all(buf)?;
+        if self.is_terminal && buf.ends_with(b"\n") { self.inner.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -119,13 +124,18 @@ impl Write for Output {
     }
 }
 
-/// The unbuffered descriptor; turns its errors into errors of the tool.
+/// The unbuffered descriptor; turns its errors into errors of the tool. On a terminal, writes above a progress bar.
 #[derive(Debug)]
-struct StdoutFile(File);
+struct StdoutFile {
+    file: File,
+    is_terminal: bool,
+}
 
 impl Write for StdoutFile {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.write(&buf[..buf.len().min(MAX_WRITE_SIZE)]).map_err(|error| match error.kind() {
+        let buf = &buf[..buf.len().min(MAX_WRITE_SIZE)];
+        let written = if self.is_terminal { write_above(|| self.file.write(buf)) } else { self.file.write(buf) };
+        written.map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Error::broken_pipe().into(),
             io::ErrorKind::Interrupted => error,
             _ => Error::failed(format!("cannot write to standard output: {error}")).into(),

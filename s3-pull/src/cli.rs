@@ -7,6 +7,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use nar_pack::option_values::parse_number;
 use narinfo_gen::cli::DecompressionArgs;
 use s3_push::remote::cli::RequestArgs;
+use s3_push::remote::progress::ProgressArgs;
 
 use crate::commands::cli::Command;
 use crate::staging::Owner;
@@ -178,6 +179,10 @@ pub struct Cli {
     /// Print each path, and the cache that it came from
     #[arg(short, long, help_heading = "Logging")]
     pub verbose: bool,
+
+    /// How progress is shown
+    #[command(flatten)]
+    pub progress_args: ProgressArgs,
 
     /// Set the store directory of the store paths
     #[arg(

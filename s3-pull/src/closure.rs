@@ -7,6 +7,7 @@ use std::sync::Arc;
 use nar_pack::error::{Error, Result};
 use nar_pack::references::references_first;
 use nar_pack::store_path::StorePath;
+use s3_push::remote::progress::Progress;
 use tokio::task::JoinSet;
 
 use crate::refusals::Refusals;
@@ -89,8 +90,10 @@ impl ResolvedClosure {
     /// # Errors
     /// Fails when a cache cannot be read.
     pub async fn collect(mut walk: ClosureWalk, refusals: &mut Refusals) -> Result<Self> {
+        let progress = Progress::of_objects("narinfos", 0);
         let mut closure = Self::default();
         while let Some(lookup) = walk.next().await {
+            progress.increment();
             let Lookup { requested, result } = lookup?;
             match result {
                 Ok(Some(candidate)) => closure.insert(candidate),

@@ -2,14 +2,16 @@
 //! paths by their status and draws the progress.
 
 use std::io::Write;
+use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar};
+use indicatif::HumanBytes;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio::Output;
 use nar_pack::store_path::StorePath;
+use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::interrupts;
-use s3_push::remote::progress::Verbosity;
+use s3_push::remote::progress::{Progress, Verbosity, transfer_summary};
 use serde_json::json;
 
 use crate::TOOL;
@@ -43,7 +45,8 @@ pub struct Report {
     verbosity: Verbosity,
     counts: Counts,
     refusals: Refusals,
-    bar: ProgressBar,
+    progress: Progress,
+    start: Instant,
 }
 
 #[derive(Default)]
@@ -52,6 +55,9 @@ struct Counts {
     fetched: u64,
     present: u64,
     would_fetch: u64,
+    /// FileSize of the paths that were found, and of those that were present.
+    found_bytes: u64,
+    present_bytes: u64,
     /// NarSize of the paths that were or would be fetched.
     nar_bytes: u64,
     /// FileSize of the same paths.
@@ -67,20 +73,25 @@ impl Report {
             verbosity,
             counts: Counts::default(),
             refusals: Refusals::new("unpacked"),
-            bar: verbosity.progress_bar(),
+            progress: Progress::of_bytes(),
+            start: Instant::now(),
         }
     }
 
     /// Counts a path that is to be fetched.
-    pub fn found(&mut self) {
+    pub fn found(&mut self, narinfo: &NarInfo) {
         self.counts.found += 1;
+        self.counts.found_bytes += narinfo.file_size.unwrap_or(0);
     }
 
-    /// Updates the progress bar; `received` is the number of bytes received so far.
-    pub fn progress(&self, received: u64) {
-        let done = self.counts.fetched + self.counts.present;
-        self.bar.set_message(format!("{done} of {} paths,", self.counts.found));
-        self.bar.set_position(received);
+    /// Updates the progress; `received` is the number of bytes received so far. The total is known once `has_found_all`.
+    pub fn progress(&self, received: u64, has_found_all: bool) {
+        let Counts { found, fetched, present, found_bytes, present_bytes, .. } = self.counts;
+        self.progress.set_message(format!("{} of {found} paths", fetched + present));
+        self.progress.set_position(received);
+        if has_found_all {
+            self.progress.set_total(found_bytes.saturating_sub(present_bytes));
+        }
     }
 
     /// Reports the status of a path.
@@ -92,7 +103,10 @@ impl Report {
         match status {
             Status::Fetched => self.counts.fetched += 1,
             Status::WouldFetch => self.counts.would_fetch += 1,
-            Status::Present => self.counts.present += 1,
+            Status::Present => {
+                self.counts.present += 1;
+                self.counts.present_bytes += narinfo.file_size.unwrap_or(0);
+            }
         }
         if status != Status::Present {
             self.counts.nar_bytes += narinfo.nar_size;
@@ -102,7 +116,7 @@ impl Report {
         if self.verbosity == Verbosity::Verbose {
             let from = if status == Status::Present { String::new() } else { format!(", {source}") };
             let message = format!("{}: {}{from}", narinfo.full_path(), status.name());
-            self.bar.suspend(|| process::print_message(TOOL, message));
+            process::print_message(TOOL, message);
         }
         if let Some(out) = &mut self.json {
             let line = json!({
@@ -164,7 +178,6 @@ impl Report {
 
     /// Prints the refusals; for a pull that was aborted by another error.
     pub fn abort(self) {
-        self.bar.finish_and_clear();
         self.refusals.print(self.verbosity);
     }
 
@@ -173,7 +186,6 @@ impl Report {
     /// # Errors
     /// Returns the refusals, and fails when standard output cannot be written.
     pub fn finish(mut self, received: u64) -> Result {
-        self.bar.finish_and_clear();
         if let Some(mut out) = self.json.take() {
             let Counts { fetched, present, would_fetch, nar_bytes, file_bytes, .. } = self.counts;
             let summary = json!({ "summary": {
@@ -184,22 +196,26 @@ impl Report {
             out.finish()?;
         }
         if self.verbosity != Verbosity::Quiet && self.refusals.count() == 0 {
-            process::print_message(TOOL, self.counts.summary());
+            process::print_message(TOOL, self.counts.summary(received, self.start.elapsed()));
         }
         self.refusals.into_result(self.verbosity)
     }
 }
 
 impl Counts {
-    fn summary(&self) -> String {
-        let unpacked = HumanBytes(self.nar_bytes);
+    fn summary(&self, received: u64, elapsed: Duration) -> String {
+        let (unpacked, present) = (HumanBytes(self.nar_bytes), self.present);
         match self.would_fetch {
-            0 => format!("{} fetched ({unpacked} unpacked), {} already present", self.fetched, self.present),
-            count => format!(
-                "{count} would be fetched ({} to download, {unpacked} unpacked), {} already present",
-                HumanBytes(self.file_bytes),
-                self.present
-            ),
+            0 => {
+                let received = transfer_summary(received, elapsed);
+                format!("{} fetched ({unpacked} unpacked), {present} already present; received {received}", self.fetched)
+            }
+            count => {
+                let download = HumanBytes(self.file_bytes);
+                format!(
+                    "{count} would be fetched ({download} to download, {unpacked} unpacked), {present} already present"
+                )
+            }
         }
     }
 }

@@ -3,15 +3,17 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::StreamExt;
+use indicatif::HumanCount;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio;
 use narinfo_gen::narinfo::TextWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use s3_push::remote::interrupts::{HINT, Interrupts};
-use s3_push::remote::progress::Verbosity;
+use s3_push::remote::progress::{Progress, Verbosity, transfer_summary};
 use s3_push::remote::{RemoteOptions, start_runtime};
 use tokio::runtime::Handle;
 
@@ -38,6 +40,7 @@ pub fn run(cli: &Cli) -> Result {
     raise_open_file_limit();
     let request = Request::from_cli(cli)?;
     cli.decompression_args.apply();
+    cli.progress_args.apply(TOOL, cli.quiet);
     let runtime = start_runtime()?;
     let result = execute(runtime.handle(), request);
     runtime.shutdown_background();
@@ -92,6 +95,7 @@ fn write(
     is_closed: bool,
     verbosity: Verbosity,
 ) -> Result {
+    let start = Instant::now();
     let mut refusals = Refusals::new("written");
     let closure = runtime.block_on(ResolvedClosure::collect(walk, &mut refusals))?;
     let candidates = closure.in_order(is_closed, |candidate, reference| {
@@ -99,7 +103,27 @@ fn write(
         Ok(())
     })?;
     refusals.into_result(verbosity)?;
-    write_candidates(runtime, sources, format, &candidates)
+    if matches!(format, Format::List) {
+        return write_candidates(runtime, sources, format, &candidates);
+    }
+    let progress = transfer_progress(sources, format, &candidates);
+    write_candidates(runtime, sources, format, &candidates)?;
+    drop(progress);
+    if verbosity != Verbosity::Quiet && !matches!(format, Format::Cat { .. }) {
+        let count = HumanCount(candidates.len() as u64);
+        let paths = if candidates.len() == 1 { "path" } else { "paths" };
+        let received = transfer_summary(sources.received(), start.elapsed());
+        process::print_message(TOOL, format!("{count} {paths} written; received {received}"));
+    }
+    Ok(())
+}
+
+/// Shows the bytes that are received, of those of the NARs if the format has NARs.
+fn transfer_progress(sources: &Arc<Sources>, format: &Format, candidates: &[Arc<Candidate>]) -> Progress {
+    let sizes = candidates.iter().map(|candidate| candidate.narinfo.file_size.unwrap_or(0));
+    let total = if matches!(format, Format::Narinfo | Format::List) { 0 } else { sizes.sum() };
+    let (counter, before) = (Arc::clone(sources), sources.received());
+    Progress::of_transfer(total, move || counter.received().saturating_sub(before))
 }
 
 async fn start_walk(sources: &Arc<Sources>, selection: Selection, jobs: usize) -> Result<ClosureWalk> {
@@ -173,6 +197,7 @@ fn write_candidates(
 /// Writes the narinfos or store paths of the whole cache, unordered, without keeping them in memory.
 async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: Verbosity) -> Result {
     let requested = sources.list().await?;
+    let progress = Progress::of_objects("narinfos", requested.len());
     let mut refusals = Refusals::new("written");
     let mut text = TextWriter::new(stdio::stdout(None)?);
     let mut list = stdio::stdout(None)?;
@@ -182,6 +207,7 @@ async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: V
     });
     let mut lookups = lookups.buffered(jobs);
     while let Some((requested, result)) = lookups.next().await {
+        progress.increment();
         match result {
             Ok(Some(candidate)) if matches!(format, Format::Narinfo) => text.write(&candidate.narinfo, false)?,
             Ok(Some(candidate)) => writeln!(list, "{}", candidate.narinfo.full_path())?,
@@ -194,6 +220,7 @@ async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: V
             }
         }
     }
+    drop(progress);
     if refusals.count() > 0 {
         text.mark_truncated();
     }

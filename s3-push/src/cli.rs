@@ -11,6 +11,7 @@ use crate::collect::cli::Command;
 use crate::publish::intake::NarCheck;
 use crate::remote::cli::RequestArgs;
 use crate::remote::option_values::{parse_age, parse_byte_size};
+use crate::remote::progress::ProgressArgs;
 
 /// Upload NARs and narinfos to an S3 bucket that serves as a Nix binary cache
 ///
@@ -201,6 +202,10 @@ pub struct Cli {
     /// Print the result of each path on standard error
     #[arg(short, long, help_heading = "Logging")]
     pub verbose: bool,
+
+    /// How progress is shown
+    #[command(flatten)]
+    pub progress_args: ProgressArgs,
 
     /// Options of compression, for a NAR or an export stream
     #[command(flatten)]

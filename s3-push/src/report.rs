@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::Write;
+use std::time::Instant;
 
-use indicatif::{HumanBytes, ProgressBar};
+use indicatif::HumanBytes;
 use nar_pack::error::Result;
 use nar_pack::process;
 use nar_pack::stdio::Output;
@@ -13,7 +14,7 @@ use serde_json::json;
 use crate::TOOL;
 use crate::publish::upload::Uploader;
 use crate::refusals::{PathError, Refusals};
-use crate::remote::progress::Verbosity;
+use crate::remote::progress::{Progress, Verbosity, transfer_summary};
 
 /// The result of publishing a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,8 @@ pub struct Report {
     /// Paths of which the cache has different contents, which were kept.
     other_contents: CountedPaths,
     refusals: Refusals,
-    bar: ProgressBar,
+    progress: Progress,
+    start: Instant,
 }
 
 /// Paths with the same warning, which is printed once.
@@ -110,20 +112,16 @@ impl Report {
             unsigned: CountedPaths::default(),
             other_contents: CountedPaths::default(),
             refusals: Refusals::default(),
-            bar: verbosity.progress_bar(),
+            progress: Progress::of_bytes(),
+            start: Instant::now(),
         }
     }
 
-    /// Updates the progress bar.
+    /// Updates the progress.
     pub fn progress(&self, processed_bytes: u64) {
         let total = self.sent + self.present + self.signed + self.repaired + self.upstream;
-        self.bar.set_message(format!("{} of {total} paths sent,", self.sent));
-        self.bar.set_position(processed_bytes);
-    }
-
-    /// Prints a message on standard error, above the progress bar.
-    fn print(&self, message: impl Display) {
-        self.bar.suspend(|| process::print_message(TOOL, message));
+        self.progress.set_message(format!("{} of {total} paths sent", self.sent));
+        self.progress.set_position(processed_bytes);
     }
 
     fn is_quiet(&self) -> bool {
@@ -156,7 +154,7 @@ impl Report {
         }
         if self.verbosity == Verbosity::Verbose {
             let unsigned = matches!(status, Status::Sent { signed: false, .. });
-            self.print(format!("{path}: {}{}", status.name(), if unsigned { ", without a signature" } else { "" }));
+            print(format!("{path}: {}{}", status.name(), if unsigned { ", without a signature" } else { "" }));
         }
         if self.is_json {
             writeln!(self.out, "{}", json!({ "path": path, "status": status.name(), "fileSize": bytes }))?;
@@ -179,7 +177,7 @@ impl Report {
             writeln!(self.out, "{}", json!({ "path": path, "status": "refused", "why": error.message() }))?;
         }
         if let (Verbosity::Verbose, Some(subject)) = (self.verbosity, refusal.other_subject(path)) {
-            self.print(format!("{path}: not published, because it depends on {subject}"));
+            print(format!("{path}: not published, because it depends on {subject}"));
         }
         self.refusals.add(path, refusal);
         Ok(())
@@ -187,9 +185,8 @@ impl Report {
 
     /// Ends the report of a push that failed: prints what was refused before.
     pub fn abort(self) {
-        self.bar.finish_and_clear();
         self.print_warnings();
-        self.refusals.root_causes().for_each(|error| self.print(error));
+        self.refusals.root_causes().for_each(print);
     }
 
     /// Prints one line for each kind of warning. With `-v`, there is a line per path too; see [`Report::add_result`].
@@ -199,13 +196,13 @@ impl Report {
         }
         if let Some(paths) = self.unsigned.subject() {
             let them = if self.unsigned.count == 1 { "it" } else { "them" };
-            self.print(format!(
+            print(format!(
                 "warning: {paths} published without a signature; clients that verify signatures will reject {them}"
             ));
         }
         if let Some(paths) = self.other_contents.subject() {
             let these = if self.other_contents.count == 1 { "this path" } else { "these paths" };
-            self.print(format!(
+            print(format!(
                 "warning: {paths} not published, because the cache has different contents under {these}"
             ));
         }
@@ -220,17 +217,16 @@ impl Report {
             self.print_json_summary(uploader)?;
         }
         self.out.flush()?;
-        self.bar.finish_and_clear();
         self.print_warnings();
         if self.verbosity == Verbosity::Verbose && uploader.bucket.lacks_conditions() {
             let url = uploader.bucket.display_url("");
-            self.print(format!(
+            print(format!(
                 "{url}: the server does not apply conditions to writes; updated narinfos were read back"
             ));
         }
-        self.refusals.to_result(|error| self.print(error))?;
+        self.refusals.to_result(print)?;
         if !self.is_quiet() {
-            self.print(self.summary(uploader));
+            print(self.summary(uploader));
         }
         Ok(())
     }
@@ -255,7 +251,16 @@ impl Report {
         };
         let signed = if self.signed > 0 { format!(", {} updated", self.signed) } else { String::new() };
         let repaired = if self.repaired > 0 { format!(", {} repaired", self.repaired) } else { String::new() };
-        let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present);
-        format!("{sent} sent ({bytes}), {present} already present{signed}{repaired}; {requests} requests{retries}")
+        let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present + self.upstream);
+        let uploaded = transfer_summary(uploader.uploaded_bytes(), self.start.elapsed());
+        format!(
+            "{sent} sent ({bytes}), {present} already present{signed}{repaired}; uploaded {uploaded}, \
+             {requests} requests{retries}"
+        )
     }
+}
+
+/// Prints a message on standard error.
+fn print(message: impl Display) {
+    process::print_message(TOOL, message);
 }

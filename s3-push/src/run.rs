@@ -3,9 +3,8 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use indicatif::HumanBytes;
 use nar_pack::error::{Error, Result};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
@@ -33,7 +32,7 @@ use crate::publish::put_key::put_key;
 use crate::publish::upload::{ExistingCheck, Uploader};
 use crate::publish::upstream::Upstreams;
 use crate::remote::interrupts::{HINT, Interrupts};
-use crate::remote::progress::Verbosity;
+use crate::remote::progress::{Progress, Verbosity, transfer_summary};
 use crate::remote::s3::{Access, Bucket};
 use crate::remote::start_runtime;
 use crate::report::Report;
@@ -62,6 +61,7 @@ pub fn run(cli: &Cli) -> Result {
     }
     let mode = Mode::from_cli(cli)?;
     cli.decompression_args.apply();
+    cli.progress_args.apply(TOOL, cli.quiet);
     let runtime = start_runtime()?;
     let result = match mode {
         Mode::Push(options) => push(&runtime, *options),
@@ -112,11 +112,14 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let input = stdio::stdin("the bytes to upload")?;
     let (verbosity, memory, part_size) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.part_size);
     let uploader = runtime.block_on(connect_uploader(bucket, upload, ExistingCheck::EntityTag));
+    let counter = Arc::clone(&uploader);
+    let (progress, start) = (Progress::of_transfer(0, move || counter.processed_bytes()), Instant::now());
     let uploading = put_key(&uploader, &target, input, memory, part_size);
     let bytes = runtime.block_on(abort_uploads_on_error(&uploader, uploading))?;
+    drop(progress);
     if verbosity != Verbosity::Quiet {
         let url = uploader.bucket.display_url(target.key());
-        process::print_message(TOOL, format!("{url}: {}", HumanBytes(bytes)));
+        process::print_message(TOOL, format!("{url}: {}", transfer_summary(bytes, start.elapsed())));
     }
     Ok(())
 }

@@ -80,7 +80,7 @@ impl<'a> Scheduler<'a> {
                     self.handle_download(download)?;
                 }
                 _ = progress.tick(), if walking || !self.downloads.is_empty() => {
-                    self.report.progress(self.context.sources.received());
+                    self.report.progress(self.context.sources.received(), !walking);
                 }
                 else => break,
             }
@@ -115,7 +115,7 @@ impl<'a> Scheduler<'a> {
     /// Queues a path for download, unless one of its references has been refused.
     fn add(&mut self, candidate: &Arc<Candidate>, walk: &ClosureWalk) -> Result {
         let path = candidate.narinfo.path.clone();
-        self.report.found();
+        self.report.found(&candidate.narinfo);
         self.consecutive_failures = 0;
         let mut missing = 0;
         let mut refused = None;

@@ -15,6 +15,7 @@ use crate::TOOL;
 use crate::publish::collection::CollectorWait;
 use crate::remote::cli::split_url;
 use crate::remote::pins::{PinName, list_pins};
+use crate::remote::progress::Progress;
 use crate::remote::s3::{Access, Bucket};
 
 /// Pins the paths on standard input.
@@ -50,8 +51,10 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
 
 /// Refuses paths that the cache does not have.
 async fn require_paths(bucket: &Bucket, store_dir: &StoreDir, paths: &[StorePath]) -> Result {
+    let progress = Progress::of_objects("paths", paths.len());
     let lookups = stream::iter(paths.iter().map(async |path| {
         let is_present = bucket.size(&format!("{}.narinfo", path.hash_part())).await?.is_some();
+        progress.increment();
         Ok::<_, Error>((!is_present).then_some(path))
     }));
     let missing: Vec<_> = lookups.buffered(bucket.max_in_flight().into()).try_collect().await?;

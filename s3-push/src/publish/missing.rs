@@ -11,6 +11,7 @@ use narinfo_gen::narinfo::{MAX_SIZE, NarInfo};
 use crate::publish::collection::Doomed;
 use crate::publish::existing::Existing;
 use crate::publish::upstream::Upstreams;
+use crate::remote::progress::Progress;
 use crate::remote::s3::Bucket;
 
 /// Maximum number of concurrent lookups.
@@ -110,9 +111,12 @@ pub async fn find_missing_paths<'a>(
     let existing = Existing::open(bucket).await?;
     existing.set_doomed(Doomed::read(bucket, &requirements.store_dir).await?.paths).await;
     existing.expect_lookups(bucket, paths.len() as u64).await?;
+    let progress = Progress::of_objects("paths", paths.len());
     let lookups = stream::iter(paths.iter().map(async |path| {
         let is_in_bucket = existing.has(bucket, path.hash_part()).await? && requirements.are_met(bucket, path).await?;
-        Ok::<_, Error>(is_in_bucket || upstreams.have(path).await?)
+        let is_cached = is_in_bucket || upstreams.have(path).await?;
+        progress.increment();
+        Ok::<_, Error>(is_cached)
     }));
     let are_cached: Vec<bool> = lookups.buffered(MAX_CONCURRENT_LOOKUPS).try_collect().await?;
     Ok(paths.iter().zip(are_cached).filter(|(_, is_cached)| !is_cached).map(|(path, _)| path).collect())

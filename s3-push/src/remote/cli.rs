@@ -7,6 +7,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::option_values::parse_number;
 
 use crate::remote::location::{Location, url_from_environment};
+use crate::remote::progress::ProgressArgs;
 use crate::remote::option_values::parse_timeout;
 use crate::remote::retry::{DEFAULT_MAX_ATTEMPTS, RequestLimits};
 use crate::remote::s3::{Access, Bucket};
@@ -80,6 +81,10 @@ pub struct BucketArgs {
     /// Print only errors
     #[arg(short, long, help_heading = "Logging")]
     pub quiet: bool,
+
+    /// How progress is shown
+    #[command(flatten)]
+    pub progress: ProgressArgs,
 }
 
 impl BucketArgs {

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::remote::progress::report_wait;
+
 /// A concurrency limit that adapts to throttling.
 #[derive(Debug)]
 pub struct AdaptiveLimit {
@@ -58,6 +60,7 @@ impl AwaitedResponse {
 
     /// Records a response by which the server throttles.
     pub fn throttled(mut self) {
+        report_wait("throttled");
         self.outcome = Outcome::Throttled;
     }
 }

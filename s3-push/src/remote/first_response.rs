@@ -8,6 +8,8 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use nar_pack::process;
 
+use crate::remote::progress::report_wait;
+
 /// Time without a response after which the note is printed.
 const NOTE_DELAY: Duration = Duration::from_secs(3);
 
@@ -32,6 +34,10 @@ impl FirstResponse {
 
     /// Records that an attempt at a request begins; the first one has the number 1.
     pub fn record_attempt(&self, number: u32) {
+        if number > 1 {
+            let Self { server, max_attempts, .. } = self;
+            report_wait(format!("retrying {server} ({number} of {max_attempts})"));
+        }
         self.attempt.fetch_max(number, Ordering::Relaxed);
     }
 

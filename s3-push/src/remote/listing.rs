@@ -9,6 +9,7 @@ use nar_pack::store_path::HashPart;
 use narinfo_gen::archive::{NAR_PREFIX, Object};
 
 use crate::remote::etag::{Md5Tag, md5_tag};
+use crate::remote::progress::Progress;
 use crate::remote::s3::{Bucket, ListDepth, ListFrom, ListedObject, Page};
 
 /// Digits of Nix's base 32, in the order of their bytes.
@@ -78,13 +79,18 @@ async fn list_items<T>(
     let next = page.next.clone();
     let mut kept: Vec<T> = items(page).filter_map(keep).collect();
     let Some(token) = next else { return Ok(kept) };
+    let progress = Progress::of_objects("objects listed", 0);
+    let keep = |item| {
+        progress.increment();
+        keep(item)
+    };
     if !is_sorted || last.is_empty() {
         // As in S3 directory buckets: a listing without an order cannot be split.
-        kept.extend(list_range(bucket, scope, ListFrom::Page(token), None, keep).await?);
+        kept.extend(list_range(bucket, scope, ListFrom::Page(token), None, &keep).await?);
         return Ok(kept);
     }
     let ranges = ranges_after(prefix, &last).into_iter();
-    let ranges = ranges.map(|(after, until)| list_range(bucket, scope, ListFrom::After(after), until, keep));
+    let ranges = ranges.map(|(after, until)| list_range(bucket, scope, ListFrom::After(after), until, &keep));
     let mut ranges = stream::iter(ranges).buffer_unordered(MAX_PARALLEL);
     while let Some(range) = ranges.try_next().await? {
         kept.extend(range);

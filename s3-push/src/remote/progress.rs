@@ -1,15 +1,362 @@
-//! Verbosity, and the progress bar on standard error.
+//! Progress on standard error: a bar that is redrawn on a terminal, or a line every ten seconds for logs. Work counts in
+//! atomics, and one thread per task reads them and draws, so that drawing never delays the work.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
-/// Creates a progress bar that counts objects, with the time that is left. It is drawn only if standard error is a
-/// terminal.
+use clap::{Args, ValueEnum};
+use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nar_pack::{drawn_line, process};
+
+/// Time between two updates of a bar.
+const TICK: Duration = Duration::from_millis(200);
+/// Updates between two lines of `--progress plain`: ten seconds.
+const TICKS_PER_LINE: u32 = 50;
+/// How long a wait is shown after it was last reported.
+const WAIT_SHOWN: Duration = Duration::from_secs(5);
+/// Columns of a terminal that does not tell its width.
+const DEFAULT_COLUMNS: u16 = 80;
+/// Columns that stay free at the end of the line: the terminal shows `^C` there, and the line must not wrap.
+const SPARE_COLUMNS: u16 = 3;
+/// Terminals with fewer columns have no room for the bar beside the text.
+const MIN_COLUMNS_OF_BAR: u16 = 60;
+
+/// The bars of this process. There is one draw target, so that messages can be printed above all of them.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+/// How progress is shown, and the name of the tool. Nothing is shown before it is set.
+static DISPLAY: OnceLock<(Display, &'static str)> = OnceLock::new();
+/// What requests wait for, and when that was reported.
+static WAIT: Mutex<Option<(String, Instant)>> = Mutex::new(None);
+
+/// How progress is shown, as an option.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct ProgressArgs {
+    /// Show progress on standard error: auto, bar, plain, never
+    ///
+    /// auto draws a bar if standard error is a terminal and standard output is not a pipe, so that of several stages of a pipe only the last one draws. bar draws one also if standard output is a pipe; without a terminal it is the same as plain. plain prints a line every 10 seconds, for logs. With --quiet, there is no progress. NO_COLOR turns colors off.
+    #[arg(
+        long, value_name = "WHEN", value_enum, default_value_t = ProgressMode::Auto, hide_possible_values = true,
+        hide_short_help = true,
+    )]
+    pub progress: ProgressMode,
+}
+
+/// The values of `--progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressMode {
+    /// A bar if standard error is a terminal and standard output is not a pipe.
+    Auto,
+    /// A bar, or lines without a terminal.
+    Bar,
+    /// A line every ten seconds.
+    Plain,
+    /// Nothing.
+    Never,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Display {
+    Bar,
+    Plain,
+    Nothing,
+}
+
+impl ProgressArgs {
+    /// Applies the options to this process, which is the tool `tool`.
+    pub fn apply(&self, tool: &'static str, is_quiet: bool) {
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        let display = match self.progress {
+            _ if is_quiet => Display::Nothing,
+            ProgressMode::Bar if stderr.is_terminal() => Display::Bar,
+            ProgressMode::Auto if stderr.is_terminal() && !is_dumb && !is_pipe(&stdout) => Display::Bar,
+            ProgressMode::Bar | ProgressMode::Plain => Display::Plain,
+            ProgressMode::Auto | ProgressMode::Never => Display::Nothing,
+        };
+        let _ = DISPLAY.set((display, tool));
+        if display == Display::Bar {
+            drawn_line::declare(|write| BARS.suspend(write));
+        }
+    }
+}
+
+/// Returns whether a descriptor is a pipe: then another stage of the pipeline draws the bar.
+fn is_pipe(fd: &impl AsFd) -> bool {
+    let file = fd.as_fd().try_clone_to_owned().map(File::from);
+    file.and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.file_type().is_fifo())
+}
+
+/// Shows for a few seconds what requests wait for, such as `throttled`.
+pub(super) fn report_wait(what: impl Into<String>) {
+    *lock(&WAIT) = Some((what.into(), Instant::now()));
+}
+
+fn current_wait() -> Option<String> {
+    lock(&WAIT).as_ref().filter(|(_, time)| time.elapsed() < WAIT_SHOWN).map(|(what, _)| what.clone())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The progress of one task. It is no longer shown when it is dropped.
+pub struct Progress {
+    state: Arc<State>,
+    /// Never used. When it is dropped, the thread ends.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the task has done.
+struct State {
+    unit: Unit,
+    position: AtomicU64,
+    /// Where the position comes from instead, if it is counted elsewhere.
+    source: Option<Source>,
+    /// 0 if it is unknown.
+    total: AtomicU64,
+    message: Mutex<String>,
+}
+
+/// Returns a position.
+type Source = Box<dyn Fn() -> u64 + Send + Sync>;
+
+/// What is counted.
+enum Unit {
+    /// Objects of this kind.
+    Objects(&'static str),
+    /// Bytes.
+    Bytes,
+}
+
+/// What a line consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    template: &'static str,
+    /// Columns for the text.
+    text_columns: u16,
+}
+
+impl Layout {
+    const NARROW: Self = Self { template: "{spinner:.green} {msg}", text_columns: 35 };
+}
+
+impl Progress {
+    /// Shows the progress of a task on `total` objects. `what` is their plural; a total of 0 is unknown.
+    #[must_use]
+    pub fn of_objects(what: &'static str, total: usize) -> Self {
+        Self::start(Unit::Objects(what), total as u64, None)
+    }
+
+    /// Shows the progress of a transfer, whose total is unknown at first.
+    #[must_use]
+    pub fn of_bytes() -> Self {
+        Self::start(Unit::Bytes, 0, None)
+    }
+
+    /// Shows the progress of a transfer whose bytes are counted elsewhere: `source` returns their number. A total of 0 is
+    /// unknown.
+    #[must_use]
+    pub fn of_transfer(total: u64, source: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self::start(Unit::Bytes, total, Some(Box::new(source)))
+    }
+
+    fn start(unit: Unit, total: u64, source: Option<Source>) -> Self {
+        let state = State { unit, position: 0.into(), source, total: total.into(), message: Mutex::default() };
+        let state = Arc::new(state);
+        let mut progress = Self { state: Arc::clone(&state), stop: None, thread: None };
+        let (display, tool) = DISPLAY.get().copied().unwrap_or((Display::Nothing, ""));
+        if display == Display::Nothing {
+            return progress;
+        }
+        let (stop, stopped) = channel();
+        // Without a thread, the work goes on without progress.
+        if let Ok(thread) = Builder::new().name("progress".to_owned()).spawn(move || match display {
+            Display::Bar => state.draw(&stopped),
+            _ => state.print(&stopped, |line| process::print_message(tool, line)),
+        }) {
+            (progress.stop, progress.thread) = (Some(stop), Some(thread));
+        }
+        progress
+    }
+
+    /// Counts one object.
+    pub fn increment(&self) {
+        self.state.position.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sets what has been done.
+    pub fn set_position(&self, position: u64) {
+        self.state.position.store(position, Ordering::Relaxed);
+    }
+
+    /// Sets the total; 0 if it is unknown.
+    pub fn set_total(&self, total: u64) {
+        self.state.total.store(total, Ordering::Relaxed);
+    }
+
+    /// Sets a text that is shown beside the bytes.
+    pub fn set_message(&self, message: String) {
+        *lock(&self.state.message) = message;
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl State {
+    /// Draws a bar until the task has ended.
+    fn draw(&self, stopped: &Receiver<()>) {
+        let bar = ProgressBar::hidden();
+        let mut layout = Layout::NARROW;
+        set_template(&bar, layout.template);
+        self.update(&bar);
+        // Its first frame already has the text.
+        bar.set_message(self.text(&bar, layout));
+        let bar = BARS.add(bar);
+        loop {
+            self.update(&bar);
+            let fitting = self.layout();
+            if layout != fitting {
+                layout = fitting;
+                set_template(&bar, layout.template);
+            }
+            bar.set_message(self.text(&bar, layout));
+            bar.tick();
+            if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                break;
+            }
+        }
+        bar.finish_and_clear();
+        BARS.remove(&bar);
+    }
+
+    /// Prints a line now and then until the task has ended.
+    fn print(&self, stopped: &Receiver<()>, print: impl Fn(String)) {
+        // It computes the rate and the time that is left.
+        let bar = ProgressBar::hidden();
+        for tick in 1_u32.. {
+            self.update(&bar);
+            if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                break;
+            }
+            if tick % TICKS_PER_LINE == 0 {
+                print(self.line(&bar));
+            }
+        }
+    }
+
+    fn position(&self) -> u64 {
+        self.source.as_ref().map_or_else(|| self.position.load(Ordering::Relaxed), |source| source())
+    }
+
+    fn update(&self, bar: &ProgressBar) {
+        let total = self.total.load(Ordering::Relaxed);
+        if total > 0 {
+            bar.set_length(total);
+        }
+        bar.set_position(self.position());
+    }
+
+    /// Returns the layout of a line that fits the terminal, whose width may change.
+    fn layout(&self) -> Layout {
+        let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
+        let columns = if columns == 0 { DEFAULT_COLUMNS } else { columns };
+        if columns >= MIN_COLUMNS_OF_BAR && self.total.load(Ordering::Relaxed) > 0 {
+            Layout { template: "{spinner:.green} [{bar:10.green}] {msg}", text_columns: columns - 15 - SPARE_COLUMNS }
+        } else {
+            Layout { text_columns: columns.saturating_sub(2 + SPARE_COLUMNS), ..Layout::NARROW }
+        }
+    }
+
+    /// Returns the part of the line that fits the layout.
+    fn text(&self, bar: &ProgressBar, layout: Layout) -> String {
+        self.line(bar).chars().take(layout.text_columns.into()).collect()
+    }
+
+    /// Returns the line: the most important comes first, because the end may be cut off.
+    fn line(&self, bar: &ProgressBar) -> String {
+        let (position, total) = (self.position(), self.total.load(Ordering::Relaxed));
+        let is_known = total > 0;
+        let mut parts = Vec::new();
+        let message = lock(&self.message).clone();
+        if !message.is_empty() {
+            parts.push(message);
+        }
+        parts.push(self.unit.amount(position, is_known.then_some(total)));
+        parts.extend(current_wait());
+        parts.push(self.unit.rate(bar.per_sec()));
+        if is_known {
+            let percent = position.min(total) * 100 / total;
+            parts[0].insert_str(0, &format!("{percent}% "));
+            parts.push(format!("{} left", duration(bar.eta())));
+        } else {
+            parts.push(duration(bar.elapsed()));
+        }
+        parts.join(", ")
+    }
+}
+
+impl Unit {
+    fn amount(&self, position: u64, total: Option<u64>) -> String {
+        match (self, total) {
+            (Self::Objects(what), None) => format!("{} {what}", HumanCount(position)),
+            (Self::Objects(what), Some(total)) => format!("{} of {} {what}", HumanCount(position), HumanCount(total)),
+            (Self::Bytes, None) => HumanBytes(position).to_string(),
+            (Self::Bytes, Some(total)) => format!("{} of {}", HumanBytes(position), HumanBytes(total)),
+        }
+    }
+
+    fn rate(&self, per_second: f64) -> String {
+        match self {
+            Self::Objects(_) if per_second < 10.0 => format!("{per_second:.1}/s"),
+            Self::Objects(_) => format!("{per_second:.0}/s"),
+            Self::Bytes => format!("{}/s", HumanBytes(whole(per_second))),
+        }
+    }
+}
+
+fn set_template(bar: &ProgressBar, template: &str) {
+    // The templates are constants of this module.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+}
+
+/// Returns a duration in whole seconds, such as `1m 20s`.
+fn duration(duration: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
+}
+
+/// Returns a rate without its fraction.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn whole(rate: f64) -> u64 {
+    rate.max(0.0) as u64
+}
+
+/// Returns what a transfer of `bytes` took, for a summary: the bytes, the time and the rate.
 #[must_use]
-pub fn count_bar(total: usize, is_quiet: bool) -> ProgressBar {
-    let target = if is_quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(total as u64), target);
-    let style = ProgressStyle::with_template("{spinner} {human_pos} of {human_len} ({per_sec}), {eta} left");
-    if let Ok(style) = style { bar.with_style(style) } else { bar }
+pub fn transfer_summary(bytes: u64, elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs_f64();
+    let time = if seconds < 60.0 { format!("{seconds:.1}s") } else { duration(elapsed) };
+    #[allow(clippy::cast_precision_loss)]
+    let rate = HumanBytes(whole(bytes as f64 / seconds.max(0.001)));
+    format!("{} in {time} ({rate}/s)", HumanBytes(bytes))
 }
 
 /// How much is printed on standard error.
@@ -33,13 +380,43 @@ impl Verbosity {
             _ => Self::Normal,
         }
     }
+}
 
-    /// Creates a progress bar that counts bytes. It is drawn only if standard error is a terminal.
-    #[must_use]
-    pub fn progress_bar(self) -> ProgressBar {
-        let target = if self == Self::Quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({binary_bytes_per_sec}) {elapsed}");
-        if let Ok(style) = style { bar.with_style(style) } else { bar }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(unit: Unit, position: u64, total: u64) -> State {
+        State { unit, position: position.into(), source: None, total: total.into(), message: Mutex::default() }
+    }
+
+    #[test]
+    fn a_line_begins_with_the_share_and_the_count() {
+        let bar = ProgressBar::hidden();
+        let line = state(Unit::Objects("narinfos"), 1234, 4936).line(&bar);
+        assert!(line.starts_with("25% 1,234 of 4,936 narinfos, 0.0/s, "), "{line}");
+        assert!(line.ends_with(" left"), "{line}");
+        let line = state(Unit::Objects("objects"), 7, 0).line(&bar);
+        assert!(line.starts_with("7 objects, "), "without a total there is neither a share nor a time left: {line}");
+        assert!(!line.contains("left") && !line.contains('%'), "{line}");
+        let transfer = state(Unit::Bytes, 3 << 30, 2 << 30);
+        "3 of 4 paths".clone_into(&mut lock(&transfer.message));
+        let line = transfer.line(&bar);
+        assert!(line.starts_with("100% 3 of 4 paths, 3.00 GiB of 2.00 GiB, "), "never more than all: {line}");
+    }
+
+    #[test]
+    fn a_wait_is_shown_after_the_count() {
+        report_wait("retrying cache.example.org, 3 of 8");
+        let line = state(Unit::Objects("narinfos"), 1, 2).line(&ProgressBar::hidden());
+        assert!(line.starts_with("50% 1 of 2 narinfos, retrying cache.example.org, 3 of 8, "), "{line}");
+        *lock(&WAIT) = None;
+    }
+
+    #[test]
+    fn a_summary_has_bytes_time_and_rate() {
+        assert_eq!(transfer_summary(10 << 20, Duration::from_millis(2500)), "10.00 MiB in 2.5s (4.00 MiB/s)");
+        assert_eq!(transfer_summary(0, Duration::ZERO), "0 B in 0.0s (0 B/s)");
+        assert_eq!(transfer_summary(300 << 20, Duration::from_secs(75)), "300.00 MiB in 1m 15s (4.00 MiB/s)");
     }
 }

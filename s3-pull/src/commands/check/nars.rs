@@ -15,7 +15,7 @@ use s3_push::remote::Remote;
 use s3_push::remote::etag::{Md5Tag, md5_tag_of};
 use s3_push::remote::listing::{ListItem, for_each_item};
 use s3_push::remote::liveness::{ListedNarinfo, require_readable};
-use s3_push::remote::progress::count_bar;
+use s3_push::remote::progress::Progress;
 use s3_push::remote::retry::Backoff;
 use s3_push::remote::s3::{Bucket, ListDepth};
 
@@ -154,7 +154,7 @@ pub async fn read_nars(
     to_read: Vec<u32>,
     findings: &mut Findings,
 ) -> Result {
-    let bar = count_bar(to_read.len(), bucket.is_quiet());
+    let progress = Progress::of_objects("NARs", to_read.len());
     let remote = Arc::new(Remote::of_bucket(Arc::clone(&bucket)));
     let reads = to_read.into_iter().map(|index| {
         let (bucket, remote, listed) = (&bucket, &remote, &listed[index as usize]);
@@ -172,9 +172,8 @@ pub async fn read_nars(
     while let Some(finding) = reads.next().await {
         findings.extend(finding?);
         findings.totals.read_nars.0 += 1;
-        bar.inc(1);
+        progress.increment();
     }
-    bar.finish_and_clear();
     findings.totals.read_nars.1 = remote.bytes_received();
     require_readable(&bucket)
 }

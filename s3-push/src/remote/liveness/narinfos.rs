@@ -12,7 +12,7 @@ use super::{describes, fail};
 use crate::remote::etag::{Md5Tag, md5_tag};
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::listing::list_top_level;
-use crate::remote::progress::count_bar;
+use crate::remote::progress::Progress;
 use crate::remote::s3::{Bucket, ListedObject};
 
 /// A narinfo in a listing.
@@ -113,7 +113,7 @@ pub async fn read_narinfo_texts(
     known: Option<&KnownTexts>,
     mut each: impl FnMut(usize, Result<Option<&str>>) -> Result,
 ) -> Result {
-    let bar = count_bar(listed.len(), bucket.is_quiet());
+    let progress = Progress::of_objects("narinfos", listed.len());
     let reads = listed.iter().enumerate().map(|(index, narinfo)| async move {
         if let Some(text) = known.zip(narinfo.md5).and_then(|(known, md5)| known.get(md5)) {
             return (index, Ok(Some(text)));
@@ -123,7 +123,7 @@ pub async fn read_narinfo_texts(
     });
     let mut reads = stream::iter(reads).buffer_unordered(bucket.max_in_flight().into());
     while let Some((index, text)) = reads.next().await {
-        bar.inc(1);
+        progress.increment();
         match text {
             Ok(None) => {
                 require_readable(bucket)?;
@@ -134,7 +134,6 @@ pub async fn read_narinfo_texts(
             Err(error) => return Err(error),
         }
     }
-    bar.finish_and_clear();
     require_readable(bucket)
 }
 

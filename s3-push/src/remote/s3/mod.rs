@@ -120,12 +120,6 @@ impl Bucket {
         self.limits.max_in_flight
     }
 
-    /// Returns whether only errors are printed.
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
-        self.limits.is_quiet
-    }
-
     /// Returns whether a read was forbidden and treated as if the object were missing.
     #[must_use]
     pub fn was_forbidden(&self) -> bool {

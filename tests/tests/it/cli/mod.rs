@@ -4,4 +4,5 @@ mod bad_input;
 pub(crate) mod help;
 mod messages;
 mod path_arguments;
+mod progress;
 mod secrets;
