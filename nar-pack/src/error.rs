@@ -93,6 +93,16 @@ impl Error {
         self.kind == Kind::BrokenPipe
     }
 
+    /// Returns the name of its kind in JSON.
+    pub(crate) fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Refused => "refused",
+            Kind::Failed => "failed",
+            Kind::Usage => "usage",
+            Kind::BrokenPipe => "broken-pipe",
+        }
+    }
+
     /// Returns the exit code of the process.
     #[must_use]
     pub fn exit_code(&self) -> u8 {

@@ -16,6 +16,7 @@
 //! | [`root_dir`] | directories below a root such as that of `--root`, without leaving it |
 //! | [`error`] | the error type of every tool, with exit code and hint |
 //! | [`option_values`] | the numbers and byte sizes in the options of every tool |
+//! | [`json_lines`] | JSON output: one object per line |
 //! | [`drawn_line`] | output to a terminal on which a progress bar is drawn |
 //! | [`process`] | `main` of every tool, messages on standard error |
 //! | [`redact`] | removal of control characters and secret keys from messages |
@@ -27,6 +28,7 @@ pub mod drawn_line;
 pub mod error;
 pub mod export;
 mod export_paths;
+pub mod json_lines;
 pub mod nar;
 pub mod option_values;
 pub mod path_argument;

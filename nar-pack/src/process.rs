@@ -6,10 +6,15 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::drawn_line::write_above;
 use crate::error::{Error, Result};
+use crate::json_lines::error_line;
 use crate::redact::{one_line, usage_message};
+
+/// Whether errors are printed as JSON.
+static PRINTS_JSON: AtomicBool = AtomicBool::new(false);
 
 /// Runs a tool: parses its command line, calls `run`, prints the error if there is one, and returns the exit code.
 pub fn main<C: clap::Parser>(tool: &str, run: impl FnOnce(&C) -> Result) -> ExitCode {
@@ -22,6 +27,8 @@ pub fn main_with_args<C: clap::Parser>(
     args: impl IntoIterator<Item = OsString>,
     run: impl FnOnce(&C) -> Result,
 ) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    PRINTS_JSON.store(requests_json(&args), Ordering::Relaxed);
     let error = match C::try_parse_from(args) {
         Ok(cli) => match run(&cli) {
             Ok(()) => return ExitCode::SUCCESS,
@@ -48,19 +55,27 @@ pub fn expand_flag_command(args: impl IntoIterator<Item = OsString>, commands: &
     args
 }
 
+/// Returns whether the command line has `--json`. It is searched for before parsing, which may be what fails.
+fn requests_json(args: &[OsString]) -> bool {
+    args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json")
+}
+
 /// Prints a note or a warning of one line on standard error, after the tool's name. An error of standard error itself is
 /// ignored.
 pub fn print_message(tool: &str, message: impl Display) {
     write_stderr(&format!("{tool}: {}\n", one_line(&message.to_string())));
 }
 
-/// Prints an error on standard error: its message, and on a second line its hint.
+/// Prints an error on standard error: its message, and on a second line its hint. With `--json`, prints one object.
 pub fn print_error(tool: &str, error: &Error) {
     let hint = match error.hint() {
-        Some(hint) => format!("hint: {}\n", one_line(hint)),
-        None if error.is_usage() => format!("hint: run '{tool} --help' for usage\n"),
-        None => String::new(),
+        None if error.is_usage() => Some(format!("run '{tool} --help' for usage")),
+        hint => hint.map(one_line),
     };
+    if PRINTS_JSON.load(Ordering::Relaxed) {
+        return write_stderr(&format!("{}\n", error_line(tool, error, hint.as_deref())));
+    }
+    let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
     write_stderr(&format!("{tool}: {error}\n{hint}"));
 }
 
@@ -93,6 +108,13 @@ fn usage_error(error: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_is_requested_before_the_arguments_that_are_no_options() {
+        let requests = |args: &str| requests_json(&args.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(requests("s3-push --json --no-such-option") && requests("s3-pull check --json s3://x"));
+        assert!(!requests("s3-push --js") && !requests("s3-push -- --json"));
+    }
 
     #[test]
     fn only_a_first_argument_is_a_command() {

@@ -61,6 +61,12 @@ impl Sha256 {
         nix_base32::to_nix_base32(&self.0)
     }
 
+    /// Returns the hash in the SRI form (`sha256-` and base 64), as Nix prints it in JSON.
+    #[must_use]
+    pub fn sri(&self) -> String {
+        format!("sha256-{}", BASE64_STANDARD.encode(self.0))
+    }
+
     /// Returns the 32 bytes of the hash.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {

@@ -133,8 +133,10 @@ pub struct Cli {
     #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
     pub dry_run: bool,
 
-    /// With --root: write a JSON object per path to standard output, then a summary
-    #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
+    /// With --root, --narinfo or --list: write a JSON object per path, then a summary
+    ///
+    /// An error is one JSON object on standard error.
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
     pub json: bool,
 
     /// The keys to trust

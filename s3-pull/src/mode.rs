@@ -65,10 +65,12 @@ impl Mode {
     #[must_use]
     pub fn unsigned_path_hint(&self) -> Option<&'static str> {
         match self {
-            Self::Write(Format::Narinfo | Format::Archive(_)) => Some(
-                "to sign an unsigned cache, pass --no-verify-signatures and pipe the output to cache-sign; \
+            Self::Write(Format::Paths(PathFormat::NarinfoText | PathFormat::JsonNarinfos) | Format::Archive(_)) => {
+                Some(
+                    "to sign an unsigned cache, pass --no-verify-signatures and pipe the output to cache-sign; \
                  this trusts everyone who can write to the cache",
-            ),
+                )
+            }
             _ => None,
         }
     }
@@ -87,12 +89,34 @@ pub enum Format {
     },
     /// An export stream.
     Export,
-    /// Narinfo text.
-    Narinfo,
+    /// Narinfos or store paths.
+    Paths(PathFormat),
     /// A cache archive, with other objects of these kinds.
     Archive(ExtraKinds),
+}
+
+/// The format of narinfos or store paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathFormat {
+    /// Narinfo text.
+    NarinfoText,
     /// A path list.
-    List,
+    PathList,
+    /// The contents of each narinfo as a JSON object.
+    JsonNarinfos,
+    /// Each path as a JSON object.
+    JsonPaths,
+}
+
+impl PathFormat {
+    fn from_cli(cli: &Cli) -> Self {
+        match (cli.narinfo, cli.json) {
+            (true, false) => Self::NarinfoText,
+            (true, true) => Self::JsonNarinfos,
+            (false, false) => Self::PathList,
+            (false, true) => Self::JsonPaths,
+        }
+    }
 }
 
 /// Which paths are fetched.
@@ -173,17 +197,17 @@ fn reject_inapplicable_options(cli: &Cli) -> Result {
         ("--list", cli.list),
     ];
     let Some((output, _)) = outputs.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
-    let options = [
-        ("--verify-existing", cli.verify_existing, "--root"),
-        ("--owner", cli.owner.is_some(), "--root"),
-        ("--case-hack", cli.case_hack, "--root"),
-        ("--dry-run", cli.dry_run, "--root"),
-        ("--json", cli.json, "--root"),
-        ("--unverified", cli.unverified, "--cat"),
-        ("--have", cli.have.is_some(), "--narinfo"),
+    let options: [(&str, bool, &[&str]); 7] = [
+        ("--verify-existing", cli.verify_existing, &["--root"]),
+        ("--owner", cli.owner.is_some(), &["--root"]),
+        ("--case-hack", cli.case_hack, &["--root"]),
+        ("--dry-run", cli.dry_run, &["--root"]),
+        ("--json", cli.json, &["--root", "--narinfo", "--list"]),
+        ("--unverified", cli.unverified, &["--cat"]),
+        ("--have", cli.have.is_some(), &["--narinfo"]),
     ];
-    match options.into_iter().find(|(_, is_given, allowed)| *is_given && *allowed != output) {
-        Some((option, _, allowed)) => Err(Error::inapplicable(option, output, allowed)),
+    match options.into_iter().find(|(_, is_given, allowed)| *is_given && !allowed.contains(&output)) {
+        Some((option, _, allowed)) => Err(Error::inapplicable(option, output, &allowed.join(", "))),
         None => Ok(()),
     }
 }
@@ -209,9 +233,8 @@ fn mode(cli: &Cli, require_references: bool, file: String) -> Mode {
         None if cli.nar => Mode::Write(Format::Nar),
         None if cli.cat => Mode::Write(Format::Cat { file, unverified: cli.unverified }),
         None if cli.export => Mode::Write(Format::Export),
-        None if cli.narinfo => Mode::Write(Format::Narinfo),
         None if cli.archive => Mode::Write(Format::Archive(extra_kinds(&cli.with))),
-        None => Mode::Write(Format::List),
+        None => Mode::Write(Format::Paths(PathFormat::from_cli(cli))),
     }
 }
 
@@ -293,7 +316,7 @@ mod tests {
             ("--archive --owner 0", "--owner", "--archive"),
             ("--nar --verify-existing", "--verify-existing", "--nar"),
             ("--export --case-hack", "--case-hack", "--export"),
-            ("--narinfo --json", "--json", "--narinfo"),
+            ("--export --json", "--json", "--export"),
             ("--root out --unverified", "--unverified", "--root"),
         ] {
             let targets = ["file:///cache", "/nix/store/02dlwc21njky62v7q7ffcb10000n2grx-x"];

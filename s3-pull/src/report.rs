@@ -1,11 +1,11 @@
 //! The report of a pull into a root: JSON on standard output on request, everything else on standard error. Counts the
 //! paths by their status and draws the progress.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use nar_pack::error::{Error, Result};
+use nar_pack::json_lines::write_object;
 use nar_pack::process;
 use nar_pack::stdio::Output;
 use nar_pack::store_path::StorePath;
@@ -68,14 +68,16 @@ impl Report {
     /// Creates a report that also writes JSON to `json`, if given.
     #[must_use]
     pub fn new(json: Option<Output>, verbosity: Verbosity) -> Self {
-        Self {
+        let report = Self {
             json,
             verbosity,
             counts: Counts::default(),
             refusals: Refusals::new("unpacked"),
             progress: Progress::of_bytes(),
             start: Instant::now(),
-        }
+        };
+        report.progress(0, false);
+        report
     }
 
     /// Counts a path that is to be fetched.
@@ -123,8 +125,7 @@ impl Report {
                 "path": narinfo.full_path(), "status": status.name(), "source": source,
                 "narSize": narinfo.nar_size, "fileSize": narinfo.file_size,
             });
-            writeln!(out, "{line}")?;
-            out.flush()?;
+            write_object(out, line)?;
         }
         Ok(())
     }
@@ -158,8 +159,7 @@ impl Report {
     fn write_error(&mut self, path: Option<&str>, error: &Error) -> Result {
         if let Some(out) = &mut self.json {
             let status = if error.is_refusal() { "refused" } else { "failed" };
-            writeln!(out, "{}", json!({ "path": path, "status": status, "why": error.message() }))?;
-            out.flush()?;
+            write_object(out, json!({ "path": path, "status": status, "why": error.message() }))?;
         }
         Ok(())
     }
@@ -192,7 +192,7 @@ impl Report {
                 "fetched": fetched, "present": present, "wouldFetch": would_fetch, "refused": self.refusals.count(),
                 "narSize": nar_bytes, "fileSize": file_bytes, "bytesMoved": received,
             }});
-            writeln!(out, "{summary}")?;
+            write_object(&mut out, summary)?;
             out.finish()?;
         }
         if self.verbosity != Verbosity::Quiet && self.refusals.count() == 0 {
@@ -208,7 +208,10 @@ impl Counts {
         match self.would_fetch {
             0 => {
                 let received = transfer_summary(received, elapsed);
-                format!("{} fetched ({unpacked} unpacked), {present} already present; received {received}", self.fetched)
+                format!(
+                    "{} fetched ({unpacked} unpacked), {present} already present; received {received}",
+                    self.fetched
+                )
             }
             count => {
                 let download = HumanBytes(self.file_bytes);

@@ -1,6 +1,5 @@
 //! Runs one invocation: opens the caches, resolves the requested paths, and writes the requested output.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +9,6 @@ use indicatif::HumanCount;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio;
-use narinfo_gen::narinfo::TextWriter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use s3_push::remote::interrupts::{HINT, Interrupts};
 use s3_push::remote::progress::{Progress, Verbosity, transfer_summary};
@@ -22,7 +20,8 @@ use crate::cat;
 use crate::cli::Cli;
 use crate::closure::{ClosureWalk, ResolvedClosure};
 use crate::commands;
-use crate::mode::{Format, Mode, Request, Selection};
+use crate::mode::{Format, Mode, PathFormat, Request, Selection};
+use crate::path_writer::PathWriter;
 use crate::refusals::Refusals;
 use crate::report::Report;
 use crate::sources::{Candidate, RequestedPath, Sources};
@@ -60,8 +59,8 @@ fn execute(runtime: &Handle, request: Request) -> Result {
         RemoteOptions { access: remote.access, limits: remote.limits, netrc: remote.netrc.as_deref(), tool: TOOL };
     let sources = runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?;
     let sources = Arc::new(sources.with_unsigned_path_hint(mode.unsigned_path_hint()).with_known(known));
-    if let (Selection::All, Mode::Write(format @ (Format::Narinfo | Format::List))) = (&selection, &mode) {
-        return runtime.block_on(write_all(&sources, format, jobs, verbosity));
+    if let (Selection::All, Mode::Write(Format::Paths(format))) = (&selection, &mode) {
+        return runtime.block_on(write_all(&sources, *format, jobs, verbosity));
     }
     let is_closed = selection.is_closed();
     let walk = runtime.block_on(start_walk(&sources, selection, jobs))?;
@@ -103,10 +102,10 @@ fn write(
         Ok(())
     })?;
     refusals.into_result(verbosity)?;
-    if matches!(format, Format::List) {
+    if matches!(format, Format::Paths(_)) {
         return write_candidates(runtime, sources, format, &candidates);
     }
-    let progress = transfer_progress(sources, format, &candidates);
+    let progress = transfer_progress(sources, &candidates);
     write_candidates(runtime, sources, format, &candidates)?;
     drop(progress);
     if verbosity != Verbosity::Quiet && !matches!(format, Format::Cat { .. }) {
@@ -118,10 +117,9 @@ fn write(
     Ok(())
 }
 
-/// Shows the bytes that are received, of those of the NARs if the format has NARs.
-fn transfer_progress(sources: &Arc<Sources>, format: &Format, candidates: &[Arc<Candidate>]) -> Progress {
-    let sizes = candidates.iter().map(|candidate| candidate.narinfo.file_size.unwrap_or(0));
-    let total = if matches!(format, Format::Narinfo | Format::List) { 0 } else { sizes.sum() };
+/// Shows the bytes of the NARs that have been received.
+fn transfer_progress(sources: &Arc<Sources>, candidates: &[Arc<Candidate>]) -> Progress {
+    let total = candidates.iter().map(|candidate| candidate.narinfo.file_size.unwrap_or(0)).sum();
     let (counter, before) = (Arc::clone(sources), sources.received());
     Progress::of_transfer(total, move || counter.received().saturating_sub(before))
 }
@@ -161,12 +159,12 @@ fn write_candidates(
     candidates: &[Arc<Candidate>],
 ) -> Result {
     match format {
-        Format::Narinfo => {
-            let mut text = TextWriter::new(stdio::stdout(None)?);
+        Format::Paths(format) => {
+            let mut writer = PathWriter::new(*format)?;
             for (index, candidate) in candidates.iter().enumerate() {
-                text.write(&candidate.narinfo, index + 1 < candidates.len())?;
+                writer.write(&candidate.narinfo, index + 1 < candidates.len())?;
             }
-            text.into_inner().finish()
+            writer.finish()
         }
         Format::Export => streams::export(runtime, sources, candidates, stdio::stdout(Some("the export stream"))?),
         Format::Archive(kinds) => {
@@ -184,23 +182,15 @@ fn write_candidates(
             }
             cat::cat(runtime, sources, candidate, file.as_bytes(), out)
         }),
-        Format::List => {
-            let mut out = stdio::stdout(None)?;
-            for candidate in candidates {
-                writeln!(out, "{}", candidate.narinfo.full_path())?;
-            }
-            out.finish()
-        }
     }
 }
 
 /// Writes the narinfos or store paths of the whole cache, unordered, without keeping them in memory.
-async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: Verbosity) -> Result {
+async fn write_all(sources: &Sources, format: PathFormat, jobs: usize, verbosity: Verbosity) -> Result {
     let requested = sources.list().await?;
     let progress = Progress::of_objects("narinfos", requested.len());
     let mut refusals = Refusals::new("written");
-    let mut text = TextWriter::new(stdio::stdout(None)?);
-    let mut list = stdio::stdout(None)?;
+    let mut writer = PathWriter::new(format)?;
     let lookups = futures_util::stream::iter(requested).map(|requested| async move {
         let result = sources.find(&requested).await;
         (requested, result)
@@ -209,22 +199,21 @@ async fn write_all(sources: &Sources, format: &Format, jobs: usize, verbosity: V
     while let Some((requested, result)) = lookups.next().await {
         progress.increment();
         match result {
-            Ok(Some(candidate)) if matches!(format, Format::Narinfo) => text.write(&candidate.narinfo, false)?,
-            Ok(Some(candidate)) => writeln!(list, "{}", candidate.narinfo.full_path())?,
+            Ok(Some(candidate)) => writer.write(&candidate.narinfo, false)?,
             // The narinfo was removed after the cache was listed.
             Ok(None) => {}
             Err(error) if error.is_refusal() => refusals.add(requested.hash_part(), &error),
             Err(error) => {
-                text.mark_truncated();
+                writer.finish_truncated()?;
                 return Err(error);
             }
         }
     }
     drop(progress);
     if refusals.count() > 0 {
-        text.mark_truncated();
+        writer.finish_truncated()?
+    } else {
+        writer.finish()?
     }
-    text.into_inner().finish()?;
-    list.finish()?;
     refusals.into_result(verbosity)
 }

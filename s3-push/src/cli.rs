@@ -121,7 +121,9 @@ pub struct Cli {
     #[arg(short = 'n', long, help_heading = "Output")]
     pub dry_run: bool,
 
-    /// Print one JSON object per path and a summary
+    /// Print one JSON object per line: one per path, and a summary
+    ///
+    /// Applies to --missing, --key and --set-cache-info too. An error is one JSON object on standard error.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 
@@ -129,7 +131,7 @@ pub struct Cli {
     ///
     /// Sets the values of --priority and --want-mass-query and keeps everything else. The store directory of a cache cannot be changed.
     #[arg(
-        long, conflicts_with_all = ["missing", "key", "name", "upstream", "exact", "json"], help_heading = "Output",
+        long, conflicts_with_all = ["missing", "key", "name", "upstream", "exact"], help_heading = "Output",
         hide_short_help = true,
     )]
     pub set_cache_info: bool,

@@ -104,6 +104,8 @@ pub struct MissingOptions {
     pub requirements: Requirements,
     /// URLs of upstream caches.
     pub upstreams: Vec<String>,
+    /// Whether the output is JSON.
+    pub is_json: bool,
 }
 
 /// Options of [`Mode::SetCacheInfo`].
@@ -114,6 +116,8 @@ pub struct SetCacheInfoOptions {
     pub upload: UploadOptions,
     /// The new values.
     pub changes: Changes,
+    /// Whether the result is printed as JSON.
+    pub is_json: bool,
 }
 
 /// Options of [`Mode::PutKey`].
@@ -124,6 +128,8 @@ pub struct PutKeyOptions {
     pub upload: UploadOptions,
     /// The object.
     pub target: KeyTarget,
+    /// Whether the result is printed as JSON.
+    pub is_json: bool,
 }
 
 impl Mode {
@@ -151,13 +157,14 @@ impl Mode {
             }
             refuse_path("--missing", path.as_ref())?;
             let requirements = Requirements { store_dir, signers: signers(cli)?, requires_nar: cli.deep };
-            let options = MissingOptions { bucket, requirements, upstreams: cli.upstream.clone() };
+            let options = MissingOptions { bucket, requirements, upstreams: cli.upstream.clone(), is_json: cli.json };
             return Ok(Self::Missing(Box::new(options)));
         }
         if let Some(key) = &cli.key {
             refuse_path("--key", path.as_ref())?;
             let target = KeyTarget::new(key, cli.content_type.as_deref())?;
-            return Ok(Self::PutKey(Box::new(PutKeyOptions { bucket, upload: UploadOptions::from_cli(cli)?, target })));
+            let options = PutKeyOptions { bucket, upload: UploadOptions::from_cli(cli)?, target, is_json: cli.json };
+            return Ok(Self::PutKey(Box::new(options)));
         }
         if cli.set_cache_info {
             refuse_path("--set-cache-info", path.as_ref())?;
@@ -167,7 +174,12 @@ impl Mode {
                 return Err(error.with_hint("pass --priority N, --want-mass-query=BOOL or both"));
             }
             let upload = UploadOptions::from_cli(cli)?;
-            return Ok(Self::SetCacheInfo(Box::new(SetCacheInfoOptions { bucket, upload, changes })));
+            return Ok(Self::SetCacheInfo(Box::new(SetCacheInfoOptions {
+                bucket,
+                upload,
+                changes,
+                is_json: cli.json,
+            })));
         }
         let path = path.map(|path| path.into_path_of_nar(&store_dir, TOOL));
         Ok(Self::Push(Box::new(PushOptions {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use indicatif::HumanBytes;
 use nar_pack::error::Result;
+use nar_pack::json_lines::write_object;
 use nar_pack::process;
 use nar_pack::stdio::Output;
 use serde_json::json;
@@ -99,7 +100,7 @@ impl Report {
     /// Creates a report that prints results on `out`.
     #[must_use]
     pub fn new(out: Output, is_json: bool, verbosity: Verbosity) -> Self {
-        Self {
+        let report = Self {
             out,
             is_json,
             verbosity,
@@ -114,7 +115,9 @@ impl Report {
             refusals: Refusals::default(),
             progress: Progress::of_bytes(),
             start: Instant::now(),
-        }
+        };
+        report.progress(0);
+        report
     }
 
     /// Updates the progress.
@@ -157,7 +160,7 @@ impl Report {
             print(format!("{path}: {}{}", status.name(), if unsigned { ", without a signature" } else { "" }));
         }
         if self.is_json {
-            writeln!(self.out, "{}", json!({ "path": path, "status": status.name(), "fileSize": bytes }))?;
+            write_object(&mut self.out, json!({ "path": path, "status": status.name(), "fileSize": bytes }))?;
         } else if matches!(status, Status::Sent { .. } | Status::Signed | Status::Repaired) {
             writeln!(self.out, "{path}")?;
         }
@@ -174,7 +177,7 @@ impl Report {
             return Err(error.clone().context(path));
         }
         if self.is_json {
-            writeln!(self.out, "{}", json!({ "path": path, "status": "refused", "why": error.message() }))?;
+            write_object(&mut self.out, json!({ "path": path, "status": "refused", "why": error.message() }))?;
         }
         if let (Verbosity::Verbose, Some(subject)) = (self.verbosity, refusal.other_subject(path)) {
             print(format!("{path}: not published, because it depends on {subject}"));
@@ -202,9 +205,7 @@ impl Report {
         }
         if let Some(paths) = self.other_contents.subject() {
             let these = if self.other_contents.count == 1 { "this path" } else { "these paths" };
-            print(format!(
-                "warning: {paths} not published, because the cache has different contents under {these}"
-            ));
+            print(format!("warning: {paths} not published, because the cache has different contents under {these}"));
         }
     }
 
@@ -220,9 +221,7 @@ impl Report {
         self.print_warnings();
         if self.verbosity == Verbosity::Verbose && uploader.bucket.lacks_conditions() {
             let url = uploader.bucket.display_url("");
-            print(format!(
-                "{url}: the server does not apply conditions to writes; updated narinfos were read back"
-            ));
+            print(format!("{url}: the server does not apply conditions to writes; updated narinfos were read back"));
         }
         self.refusals.to_result(print)?;
         if !self.is_quiet() {
@@ -239,7 +238,7 @@ impl Report {
             "bytes": uploader.uploaded_bytes(), "partsContinued": uploader.reused_parts(),
             "retries": uploader.bucket.retries(), "requests": requests,
         }});
-        Ok(writeln!(self.out, "{summary}")?)
+        write_object(&mut self.out, summary)
     }
 
     fn summary(&self, uploader: &Uploader) -> String {
@@ -252,9 +251,9 @@ impl Report {
         let signed = if self.signed > 0 { format!(", {} updated", self.signed) } else { String::new() };
         let repaired = if self.repaired > 0 { format!(", {} repaired", self.repaired) } else { String::new() };
         let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present + self.upstream);
-        let uploaded = transfer_summary(uploader.uploaded_bytes(), self.start.elapsed());
+        let transfer = transfer_summary(uploader.uploaded_bytes(), self.start.elapsed());
         format!(
-            "{sent} sent ({bytes}), {present} already present{signed}{repaired}; uploaded {uploaded}, \
+            "{sent} sent ({bytes}), {present} already present{signed}{repaired}; uploaded {transfer}, \
              {requests} requests{retries}"
         )
     }

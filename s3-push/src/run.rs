@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nar_pack::error::{Error, Result};
+use nar_pack::json_lines::write_object;
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
 use nar_pack::stdio;
@@ -14,6 +15,7 @@ use narinfo_gen::cache_info::KEY;
 use narinfo_gen::compression::Settings;
 use narinfo_gen::narinfo_builder::{NarPath, require_path};
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
+use serde_json::{Value, json};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -90,7 +92,7 @@ async fn connect_uploader(bucket: BucketOptions, options: UploadOptions, check: 
 
 /// Prints the paths on standard input that the cache lacks. Prints nothing if a lookup fails.
 fn print_missing(runtime: &Runtime, options: MissingOptions) -> Result {
-    let MissingOptions { bucket, requirements, upstreams } = options;
+    let MissingOptions { bucket, requirements, upstreams, is_json } = options;
     let store_dir = &requirements.store_dir;
     let paths = read_path_list(stdio::stdin("a path list")?, store_dir)?;
     let limits = bucket.limits;
@@ -100,15 +102,22 @@ fn print_missing(runtime: &Runtime, options: MissingOptions) -> Result {
         find_missing_paths(&bucket, &upstreams, &requirements, &paths).await
     })?;
     let mut out = stdio::stdout(None)?;
-    for path in missing {
-        writeln!(out, "{}", store_dir.join(path))?;
+    for path in &missing {
+        if is_json {
+            write_object(&mut out, json!({ "path": store_dir.join(path), "status": "missing" }))?;
+        } else {
+            writeln!(out, "{}", store_dir.join(path))?;
+        }
+    }
+    if is_json {
+        write_object(&mut out, json!({ "summary": { "paths": paths.len(), "missing": missing.len() } }))?;
     }
     out.finish()
 }
 
 /// Uploads standard input under one key.
 fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
-    let PutKeyOptions { bucket, upload, target } = options;
+    let PutKeyOptions { bucket, upload, target, is_json } = options;
     let input = stdio::stdin("the bytes to upload")?;
     let (verbosity, memory, part_size) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.part_size);
     let uploader = runtime.block_on(connect_uploader(bucket, upload, ExistingCheck::EntityTag));
@@ -117,6 +126,9 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let uploading = put_key(&uploader, &target, input, memory, part_size);
     let bytes = runtime.block_on(abort_uploads_on_error(&uploader, uploading))?;
     drop(progress);
+    if is_json {
+        print_object(json!({ "key": target.key(), "status": "sent", "fileSize": bytes }))?;
+    }
     if verbosity != Verbosity::Quiet {
         let url = uploader.bucket.display_url(target.key());
         process::print_message(TOOL, format!("{url}: {}", transfer_summary(bytes, start.elapsed())));
@@ -126,17 +138,28 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
 
 /// Changes the `nix-cache-info` of an existing cache.
 fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
-    let SetCacheInfoOptions { bucket, upload, changes } = options;
+    let SetCacheInfoOptions { bucket, upload, changes, is_json } = options;
     let verbosity = bucket.verbosity;
     let (url, has_changed) = runtime.block_on(async {
         let uploader = connect_uploader(bucket, upload, ExistingCheck::EntityTag).await;
         let has_changed = change_cache_info(&uploader.bucket, &changes).await?;
         Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed))
     })?;
+    let status = if has_changed { "changed" } else { "unchanged" };
+    if is_json {
+        print_object(json!({ "key": KEY, "status": status }))?;
+    }
     if verbosity != Verbosity::Quiet {
-        process::print_message(TOOL, format!("{url}: {}", if has_changed { "changed" } else { "unchanged" }));
+        process::print_message(TOOL, format!("{url}: {status}"));
     }
     Ok(())
+}
+
+/// Prints one JSON object on standard output.
+fn print_object(object: Value) -> Result {
+    let mut out = stdio::stdout(None)?;
+    write_object(&mut out, object)?;
+    out.finish()
 }
 
 /// Publishes the paths on standard input.

@@ -1,6 +1,7 @@
 //! The narinfo: the description of a store path in a binary cache (Nix's `src/libstore/nar-info.cc`), and the text format
 //! of one or many.
 
+mod json;
 mod parse;
 mod text;
 

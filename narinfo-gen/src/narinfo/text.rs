@@ -137,6 +137,11 @@ impl<W: Write> TextWriter<W> {
         }
     }
 
+    /// Returns the output, for something else than narinfo text.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     /// Returns the output.
     pub fn into_inner(self) -> W {
         self.out

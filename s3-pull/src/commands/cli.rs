@@ -53,6 +53,12 @@ pub struct PinsArgs {
     #[arg(value_name = "s3://BUCKET[/PREFIX][?PARAMETERS]] [NAME", num_args = 0..=2)]
     pub targets: Vec<String>,
 
+    /// Print one JSON object per line: one per pin or path
+    ///
+    /// An error is one JSON object on standard error.
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub json: bool,
+
     /// How the bucket is accessed
     #[command(flatten)]
     pub bucket: BucketArgs,
@@ -68,6 +74,12 @@ pub struct DeadArgs {
     /// Which paths are kept
     #[command(flatten)]
     pub roots: RootArgs,
+
+    /// Print one JSON object per line: the contents of each narinfo, and a summary
+    ///
+    /// An error is one JSON object on standard error.
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub json: bool,
 
     /// How the bucket is accessed
     #[command(flatten)]

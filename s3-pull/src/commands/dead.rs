@@ -2,11 +2,14 @@
 
 use indicatif::HumanCount;
 use nar_pack::error::Result;
+use nar_pack::json_lines::write_object;
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
+use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::cli::only_url;
 use s3_push::remote::liveness::{RootOptions, find_dead};
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::cli::DeadArgs;
@@ -23,7 +26,12 @@ pub fn run(runtime: &Runtime, args: &DeadArgs) -> Result {
     })?;
     let (count, total) = (dead.count() as u64, dead.total as u64);
     let mut out = stdio::stdout(None)?;
-    dead.write(&mut out)?;
+    if args.json {
+        dead.for_each(|text| write_object(&mut out, NarInfo::parse(text, &store_dir)?.to_json()))?;
+        write_object(&mut out, json!({ "summary": { "paths": total, "dead": count } }))?;
+    } else {
+        dead.write(&mut out)?;
+    }
     out.finish()?;
     if !args.bucket.quiet {
         process::print_message(TOOL, format!("{} of {} paths are dead", HumanCount(count), HumanCount(total)));

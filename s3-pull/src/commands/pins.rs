@@ -3,10 +3,12 @@
 use std::io::Write as _;
 
 use nar_pack::error::{Error, Result};
+use nar_pack::json_lines::write_object;
 use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
 use s3_push::remote::cli::{split_url, unexpected_argument};
 use s3_push::remote::pins::{PinName, list_pins, read_pin};
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::cli::PinsArgs;
@@ -20,6 +22,7 @@ pub fn run(runtime: &Runtime, args: &PinsArgs) -> Result {
         [name] => Some(PinName::parse(name)?),
         [_, argument, ..] => return Err(unexpected_argument(argument)),
     };
+    let field = if name.is_some() { "path" } else { "name" };
     let lines: Vec<String> = runtime.block_on(async {
         let bucket = connect(&url, &args.bucket).await?;
         let Some(name) = name else {
@@ -32,7 +35,11 @@ pub fn run(runtime: &Runtime, args: &PinsArgs) -> Result {
     })?;
     let mut out = stdio::stdout(None)?;
     for line in lines {
-        writeln!(out, "{line}")?;
+        if args.json {
+            write_object(&mut out, json!({ field: line }))?;
+        } else {
+            writeln!(out, "{line}")?;
+        }
     }
     out.finish()
 }

@@ -70,6 +70,12 @@ pub struct PinArgs {
     )]
     pub collector_timeout: Duration,
 
+    /// Print one JSON object per line: the pin
+    ///
+    /// An error is one JSON object on standard error.
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub json: bool,
+
     /// How the bucket is accessed
     #[command(flatten)]
     pub bucket: BucketArgs,
@@ -85,6 +91,12 @@ pub struct UnpinArgs {
     /// Print the pins that would be removed, and remove nothing
     #[arg(short = 'n', long, help_heading = "Output")]
     pub dry_run: bool,
+
+    /// Print one JSON object per line: one per pin
+    ///
+    /// An error is one JSON object on standard error.
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub json: bool,
 
     /// How the bucket is accessed
     #[command(flatten)]
@@ -135,6 +147,12 @@ pub struct DeleteArgs {
     #[command(flatten)]
     pub takeover: TakeoverArgs,
 
+    /// Print one JSON object per line: one per deleted path or object, and a summary
+    ///
+    /// An error is one JSON object on standard error.
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub json: bool,
+
     /// How the bucket is accessed
     #[command(flatten)]
     pub bucket: BucketArgs,
@@ -164,6 +182,12 @@ pub struct CollectArgs {
     /// How it takes over
     #[command(flatten)]
     pub takeover: TakeoverArgs,
+
+    /// Print one JSON object per line: one per deleted path or object, and a summary
+    ///
+    /// An error is one JSON object on standard error.
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub json: bool,
 
     /// How the bucket is accessed
     #[command(flatten)]

@@ -3,7 +3,6 @@
 //! flag is set. Before anything is deleted, every narinfo that stays is read: what it references stays too.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,13 +10,13 @@ use futures_util::{StreamExt, stream};
 use indicatif::HumanCount;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
-use nar_pack::stdio;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use tokio::runtime::Runtime;
 
 use super::candidates::{Candidate, Candidates};
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
+use super::outcome::{self, Outcome};
 use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed};
 use super::require_share;
 use crate::TOOL;
@@ -69,21 +68,17 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         delete_paths(&bucket, candidates, &options).await
     })?;
-    let mut out = stdio::stdout(None)?;
-    for path in deleted {
-        writeln!(out, "{path}")?;
-    }
-    out.finish()
+    outcome::write(Some(&deleted), None, args.json)
 }
 
-/// Dooms or deletes paths; returns those that were deleted.
+/// Dooms or deletes paths; returns what was done.
 ///
 /// # Errors
 /// Refuses more paths than the maximum share. Fails if anything cannot be read, listed, written or deleted, or if another
 /// collector is deleting.
-pub async fn delete_paths(bucket: &Bucket, mut candidates: Candidates, options: &DeleteOptions) -> Result<Vec<String>> {
+pub async fn delete_paths(bucket: &Bucket, mut candidates: Candidates, options: &DeleteOptions) -> Result<Outcome> {
     if candidates.paths.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Outcome::default());
     }
     let (objects, now) = GcObjects::list_with_time(bucket).await?;
     let listed = list_narinfos(bucket).await?;
@@ -96,12 +91,15 @@ pub async fn delete_paths(bucket: &Bucket, mut candidates: Candidates, options: 
         writer.add_narinfo(&candidates.text(index)?).await?;
     }
     writer.flush().await?;
+    let outcome = plan.outcome();
     if plan.ready.is_empty() {
-        return Ok(Vec::new());
+        return Ok(outcome);
     }
     let ready = plan.ready.iter().map(|&index| (candidates.paths[index].path.hash_part(), &candidates.paths[index]));
     let mut sweep = Sweep::prepare(bucket, ready.collect(), listed, now, options).await?;
-    SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| sweep.run(flag).await).await
+    let deleted =
+        SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| sweep.run(flag).await).await?;
+    Ok(Outcome { kept: plan.ready.len() - deleted.len(), deleted, ..outcome })
 }
 
 /// What becomes of each path.
@@ -164,6 +162,17 @@ impl Plan {
         }
         require_readable(bucket)?;
         Ok(plan)
+    }
+
+    /// Returns what is done before anything is deleted.
+    fn outcome(&self) -> Outcome {
+        Outcome {
+            doomed: self.to_doom.len(),
+            waiting: self.waiting,
+            changed: self.changed,
+            absent: self.absent,
+            ..Outcome::default()
+        }
     }
 
     fn print(&self, options: &DeleteOptions) {

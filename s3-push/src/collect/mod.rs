@@ -6,6 +6,7 @@
 //! | `pin` | writes and removes pins |
 //! | `candidates`, `delete` | the paths to delete, and their deletion in two runs |
 //! | `unneeded` | the deletion of NARs and other objects that no path needs |
+//! | `outcome` | what a deletion has done, as text and as JSON |
 //! | `run` | `collect`: finds the dead paths and does both |
 //! | `records`, `flag` | the objects below `gc/` that tell pushers what is about to be deleted |
 
@@ -13,6 +14,7 @@ mod candidates;
 pub mod cli;
 mod delete;
 pub mod flag;
+mod outcome;
 mod pin;
 pub mod records;
 mod run;

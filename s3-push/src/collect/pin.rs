@@ -5,9 +5,11 @@ use std::io::Write as _;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
+use nar_pack::json_lines::write_object;
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::cli::{PinArgs, UnpinArgs};
@@ -42,6 +44,11 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         // one was written, and deletes the paths until it ends. One that sets it later keeps them.
         collector_wait.wait(&bucket).await?;
         require_paths(&bucket, &store_dir, &paths).await?;
+        if args.json {
+            let mut out = stdio::stdout(None)?;
+            write_object(&mut out, json!({ "name": name.as_str(), "status": "pinned", "paths": paths.len() }))?;
+            out.finish()?;
+        }
         if !args.bucket.quiet {
             process::print_message(TOOL, format!("{}: {} paths", bucket.display_url(&name.key()), paths.len()));
         }
@@ -91,8 +98,13 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
         Ok(names)
     })?;
     let mut out = stdio::stdout(None)?;
+    let status = if args.dry_run { "would-remove" } else { "removed" };
     for name in removed {
-        writeln!(out, "{}", name.as_str())?;
+        if args.json {
+            write_object(&mut out, json!({ "name": name.as_str(), "status": status }))?;
+        } else {
+            writeln!(out, "{}", name.as_str())?;
+        }
     }
     out.finish()
 }

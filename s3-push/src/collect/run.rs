@@ -1,15 +1,13 @@
 //! `s3-push collect`: finds the dead paths, and dooms or deletes them and what only they needed.
 
-use std::io::Write as _;
-
 use nar_pack::error::{Error, Result};
-use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
 use tokio::runtime::Runtime;
 
 use super::candidates::Candidates;
 use super::cli::CollectArgs;
 use super::delete::{DeleteOptions, delete_paths};
+use super::outcome;
 use super::unneeded::{UnneededOptions, delete_unneeded};
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -48,9 +46,5 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         let keys = delete_unneeded(&bucket, &unneeded).await?;
         Ok::<_, Error>((paths, keys))
     })?;
-    let mut out = stdio::stdout(None)?;
-    for line in paths.iter().chain(&keys) {
-        writeln!(out, "{line}")?;
-    }
-    out.finish()
+    outcome::write(Some(&paths), Some(&keys), args.json)
 }

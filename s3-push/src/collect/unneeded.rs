@@ -4,7 +4,6 @@
 //! since.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +11,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::HumanCount;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
-use nar_pack::stdio;
 use nar_pack::store_path::{HashPart, StoreDir};
 use narinfo_gen::archive::{DEBUGINFO_PREFIX, NAR_PREFIX, REALISATION_PREFIXES};
 use narinfo_gen::extras::{BuildTraceEntry, debuginfo_target};
@@ -20,6 +18,7 @@ use tokio::runtime::Runtime;
 
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
+use super::outcome::{self, Outcome};
 use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed_keys};
 use super::require_share;
 use crate::TOOL;
@@ -79,19 +78,15 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         delete_unneeded(&bucket, &options).await
     })?;
-    let mut out = stdio::stdout(None)?;
-    for key in deleted {
-        writeln!(out, "{key}")?;
-    }
-    out.finish()
+    outcome::write(None, Some(&deleted), args.json)
 }
 
-/// Dooms or deletes objects; returns the keys of those that were deleted.
+/// Dooms or deletes objects; returns what was done.
 ///
 /// # Errors
 /// Refuses more objects than the maximum share. Fails if anything cannot be read, listed, written or deleted, or if
 /// another collector is deleting.
-pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Result<Vec<String>> {
+pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Result<Outcome> {
     let (gc, now) = GcObjects::list_with_time(bucket).await?;
     let mut needs = Needs::default();
     needs.update(bucket, options).await?;
@@ -118,7 +113,7 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
         .await?
     };
     plan.print(deleted.len(), options);
-    Ok(deleted)
+    Ok(Outcome { deleted, doomed: plan.doomed, waiting: plan.waiting, ..Outcome::default() })
 }
 
 /// What becomes of the objects that are not needed.

@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use indicatif::{HumanBytes, HumanCount};
 use nar_pack::error::{Error, Result};
+use nar_pack::json_lines::write_object;
 use nar_pack::process;
 use nar_pack::stdio;
 use serde_json::{Value, json};
@@ -193,9 +194,9 @@ impl Findings {
         let paths: BTreeSet<&str> = self.broken().filter_map(|finding| finding.path.as_deref()).collect();
         if is_json {
             for finding in &self.findings {
-                writeln!(out, "{}", finding.to_json(bucket))?;
+                write_object(&mut out, finding.to_json(bucket))?;
             }
-            writeln!(out, "{}", json!({ "summary": self.summary_json() }))?;
+            write_object(&mut out, json!({ "summary": self.summary_json() }))?;
         } else {
             for path in paths {
                 writeln!(out, "{path}")?;

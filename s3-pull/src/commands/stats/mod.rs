@@ -4,11 +4,11 @@ mod closures;
 mod report;
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
 use cache_sign::keys::key_name;
 use nar_pack::error::{Error, Result};
+use nar_pack::json_lines::write_object;
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::compression::Compression;
@@ -46,7 +46,7 @@ pub fn run(runtime: &Runtime, args: &StatsArgs) -> Result {
     })?;
     let mut out = stdio::stdout(None)?;
     if args.json {
-        writeln!(out, "{}", stats.to_json())?;
+        write_object(&mut out, stats.to_json())?;
     } else {
         stats.write_tables(&mut out)?;
     }

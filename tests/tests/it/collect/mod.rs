@@ -3,6 +3,7 @@
 mod check;
 mod dead;
 mod delete;
+mod json;
 mod model;
 mod pins;
 mod push;

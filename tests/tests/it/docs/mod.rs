@@ -4,5 +4,5 @@
 mod blocks;
 mod commands;
 mod hints;
-mod json;
+pub(crate) mod json;
 mod links;
