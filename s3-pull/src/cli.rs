@@ -6,8 +6,7 @@ use cache_sign::cli::TrustArgs;
 use clap::{ArgAction, Parser, ValueEnum};
 use nar_pack::option_values::parse_number;
 use narinfo_gen::cli::DecompressionArgs;
-use s3_push::remote::cli::RequestArgs;
-use s3_push::remote::progress::ProgressArgs;
+use s3_push::remote::cli::{ProgressArgs, RequestArgs};
 
 use crate::commands::cli::Command;
 use crate::staging::Owner;

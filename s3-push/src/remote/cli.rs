@@ -8,7 +8,7 @@ use nar_pack::option_values::parse_number;
 
 use crate::remote::location::{Location, url_from_environment};
 use crate::remote::option_values::parse_timeout;
-use crate::remote::progress::ProgressArgs;
+pub use crate::remote::progress::ProgressArgs;
 use crate::remote::retry::{DEFAULT_MAX_ATTEMPTS, RequestLimits};
 use crate::remote::s3::{Access, Bucket};
 

@@ -16,9 +16,9 @@ use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressDraw
 use nar_pack::{drawn_line, process};
 
 /// Time between two updates of a bar.
-const TICK: Duration = Duration::from_millis(200);
+const UPDATE_INTERVAL: Duration = Duration::from_millis(200);
 /// Updates between two lines of `--progress plain`: ten seconds.
-const TICKS_PER_LINE: u32 = 50;
+const UPDATES_PER_LINE: u32 = 50;
 /// How long a wait is shown after it was last reported.
 const WAIT_SHOWN: Duration = Duration::from_secs(5);
 /// Columns of a terminal that does not tell its width.
@@ -238,7 +238,7 @@ impl State {
             }
             bar.set_message(self.text(&bar, layout));
             bar.tick();
-            if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+            if stopped.recv_timeout(UPDATE_INTERVAL) != Err(RecvTimeoutError::Timeout) {
                 break;
             }
         }
@@ -252,10 +252,10 @@ impl State {
         let bar = ProgressBar::hidden();
         for tick in 1_u32.. {
             self.update(&bar);
-            if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+            if stopped.recv_timeout(UPDATE_INTERVAL) != Err(RecvTimeoutError::Timeout) {
                 break;
             }
-            if tick % TICKS_PER_LINE == 0 {
+            if tick % UPDATES_PER_LINE == 0 {
                 print(self.line(&bar));
             }
         }
