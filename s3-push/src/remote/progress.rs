@@ -23,7 +23,7 @@ const UPDATES_PER_LINE: u32 = 50;
 const WAIT_SHOWN: Duration = Duration::from_secs(5);
 /// Columns of a terminal that does not tell its width.
 const DEFAULT_COLUMNS: u16 = 80;
-/// Columns that stay free at the end of the line: the terminal shows `^C` there, and the line must not wrap.
+/// Columns that stay free at the end of the line, so that it does not wrap.
 const SPARE_COLUMNS: u16 = 3;
 /// Terminals with fewer columns have no room for the bar beside the text.
 const MIN_COLUMNS_OF_BAR: u16 = 60;
