@@ -19,12 +19,12 @@ use crate::documents::arn::Partition;
     override_usage = "cache-policy <DOCUMENT> [OPTIONS] [BUCKET]",
     disable_help_flag = true, disable_version_flag = true,
     group(ArgGroup::new("document").required(true)
-        .args(["read_only", "upload", "admin", "collect", "lifecycle", "cors", "oidc_trust", "nix_conf", "check_url"]))
+        .args(["read_only", "upload", "admin", "collect", "lifecycle", "cors", "oidc_trust", "nix_conf", "landing_page", "check_url"]))
 )]
 pub struct Cli {
     /// Bucket, s3://BUCKET[/PREFIX] or a bare name [default: $NIX_S3_CACHE]
     ///
-    /// With --nix-conf it can also be the https:// URL of the cache.
+    /// With --nix-conf and --landing-page it can also be the https:// URL of the cache.
     #[arg(value_name = "BUCKET", help_heading = "Input")]
     pub bucket: Option<String>,
 
@@ -77,6 +77,12 @@ pub struct Cli {
     #[arg(long, help_heading = "Document (exactly one)")]
     pub nix_conf: bool,
 
+    /// Print a web page that tells visitors how to use the cache
+    ///
+    /// Upload it with 's3-push --key index.html'. It has the lines for nix.conf, NixOS and a flake. It loads nothing from elsewhere, and works without scripts. An s3:// URL is written without parameters that concern only one user, such as profile.
+    #[arg(long, help_heading = "Document (exactly one)")]
+    pub landing_page: bool,
+
     /// Print what an s3:// URL means, and whether every client reads it
     ///
     /// Nix 2.33 to 2.35.2 cannot read an endpoint without a scheme (endpoint=HOST:PORT), and later versions deprecate the parameter scheme. Exits with status 1 for such a URL, and prints the form that all versions read.
@@ -120,7 +126,7 @@ pub struct Cli {
     /// Allow listing in --read-only
     ///
     /// Readers can then list the keys of everything that was ever published, and a missing object is answered with 404 instead of 403.
-    #[arg(long, requires = "read_only", help_heading = "Policies")]
+    #[arg(long, requires = "read_only", help_heading = "Policies", hide_short_help = true)]
     pub allow_list: bool,
 
     /// Deny requests without TLS
@@ -175,11 +181,11 @@ pub struct Cli {
     #[command(flatten)]
     pub keys: TrustedKeyArgs,
 
-    /// Use the https:// URL of the bucket instead of s3://
+    /// Use the https:// URL of the bucket instead of s3://, or that of HOST
     ///
-    /// For a bucket that everyone may read.
-    #[arg(long, requires = "nix_conf", help_heading = "nix.conf")]
-    pub https: bool,
+    /// For a bucket that everyone may read. HOST is HOST[:PORT] of a CDN or proxy that serves the bucket; a prefix follows it. HOST requires BUCKET: without it, --nix-conf takes the value of --https as the bucket.
+    #[arg(long, value_name = "HOST", num_args = 0..=1, help_heading = "nix.conf")]
+    pub https: Option<Option<String>>,
 
     /// Replace all other caches and keys
     ///
@@ -198,7 +204,7 @@ pub struct Cli {
     pub write: Option<PathBuf>,
 
     /// Remove the lines from FILE
-    #[arg(long, value_name = "FILE", requires = "nix_conf", help_heading = "nix.conf")]
+    #[arg(long, value_name = "FILE", requires = "nix_conf", help_heading = "nix.conf", hide_short_help = true)]
     pub remove: Option<PathBuf>,
 
     /// Print help: a summary with -h, all of it with --help
@@ -287,6 +293,10 @@ Examples:
   cache-policy --nix-conf --trusted-public-key-file key.pub --write /etc/nix/nix.conf \\
     https://cache.example.org
   cache-policy --nix-conf --remove /etc/nix/nix.conf https://cache.example.org
+  cache-policy --landing-page --trusted-public-key-file key.pub --https cache.example.org \\
+    s3://my-cache > index.html
+  s3-push --key index.html s3://my-cache < index.html
+
   cache-policy --check-url 's3://my-cache?endpoint=https://minio.example.org:9000'
 
 Exit status:

@@ -15,7 +15,7 @@ use crate::documents::lifecycle::Lifecycle;
 use crate::documents::oidc_trust::TrustPolicy;
 use crate::documents::policy::{Access, Form, Policy};
 use crate::documents::principal::{Principal, Principals};
-use crate::nix_conf::ClientConfig;
+use crate::nix_conf::{ClientConfig, UrlForm};
 use crate::url_report::UrlReport;
 
 /// The audience that AWS expects in the tokens of CI jobs.
@@ -34,6 +34,8 @@ pub enum Mode {
     OidcTrust(TrustPolicy),
     /// Print what an `s3://` URL means.
     CheckUrl(UrlReport),
+    /// Print the page that a visitor of the bucket sees.
+    LandingPage(ClientConfig),
     /// Print the nix.conf lines of a client, or edit a file.
     NixConf {
         /// The lines.
@@ -65,6 +67,7 @@ enum Document {
     Cors,
     OidcTrust,
     NixConf,
+    LandingPage,
     CheckUrl,
 }
 
@@ -86,6 +89,8 @@ impl Document {
             Self::OidcTrust
         } else if cli.nix_conf {
             Self::NixConf
+        } else if cli.landing_page {
+            Self::LandingPage
         } else if cli.check_url {
             Self::CheckUrl
         } else {
@@ -103,6 +108,7 @@ impl Document {
             Self::Cors => "--cors",
             Self::OidcTrust => "--oidc-trust",
             Self::NixConf => "--nix-conf",
+            Self::LandingPage => "--landing-page",
             Self::CheckUrl => "--check-url",
         }
     }
@@ -135,6 +141,7 @@ impl Mode {
                 TrustPolicy::oidc(partition, provider, account, audience, &cli.subject).map(Self::OidcTrust)
             }
             Document::NixConf => nix_conf(cli),
+            Document::LandingPage => client_config(cli, UrlForm::Public).map(Self::LandingPage),
             Document::CheckUrl => UrlReport::new(&cache_url(cli)?).map(Self::CheckUrl),
         }
     }
@@ -143,6 +150,7 @@ impl Mode {
 /// Rejects flags that would be ignored. clap does not check the requirements of a flag if another document is selected.
 fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
     let (read_only, nix_conf) = (&[Document::ReadOnly][..], &[Document::NixConf][..]);
+    let clients = &[Document::NixConf, Document::LandingPage][..];
     let policies = &Document::POLICIES[..];
     let policies_and_trust = &[Document::ReadOnly, Document::Upload, Document::Admin, Document::OidcTrust][..];
     let flags = [
@@ -160,13 +168,13 @@ fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
         ("--account", cli.account.is_some(), &[Document::OidcTrust]),
         ("--subject", !cli.subject.is_empty(), &[Document::OidcTrust]),
         ("--audience", cli.audience.is_some(), &[Document::OidcTrust]),
-        ("--https", cli.https, nix_conf),
+        ("--https", cli.https.is_some(), clients),
         ("--only", cli.only, nix_conf),
         ("--pusher", cli.pusher, nix_conf),
         ("--write", cli.write.is_some(), nix_conf),
         ("--remove", cli.remove.is_some(), nix_conf),
-        ("--trusted-public-key", !cli.keys.trusted_public_keys.is_empty(), nix_conf),
-        ("--trusted-public-key-file", !cli.keys.trusted_public_key_files.is_empty(), nix_conf),
+        ("--trusted-public-key", !cli.keys.trusted_public_keys.is_empty(), clients),
+        ("--trusted-public-key-file", !cli.keys.trusted_public_key_files.is_empty(), clients),
     ];
     for (flag, is_given, documents) in flags {
         if is_given && !documents.contains(&document) {
@@ -219,21 +227,37 @@ fn partition(flag: Option<Partition>, principals: &[Principal], bucket: &Bucket)
 
 /// Returns the URL of the cache; a bare name is that of a bucket.
 fn cache_url(cli: &Cli) -> Result<String> {
-    let cache = require_bucket_argument(cli.bucket.as_deref())?;
+    let argument = cli.bucket.as_deref().or_else(|| bucket_after_https(cli));
+    let cache = require_bucket_argument(argument)?;
     Ok(if cache.contains("://") { cache } else { format!("s3://{cache}") })
 }
 
-fn nix_conf(cli: &Cli) -> Result<Mode> {
+/// Returns the bucket of `--nix-conf --https BUCKET`, which was the form before `--https` had a value.
+fn bucket_after_https(cli: &Cli) -> Option<&str> {
+    cli.https.as_ref()?.as_deref().filter(|value| cli.bucket.is_none() && (cli.nix_conf || value.contains("://")))
+}
+
+/// Reads the keys, and configures the cache with a URL of the form that `--https` says; `default` without it.
+fn client_config(cli: &Cli, default: UrlForm) -> Result<ClientConfig> {
     let url = cache_url(cli)?;
-    if cli.https && !url.starts_with("s3://") {
+    if cli.https.is_some() && !url.starts_with("s3://") {
         let error = Error::usage("--https requires the s3:// URL of a bucket");
         return Err(error.with_hint("remove --https: the cache already has an http:// or https:// URL"));
     }
+    let form = match &cli.https {
+        None => default,
+        Some(Some(host)) if bucket_after_https(cli).is_none() => UrlForm::HttpsAt(host.clone()),
+        Some(_) => UrlForm::Https,
+    };
     let keys = read_public_keys(&cli.keys)?;
     if keys.is_empty() && cli.remove.is_none() {
         return Err(Error::usage("no public key given: use --trusted-public-key or --trusted-public-key-file"));
     }
-    let config = ClientConfig::new(&url, cli.https, &keys, cli.only)?.with_pusher(cli.pusher);
+    ClientConfig::new(&url, &form, &keys, cli.only)
+}
+
+fn nix_conf(cli: &Cli) -> Result<Mode> {
+    let config = client_config(cli, UrlForm::Portable)?.with_pusher(cli.pusher);
     let action = match (&cli.write, &cli.remove) {
         (Some(file), _) => NixConfAction::Write(require_file(file)?),
         (None, Some(file)) => NixConfAction::Remove(require_file(file)?),

@@ -1,4 +1,4 @@
-//! Runs one [`Mode`]: prints a document or the lines of nix.conf to standard output, or edits a nix.conf.
+//! Runs one [`Mode`]: prints a document a page or the lines of nix.conf to standard output, or edits a nix.conf.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -10,6 +10,7 @@ use nar_pack::stdio;
 use serde::Serialize;
 
 use crate::cli::Cli;
+use crate::landing_page::landing_page;
 use crate::mode::{Mode, NixConfAction};
 use crate::nix_conf::ClientConfig;
 
@@ -29,6 +30,7 @@ pub fn run(cli: &Cli) -> Result {
             print(report.to_string().as_bytes())?;
             report.require_portable()
         }
+        Mode::LandingPage(config) => print(landing_page(&config).as_bytes()),
         Mode::NixConf { config, action: NixConfAction::Print } => print(config.lines().as_bytes()),
         Mode::NixConf { config, action: NixConfAction::Write(file) } => write_nix_conf(&config, &file),
         Mode::NixConf { config, action: NixConfAction::Remove(file) } => remove_from_nix_conf(&config, &file),

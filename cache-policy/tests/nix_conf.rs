@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use cache_policy::nix_conf::ClientConfig;
+use cache_policy::nix_conf::{ClientConfig, UrlForm};
 use cache_sign::keys::PublicKey;
 use cache_sign::nix_conf::ParsedConf;
 use proptest::prelude::*;
@@ -13,7 +13,7 @@ const KEY: &str = "a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=";
 const URL: &str = "https://cache.example.org";
 
 fn config(exclusive: bool) -> ClientConfig {
-    ClientConfig::new(URL, false, &[PublicKey::parse(KEY).unwrap()], exclusive).unwrap()
+    ClientConfig::new(URL, &UrlForm::Portable, &[PublicKey::parse(KEY).unwrap()], exclusive).unwrap()
 }
 
 /// Valid and invalid lines. No include, because that needs a file.

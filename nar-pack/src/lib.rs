@@ -12,6 +12,7 @@
 //! | [`export`] | the export stream of `nix-store --export` |
 //! | [`references`] | scanning for references, sorting by references |
 //! | [`path_info`] | metadata from `nix path-info --json` or an installed Nix |
+//! | [`html_page`] | web pages in one file |
 //! | [`root_causes`] | errors of many paths, grouped by root cause |
 //! | [`root_dir`] | directories below a root such as that of `--root`, without leaving it |
 //! | [`error`] | the error type of every tool, with exit code and hint |
@@ -28,6 +29,7 @@ pub mod drawn_line;
 pub mod error;
 pub mod export;
 mod export_paths;
+pub mod html_page;
 pub mod json_lines;
 pub mod nar;
 pub mod option_values;

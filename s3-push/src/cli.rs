@@ -70,6 +70,8 @@ pub struct Cli {
     pub key: Option<String>,
 
     /// Set the Content-Type of the object; only with --key
+    ///
+    /// The default is that of the kind of object, such as text/plain for log/NAME, else that of the extension of KEY, such as text/html for index.html, else application/octet-stream.
     #[arg(long, value_name = "TYPE", requires = "key", help_heading = "Input", hide_short_help = true)]
     pub content_type: Option<String>,
 

@@ -9,7 +9,22 @@ use percent_encoding::{CONTROLS, utf8_percent_encode};
 use s3_push::remote::location::Location;
 
 use super::file::{edit_file, read_file};
-use super::url::{cache_identity, display_url, https_url, is_same_cache, portable_url, require_no_secrets};
+use super::url::{
+    cache_identity, display_url, https_url, is_same_cache, portable_url, public_url, require_no_secrets, url_at_host,
+};
+
+/// How clients name a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UrlForm {
+    /// Its `s3://` URL, in the form that all clients read.
+    Portable,
+    /// Its `s3://` URL without parameters that concern only one user.
+    Public,
+    /// Its own HTTPS URL.
+    Https,
+    /// The HTTPS URL of a host that serves it.
+    HttpsAt(String),
+}
 
 /// A cache and its keys, as configured on a client.
 #[derive(Debug, Clone)]
@@ -38,12 +53,11 @@ pub struct InspectedConf {
 }
 
 impl ClientConfig {
-    /// Configures the cache at `url`, which is `s3://…` or `http(s)://…`. With `https`, an `s3://` URL is replaced by the
-    /// HTTPS URL of the bucket. With `exclusive`, the client uses no other cache and trusts no other key.
+    /// Configures the cache at `url`, which is `s3://…` or `http(s)://…`. An `s3://` URL is written as `form` says. With `exclusive`, the client uses no other cache and trusts no other key.
     ///
     /// # Errors
     /// A usage error for a URL that is not of a cache, cannot be written in nix.conf, or contains a secret.
-    pub fn new(url: &str, https: bool, keys: &[PublicKey], exclusive: bool) -> Result<Self> {
+    pub fn new(url: &str, form: &UrlForm, keys: &[PublicKey], exclusive: bool) -> Result<Self> {
         let invalid = |reason: &str| Error::usage(format!("invalid cache URL {:?}: {reason}", display_url(url)));
         if url.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
             let error = invalid("nix.conf cannot contain whitespace or # in a value");
@@ -54,7 +68,12 @@ impl ClientConfig {
         let substituter = match encoded.split_once("://") {
             Some(("s3", _)) => {
                 let location = Location::parse(&encoded)?;
-                if https { https_url(&location) } else { portable_url(&encoded, &location) }
+                match form {
+                    UrlForm::Portable => portable_url(&encoded, &location),
+                    UrlForm::Public => public_url(&encoded, &location),
+                    UrlForm::Https => https_url(&location),
+                    UrlForm::HttpsAt(host) => url_at_host(host, &location)?,
+                }
             }
             Some(("http" | "https", rest)) if !rest.starts_with(['/', '?']) && !rest.is_empty() => {
                 require_no_secrets(&encoded)?;
@@ -75,6 +94,18 @@ impl ClientConfig {
     #[must_use]
     pub fn with_pusher(self, is_pusher: bool) -> Self {
         Self { is_pusher, ..self }
+    }
+
+    /// Returns the URL of the cache, as clients read it.
+    #[must_use]
+    pub fn substituter(&self) -> &str {
+        &self.substituter
+    }
+
+    /// Returns the public keys, as `NAME:BASE64`.
+    #[must_use]
+    pub fn keys(&self) -> &[String] {
+        &self.keys
     }
 
     /// Returns all lines.
@@ -193,7 +224,7 @@ mod tests {
             "s3://bucket?token=hidden",
             "https://host?x#hidden",
         ] {
-            let error = ClientConfig::new(url, false, &keys, false).unwrap_err();
+            let error = ClientConfig::new(url, &UrlForm::Portable, &keys, false).unwrap_err();
             assert!(error.exit_code() == 2 && !error.message().contains("hidden"), "{url:?}: {error}");
         }
     }
@@ -202,7 +233,8 @@ mod tests {
     fn prefixes_are_percent_encoded() {
         let keys = [PublicKey::parse(KEY).unwrap()];
         let substituter = |url: &str, https: bool| {
-            let config = ClientConfig::new(url, https, &keys, false).unwrap();
+            let form = if https { UrlForm::Https } else { UrlForm::Portable };
+            let config = ClientConfig::new(url, &form, &keys, false).unwrap();
             assert!(config.identity.is_ascii() && !config.identity.contains(' '), "{}", config.identity);
             config.substituter
         };

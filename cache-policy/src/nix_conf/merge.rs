@@ -111,11 +111,12 @@ mod tests {
     use cache_sign::nix_conf::Settings;
 
     use super::*;
+    use crate::nix_conf::UrlForm;
 
     const KEY: &str = "a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=";
 
     fn config(url: &str) -> ClientConfig {
-        ClientConfig::new(url, false, &[PublicKey::parse(KEY).unwrap()], false).unwrap()
+        ClientConfig::new(url, &UrlForm::Portable, &[PublicKey::parse(KEY).unwrap()], false).unwrap()
     }
 
     fn merged(config: &ClientConfig, text: &str) -> String {
@@ -155,7 +156,7 @@ mod tests {
     #[test]
     fn an_exclusive_cache_replaces_all_others() {
         let url = "https://cache.example.org";
-        let exclusive = ClientConfig::new(url, false, &[PublicKey::parse(KEY).unwrap()], true).unwrap();
+        let exclusive = ClientConfig::new(url, &UrlForm::Portable, &[PublicKey::parse(KEY).unwrap()], true).unwrap();
         let settings = settings(&merged(&exclusive, "extra-substituters = https://other.example.org\n"));
         assert_eq!((settings.substituters, settings.trusted_public_keys), (vec![url.into()], vec![KEY.into()]));
     }

@@ -16,4 +16,4 @@ mod file;
 mod merge;
 pub(crate) mod url;
 
-pub use client::{ClientConfig, InspectedConf};
+pub use client::{ClientConfig, InspectedConf, UrlForm};

@@ -84,6 +84,25 @@ pub(super) fn require_no_secrets(url: &str) -> Result {
     Ok(())
 }
 
+/// Returns the `s3://` URL with only those parameters that locate the bucket; others concern only one user.
+pub(super) fn public_url(url: &str, location: &Location) -> String {
+    let style = match location.addressing {
+        Addressing::Auto => None,
+        Addressing::Path => Some("path".to_owned()),
+        Addressing::Virtual => Some("virtual".to_owned()),
+    };
+    let parameters = [
+        ("region", location.region.clone()),
+        ("endpoint", location.endpoint_url().filter(|_| location.endpoint.is_some())),
+        ("scheme", Some("http".to_owned()).filter(|_| location.endpoint.is_none() && location.plain_http)),
+        ("addressing-style", style),
+    ];
+    let parameters = parameters.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+    let parameters: Vec<String> = parameters.collect();
+    let address = without_parameters(url);
+    if parameters.is_empty() { address.to_owned() } else { format!("{address}?{}", parameters.join("&")) }
+}
+
 /// Returns the HTTPS URL of a bucket, in path style or virtual-host style as in requests to it.
 pub(crate) fn https_url(location: &Location) -> String {
     let scheme = if location.plain_http { "http" } else { "https" };
@@ -95,8 +114,25 @@ pub(crate) fn https_url(location: &Location) -> String {
     let path_style = location.path_style()
         || (location.addressing == Addressing::Auto && location.endpoint.is_none() && location.bucket.contains('.'));
     let bucket = if path_style { format!("{host}/{}", location.bucket) } else { format!("{}.{host}", location.bucket) };
+    below_prefix(&format!("{scheme}://{bucket}"), location)
+}
+
+/// Returns the URL of a bucket that `host` serves, such as that of a CDN.
+///
+/// # Errors
+/// A usage error if `host` is not `HOST[:PORT]`.
+pub(super) fn url_at_host(host: &str, location: &Location) -> Result<String> {
+    if !is_host_and_port(host) {
+        let error = Error::usage(format!("invalid host {host:?} of --https: expected HOST[:PORT]"));
+        return Err(error.with_hint("pass the name of the host alone, such as --https cache.example.org"));
+    }
+    Ok(below_prefix(&format!("https://{host}"), location))
+}
+
+/// Appends the prefix to the URL of a bucket.
+fn below_prefix(url: &str, location: &Location) -> String {
     let prefix = utf8_percent_encode(location.prefix.trim_end_matches('/'), ENCODED_IN_PATH);
-    format!("{scheme}://{bucket}/{prefix}").trim_end_matches('/').to_owned()
+    format!("{url}/{prefix}").trim_end_matches('/').to_owned()
 }
 
 #[cfg(test)]
@@ -136,6 +172,34 @@ mod tests {
             assert_eq!(portable, expected, "{url}");
             let again = Location::parse(&portable).unwrap();
             assert_eq!((again.endpoint_url(), portable_url(&portable, &again)), (location.endpoint_url(), portable));
+        }
+    }
+
+    #[test]
+    fn a_public_url_locates_the_bucket_and_tells_nothing_else() {
+        for (url, expected) in [
+            (
+                "s3://my-cache/a?profile=admin&region=eu-west-2&secret-key=/k&compression=xz",
+                "s3://my-cache/a?region=eu-west-2",
+            ),
+            ("s3://my-cache?endpoint=h:9000&scheme=http", "s3://my-cache?endpoint=http://h:9000"),
+            ("s3://my-cache?scheme=http&addressing-style=path", "s3://my-cache?scheme=http&addressing-style=path"),
+            ("s3://my-cache?profile=x", "s3://my-cache"),
+            ("s3://my-cache", "s3://my-cache"),
+        ] {
+            let location = Location::parse(url).unwrap();
+            assert_eq!(public_url(url, &location), expected, "{url}");
+            assert_eq!(https_url(&Location::parse(expected).unwrap()), https_url(&location), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_host_serves_the_objects_below_the_prefix() {
+        let at = |host: &str, url: &str| url_at_host(host, &Location::parse(url).unwrap());
+        assert_eq!(at("cache.example.org", "s3://my-cache").unwrap(), "https://cache.example.org");
+        assert_eq!(at("[::1]:8443", "s3://my-cache/a/b c?region=x").unwrap(), "https://[::1]:8443/a/b%20c");
+        for host in ["", "https://h", "h/a", "user@h", "h?x", "<b>", "h\n"] {
+            assert!(at(host, "s3://my-cache").unwrap_err().is_usage(), "{host}");
         }
     }
 

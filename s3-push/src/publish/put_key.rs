@@ -32,7 +32,8 @@ pub struct KeyTarget {
 }
 
 impl KeyTarget {
-    /// Checks the key. The content type defaults to that of the key's kind of object.
+    /// Checks the key. The content type defaults to that of the key's kind of object, or to that of its file name
+    /// extension.
     ///
     /// # Errors
     /// Returns a usage error for an invalid key, and for one that only a regular push may write.
@@ -51,7 +52,7 @@ impl KeyTarget {
             Some(Object::Nar(hash)) => (hash, Overwrite::Never),
             _ => (None, Overwrite::Allowed),
         };
-        let default = object.map_or("application/octet-stream", Object::content_type);
+        let default = object.map_or_else(|| content_type_of_name(name), Object::content_type);
         let content_type = content_type.unwrap_or(default).to_owned();
         Ok(Self { key: key.to_owned(), content_type, overwrite, file_hash })
     }
@@ -71,6 +72,11 @@ impl KeyTarget {
             _ => Ok(()),
         }
     }
+}
+
+/// Returns the content type of a file that is no object of a cache. Browsers show `index.html` instead of saving it.
+fn content_type_of_name(name: &str) -> &'static str {
+    mime_guess::from_path(name).first_raw().unwrap_or("application/octet-stream")
 }
 
 fn check_key(key: &str) -> Result {
@@ -187,5 +193,16 @@ mod tests {
         assert_eq!((log.overwrite, log.content_type.as_str()), (Overwrite::Allowed, "text/plain; charset=UTF-8"));
         let other = KeyTarget::new("x", Some("text/html")).unwrap();
         assert_eq!((other.key(), other.content_type.as_str()), ("x", "text/html"));
+        for (key, content_type) in [
+            ("index.html", "text/html"),
+            ("a.b/INDEX.HTML", "text/html"),
+            ("robots.txt", "text/plain"),
+            ("logo.svg", "image/svg+xml"),
+            ("html", "application/octet-stream"),
+            ("a.html/x", "application/octet-stream"),
+            ("log/x.html", "text/plain; charset=UTF-8"),
+        ] {
+            assert_eq!(KeyTarget::new(key, None).unwrap().content_type, content_type, "{key}");
+        }
     }
 }

@@ -11,7 +11,7 @@ pub mod corpus;
 use std::io::{BufReader, Cursor};
 use std::path::Path;
 
-use cache_policy::nix_conf::ClientConfig;
+use cache_policy::nix_conf::{ClientConfig, UrlForm};
 use cache_sign::keys::{PublicKey, SecretKey};
 use nar_pack::error::{Error, Result};
 use nar_pack::export::{self, Trailer};
@@ -443,7 +443,8 @@ pub fn nix_conf(bytes: &[u8]) {
     let key = PublicKey::parse("a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=").unwrap();
     let path = Path::new("/nowhere/nix.conf");
     for only in [false, true] {
-        let client = ClientConfig::new("https://a.example", false, std::slice::from_ref(&key), only).unwrap();
+        let client =
+            ClientConfig::new("https://a.example", &UrlForm::Portable, std::slice::from_ref(&key), only).unwrap();
         let (merged, rest) = match (client.merge(bytes, path), client.without_lines(bytes)) {
             (Ok(merged), Ok(rest)) => (merged, rest),
             (Err(error), _) => {

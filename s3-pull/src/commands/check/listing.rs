@@ -11,6 +11,9 @@ use s3_push::remote::s3::{Bucket, ListDepth, ListedObject};
 
 use super::findings::{Finding, Findings, Reason};
 
+/// The page of `cache-policy --landing-page`.
+const LANDING_PAGE: &str = "index.html";
+
 /// What the top level of a bucket contains.
 #[derive(Default)]
 pub struct TopLevel {
@@ -127,8 +130,10 @@ impl ObjectList {
         let size = object.size.unwrap_or_default();
         self.objects.push((md5_tag_of(object.key.as_bytes()), size));
         let kind = Object::of_key(&object.key);
-        let is_known =
-            kind.is_some() || object.key.starts_with(pins::PREFIX) || object.key.starts_with(COLLECTOR_PREFIX);
+        let is_known = kind.is_some()
+            || object.key.starts_with(pins::PREFIX)
+            || object.key.starts_with(COLLECTOR_PREFIX)
+            || object.key == LANDING_PAGE;
         if !is_known {
             self.noted.push((object.key.clone(), Reason::ForeignObject, size));
         }

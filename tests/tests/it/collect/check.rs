@@ -281,6 +281,8 @@ fn objects_that_nothing_needs_are_notes() {
     let absent = format!("{}.ls", "0".repeat(32));
     for (key, bytes) in [
         ("backup/x.tar", &b"x"[..]),
+        ("notes.html", b"x"),
+        // The page of `cache-policy --landing-page`.
         ("index.html", b"x"),
         ("nar/unneeded.nar", b"abc"),
         ("log/x.drv", b""),
@@ -305,7 +307,7 @@ fn objects_that_nothing_needs_are_notes() {
             .map(|finding| finding["key"].as_str().unwrap())
             .collect()
     };
-    assert_eq!(keys("foreign-object"), ["backup/x.tar", "index.html"]);
+    assert_eq!(keys("foreign-object"), ["backup/x.tar", "notes.html"]);
     assert_eq!(keys("unneeded-nar"), ["nar/unneeded.nar"]);
     assert_eq!(keys("unneeded-listing"), [absent.as_str()]);
     assert_eq!(keys("no-cache-info"), ["nix-cache-info"]);
@@ -315,7 +317,7 @@ fn objects_that_nothing_needs_are_notes() {
 #[test]
 fn the_listing_alone_tells_of_empty_and_foreign_objects() {
     let (fixture, s3, bucket) = mirrored_cache();
-    s3.put(&bucket, "index.html", b"x");
+    s3.put(&bucket, "notes.html", b"x");
     assert_eq!(findings(&fixture, "--list-only").len(), 1);
     let keys = [nar_key(s3, &bucket, &fixture.closure.lib), Fixture::narinfo_key(&fixture.closure.top)];
     for key in &keys {
