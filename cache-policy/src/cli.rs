@@ -9,6 +9,7 @@ use clap::{ArgAction, ArgGroup, Parser};
 use nar_pack::option_values::parse_number;
 
 use crate::documents::arn::Partition;
+use crate::infrastructure::Format;
 
 /// Print the policies of a bucket that serves as a Nix binary cache, and the nix.conf of its clients
 ///
@@ -88,6 +89,12 @@ pub struct Cli {
     /// Nix 2.33 to 2.35.2 cannot read an endpoint without a scheme (endpoint=HOST:PORT), and later versions deprecate the parameter scheme. Exits with status 1 for such a URL, and prints the form that all versions read.
     #[arg(long, help_heading = "Document (exactly one)")]
     pub check_url: bool,
+
+    /// Print a policy or lifecycle rule as json, tofu or cloudformation [default: json]
+    ///
+    /// tofu prints a resource of the provider hashicorp/aws for OpenTofu and Terraform, and cloudformation a template with one resource. A bucket policy and lifecycle rules name the bucket, and replace what it has. With cloudformation, the lifecycle rules are part of the bucket itself: the template creates it, or imports it into a stack.
+    #[arg(long, value_enum, hide_possible_values = true, help_heading = "Policies")]
+    pub format: Option<Format>,
 
     /// With --lifecycle, add a rule that expires old versions after DAYS
     ///
@@ -282,6 +289,11 @@ Examples:
 
   cache-policy --collect my-cache > collect.json
   mc admin policy create minio cache-collect collect.json
+
+  cache-policy --read-only --require-tls --format tofu my-cache > cache-read.tf
+  cache-policy --upload --format cloudformation my-cache > cache-upload.json
+  aws cloudformation deploy --stack-name cache-upload --template-file cache-upload.json \\
+    --capabilities CAPABILITY_IAM
 
   cache-policy --cors > cors.json
   aws s3api put-bucket-cors --bucket my-cache --cors-configuration file://cors.json

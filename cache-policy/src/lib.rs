@@ -8,6 +8,7 @@
 //! | [`run`] | prints the document, or edits the nix.conf |
 //! | [`bucket`] | the bucket argument and `$NIX_S3_CACHE` |
 //! | [`documents`] | the documents, as types that serialize to the JSON of S3 and IAM |
+//! | [`infrastructure`] | the documents as resources of OpenTofu and CloudFormation |
 //! | [`landing_page`] | the page that a visitor of the bucket sees |
 //! | [`nix_conf`] | the nix.conf lines of a client, and merging them into a file |
 //! | [`url_report`] | what an `s3://` URL means, and whether every client reads it |
@@ -15,6 +16,7 @@
 pub mod bucket;
 pub mod cli;
 pub mod documents;
+pub mod infrastructure;
 pub mod landing_page;
 pub mod mode;
 pub mod nix_conf;

@@ -15,6 +15,7 @@ use crate::documents::lifecycle::Lifecycle;
 use crate::documents::oidc_trust::TrustPolicy;
 use crate::documents::policy::{Access, Form, Policy};
 use crate::documents::principal::{Principal, Principals};
+use crate::infrastructure::{Format, Resource};
 use crate::nix_conf::{ClientConfig, UrlForm};
 use crate::url_report::UrlReport;
 
@@ -28,6 +29,10 @@ pub enum Mode {
     Policy(Policy),
     /// Print a lifecycle configuration.
     Lifecycle(Lifecycle),
+    /// Print a document as a resource of OpenTofu or Terraform.
+    Tofu(Resource),
+    /// Print a document as a template of CloudFormation.
+    CloudFormation(Resource),
     /// Print a CORS configuration.
     Cors(Cors),
     /// Print the trust policy of a role.
@@ -123,15 +128,11 @@ impl Mode {
         let document = Document::from_cli(cli);
         reject_inapplicable_flags(cli, document)?;
         match document {
-            Document::ReadOnly => policy(cli, Access::Read { list: cli.allow_list }).map(Self::Policy),
-            Document::Upload => policy(cli, Access::Upload).map(Self::Policy),
-            Document::Admin => policy(cli, Access::Admin).map(Self::Policy),
-            Document::Collect => policy(cli, Access::Collect).map(Self::Policy),
-            Document::Lifecycle => {
-                let bucket = bucket_argument(cli.bucket.as_deref())?.map(|text| Bucket::parse(&text)).transpose()?;
-                let days = cli.lifecycle.unwrap_or_default();
-                Lifecycle::new(&bucket.unwrap_or_default().prefix, days, cli.noncurrent).map(Self::Lifecycle)
-            }
+            Document::ReadOnly => policy(cli, Access::Read { list: cli.allow_list }),
+            Document::Upload => policy(cli, Access::Upload),
+            Document::Admin => policy(cli, Access::Admin),
+            Document::Collect => policy(cli, Access::Collect),
+            Document::Lifecycle => lifecycle(cli),
             Document::Cors => Cors::allow_read(&cli.origin).map(Self::Cors),
             Document::OidcTrust => {
                 let provider = cli.oidc_trust.as_deref().unwrap_or_default();
@@ -147,11 +148,38 @@ impl Mode {
     }
 }
 
+/// Prints the document of a resource, or the resource.
+fn in_format(format: Option<Format>, resource: Resource) -> Mode {
+    match (format.unwrap_or_default(), resource) {
+        (Format::Json, Resource::BucketPolicy { policy, .. } | Resource::IdentityPolicy { policy, .. }) => {
+            Mode::Policy(policy)
+        }
+        (Format::Json, Resource::Lifecycle { lifecycle, .. }) => Mode::Lifecycle(lifecycle),
+        (Format::Tofu, resource) => Mode::Tofu(resource),
+        (Format::Cloudformation, resource) => Mode::CloudFormation(resource),
+    }
+}
+
+/// The document applies to any bucket, but a resource names one.
+fn lifecycle(cli: &Cli) -> Result<Mode> {
+    let has_format = cli.format.is_some_and(|format| format != Format::Json);
+    let argument = if has_format {
+        Some(require_bucket_argument(cli.bucket.as_deref())?)
+    } else {
+        bucket_argument(cli.bucket.as_deref())?
+    };
+    let bucket = argument.map(|text| Bucket::parse(&text)).transpose()?.unwrap_or_default();
+    let lifecycle = Lifecycle::new(&bucket.prefix, cli.lifecycle.unwrap_or_default(), cli.noncurrent)?;
+    Ok(in_format(cli.format, Resource::Lifecycle { bucket: bucket.name, lifecycle }))
+}
+
 /// Rejects flags that would be ignored. clap does not check the requirements of a flag if another document is selected.
 fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
     let (read_only, nix_conf) = (&[Document::ReadOnly][..], &[Document::NixConf][..]);
     let clients = &[Document::NixConf, Document::LandingPage][..];
     let policies = &Document::POLICIES[..];
+    let policies_and_lifecycle =
+        &[Document::ReadOnly, Document::Upload, Document::Admin, Document::Collect, Document::Lifecycle][..];
     let policies_and_trust = &[Document::ReadOnly, Document::Upload, Document::Admin, Document::OidcTrust][..];
     let flags = [
         ("--principal", !cli.principal.is_empty(), policies),
@@ -163,6 +191,7 @@ fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
         ("--minimal", cli.minimal, &[Document::ReadOnly, Document::Upload]),
         ("--identity", cli.identity, read_only),
         ("--allow-list", cli.allow_list, read_only),
+        ("--format", cli.format.is_some(), policies_and_lifecycle),
         ("--noncurrent", cli.noncurrent.is_some(), &[Document::Lifecycle]),
         ("--origin", !cli.origin.is_empty(), &[Document::Cors]),
         ("--account", cli.account.is_some(), &[Document::OidcTrust]),
@@ -189,7 +218,7 @@ fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
     Ok(())
 }
 
-fn policy(cli: &Cli, access: Access) -> Result<Policy> {
+fn policy(cli: &Cli, access: Access) -> Result<Mode> {
     let bucket = Bucket::parse(&require_bucket_argument(cli.bucket.as_deref())?)?;
     let mut principals: Vec<Principal> =
         cli.principal.iter().map(|text| Principal::parse(text)).collect::<Result<_>>()?;
@@ -203,9 +232,11 @@ fn policy(cli: &Cli, access: Access) -> Result<Policy> {
     // Everyone may read by default, but only named principals may upload or administer.
     let is_read_only = matches!(access, Access::Read { .. });
     if cli.identity || (principals.is_empty() && !is_read_only) {
-        return Ok(Policy::identity(access, form, &arns, &conditions));
+        let policy = Policy::identity(access, form, &arns, &conditions);
+        return Ok(in_format(cli.format, Resource::IdentityPolicy { access, policy }));
     }
-    Ok(Policy::bucket(access, form, &arns, &Principals::new(principals), &conditions))
+    let policy = Policy::bucket(access, form, &arns, &Principals::new(principals), &conditions);
+    Ok(in_format(cli.format, Resource::BucketPolicy { bucket: bucket.name, access, policy }))
 }
 
 /// Determines the partition from the flag, the principals and the region of the URL, which must agree.
@@ -294,6 +325,10 @@ mod tests {
             ("--collect --minimal my-cache", "--minimal", "--collect"),
             ("--upload --noncurrent 30 my-cache", "--noncurrent", "--upload"),
             ("--upload --pusher my-cache", "--pusher", "--upload"),
+            ("--cors --format tofu", "--format", "--cors"),
+            ("--nix-conf --format json my-cache", "--format", "--nix-conf"),
+            ("--landing-page --only my-cache", "--only", "--landing-page"),
+            ("--upload --https my-cache", "--https", "--upload"),
             ("--check-url --https my-cache", "--https", "--check-url"),
             ("--check-url --only my-cache", "--only", "--check-url"),
         ] {

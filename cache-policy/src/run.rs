@@ -10,6 +10,7 @@ use nar_pack::stdio;
 use serde::Serialize;
 
 use crate::cli::Cli;
+use crate::infrastructure::{to_cloudformation, to_tofu};
 use crate::landing_page::landing_page;
 use crate::mode::{Mode, NixConfAction};
 use crate::nix_conf::ClientConfig;
@@ -24,6 +25,8 @@ pub fn run(cli: &Cli) -> Result {
     match Mode::from_cli(cli)? {
         Mode::Policy(policy) => print_json(&policy),
         Mode::Lifecycle(lifecycle) => print_json(&lifecycle),
+        Mode::Tofu(resource) => print(to_tofu(&resource)?.as_bytes()),
+        Mode::CloudFormation(resource) => print_json(&to_cloudformation(&resource)?),
         Mode::Cors(cors) => print_json(&cors),
         Mode::OidcTrust(trust) => print_json(&trust),
         Mode::CheckUrl(report) => {

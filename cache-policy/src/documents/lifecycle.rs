@@ -3,6 +3,7 @@
 
 use nar_pack::error::Result;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::arn::check_prefix;
 
@@ -77,6 +78,31 @@ impl Lifecycle {
         let mut rules = vec![rule("abort-incomplete-uploads", abort)];
         rules.extend(expire.map(|expire| rule("expire-noncurrent-versions", expire)));
         Ok(Self { rules })
+    }
+
+    /// Returns the rules as CloudFormation has them (CloudFormation template reference, "AWS::S3::Bucket Rule").
+    #[must_use]
+    pub fn cloudformation_rules(&self) -> Vec<Value> {
+        self.rules.iter().map(Rule::to_cloudformation).collect()
+    }
+}
+
+impl Rule {
+    fn to_cloudformation(&self) -> Value {
+        let mut rule = json!({ "Id": self.id, "Status": self.status });
+        if !self.filter.prefix.is_empty() {
+            rule["Prefix"] = json!(self.filter.prefix);
+        }
+        match &self.action {
+            Action::AbortUploads { abort_incomplete_multipart_upload } => {
+                rule["AbortIncompleteMultipartUpload"] = json!(abort_incomplete_multipart_upload);
+            }
+            Action::ExpireVersions { noncurrent_version_expiration, expiration } => {
+                rule["NoncurrentVersionExpiration"] = json!(noncurrent_version_expiration);
+                rule["ExpiredObjectDeleteMarker"] = json!(expiration.expired_object_delete_marker);
+            }
+        }
+        rule
     }
 }
 

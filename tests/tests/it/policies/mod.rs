@@ -4,6 +4,7 @@ use cache_tests::Scratch;
 
 mod access;
 mod documents;
+mod infrastructure;
 mod landing_page;
 mod nix_conf;
 mod permissions;
