@@ -159,8 +159,14 @@ pub struct StatsArgs {
     pub have: Option<PathBuf>,
 
     /// Write one JSON object
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, conflicts_with = "html", help_heading = "Output")]
     pub json: bool,
+
+    /// Write a web page, in one file
+    ///
+    /// It has charts and tables, and no script, and loads nothing from elsewhere.
+    #[arg(long, help_heading = "Output")]
+    pub html: bool,
 
     /// How the bucket is accessed
     #[command(flatten)]
@@ -168,7 +174,7 @@ pub struct StatsArgs {
 }
 
 const AFTER_LONG_HELP_STATS: &str = "\
-Output: tables, or with --json an object with the fields version (1), paths, narSize, fileSize, byMonth, byCompression, bySigner (the key is null for paths without signature), largestClosures, pins and unpinned. narSize is the size of unpacked NARs in bytes, fileSize that of compressed ones. In the totals, a NAR that several paths share counts once.
+Output: tables, or with --json an object with the fields version (1), paths, narSize, fileSize, byMonth, byCompression, bySigner (the key is null for paths without signature), largestPaths, largestClosures, pins and unpinned. narSize is the size of unpacked NARs in bytes, fileSize that of compressed ones. In the totals, a NAR that several paths share counts once.
 
 A path counts for the month (UTC) in which its narinfo was last written. What a pin keeps is what would be dead without it and with all others.
 
@@ -176,6 +182,7 @@ Closures: only those of pinned paths and of paths that no other path references 
 
 Examples:
   s3-pull stats s3://my-cache
+  s3-pull stats --html s3://my-cache > report.html
   s3-pull stats --json s3://my-cache | jq '.pins | sort_by(.narSize) | reverse'
 
 Memory: about 200 bytes per path and 4 bytes per reference.

@@ -2,8 +2,8 @@
 
 use s3_push::remote::liveness::Graph;
 
-/// Number of closures that are reported.
-const MAX_CLOSURES: usize = 10;
+/// Number of paths and of closures that are reported.
+const MAX_LARGEST: usize = 10;
 /// Maximum number of references that are followed to find the largest closures: about a second.
 const MAX_STEPS: u64 = 100_000_000;
 
@@ -25,6 +25,15 @@ impl Sizes {
         self.nar_size = self.nar_size.saturating_add(other.nar_size);
         self.file_size = self.file_size.saturating_add(other.file_size);
     }
+}
+
+/// Returns the indices and sizes of the largest paths, by their unpacked size, largest first.
+pub fn largest_paths(sizes: &[Sizes]) -> Vec<(usize, Sizes)> {
+    let mut paths: Vec<(usize, Sizes)> =
+        sizes.iter().copied().enumerate().filter(|(_, sizes)| sizes.paths > 0).collect();
+    paths.sort_by_key(|(index, sizes)| (std::cmp::Reverse(sizes.nar_size), *index));
+    paths.truncate(MAX_LARGEST);
+    paths
 }
 
 /// The largest closures.
@@ -66,7 +75,7 @@ fn find_largest_within(graph: &Graph, sizes: &[Sizes], pinned: &[usize], max_ste
         examined += 1;
         largest.push((top, closure));
         largest.sort_by_key(|(index, sizes)| (std::cmp::Reverse(*sizes), *index));
-        largest.truncate(MAX_CLOSURES);
+        largest.truncate(MAX_LARGEST);
     }
     LargestClosures { largest, examined, total: candidates.len() }
 }
@@ -165,6 +174,15 @@ mod tests {
         assert_eq!((found.examined, found.total), (4, 4));
         let found = find_largest_within(&graph, &sizes, &[1], 1);
         assert_eq!((found.largest.len(), found.examined, found.total), (1, 1, 4));
+    }
+
+    #[test]
+    fn the_largest_paths_are_those_that_exist() {
+        let mut sizes: Vec<Sizes> = (0..20).map(|nar_size| Sizes { paths: 1, nar_size, file_size: 0 }).collect();
+        sizes[19] = Sizes::default();
+        sizes[3].nar_size = 18;
+        let indices: Vec<usize> = largest_paths(&sizes).into_iter().map(|(index, _)| index).collect();
+        assert_eq!(indices, [3, 18, 17, 16, 15, 14, 13, 12, 11, 10]);
     }
 
     #[test]

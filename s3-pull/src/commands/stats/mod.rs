@@ -1,6 +1,9 @@
 //! `s3-pull stats`: what is in a bucket, according to its narinfos and pins.
 
+mod chart;
 mod closures;
+mod html;
+mod months;
 mod report;
 
 use std::collections::{BTreeMap, HashSet};
@@ -23,7 +26,8 @@ use tokio::runtime::Runtime;
 
 use super::cli::StatsArgs;
 use super::connect;
-use closures::{Sizes, find_largest, find_pinned};
+use closures::{Sizes, find_largest, find_pinned, largest_paths};
+use html::to_html;
 use report::Stats;
 
 /// Maximum number of keys with a count of their own; more are counted under [`OTHERS`].
@@ -39,16 +43,18 @@ pub fn run(runtime: &Runtime, args: &StatsArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
     let url = only_url(&args.targets)?;
     let known = args.have.as_deref().map(KnownTexts::open).transpose()?;
-    let stats = runtime.block_on(async {
+    let (stats, cache) = runtime.block_on(async {
         let bucket = connect(&url, &args.bucket).await?;
         let hint = "'s3-pull check' finds all narinfos that are malformed";
-        collect(&bucket, &store_dir, known.as_ref()).await.map_err(|error| error.with_hint(hint))
+        let stats = collect(&bucket, &store_dir, known.as_ref()).await.map_err(|error| error.with_hint(hint))?;
+        Ok::<_, Error>((stats, bucket.display_url("")))
     })?;
+    let html = args.html.then(|| to_html(&stats, &cache, SystemTime::now())).transpose()?;
     let mut out = stdio::stdout(None)?;
-    if args.json {
-        write_object(&mut out, stats.to_json())?;
-    } else {
-        stats.write_tables(&mut out)?;
+    match html {
+        Some(page) => out.write_all(page.as_bytes())?,
+        None if args.json => write_object(&mut out, stats.to_json())?,
+        None => stats.write_tables(&mut out)?,
     }
     out.finish()
 }
@@ -66,17 +72,22 @@ async fn collect(bucket: &Bucket, store_dir: &StoreDir, known: Option<&KnownText
     let (names, paths): (Vec<String>, Vec<Vec<usize>>) = pins.into_iter().unzip();
     let closures = find_largest(&narinfos.graph, &narinfos.sizes, &pinned);
     let kept = find_pinned(&narinfos.graph, &narinfos.sizes, &paths);
-    let mut largest = Vec::new();
-    for (index, sizes) in closures.largest {
-        let path = StorePath::from_base_name(&narinfos.names.read(index)?)?;
-        largest.push((store_dir.join(&path), sizes));
-    }
+    let mut paths_of = |largest: Vec<(usize, Sizes)>| -> Result<Vec<(String, Sizes)>> {
+        let rows = largest.into_iter().map(|(index, sizes)| {
+            let path = StorePath::from_base_name(&narinfos.names.read(index)?)?;
+            Ok((store_dir.join(&path), sizes))
+        });
+        rows.collect()
+    };
+    let largest_closures = paths_of(closures.largest)?;
+    let largest_paths = paths_of(largest_paths(&narinfos.sizes))?;
     Ok(Stats {
         total: narinfos.total,
         by_month: narinfos.by_month.into_iter().collect(),
         by_compression: narinfos.by_compression.into_iter().collect(),
         by_signer: narinfos.by_signer.into_iter().collect(),
-        largest_closures: largest,
+        largest_paths,
+        largest_closures,
         closures_examined: closures.examined,
         closures_total: closures.total,
         pins: names.into_iter().zip(kept.alone).collect(),

@@ -17,6 +17,8 @@ pub struct Stats {
     pub by_compression: Vec<(String, Sizes)>,
     /// By the name of the key; none for paths without signature.
     pub by_signer: Vec<(Option<String>, Sizes)>,
+    /// Paths, largest first.
+    pub largest_paths: Vec<(String, Sizes)>,
     /// Paths and the sizes of their closures, largest first.
     pub largest_closures: Vec<(String, Sizes)>,
     /// How many closures were examined.
@@ -43,6 +45,10 @@ impl Stats {
                 "closureDownloadSize": sizes.file_size,
             })
         });
+        let largest = self
+            .largest_paths
+            .iter()
+            .map(|(path, sizes)| json!({ "path": path, "narSize": sizes.nar_size, "fileSize": sizes.file_size }));
         let Sizes { paths, nar_size, file_size } = self.total;
         let unpinned = self.unpinned;
         json!({
@@ -50,6 +56,7 @@ impl Stats {
             "byMonth": group("month", &self.by_month),
             "byCompression": group("compression", &self.by_compression),
             "bySigner": signers.collect::<Vec<_>>(),
+            "largestPaths": largest.collect::<Vec<_>>(),
             "largestClosures": closures.collect::<Vec<_>>(),
             "closuresExamined": self.closures_examined, "closuresTotal": self.closures_total,
             "pins": group("name", &self.pins),
@@ -57,19 +64,25 @@ impl Stats {
         })
     }
 
+    /// Returns the sizes by the name of the key, with a name for paths without signature.
+    #[must_use]
+    pub fn signers(&self) -> Vec<(String, Sizes)> {
+        let name = |key: &Option<String>| key.clone().unwrap_or("(unsigned)".to_owned());
+        self.by_signer.iter().map(|(key, sizes)| (name(key), *sizes)).collect()
+    }
+
     /// Writes the tables.
     ///
     /// # Errors
     /// Fails if the output does.
     pub fn write_tables(&self, out: &mut impl Write) -> io::Result<()> {
-        let signers =
-            self.by_signer.iter().map(|(key, sizes)| (key.clone().unwrap_or("(unsigned)".to_owned()), *sizes));
         let mut pins = self.pins.clone();
         pins.push(("(no pin)".to_owned(), self.unpinned));
         write_table(out, "total", &[("all".to_owned(), self.total)])?;
         write_table(out, "month", &self.by_month)?;
         write_table(out, "compression", &self.by_compression)?;
-        write_table(out, "signer", &signers.collect::<Vec<_>>())?;
+        write_table(out, "signer", &self.signers())?;
+        write_table(out, "path", &self.largest_paths)?;
         write_table(out, "closure", &self.largest_closures)?;
         if self.closures_examined < self.closures_total {
             writeln!(out, "{} of {} closures were examined.\n", self.closures_examined, self.closures_total)?;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::dead::set_age;
 use crate::fixtures::bucket::{Fields, snapshot};
 use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
+use crate::fixtures::web_page::WebPage;
 
 fn stats(fixture: &Fixture) -> Value {
     serde_json::from_str(&fixture.scratch.sh("s3-pull stats --json \"$C\"").ok()).unwrap()
@@ -56,6 +57,12 @@ fn the_figures_are_those_of_the_narinfos() {
     assert_eq!(top["closureSize"], sum(&three, "NarSize"));
     assert_eq!(top["closureDownloadSize"], sum(&three, "FileSize"));
     assert_eq!((&found["closuresExamined"], &found["closuresTotal"]), (&2.into(), &2.into()));
+    let mut by_size = all.iter().collect::<Vec<_>>();
+    by_size.sort_by_key(|narinfo| std::cmp::Reverse(narinfo.one("NarSize").parse::<u64>().unwrap()));
+    let largest = &found["largestPaths"];
+    assert_eq!((largest.as_array().unwrap().len(), &largest[0]["path"]), (4, &by_size[0].one("StorePath").into()));
+    assert_eq!(largest[0]["narSize"].to_string(), by_size[0].one("NarSize"));
+    assert_eq!(largest[0]["fileSize"].to_string(), by_size[0].one("FileSize"));
     let tables = fixture.scratch.sh("s3-pull stats \"$C\"").ok();
     for part in ["1970-01", "zstd", "(unsigned)", &closure.top, "(no pin)"] {
         assert!(tables.contains(part), "{part}: {tables}");
@@ -79,6 +86,40 @@ fn a_pin_keeps_alone_what_no_other_pin_keeps() {
     fixture.scratch.sh("s3-push unpin -q \"$C\" 'main/*'").ok();
     let found = stats(&fixture);
     assert_eq!((&found["pins"][0]["paths"], &found["unpinned"]["paths"]), (&1.into(), &2.into()));
+}
+
+/// The page has the figures of the JSON, and what is in the cache is text on it.
+#[test]
+fn the_report_is_a_page_of_its_own() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let report = || {
+        let page = fixture.scratch.sh("s3-pull stats --html \"$C\"").ok() + "\n";
+        let page = WebPage::parse(&page);
+        page.assert_valid_and_self_contained(&[]);
+        page
+    };
+    assert!(report().texts("p").contains(&"The cache is empty."));
+    fixture.scratch.sh(PUBLISH).ok();
+    fixture.scratch.sh("echo \"$LIB\" | s3-push pin -q \"$C\" main/1").ok();
+    // Anybody who may write can add a signature.
+    let name = "</bdi><script>alert(1)</script><img/src=x/onerror='x'>\"&lt;\u{202e}";
+    let key = Fixture::narinfo_key(&fixture.closure.top);
+    let narinfo = String::from_utf8(s3.get(&bucket, &key)).unwrap();
+    s3.put(&bucket, &key, format!("{narinfo}Sig: {name}:AAAA\n").as_bytes());
+    let (page, found) = (report(), stats(&fixture));
+    let cells = page.texts("bdi");
+    assert!(found["bySigner"].as_array().unwrap().iter().any(|signer| signer["key"] == name), "{found}");
+    for text in [name, "zstd", "this month", "main/1", fixture.key.split(':').next().unwrap()] {
+        assert!(cells.contains(&text), "{text}: {cells:?}");
+    }
+    for path in [&fixture.closure.top, &fixture.closure.app, &fixture.closure.lib] {
+        assert!(cells.contains(&path.as_str()), "{path}: {cells:?}");
+    }
+    let figures = page.texts("dd");
+    assert_eq!(figures[0], found["paths"].to_string());
+    assert!(page.texts("p").iter().any(|text| text.starts_with("Pins keep 1 of 3 paths: ")), "{:?}", page.texts("p"));
+    assert_eq!(page.elements("svg").len(), 2);
+    fixture.scratch.sh("s3-pull stats --html --json \"$C\"").fails(2);
 }
 
 #[test]
