@@ -171,7 +171,13 @@ pub struct Cli {
     pub origin: Vec<String>,
 
     /// Set the account ID of the role
-    #[arg(long, value_name = "DIGITS", requires = "oidc_trust", help_heading = "CORS and OIDC trust")]
+    #[arg(
+        long,
+        value_name = "DIGITS",
+        requires = "oidc_trust",
+        help_heading = "CORS and OIDC trust",
+        hide_short_help = true
+    )]
     pub account: Option<String>,
 
     /// Allow only jobs whose token has this subject; can be repeated
