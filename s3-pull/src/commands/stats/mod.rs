@@ -7,6 +7,7 @@ mod months;
 mod report;
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
 use cache_sign::keys::key_name;
