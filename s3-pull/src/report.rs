@@ -68,16 +68,14 @@ impl Report {
     /// Creates a report that also writes JSON to `json`, if given.
     #[must_use]
     pub fn new(json: Option<Output>, verbosity: Verbosity) -> Self {
-        let report = Self {
+        Self {
             json,
             verbosity,
             counts: Counts::default(),
             refusals: Refusals::new("unpacked"),
-            progress: Progress::of_bytes(),
+            progress: Progress::of_bytes(progress_message(0, 0)),
             start: Instant::now(),
-        };
-        report.progress(0, false);
-        report
+        }
     }
 
     /// Counts a path that is to be fetched.
@@ -89,7 +87,7 @@ impl Report {
     /// Updates the progress; `received` is the number of bytes received so far. The total is known once `has_found_all`.
     pub fn progress(&self, received: u64, has_found_all: bool) {
         let Counts { found, fetched, present, found_bytes, present_bytes, .. } = self.counts;
-        self.progress.set_message(format!("{} of {found} paths", fetched + present));
+        self.progress.set_message(progress_message(fetched + present, found));
         self.progress.set_position(received);
         if has_found_all {
             self.progress.set_total(found_bytes.saturating_sub(present_bytes));
@@ -200,6 +198,10 @@ impl Report {
         }
         self.refusals.into_result(self.verbosity)
     }
+}
+
+fn progress_message(done: u64, found: u64) -> String {
+    format!("{done} of {found} paths")
 }
 
 impl Counts {

@@ -211,9 +211,9 @@ async fn write_all(sources: &Sources, format: PathFormat, jobs: usize, verbosity
     }
     drop(progress);
     if refusals.count() > 0 {
-        writer.finish_truncated()?
+        writer.finish_truncated()?;
     } else {
-        writer.finish()?
+        writer.finish()?;
     }
     refusals.into_result(verbosity)
 }

@@ -100,7 +100,7 @@ impl Report {
     /// Creates a report that prints results on `out`.
     #[must_use]
     pub fn new(out: Output, is_json: bool, verbosity: Verbosity) -> Self {
-        let report = Self {
+        Self {
             out,
             is_json,
             verbosity,
@@ -113,17 +113,15 @@ impl Report {
             unsigned: CountedPaths::default(),
             other_contents: CountedPaths::default(),
             refusals: Refusals::default(),
-            progress: Progress::of_bytes(),
+            progress: Progress::of_bytes(progress_message(0, 0)),
             start: Instant::now(),
-        };
-        report.progress(0);
-        report
+        }
     }
 
     /// Updates the progress.
     pub fn progress(&self, processed_bytes: u64) {
         let total = self.sent + self.present + self.signed + self.repaired + self.upstream;
-        self.progress.set_message(format!("{} of {total} paths sent", self.sent));
+        self.progress.set_message(progress_message(self.sent, total));
         self.progress.set_position(processed_bytes);
     }
 
@@ -257,6 +255,10 @@ impl Report {
              {requests} requests{retries}"
         )
     }
+}
+
+fn progress_message(sent: u64, total: u64) -> String {
+    format!("{sent} of {total} paths sent")
 }
 
 /// Prints a message on standard error.

@@ -154,24 +154,24 @@ impl Progress {
     /// Shows the progress of a task on `total` objects. `what` is their plural; a total of 0 is unknown.
     #[must_use]
     pub fn of_objects(what: &'static str, total: usize) -> Self {
-        Self::start(Unit::Objects(what), total as u64, None)
+        Self::start(Unit::Objects(what), total as u64, None, String::new())
     }
 
-    /// Shows the progress of a transfer, whose total is unknown at first.
+    /// Shows the progress of a transfer, whose total is unknown at first. `message` is shown beside the bytes.
     #[must_use]
-    pub fn of_bytes() -> Self {
-        Self::start(Unit::Bytes, 0, None)
+    pub fn of_bytes(message: String) -> Self {
+        Self::start(Unit::Bytes, 0, None, message)
     }
 
     /// Shows the progress of a transfer whose bytes are counted elsewhere: `source` returns their number. A total of 0 is
     /// unknown.
     #[must_use]
     pub fn of_transfer(total: u64, source: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self::start(Unit::Bytes, total, Some(Box::new(source)))
+        Self::start(Unit::Bytes, total, Some(Box::new(source)), String::new())
     }
 
-    fn start(unit: Unit, total: u64, source: Option<Source>) -> Self {
-        let state = State { unit, position: 0.into(), source, total: total.into(), message: Mutex::default() };
+    fn start(unit: Unit, total: u64, source: Option<Source>, message: String) -> Self {
+        let state = State { unit, position: 0.into(), source, total: total.into(), message: message.into() };
         let state = Arc::new(state);
         let mut progress = Self { state: Arc::clone(&state), stop: None, thread: None };
         let (display, tool) = DISPLAY.get().copied().unwrap_or((Display::Nothing, ""));
@@ -204,7 +204,7 @@ impl Progress {
         self.state.total.store(total, Ordering::Relaxed);
     }
 
-    /// Sets a text that is shown beside the bytes.
+    /// Changes the text that is shown beside the bytes.
     pub fn set_message(&self, message: String) {
         *lock(&self.state.message) = message;
     }

@@ -17,7 +17,7 @@ fn output_of_the_collection_matches_its_schema() {
     let check = |name: &str, script: &str| assert_lines_match(name, &fixture.scratch.sh(script).stdout);
     let dead = check("s3-pull-narinfo", "s3-pull dead --json --older-than 30d --no-roots \"$C\"");
     assert_eq!((dead.len(), &dead[3]["summary"]), (4, &json!({ "paths": 3, "dead": 3 })));
-    let delete = format!("{DEAD}; {}", DELETE.replace("delete", "delete --json"));
+    let delete = format!("{DEAD}; {}", DELETE.replacen("delete", "delete --json", 1));
     let doomed = check("s3-push-delete", &delete);
     assert_eq!((doomed.len(), &doomed[0]["summary"]["paths"]["doomed"]), (1, &json!(3)));
     age_records(s3, &bucket, Duration::from_hours(24));
