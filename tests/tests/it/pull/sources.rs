@@ -95,14 +95,18 @@ fn a_missing_reference_is_named_with_a_path_that_needs_it() {
     ] {
         for selection in ["--all \"file://$PWD/half\"", "-r \"file://$PWD/half\" \"$TOP\""] {
             let pulled = fixture.scratch.sh(&format!("s3-pull {output} {selection}"));
-            let expected = format!(
-                "s3-pull: {}: not found in the cache; 2 paths depend on it and were not {done}, among them {}\n",
+            let message = format!(
+                "{}: not found in the cache; 2 paths depend on it and were not {done}, among them {}",
                 fixture.closure.lib, fixture.closure.app
             );
-            assert_eq!(pulled.fails(1), expected, "{output} {selection}");
+            let stderr = pulled.fails(1);
             if output.contains("--json") {
+                let error: serde_json::Value = serde_json::from_str(&stderr).unwrap();
+                assert_eq!(error["error"]["message"], message, "{output} {selection}");
                 let count = pulled.text().matches("\"status\":\"refused\"").count();
                 assert!(count == 3 && pulled.text().contains("\"refused\":3"), "{pulled:?}");
+            } else {
+                assert_eq!(stderr, format!("s3-pull: {message}\n"), "{output} {selection}");
             }
         }
     }
