@@ -1,5 +1,6 @@
 //! Runs one invocation: opens the caches, resolves the requested paths, and writes the requested output.
 
+use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -105,7 +106,9 @@ fn write(
     if matches!(format, Format::Paths(_)) {
         return write_candidates(runtime, sources, format, &candidates);
     }
-    let progress = transfer_progress(sources, &candidates);
+    // A bar would erase the last line of a file if that has no end.
+    let is_text_on_terminal = matches!(format, Format::Cat { .. }) && io::stdout().is_terminal();
+    let progress = (!is_text_on_terminal).then(|| transfer_progress(sources, &candidates));
     write_candidates(runtime, sources, format, &candidates)?;
     drop(progress);
     if verbosity != Verbosity::Quiet && !matches!(format, Format::Cat { .. }) {

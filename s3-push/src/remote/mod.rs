@@ -19,7 +19,7 @@
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
 //! | `first_response` | the note that a server does not respond |
 //! | `error_chain`, `hints` | the text of errors of other libraries, and hints for wrong URLs |
-//! | `progress` | verbosity and the progress bar of the tools that use a remote cache |
+//! | `progress`, `terminal` | verbosity and the progress bar of the tools that use a remote cache |
 //! | `option_values` | the byte sizes and durations in their options |
 //! | `interrupts` | the signals that end them |
 
@@ -64,6 +64,8 @@ mod reader;
 pub mod retry;
 #[cfg(feature = "client")]
 pub mod s3;
+#[cfg(feature = "client")]
+mod terminal;
 #[cfg(feature = "client")]
 pub mod transfer;
 

@@ -15,21 +15,28 @@ use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nar_pack::{drawn_line, process};
 
+use crate::remote::terminal::{StderrTerminal, columns};
+
 /// Time between two updates of a bar.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(200);
 /// Updates between two lines of `--progress plain`: ten seconds.
 const UPDATES_PER_LINE: u32 = 50;
 /// How long a wait is shown after it was last reported.
 const WAIT_SHOWN: Duration = Duration::from_secs(5);
-/// Columns of a terminal that does not tell its width.
-const DEFAULT_COLUMNS: u16 = 80;
+/// Maximum number of frames in a second.
+const MAX_FRAMES_PER_SECOND: u8 = 20;
 /// Columns that stay free at the end of the line, so that it does not wrap.
 const SPARE_COLUMNS: u16 = 3;
 /// Terminals with fewer columns have no room for the bar beside the text.
 const MIN_COLUMNS_OF_BAR: u16 = 60;
 
 /// The bars of this process. There is one draw target, so that messages can be printed above all of them.
-static BARS: LazyLock<MultiProgress> = LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
+    MultiProgress::with_draw_target(ProgressDrawTarget::term_like_with_hz(
+        Box::<StderrTerminal>::default(),
+        MAX_FRAMES_PER_SECOND,
+    ))
+});
 /// How progress is shown, and the name of the tool. Nothing is shown before it is set.
 static DISPLAY: OnceLock<(Display, &'static str)> = OnceLock::new();
 /// What requests wait for, and when that was reported.
@@ -275,8 +282,7 @@ impl State {
 
     /// Returns the layout of a line that fits the terminal, whose width may change.
     fn layout(&self) -> Layout {
-        let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
-        let columns = if columns == 0 { DEFAULT_COLUMNS } else { columns };
+        let columns = columns();
         if columns >= MIN_COLUMNS_OF_BAR && self.total.load(Ordering::Relaxed) > 0 {
             Layout { template: "{spinner:.green} [{bar:10.green}] {msg}", text_columns: columns - 15 - SPARE_COLUMNS }
         } else {

@@ -1,0 +1,75 @@
+//! The terminal on which progress bars are drawn. indicatif panics when drawing fails, and a terminal may be closed at any
+//! time, so errors are ignored here, as they are for messages.
+
+use std::io::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::TermLike;
+
+/// Columns of a terminal that does not tell its width.
+const DEFAULT_COLUMNS: u16 = 80;
+
+/// Returns the width of the terminal on standard error, in columns.
+pub fn columns() -> u16 {
+    let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
+    if columns == 0 { DEFAULT_COLUMNS } else { columns }
+}
+
+/// The terminal on standard error. It writes one frame at a time, and ignores errors.
+#[derive(Debug, Default)]
+pub struct StderrTerminal {
+    frame: Mutex<Vec<u8>>,
+}
+
+impl StderrTerminal {
+    fn append(&self, text: &str) -> io::Result<()> {
+        self.frame.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+
+    /// Moves the cursor by `count` columns or lines (ECMA-48, CUU to CUB); 0 would move it by one.
+    fn move_cursor(&self, count: usize, direction: char) -> io::Result<()> {
+        if count == 0 { Ok(()) } else { self.append(&format!("\x1b[{count}{direction}")) }
+    }
+}
+
+impl TermLike for StderrTerminal {
+    fn width(&self) -> u16 {
+        columns()
+    }
+
+    fn move_cursor_up(&self, count: usize) -> io::Result<()> {
+        self.move_cursor(count, 'A')
+    }
+
+    fn move_cursor_down(&self, count: usize) -> io::Result<()> {
+        self.move_cursor(count, 'B')
+    }
+
+    fn move_cursor_right(&self, count: usize) -> io::Result<()> {
+        self.move_cursor(count, 'C')
+    }
+
+    fn move_cursor_left(&self, count: usize) -> io::Result<()> {
+        self.move_cursor(count, 'D')
+    }
+
+    fn write_line(&self, line: &str) -> io::Result<()> {
+        self.append(line)?;
+        self.append("\n")
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.append(text)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.append("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let frame = std::mem::take(&mut *self.frame.lock().unwrap_or_else(PoisonError::into_inner));
+        let _ = io::stderr().write_all(&frame);
+        Ok(())
+    }
+}
