@@ -15,7 +15,9 @@ use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
 use aws_smithy_runtime_api::client::retries::RequestAttempts;
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction, RetryClassifierPriority};
+use aws_smithy_types::DateTime;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
+use aws_smithy_types::date_time::Format;
 use aws_smithy_types::retry::ErrorKind;
 
 use crate::remote::concurrency::{AdaptiveLimit, AwaitedResponse};
@@ -29,7 +31,7 @@ pub(super) const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
 /// The first date of a response that is not believed, in seconds since 1970: 1 January 9000. The SDK adds the difference
 /// between the clocks to the time of a retry, and panics if the result is after the year 9999.
-const MIN_IMPLAUSIBLE_DATE: Duration = Duration::from_secs(221_845_392_000);
+const MIN_IMPLAUSIBLE_DATE: i64 = 221_845_392_000;
 
 /// Limits on the requests to one remote cache.
 #[derive(Debug, Clone, Copy)]
@@ -228,8 +230,9 @@ impl Intercept for ImplausibleDateFilter {
         _: &RuntimeComponents,
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let date = context.response().headers().get("date").and_then(|date| httpdate::parse_http_date(date).ok());
-        if date.is_some_and(|date| date >= SystemTime::UNIX_EPOCH + MIN_IMPLAUSIBLE_DATE) {
+        // As the SDK parses it: without comparing the day of the week, and with fractions of seconds.
+        let date = context.response().headers().get("date").map(|date| DateTime::from_str(date, Format::HttpDate));
+        if date.is_some_and(|date| date.is_ok_and(|date| date.secs() >= MIN_IMPLAUSIBLE_DATE)) {
             config.interceptor_state().store_put(DisableClockSkewCorrection::from(true));
         }
         Ok(())

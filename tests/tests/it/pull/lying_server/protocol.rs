@@ -97,6 +97,8 @@ fn implausible_dates_are_ignored() {
     let good = fixture.attacker.path("good", small_nar(b'g'), Compression::Zstd, &[]);
     for date in [
         "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Mon, 31 Dec 9999 23:59:59 GMT",
+        "Fri, 31 Dec 9999 23:59:59.9 GMT",
         "Sat, 01 Jan 9000 00:00:00 GMT",
         "Mon, 01 Jan 0001 00:00:00 GMT",
         "Thu, 01 Jan 1970 00:00:00 GMT",
