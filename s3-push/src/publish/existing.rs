@@ -45,7 +45,8 @@ struct FoundNarinfo {
 }
 
 impl State {
-    /// Returns whether a collector has doomed the path and it has not been written since. A write in the same second is not later.
+    /// Returns whether a collector has doomed the path and it has not been written since. A write in the same
+    /// second is not later.
     fn is_doomed(&self, hash: HashPart) -> bool {
         let written = self.found.get(&hash).and_then(|found| found.written);
         self.doomed.get(&hash).is_some_and(|record| written.is_none_or(|written| written <= *record))

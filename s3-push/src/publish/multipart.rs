@@ -260,17 +260,18 @@ impl Uploader {
         Ok(PutOutcome::Existed)
     }
 
-    /// Looks up the object of a NAR, which another process may have completed. An object of another size is not it, nor one
-    /// whose entity tag tells that it is not of these `parts`, which are empty if not all of them are known.
+    /// Looks up the object of a NAR, which another process may have completed. An object of another size is not it. If all
+    /// `parts` are known, an object with another entity tag is read, because it may consist of other parts.
     async fn find_completed(&self, state: &MultipartState, parts: &[UploadedPart]) -> Option<UploadedObject> {
         // The target of a doomed object is not of this kind, because the object exists.
         let (Overwrite::Never, BodyLength::Multipart { size, .. }) = (state.overwrite, state.length) else {
             return None;
         };
-        let head = self.bucket.head(&state.upload.key).await.ok().flatten()?;
-        let has_other_parts =
-            || !parts.is_empty() && head.md5_etag.as_deref().and_then(|etag| have_etag(parts, etag)) == Some(false);
-        (head.size == size && !has_other_parts()).then_some(UploadedObject::EXISTING)
+        let key = &state.upload.key;
+        let found = self.find_object(key, Some(size)).await.ok().flatten()?;
+        let is_damaged =
+            !parts.is_empty() && self.is_damaged(key, size, |etag| have_etag(parts, etag)).await.unwrap_or(true);
+        (!is_damaged).then_some(found)
     }
 
     /// Sends the parts. After a failure no further part is started, but those in flight are completed for the next run.

@@ -99,7 +99,8 @@ fn check_key(key: &str) -> Result {
 /// Uploads `input` to its end; returns its size in bytes. `part_size` is the minimum size of a part.
 ///
 /// # Errors
-/// Fails when reading or the upload does, or if there are more than 10,000 parts. Refuses bytes whose hash differs from the one in the key of a NAR.
+/// Fails when reading or the upload does, or if there are more than 10,000 parts. Refuses bytes whose hash differs
+/// from the one in the key of a NAR.
 pub async fn put_key(
     uploader: &Arc<Uploader>,
     target: &KeyTarget,
