@@ -48,9 +48,9 @@ pub fn landing_page(config: &ClientConfig) -> String {
             h1 { (name) }
             p {
                 "This is a binary cache for " a href="https://nixos.org" { "Nix" } ": it has packages that were built "
-                "already. With the settings below, Nix downloads them instead of building them again, and accepts "
-                "only packages that are signed with "
-                @if config.keys().len() == 1 { "this key:" } @else { "one of these keys:" }
+                "already. With the settings below, Nix downloads them instead of building them again, and verifies "
+                "them with "
+                @if config.keys().len() == 1 { "this key:" } @else { "these keys:" }
             }
             @for key in config.keys() { p { code { (key) } } }
             @if url.starts_with("s3://") {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cache_sign::trust::read_public_keys;
 use nar_pack::error::{Error, Result};
+use s3_push::remote::location::VARIABLE;
 
 use crate::bucket::{Bucket, bucket_argument, require_bucket_argument};
 use crate::cli::Cli;
@@ -270,6 +271,11 @@ fn bucket_after_https(cli: &Cli) -> Option<&str> {
 
 /// Reads the keys, and configures the cache with a URL of the form that `--https` says; `default` without it.
 fn client_config(cli: &Cli, default: UrlForm) -> Result<ClientConfig> {
+    if bucket_after_https(cli).is_some_and(|value| !value.contains("://")) && bucket_argument(None)?.is_some() {
+        let error =
+            Error::usage(format!("--https is ambiguous: its value is a host, or a bucket instead of {VARIABLE}"));
+        return Err(error.with_hint("pass the s3:// URL of the bucket as an argument too"));
+    }
     let url = cache_url(cli)?;
     if cli.https.is_some() && !url.starts_with("s3://") {
         let error = Error::usage("--https requires the s3:// URL of a bucket");

@@ -1,4 +1,4 @@
-//! Runs one [`Mode`]: prints a document a page or the lines of nix.conf to standard output, or edits a nix.conf.
+//! Runs one [`Mode`]: prints a document, a page or the lines of nix.conf to standard output, or edits a nix.conf.
 
 use std::io::Write as _;
 use std::path::Path;

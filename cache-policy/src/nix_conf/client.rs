@@ -53,7 +53,8 @@ pub struct InspectedConf {
 }
 
 impl ClientConfig {
-    /// Configures the cache at `url`, which is `s3://…` or `http(s)://…`. An `s3://` URL is written as `form` says. With `exclusive`, the client uses no other cache and trusts no other key.
+    /// Configures the cache at `url`, which is `s3://…` or `http(s)://…`. An `s3://` URL is written as `form`
+    /// says. With `exclusive`, the client uses no other cache and trusts no other key.
     ///
     /// # Errors
     /// A usage error for a URL that is not of a cache, cannot be written in nix.conf, or contains a secret.

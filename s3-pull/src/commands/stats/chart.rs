@@ -130,8 +130,9 @@ mod tests {
     fn the_style_knows_every_color_of_a_chart() {
         let at = |month, nar_size| Growth { month, nar_size, file_size: nar_size / 3 };
         let svg = draw_growth(&[at(24_300, 0), at(24_301, 1 << 40)], (900, 300)).unwrap();
-        for attribute in svg.split(' ').filter(|word| word.starts_with("fill=") || word.starts_with("stroke=")) {
-            let attribute = attribute.trim_end_matches(['>', '/', '\n']);
+        for attribute in svg.split_whitespace().filter(|word| word.starts_with("fill=") || word.starts_with("stroke="))
+        {
+            let attribute = attribute.trim_end_matches(['>', '/']);
             let is_known = attribute.ends_with("=\"none\"") || STYLE.contains(&format!("[{attribute}]"));
             assert!(is_known, "{attribute}: {svg}");
         }

@@ -131,6 +131,9 @@ fn configurations_are_printed_and_misplaced_flags_are_refused() {
         let parsed: Value = serde_json::from_str(&document(&scratch, arguments)).unwrap();
         assert!(parsed.is_object(), "{arguments}");
     }
+    let ambiguous = "NIX_S3_CACHE=s3://my-cache cache-policy --nix-conf --https cache.example.org \
+                     --trusted-public-key \"$KEY\"";
+    assert!(scratch.sh(ambiguous).fails(2).contains("ambiguous"));
     let partition = document(&scratch, "--upload 's3://my-cache?region=us-gov-west-1'");
     assert!(partition.contains("arn:aws-us-gov:s3:::my-cache/*"), "{partition}");
     for arguments in [
