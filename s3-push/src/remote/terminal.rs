@@ -22,14 +22,15 @@ pub struct StderrTerminal {
 }
 
 impl StderrTerminal {
-    fn append(&self, text: &str) -> io::Result<()> {
+    fn append(&self, text: &str) {
         self.frame.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(text.as_bytes());
-        Ok(())
     }
 
     /// Moves the cursor by `count` columns or lines (ECMA-48, CUU to CUB); 0 would move it by one.
-    fn move_cursor(&self, count: usize, direction: char) -> io::Result<()> {
-        if count == 0 { Ok(()) } else { self.append(&format!("\x1b[{count}{direction}")) }
+    fn move_cursor(&self, count: usize, direction: char) {
+        if count > 0 {
+            self.append(&format!("\x1b[{count}{direction}"));
+        }
     }
 }
 
@@ -39,32 +40,39 @@ impl TermLike for StderrTerminal {
     }
 
     fn move_cursor_up(&self, count: usize) -> io::Result<()> {
-        self.move_cursor(count, 'A')
+        self.move_cursor(count, 'A');
+        Ok(())
     }
 
     fn move_cursor_down(&self, count: usize) -> io::Result<()> {
-        self.move_cursor(count, 'B')
+        self.move_cursor(count, 'B');
+        Ok(())
     }
 
     fn move_cursor_right(&self, count: usize) -> io::Result<()> {
-        self.move_cursor(count, 'C')
+        self.move_cursor(count, 'C');
+        Ok(())
     }
 
     fn move_cursor_left(&self, count: usize) -> io::Result<()> {
-        self.move_cursor(count, 'D')
+        self.move_cursor(count, 'D');
+        Ok(())
     }
 
     fn write_line(&self, line: &str) -> io::Result<()> {
-        self.append(line)?;
-        self.append("\n")
+        self.append(line);
+        self.append("\n");
+        Ok(())
     }
 
     fn write_str(&self, text: &str) -> io::Result<()> {
-        self.append(text)
+        self.append(text);
+        Ok(())
     }
 
     fn clear_line(&self) -> io::Result<()> {
-        self.append("\r\x1b[2K")
+        self.append("\r\x1b[2K");
+        Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
