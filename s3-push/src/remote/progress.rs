@@ -91,6 +91,8 @@ impl ProgressArgs {
         };
         let _ = DISPLAY.set((display, tool));
         if display == Display::Bar {
+            // indicatif asks for those of standard output, since it does not know where this terminal is.
+            console::set_colors_enabled(console::colors_enabled_stderr());
             drawn_line::declare(|write| BARS.suspend(write));
         }
     }
