@@ -7,7 +7,7 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 
 use crate::remote::listing::list_below;
-use crate::remote::s3::Bucket;
+use crate::remote::s3::{Bucket, ListedObject};
 
 /// The prefix of the keys.
 pub const PREFIX: &str = "pins/";
@@ -74,7 +74,9 @@ pub struct ListedPin {
 /// Fails if the bucket cannot be listed, or if a name is invalid or its time is unknown.
 pub async fn list_pins(bucket: &Bucket) -> Result<Vec<ListedPin>> {
     let mut pins = Vec::new();
-    for entry in list_below(bucket, PREFIX).await? {
+    // Consoles and services on a file system show directories as objects whose keys end with a slash.
+    let is_pin = |entry: &ListedObject| !entry.key.ends_with('/');
+    for entry in list_below(bucket, PREFIX).await?.into_iter().filter(is_pin) {
         let name = PinName::parse(entry.key.strip_prefix(PREFIX).unwrap_or_default());
         let name = name.map_err(|error| Error::failed(error.message()))?;
         pins.push(ListedPin { name, last_modified: entry.time_written(bucket)? });
