@@ -1,10 +1,9 @@
 //! Templates of CloudFormation, in JSON.
 
 use nar_pack::error::{Error, Result};
-use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Resource, access_name};
+use super::{Resource, access_name, value};
 
 /// CloudFormation replaces `{{resolve:…}}` in every string (CloudFormation user guide, "Get values stored in other services
 /// using dynamic references").
@@ -52,8 +51,4 @@ fn template(description: &str, name: &str, kind: &str, properties: &Value) -> Va
         "Description": description,
         "Resources": { name: { "Type": kind, "Properties": properties } },
     })
-}
-
-fn value(document: &impl Serialize) -> Result<Value> {
-    serde_json::to_value(document).map_err(Error::failed)
 }

@@ -7,6 +7,9 @@ pub use cloudformation::to_cloudformation;
 pub use tofu::to_tofu;
 
 use clap::ValueEnum;
+use nar_pack::error::{Error, Result};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::documents::lifecycle::Lifecycle;
 use crate::documents::policy::{Access, Policy};
@@ -59,4 +62,8 @@ fn access_name(access: Access) -> &'static str {
         Access::Admin => "Admin",
         Access::Collect => "Collect",
     }
+}
+
+fn value(document: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(document).map_err(Error::failed)
 }

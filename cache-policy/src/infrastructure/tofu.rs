@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use nar_pack::error::{Error, Result};
+use nar_pack::error::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Resource, access_name};
+use super::{Resource, access_name, value};
 
 /// The columns of one level of indentation.
 const INDENT: usize = 2;
@@ -39,10 +39,6 @@ pub fn to_tofu(resource: &Resource) -> Result<String> {
 
 fn block(kind: &str, name: &str, body: &str) -> String {
     format!("resource \"{kind}\" \"nix_cache_{name}\" {{\n{body}}}\n")
-}
-
-fn value(document: &impl Serialize) -> Result<Value> {
-    serde_json::to_value(document).map_err(Error::failed)
 }
 
 /// Returns an expression whose value is the document as JSON text.
