@@ -33,19 +33,6 @@ pub enum Command {
     Stats(StatsArgs),
 }
 
-impl Command {
-    /// Returns how the bucket is accessed.
-    #[must_use]
-    pub fn bucket_args(&self) -> &BucketArgs {
-        match self {
-            Self::Pins(args) => &args.bucket,
-            Self::Dead(args) => &args.bucket,
-            Self::Check(args) => &args.bucket,
-            Self::Stats(args) => &args.bucket,
-        }
-    }
-}
-
 /// Arguments of `s3-pull pins`.
 #[derive(Debug, Args)]
 pub struct PinsArgs {

@@ -30,8 +30,6 @@ pub fn expand_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString>
 /// # Errors
 /// See the exit codes in [`nar_pack::error`].
 pub fn run(command: &Command) -> Result {
-    let bucket = command.bucket_args();
-    bucket.progress.apply(TOOL, bucket.quiet);
     let runtime = start_runtime()?;
     let result = match command {
         Command::Pins(args) => pins::run(&runtime, args),

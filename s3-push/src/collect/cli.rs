@@ -33,19 +33,6 @@ pub enum Command {
     Collect(CollectArgs),
 }
 
-impl Command {
-    /// Returns how the bucket is accessed.
-    #[must_use]
-    pub fn bucket_args(&self) -> &BucketArgs {
-        match self {
-            Self::Pin(args) => &args.bucket,
-            Self::Unpin(args) => &args.bucket,
-            Self::Delete(args) => &args.bucket,
-            Self::Collect(args) => &args.bucket,
-        }
-    }
-}
-
 /// How a collector takes over from another one.
 #[derive(Debug, Args)]
 pub struct TakeoverArgs {

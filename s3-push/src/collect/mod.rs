@@ -22,7 +22,6 @@ mod unneeded;
 
 use nar_pack::error::{Error, Result};
 
-use crate::TOOL;
 use crate::collect::cli::Command;
 use crate::remote::s3::Bucket;
 use crate::remote::start_runtime;
@@ -32,8 +31,6 @@ use crate::remote::start_runtime;
 /// # Errors
 /// See the exit codes in [`nar_pack::error`].
 pub fn run(command: &Command) -> Result {
-    let bucket = command.bucket_args();
-    bucket.progress.apply(TOOL, bucket.quiet);
     let runtime = start_runtime()?;
     let result = match command {
         Command::Pin(args) => pin::pin(&runtime, args),

@@ -88,11 +88,12 @@ pub struct BucketArgs {
 }
 
 impl BucketArgs {
-    /// Connects to the bucket with this URL, for the tool `tool`.
+    /// Connects to the bucket with this URL, for the tool `tool`, whose progress is shown from now on.
     ///
     /// # Errors
     /// Returns a usage error if the URL is not that of a bucket: only a bucket can be listed with its times.
     pub async fn connect(&self, url: &str, access: Access, tool: &'static str) -> Result<Bucket> {
+        self.progress.apply(tool, self.quiet);
         Ok(Bucket::connect(Location::parse(url)?, access, self.limits(), tool).await)
     }
 
