@@ -6,6 +6,7 @@ use std::io::Write;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::stdio;
 
 /// The version of every object.
 const VERSION: u32 = 1;
@@ -17,6 +18,16 @@ const VERSION: u32 = 1;
 pub fn write_object(out: &mut impl Write, object: Value) -> Result {
     writeln!(out, "{}", line(object))?;
     Ok(out.flush()?)
+}
+
+/// Writes one object to standard output, which has no other contents.
+///
+/// # Errors
+/// Fails if standard output cannot be written.
+pub fn print_object(object: Value) -> Result {
+    let mut out = stdio::stdout(None)?;
+    write_object(&mut out, object)?;
+    out.finish()
 }
 
 /// Returns an object as one line, with the version as its first field.

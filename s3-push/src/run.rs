@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nar_pack::error::{Error, Result};
-use nar_pack::json_lines::write_object;
+use nar_pack::json_lines::{print_object, write_object};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
 use nar_pack::stdio;
@@ -15,7 +15,7 @@ use narinfo_gen::cache_info::KEY;
 use narinfo_gen::compression::Settings;
 use narinfo_gen::narinfo_builder::{NarPath, require_path};
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -153,13 +153,6 @@ fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
         process::print_message(TOOL, format!("{url}: {status}"));
     }
     Ok(())
-}
-
-/// Prints one JSON object on standard output.
-fn print_object(object: Value) -> Result {
-    let mut out = stdio::stdout(None)?;
-    write_object(&mut out, object)?;
-    out.finish()
 }
 
 /// Publishes the paths on standard input.

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
-use nar_pack::json_lines::write_object;
+use nar_pack::json_lines::{print_object, write_object};
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
@@ -45,9 +45,7 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         collector_wait.wait(&bucket).await?;
         require_paths(&bucket, &store_dir, &paths).await?;
         if args.json {
-            let mut out = stdio::stdout(None)?;
-            write_object(&mut out, json!({ "name": name.as_str(), "status": "pinned", "paths": paths.len() }))?;
-            out.finish()?;
+            print_object(json!({ "name": name.as_str(), "status": "pinned", "paths": paths.len() }))?;
         }
         if !args.bucket.quiet {
             process::print_message(TOOL, format!("{}: {} paths", bucket.display_url(&name.key()), paths.len()));
