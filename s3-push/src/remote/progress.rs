@@ -155,10 +155,6 @@ struct Layout {
     text_columns: u16,
 }
 
-impl Layout {
-    const NARROW: Self = Self { template: "{spinner:.green} {msg}", text_columns: 35 };
-}
-
 impl Progress {
     /// Shows the progress of a task on `total` objects. `what` is their plural; a total of 0 is unknown.
     #[must_use]
@@ -232,24 +228,22 @@ impl State {
     /// Draws a bar until the task has ended.
     fn draw(&self, stopped: &Receiver<()>) {
         let bar = ProgressBar::hidden();
-        let mut layout = Layout::NARROW;
+        let mut layout = self.layout();
         set_template(&bar, layout.template);
-        self.update(&bar);
-        // Its first frame already has the text.
-        bar.set_message(self.text(&bar, layout));
+        // Before it is on the terminal, so that its first frame has the text.
+        self.refresh(&bar, layout);
         let bar = BARS.add(bar);
         loop {
-            self.update(&bar);
+            bar.tick();
+            if stopped.recv_timeout(UPDATE_INTERVAL) != Err(RecvTimeoutError::Timeout) {
+                break;
+            }
             let fitting = self.layout();
             if layout != fitting {
                 layout = fitting;
                 set_template(&bar, layout.template);
             }
-            bar.set_message(self.text(&bar, layout));
-            bar.tick();
-            if stopped.recv_timeout(UPDATE_INTERVAL) != Err(RecvTimeoutError::Timeout) {
-                break;
-            }
+            self.refresh(&bar, layout);
         }
         bar.finish_and_clear();
         BARS.remove(&bar);
@@ -288,13 +282,14 @@ impl State {
         if columns >= MIN_COLUMNS_OF_BAR && self.total.load(Ordering::Relaxed) > 0 {
             Layout { template: "{spinner:.green} [{bar:10.green}] {msg}", text_columns: columns - 15 - SPARE_COLUMNS }
         } else {
-            Layout { text_columns: columns.saturating_sub(2 + SPARE_COLUMNS), ..Layout::NARROW }
+            Layout { template: "{spinner:.green} {msg}", text_columns: columns.saturating_sub(2 + SPARE_COLUMNS) }
         }
     }
 
-    /// Returns the part of the line that fits the layout.
-    fn text(&self, bar: &ProgressBar, layout: Layout) -> String {
-        self.line(bar).chars().take(layout.text_columns.into()).collect()
+    /// Updates the bar and the part of its line that fits the layout.
+    fn refresh(&self, bar: &ProgressBar, layout: Layout) {
+        self.update(bar);
+        bar.set_message(self.line(bar).chars().take(layout.text_columns.into()).collect::<String>());
     }
 
     /// Returns the line: the most important comes first, because the end may be cut off.
