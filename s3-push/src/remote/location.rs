@@ -10,23 +10,6 @@ use percent_encoding::percent_decode_str;
 
 /// The environment variable with the URL of the bucket, for command lines without one.
 pub const VARIABLE: &str = "NIX_S3_CACHE";
-/// Returns the URL of the bucket for a command line without one: the value of `$NIX_S3_CACHE`. `before` is what would follow
-/// the URL on the command line, for the message.
-///
-/// # Errors
-/// A usage error if the variable is not set or is empty.
-pub fn url_from_environment(before: &str) -> Result<String> {
-    let url = std::env::var(VARIABLE).ok().filter(|url| !url.is_empty());
-    url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET{before} or set {VARIABLE}")))
-}
-
-/// Returns the URL of the bucket as an argument of a shell: as it is if it is one of `arguments`, and otherwise as the
-/// variable that it comes from.
-#[must_use]
-pub fn shell_argument(arguments: &[String], url: &str) -> String {
-    if arguments.iter().any(|argument| argument == url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") }
-}
-
 /// The hint for text that is not a bucket URL.
 const URL_HINT: &str = "pass s3://BUCKET[/PREFIX], such as s3://example-nix-cache?region=eu-west-2";
 /// Nix's default region.
@@ -269,6 +252,23 @@ fn broken_name_rule(bucket: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Returns the URL of the bucket for a command line without one: the value of `$NIX_S3_CACHE`. `before` is what would follow
+/// the URL on the command line, for the message.
+///
+/// # Errors
+/// A usage error if the variable is not set or is empty.
+pub fn url_from_environment(before: &str) -> Result<String> {
+    let url = std::env::var(VARIABLE).ok().filter(|url| !url.is_empty());
+    url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET{before} or set {VARIABLE}")))
+}
+
+/// Returns the URL of the bucket as an argument of a shell: as it is if it is one of `arguments`, and otherwise as the
+/// variable that it comes from.
+#[must_use]
+pub fn shell_argument(arguments: &[String], url: &str) -> String {
+    if arguments.iter().any(|argument| argument == url) { format!("'{url}'") } else { format!("\"${VARIABLE}\"") }
 }
 
 /// Checks a region, which becomes part of host names and of the scope of signatures. Services other than AWS have regions

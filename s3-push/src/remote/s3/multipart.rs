@@ -219,8 +219,8 @@ impl Bucket {
         uploads
     }
 
-    /// Lists the keys of the uploads that were neither completed nor aborted. Returns none if the service does not list uploads or
-    /// does not allow it.
+    /// Lists the keys of the uploads that were neither completed nor aborted. Returns none if the service does not list
+    /// uploads or does not allow it.
     pub async fn list_incomplete_uploads(&self) -> Option<Vec<String>> {
         let mut found = Vec::new();
         let mut marker: (Option<String>, Option<String>) = (None, None);
