@@ -259,7 +259,7 @@ impl State {
                 break;
             }
             if tick % UPDATES_PER_LINE == 0 {
-                print(self.line(&bar));
+                print(self.line(&bar, current_wait()));
             }
         }
     }
@@ -289,11 +289,12 @@ impl State {
     /// Updates the bar and the part of its line that fits the layout.
     fn refresh(&self, bar: &ProgressBar, layout: Layout) {
         self.update(bar);
-        bar.set_message(self.line(bar).chars().take(layout.text_columns.into()).collect::<String>());
+        let line = self.line(bar, current_wait());
+        bar.set_message(line.chars().take(layout.text_columns.into()).collect::<String>());
     }
 
-    /// Returns the line: the most important comes first, because the end may be cut off.
-    fn line(&self, bar: &ProgressBar) -> String {
+    /// Returns the line, with what requests wait for. The most important comes first, because the end may be cut off.
+    fn line(&self, bar: &ProgressBar, wait: Option<String>) -> String {
         let (position, total) = (self.position(), self.total.load(Ordering::Relaxed));
         let is_known = total > 0;
         let mut parts = Vec::new();
@@ -302,7 +303,7 @@ impl State {
             parts.push(message);
         }
         parts.push(self.unit.amount(position, is_known.then_some(total)));
-        parts.extend(current_wait());
+        parts.extend(wait);
         parts.push(self.unit.rate(bar.per_sec()));
         if is_known {
             let percent = position.min(total) * 100 / total;
@@ -396,24 +397,23 @@ mod tests {
     #[test]
     fn a_line_begins_with_the_share_and_the_count() {
         let bar = ProgressBar::hidden();
-        let line = state(Unit::Objects("narinfos"), 1234, 4936).line(&bar);
+        let line = state(Unit::Objects("narinfos"), 1234, 4936).line(&bar, None);
         assert!(line.starts_with("25% 1,234 of 4,936 narinfos, 0.0/s, "), "{line}");
         assert!(line.ends_with(" left"), "{line}");
-        let line = state(Unit::Objects("objects"), 7, 0).line(&bar);
+        let line = state(Unit::Objects("objects"), 7, 0).line(&bar, None);
         assert!(line.starts_with("7 objects, "), "without a total there is neither a share nor a time left: {line}");
         assert!(!line.contains("left") && !line.contains('%'), "{line}");
         let transfer = state(Unit::Bytes, 3 << 30, 2 << 30);
         "3 of 4 paths".clone_into(&mut lock(&transfer.message));
-        let line = transfer.line(&bar);
+        let line = transfer.line(&bar, None);
         assert!(line.starts_with("100% 3 of 4 paths, 3.00 GiB of 2.00 GiB, "), "never more than all: {line}");
     }
 
     #[test]
     fn a_wait_is_shown_after_the_count() {
-        report_wait("retrying cache.example.org, 3 of 8");
-        let line = state(Unit::Objects("narinfos"), 1, 2).line(&ProgressBar::hidden());
+        let wait = Some("retrying cache.example.org, 3 of 8".to_owned());
+        let line = state(Unit::Objects("narinfos"), 1, 2).line(&ProgressBar::hidden(), wait);
         assert!(line.starts_with("50% 1 of 2 narinfos, retrying cache.example.org, 3 of 8, "), "{line}");
-        *lock(&WAIT) = None;
     }
 
     #[test]
