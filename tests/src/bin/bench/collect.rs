@@ -1,9 +1,10 @@
-//! `bench collect`: what it costs to find the dead paths of a large cache, on a server that makes up its listing and its
-//! narinfos.
+//! `bench collect`: what it costs to read the narinfos of a large cache, to find its dead paths and to check it, on a
+//! server that makes up its listing and its narinfos.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cache_sign::keys::SecretKey;
 use cache_tests::pipeline::{Pipeline, Stage};
 use cache_tests::synthetic_bucket::{Options, RequestCounts, SyntheticBucket};
 use cache_tests::{Credentials, Scratch, processors};
@@ -14,9 +15,20 @@ use crate::measurement::{Measurement, rounded, write_json};
 /// Time limit of a measurement.
 const TIMEOUT: Duration = Duration::from_hours(1);
 
-/// As long as a signature. `s3-pull dead` verifies none.
-const SIGNATURE: &str =
-    "synthetic-1:0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000";
+/// The name of the key that signs the narinfos.
+const KEY_NAME: &str = "synthetic-1";
+
+/// The narinfo text that the first command writes, for `--have`.
+const HAVE: &str = "all.narinfo";
+
+/// The measured commands: options, and whether they read the narinfos or take them from [`HAVE`].
+const COMMANDS: [(&str, bool); 5] = [
+    ("narinfo --all", true),
+    ("dead --older-than 1d", true),
+    ("dead --older-than 1d --have", false),
+    ("check", true),
+    ("check --have", false),
+];
 
 /// Command-line arguments.
 #[derive(clap::Args)]
@@ -68,7 +80,7 @@ pub fn run(args: &Args) -> Result<(), String> {
     Credentials::random().apply(&mut scratch);
     let mut rows = Vec::new();
     println!(
-        "{paths} paths, {} keys on a page, -j {}, {} processors\n\n{:24} {:>7} {:>9} {:>9} {:>9} {:>7} {:>9} {:>7}",
+        "{paths} paths, {} keys on a page, -j {}, {} processors\n\n{:32} {:>7} {:>9} {:>9} {:>9} {:>7} {:>9} {:>7}",
         args.page_size,
         args.jobs,
         processors(),
@@ -82,18 +94,12 @@ pub fn run(args: &Args) -> Result<(), String> {
         "others"
     );
     for &latency_ms in &latencies {
-        let row = measure(args, paths, latency_ms, &scratch)?;
-        let Row { command, measurement, counts, .. } = &row;
-        println!(
-            "{command:24} {latency_ms:4} ms {:7.2} s {:7.2} s {:5} MiB {:>7} {:>9} {:>7}",
-            measurement.elapsed.as_secs_f64(),
-            measurement.cpu.as_secs_f64(),
-            measurement.peak_kib / 1024,
-            counts.pages,
-            counts.narinfos,
-            counts.others
-        );
-        rows.push(row);
+        let cache = Cache::start(args, paths, latency_ms)?;
+        for (command, reads_narinfos) in COMMANDS {
+            let row = cache.measure(command, reads_narinfos, args, &scratch)?;
+            print(&row);
+            rows.push(row);
+        }
     }
     println!("\nlatency: until each response. The server is in the same machine and computes each response.");
     let Some(file) = &args.json else { return Ok(()) };
@@ -103,40 +109,78 @@ pub fn run(args: &Args) -> Result<(), String> {
     write_json(file, &report)
 }
 
-/// Runs `s3-pull dead` once.
-fn measure(args: &Args, paths: u64, latency_ms: u64, scratch: &Scratch) -> Result<Row, String> {
-    const COMMAND: &str = "s3-pull dead";
-    let bucket = SyntheticBucket::start(Options {
-        paths,
-        page_size: args.page_size,
-        latency: Duration::from_millis(latency_ms),
-        sign: Box::new(|_| SIGNATURE.to_owned()),
-    });
-    let (url, jobs) = (bucket.cache_url(), args.jobs.to_string());
-    let command = scratch.tool("s3-pull", &["dead", "-q", "-j", &jobs, "--older-than", "1d", &url]);
-    let logs = scratch.dir("logs");
-    let output = scratch.path().join("dead.narinfo");
-    scratch.write("empty", "");
-    let stages = vec![Stage { name: COMMAND, command }];
-    let pipeline = Pipeline::start(stages, &scratch.path().join("empty"), &output, &logs)?;
-    let (elapsed, stages) = pipeline.succeed(TIMEOUT)?;
-    let counts = bucket.take_counts();
-    let bytes = output.metadata().map_or(0, |metadata| metadata.len());
-    let requests = counts.pages + counts.narinfos + counts.others;
-    if counts.narinfos != paths {
-        return Err(format!("{COMMAND} has read {} narinfos of {paths} paths", counts.narinfos));
+fn print(row: &Row) {
+    let Row { command, latency_ms, measurement, counts } = row;
+    println!(
+        "{command:32} {latency_ms:4} ms {:7.2} s {:7.2} s {:5} MiB {:>7} {:>9} {:>7}",
+        measurement.elapsed.as_secs_f64(),
+        measurement.cpu.as_secs_f64(),
+        measurement.peak_kib / 1024,
+        counts.pages,
+        counts.narinfos,
+        counts.others
+    );
+}
+
+/// A bucket, and the key that signs its narinfos.
+struct Cache {
+    bucket: SyntheticBucket,
+    public_key: String,
+    paths: u64,
+    latency_ms: u64,
+}
+
+impl Cache {
+    fn start(args: &Args, paths: u64, latency_ms: u64) -> Result<Self, String> {
+        let key = SecretKey::generate(KEY_NAME).map_err(|error| format!("cannot generate a key: {error}"))?;
+        let public_key = key.public().to_string();
+        let bucket = SyntheticBucket::start(Options {
+            paths,
+            page_size: args.page_size,
+            latency: Duration::from_millis(latency_ms),
+            sign: Box::new(move |fingerprint| key.sign(fingerprint)),
+        });
+        Ok(Self { bucket, public_key, paths, latency_ms })
     }
-    Ok(Row {
-        command: COMMAND,
-        latency_ms,
-        measurement: Measurement::new(elapsed, &stages, Some(requests), bytes),
-        counts,
-    })
+
+    /// Runs a command of `s3-pull` once.
+    fn measure(
+        &self,
+        command: &'static str,
+        reads_narinfos: bool,
+        args: &Args,
+        scratch: &Scratch,
+    ) -> Result<Row, String> {
+        let (url, jobs) = (self.bucket.cache_url(), args.jobs.to_string());
+        let have = scratch.path().join(HAVE);
+        let mut tool_args: Vec<&str> = command.split(' ').collect();
+        if !reads_narinfos {
+            tool_args.push(have.to_str().ok_or("the scratch directory is not UTF-8")?);
+        }
+        if !command.starts_with("dead") {
+            tool_args.extend(["--trusted-public-key", &self.public_key]);
+        }
+        tool_args.extend(["-q", "-j", &jobs, &url]);
+        let output = if command.starts_with("narinfo") { have.clone() } else { scratch.path().join("output") };
+        let stages = vec![Stage { name: command, command: scratch.tool("s3-pull", &tool_args) }];
+        scratch.write("empty", "");
+        let pipeline = Pipeline::start(stages, &scratch.path().join("empty"), &output, &scratch.dir("logs"))?;
+        let (elapsed, stages) = pipeline.succeed(TIMEOUT)?;
+        let counts = self.bucket.take_counts();
+        let bytes = output.metadata().map_or(0, |metadata| metadata.len());
+        let requests = counts.pages + counts.narinfos + counts.others;
+        let expected = if reads_narinfos { self.paths } else { 0 };
+        if counts.narinfos != expected {
+            return Err(format!("s3-pull {command} has read {} narinfos, not {expected}", counts.narinfos));
+        }
+        let measurement = Measurement::new(elapsed, &stages, Some(requests), bytes);
+        Ok(Row { command, latency_ms: self.latency_ms, measurement, counts })
+    }
 }
 
 fn to_json(row: &Row) -> Value {
     json!({
-        "command": row.command,
+        "command": format!("s3-pull {}", row.command),
         "latencyMs": row.latency_ms,
         "wallSeconds": rounded(row.measurement.elapsed.as_secs_f64()),
         "cpuSeconds": rounded(row.measurement.cpu.as_secs_f64()),
