@@ -28,8 +28,15 @@ use s3_push::remote::transfer::Body;
 
 /// The number of bytes at the end of a NAR that are written only after it has been verified.
 const WITHHELD_BYTES: usize = 64;
-/// The maximum number of NARs whose download has started, including the one that is being written.
-const MAX_OPEN_NARS: usize = 4;
+/// The number of NARs whose download has started, including the one that is being written, whatever their size.
+const MIN_OPEN_NARS: usize = 4;
+/// The maximum number of NARs whose download has started.
+const MAX_OPEN_NARS: usize = 64;
+/// The maximum number of bytes of NARs that wait for the one that is being written, if there are more than
+/// [`MIN_OPEN_NARS`].
+const MAX_WAITING_BYTES: u64 = 32 << 20;
+/// About the maximum number of bytes of a NAR that arrive while nothing reads it: its channel holds no more.
+const MAX_UNREAD_BYTES: u64 = 4 << 20;
 /// The maximum number of chunks that wait for the verification of an archive member.
 const MAX_PENDING_CHUNKS: usize = 8;
 
@@ -153,30 +160,41 @@ fn archive_key(narinfo: &NarInfo) -> Result<String> {
 /// A NAR whose download has started, and the candidate of the cache that it comes from.
 type OpenNar = (Body, Arc<Candidate>);
 
-/// The NARs of some candidates in their order. The downloads of the next few are started in advance.
+/// The NARs of some candidates in their order. The downloads of the next few large ones or many small ones are started in
+/// advance, so that latency does not add up.
 struct NarQueue<'a> {
     runtime: &'a Handle,
     sources: &'a Arc<Sources>,
     candidates: std::slice::Iter<'a, Arc<Candidate>>,
-    open: VecDeque<JoinHandle<Result<OpenNar>>>,
+    /// With the number of bytes that may wait in memory.
+    open: VecDeque<(JoinHandle<Result<OpenNar>>, u64)>,
+    waiting_bytes: u64,
 }
 
 impl<'a> NarQueue<'a> {
     fn new(runtime: &'a Handle, sources: &'a Arc<Sources>, candidates: &'a [Arc<Candidate>]) -> Self {
-        Self { runtime, sources, candidates: candidates.iter(), open: VecDeque::new() }
+        Self { runtime, sources, candidates: candidates.iter(), open: VecDeque::new(), waiting_bytes: 0 }
     }
 
     fn next(&mut self) -> Result<OpenNar> {
-        while self.open.len() < MAX_OPEN_NARS
+        while self.may_open_another()
             && let Some(candidate) = self.candidates.next()
         {
+            let bytes = candidate.narinfo.file_size.unwrap_or(u64::MAX).min(MAX_UNREAD_BYTES);
             let (sources, candidate) = (Arc::clone(self.sources), Arc::clone(candidate));
             let task = self.runtime.spawn(async move { fetch::open_nar_anywhere(&sources, &candidate).await });
-            self.open.push_back(task);
+            self.open.push_back((task, bytes));
+            self.waiting_bytes += bytes;
         }
         let panicked = || Error::failed("internal error: download task panicked");
-        let next = self.open.pop_front().ok_or_else(panicked)?;
+        let (next, bytes) = self.open.pop_front().ok_or_else(panicked)?;
+        self.waiting_bytes -= bytes;
         self.runtime.block_on(next).map_err(|_| panicked())?
+    }
+
+    fn may_open_another(&self) -> bool {
+        self.open.len() < MIN_OPEN_NARS
+            || (self.open.len() < MAX_OPEN_NARS && self.waiting_bytes + MAX_UNREAD_BYTES <= MAX_WAITING_BYTES)
     }
 }
 
