@@ -108,8 +108,10 @@ pub async fn find_missing_paths<'a>(
     requirements: &Requirements,
     paths: &'a [StorePath],
 ) -> Result<Vec<&'a StorePath>> {
+    // Before the listing, as for a push: a path that is not doomed now is not deleted for a day.
+    let doomed = Doomed::read(bucket, &requirements.store_dir).await?;
     let existing = Existing::open(bucket).await?;
-    existing.set_doomed(Doomed::read(bucket, &requirements.store_dir).await?.paths).await;
+    existing.set_doomed(doomed.paths).await;
     existing.expect_lookups(bucket, paths.len() as u64).await?;
     let progress = Progress::of_objects("paths", paths.len());
     let lookups = stream::iter(paths.iter().map(async |path| {

@@ -93,9 +93,11 @@ impl Publisher {
         upstreams: Upstreams,
         report: Report,
     ) -> Result<Self> {
-        let cache_info = CacheInfoState::read(&uploader.bucket, &options.store_dir).await?;
         // Before the listing: a path that is not doomed now is not deleted for a day.
-        let doomed = Doomed::read(&uploader.bucket, &options.store_dir).await?;
+        let (cache_info, doomed) = tokio::try_join!(
+            CacheInfoState::read(&uploader.bucket, &options.store_dir),
+            Doomed::read(&uploader.bucket, &options.store_dir)
+        )?;
         let existing = Existing::open(&uploader.bucket).await?;
         existing.set_doomed(doomed.paths).await;
         uploader.doomed.set(doomed.keys);
