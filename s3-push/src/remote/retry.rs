@@ -144,27 +144,6 @@ impl ClassifyRetry for ThrottleClassifier {
     }
 }
 
-/// Makes the SDK not retry after 500, for a request that a service may never answer otherwise and that can be done without.
-#[derive(Debug)]
-pub(super) struct PermanentInternalError;
-
-impl ClassifyRetry for PermanentInternalError {
-    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
-        match context.response().map(|response| response.status().as_u16()) {
-            Some(500) => RetryAction::RetryForbidden,
-            _ => RetryAction::NoActionIndicated,
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        "PermanentInternalError"
-    }
-
-    fn priority(&self) -> RetryClassifierPriority {
-        RetryClassifierPriority::run_after(RetryClassifierPriority::transient_error_classifier())
-    }
-}
-
 /// Counts the attempts of the SDK, retries included, and reports each of them to the concurrency limit.
 #[derive(Debug)]
 pub(super) struct AttemptObserver {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use crate::fixtures::large_path::{LargePath, PART_SIZE};
 use crate::fixtures::s3_calls::S3Client;
-use cache_tests::fault_proxy::{Fault, FaultProxy, Request, RequestKind};
+use cache_tests::fault_proxy::{Fault, FaultProxy, INTERNAL_ERROR, Request, RequestKind, once};
 use cache_tests::lying_server::{self, LyingServer, Response};
 use cache_tests::{Credentials, Minio, Random, Scratch, random_seed, store_path};
 use md5::{Digest, Md5};
@@ -46,7 +46,16 @@ fn cut_within_part_3(count: usize) -> impl Fn(&Request) -> Fault + Send + Sync {
 
 /// Pushes the file `archive` through a proxy, with 5 MiB parts; returns how many parts were sent.
 fn push_counting_parts(scratch: &Scratch, minio: &Minio, bucket: &str) -> usize {
-    let proxy = FaultProxy::start(&minio.endpoint(), |_| Fault::Pass);
+    push_counting_parts_with_faults(scratch, minio, bucket, |_| Fault::Pass)
+}
+
+fn push_counting_parts_with_faults(
+    scratch: &Scratch,
+    minio: &Minio,
+    bucket: &str,
+    plan: impl Fn(&Request) -> Fault + Send + Sync + 'static,
+) -> usize {
+    let proxy = FaultProxy::start(&minio.endpoint(), plan);
     let url = minio.cache_url(bucket).replace(&minio.endpoint(), proxy.endpoint());
     scratch.sh(&format!("s3-push --no-nix -q --part-size 5MiB '{url}' < archive")).ok();
     proxy.requests().iter().filter(|kind| **kind == RequestKind::UploadPart).count()
@@ -75,6 +84,19 @@ fn only_the_part_that_was_cut_off_is_sent_again() {
     push_and_cut(&scratch, minio, &bucket, 5);
     assert_eq!(push_counting_parts(&scratch, minio, &bucket), 1);
     LargePath::assert_pulls(&scratch);
+}
+
+#[test]
+fn an_upload_is_continued_after_one_failure_to_list_its_parts() {
+    let Some(minio) = Minio::shared() else { return };
+    let (scratch, _, bucket) = fixture(minio);
+    push_and_cut(&scratch, minio, &bucket, 5);
+    let fail_once = once(INTERNAL_ERROR);
+    let plan = move |request: &Request| match request.kind() {
+        RequestKind::ListParts => fail_once(request),
+        _ => Fault::Pass,
+    };
+    assert_eq!(push_counting_parts_with_faults(&scratch, minio, &bucket, plan), 1);
 }
 
 /// The failure of one NAR ends the push. The parts of the others are completed too.
