@@ -15,7 +15,15 @@ pub fn columns() -> u16 {
     if columns == 0 { DEFAULT_COLUMNS } else { columns }
 }
 
-/// The terminal on standard error. It writes one frame at a time, and ignores errors.
+/// Returns whether the terminal on standard error belongs to the shell or to another job, because this process was
+/// started with `&` or continued with `bg`.
+fn is_in_background() -> bool {
+    // Fails if it does not control this process. Then there are no jobs.
+    rustix::termios::tcgetpgrp(io::stderr()).is_ok_and(|group| group != rustix::process::getpgrp())
+}
+
+/// The terminal on standard error. It writes one frame at a time, and none while the process is in the background.
+/// Ignores errors.
 #[derive(Debug, Default)]
 pub struct StderrTerminal {
     frame: Mutex<Vec<u8>>,
@@ -77,7 +85,9 @@ impl TermLike for StderrTerminal {
 
     fn flush(&self) -> io::Result<()> {
         let frame = std::mem::take(&mut *self.frame.lock().unwrap_or_else(PoisonError::into_inner));
-        let _ = io::stderr().write_all(&frame);
+        if !is_in_background() {
+            let _ = io::stderr().write_all(&frame);
+        }
         Ok(())
     }
 }

@@ -92,6 +92,31 @@ fn progress_is_not_drawn_on_request_or_without_a_terminal() {
 }
 
 #[test]
+fn a_job_in_the_background_draws_nothing() {
+    let (fixture, _, _) = Fixture::embedded();
+    // `set -m` gives the job a process group of its own, as an interactive shell does.
+    let job = format!("set -m\n{MISSING} \"$C\" < paths > missing &\nwait $!");
+    let received = on_terminal(&fixture, 80, &job);
+    assert!(!received.contains(" of 3 paths"), "{received:?}");
+    assert_eq!(fixture.scratch.sh("wc -l < missing").ok().trim(), "3");
+}
+
+#[test]
+fn plain_progress_is_a_line_every_ten_seconds() {
+    let (fixture, _, _) = Fixture::embedded();
+    // The pipe stays open until the line has appeared.
+    let script = "set -o pipefail
+        mkfifo input
+        s3-push --progress plain --key log/x \"$C\" < input 2> messages &
+        exec 3> input
+        printf 12345 >&3
+        tail -n +1 -f --pid=$! messages | grep -m 1 -q '^s3-push: .*5 B'
+        exec 3>&-
+        wait $!";
+    fixture.scratch.sh(script).ok();
+}
+
+#[test]
 fn no_color_turns_colors_off() {
     let (fixture, _, _) = Fixture::embedded();
     let draw =
