@@ -2,8 +2,8 @@
 //! fields. A terminal is refused where binary data is expected, and a closed reader becomes an error of its own
 //! ([`Error::is_broken_pipe`]). Messages on standard error belong to [`crate::process`].
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write};
+use std::fs::{File, Metadata};
+use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Seek as _, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -62,6 +62,14 @@ impl InputFile {
     #[must_use]
     pub fn into_file(self) -> File {
         self.file
+    }
+
+    /// Returns the number of bytes until the end of a regular file; none for a pipe or a device. The file may change.
+    #[must_use]
+    pub fn remaining_size(&self) -> Option<u64> {
+        let metadata = self.file.metadata().ok().filter(Metadata::is_file)?;
+        let position = (&self.file).stream_position().ok()?;
+        Some(metadata.len().saturating_sub(position))
     }
 }
 

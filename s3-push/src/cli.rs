@@ -89,7 +89,7 @@ pub struct Cli {
 
     /// Upload NARs again that are missing or damaged in the bucket
     ///
-    /// Without it, a path whose narinfo is in the cache is left alone. The narinfo keeps its signatures; one that is malformed or describes another path is replaced. Not for narinfo text.
+    /// Without it, a path whose narinfo is in the cache is left alone. Every NAR of the input that the bucket has is read and compared. The narinfo keeps its signatures; one that is malformed or describes another path is replaced. Not for narinfo text.
     #[arg(
         long, conflicts_with_all = ["missing", "key", "exact", "set_cache_info"], help_heading = "Output",
         hide_short_help = true,
@@ -106,7 +106,7 @@ pub struct Cli {
 
     /// How to check the NARs of a cache archive [default: nar]
     ///
-    /// The check of the whole NAR takes time to decompress and to hash it. The check of the file trusts that the narinfo has the right NarHash and NarSize: use it where the archive comes from narinfo-gen on the same machine. A NAR with another NarHash is then published, and clients refuse it. A narinfo must have a FileHash.
+    /// The check of the whole NAR takes time to decompress and to hash it. The check of the file trusts that the narinfo has the right NarHash and NarSize: use it where the archive comes from narinfo-gen on the same machine. A NAR with another NarHash is then published, and clients refuse it. A narinfo must have a FileHash. The NARs of other inputs are hashed while they are compressed.
     #[arg(
         long, value_name = "LEVEL", conflicts_with_all = ["missing", "key", "repair", "set_cache_info"],
         help_heading = "Output", hide_short_help = true,

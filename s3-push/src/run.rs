@@ -119,11 +119,13 @@ fn print_missing(runtime: &Runtime, options: MissingOptions) -> Result {
 fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let PutKeyOptions { bucket, upload, target, is_json } = options;
     let input = stdio::stdin("the bytes to upload")?;
+    let size = input.get_ref().remaining_size();
     let (verbosity, memory, part_size) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.part_size);
     let uploader = runtime.block_on(connect_uploader(bucket, upload, ExistingCheck::EntityTag));
     let counter = Arc::clone(&uploader);
-    let (progress, start) = (Progress::of_transfer(0, move || counter.processed_bytes()), Instant::now());
-    let uploading = put_key(&uploader, &target, input, memory, part_size);
+    let (progress, start) =
+        (Progress::of_transfer(size.unwrap_or(0), move || counter.processed_bytes()), Instant::now());
+    let uploading = put_key(&uploader, &target, input, size, memory, part_size);
     let bytes = runtime.block_on(abort_uploads_on_error(&uploader, uploading))?;
     drop(progress);
     if is_json {
@@ -173,6 +175,10 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     if options.repair && kind == Kind::Narinfo {
         let error = Error::usage("--repair: standard input is narinfo text, which contains no NARs");
         return Err(error.with_hint("pass a cache archive, such as the output of s3-pull --archive"));
+    }
+    if options.nar_check == NarCheck::File && kind != Kind::Archive {
+        let error = Error::usage(format!("--check file: standard input is {}, not a cache archive", kind.name()));
+        return Err(error.with_hint("run the same command without --check file"));
     }
     let (limits, memory, part_size) = (options.bucket.limits, options.upload.memory, options.upload.part_size);
     let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.existing_check));

@@ -97,7 +97,10 @@ impl PublishContext {
             None => None,
         };
         if let Some(nar) = &nar {
-            nar.digests.require(&narinfo)?;
+            nar.digests.require(&narinfo).map_err(|error| match (nar.digests.nar, narinfo.file_hash) {
+                (None, None) => error.with_hint("run the same command without --check file"),
+                _ => error,
+            })?;
         }
         if let Some(status) = self.find_published(&narinfo, nar.as_ref()).await? {
             return Ok(status);

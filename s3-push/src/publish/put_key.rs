@@ -96,7 +96,8 @@ fn check_key(key: &str) -> Result {
     Err(Error::usage(format!("invalid key {key:?}: {problem}")))
 }
 
-/// Uploads `input` to its end; returns its size in bytes. `part_size` is the minimum size of a part.
+/// Uploads `input` to its end; returns its size in bytes. `part_size` is the minimum size of a part; if `input_size` is
+/// known, the parts are large enough for it.
 ///
 /// # Errors
 /// Fails when reading or the upload does, or if there are more than 10,000 parts. Refuses bytes whose hash differs
@@ -105,11 +106,14 @@ pub async fn put_key(
     uploader: &Arc<Uploader>,
     target: &KeyTarget,
     mut input: impl Read + Send + 'static,
+    input_size: Option<u64>,
     memory: ByteBudget,
     part_size: u64,
 ) -> Result<u64> {
     let (sender, parts) = mpsc::channel(PART_CHANNEL_CAPACITY);
-    let (size, runtime) = (PartSizes::new(part_size, None).part_size(), Handle::current());
+    // A part must have the minimum size also if a small file grows while it is read.
+    let sizes = PartSizes::new(part_size, input_size.filter(|size| *size > part_size));
+    let (size, runtime) = (sizes.part_size(), Handle::current());
     let reader = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, size, &sender, &runtime));
     let verification = async {
         let result = reader.await.unwrap_or_else(|_| Err(Error::failed("internal error: reader thread panicked")));

@@ -147,8 +147,12 @@ fn the_check_of_the_file_trusts_nar_hash_and_nothing_else() {
     ] {
         let stderr = push(narinfo, "--check file").fails(1);
         assert!(stderr.contains(word), "{word}: {stderr}");
+        let is_hinted = stderr.contains("hint: run the same command without --check file");
+        assert_eq!(is_hinted, *narinfo == without_file_hash, "{stderr}");
         bucket.assert_no_nars(word);
     }
+    let narinfo_only = one.scratch.sh("s3-push --check file \"$C\" < c/*.narinfo");
+    assert!(narinfo_only.fails(2).contains("standard input is narinfo text, not a cache archive"));
     assert!(push(&nar_hash, "").fails(1).contains("NarHash"));
     assert!(push(&nar_hash, "--check nar").fails(1).contains("NarHash"));
     bucket.assert_no_nars("NarHash");
