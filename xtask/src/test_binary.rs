@@ -60,9 +60,9 @@ pub fn matrix(args: &[&str]) -> Result<ExitCode> {
     execute(command)
 }
 
-/// Runs `bench push` or `bench pull`, which need MinIO.
+/// Runs `bench push`, `bench pull` or `bench stages`, which need MinIO.
 pub fn bench(args: &[&str]) -> Result<ExitCode> {
-    let is_measurement = matches!(args.first(), Some(&("push" | "pull"))) && !asks_for_help(args);
+    let is_measurement = matches!(args.first(), Some(&("push" | "pull" | "stages"))) && !asks_for_help(args);
     let profile = if is_measurement { Profile::Release } else { Profile::Debug };
     let mut command = Command::new(build(profile, &ALL_PROGRAMS)?.join("bench"));
     command.args(args);

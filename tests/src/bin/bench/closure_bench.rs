@@ -1,6 +1,8 @@
 //! Preparation shared by `bench push` and `bench pull`: a generated closure, a key, and pipelines that run on them.
 
+use std::cmp::Reverse;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use cache_tests::generated_closure::{self, FileContents, GeneratedPath};
 use cache_tests::pipeline::{FinishedStage, Pipeline, Stage};
 use cache_tests::{Credentials, Scratch, processors};
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 use walkdir::WalkDir;
 
 use crate::measurement::{self, Row, run};
@@ -73,6 +75,11 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
     /// Returns whether a case is to be measured.
     pub fn selects(&self, case: &C) -> bool {
         self.only.is_empty() || self.only.contains(case)
+    }
+
+    /// Returns where the results are written as JSON.
+    pub fn json_file(&self) -> Option<&Path> {
+        self.json.as_deref()
     }
 
     /// Prints the table, and writes the JSON file if there is to be one.
@@ -171,6 +178,20 @@ impl ClosureBench {
         pipeline.succeed(MEASUREMENT_TIMEOUT)
     }
 
+    /// Returns the requests by kind that the summary of `s3-push --json` in the file `output` contains, if that is one.
+    pub fn requests_by_kind(&self) -> Vec<(String, u64)> {
+        let output = fs::read_to_string(self.path("output")).unwrap_or_default();
+        let last: Option<Value> = output.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        let requests = last.as_ref().and_then(|last| last["summary"]["requests"].as_object());
+        let mut kinds: Vec<(String, u64)> = requests
+            .into_iter()
+            .flatten()
+            .filter_map(|(kind, count)| Some((kind.clone(), count.as_u64().filter(|count| *count > 0)?)))
+            .collect();
+        kinds.sort_by_key(|(_, count)| Reverse(*count));
+        kinds
+    }
+
     /// Empties a directory. Store paths may be read-only.
     ///
     /// # Errors
@@ -230,7 +251,7 @@ fn path_info(paths: &[GeneratedPath]) -> String {
         let references: Vec<&str> = path.references.iter().map(|&index| paths[index].path.as_str()).collect();
         json!({ "path": path.path, "narHash": UNUSED_NAR_HASH, "references": references })
     };
-    serde_json::Value::from(paths.iter().map(entry).collect::<Vec<_>>()).to_string()
+    Value::from(paths.iter().map(entry).collect::<Vec<_>>()).to_string()
 }
 
 /// Returns the total size of the files below a directory in bytes.

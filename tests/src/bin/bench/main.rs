@@ -12,6 +12,7 @@ mod pack;
 mod packed_tree;
 mod pull;
 mod push;
+mod stages;
 mod write_floor;
 
 use std::process::ExitCode;
@@ -34,7 +35,9 @@ enum Command {
     Pull(closure_bench::Args<pull::Case>),
     /// Pack, unpack and describe a tree with our tools and with nix-store, tar and zstd; print ratios and goals
     Pack(pack::Args),
-    /// Find the dead paths of a large cache that a server makes up; print time, requests and memory
+    /// Measure each stage alone; print its throughput as a share of what the machine can hash, compress and copy
+    Stages(closure_bench::Args<stages::Case>),
+    /// Read, collect and check a large cache that a server makes up; print time, requests and memory
     Collect(collect::Args),
 }
 
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Push(args) => push::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Stages(args) => stages::run(&args),
         Command::Collect(args) => collect::run(&args),
     };
     match result {

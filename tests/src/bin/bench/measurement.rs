@@ -15,10 +15,16 @@ pub struct Measurement {
     pub elapsed: Duration,
     /// User and system time of all its processes.
     pub cpu: Duration,
+    /// User time alone.
+    pub user: Duration,
+    /// User and system time of each process, with its name.
+    pub stages: Vec<(&'static str, Duration)>,
     /// Peak of the resident memory of its largest process, in KiB.
     pub peak_kib: u64,
     /// Requests that the server answered.
     pub requests: Option<u64>,
+    /// The same by kind, as far as the command tells.
+    pub requests_by_kind: Vec<(String, u64)>,
     /// Bytes that arrived.
     pub bytes: u64,
 }
@@ -26,9 +32,18 @@ pub struct Measurement {
 impl Measurement {
     /// Sums up the stages of a pipeline.
     pub fn new(elapsed: Duration, stages: &[FinishedStage], requests: Option<u64>, bytes: u64) -> Self {
-        let cpu = stages.iter().map(|stage| stage.cpu).sum();
+        let cpu: Duration = stages.iter().map(|stage| stage.cpu).sum();
+        let system: Duration = stages.iter().map(|stage| stage.system).sum();
         let peak_kib = stages.iter().map(|stage| stage.peak_kib).max().unwrap_or(0);
-        Self { elapsed, cpu, peak_kib, requests, bytes }
+        let stages = stages.iter().map(|stage| (stage.name, stage.cpu)).collect();
+        let (user, requests_by_kind) = (cpu.saturating_sub(system), Vec::new());
+        Self { elapsed, cpu, user, stages, peak_kib, requests, requests_by_kind, bytes }
+    }
+
+    /// Returns what the command took divided by what another one took: wall-clock, processor and user time.
+    fn ratios_to(&self, other: &Self) -> [f64; 3] {
+        let ratio = |time: fn(&Self) -> Duration| time(self).as_secs_f64() / time(other).as_secs_f64().max(0.001);
+        [ratio(|run| run.elapsed), ratio(|run| run.cpu), ratio(|run| run.user)]
     }
 }
 
@@ -39,11 +54,18 @@ pub struct Row {
     median: Measurement,
     /// Wall-clock time divided by that of the plain copy by mc, and by rclone.
     ratios: [Option<f64>; 2],
+    /// Wall-clock, processor and user time divided by those of Nix.
+    ratios_to_nix: Option<[f64; 3]>,
 }
 
 /// Returns the medians of all commands at one latency, in the order in which they ran first; `baselines` are the names
-/// of the plain copies.
-pub fn medians(runs: &[(String, Measurement)], latency_ms: u32, baselines: [&str; 2]) -> Vec<Row> {
+/// of the plain copies, and `nix` returns the name of the command of Nix that does the same as another one.
+pub fn medians(
+    runs: &[(String, Measurement)],
+    latency_ms: u32,
+    baselines: [&str; 2],
+    nix: impl Fn(&str) -> String,
+) -> Vec<Row> {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in runs {
         if !names.contains(&name.as_str()) {
@@ -59,7 +81,8 @@ pub fn medians(runs: &[(String, Measurement)], latency_ms: u32, baselines: [&str
     let row = |name: &str| {
         let median = median_of(name)?;
         let ratios = baselines.map(|baseline| baseline.map(|baseline| median.elapsed.as_secs_f64() / baseline));
-        Some(Row { name: name.to_owned(), latency_ms, median, ratios })
+        let ratios_to_nix = median_of(&nix(name)).map(|nix| median.ratios_to(&nix));
+        Some(Row { name: name.to_owned(), latency_ms, median, ratios, ratios_to_nix })
     };
     names.into_iter().filter_map(row).collect()
 }
@@ -68,27 +91,52 @@ pub fn medians(runs: &[(String, Measurement)], latency_ms: u32, baselines: [&str
 pub fn print_table(rows: &[Row], heading: &str, note: &str) {
     println!("{heading}\n");
     println!(
-        "{:42} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}",
-        "", "latency", "wall", "CPU", "peak", "requests", "bytes", "/ mc", "/ rcl."
+        "{:42} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}   {:>6} {:>4} {:>4}",
+        "", "latency", "wall", "CPU", "peak", "requests", "bytes", "/ mc", "/ rcl.", "/ Nix:", "CPU", "user"
     );
-    for Row { name, latency_ms, median, ratios } in rows {
+    for Row { name, latency_ms, median, ratios, ratios_to_nix } in rows {
         let requests = median.requests.map_or_else(|| "-".to_owned(), |requests| requests.to_string());
-        let [mc, rclone] = ratios.map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")));
+        let [mc, rclone] = ratios.map(ratio_text);
+        let [wall, cpu, user] = ratios_to_nix.map_or([None; 3], |ratios| ratios.map(Some)).map(ratio_text);
         println!(
-            "{name:42} {latency_ms:4} ms {:6.2} s {:6.2} s {:5} MiB {requests:>9} {:6} MB {mc:>6} {rclone:>6}",
+            "{name:42} {latency_ms:4} ms {:6.2} s {:6.2} s {:5} MiB {requests:>9} {:6} MB {mc:>6} {rclone:>6}   {wall:>6} \
+             {cpu:>4} {user:>4}",
             median.elapsed.as_secs_f64(),
             median.cpu.as_secs_f64(),
             median.peak_kib / 1024,
             median.bytes.div_ceil(1_000_000),
         );
+        if median.stages.len() > 1 {
+            let stages = median.stages.iter().map(|(stage, cpu)| format!("{stage} {:.2} s", cpu.as_secs_f64()));
+            println!("    CPU: {}", stages.collect::<Vec<_>>().join(", "));
+        }
+        if !median.requests_by_kind.is_empty() {
+            let kinds = median.requests_by_kind.iter().map(|(kind, count)| format!("{count} {kind}"));
+            println!("    requests: {}", kinds.collect::<Vec<_>>().join(", "));
+        }
     }
-    println!("\nlatency: added to a round trip. {note}");
+    println!(
+        "\nlatency: added to a round trip. / Nix: time divided by that of nix copy: wall-clock, CPU and user. {note}"
+    );
+}
+
+fn ratio_text(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
 /// Returns the rows as JSON.
 pub fn to_json(rows: &[Row]) -> Value {
-    let row = |Row { name, latency_ms, median, ratios: [mc, rclone] }: &Row| {
+    let row = |Row { name, latency_ms, median, ratios: [mc, rclone], ratios_to_nix }: &Row| {
+        let stages =
+            median.stages.iter().map(|(name, cpu)| json!({ "name": name, "cpuSeconds": rounded(cpu.as_secs_f64()) }));
+        let kinds = median.requests_by_kind.iter().map(|(kind, count)| (kind.clone(), Value::from(*count)));
         json!({
+            "userSeconds": rounded(median.user.as_secs_f64()),
+            "stages": stages.collect::<Vec<_>>(),
+            "requestsByKind": kinds.collect::<serde_json::Map<_, _>>(),
+            "ratiosToNix": ratios_to_nix.map(|[wall, cpu, user]| json!({
+                "wall": rounded(wall), "cpu": rounded(cpu), "user": rounded(user)
+            })),
             "name": name,
             "latencyMs": latency_ms,
             "wallSeconds": rounded(median.elapsed.as_secs_f64()),

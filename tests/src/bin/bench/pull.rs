@@ -49,12 +49,16 @@ pub enum Case {
     S3,
     /// `s3-pull` over plain HTTP
     Http,
+    /// `s3-pull --export` over S3, to a pipe
+    Export,
+    /// `s3-pull --archive` over S3, to a pipe
+    Archive,
     /// `nix copy` over plain HTTP, the only way in which every Nix can read from MinIO
     Nix,
 }
 
 impl Case {
-    const ALL: [Self; 5] = [Self::Mc, Self::Rclone, Self::S3, Self::Http, Self::Nix];
+    const ALL: [Self; 7] = [Self::Mc, Self::Rclone, Self::S3, Self::Http, Self::Export, Self::Archive, Self::Nix];
 
     fn name(self, compression: Compression) -> String {
         let compression = compression.name();
@@ -63,6 +67,8 @@ impl Case {
             Self::Rclone => format!("rclone copy --transfers 16, then {compression} -d"),
             Self::S3 => format!("s3-pull s3://, {compression}"),
             Self::Http => format!("s3-pull http://, {compression}"),
+            Self::Export => format!("s3-pull --export | wc -c, {compression}"),
+            Self::Archive => format!("s3-pull --archive | wc -c, {compression}"),
             Self::Nix => format!("nix copy --from http://, {compression}"),
         }
     }
@@ -70,6 +76,11 @@ impl Case {
     /// Returns whether the case only copies and decompresses files.
     fn is_plain_download(self) -> bool {
         matches!(self, Self::Mc | Self::Rclone)
+    }
+
+    /// Returns whether the case writes a stream.
+    fn is_stream(self) -> bool {
+        matches!(self, Self::Export | Self::Archive)
     }
 }
 
@@ -94,7 +105,8 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
                 }
             }
             let baselines = [Case::Mc, Case::Rclone].map(|case| case.name(compression));
-            rows.extend(medians(&runs, latency, [&baselines[0], &baselines[1]]));
+            let nix = Case::Nix.name(compression);
+            rows.extend(medians(&runs, latency, [&baselines[0], &baselines[1]], |_| nix.clone()));
         }
     }
     let note = "/ mc, / rcl.: wall-clock time divided by that of a plain download\n\
@@ -141,7 +153,7 @@ impl<'a> Source<'a> {
         let installed = match case {
             Case::Mc => is_installed(compression.name()),
             Case::Rclone => self.closure.has_rclone && is_installed(compression.name()),
-            Case::S3 | Case::Http => true,
+            Case::S3 | Case::Http | Case::Export | Case::Archive => true,
             Case::Nix => is_installed("nix"),
         };
         if !installed {
@@ -155,13 +167,22 @@ impl<'a> Source<'a> {
         self.closure.reset_dir("out")?;
         self.closure.sync_and_reset_home()?;
         let requests = self.minio.requests();
-        let fetch = vec![self.fetch(case, compression, endpoint)];
+        let mut fetch = vec![self.fetch(case, compression, endpoint)];
+        if case.is_stream() {
+            let mut count = self.closure.scratch.command("wc");
+            count.arg("-c");
+            fetch.push(Stage { name: "wc", command: count });
+        }
         let (mut elapsed, mut stages) = self.closure.run(fetch, "paths", "output")?;
         let requests = self.minio.requests() - requests;
         if case.is_plain_download() {
             let (decompressing, more) = self.decompress(compression)?;
             elapsed += decompressing;
             stages.extend(more);
+        }
+        if case.is_stream() {
+            stages.truncate(1);
+            return Ok(Measurement::new(elapsed, &stages, Some(requests), self.stream_size()?));
         }
         self.check_complete(case, compression)?;
         Ok(Measurement::new(elapsed, &stages, Some(requests), tree_size(&self.out)))
@@ -177,10 +198,15 @@ impl<'a> Source<'a> {
                 Stage { name: "mc", command }
             }
             Case::Rclone => closure.rclone(endpoint, &self.minio.root(), format!("bench:{bucket}"), &out),
-            Case::S3 | Case::Http => {
-                let mut stage = closure.tool("s3-pull", &["--recursive", "--stdin", "--quiet", "--root", &out]);
+            Case::S3 | Case::Http | Case::Export | Case::Archive => {
+                let mut stage = closure.tool("s3-pull", &["--recursive", "--stdin", "--quiet"]);
                 stage.command.args(["--trusted-public-key", &self.key]);
-                if case == Case::S3 {
+                match case {
+                    Case::Export => stage.command.arg("--export"),
+                    Case::Archive => stage.command.arg("--archive"),
+                    _ => stage.command.args(["--root", &out]),
+                };
+                if case != Case::Http {
                     stage.command.arg(cache_url(endpoint, bucket));
                     self.minio.root().authorize(&mut stage.command);
                 } else {
@@ -196,6 +222,13 @@ impl<'a> Source<'a> {
                 Stage { name: "nix", command }
             }
         }
+    }
+
+    /// Returns the number of bytes of the stream, which `wc` has counted.
+    fn stream_size(&self) -> Result<u64, String> {
+        let counted = fs::read_to_string(self.closure.path("output"));
+        let counted = counted.ok().and_then(|text| text.trim().parse().ok());
+        counted.filter(|bytes| *bytes > 0).ok_or_else(|| "the stream is empty".to_owned())
     }
 
     /// Decompresses the downloaded files, a share of them on each processor.

@@ -12,6 +12,9 @@ use clap::ValueEnum;
 use crate::closure_bench::{Args, ClosureBench, tree_size};
 use crate::measurement::{Measurement, medians};
 
+/// The end of the name of a command that is run again.
+const NOTHING_TO_DO: &str = ", nothing to do";
+
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Case {
@@ -24,6 +27,9 @@ pub enum Case {
     PushOnly,
     /// Our pipeline into an empty bucket, and once more when nothing is left to do
     Ours,
+    /// Our pipeline with `s3-push --check file`
+    #[value(name = "check-file")]
+    OursCheckFile,
     /// `nix copy` over HTTP, the only way in which every Nix can write to MinIO
     #[value(name = "nix")]
     NixHttp,
@@ -34,12 +40,21 @@ pub enum Case {
 }
 
 impl Case {
-    const ALL: [Self; 7] =
-        [Self::Mc, Self::Rclone, Self::PushOnly, Self::Ours, Self::NixHttp, Self::OursFile, Self::NixFile];
+    const ALL: [Self; 8] = [
+        Self::Mc,
+        Self::Rclone,
+        Self::PushOnly,
+        Self::Ours,
+        Self::OursCheckFile,
+        Self::NixHttp,
+        Self::OursFile,
+        Self::NixFile,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Ours => "our pipeline, cold",
+            Self::OursCheckFile => "our pipeline, cold, --check file",
             Self::PushOnly => "s3-push, finished archive",
             Self::Mc => "mc cp -r, finished files",
             Self::Rclone => "rclone copy --transfers 16, finished files",
@@ -57,8 +72,17 @@ impl Case {
             Self::Rclone => Some("rclone copy, nothing to do"),
             Self::NixHttp => Some("nix copy --to http://, nothing to do"),
             Self::NixFile => Some("nix copy --to file://, nothing to do"),
-            Self::PushOnly | Self::OursFile => None,
+            Self::PushOnly | Self::OursCheckFile | Self::OursFile => None,
         }
+    }
+
+    /// Returns the name of the command of Nix that does the same as the one of this name.
+    fn nix_name(name: &str) -> String {
+        if name == Self::OursFile.name() {
+            return Self::NixFile.name().to_owned();
+        }
+        let again = if name.ends_with(NOTHING_TO_DO) { NOTHING_TO_DO } else { "" };
+        format!("{}{again}", Self::NixHttp.name())
     }
 
     /// Returns whether the case sends files or an archive finished before.
@@ -92,7 +116,7 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
                 runs.extend(bench.measure(case, latency)?);
             }
         }
-        rows.extend(medians(&runs, latency, [Case::Mc, Case::Rclone].map(Case::name)));
+        rows.extend(medians(&runs, latency, [Case::Mc, Case::Rclone].map(Case::name), Case::nix_name));
     }
     let note = "/ mc, / rcl.: wall-clock time divided by that of a plain upload of the finished\n\
                 files at the same latency. Nothing to do: from a host without local state.";
@@ -147,7 +171,9 @@ impl PushBench {
             let bytes = destination.bytes(case).saturating_sub(before);
             destination.check_complete(case)?;
             let requests = case.is_remote().then_some(requests);
-            measurements.push((name.to_owned(), Measurement::new(elapsed, &stages, requests, bytes)));
+            let mut measurement = Measurement::new(elapsed, &stages, requests, bytes);
+            measurement.requests_by_kind = self.closure.requests_by_kind();
+            measurements.push((name.to_owned(), measurement));
         }
         Ok(measurements)
     }
@@ -193,12 +219,13 @@ impl<'a> Destination<'a> {
         let closure = self.closure;
         let (cache, bucket) = (format!("{}/", closure.path("cache").display()), mc_target(&self.bucket));
         match case {
-            Case::Ours => {
+            Case::Ours | Case::OursCheckFile => {
                 let mut stages = closure.archive("zstd");
                 if again {
                     stages.insert(0, self.push(&["--missing"]));
                 }
-                stages.push(self.push(&["--json", "--quiet"]));
+                let check = if case == Case::OursCheckFile { "file" } else { "nar" };
+                stages.push(self.push(&["--json", "--quiet", "--check", check]));
                 stages
             }
             Case::PushOnly => vec![self.push(&["--json", "--quiet"])],

@@ -1,0 +1,261 @@
+//! `bench stages`: the throughput of each stage alone, with its input in the page cache, as a ratio to what the machine can
+//! do at all: hash, compress, decompress and pass bytes through a pipe.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cache_tests::pipeline::Stage;
+use cache_tests::{Minio, cache_url, processors};
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use crate::closure_bench::{Args, ClosureBench};
+use crate::measurement::{rounded, write_json};
+
+/// The compression level of both sides: the default of narinfo-gen.
+const LEVEL: &str = "-3";
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Case {
+    /// Limit: `cat | cat`
+    Pipe,
+    /// Limit: `openssl dgst -sha256`, on one processor
+    Hash,
+    /// Limit: `zstd -3 -T0`
+    Compress,
+    /// Limit: `zstd -d`, on one processor
+    Decompress,
+    /// nar-pack of the closure
+    #[value(name = "nar-pack")]
+    Pack,
+    /// narinfo-gen of an export stream
+    #[value(name = "narinfo-gen")]
+    Describe,
+    /// narinfo-gen without compression
+    #[value(name = "narinfo-gen-none")]
+    DescribeUncompressed,
+    /// cache-sign of a cache archive
+    #[value(name = "cache-sign")]
+    Sign,
+    /// `s3-push --dry-run`: all checks and no upload
+    #[value(name = "s3-push")]
+    Push,
+    /// The same with `--check file`
+    #[value(name = "s3-push-check-file")]
+    PushCheckFile,
+    /// s3-pull of an export stream from a directory
+    #[value(name = "s3-pull")]
+    PullExport,
+    /// s3-pull of a cache archive from a directory
+    #[value(name = "s3-pull-archive")]
+    PullArchive,
+}
+
+impl Case {
+    const ALL: [Self; 12] = [
+        Self::Pipe,
+        Self::Hash,
+        Self::Compress,
+        Self::Decompress,
+        Self::Pack,
+        Self::Describe,
+        Self::DescribeUncompressed,
+        Self::Sign,
+        Self::Push,
+        Self::PushCheckFile,
+        Self::PullExport,
+        Self::PullArchive,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pipe => "cat | cat",
+            Self::Hash => "openssl dgst -sha256",
+            Self::Compress => "zstd -3 -T0",
+            Self::Decompress => "zstd -d",
+            Self::Pack => "nar-pack",
+            Self::Describe => "narinfo-gen",
+            Self::DescribeUncompressed => "narinfo-gen --compression none",
+            Self::Sign => "cache-sign",
+            Self::Push => "s3-push --dry-run",
+            Self::PushCheckFile => "s3-push --dry-run --check file",
+            Self::PullExport => "s3-pull export file://",
+            Self::PullArchive => "s3-pull archive file://",
+        }
+    }
+
+    /// Returns the limit that is closest to what the stage does; none for a limit itself.
+    fn limit(self) -> Option<Self> {
+        match self {
+            Self::Pipe | Self::Hash | Self::Compress | Self::Decompress => None,
+            Self::Pack | Self::Sign => Some(Self::Pipe),
+            Self::Describe => Some(Self::Compress),
+            Self::DescribeUncompressed | Self::PushCheckFile => Some(Self::Hash),
+            Self::Push | Self::PullExport | Self::PullArchive => Some(Self::Decompress),
+        }
+    }
+
+    /// Returns the file that standard input is.
+    fn input(self) -> &'static str {
+        match self {
+            Self::Pipe | Self::Hash | Self::Compress | Self::Describe | Self::DescribeUncompressed => "export",
+            Self::Decompress => "export.zst",
+            Self::Sign => "unsigned",
+            Self::Push | Self::PushCheckFile => "archive",
+            Self::Pack | Self::PullExport | Self::PullArchive => "paths",
+        }
+    }
+}
+
+/// The best run of a case: what disturbs a run only makes it slower.
+struct Row {
+    case: Case,
+    elapsed: Duration,
+    cpu: Duration,
+    peak_kib: u64,
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// The message of a command that fails.
+pub fn run(args: &Args<Case>) -> Result<(), String> {
+    let bench = StagesBench::prepare(args)?;
+    let mut rows = Vec::new();
+    for case in Case::ALL.into_iter().filter(|case| args.selects(case)) {
+        eprintln!("{}", case.name());
+        let mut runs = (0..args.runs()).map(|_| bench.measure(case)).collect::<Result<Vec<Row>, String>>()?;
+        runs.sort_unstable_by_key(|row| row.elapsed);
+        rows.extend(runs.into_iter().next());
+    }
+    bench.print(&rows);
+    args.json_file().map_or(Ok(()), |file| write_json(file, &bench.to_json(&rows)))
+}
+
+struct StagesBench {
+    closure: ClosureBench,
+    /// An empty bucket.
+    minio: Minio,
+    bucket: String,
+    cache: PathBuf,
+    /// Bytes of the export stream.
+    bytes: u64,
+}
+
+impl StagesBench {
+    fn prepare(args: &Args<Case>) -> Result<Self, String> {
+        let closure = ClosureBench::prepare(args)?;
+        closure.write_cache("zstd", "cache")?;
+        let mut archive = closure.archive("zstd");
+        archive.pop();
+        closure.run(archive, "paths", "unsigned")?;
+        closure.run(vec![closure.pack()], "paths", "export")?;
+        let mut compress = closure.scratch.command("zstd");
+        compress.args(["-q", LEVEL, "-T0", "-c"]);
+        closure.run(vec![Stage { name: "zstd", command: compress }], "export", "export.zst")?;
+        let bytes = closure.path("export").metadata().map_or(0, |metadata| metadata.len());
+        let minio = Minio::start().ok_or("MinIO is required")?;
+        let (bucket, cache) = (minio.make_bucket(), closure.path("cache"));
+        Ok(Self { closure, minio, bucket, cache, bytes })
+    }
+
+    fn measure(&self, case: Case) -> Result<Row, String> {
+        let (elapsed, stages) = self.closure.run(self.stages(case), case.input(), "/dev/null")?;
+        let cpu = stages.iter().map(|stage| stage.cpu).sum();
+        let peak_kib = stages.iter().map(|stage| stage.peak_kib).max().unwrap_or(0);
+        Ok(Row { case, elapsed, cpu, peak_kib })
+    }
+
+    fn stages(&self, case: Case) -> Vec<Stage> {
+        let closure = &self.closure;
+        let command = |name: &'static str, args: &[&str]| {
+            let mut command = closure.scratch.command(name);
+            command.args(args);
+            Stage { name, command }
+        };
+        let key = closure.path("key.pub").display().to_string();
+        let from = format!("file://{}", self.cache.display());
+        let pull =
+            |mode| closure.tool("s3-pull", &["-r", "--stdin", "-q", mode, "--trusted-public-key-file", &key, &from]);
+        let stage = match case {
+            Case::Pipe => return vec![command("cat", &[]), command("cat", &[])],
+            Case::Hash => command("openssl", &["dgst", "-sha256"]),
+            Case::Compress => command("zstd", &["-q", LEVEL, "-T0", "-c"]),
+            Case::Decompress => command("zstd", &["-q", "-d", "-c"]),
+            Case::Pack => closure.pack(),
+            Case::Describe => closure.tool("narinfo-gen", &["--archive", "--no-nix"]),
+            Case::DescribeUncompressed => {
+                closure.tool("narinfo-gen", &["--archive", "--no-nix", "--compression", "none"])
+            }
+            Case::Sign => closure.tool("cache-sign", &["-k", "key.sec"]),
+            Case::Push => self.push("nar"),
+            Case::PushCheckFile => self.push("file"),
+            Case::PullExport => pull("--export"),
+            Case::PullArchive => pull("--archive"),
+        };
+        vec![stage]
+    }
+
+    fn push(&self, check: &str) -> Stage {
+        let mut stage = self.closure.tool("s3-push", &["--dry-run", "-q", "--check", check]);
+        stage.command.arg(cache_url(&self.minio.endpoint(), &self.bucket));
+        self.minio.root().authorize(&mut stage.command);
+        stage
+    }
+
+    /// Returns the throughput in gigabytes of NARs per second.
+    #[allow(clippy::cast_precision_loss)]
+    fn throughput(&self, row: &Row) -> f64 {
+        self.bytes as f64 / 1e9 / row.elapsed.as_secs_f64()
+    }
+
+    /// Returns the throughput divided by that of the limit, if it was measured.
+    fn share_of_limit(&self, row: &Row, rows: &[Row]) -> Option<f64> {
+        let limit = rows.iter().find(|other| Some(other.case) == row.case.limit())?;
+        Some(self.throughput(row) / self.throughput(limit))
+    }
+
+    fn print(&self, rows: &[Row]) {
+        println!(
+            "{} paths, export stream of {} MB, zstd level 3, {} processors\n\n{:32} {:>9} {:>8} {:>8} {:>9}   {:>5}",
+            self.closure.paths.len(),
+            self.bytes / 1_000_000,
+            processors(),
+            "",
+            "rate",
+            "wall",
+            "CPU",
+            "peak",
+            "of limit"
+        );
+        for row in rows {
+            let limit = row.case.limit().zip(self.share_of_limit(row, rows));
+            println!(
+                "{:32} {:4.2} GB/s {:6.2} s {:6.2} s {:5} MiB   {}",
+                row.case.name(),
+                self.throughput(row),
+                row.elapsed.as_secs_f64(),
+                row.cpu.as_secs_f64(),
+                row.peak_kib / 1024,
+                limit.map_or_else(String::new, |(limit, share)| format!("{share:.2} of {}", limit.name())),
+            );
+        }
+        println!("\nrate: bytes of the export stream per second. The best of the runs.");
+    }
+
+    fn to_json(&self, rows: &[Row]) -> Value {
+        let row = |row: &Row| {
+            json!({
+                "name": row.case.name(),
+                "gigabytesPerSecond": rounded(self.throughput(row)),
+                "wallSeconds": rounded(row.elapsed.as_secs_f64()),
+                "cpuSeconds": rounded(row.cpu.as_secs_f64()),
+                "peakKiB": row.peak_kib,
+                "limit": row.case.limit().map(Case::name),
+                "shareOfLimit": self.share_of_limit(row, rows).map(rounded),
+            })
+        };
+        json!({ "bytes": self.bytes, "processors": processors(), "rows": rows.iter().map(row).collect::<Vec<_>>() })
+    }
+}
