@@ -132,7 +132,7 @@ in
         type = types.str;
         default = cfg.credentialsFile;
         defaultText = "config.services.nix-s3-cache.credentialsFile";
-        description = "As credentialsFile, for a user with the policies of `cache-policy --upload` and `--admin`.";
+        description = "As credentialsFile, for a user with the policy of `cache-policy --collect`.";
       };
       options = mkOption {
         type = types.listOf types.str;
