@@ -40,12 +40,15 @@ pub enum Status {
 }
 
 impl Status {
-    /// Returns its name in JSON and in messages.
-    fn name(self) -> &'static str {
+    /// Returns its name in JSON and in messages. In a dry run, it names what would be done.
+    fn name(self, is_dry_run: bool) -> &'static str {
         match self {
+            Self::Sent { .. } if is_dry_run => "would-send",
             Self::Sent { .. } => "sent",
             Self::Present => "present",
+            Self::Signed if is_dry_run => "would-sign",
             Self::Signed => "signed",
+            Self::Repaired if is_dry_run => "would-repair",
             Self::Repaired => "repaired",
             Self::Upstream => "upstream",
             Self::Other => "other-contents-kept",
@@ -57,6 +60,7 @@ impl Status {
 pub struct Report {
     out: Output,
     is_json: bool,
+    is_dry_run: bool,
     verbosity: Verbosity,
     sent: u64,
     present: u64,
@@ -86,23 +90,24 @@ impl CountedPaths {
         self.first.get_or_insert_with(|| path.to_owned());
     }
 
-    /// Returns the subject and the verb of a sentence about the paths, if there are any.
-    fn subject(&self) -> Option<String> {
+    /// Returns the subject of a sentence about the paths and its verb, if there are any paths.
+    fn subject(&self, singular_verb: &str, plural_verb: &str) -> Option<String> {
         let first = self.first.as_ref()?;
         Some(match self.count {
-            1 => format!("{first} was"),
-            count => format!("{count} paths, among them {first}, were"),
+            1 => format!("{first} {singular_verb}"),
+            count => format!("{count} paths, among them {first}, {plural_verb}"),
         })
     }
 }
 
 impl Report {
-    /// Creates a report that prints results on `out`.
+    /// Creates a report that prints results on `out`. That of a dry run says what would be done.
     #[must_use]
-    pub fn new(out: Output, is_json: bool, verbosity: Verbosity) -> Self {
+    pub fn new(out: Output, is_json: bool, is_dry_run: bool, verbosity: Verbosity) -> Self {
         Self {
             out,
             is_json,
+            is_dry_run,
             verbosity,
             sent: 0,
             present: 0,
@@ -155,10 +160,12 @@ impl Report {
         }
         if self.verbosity == Verbosity::Verbose {
             let unsigned = matches!(status, Status::Sent { signed: false, .. });
-            print(format!("{path}: {}{}", status.name(), if unsigned { ", without a signature" } else { "" }));
+            let name = status.name(self.is_dry_run);
+            print(format!("{path}: {name}{}", if unsigned { ", without a signature" } else { "" }));
         }
         if self.is_json {
-            write_object(&mut self.out, json!({ "path": path, "status": status.name(), "fileSize": bytes }))?;
+            let name = status.name(self.is_dry_run);
+            write_object(&mut self.out, json!({ "path": path, "status": name, "fileSize": bytes }))?;
         } else if matches!(status, Status::Sent { .. } | Status::Signed | Status::Repaired) {
             writeln!(self.out, "{path}")?;
         }
@@ -195,15 +202,17 @@ impl Report {
         if self.is_quiet() {
             return;
         }
-        if let Some(paths) = self.unsigned.subject() {
+        let (was, were) = if self.is_dry_run { ("would be", "would be") } else { ("was", "were") };
+        if let Some(paths) = self.unsigned.subject(was, were) {
             let them = if self.unsigned.count == 1 { "it" } else { "them" };
             print(format!(
                 "warning: {paths} published without a signature; clients that verify signatures will reject {them}"
             ));
         }
-        if let Some(paths) = self.other_contents.subject() {
+        let (was, were) = if self.is_dry_run { ("would not be", "would not be") } else { ("was not", "were not") };
+        if let Some(paths) = self.other_contents.subject(was, were) {
             let these = if self.other_contents.count == 1 { "this path" } else { "these paths" };
-            print(format!("warning: {paths} not published, because the cache has different contents under {these}"));
+            print(format!("warning: {paths} published, because the cache has different contents under {these}"));
         }
     }
 
@@ -231,6 +240,7 @@ impl Report {
     fn print_json_summary(&mut self, uploader: &Uploader) -> Result {
         let requests: BTreeMap<_, _> = uploader.bucket.request_counts().into_iter().collect();
         let summary = json!({ "summary": {
+            "dryRun": self.is_dry_run,
             "sent": self.sent, "present": self.present, "signed": self.signed, "repaired": self.repaired, "upstream": self.upstream,
             "skipped": self.present + self.upstream, "refused": self.refusals.count(),
             "bytes": uploader.uploaded_bytes(), "partsContinued": uploader.reused_parts(),
@@ -246,12 +256,18 @@ impl Report {
             1 => ", 1 retry".to_owned(),
             count => format!(", {count} retries"),
         };
-        let signed = if self.signed > 0 { format!(", {} updated", self.signed) } else { String::new() };
-        let repaired = if self.repaired > 0 { format!(", {} repaired", self.repaired) } else { String::new() };
+        let would_be = if self.is_dry_run { "would be " } else { "" };
+        let signed = if self.signed > 0 { format!(", {} {would_be}updated", self.signed) } else { String::new() };
+        let repaired =
+            if self.repaired > 0 { format!(", {} {would_be}repaired", self.repaired) } else { String::new() };
         let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present + self.upstream);
-        let transfer = transfer_summary(uploader.uploaded_bytes(), self.start.elapsed());
+        let uploaded = if self.is_dry_run {
+            "uploaded nothing".to_owned()
+        } else {
+            format!("uploaded {}", transfer_summary(uploader.uploaded_bytes(), self.start.elapsed()))
+        };
         format!(
-            "{sent} sent ({bytes}), {present} already present{signed}{repaired}; uploaded {transfer}, \
+            "{sent} {would_be}sent ({bytes}), {present} already present{signed}{repaired}; {uploaded}, \
              {requests} requests{retries}"
         )
     }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use indicatif::HumanBytes;
 use nar_pack::error::{Error, Result};
 use nar_pack::json_lines::{print_object, write_object};
 use nar_pack::path_info::PathInfoSource;
@@ -128,12 +129,19 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let uploading = put_key(&uploader, &target, input, size, memory, part_size);
     let bytes = runtime.block_on(abort_uploads_on_error(&uploader, uploading))?;
     drop(progress);
+    let is_dry_run = uploader.bucket.is_dry_run();
     if is_json {
-        print_object(json!({ "key": target.key(), "status": "sent", "fileSize": bytes }))?;
+        let status = if is_dry_run { "would-send" } else { "sent" };
+        print_object(json!({ "key": target.key(), "status": status, "fileSize": bytes }))?;
     }
     if verbosity != Verbosity::Quiet {
         let url = uploader.bucket.display_url(target.key());
-        process::print_message(TOOL, format!("{url}: {}", transfer_summary(bytes, start.elapsed())));
+        let result = if is_dry_run {
+            format!("{} would be sent", HumanBytes(bytes))
+        } else {
+            transfer_summary(bytes, start.elapsed())
+        };
+        process::print_message(TOOL, format!("{url}: {result}"));
     }
     Ok(())
 }
@@ -142,17 +150,21 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
 fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
     let SetCacheInfoOptions { bucket, upload, changes, is_json } = options;
     let verbosity = bucket.verbosity;
-    let (url, has_changed) = runtime.block_on(async {
+    let (url, has_changed, is_dry_run) = runtime.block_on(async {
         let uploader = connect_uploader(bucket, upload, ExistingCheck::EntityTag).await;
         let has_changed = change_cache_info(&uploader.bucket, &changes).await?;
-        Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed))
+        Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed, uploader.bucket.is_dry_run()))
     })?;
-    let status = if has_changed { "changed" } else { "unchanged" };
+    let (status, result) = match (has_changed, is_dry_run) {
+        (false, _) => ("unchanged", "unchanged"),
+        (true, false) => ("changed", "changed"),
+        (true, true) => ("would-change", "would be changed"),
+    };
     if is_json {
         print_object(json!({ "key": KEY, "status": status }))?;
     }
     if verbosity != Verbosity::Quiet {
-        process::print_message(TOOL, format!("{url}: {status}"));
+        process::print_message(TOOL, format!("{url}: {result}"));
     }
     Ok(())
 }
@@ -161,7 +173,8 @@ fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
 fn push(runtime: &Runtime, options: PushOptions) -> Result {
     let (kind, input) = sniff(stdio::stdin(INPUT_FORMATS)?, INPUT_FORMATS)?;
     let path = require_path(kind, options.path, || nar_without_path_hint(&options.bucket.argument))?;
-    let report = Report::new(stdio::stdout(None)?, options.is_json, options.bucket.verbosity);
+    let (out, is_dry_run) = (stdio::stdout(None)?, options.upload.is_dry_run);
+    let report = Report::new(out, options.is_json, is_dry_run, options.bucket.verbosity);
     let publish_options = PublishOptions {
         store_dir: options.store_dir.clone(),
         allow_missing_references: options.allow_missing_references,

@@ -39,6 +39,7 @@ fn json_output_matches_its_schema() {
         }
     }
     for status in [
+        "s3-push would-send",
         "s3-push sent",
         "s3-push present",
         "s3-pull fetched",
@@ -59,7 +60,12 @@ fn output_of_every_mode_matches_its_schema() {
     assert_eq!((missing.len(), &missing[3]["summary"]["missing"]), (4, &json!(3)));
     sh(&format!("{ARCHIVE} | s3-push --no-nix \"$C\""));
     assert_eq!(check("s3-push-missing", "s3-push --missing --json \"$C\" < paths").len(), 1, "only the summary");
-    check("s3-push-object", "echo x | s3-push --json --key log/x \"$C\"");
+    for (flag, status) in [("--dry-run", "would-send"), ("", "sent")] {
+        let lines = check("s3-push-object", &format!("echo x | s3-push --json {flag} --key log/x \"$C\""));
+        assert_eq!(lines[0]["status"], status);
+    }
+    let planned = check("s3-push-object", "s3-push --json --dry-run --set-cache-info --priority 30 \"$C\"");
+    assert_eq!(planned[0]["status"], "would-change");
     for status in ["changed", "unchanged"] {
         let lines = check("s3-push-object", "s3-push --json --set-cache-info --priority 30 \"$C\"");
         assert_eq!(lines[0]["status"], status);

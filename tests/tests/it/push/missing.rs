@@ -77,7 +77,9 @@ fn the_cache_info_of_an_existing_cache_can_be_changed() {
     let again = sh("s3-push --set-cache-info --priority 41 \"$C\"");
     again.ok();
     assert!(again.stderr.contains("unchanged"), "{}", again.stderr);
-    sh("s3-push --dry-run --set-cache-info --priority 1 \"$C\"").ok();
+    let planned = sh("s3-push --dry-run --set-cache-info --priority 1 \"$C\"");
+    planned.ok();
+    assert!(planned.stderr.contains("nix-cache-info: would be changed"), "{}", planned.stderr);
     assert!(info().contains("Priority: 41"));
     for flags in ["", "--priority 1 --missing", "--priority 1 --key x", "--priority high"] {
         sh(&format!("s3-push --set-cache-info {flags} \"$C\" < /dev/null")).fails(2);
