@@ -174,7 +174,7 @@ impl Bucket {
         let policy = match permission {
             _ if permission == GetObjectError::PERMISSION => "--read-only",
             _ if permission == ListObjectsV2Error::PERMISSION => "--read-only --allow-list",
-            _ if permission == DeleteObjectError::PERMISSION => "--admin",
+            _ if permission == DeleteObjectError::PERMISSION => "--collect",
             _ => "--upload",
         };
         Error::failed(error).with_hint(format!("'cache-policy {policy}' prints a policy with this permission"))
