@@ -47,7 +47,7 @@ pub struct TakeoverArgs {
 #[derive(Debug, Args)]
 pub struct PinArgs {
     /// Bucket [default: $NIX_S3_CACHE], and the name of the pin, such as main/2026-11-24
-    #[arg(value_name = "s3://BUCKET[/PREFIX][?PARAMETERS]] [NAME", num_args = 1..=2, required = true)]
+    #[arg(value_name = "[s3://BUCKET[/PREFIX][?PARAMETERS]] NAME", num_args = 1..=2, required = true)]
     pub targets: Vec<String>,
 
     /// Maximum time to wait until a collector that deletes has ended
@@ -72,7 +72,7 @@ pub struct PinArgs {
 #[derive(Debug, Args)]
 pub struct UnpinArgs {
     /// Bucket [default: $NIX_S3_CACHE], and names or patterns: * stands for any characters, also slashes
-    #[arg(value_name = "s3://BUCKET[/PREFIX][?PARAMETERS]] [PATTERN", num_args = 1.., required = true)]
+    #[arg(value_name = "[s3://BUCKET[/PREFIX][?PARAMETERS]] PATTERN", num_args = 1.., required = true)]
     pub targets: Vec<String>,
 
     /// Print the pins that would be removed, and remove nothing
