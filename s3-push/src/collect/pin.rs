@@ -48,7 +48,8 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
             print_object(json!({ "name": name.as_str(), "status": "pinned", "paths": paths.len() }))?;
         }
         if !args.bucket.quiet {
-            process::print_message(TOOL, format!("{}: {} paths", bucket.display_url(&name.key()), paths.len()));
+            let count = if paths.len() == 1 { "1 path".to_owned() } else { format!("{} paths", paths.len()) };
+            process::print_message(TOOL, format!("{}: {count}", bucket.display_url(&name.key())));
         }
         Ok(())
     })
