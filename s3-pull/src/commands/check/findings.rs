@@ -14,6 +14,11 @@ use crate::TOOL;
 
 /// Maximum number of findings of a kind that are printed on standard error.
 const MAX_PRINTED: usize = 20;
+/// The hint for broken paths.
+const REPAIR_HINT: &str =
+    "the output is the input of: s3-pull archive --stdin ANOTHER-CACHE | s3-push repair THIS-CACHE";
+/// The hint if nothing is broken but signatures. It does not propose to trust the keys that have signed.
+const TRUST_HINT: &str = "pass every key that clients trust with --trusted-public-key";
 
 /// The kind of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -207,9 +212,9 @@ impl Findings {
             0 => Ok(()),
             count => {
                 let verb = if count == 1 { "1 path or object is" } else { &format!("{count} paths or objects are") };
-                Err(Error::refused(format!("{verb} broken")).with_hint(
-                    "the output is the input of: s3-pull archive --stdin ANOTHER-CACHE | s3-push repair THIS-CACHE",
-                ))
+                let is_only_untrusted = self.broken().all(|finding| finding.reason == Reason::Untrusted);
+                let hint = if is_only_untrusted { TRUST_HINT } else { REPAIR_HINT };
+                Err(Error::refused(format!("{verb} broken")).with_hint(hint))
             }
         }
     }
