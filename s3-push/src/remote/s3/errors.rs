@@ -35,6 +35,8 @@ const UNSIGNED_HINT: &str = "if the bucket is public, use --no-sign-request";
 /// The hint for a host without credentials.
 const CREDENTIALS_HINT: &str =
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or add profile=NAME to the parameters of the URL";
+/// The hint for a bucket that does not exist.
+const NO_BUCKET_HINT: &str = "check the name of the bucket in the URL, or create the bucket";
 
 /// The permission that an operation requires, by its error type (Amazon S3 user guide, "Required permissions for Amazon
 /// S3 API operations").
@@ -127,6 +129,7 @@ impl Bucket {
             Some("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken") => {
                 return self.can_opt_out.then(|| UNSIGNED_HINT.to_owned());
             }
+            Some("NoSuchBucket") => return Some(NO_BUCKET_HINT.to_owned()),
             Some("PermanentRedirect") => {
                 return Some("add the region of the bucket to the parameters of the URL: region=REGION".to_owned());
             }
