@@ -9,6 +9,16 @@ use crate::remote::error_chain::chain;
 pub(super) const PROXY_HINT: &str =
     "add the user name and password of the proxy to the URL in HTTP_PROXY or HTTPS_PROXY";
 
+/// The hint for an endpoint that cannot be reached.
+pub(super) const UNREACHABLE_HINT: &str =
+    "check that the server is running, and the host and the port of the endpoint in the URL";
+
+/// Returns whether there is no such host, or nothing listens on the port.
+pub(super) fn is_unreachable(error: &(dyn Error + 'static)) -> bool {
+    let text = chain(error);
+    text.contains("Connection refused") || text.contains("failed to lookup address")
+}
+
 /// Returns whether a proxy requires a login before it connects to a server that uses TLS.
 pub(super) fn requires_proxy_login(error: &(dyn Error + 'static)) -> bool {
     chain(error).contains("proxy authorization required")

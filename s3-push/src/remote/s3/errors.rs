@@ -27,7 +27,9 @@ use nar_pack::process;
 use super::credentials::is_credentials_error;
 use super::{Bucket, Sdk};
 use crate::remote::error_chain::{chain, root_cause};
-use crate::remote::hints::{PROXY_HINT, expects_tls, lacks_tls, requires_proxy_login};
+use crate::remote::hints::{
+    PROXY_HINT, UNREACHABLE_HINT, expects_tls, is_unreachable, lacks_tls, requires_proxy_login,
+};
 use crate::remote::retry::RequestLimits;
 
 /// The hint for a request that cannot be signed, or whose signature is refused, if it need not be signed.
@@ -144,14 +146,14 @@ impl Bucket {
         self.endpoint_hint(error)
     }
 
-    /// Returns the hint for an endpoint with the wrong scheme or port.
+    /// Returns the hint for an endpoint that cannot be reached, or has the wrong scheme or port.
     fn endpoint_hint<E: OperationError>(&self, error: &Sdk<E>) -> Option<String> {
         let host = self.location.endpoint.as_deref()?;
         let Some(response) = error.raw_response() else {
             return match self.location.plain_http {
                 false if lacks_tls(error) => Some(format!("{host} does not use TLS: write endpoint=http://{host}")),
                 true if expects_tls(error) => Some(format!("if {host} uses TLS, write endpoint=https://{host}")),
-                _ => None,
+                _ => is_unreachable(error).then(|| UNREACHABLE_HINT.to_owned()),
             };
         };
         // A service of S3 names the error and the request. The body of a TLS server's response is often lost.
