@@ -22,6 +22,9 @@ use crate::unpack::UnpackOptions;
 
 // For cli.rs, which imports nothing but clap, other command lines and its own crate.
 
+/// Commands of `s3-push`, which are easily given to `s3-pull`.
+const PUSH_COMMANDS: [&str; 5] = ["collect", "delete", "pin", "repair", "unpin"];
+
 /// One invocation.
 pub struct Request {
     /// The output.
@@ -158,6 +161,12 @@ impl Request {
     pub fn from_cli(cli: &Cli) -> Result<Self> {
         let store_dir = StoreDir::new(&cli.store_dir)?;
         if !has_output(cli) {
+            if let Some(word) = cli.targets.first()
+                && PUSH_COMMANDS.contains(&word.as_str())
+            {
+                let error = Error::usage(format!("{word} is not a command of s3-pull"));
+                return Err(error.with_hint(format!("run 's3-push {word}'")));
+            }
             return Err(Error::usage(
                 "no output selected: use one of --root DIR, --nar, --cat, --export, --narinfo, --archive, --list",
             ));

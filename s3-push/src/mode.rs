@@ -24,6 +24,10 @@ use crate::remote::progress::Verbosity;
 use crate::remote::retry::RequestLimits;
 use crate::remote::s3::ObjectOptions;
 
+/// Commands of `s3-pull`, which are easily given to `s3-push`.
+const PULL_COMMANDS: [&str; 10] =
+    ["archive", "cat", "check", "dead", "export", "list", "nar", "narinfo", "pins", "stats"];
+
 /// What an invocation does.
 pub enum Mode {
     /// Publishes the paths on standard input.
@@ -237,6 +241,9 @@ fn nar_path(cli: &Cli, path: Option<StorePath>) -> Result<Option<NarPath>> {
 /// Splits the positional arguments into the URL of the bucket and a store path, each of which is optional.
 fn split_targets(targets: &[String], store_dir: &StoreDir) -> Result<(String, Option<String>)> {
     match targets {
+        [word, ..] if PULL_COMMANDS.contains(&word.as_str()) && !is_path_argument(word, store_dir) => {
+            Err(Error::usage(format!("{word} is not a command of s3-push")).with_hint(format!("run 's3-pull {word}'")))
+        }
         [] => Ok((url_from_environment("")?, None)),
         [path] if is_path_argument(path, store_dir) => {
             Ok((url_from_environment(&format!(" before {path}"))?, Some(path.clone())))
