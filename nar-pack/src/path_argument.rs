@@ -85,6 +85,9 @@ pub(crate) fn parse_line(line: &str, store_dir: &StoreDir) -> Result<StorePath> 
     if let Some(found) = parse(Path::new(line), store_dir) {
         return found.map(|found| found.path);
     }
+    if line.contains('\0') {
+        return Err(Error::refused(format!("expected a store path in {store_dir}, found binary data")));
+    }
     Err(match lookalike(line) {
         Some((what, hint)) => {
             Error::refused(format!("{line:?}: expected a store path in {store_dir}, found {what}")).with_hint(hint)
