@@ -29,6 +29,7 @@ pub fn main_with_args<C: clap::Parser>(
 ) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     PRINTS_JSON.store(requests_json(&args), Ordering::Relaxed);
+    let first = args.get(1).and_then(|arg| arg.to_str()).map(str::to_owned);
     let error = match C::try_parse_from(args) {
         Ok(cli) => match run(&cli) {
             Ok(()) => return ExitCode::SUCCESS,
@@ -37,10 +38,25 @@ pub fn main_with_args<C: clap::Parser>(
         Err(error) if !error.use_stderr() => return print_help(&error),
         Err(error) => Error::usage(usage_error(&error)),
     };
+    let error = if error.is_usage() {
+        let hint = format!("run '{} --help' for usage", named_command::<C>(tool, first.as_deref()));
+        // An error that has a hint keeps it.
+        error.with_hint(hint)
+    } else {
+        error
+    };
     if !error.is_broken_pipe() {
         print_error(tool, &error);
     }
     ExitCode::from(error.exit_code())
+}
+
+/// Returns the tool, with its command if the first argument is the name of one.
+fn named_command<C: clap::Parser>(tool: &str, first: Option<&str>) -> String {
+    match first.filter(|name| C::command().find_subcommand(name).is_some()) {
+        Some(name) => format!("{tool} {name}"),
+        None => tool.to_owned(),
+    }
 }
 
 /// Replaces a command that stands for a flag by the flag: with the command `narinfo`, `s3-pull narinfo …` is
@@ -68,10 +84,7 @@ pub fn print_message(tool: &str, message: impl Display) {
 
 /// Prints an error on standard error: its message, and on a second line its hint. With `--json`, prints one object.
 pub fn print_error(tool: &str, error: &Error) {
-    let hint = match error.hint() {
-        None if error.is_usage() => Some(format!("run '{tool} --help' for usage")),
-        hint => hint.map(one_line),
-    };
+    let hint = error.hint().map(one_line);
     if PRINTS_JSON.load(Ordering::Relaxed) {
         return write_stderr(&format!("{}\n", error_line(tool, error, hint.as_deref())));
     }
