@@ -55,7 +55,7 @@ pub struct Cli {
 
     /// Publish a NAR as the content-addressed path with this name
     ///
-    /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name.
+    /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name. It is printed, also if the cache had it.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["missing", "key"], help_heading = "Input")]
     pub name: Option<String>,
 

@@ -61,6 +61,8 @@ pub struct Report {
     out: Output,
     is_json: bool,
     is_dry_run: bool,
+    /// Whether paths that the cache had are printed on standard output too.
+    prints_present: bool,
     verbosity: Verbosity,
     sent: u64,
     present: u64,
@@ -108,6 +110,7 @@ impl Report {
             out,
             is_json,
             is_dry_run,
+            prints_present: false,
             verbosity,
             sent: 0,
             present: 0,
@@ -121,6 +124,12 @@ impl Report {
             progress: Progress::of_bytes(progress_message(0, 0)),
             start: Instant::now(),
         }
+    }
+
+    /// Prints paths that the cache or an upstream cache had, too: their names are new to the user.
+    #[must_use]
+    pub fn with_present(self, prints_present: bool) -> Self {
+        Self { prints_present, ..self }
     }
 
     /// Updates the progress.
@@ -166,7 +175,7 @@ impl Report {
         if self.is_json {
             let name = status.name(self.is_dry_run);
             write_object(&mut self.out, json!({ "path": path, "status": name, "fileSize": bytes }))?;
-        } else if matches!(status, Status::Sent { .. } | Status::Signed | Status::Repaired) {
+        } else if self.prints_present || matches!(status, Status::Sent { .. } | Status::Signed | Status::Repaired) {
             writeln!(self.out, "{path}")?;
         }
         Ok(self.out.flush()?)

@@ -174,7 +174,8 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     let (kind, input) = sniff(stdio::stdin(INPUT_FORMATS)?, INPUT_FORMATS)?;
     let path = require_path(kind, options.path, || nar_without_path_hint(&options.bucket.argument))?;
     let (out, is_dry_run) = (stdio::stdout(None)?, options.upload.is_dry_run);
-    let report = Report::new(out, options.is_json, is_dry_run, options.bucket.verbosity);
+    let is_added = matches!(path, Some(NarPath::Added { .. }));
+    let report = Report::new(out, options.is_json, is_dry_run, options.bucket.verbosity).with_present(is_added);
     let publish_options = PublishOptions {
         store_dir: options.store_dir.clone(),
         allow_missing_references: options.allow_missing_references,

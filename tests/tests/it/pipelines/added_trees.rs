@@ -24,6 +24,8 @@ fn a_tree_is_published_as_the_path_of_nix_store_add_and_needs_no_signature() {
     let published = scratch.sh(&format!("nar-pack ./{name} | s3-push --name {name} \"$C\""));
     let path = published.ok();
     assert!(!published.stderr.contains("signature"), "{}", published.stderr);
+    let again = scratch.sh(&format!("nar-pack ./{name} | s3-push --name {name} \"$C\""));
+    assert_eq!(again.ok(), path, "printed also if the cache has it");
     let objects = snapshot(s3, &bucket);
     assert_closed(&objects);
     let narinfo = Fields::parse(&objects[narinfo_keys(&objects)[0]]);
