@@ -12,6 +12,8 @@ use zeroize::Zeroizing;
 
 /// Maximum size of a decoded secret key in bytes, including the bytes by which base64 decoding may exceed it.
 const MAX_DECODED_SIZE: usize = KEYPAIR_LENGTH + 2;
+/// The hint for a secret key in place of a public one.
+const SECRET_KEY_HINT: &str = "this is a secret key: pass the public key, which 'cache-sign public-key' prints";
 
 /// A secret key. Its bytes are wiped from memory when it is dropped; `Debug` prints only its name.
 pub struct SecretKey {
@@ -128,10 +130,10 @@ impl PublicKey {
         let (name, digits) = split(text, "public key")?;
         let invalid = |reason: String| Error::refused(format!("invalid public key {name:?}: {reason}"));
         let bytes = BASE64_STANDARD.decode(digits).map_err(|_| invalid("not valid base64".to_owned()))?;
-        let bytes: &[u8; PUBLIC_KEY_LENGTH] = bytes
-            .as_slice()
-            .try_into()
-            .map_err(|_| invalid(format!("expected {PUBLIC_KEY_LENGTH} bytes, found {} bytes", bytes.len())))?;
+        let bytes: &[u8; PUBLIC_KEY_LENGTH] = bytes.as_slice().try_into().map_err(|_| {
+            let error = invalid(format!("expected {PUBLIC_KEY_LENGTH} bytes, found {} bytes", bytes.len()));
+            if bytes.len() == KEYPAIR_LENGTH { error.with_hint(SECRET_KEY_HINT) } else { error }
+        })?;
         Self::from_bytes(name, bytes)
     }
 
