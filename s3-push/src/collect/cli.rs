@@ -182,7 +182,9 @@ pub struct CollectArgs {
 }
 
 const AFTER_LONG_HELP_COLLECT: &str = "\
-Output: the deleted store paths, then the keys of the deleted objects, one per line.
+Output: the deleted store paths, then the keys of the deleted objects, one per line. Nothing is printed if nothing is dead.
+
+For a dry run, use 's3-pull dead' with the same --older-than, --keep-last, --keep-within and --roots: it lists the dead paths, and only reads.
 
 Examples:
   s3-push collect --older-than 30d s3://my-cache
