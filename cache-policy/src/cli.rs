@@ -54,6 +54,8 @@ pub struct Cli {
     pub collect: bool,
 
     /// Print a rule that aborts uploads incomplete after DAYS [default: 7]
+    ///
+    /// A value that follows is taken for DAYS: write --lifecycle 7 my-cache, not --lifecycle my-cache.
     #[arg(
         long, value_name = "DAYS", value_parser = parse_number(1_u16..=3650), num_args = 0..=1,
         default_missing_value = "7", help_heading = "Document (exactly one)"
