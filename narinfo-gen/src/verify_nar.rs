@@ -220,30 +220,36 @@ pub fn digest_nar_with(
     let decompressed = AtomicU64::new(0);
     let input = WorkLimit { inner: input, read: 0, limit, decompressed: &decompressed, threads };
     let mut file = HashingReader { inner: input, hasher: Hasher::default() };
-    let (nar_hash, nar_size) = {
+    // Without compression, the file is the NAR, and one hash is enough.
+    let mut nar = (method != Compression::None).then(Hasher::default);
+    let nar_size = {
         let compressed = BufReader::with_capacity(BUFFER_SIZE, &mut file);
         let decoder = match threads {
             Threads::One => decoder(method, compressed)?,
             Threads::All => parallel_decoder(method, compressed)?,
         };
-        let mut nar = Hasher::default();
+        let mut nar_size = 0;
         let mut stream = BufReader::with_capacity(BUFFER_SIZE, DecoderErrors { inner: decoder, method });
         parse(
             &mut Tee::new(&mut stream, |bytes| {
-                nar.update(bytes);
-                decompressed.store(nar.size(), Ordering::Relaxed);
-                limit.require(nar.size())?;
+                if let Some(nar) = &mut nar {
+                    nar.update(bytes);
+                }
+                nar_size += bytes.len() as u64;
+                decompressed.store(nar_size, Ordering::Relaxed);
+                limit.require(nar_size)?;
                 each_chunk(bytes)
             }),
             visitor,
         )?;
         // Reading to the end also makes the decoder verify the checksum of the file.
         require_end_of_nar(&mut stream)?;
-        nar.finish()
+        nar_size
     };
     // Data after the compressed stream is part of FileHash.
     io::copy(&mut file, &mut io::sink())?;
     let (file_hash, file_size) = file.hasher.finish();
+    let nar_hash = nar.map_or(file_hash, |nar| nar.finish().0);
     Ok(NarDigests { method, file_hash, file_size, nar: Some((nar_hash, nar_size)) })
 }
 

@@ -40,7 +40,7 @@ impl PendingNar {
         match self {
             Self::Small(nar) => {
                 let nar = nar.recv().map_err(|_| compression_panicked())??;
-                let mut file = HashingSpool::new();
+                let mut file = HashingSpool::new(settings.method);
                 file.write_all(&nar.compressed)?;
                 budget.release(nar.chunk_size);
                 file.finish(nar.analyzer)
@@ -58,7 +58,7 @@ impl PendingNar {
 }
 
 fn write_frames(chunks: &Receiver<CompressedChunk>, budget: &BlockingByteBudget) -> Result<HashingSpool> {
-    let mut file = HashingSpool::new();
+    let mut file = HashingSpool::new(Compression::Zstd);
     for chunk in chunks {
         if let CompressedChunk::ZstdFrame { frame, chunk_size } = chunk {
             let frame = frame.recv().map_err(|_| compression_panicked())?;
@@ -74,7 +74,7 @@ fn encode(
     settings: &Settings,
     budget: &BlockingByteBudget,
 ) -> Result<HashingSpool> {
-    let mut encoder = Encoder::new(settings, HashingSpool::new())?;
+    let mut encoder = Encoder::new(settings, HashingSpool::new(settings.method))?;
     for chunk in chunks {
         if let CompressedChunk::Uncompressed(chunk) = chunk {
             encoder.push(&chunk).context(|| "cannot compress the NAR")?;
@@ -91,20 +91,22 @@ fn compression_panicked() -> Error {
 /// Spools and hashes the compressed bytes.
 struct HashingSpool {
     spool: Spool,
-    hasher: Hasher,
+    /// None without compression: then the file is the NAR, which is hashed already.
+    hasher: Option<Hasher>,
     /// The first error. Some encoders drop the errors of their output while they write the end of the file.
     error: Option<Error>,
 }
 
 impl HashingSpool {
-    fn new() -> Self {
-        Self { spool: Spool::new(MAX_NAR_IN_MEMORY), hasher: Hasher::default(), error: None }
+    fn new(method: Compression) -> Self {
+        let hasher = (method != Compression::None).then(Hasher::default);
+        Self { spool: Spool::new(MAX_NAR_IN_MEMORY), hasher, error: None }
     }
 
     fn finish(self, analyzer: NarAnalyzer) -> Result<CompressedNar> {
         self.error.map_or(Ok(()), Err)?;
-        let (file_hash, file_size) = self.hasher.finish();
         let (nar_hash, nar_size) = analyzer.hasher.finish();
+        let (file_hash, file_size) = self.hasher.map_or((nar_hash, nar_size), Hasher::finish);
         let references = analyzer.scanner.map(Scanner::finish);
         Ok(CompressedNar { body: self.spool.into_reader()?, file_hash, file_size, nar_hash, nar_size, references })
     }
@@ -117,7 +119,9 @@ impl Write for HashingSpool {
     }
 
     fn write_all(&mut self, buf: &[u8]) -> io::Result<()> {
-        self.hasher.update(buf);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(buf);
+        }
         self.spool.write_all(buf).map_err(|error| self.error.get_or_insert(error.into()).clone().into())
     }
 
