@@ -1,5 +1,7 @@
 //! `s3-push collect`: finds the dead paths, and dooms or deletes them and what only they needed.
 
+use std::sync::Arc;
+
 use nar_pack::error::{Error, Result};
 use nar_pack::store_path::StoreDir;
 use tokio::runtime::Runtime;
@@ -11,6 +13,7 @@ use super::outcome;
 use super::unneeded::{UnneededOptions, delete_unneeded};
 use crate::TOOL;
 use crate::remote::cli::only_url;
+use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::{RootOptions, find_dead};
 use crate::remote::s3::Access;
 
@@ -18,7 +21,9 @@ use crate::remote::s3::Access;
 pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
     let store_dir = StoreDir::new(&args.bucket.store_dir)?;
     let url = only_url(&args.targets)?;
-    let roots = RootOptions::from_args(&args.roots, &store_dir)?;
+    let mut roots = RootOptions::from_args(&args.roots, &store_dir)?;
+    // Each of the three steps needs all narinfos.
+    roots.known = Some(Arc::new(KnownTexts::remembering(roots.known.as_deref())?));
     let (is_quiet, takeover_pause) = (args.bucket.quiet, args.takeover.takeover_pause);
     let unneeded = UnneededOptions {
         store_dir: store_dir.clone(),

@@ -1,28 +1,50 @@
-//! The narinfos that are known from an earlier run: a file of narinfo text. An object whose entity tag is the MD5 hash of
-//! a text in the file need not be read. Nothing else in the file counts, so it may be old, truncated or of another cache.
+//! The narinfos that are known from an earlier run, a file of narinfo text, or from an earlier pass of this run. An object
+//! whose entity tag is the MD5 hash of a known text need not be read. Nothing else in the file counts, so it may be old,
+//! truncated or of another cache.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use md5::{Digest as _, Md5};
 use nar_pack::error::{Context, Error, Result};
 use narinfo_gen::narinfo::MAX_SIZE;
+use narinfo_gen::spool::{create_spool_file, spool_write_error};
 
 use crate::remote::etag::{Md5Tag, md5_tag_of};
 
-/// Narinfos in a file, found by the MD5 hashes of their texts. 32 bytes of memory per narinfo.
+/// Narinfos in files, found by the MD5 hashes of their texts. 32 bytes of memory per narinfo of an earlier run, and about
+/// twice that per narinfo of an earlier pass.
 #[derive(Debug)]
 pub struct KnownTexts {
-    file: File,
-    /// Sorted by hash.
-    texts: Vec<KnownText>,
+    /// Those of an earlier run.
+    earlier: Option<Earlier>,
+    /// Those of an earlier pass, if they are remembered.
+    remembered: Option<Mutex<Remembered>>,
 }
 
+#[derive(Debug, Clone)]
+struct Earlier {
+    file: Arc<File>,
+    /// Sorted by hash.
+    texts: Arc<[(Md5Tag, Span)]>,
+}
+
+/// The texts in an unlinked temporary file.
+#[derive(Debug)]
+struct Remembered {
+    file: File,
+    /// The size of the file, in bytes.
+    end: u64,
+    texts: HashMap<Md5Tag, Span>,
+}
+
+/// Where a text is.
 #[derive(Debug, Clone, Copy)]
-struct KnownText {
-    md5: Md5Tag,
+struct Span {
     /// Offset in the file, in bytes.
     start: u64,
     /// In bytes.
@@ -42,25 +64,65 @@ impl KnownTexts {
         }
         let reader = BufReader::new(file.try_clone().map_err(Error::from).context(action)?);
         let mut texts = index(reader).context(action)?;
-        texts.sort_unstable_by_key(|text| text.md5);
-        Ok(Self { file, texts })
+        texts.sort_unstable_by_key(|(md5, _)| *md5);
+        Ok(Self { earlier: Some(Earlier { file: Arc::new(file), texts: texts.into() }), remembered: None })
     }
 
-    /// Returns the text with this hash, if the file contains it.
+    /// Returns the texts of an earlier run, if there is one, to which those that are read from now on are added.
+    ///
+    /// # Errors
+    /// Fails if a temporary file cannot be created.
+    pub fn remembering(earlier: Option<&Self>) -> Result<Self> {
+        let remembered = Remembered { file: create_spool_file()?, end: 0, texts: HashMap::new() };
+        let earlier = earlier.and_then(|known| known.earlier.clone());
+        Ok(Self { earlier, remembered: Some(Mutex::new(remembered)) })
+    }
+
+    /// Returns the text with this hash, if it is known.
     #[must_use]
     pub fn get(&self, md5: Md5Tag) -> Option<String> {
-        let found = self.texts.binary_search_by_key(&md5, |text| text.md5).ok()?;
-        let KnownText { start, length, .. } = self.texts[found];
-        let mut bytes = vec![0; length as usize];
-        self.file.read_exact_at(&mut bytes, start).ok()?;
+        if let Some(Earlier { file, texts }) = &self.earlier
+            && let Ok(found) = texts.binary_search_by_key(&md5, |(md5, _)| *md5)
+            && let Some(text) = texts[found].1.read(file, md5)
+        {
+            return Some(text);
+        }
+        let remembered = lock(self.remembered.as_ref()?);
+        remembered.texts.get(&md5)?.read(&remembered.file, md5)
+    }
+
+    /// Adds a text that was read from an object with this entity tag, if texts are remembered and the tag is its hash.
+    ///
+    /// # Errors
+    /// Fails if the temporary file cannot be written.
+    pub fn add(&self, md5: Md5Tag, text: &str) -> Result {
+        let Some(remembered) = &self.remembered else { return Ok(()) };
+        let (Ok(length), true) = (u32::try_from(text.len()), md5_tag_of(text.as_bytes()) == md5) else { return Ok(()) };
+        let mut remembered = lock(remembered);
+        let start = remembered.end;
+        remembered.file.write_all_at(text.as_bytes(), start).map_err(spool_write_error)?;
+        remembered.end += u64::from(length);
+        remembered.texts.insert(md5, Span { start, length });
+        Ok(())
+    }
+}
+
+impl Span {
+    fn read(self, file: &File, md5: Md5Tag) -> Option<String> {
+        let mut bytes = vec![0; self.length as usize];
+        file.read_exact_at(&mut bytes, self.start).ok()?;
         // Another process may have changed the file.
         let text = String::from_utf8(bytes).ok()?;
         (md5_tag_of(text.as_bytes()) == md5).then_some(text)
     }
 }
 
+fn lock(remembered: &Mutex<Remembered>) -> MutexGuard<'_, Remembered> {
+    remembered.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Finds the texts, which blank lines separate.
-fn index(mut input: impl BufRead) -> Result<Vec<KnownText>> {
+fn index(mut input: impl BufRead) -> Result<Vec<(Md5Tag, Span)>> {
     let mut texts = Vec::new();
     let (mut start, mut end) = (0, 0);
     let mut hasher = Md5::new();
@@ -74,7 +136,7 @@ fn index(mut input: impl BufRead) -> Result<Vec<KnownText>> {
             if let Some(length) =
                 u32::try_from(end - start).ok().filter(|length| (1..=MAX_SIZE).contains(&(*length as usize)))
             {
-                texts.push(KnownText { md5, start, length });
+                texts.push((md5, Span { start, length }));
             }
             if line.is_empty() {
                 return Ok(texts);
@@ -107,6 +169,21 @@ mod tests {
         }
         for text in ["", "\n", "StorePath: a\n", "StorePath: c\n"] {
             assert_eq!(known.get(md5_tag_of(text.as_bytes())), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_read_is_remembered_if_its_entity_tag_is_its_hash() {
+        let earlier = known(b"StorePath: a\n");
+        let (a, b, c) = ("StorePath: a\n", "StorePath: b\n", "StorePath: c\n");
+        let [md5_a, md5_b, md5_c] = [a, b, c].map(|text| md5_tag_of(text.as_bytes()));
+        earlier.add(md5_b, b).unwrap();
+        assert_eq!(earlier.get(md5_b), None);
+        for known in [KnownTexts::remembering(Some(&earlier)).unwrap(), KnownTexts::remembering(None).unwrap()] {
+            known.add(md5_b, b).unwrap();
+            known.add(md5_c, b).unwrap();
+            assert_eq!((known.get(md5_b).as_deref(), known.get(md5_c)), (Some(b), None));
+            assert_eq!(known.get(md5_a).is_some(), known.earlier.is_some());
         }
     }
 

@@ -103,7 +103,8 @@ pub fn parse_listed(bucket: &Bucket, store_dir: &StoreDir, listed: &ListedNarinf
 }
 
 /// Reads the texts of narinfos, and passes the index and text of each to `each`, in any order: none if it was deleted
-/// since it was listed, and an error if it is not text or too large. A known text is not read again.
+/// since it was listed, and an error if it is not text or too large. A known text is not read again, and others are added
+/// to `known`.
 ///
 /// # Errors
 /// Fails if a narinfo cannot be read. Passes on the errors of `each`.
@@ -119,7 +120,13 @@ pub async fn read_narinfo_texts(
             return (index, Ok(Some(text)));
         }
         let object = bucket.get_text(&narinfo.key(), narinfo::MAX_SIZE).await;
-        (index, object.map(|object| object.map(|object| object.text)))
+        let text = object.map(|object| object.map(|object| object.text));
+        if let (Some(known), Some(md5), Ok(Some(text))) = (known, narinfo.md5, &text)
+            && let Err(error) = known.add(md5, text)
+        {
+            return (index, Err(error));
+        }
+        (index, text)
     });
     let mut reads = stream::iter(reads).buffer_unordered(bucket.max_in_flight().into());
     while let Some((index, text)) = reads.next().await {
