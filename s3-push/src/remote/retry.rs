@@ -3,7 +3,7 @@
 //! SDK cannot retry: plain HTTP requests, truncated bodies, and conflicting conditional writes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use aws_runtime::service_clock_skew::DisableClockSkewCorrection;
@@ -137,6 +137,30 @@ impl ClassifyRetry for ThrottleClassifier {
 
     fn name(&self) -> &'static str {
         "ThrottleClassifier"
+    }
+
+    fn priority(&self) -> RetryClassifierPriority {
+        RetryClassifierPriority::run_after(RetryClassifierPriority::transient_error_classifier())
+    }
+}
+
+/// Makes the SDK retry only once after 500, for a request that a service may never answer otherwise and that can be done
+/// without. For one operation.
+#[derive(Debug, Default)]
+pub(super) struct OneInternalError {
+    was_seen: AtomicBool,
+}
+
+impl ClassifyRetry for OneInternalError {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        match context.response().map(|response| response.status().as_u16()) {
+            Some(500) if self.was_seen.swap(true, Ordering::Relaxed) => RetryAction::RetryForbidden,
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "OneInternalError"
     }
 
     fn priority(&self) -> RetryClassifierPriority {

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use aws_sdk_s3::config::Builder;
-use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, MultipartUpload as ListedUpload, Part,
@@ -15,15 +14,12 @@ use nar_pack::error::{Error, Result};
 
 use super::errors::{element, is_conflict, status};
 use super::{Bucket, PutOutcome, RequestKind, Sdk};
-use crate::remote::retry::INITIAL_BACKOFF;
+use crate::remote::retry::OneInternalError;
 
 /// Maximum number of incomplete uploads of an object whose parts are listed, each with a request or more.
 const MAX_UPLOADS: usize = 100;
 /// Maximum number of pages of uploads that are listed: 1,000 uploads each on AWS.
 const MAX_UPLOAD_PAGES: usize = 10;
-/// Attempts to list the parts of an upload, which can be done without. RustFS to 1.0.0-beta.1 returns 500 for an upload
-/// without parts, however often it is asked.
-const MAX_LIST_PARTS_ATTEMPTS: u32 = 2;
 
 /// A multipart upload in progress.
 #[derive(Debug, Clone)]
@@ -253,8 +249,6 @@ impl Bucket {
     }
 
     async fn list_parts(&self, upload: &MultipartUpload) -> Option<HashMap<i32, RemotePart>> {
-        let attempts = self.max_attempts().min(MAX_LIST_PARTS_ATTEMPTS);
-        let retries = RetryConfig::standard().with_max_attempts(attempts).with_initial_backoff(INITIAL_BACKOFF);
         let mut parts = HashMap::new();
         let mut marker: Option<String> = None;
         loop {
@@ -266,7 +260,8 @@ impl Bucket {
                 .upload_id(&upload.id)
                 .set_part_number_marker(marker.clone())
                 .customize()
-                .config_override(Builder::new().retry_config(retries.clone()));
+                // RustFS to 1.0.0-beta.1 returns 500 for an upload without parts, however often it is asked.
+                .config_override(Builder::new().retry_classifier(OneInternalError::default()));
             let result = self.send(RequestKind::ListParts, request.send()).await;
             let page = self.optional(result, "list the parts of", &upload.key)?;
             let listed = parts.len();

@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use crate::fixtures::large_path::{LargePath, PART_SIZE};
 use crate::fixtures::s3_calls::S3Client;
-use cache_tests::fault_proxy::{Fault, FaultProxy, INTERNAL_ERROR, Request, RequestKind, once};
+use cache_tests::fault_proxy::{Fault, FaultProxy, INTERNAL_ERROR, Request, RequestKind, SLOW_DOWN, once};
 use cache_tests::lying_server::{self, LyingServer, Response};
 use cache_tests::{Credentials, Minio, Random, Scratch, random_seed, store_path};
 use md5::{Digest, Md5};
@@ -87,12 +87,13 @@ fn only_the_part_that_was_cut_off_is_sent_again() {
 }
 
 #[test]
-fn an_upload_is_continued_after_one_failure_to_list_its_parts() {
+fn an_upload_is_continued_after_throttling_and_one_failure_to_list_its_parts() {
     let Some(minio) = Minio::shared() else { return };
     let (scratch, _, bucket) = fixture(minio);
     push_and_cut(&scratch, minio, &bucket, 5);
-    let fail_once = once(INTERNAL_ERROR);
+    let (fail_once, throttled) = (once(INTERNAL_ERROR), AtomicUsize::new(0));
     let plan = move |request: &Request| match request.kind() {
+        RequestKind::ListParts if throttled.fetch_add(1, Ordering::Relaxed) < 2 => SLOW_DOWN,
         RequestKind::ListParts => fail_once(request),
         _ => Fault::Pass,
     };
