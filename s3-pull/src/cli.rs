@@ -256,7 +256,7 @@ The commands nar, cat, export, narinfo, archive and list are the same as the fla
 
 Memory: 64 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each concurrent download \
 (--jobs) takes 1 MiB and the memory of its decoder: 10 MiB for NARs compressed by narinfo-gen, at most 128 MiB (zstd) \
-or 256 MiB (xz) for others. One NAR of 32 MiB or more at a time is decompressed on all cores, which takes 128 MiB.
+or 256 MiB (xz) for others. One NAR of 32 MiB or more at a time is decompressed on all cores, which takes 128 MiB. A stream takes 32 MiB more.
 
 Exit status:
   0    success

@@ -28,15 +28,14 @@ use s3_push::remote::transfer::Body;
 
 /// The number of bytes at the end of a NAR that are written only after it has been verified.
 const WITHHELD_BYTES: usize = 64;
-/// The number of NARs whose download has started, including the one that is being written, whatever their size.
-const MIN_OPEN_NARS: usize = 4;
-/// The maximum number of NARs whose download has started.
+/// The maximum number of NARs whose download has started, including the one that is being written.
 const MAX_OPEN_NARS: usize = 64;
-/// The maximum number of bytes of NARs that wait for the one that is being written, if there are more than
-/// [`MIN_OPEN_NARS`].
-const MAX_WAITING_BYTES: u64 = 32 << 20;
-/// About the maximum number of bytes of a NAR that arrive while nothing reads it: its channel holds no more.
-const MAX_UNREAD_BYTES: u64 = 4 << 20;
+/// The maximum number of those that are received only as they are read. A server may close a connection that waits long.
+const MAX_STREAMED_NARS: usize = 4;
+/// The maximum FileSize of a NAR that is received into memory before it is its turn, in bytes.
+const MAX_BUFFERED_NAR: u64 = 4 << 20;
+/// The maximum number of bytes of these NARs together.
+const MAX_BUFFERED_BYTES: u64 = 32 << 20;
 /// The maximum number of chunks that wait for the verification of an archive member.
 const MAX_PENDING_CHUNKS: usize = 8;
 
@@ -165,36 +164,52 @@ type OpenNar = (Body, Arc<Candidate>);
 struct NarQueue<'a> {
     runtime: &'a Handle,
     sources: &'a Arc<Sources>,
-    candidates: std::slice::Iter<'a, Arc<Candidate>>,
-    /// With the number of bytes that may wait in memory.
-    open: VecDeque<(JoinHandle<Result<OpenNar>>, u64)>,
-    waiting_bytes: u64,
+    candidates: &'a [Arc<Candidate>],
+    open: VecDeque<QueuedNar>,
+}
+
+/// A download in the queue.
+struct QueuedNar {
+    task: JoinHandle<Result<OpenNar>>,
+    /// The size in bytes, if it is received into memory.
+    buffered: Option<u64>,
 }
 
 impl<'a> NarQueue<'a> {
     fn new(runtime: &'a Handle, sources: &'a Arc<Sources>, candidates: &'a [Arc<Candidate>]) -> Self {
-        Self { runtime, sources, candidates: candidates.iter(), open: VecDeque::new(), waiting_bytes: 0 }
+        Self { runtime, sources, candidates, open: VecDeque::new() }
     }
 
     fn next(&mut self) -> Result<OpenNar> {
-        while self.may_open_another()
-            && let Some(candidate) = self.candidates.next()
-        {
-            let bytes = candidate.narinfo.file_size.unwrap_or(u64::MAX).min(MAX_UNREAD_BYTES);
+        while let [candidate, rest @ ..] = self.candidates {
+            let buffered = candidate.narinfo.file_size.filter(|size| *size <= MAX_BUFFERED_NAR);
+            if !self.has_room(buffered) {
+                break;
+            }
+            self.candidates = rest;
             let (sources, candidate) = (Arc::clone(self.sources), Arc::clone(candidate));
-            let task = self.runtime.spawn(async move { fetch::open_nar_anywhere(&sources, &candidate).await });
-            self.open.push_back((task, bytes));
-            self.waiting_bytes += bytes;
+            let task = self.runtime.spawn(async move {
+                let (body, candidate) = fetch::open_nar_anywhere(&sources, &candidate).await?;
+                let body = match buffered {
+                    Some(size) => body.buffered(size).await,
+                    None => body,
+                };
+                Ok((body, candidate))
+            });
+            self.open.push_back(QueuedNar { task, buffered });
         }
         let panicked = || Error::failed("internal error: download task panicked");
-        let (next, bytes) = self.open.pop_front().ok_or_else(panicked)?;
-        self.waiting_bytes -= bytes;
-        self.runtime.block_on(next).map_err(|_| panicked())?
+        let next = self.open.pop_front().ok_or_else(panicked)?;
+        self.runtime.block_on(next.task).map_err(|_| panicked())?
     }
 
-    fn may_open_another(&self) -> bool {
-        self.open.len() < MIN_OPEN_NARS
-            || (self.open.len() < MAX_OPEN_NARS && self.waiting_bytes + MAX_UNREAD_BYTES <= MAX_WAITING_BYTES)
+    /// Returns whether one more NAR may be downloaded in advance.
+    fn has_room(&self, buffered: Option<u64>) -> bool {
+        let has_room = match buffered {
+            Some(size) => self.open.iter().filter_map(|nar| nar.buffered).sum::<u64>() + size <= MAX_BUFFERED_BYTES,
+            None => self.open.iter().filter(|nar| nar.buffered.is_none()).count() < MAX_STREAMED_NARS,
+        };
+        has_room && self.open.len() < MAX_OPEN_NARS
     }
 }
 

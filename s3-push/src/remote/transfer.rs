@@ -63,6 +63,24 @@ impl Body {
         AbortOnDrop(self.task.clone())
     }
 
+    /// Receives the body into memory. If it has more than `max_size` bytes, it ends somewhere after these.
+    pub async fn buffered(mut self, max_size: u64) -> Self {
+        let mut bytes = BytesMut::new();
+        let end = loop {
+            match self.chunks.recv().await {
+                Some(Ok(Chunk::Data(Plain(data)))) if bytes.len() as u64 <= max_size => bytes.extend_from_slice(&data),
+                Some(Ok(Chunk::Data(_) | Chunk::End)) => break Some(Ok(Chunk::End)),
+                Some(Err(error)) => break Some(Err(error)),
+                None => break None,
+            }
+        };
+        let (sender, chunks) = mpsc::channel(2);
+        // There is room for both.
+        let _ = sender.try_send(Ok(Chunk::Data(Plain(bytes.freeze()))));
+        let _ = end.map(|end| sender.try_send(end));
+        Self { chunks, ..self }
+    }
+
     /// Returns a reader for a thread that may block.
     #[must_use]
     pub fn into_reader(self) -> ChunkReader {

@@ -73,7 +73,7 @@ async fn collect(bucket: &Bucket, store_dir: &StoreDir, known: Option<&KnownText
     let (names, paths): (Vec<String>, Vec<Vec<usize>>) = pins.into_iter().unzip();
     let closures = find_largest(&narinfos.graph, &narinfos.sizes, &pinned);
     let kept = find_pinned(&narinfos.graph, &narinfos.sizes, &paths);
-    let mut paths_of = |largest: Vec<(usize, Sizes)>| -> Result<Vec<(String, Sizes)>> {
+    let paths_of = |largest: Vec<(usize, Sizes)>| -> Result<Vec<(String, Sizes)>> {
         let rows = largest.into_iter().map(|(index, sizes)| {
             let path = StorePath::from_base_name(&narinfos.names.read(index)?)?;
             Ok((store_dir.join(&path), sizes))
