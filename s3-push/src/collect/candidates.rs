@@ -86,7 +86,7 @@ impl Candidates {
     ///
     /// # Errors
     /// Fails if the temporary file does.
-    pub fn text(&mut self, index: usize) -> Result<String> {
+    pub fn text(&self, index: usize) -> Result<String> {
         self.texts.read(index)
     }
 }

@@ -76,7 +76,7 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
 /// # Errors
 /// Refuses more paths than the maximum share. Fails if anything cannot be read, listed, written or deleted, or if another
 /// collector is deleting.
-pub async fn delete_paths(bucket: &Bucket, mut candidates: Candidates, options: &DeleteOptions) -> Result<Outcome> {
+pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &DeleteOptions) -> Result<Outcome> {
     if candidates.paths.is_empty() {
         return Ok(Outcome::default());
     }

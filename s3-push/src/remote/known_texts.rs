@@ -5,16 +5,15 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use md5::{Digest as _, Md5};
 use nar_pack::error::{Context, Error, Result};
 use narinfo_gen::narinfo::MAX_SIZE;
-use narinfo_gen::spool::{create_spool_file, spool_write_error};
 
 use crate::remote::etag::{Md5Tag, md5_tag_of};
+use crate::remote::text_file::{Span, TextFile, read_span};
 
 /// Narinfos in files, found by the MD5 hashes of their texts. 32 bytes of memory per narinfo of an earlier run, and about
 /// twice that per narinfo of an earlier pass.
@@ -33,22 +32,12 @@ struct Earlier {
     texts: Arc<[(Md5Tag, Span)]>,
 }
 
-/// The texts in an unlinked temporary file.
+/// Those that were read, in a temporary file.
 #[derive(Debug)]
 struct Remembered {
-    file: File,
-    /// The size of the file, in bytes.
-    end: u64,
+    /// None after a failure: then nothing more is remembered.
+    file: Option<TextFile>,
     texts: HashMap<Md5Tag, Span>,
-}
-
-/// Where a text is.
-#[derive(Debug, Clone, Copy)]
-struct Span {
-    /// Offset in the file, in bytes.
-    start: u64,
-    /// In bytes.
-    length: u32,
 }
 
 impl KnownTexts {
@@ -73,7 +62,7 @@ impl KnownTexts {
     /// # Errors
     /// Fails if a temporary file cannot be created.
     pub fn remembering(earlier: Option<&Self>) -> Result<Self> {
-        let remembered = Remembered { file: create_spool_file()?, end: 0, texts: HashMap::new() };
+        let remembered = Remembered { file: Some(TextFile::new()?), texts: HashMap::new() };
         let earlier = earlier.and_then(|known| known.earlier.clone());
         Ok(Self { earlier, remembered: Some(Mutex::new(remembered)) })
     }
@@ -81,39 +70,32 @@ impl KnownTexts {
     /// Returns the text with this hash, if it is known.
     #[must_use]
     pub fn get(&self, md5: Md5Tag) -> Option<String> {
+        // Another process may have changed a file.
+        let is_unchanged = |text: &String| md5_tag_of(text.as_bytes()) == md5;
         if let Some(Earlier { file, texts }) = &self.earlier
             && let Ok(found) = texts.binary_search_by_key(&md5, |(md5, _)| *md5)
-            && let Some(text) = texts[found].1.read(file, md5)
+            && let Some(text) = read_span(file, texts[found].1).ok().filter(is_unchanged)
         {
             return Some(text);
         }
         let remembered = lock(self.remembered.as_ref()?);
-        remembered.texts.get(&md5)?.read(&remembered.file, md5)
+        let span = *remembered.texts.get(&md5)?;
+        remembered.file.as_ref()?.read(span).ok().filter(is_unchanged)
     }
 
-    /// Adds a text that was read from an object with this entity tag, if texts are remembered and the tag is its hash.
-    ///
-    /// # Errors
-    /// Fails if the temporary file cannot be written.
-    pub fn add(&self, md5: Md5Tag, text: &str) -> Result {
-        let Some(remembered) = &self.remembered else { return Ok(()) };
-        let (Ok(length), true) = (u32::try_from(text.len()), md5_tag_of(text.as_bytes()) == md5) else { return Ok(()) };
+    /// Adds a text that was read from an object with this entity tag, if texts are remembered and the tag is its hash. After
+    /// an error of the temporary file, texts are read again instead.
+    pub fn add(&self, md5: Md5Tag, text: &str) {
+        let Some(remembered) = &self.remembered else { return };
+        if md5_tag_of(text.as_bytes()) != md5 {
+            return;
+        }
         let mut remembered = lock(remembered);
-        let start = remembered.end;
-        remembered.file.write_all_at(text.as_bytes(), start).map_err(spool_write_error)?;
-        remembered.end += u64::from(length);
-        remembered.texts.insert(md5, Span { start, length });
-        Ok(())
-    }
-}
-
-impl Span {
-    fn read(self, file: &File, md5: Md5Tag) -> Option<String> {
-        let mut bytes = vec![0; self.length as usize];
-        file.read_exact_at(&mut bytes, self.start).ok()?;
-        // Another process may have changed the file.
-        let text = String::from_utf8(bytes).ok()?;
-        (md5_tag_of(text.as_bytes()) == md5).then_some(text)
+        match remembered.file.as_mut().map(|file| file.append(text)) {
+            Some(Ok(span)) => drop(remembered.texts.insert(md5, span)),
+            Some(Err(_)) => *remembered = Remembered { file: None, texts: HashMap::new() },
+            None => {}
+        }
     }
 }
 
@@ -177,11 +159,11 @@ mod tests {
         let earlier = known(b"StorePath: a\n");
         let (a, b, c) = ("StorePath: a\n", "StorePath: b\n", "StorePath: c\n");
         let [md5_a, md5_b, md5_c] = [a, b, c].map(|text| md5_tag_of(text.as_bytes()));
-        earlier.add(md5_b, b).unwrap();
+        earlier.add(md5_b, b);
         assert_eq!(earlier.get(md5_b), None);
         for known in [KnownTexts::remembering(Some(&earlier)).unwrap(), KnownTexts::remembering(None).unwrap()] {
-            known.add(md5_b, b).unwrap();
-            known.add(md5_c, b).unwrap();
+            known.add(md5_b, b);
+            known.add(md5_c, b);
             assert_eq!((known.get(md5_b).as_deref(), known.get(md5_c)), (Some(b), None));
             assert_eq!(known.get(md5_a).is_some(), known.earlier.is_some());
         }

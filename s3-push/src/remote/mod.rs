@@ -67,6 +67,8 @@ pub mod s3;
 #[cfg(feature = "client")]
 mod terminal;
 #[cfg(feature = "client")]
+mod text_file;
+#[cfg(feature = "client")]
 pub mod transfer;
 
 /// Starts the runtime on which requests are made.

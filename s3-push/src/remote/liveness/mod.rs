@@ -8,7 +8,7 @@ mod narinfos;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufReader, Read as _, Seek as _, SeekFrom, Write};
+use std::io::{BufReader, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,6 +22,7 @@ use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::cli::RootArgs;
 use crate::remote::pins::{Retention, list_pins, read_pins};
 use crate::remote::s3::Bucket;
+use crate::remote::text_file::{Span, TextFile};
 
 /// The prefix of the objects that a collector writes.
 pub const COLLECTOR_PREFIX: &str = "gc/";
@@ -110,7 +111,7 @@ impl DeadPaths {
     ///
     /// # Errors
     /// Fails if `each` or the temporary file does.
-    pub fn for_each(mut self, mut each: impl FnMut(&str) -> Result) -> Result {
+    pub fn for_each(self, mut each: impl FnMut(&str) -> Result) -> Result {
         self.order.iter().try_for_each(|index| each(&self.texts.read(*index)?))
     }
 }
@@ -200,12 +201,11 @@ fn describes(narinfo: &NarInfo, hash: HashPart) -> bool {
     narinfo.path.hash_part() == hash
 }
 
-/// Texts by index, in an unlinked temporary file.
+/// Texts by index, in a temporary file.
 pub struct TextSpool {
-    file: File,
-    end: u64,
-    /// Where each text begins, and its length; the length is 0 where there is none.
-    spans: Vec<(u64, u32)>,
+    file: TextFile,
+    /// Where each text is; the default where there is none.
+    spans: Vec<Span>,
 }
 
 impl TextSpool {
@@ -214,9 +214,7 @@ impl TextSpool {
     /// # Errors
     /// Fails if it cannot be created.
     pub fn new() -> Result<Self> {
-        let file =
-            tempfile::tempfile().map_err(|error| Error::failed(format!("cannot create a temporary file: {error}")))?;
-        Ok(Self { file, end: 0, spans: Vec::new() })
+        Ok(Self { file: TextFile::new()?, spans: Vec::new() })
     }
 
     /// Stores a text.
@@ -225,12 +223,9 @@ impl TextSpool {
     /// Fails if the file cannot be written.
     pub fn add(&mut self, index: usize, text: &str) -> Result {
         if self.spans.len() <= index {
-            self.spans.resize(index + 1, (0, 0));
+            self.spans.resize(index + 1, Span::default());
         }
-        self.file.seek(SeekFrom::Start(self.end))?;
-        self.file.write_all(text.as_bytes()).context(|| "cannot write to the temporary file")?;
-        self.spans[index] = (self.end, u32::try_from(text.len()).unwrap_or(u32::MAX));
-        self.end += text.len() as u64;
+        self.spans[index] = self.file.append(text)?;
         Ok(())
     }
 
@@ -238,11 +233,7 @@ impl TextSpool {
     ///
     /// # Errors
     /// Fails if the file cannot be read.
-    pub fn read(&mut self, index: usize) -> Result<String> {
-        let (start, length) = self.spans.get(index).copied().unwrap_or_default();
-        let mut text = String::with_capacity(length as usize);
-        self.file.seek(SeekFrom::Start(start))?;
-        (&mut self.file).take(length.into()).read_to_string(&mut text)?;
-        Ok(text)
+    pub fn read(&self, index: usize) -> Result<String> {
+        Ok(self.file.read(self.spans.get(index).copied().unwrap_or_default())?)
     }
 }

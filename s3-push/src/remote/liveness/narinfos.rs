@@ -121,10 +121,8 @@ pub async fn read_narinfo_texts(
         }
         let object = bucket.get_text(&narinfo.key(), narinfo::MAX_SIZE).await;
         let text = object.map(|object| object.map(|object| object.text));
-        if let (Some(known), Some(md5), Ok(Some(text))) = (known, narinfo.md5, &text)
-            && let Err(error) = known.add(md5, text)
-        {
-            return (index, Err(error));
+        if let (Some(known), Some(md5), Ok(Some(text))) = (known, narinfo.md5, &text) {
+            known.add(md5, text);
         }
         (index, text)
     });
