@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nar_pack::{drawn_line, process};
 
-use crate::remote::terminal::{StderrTerminal, columns};
+use crate::remote::terminal::{StderrTerminal, columns, draw_in_background};
 
 /// Time between two updates of a bar.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(200);
@@ -90,6 +90,9 @@ impl ProgressArgs {
             ProgressMode::Auto | ProgressMode::Never => Display::Nothing,
         };
         let _ = DISPLAY.set((display, tool));
+        if self.progress == ProgressMode::Bar {
+            draw_in_background();
+        }
         if display == Display::Bar {
             // indicatif asks for those of standard output, since it does not know where this terminal is.
             console::set_colors_enabled(console::colors_enabled_stderr());

@@ -2,6 +2,7 @@
 //! time, so errors are ignored here, as they are for messages.
 
 use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::TermLike;
@@ -22,8 +23,16 @@ fn is_in_background() -> bool {
     rustix::termios::tcgetpgrp(io::stderr()).is_ok_and(|group| group != rustix::process::getpgrp())
 }
 
-/// The terminal on standard error. It writes one frame at a time, and none while the process is in the background.
-/// Ignores errors.
+/// Whether bars are drawn while this process is in the background.
+static DRAWS_IN_BACKGROUND: AtomicBool = AtomicBool::new(false);
+
+/// Lets bars be drawn while this process is in the background.
+pub fn draw_in_background() {
+    DRAWS_IN_BACKGROUND.store(true, Ordering::Relaxed);
+}
+
+/// The terminal on standard error. It writes one frame at a time, and none while the process is in the background unless
+/// [`draw_in_background`] was called. Ignores errors.
 #[derive(Debug, Default)]
 pub struct StderrTerminal {
     frame: Mutex<Vec<u8>>,
@@ -85,7 +94,7 @@ impl TermLike for StderrTerminal {
 
     fn flush(&self) -> io::Result<()> {
         let frame = std::mem::take(&mut *self.frame.lock().unwrap_or_else(PoisonError::into_inner));
-        if !is_in_background() {
+        if DRAWS_IN_BACKGROUND.load(Ordering::Relaxed) || !is_in_background() {
             let _ = io::stderr().write_all(&frame);
         }
         Ok(())
