@@ -206,11 +206,11 @@ impl<'a> Source<'a> {
                     Case::Archive => stage.command.arg("--archive"),
                     _ => stage.command.args(["--root", &out]),
                 };
-                if case != Case::Http {
+                if case == Case::Http {
+                    stage.command.arg(http);
+                } else {
                     stage.command.arg(cache_url(endpoint, bucket));
                     self.minio.root().authorize(&mut stage.command);
-                } else {
-                    stage.command.arg(http);
                 }
                 stage
             }

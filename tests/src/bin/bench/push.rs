@@ -78,11 +78,10 @@ impl Case {
 
     /// Returns the name of the command of Nix that does the same as the one of this name.
     fn nix_name(name: &str) -> String {
-        if name == Self::OursFile.name() {
-            return Self::NixFile.name().to_owned();
-        }
+        let is_file = [Self::OursFile, Self::NixFile].iter().any(|case| name.starts_with(case.name()));
+        let nix = if is_file { Self::NixFile } else { Self::NixHttp };
         let again = if name.ends_with(NOTHING_TO_DO) { NOTHING_TO_DO } else { "" };
-        format!("{}{again}", Self::NixHttp.name())
+        format!("{}{again}", nix.name())
     }
 
     /// Returns whether the case sends files or an archive finished before.
