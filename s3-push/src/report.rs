@@ -175,7 +175,9 @@ impl Report {
         if self.is_json {
             let name = status.name(self.is_dry_run);
             write_object(&mut self.out, json!({ "path": path, "status": name, "fileSize": bytes }))?;
-        } else if self.prints_present || matches!(status, Status::Sent { .. } | Status::Signed | Status::Repaired) {
+        } else if matches!(status, Status::Sent { .. } | Status::Signed | Status::Repaired)
+            || (self.prints_present && matches!(status, Status::Present | Status::Upstream))
+        {
             writeln!(self.out, "{path}")?;
         }
         Ok(self.out.flush()?)
@@ -270,13 +272,13 @@ impl Report {
         let repaired =
             if self.repaired > 0 { format!(", {} {would_be}repaired", self.repaired) } else { String::new() };
         let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present + self.upstream);
-        let uploaded = if self.is_dry_run {
+        let transfer = if self.is_dry_run {
             "uploaded nothing".to_owned()
         } else {
             format!("uploaded {}", transfer_summary(uploader.uploaded_bytes(), self.start.elapsed()))
         };
         format!(
-            "{sent} {would_be}sent ({bytes}), {present} already present{signed}{repaired}; {uploaded}, \
+            "{sent} {would_be}sent ({bytes}), {present} already present{signed}{repaired}; {transfer}, \
              {requests} requests{retries}"
         )
     }

@@ -30,8 +30,9 @@ use crate::publish::byte_budget::ByteBudget;
 use crate::publish::cache_info::change_cache_info;
 use crate::publish::intake::{Event, Intake, NarCheck, NarSizes};
 use crate::publish::missing::find_missing_paths;
+use crate::publish::part_sizes::MAX_OBJECT_SIZE;
 use crate::publish::publisher::{PublishOptions, Publisher};
-use crate::publish::put_key::put_key;
+use crate::publish::put_key::{part_size_of, put_key};
 use crate::publish::upload::{ExistingCheck, Uploader};
 use crate::publish::upstream::Upstreams;
 use crate::remote::interrupts::{HINT, Interrupts};
@@ -121,6 +122,7 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let PutKeyOptions { bucket, upload, target, is_json } = options;
     let input = stdio::stdin("the bytes to upload")?;
     let size = input.get_ref().remaining_size();
+    require_memory_for_parts(size, &upload)?;
     let (verbosity, memory, part_size) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.part_size);
     let uploader = runtime.block_on(connect_uploader(bucket, upload, ExistingCheck::EntityTag));
     let counter = Arc::clone(&uploader);
@@ -142,6 +144,21 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
             transfer_summary(bytes, start.elapsed())
         };
         process::print_message(TOOL, format!("{url}: {result}"));
+    }
+    Ok(())
+}
+
+/// Refuses a file that needs larger parts than the memory allows.
+fn require_memory_for_parts(size: Option<u64>, upload: &UploadOptions) -> Result {
+    let Some(size) = size else { return Ok(()) };
+    if size > MAX_OBJECT_SIZE {
+        return Err(Error::refused(format!("{size} bytes; the maximum object size of S3 is 5 TiB")));
+    }
+    let part_size = part_size_of(size, upload.part_size);
+    if 2 * part_size > upload.memory {
+        let error = format!("a file of {size} bytes needs parts of {part_size} bytes, and twice as much memory");
+        let memory = (2 * part_size).div_ceil(1 << 20);
+        return Err(Error::usage(error).with_hint(format!("pass --memory {memory}MiB or more")));
     }
     Ok(())
 }

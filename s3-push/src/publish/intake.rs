@@ -25,13 +25,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::TOOL;
 use crate::publish::body::{Body, Part};
 use crate::publish::byte_budget::ByteBudget;
-use crate::publish::part_sizes::PartSizes;
+use crate::publish::part_sizes::{self, PartSizes};
 use crate::remote::chunks::{Chunk, ChunkReader};
 
 /// Maximum size of an object other than NARs and narinfos (such as a build log or a listing), in bytes.
 const MAX_OBJECT_SIZE: u64 = 64 << 20;
-/// Maximum size of an object in S3, in bytes: 5 TiB.
-const MAX_NAR_SIZE: u64 = 5 << 40;
 /// Maximum size of the memory that is allocated before any byte of a part has arrived.
 const MAX_PREALLOCATION: usize = 16 << 20;
 /// Parts that are buffered between the intake and an upload or a verifier.
@@ -203,7 +201,7 @@ impl Intake {
 
     /// Reads a NAR of a cache archive. Another thread verifies it while it is uploaded.
     fn read_archived_nar(&self, member: &mut Member<'_>, file_hash: Option<Sha256>) -> Result {
-        if member.size > MAX_NAR_SIZE {
+        if member.size > part_sizes::MAX_OBJECT_SIZE {
             return Err(Error::refused(format!("{} bytes; the maximum object size of S3 is 5 TiB", member.size)));
         }
         let verifiers = Arc::clone(&self.verifiers);

@@ -10,8 +10,7 @@ pub(super) const PROXY_HINT: &str =
     "add the user name and password of the proxy to the URL in HTTP_PROXY or HTTPS_PROXY";
 
 /// The hint for an endpoint that cannot be reached.
-pub(super) const UNREACHABLE_HINT: &str =
-    "check that the server is running, and the host and the port of the endpoint in the URL";
+pub(super) const UNREACHABLE_HINT: &str = "check that the server is running, the host and the port of the endpoint in the URL, and HTTP_PROXY and HTTPS_PROXY";
 
 /// Returns whether there is no such host, or nothing listens on the port.
 pub(super) fn is_unreachable(error: &(dyn Error + 'static)) -> bool {

@@ -183,7 +183,7 @@ fn one_file_is_read_from_a_nar() {
     scratch
         .sh("mkdir one; cp tree/noise tree/Zebra one; nar-pack one > one.nar
              offset=$(nar-pack --list one.nar | grep -o '\"noise\":{\"narOffset\":[0-9]*' | grep -o '[0-9]*$')
-             tail -c +$((offset + 1)) one.nar | head -c 1048576 | cmp - tree/noise")
+             tail -c +$((offset + 1)) one.nar | { head -c 1048576; cat > /dev/null; } | cmp - tree/noise")
         .ok();
     let stderr = scratch.sh("head -c 5000 nar | nar-pack --cat noise").fails(1);
     assert!(stderr.contains("truncated"), "{stderr}");
