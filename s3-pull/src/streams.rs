@@ -183,7 +183,7 @@ impl<'a> NarQueue<'a> {
     fn next(&mut self) -> Result<OpenNar> {
         while let [candidate, rest @ ..] = self.candidates {
             let buffered = candidate.narinfo.file_size.filter(|size| *size <= MAX_BUFFERED_NAR);
-            if !self.has_room(buffered) {
+            if !self.may_open(buffered) {
                 break;
             }
             self.candidates = rest;
@@ -204,12 +204,12 @@ impl<'a> NarQueue<'a> {
     }
 
     /// Returns whether one more NAR may be downloaded in advance.
-    fn has_room(&self, buffered: Option<u64>) -> bool {
-        let has_room = match buffered {
+    fn may_open(&self, buffered: Option<u64>) -> bool {
+        let is_in_budget = match buffered {
             Some(size) => self.open.iter().filter_map(|nar| nar.buffered).sum::<u64>() + size <= MAX_BUFFERED_BYTES,
             None => self.open.iter().filter(|nar| nar.buffered.is_none()).count() < MAX_STREAMED_NARS,
         };
-        has_room && self.open.len() < MAX_OPEN_NARS
+        is_in_budget && self.open.len() < MAX_OPEN_NARS
     }
 }
 

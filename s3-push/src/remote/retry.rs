@@ -3,7 +3,7 @@
 //! SDK cannot retry: plain HTTP requests, truncated bodies, and conflicting conditional writes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use aws_runtime::service_clock_skew::DisableClockSkewCorrection;
@@ -144,23 +144,20 @@ impl ClassifyRetry for ThrottleClassifier {
     }
 }
 
-/// Makes the SDK retry only once after 500, for a request that a service may never answer otherwise and that can be done
-/// without. For one operation.
-#[derive(Debug, Default)]
-pub(super) struct OneInternalError {
-    was_seen: AtomicBool,
-}
+/// Makes the SDK not retry after 500, for a request that a service may never answer otherwise and that can be done without.
+#[derive(Debug)]
+pub(super) struct PermanentInternalError;
 
-impl ClassifyRetry for OneInternalError {
+impl ClassifyRetry for PermanentInternalError {
     fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
         match context.response().map(|response| response.status().as_u16()) {
-            Some(500) if self.was_seen.swap(true, Ordering::Relaxed) => RetryAction::RetryForbidden,
+            Some(500) => RetryAction::RetryForbidden,
             _ => RetryAction::NoActionIndicated,
         }
     }
 
     fn name(&self) -> &'static str {
-        "OneInternalError"
+        "PermanentInternalError"
     }
 
     fn priority(&self) -> RetryClassifierPriority {

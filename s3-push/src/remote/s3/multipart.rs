@@ -14,7 +14,7 @@ use nar_pack::error::{Error, Result};
 
 use super::errors::{element, is_conflict, status};
 use super::{Bucket, PutOutcome, RequestKind, Sdk};
-use crate::remote::retry::OneInternalError;
+use crate::remote::retry::{Backoff, PermanentInternalError};
 
 /// Maximum number of incomplete uploads of an object whose parts are listed, each with a request or more.
 const MAX_UPLOADS: usize = 100;
@@ -251,6 +251,7 @@ impl Bucket {
     async fn list_parts(&self, upload: &MultipartUpload) -> Option<HashMap<i32, RemotePart>> {
         let mut parts = HashMap::new();
         let mut marker: Option<String> = None;
+        let mut internal_errors = Backoff::new(2);
         loop {
             let request = self
                 .client
@@ -261,8 +262,14 @@ impl Bucket {
                 .set_part_number_marker(marker.clone())
                 .customize()
                 // RustFS to 1.0.0-beta.1 returns 500 for an upload without parts, however often it is asked.
-                .config_override(Builder::new().retry_classifier(OneInternalError::default()));
+                .config_override(Builder::new().retry_classifier(PermanentInternalError));
             let result = self.send(RequestKind::ListParts, request.send()).await;
+            if let Err(error) = &result
+                && status(error) == Some(500)
+                && internal_errors.next_attempt().await
+            {
+                continue;
+            }
             let page = self.optional(result, "list the parts of", &upload.key)?;
             let listed = parts.len();
             parts.extend(page.parts.unwrap_or_default().into_iter().filter_map(remote_part));
