@@ -294,7 +294,12 @@ fn selection(cli: &Cli, arguments: Vec<PathArgument>, store_dir: &StoreDir) -> R
     } else if cli.all && !paths.is_empty() {
         return Err(Error::usage("--all fetches every path: remove the store paths, or remove --all"));
     } else if !cli.all && paths.is_empty() {
-        return Err(Error::usage("no store paths given: pass store paths, --stdin or --all"));
+        let message = if cli.nar {
+            "no store path given: pass the path of the NAR"
+        } else {
+            "no store paths given: pass store paths, --stdin or --all"
+        };
+        return Err(Error::usage(message));
     }
     let count = paths.len();
     if cli.nar && count != 1 {

@@ -271,6 +271,10 @@ impl Report {
         let signed = if self.signed > 0 { format!(", {} {would_be}updated", self.signed) } else { String::new() };
         let repaired =
             if self.repaired > 0 { format!(", {} {would_be}repaired", self.repaired) } else { String::new() };
+        let other = match self.other_contents.count {
+            0 => String::new(),
+            count => format!(" ({count} with other contents)"),
+        };
         let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present + self.upstream);
         let transfer = if self.is_dry_run {
             "uploaded nothing".to_owned()
@@ -278,7 +282,7 @@ impl Report {
             format!("uploaded {}", transfer_summary(uploader.uploaded_bytes(), self.start.elapsed()))
         };
         format!(
-            "{sent} {would_be}sent ({bytes}), {present} already present{signed}{repaired}; {transfer}, \
+            "{sent} {would_be}sent ({bytes}), {present} already present{other}{signed}{repaired}; {transfer}, \
              {requests} requests{retries}"
         )
     }

@@ -15,6 +15,7 @@ use crate::publish::body::{Body, BodyLength, Part};
 use crate::publish::byte_budget::ByteBudget;
 use crate::publish::part_sizes::{MAX_PARTS, PartSizes};
 use crate::publish::upload::{ObjectTarget, Overwrite, Uploader};
+use crate::remote::liveness::COLLECTOR_PREFIX;
 
 /// Maximum length of a key in S3, in bytes.
 const MAX_KEY_LENGTH: usize = 1024;
@@ -40,9 +41,13 @@ impl KeyTarget {
     pub fn new(key: &str, content_type: Option<&str>) -> Result<Self> {
         let object = Object::of_key(key);
         let name = key.rsplit('/').next().unwrap_or_default();
-        if let Some(Object::Narinfo(_) | Object::CacheInfo) = Object::of_key(name) {
+        if matches!(Object::of_key(name), Some(Object::Narinfo(_) | Object::CacheInfo)) || name.ends_with(".narinfo") {
             return Err(Error::usage(format!("{key} cannot be uploaded with --key, because it would not be verified"))
                 .with_hint("push it without --key, as narinfo text or in a cache archive"));
+        }
+        if key.starts_with(COLLECTOR_PREFIX) {
+            let error = format!("{key} cannot be uploaded with --key: pushes read what is below {COLLECTOR_PREFIX}");
+            return Err(Error::usage(error).with_hint("only 's3-push delete' and 'collect' write there"));
         }
         if object == Some(Object::Nar(None)) {
             return Err(Error::usage(format!("{key}: the key of a NAR must be nar/<FileHash>.nar[.EXTENSION]")));
@@ -197,7 +202,19 @@ mod tests {
     #[test]
     fn invalid_and_reserved_keys_are_usage_errors() {
         let too_long = "x".repeat(1025);
-        for key in ["", "/x", "a/../b", ".", "a\nb", &too_long, "nix-cache-info", "a/nix-cache-info", "nar/x.nar"] {
+        for key in [
+            "",
+            "/x",
+            "a/../b",
+            ".",
+            "a\nb",
+            &too_long,
+            "nix-cache-info",
+            "a/nix-cache-info",
+            "nar/x.nar",
+            "x.narinfo",
+            "gc/sweeping",
+        ] {
             assert!(KeyTarget::new(key, None).unwrap_err().is_usage(), "{key}");
         }
         let log = KeyTarget::new("log/x.drv", None).unwrap();

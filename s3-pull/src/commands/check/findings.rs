@@ -222,7 +222,7 @@ impl Findings {
     fn summary_json(&self) -> Value {
         let Totals { paths, nars, others, read_nars } = &self.totals;
         json!({
-            "version": 1, "paths": paths, "broken": self.broken().count(), "nars": nars.0, "fileSize": nars.1,
+            "paths": paths, "broken": self.broken().count(), "nars": nars.0, "fileSize": nars.1,
             "otherObjects": others.0, "otherSize": others.1, "readNars": read_nars.0, "readSize": read_nars.1,
         })
     }

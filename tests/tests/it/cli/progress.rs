@@ -109,7 +109,7 @@ fn plain_progress_is_a_line_every_ten_seconds() {
         s3-push --progress plain --key log/x \"$C\" < input 2> messages &
         push=$!
         exec 3> input
-        grep -m 1 -q '^s3-push: 0 B, ' <(timeout 120 tail -n +1 -f --pid=$push messages)
+        grep -m 1 -q '^s3-push: 0 B, ' <(exec 3>&-; timeout 120 tail -n +1 -f --pid=$push messages)
         exec 3>&-
         wait $push";
     fixture.scratch.sh(script).ok();
