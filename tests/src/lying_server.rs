@@ -237,7 +237,8 @@ impl Shared {
         while let Some(request) = read_request(&mut reader)? {
             self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
             let response = (self.respond)(&request);
-            if let Next::Close = self.respond_to(client, &request, response)? {
+            let closes = request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+            if matches!(self.respond_to(client, &request, response)?, Next::Close) || closes {
                 return Ok(());
             }
         }

@@ -1,7 +1,7 @@
 //! TLS in front of a plain HTTP server, with a self-signed certificate.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 
 use rustls::pki_types::PrivateKeyDer;
@@ -50,12 +50,18 @@ fn pass(client: TcpStream, config: Arc<ServerConfig>, server: &str) -> io::Resul
     loop {
         let mut line = String::new();
         client.read_line(&mut line)?;
-        server.write_all(line.as_bytes())?;
-        if line.trim().is_empty() {
+        let is_last = line.trim().is_empty();
+        if is_last {
+            // The end of the connection is the end of the response.
+            server.write_all(b"Connection: close\r\n")?;
+        }
+        if !line.to_ascii_lowercase().starts_with("connection:") {
+            server.write_all(line.as_bytes())?;
+        }
+        if is_last {
             break;
         }
     }
-    server.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
     server.read_to_end(&mut answer)?;
     let head = answer.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);

@@ -3,6 +3,7 @@
 mod access;
 mod conditions;
 mod debian_testing;
+mod https;
 mod maintenance;
 mod nix;
 mod objects;
@@ -59,7 +60,7 @@ const fn nix_testing(id: &'static str, title: &'static str, run: fn(&Trial<'_>) 
 }
 
 /// All rows, in the order of the table.
-pub static ROWS: [Row; 37] = [
+pub static ROWS: [Row; 39] = [
     row("push", "push a closure", push::once),
     row("push-again", "push it again", push::again),
     row("missing", "`s3-push --missing`", push::missing),
@@ -78,6 +79,7 @@ pub static ROWS: [Row; 37] = [
     slow("listing", "listing above 1,000 keys", objects::listing),
     row("pull", "pull a closure", pull::closure),
     row("absent", "pull what is missing", pull::absent),
+    row("https", "pull over `https://`, with TLS in front", https::pull),
     row("resign", "sign again with a second key", signatures::second_key),
     row("two-resignings", "two re-signings at once", signatures::two_at_once),
     row("anonymous", "anonymous reading", access::anonymous),
@@ -92,6 +94,7 @@ pub static ROWS: [Row; 37] = [
     row("delete-md5", "DeleteObjects with Content-MD5", conditions::delete_objects),
     row("last-modified", "resolution of LastModified", conditions::last_modified),
     nix("nix-reads", "Nix reads over `http://` what we wrote", nix::reads),
+    nix("nix-https", "Nix reads over `https://`, with TLS in front", https::nix_reads),
     nix("nix-writes", "we read what Nix wrote", nix::writes),
     nix_testing("nix-testing-http", "newer Nix reads over `http://` what we wrote", debian_testing::reads_http),
     nix_testing("nix-testing-s3", "newer Nix reads over `s3://`, unsigned", debian_testing::reads_s3),

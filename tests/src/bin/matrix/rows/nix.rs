@@ -6,7 +6,7 @@ use crate::outcome::Outcome;
 use crate::s3::S3;
 use crate::trial::Trial;
 
-const NO_NIX: &str = "Nix is not installed";
+pub(super) const NO_NIX: &str = "Nix is not installed";
 
 pub(super) fn reads(trial: &Trial<'_>) -> Result<Outcome, String> {
     if !nix::available() {
