@@ -41,7 +41,7 @@ fn findings(fixture: &Fixture, options: &str) -> Vec<serde_json::Value> {
     let output = fixture.scratch.sh(&format!("s3-pull check -q --json {options} \"$C\""));
     let lines: Vec<serde_json::Value> =
         output.text().lines().map(|line| serde_json::from_str(line).expect("a JSON object per line")).collect();
-    assert_eq!(lines[lines.len() - 1]["summary"]["version"], 1);
+    assert_eq!(lines[lines.len() - 1]["version"], 1);
     lines[..lines.len() - 1].to_vec()
 }
 
