@@ -31,7 +31,7 @@ pub(super) fn two_at_once(trial: &Trial<'_>) -> Result<Outcome, String> {
     trial.push()?;
     for round in 0..ROUNDS {
         let both = trial.run(&format!(
-            "s3-pull --narinfo --all \"$C\" > text; for key in a b; do \
+            "rm -f [ab]{round}.*; s3-pull --narinfo --all \"$C\" > text; for key in a b; do \
              cache-sign keygen ${{key}}{round}.example.org-1 ${{key}}{round}.sec ${{key}}{round}.pub; \
              cache-sign -k ${{key}}{round}.sec < text > text.$key; done; \
              s3-push -q \"$C\" < text.a & s3-push -q \"$C\" < text.b; wait $!; rm [ab]{round}.sec [ab]{round}.pub"
