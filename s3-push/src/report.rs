@@ -167,13 +167,12 @@ impl Report {
                 self.other_contents.add(path);
             }
         }
+        let name = status.name(self.is_dry_run);
         if self.verbosity == Verbosity::Verbose {
             let unsigned = matches!(status, Status::Sent { signed: false, .. });
-            let name = status.name(self.is_dry_run);
             print(format!("{path}: {name}{}", if unsigned { ", without a signature" } else { "" }));
         }
         if self.is_json {
-            let name = status.name(self.is_dry_run);
             write_object(&mut self.out, json!({ "path": path, "status": name, "fileSize": bytes }))?;
         } else if matches!(status, Status::Sent { .. } | Status::Signed | Status::Repaired)
             || (self.prints_present && matches!(status, Status::Present | Status::Upstream))

@@ -30,9 +30,9 @@ use crate::publish::byte_budget::ByteBudget;
 use crate::publish::cache_info::change_cache_info;
 use crate::publish::intake::{Event, Intake, NarCheck, NarSizes};
 use crate::publish::missing::find_missing_paths;
-use crate::publish::part_sizes::MAX_OBJECT_SIZE;
+use crate::publish::part_sizes::{MAX_OBJECT_SIZE, PartSizes};
 use crate::publish::publisher::{PublishOptions, Publisher};
-use crate::publish::put_key::{part_size_of, put_key};
+use crate::publish::put_key::put_key;
 use crate::publish::upload::{ExistingCheck, Uploader};
 use crate::publish::upstream::Upstreams;
 use crate::remote::interrupts::{HINT, Interrupts};
@@ -122,16 +122,15 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let PutKeyOptions { bucket, upload, target, is_json } = options;
     let input = stdio::stdin("the bytes to upload")?;
     let size = input.get_ref().remaining_size();
-    require_memory_for_parts(size, &upload)?;
-    let (verbosity, memory, part_size) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.part_size);
+    let (verbosity, memory, is_dry_run) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.is_dry_run);
+    let part_size = part_size(size, &upload)?;
     let uploader = runtime.block_on(connect_uploader(bucket, upload, ExistingCheck::EntityTag));
     let counter = Arc::clone(&uploader);
     let (progress, start) =
         (Progress::of_transfer(size.unwrap_or(0), move || counter.processed_bytes()), Instant::now());
-    let uploading = put_key(&uploader, &target, input, size, memory, part_size);
+    let uploading = put_key(&uploader, &target, input, memory, part_size);
     let bytes = runtime.block_on(abort_uploads_on_error(&uploader, uploading))?;
     drop(progress);
-    let is_dry_run = uploader.bucket.is_dry_run();
     if is_json {
         let status = if is_dry_run { "would-send" } else { "sent" };
         print_object(json!({ "key": target.key(), "status": status, "fileSize": bytes }))?;
@@ -148,29 +147,33 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     Ok(())
 }
 
-/// Refuses a file that needs larger parts than the memory allows.
-fn require_memory_for_parts(size: Option<u64>, upload: &UploadOptions) -> Result {
-    let Some(size) = size else { return Ok(()) };
+/// Returns the minimum size of the parts of an object of `size` bytes, if it is known. A small file has the minimum that
+/// was asked for, because it may grow while it is read.
+///
+/// # Errors
+/// Refuses a file that S3 cannot store, or that needs larger parts than the memory allows.
+fn part_size(size: Option<u64>, upload: &UploadOptions) -> Result<u64> {
+    let Some(size) = size.filter(|size| *size > upload.part_size) else { return Ok(upload.part_size) };
     if size > MAX_OBJECT_SIZE {
         return Err(Error::refused(format!("{size} bytes; the maximum object size of S3 is 5 TiB")));
     }
-    let part_size = part_size_of(size, upload.part_size);
+    let part_size = PartSizes::new(upload.part_size, Some(size)).part_size() as u64;
     if 2 * part_size > upload.memory {
         let error = format!("a file of {size} bytes needs parts of {part_size} bytes, and twice as much memory");
         let memory = (2 * part_size).div_ceil(1 << 20);
         return Err(Error::usage(error).with_hint(format!("pass --memory {memory}MiB or more")));
     }
-    Ok(())
+    Ok(part_size)
 }
 
 /// Changes the `nix-cache-info` of an existing cache.
 fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
     let SetCacheInfoOptions { bucket, upload, changes, is_json } = options;
-    let verbosity = bucket.verbosity;
-    let (url, has_changed, is_dry_run) = runtime.block_on(async {
+    let (verbosity, is_dry_run) = (bucket.verbosity, upload.is_dry_run);
+    let (url, has_changed) = runtime.block_on(async {
         let uploader = connect_uploader(bucket, upload, ExistingCheck::EntityTag).await;
         let has_changed = change_cache_info(&uploader.bucket, &changes).await?;
-        Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed, uploader.bucket.is_dry_run()))
+        Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed))
     })?;
     let (status, result) = match (has_changed, is_dry_run) {
         (false, _) => ("unchanged", "unchanged"),

@@ -101,15 +101,7 @@ fn check_key(key: &str) -> Result {
     Err(Error::usage(format!("invalid key {key:?}: {problem}")))
 }
 
-/// Returns the size of the parts of a body of `size` bytes, at least `min_part_size`: that of a small file too, because it
-/// may grow while it is read.
-#[must_use]
-pub fn part_size_of(size: u64, min_part_size: u64) -> u64 {
-    (PartSizes::new(min_part_size, Some(size)).part_size() as u64).max(min_part_size)
-}
-
-/// Uploads `input` to its end; returns its size in bytes. `part_size` is the minimum size of a part; if `input_size` is
-/// known, the parts are large enough for it.
+/// Uploads `input` to its end; returns its size in bytes. `part_size` is the minimum size of a part.
 ///
 /// # Errors
 /// Fails when reading or the upload does, or if there are more than 10,000 parts. Refuses bytes whose hash differs
@@ -118,12 +110,10 @@ pub async fn put_key(
     uploader: &Arc<Uploader>,
     target: &KeyTarget,
     mut input: impl Read + Send + 'static,
-    input_size: Option<u64>,
     memory: ByteBudget,
     part_size: u64,
 ) -> Result<u64> {
     let (sender, parts) = mpsc::channel(PART_CHANNEL_CAPACITY);
-    let part_size = input_size.map_or(part_size, |size| part_size_of(size, part_size));
     let (size, runtime) = (PartSizes::new(part_size, None).part_size(), Handle::current());
     let reader = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, size, &sender, &runtime));
     let verification = async {
