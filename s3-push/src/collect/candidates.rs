@@ -19,9 +19,17 @@ pub struct Candidate {
     pub references: Vec<HashPart>,
     /// The MD5 hash of its narinfo.
     md5: Md5Tag,
+    /// The index of the text of its narinfo.
+    text: usize,
 }
 
 impl Candidate {
+    fn new(narinfo: NarInfo, text: &str, index: usize) -> Self {
+        let hash = narinfo.path.hash_part();
+        let references = narinfo.references.iter().map(StorePath::hash_part).filter(|other| *other != hash);
+        Self { references: references.collect(), path: narinfo.path, md5: md5_tag_of(text.as_bytes()), text: index }
+    }
+
     /// Returns whether the narinfo in the bucket has exactly this text. An entity tag that is not its MD5 hash proves
     /// nothing, since with encryption it may be anything, so the text is read.
     ///
@@ -59,27 +67,26 @@ impl Candidates {
             if !seen.insert(narinfo.path.hash_part()) {
                 return Err(Error::refused(format!("{} occurs twice", narinfo.full_path())));
             }
-            candidates.add(narinfo, text)
+            let index = candidates.paths.len();
+            candidates.texts.add(index, text)?;
+            candidates.paths.push(Candidate::new(narinfo, text, index));
+            Ok(())
         })?;
         Ok(candidates)
     }
 
-    /// Takes the dead paths of a cache.
+    /// Takes the dead paths of a cache, with their texts.
     ///
     /// # Errors
     /// Fails if a temporary file does.
     pub fn of_dead(dead: DeadPaths, store_dir: &StoreDir) -> Result<Self> {
-        let mut candidates = Self { paths: Vec::new(), texts: TextSpool::new()? };
-        dead.for_each(|text| candidates.add(NarInfo::parse(text, store_dir)?, text))?;
-        Ok(candidates)
-    }
-
-    fn add(&mut self, narinfo: NarInfo, text: &str) -> Result {
-        let hash = narinfo.path.hash_part();
-        let references = narinfo.references.iter().map(StorePath::hash_part).filter(|other| *other != hash);
-        let (references, md5) = (references.collect(), md5_tag_of(text.as_bytes()));
-        self.paths.push(Candidate { path: narinfo.path, references, md5 });
-        self.texts.add(self.paths.len() - 1, text)
+        let (texts, order) = dead.into_texts();
+        let read = |index| {
+            let text = texts.read(index)?;
+            Ok(Candidate::new(NarInfo::parse(&text, store_dir)?, &text, index))
+        };
+        let paths = order.into_iter().map(read).collect::<Result<_>>()?;
+        Ok(Self { paths, texts })
     }
 
     /// Returns the text of a narinfo.
@@ -87,6 +94,6 @@ impl Candidates {
     /// # Errors
     /// Fails if the temporary file does.
     pub fn text(&self, index: usize) -> Result<String> {
-        self.texts.read(index)
+        self.texts.read(self.paths[index].text)
     }
 }

@@ -93,6 +93,12 @@ impl DeadPaths {
         self.order.len()
     }
 
+    /// Returns the narinfos, and their indices, referrers first.
+    #[must_use]
+    pub fn into_texts(self) -> (TextSpool, Vec<usize>) {
+        (self.texts, self.order)
+    }
+
     /// Writes the narinfos as narinfo text, referrers first.
     ///
     /// # Errors
