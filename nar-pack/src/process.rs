@@ -59,6 +59,12 @@ fn named_command<C: clap::Parser>(tool: &str, first: Option<&str>) -> String {
     }
 }
 
+/// Returns the usage error for a command of another tool.
+#[must_use]
+pub fn command_of_other_tool(command: &str, tool: &str, other_tool: &str) -> Error {
+    Error::usage(format!("{command} is not a command of {tool}")).with_hint(format!("run '{other_tool} {command}'"))
+}
+
 /// Replaces a command that stands for a flag by the flag: with the command `narinfo`, `s3-pull narinfo …` is
 /// `s3-pull --narinfo …`. The first argument is the name of the program.
 pub fn expand_flag_command(args: impl IntoIterator<Item = OsString>, commands: &[&str]) -> Vec<OsString> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use cache_sign::trust::TrustedKeys;
 use nar_pack::error::{Error, Result};
 use nar_pack::path_argument::{PathArgument, is_path_argument};
+use nar_pack::process::command_of_other_tool;
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use s3_push::remote::known_texts::KnownTexts;
@@ -16,6 +17,7 @@ use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::Access;
 use s3_push::remote::transfer::MAX_RANGES_AHEAD_IN_ALL;
 
+use crate::TOOL;
 use crate::cli::{Cli, ExtraKind};
 use crate::extras::ExtraKinds;
 use crate::unpack::UnpackOptions;
@@ -164,8 +166,7 @@ impl Request {
             if let Some(word) = cli.targets.first()
                 && PUSH_COMMANDS.contains(&word.as_str())
             {
-                let error = Error::usage(format!("{word} is not a command of s3-pull"));
-                return Err(error.with_hint(format!("run 's3-push {word}'")));
+                return Err(command_of_other_tool(word, TOOL, "s3-push"));
             }
             return Err(Error::usage(
                 "no output selected: use one of --root DIR, --nar, --cat, --export, --narinfo, --archive, --list",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nar_pack::error::{Error, Result};
 use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::path_info::PathInfoSource;
+use nar_pack::process::command_of_other_tool;
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::cache_info::Changes;
 use narinfo_gen::compression::Settings;
@@ -242,7 +243,7 @@ fn nar_path(cli: &Cli, path: Option<StorePath>) -> Result<Option<NarPath>> {
 fn split_targets(targets: &[String], store_dir: &StoreDir) -> Result<(String, Option<String>)> {
     match targets {
         [word, ..] if PULL_COMMANDS.contains(&word.as_str()) && !is_path_argument(word, store_dir) => {
-            Err(Error::usage(format!("{word} is not a command of s3-push")).with_hint(format!("run 's3-pull {word}'")))
+            Err(command_of_other_tool(word, TOOL, "s3-pull"))
         }
         [] => Ok((url_from_environment("")?, None)),
         [path] if is_path_argument(path, store_dir) => {
