@@ -2,7 +2,6 @@
 //! do at all: hash, compress, decompress and pass bytes through a pipe.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use cache_tests::pipeline::Stage;
 use cache_tests::{Minio, cache_url, processors};
@@ -10,7 +9,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::closure_bench::{Args, ClosureBench};
-use crate::measurement::{rounded, write_json};
+use crate::measurement::{Measurement, rounded, write_json};
 
 /// The compression level of both sides: the default of narinfo-gen.
 const LEVEL: &str = "-3";
@@ -126,9 +125,15 @@ impl Case {
 /// The best run of a case: what disturbs a run only makes it slower.
 struct Row {
     case: Case,
-    elapsed: Duration,
-    cpu: Duration,
-    peak_kib: u64,
+    run: Measurement,
+}
+
+impl Row {
+    /// Returns the throughput in gigabytes per second: of NARs, or of the cache archive.
+    #[allow(clippy::cast_precision_loss)]
+    fn throughput(&self) -> f64 {
+        self.run.bytes as f64 / 1e9 / self.run.elapsed.as_secs_f64()
+    }
 }
 
 /// Runs the benchmark.
@@ -141,7 +146,7 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
     for case in Case::ALL.into_iter().filter(|case| args.selects(case)) {
         eprintln!("{}", case.name());
         let mut runs = (0..args.runs()).map(|_| bench.measure(case)).collect::<Result<Vec<Row>, String>>()?;
-        runs.sort_unstable_by_key(|row| row.elapsed);
+        runs.sort_unstable_by_key(|row| row.run.elapsed);
         rows.extend(runs.into_iter().next());
     }
     bench.print(&rows);
@@ -187,9 +192,8 @@ impl StagesBench {
         }
         let (elapsed, mut stages) = self.closure.run(commands, case.input(), "/dev/null")?;
         stages.truncate(count);
-        let cpu = stages.iter().map(|stage| stage.cpu).sum();
-        let peak_kib = stages.iter().map(|stage| stage.peak_kib).max().unwrap_or(0);
-        Ok(Row { case, elapsed, cpu, peak_kib })
+        let bytes = if case.reads_archive_only() { self.archive_bytes } else { self.bytes };
+        Ok(Row { case, run: Measurement::new(elapsed, &stages, None, bytes) })
     }
 
     fn stages(&self, case: Case) -> Vec<Stage> {
@@ -229,17 +233,10 @@ impl StagesBench {
         stage
     }
 
-    /// Returns the throughput in gigabytes per second: of NARs, or of the cache archive.
-    #[allow(clippy::cast_precision_loss)]
-    fn throughput(&self, row: &Row) -> f64 {
-        let bytes = if row.case.reads_archive_only() { self.archive_bytes } else { self.bytes };
-        bytes as f64 / 1e9 / row.elapsed.as_secs_f64()
-    }
-
     /// Returns the throughput divided by that of the limit, if it was measured.
-    fn share_of_limit(&self, row: &Row, rows: &[Row]) -> Option<f64> {
+    fn share_of_limit(row: &Row, rows: &[Row]) -> Option<f64> {
         let limit = rows.iter().find(|other| Some(other.case) == row.case.limit())?;
-        Some(self.throughput(row) / self.throughput(limit))
+        Some(row.throughput() / limit.throughput())
     }
 
     fn print(&self, rows: &[Row]) {
@@ -257,14 +254,14 @@ impl StagesBench {
             "of limit"
         );
         for row in rows {
-            let limit = row.case.limit().zip(self.share_of_limit(row, rows));
+            let limit = row.case.limit().zip(Self::share_of_limit(row, rows));
             println!(
                 "{:32} {:4.2} GB/s {:6.2} s {:6.2} s {:5} MiB   {}",
                 row.case.name(),
-                self.throughput(row),
-                row.elapsed.as_secs_f64(),
-                row.cpu.as_secs_f64(),
-                row.peak_kib / 1024,
+                row.throughput(),
+                row.run.elapsed.as_secs_f64(),
+                row.run.cpu.as_secs_f64(),
+                row.run.peak_kib / 1024,
                 limit.map_or_else(String::new, |(limit, share)| format!("{share:.2} of {}", limit.name())),
             );
         }
@@ -278,12 +275,12 @@ impl StagesBench {
         let row = |row: &Row| {
             json!({
                 "name": row.case.name(),
-                "gigabytesPerSecond": rounded(self.throughput(row)),
-                "wallSeconds": rounded(row.elapsed.as_secs_f64()),
-                "cpuSeconds": rounded(row.cpu.as_secs_f64()),
-                "peakKiB": row.peak_kib,
+                "gigabytesPerSecond": rounded(row.throughput()),
+                "wallSeconds": rounded(row.run.elapsed.as_secs_f64()),
+                "cpuSeconds": rounded(row.run.cpu.as_secs_f64()),
+                "peakKiB": row.run.peak_kib,
                 "limit": row.case.limit().map(Case::name),
-                "shareOfLimit": self.share_of_limit(row, rows).map(rounded),
+                "shareOfLimit": Self::share_of_limit(row, rows).map(rounded),
             })
         };
         json!({ "bytes": self.bytes, "archiveBytes": self.archive_bytes, "processors": processors(), "rows": rows.iter().map(row).collect::<Vec<_>>() })

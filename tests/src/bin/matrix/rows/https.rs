@@ -3,7 +3,7 @@
 use cache_tests::nix;
 use cache_tests::tls_front::TlsFront;
 
-use super::nix::{NO_NIX, require_public};
+use super::nix::{NO_NIX, copy_from, require_public};
 use crate::outcome::Outcome;
 use crate::trial::Trial;
 
@@ -15,11 +15,7 @@ pub(super) fn nix_reads(trial: &Trial<'_>) -> Result<Outcome, String> {
     if !nix::available() {
         return Ok(Outcome::not_run(NO_NIX));
     }
-    through_tls(trial, |url| {
-        let store = nix::fresh_store(&trial.fixture.scratch);
-        trial.run(&format!("NIX_SSL_CERT_FILE=$PWD/ca.pem nix copy --from '{url}' --to '{store}' \"$TOP\""))?;
-        trial.compare(store.rsplit('/').next().unwrap_or_default())
-    })
+    through_tls(trial, |url| copy_from(trial, url, "NIX_SSL_CERT_FILE=$PWD/ca.pem"))
 }
 
 /// Publishes the closure, and reads it from the `https://` URL that is passed to `read`.

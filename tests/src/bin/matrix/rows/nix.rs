@@ -16,12 +16,16 @@ pub(super) fn reads(trial: &Trial<'_>) -> Result<Outcome, String> {
     if let Some(outcome) = require_public(trial)? {
         return Ok(outcome);
     }
+    copy_from(trial, &trial.http_url(), "")?;
+    Ok(Outcome::ok())
+}
+
+/// Copies the closure from a URL with Nix, given assignments of environment variables, and compares it with what was published.
+pub(super) fn copy_from(trial: &Trial<'_>, url: &str, environment: &str) -> Result<(), String> {
     let store = nix::fresh_store(&trial.fixture.scratch);
     let key = "--trusted-public-keys \"$(cat key.pub)\"";
-    trial.run(&format!("nix copy {key} --from '{}' --to '{store}' \"$TOP\"", trial.http_url()))?;
-    let store = store.rsplit('/').next().unwrap_or_default().to_owned();
-    trial.compare(&store)?;
-    Ok(Outcome::ok())
+    trial.run(&format!("{environment} nix copy {key} --from '{url}' --to '{store}' \"$TOP\""))?;
+    trial.compare(store.rsplit('/').next().unwrap_or_default())
 }
 
 pub(super) fn writes(trial: &Trial<'_>) -> Result<Outcome, String> {
