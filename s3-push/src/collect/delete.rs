@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, stream};
-use indicatif::HumanCount;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
@@ -24,6 +23,7 @@ use crate::remote::cli::only_url;
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::{Graph, GraphError, ListedNarinfo, list_narinfos, read_narinfos, require_readable};
 use crate::remote::pins::{Retention, list_pins, read_pins};
+use crate::remote::progress::count_of;
 use crate::remote::s3::{Access, Bucket};
 
 /// Narinfos that are deleted between two checks of the flag.
@@ -178,14 +178,14 @@ impl Plan {
     fn print(&self, options: &DeleteOptions) {
         let print = |count: usize, what: &str| {
             if count > 0 && !options.is_quiet {
-                process::print_message(TOOL, format!("{} paths {what}", HumanCount(count as u64)));
+                process::print_message(TOOL, format!("{} {what}", count_of(count, "path")));
             }
         };
-        let hours = self.longest_wait.as_secs().div_ceil(3600);
-        print(self.to_doom.len(), "are doomed: run the command again in 24 hours or later to delete them");
-        print(self.waiting, &format!("are doomed and can be deleted in {hours} hours"));
-        print(self.changed, "have changed since the input was made: skipped");
-        print(self.absent, "are not in the cache");
+        let hours = usize::try_from(self.longest_wait.as_secs().div_ceil(3600)).unwrap_or(usize::MAX);
+        print(self.to_doom.len(), "doomed: run the command again in 24 hours or later to delete them");
+        print(self.waiting, &format!("doomed earlier: they can be deleted in {}", count_of(hours, "hour")));
+        print(self.changed, "changed since the input was made: skipped");
+        print(self.absent, "not in the cache: skipped");
         if options.now && !self.ready.is_empty() {
             process::print_message(
                 TOOL,
@@ -303,11 +303,11 @@ impl<'a> Sweep<'a> {
         if self.options.is_quiet {
             return;
         }
-        process::print_message(TOOL, format!("{} paths are deleted", HumanCount(deleted as u64)));
+        process::print_message(TOOL, format!("{} deleted", count_of(deleted, "path")));
         let kept = self.paths.len() - deleted;
         if kept > 0 {
-            let kept = HumanCount(kept as u64);
-            process::print_message(TOOL, format!("{kept} paths stay: they are pinned, referenced or written since"));
+            let kept = count_of(kept, "path");
+            process::print_message(TOOL, format!("{kept} kept: pinned, referenced or written since"));
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::TOOL;
 use crate::publish::collection::CollectorWait;
 use crate::remote::cli::split_url;
 use crate::remote::pins::{PinName, list_pins};
-use crate::remote::progress::Progress;
+use crate::remote::progress::{Progress, count_of};
 use crate::remote::s3::{Access, Bucket};
 
 /// Pins the paths on standard input.
@@ -48,7 +48,7 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
             print_object(json!({ "name": name.as_str(), "status": "pinned", "paths": paths.len() }))?;
         }
         if !args.bucket.quiet {
-            let count = if paths.len() == 1 { "1 path".to_owned() } else { format!("{} paths", paths.len()) };
+            let count = count_of(paths.len(), "path");
             process::print_message(TOOL, format!("{}: {count}", bucket.display_url(&name.key())));
         }
         Ok(())

@@ -159,8 +159,8 @@ impl Plan {
         }
         let [deleted, doomed, waiting] = [deleted, self.doomed, self.waiting].map(|count| HumanCount(count as u64));
         let message = format!(
-            "NARs and other objects that no path needs: {deleted} are deleted, {doomed} are doomed, {waiting} wait \
-             for the end of the grace period"
+            "NARs and other objects that no path needs: {deleted} deleted, {doomed} doomed, {waiting} within the grace \
+             period"
         );
         process::print_message(TOOL, message);
     }

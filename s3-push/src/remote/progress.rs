@@ -366,6 +366,12 @@ pub fn transfer_summary(bytes: u64, elapsed: Duration) -> String {
     format!("{} in {time} ({rate}/s)", HumanBytes(bytes))
 }
 
+/// Returns a number of things with their name, such as `1 path` and `2,000 paths`; `noun` is the name of one of them.
+#[must_use]
+pub fn count_of(count: usize, noun: &str) -> String {
+    format!("{} {noun}{}", HumanCount(count as u64), if count == 1 { "" } else { "s" })
+}
+
 /// How much is printed on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verbosity {
@@ -395,6 +401,11 @@ mod tests {
 
     fn state(unit: Unit, position: u64, total: u64) -> State {
         State { unit, position: position.into(), source: None, total: total.into(), message: Mutex::default() }
+    }
+
+    #[test]
+    fn one_is_singular_and_thousands_are_separated() {
+        assert_eq!([0, 1, 2000].map(|count| count_of(count, "path")), ["0 paths", "1 path", "2,000 paths"]);
     }
 
     #[test]

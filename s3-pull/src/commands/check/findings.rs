@@ -8,6 +8,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::json_lines::write_object;
 use nar_pack::process;
 use nar_pack::stdio;
+use s3_push::remote::progress::count_of;
 use serde_json::{Value, json};
 
 use crate::TOOL;
@@ -177,12 +178,11 @@ impl Findings {
 
     fn summary(&self) -> String {
         let Totals { paths, nars, others, read_nars } = &self.totals;
-        let count = |(count, bytes): &(usize, u64), what: &str| {
-            format!("{} {what} ({})", HumanCount(*count as u64), HumanBytes(*bytes))
-        };
-        let read = if read_nars.0 > 0 { format!(", {}", count(read_nars, "NARs read")) } else { String::new() };
-        let (nars, others) = (count(nars, "NARs"), count(others, "other objects"));
-        format!("{} paths, {nars}, {others}{read}: {} broken", HumanCount(*paths as u64), self.broken().count())
+        let count =
+            |(count, bytes): &(usize, u64), what: &str| format!("{} ({})", count_of(*count, what), HumanBytes(*bytes));
+        let read = if read_nars.0 > 0 { format!(", {} read", count(read_nars, "NAR")) } else { String::new() };
+        let (nars, others) = (count(nars, "NAR"), count(others, "other object"));
+        format!("{}, {nars}, {others}{read}: {} broken", count_of(*paths, "path"), self.broken().count())
     }
 
     fn broken(&self) -> impl Iterator<Item = &Finding> {
