@@ -118,7 +118,7 @@ fn the_check_finds_a_nar_that_is_missing() {
     let output = project.sh(&script("check-cache"));
     assert_eq!(output.status, 1, "{}", output.stderr);
     assert!(output.text().starts_with("/nix/store/") && output.text().lines().count() == 1, "{}", output.text());
-    assert!(output.stderr.contains("check-cache: 1 paths have no NAR"), "{}", output.stderr);
+    assert!(output.stderr.contains("check-cache: paths without a NAR of the right size: 1;"), "{}", output.stderr);
 }
 
 #[test]
