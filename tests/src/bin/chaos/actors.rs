@@ -15,6 +15,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 pub enum Role {
     /// Publishes the closure of a path.
     Push(usize),
+    /// Publishes the closure of a path with Nix.
+    NixPush(usize),
     /// Publishes the text of a record again.
     Undo,
     /// Collects garbage.

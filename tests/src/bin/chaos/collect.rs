@@ -3,10 +3,13 @@
 //!
 //! Hours pass between rounds, when nothing runs, and within a round, but never so many that a push would have to read the
 //! records again: it does so by its own clock.
+//!
+//! Nix knows no records, so a path that it found may be deleted before it publishes what refers to it. That window is
+//! documented (docs/operations.md) and not what is tested here: Nix pushes before the other processes of a round start.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -14,7 +17,8 @@ use std::time::Duration;
 
 use cache_tests::fault_proxy::{Fault, FaultProxy, INTERNAL_ERROR, Request, SLOW_DOWN};
 use cache_tests::generated_closure::{self, FileContents, GeneratedPath};
-use cache_tests::{EmbeddedS3, Random, Scratch};
+use cache_tests::{CommandOutput, Credentials, EmbeddedS3, Random, Scratch, nix};
+use walkdir::WalkDir;
 
 use crate::actors::{Actor, Outcome, Role, run_all};
 use crate::audit::{Audit, audit};
@@ -31,6 +35,8 @@ const FAULT_EVERY: usize = 60;
 const START_WITHIN_MS: usize = 1500;
 /// A process that is killed is killed within this time after its start.
 const KILL_WITHIN_MS: usize = 900;
+/// The same for Nix, which has no proxy in between that delays its requests.
+const NIX_KILL_WITHIN_MS: usize = 200;
 /// Longest delay of a request in milliseconds.
 const MAX_DELAY_MS: usize = 150;
 /// Hours that may pass while a push runs: fewer than a path is doomed.
@@ -46,6 +52,7 @@ const ROUND_TIMEOUT: Duration = Duration::from_mins(2);
 #[derive(Default)]
 pub struct Totals {
     pushes: Count,
+    nix_pushes: Count,
     collectors: Count,
     pins: Count,
     deleted_paths: usize,
@@ -86,6 +93,7 @@ impl Totals {
     pub fn report(&self, rounds: u32, seed: u64, faults: usize) -> Result<(), String> {
         println!("chaos: {rounds} rounds, {faults} faults");
         println!("  pushes: {}", self.pushes.summary());
+        println!("  pushes by Nix: {}", self.nix_pushes.summary());
         println!("  collectors: {}", self.collectors.summary());
         println!("  pins: {}; {} times a pinned closure was pulled", self.pins.summary(), self.verified_pins);
         println!(
@@ -172,6 +180,8 @@ pub struct Experiment {
     paths: Vec<GeneratedPath>,
     random: Random,
     scratch: Scratch,
+    /// Whether Nix is installed.
+    has_nix: bool,
 }
 
 impl Experiment {
@@ -184,22 +194,35 @@ impl Experiment {
         let sites = [EmbeddedS3::start(), EmbeddedS3::start_ignoring_conditions()];
         let mut seeds = || random.next();
         let sites = sites.map(|s3| Site::new(s3, seeds()));
-        let keygen = scratch.sh("cache-sign keygen chaos-1 key.sec key.pub");
-        if keygen.status != 0 {
-            return Err(keygen.stderr);
-        }
+        run(scratch.sh("cache-sign keygen chaos-1 key.sec key.pub"))?;
         scratch.env("KEY", fs::read_to_string(scratch.path().join("key.pub")).unwrap_or_default().trim());
-        let experiment = Self { sites, paths, random, scratch };
+        let has_nix = nix::available();
+        let mut experiment = Self { sites, paths, random, scratch, has_nix };
         for target in 0..PATHS {
             let list: String = experiment.closure(target).map(|path| path.path.clone() + "\n").collect();
             experiment.scratch.write(&format!("paths-{target}"), list);
-            let archive = format!("{} > archive-{target}", pack(&format!("< paths-{target}")));
-            let output = experiment.scratch.sh(&archive);
-            if output.status != 0 {
-                return Err(output.stderr);
-            }
+            run(experiment.scratch.sh(&format!("{} > archive-{target}", pack(&format!("< paths-{target}")))))?;
         }
+        experiment.fill()?;
         Ok(experiment)
+    }
+
+    /// Publishes all paths to both buckets, so that there is something to delete from the second round on, and imports
+    /// them into a store of Nix, if that is installed.
+    fn fill(&mut self) -> Result<(), String> {
+        let list: String = self.paths.iter().map(|path| path.path.clone() + "\n").collect();
+        self.scratch.write("paths", list);
+        run(self.scratch.sh(&format!("{} > archive", pack("< paths"))))?;
+        for site in &self.sites {
+            let Credentials { access_key, secret_key } = site.s3.credentials();
+            self.scratch.env("AWS_ACCESS_KEY_ID", access_key).env("AWS_SECRET_ACCESS_KEY", secret_key);
+            run(self.scratch.sh(&format!("s3-push -q '{}' < archive", site.s3.cache_url(&site.bucket))))?;
+        }
+        if self.has_nix {
+            let export = "nar-pack --root root --no-nix --export --stdin < paths";
+            run(self.scratch.sh(&format!("{export} | nix-store --store \"$PWD/nix\" --import")))?;
+        }
+        Ok(())
     }
 
     /// Returns the number of faults so far.
@@ -225,6 +248,7 @@ impl Experiment {
         let index = usize::from(round.is_multiple_of(UNCONDITIONAL_EVERY));
         let hours = MIN_HOURS_BETWEEN + self.random.below(MAX_HOURS_BETWEEN - MIN_HOURS_BETWEEN);
         self.sites[index].pass(hours, true);
+        let nix = self.push_with_nix(index, round)?;
         let mut actors = self.cast(index, round)?;
         let [first, second] = [0; 2].map(|_| self.random.below(MAX_HOURS_WITHIN / 2));
         let moments = [0; 2].map(|_| Duration::from_millis(self.random.below(2 * START_WITHIN_MS) as u64));
@@ -233,6 +257,7 @@ impl Experiment {
         run_all(&mut actors, &[(moments[0], &pass_first), (moments[1], &pass_second)], ROUND_TIMEOUT)?;
         // A request of a killed process may still be at the proxy.
         thread::sleep(Duration::from_millis(2 * MAX_DELAY_MS as u64));
+        actors.extend(nix);
         let audit = audit(&site.dir())?;
         let mut problems = audit.problems.clone();
         let deleted = self.count(&actors, &audit, totals, &mut problems);
@@ -268,6 +293,7 @@ impl Experiment {
                         problems.push(format!("a push succeeded, but {} is not in the cache", path.path));
                     }
                 }
+                Role::NixPush(_) => totals.nix_pushes.add(actor.outcome),
                 Role::Undo => totals.pushes.add(actor.outcome),
                 Role::Pin(_) => totals.pins.add(actor.outcome),
                 Role::Collect => {
@@ -298,6 +324,31 @@ impl Experiment {
             actors.join(" "),
             if problems.is_empty() { "" } else { "  FAILED" }
         );
+    }
+
+    /// Lets Nix push a closure in most rounds, and kills some of these pushes. It writes to the directory that is the bucket.
+    fn push_with_nix(&mut self, index: usize, round: u32) -> Result<Option<Actor>, String> {
+        let (target, is_left_out) = (self.random.below(PATHS), self.random.below(3) == 0);
+        let kill = Duration::from_millis(self.random.below(NIX_KILL_WITHIN_MS) as u64);
+        let is_killed = self.random.below(3) == 0;
+        if !self.has_nix || is_left_out {
+            return Ok(None);
+        }
+        let bucket = self.sites[index].dir();
+        let to = format!("file://{}?compression=zstd&secret-key=key.sec", bucket.display());
+        let mut command = self.scratch.command("nix");
+        command.args(["copy", "--no-check-sigs", "--option", "narinfo-cache-positive-ttl", "0", "--from"]);
+        command.arg(self.scratch.path().join("nix")).args(["--to", &to, &self.paths[target].path]);
+        let logs = self.scratch.dir(&format!("logs/{round}"));
+        let actor = Actor::new(Role::NixPush(target), command, Duration::ZERO, is_killed.then_some(kill), &logs)?;
+        let mut actors = [actor];
+        run_all(&mut actors, &[], ROUND_TIMEOUT)?;
+        remove_unfinished_files(&bucket)?;
+        let [actor] = actors;
+        match actor.outcome {
+            Outcome::Exited(status) if status != 0 => Err(format!("nix copy failed: {}", actor.log().trim())),
+            _ => Ok(Some(actor)),
+        }
     }
 
     /// Chooses the processes of a round.
@@ -331,6 +382,8 @@ impl Experiment {
                 format!("s3-push --missing \"$C\" < paths-{target} | {} | {push}", pack(""))
             }
             Role::Push(target) => format!("{push} < archive-{target}"),
+            // It has run already.
+            Role::NixPush(_) => return None,
             Role::Undo => {
                 let records = site.keys_below("gc/");
                 let record = records.iter().rfind(|key| key.ends_with(".narinfo"))?;
@@ -388,6 +441,23 @@ impl Experiment {
             drop(fs::remove_file(site.s3.path(&site.bucket, &format!("pins/{name}"))));
         }
     }
+}
+
+/// Returns the messages of a command that failed.
+fn run(output: CommandOutput) -> Result<(), String> {
+    if output.status == 0 { Ok(()) } else { Err(output.stderr) }
+}
+
+/// Removes the temporary files of a Nix that was killed: in a real bucket there are none.
+fn remove_unfinished_files(dir: &Path) -> Result<(), String> {
+    for entry in WalkDir::new(dir) {
+        let entry = entry.map_err(|error| error.to_string())?;
+        if entry.file_name().to_string_lossy().contains(".tmp.") {
+            fs::remove_file(entry.path())
+                .map_err(|error| format!("cannot remove {}: {error}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn pin_name(round: u32, target: usize) -> String {
