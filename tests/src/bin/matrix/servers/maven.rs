@@ -78,5 +78,6 @@ pub(super) fn start_s3mock() -> Result<Running, String> {
     };
     let server = start_program(Path::new("java"), args, &[])?;
     let endpoint = server.endpoint.clone();
-    Ok(Running::new(S3MOCK.version, &endpoint, Credentials::random(), server))
+    let running = Running::new(S3MOCK.version, &endpoint, Credentials::random(), server);
+    Ok(Running { is_atomic: false, ..running })
 }
