@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -66,13 +67,19 @@ pub fn command_of_other_tool(command: &str, tool: &str, other_tool: &str) -> Err
 }
 
 /// Replaces a command that stands for a flag by the flag: with the command `narinfo`, `s3-pull narinfo …` is
-/// `s3-pull --narinfo …`. The first argument is the name of the program.
-pub fn expand_flag_command(args: impl IntoIterator<Item = OsString>, commands: &[&str]) -> Vec<OsString> {
+/// `s3-pull --narinfo …`. The first argument is the name of the program. A command of another tool, one of
+/// `other_commands`, loses its arguments, so that the error is about the command and not about one of its options.
+pub fn expand_flag_command(
+    args: impl IntoIterator<Item = OsString>,
+    commands: &[&str],
+    other_commands: &[&str],
+) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
-    if let Some(command) = args.get_mut(1)
-        && commands.iter().any(|name| command == name)
-    {
+    let Some(command) = args.get_mut(1) else { return args };
+    if commands.iter().any(|name| command == name) {
         *command = format!("--{}", command.to_string_lossy()).into();
+    } else if other_commands.iter().any(|name| command == name) && !Path::new(command).exists() {
+        args.truncate(2);
     }
     args
 }
@@ -138,11 +145,12 @@ mod tests {
     #[test]
     fn only_a_first_argument_is_a_command() {
         let expand = |args: &str| {
-            let args = expand_flag_command(args.split(' ').map(OsString::from), &["narinfo", "archive"]);
+            let args = expand_flag_command(args.split(' ').map(OsString::from), &["narinfo", "archive"], &["pin"]);
             args.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
         };
         assert_eq!(expand("s3-pull narinfo --all x"), "s3-pull --narinfo --all x");
         assert_eq!(expand("s3-pull archive --stdin x"), "s3-pull --archive --stdin x");
+        assert_eq!(expand("s3-pull pin --no-such-option x"), "s3-pull pin");
         for unchanged in ["s3-pull", "s3-pull dead x", "s3-pull x narinfo", "s3-pull --list x"] {
             assert_eq!(expand(unchanged), unchanged);
         }

@@ -25,7 +25,6 @@ use crate::staging::Owner;
     after_help = AFTER_HELP,
     after_long_help = AFTER_LONG_HELP,
     args_conflicts_with_subcommands = true,
-    disable_help_subcommand = true,
     mut_arg("trusted_public_key_files", |arg| arg.hide_short_help(true)),
     mut_arg("nix_conf", |arg| arg.hide_short_help(true)),
     mut_arg("threshold", |arg| arg.hide_short_help(true))
@@ -178,7 +177,7 @@ pub struct Cli {
     pub quiet: bool,
 
     /// Print each path, and the cache that it came from
-    #[arg(short, long, help_heading = "Logging")]
+    #[arg(short, long, help_heading = "Logging", hide_short_help = true)]
     pub verbose: bool,
 
     /// How progress is shown

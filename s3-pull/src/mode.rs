@@ -25,7 +25,7 @@ use crate::unpack::UnpackOptions;
 // For cli.rs, which imports nothing but clap, other command lines and its own crate.
 
 /// Commands of `s3-push`, which are easily given to `s3-pull`.
-const PUSH_COMMANDS: [&str; 5] = ["collect", "delete", "pin", "repair", "unpin"];
+pub const PUSH_COMMANDS: [&str; 5] = ["collect", "delete", "pin", "repair", "unpin"];
 
 /// One invocation.
 pub struct Request {

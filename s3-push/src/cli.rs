@@ -21,7 +21,7 @@ use crate::remote::progress::ProgressArgs;
 #[derive(Debug, Parser)]
 #[command(
     name = "s3-push", version, max_term_width = 100, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP,
-    args_conflicts_with_subcommands = true, disable_help_subcommand = true, disable_help_flag = true,
+    args_conflicts_with_subcommands = true, disable_help_flag = true,
     disable_version_flag = true,
     mut_arg("candidates", |arg| arg.hide_short_help(true)), mut_arg("level", |arg| arg.hide_short_help(true)),
     mut_arg("threads", |arg| arg.hide_short_help(true)), mut_arg("path_info", |arg| arg.hide_short_help(true)),
@@ -188,7 +188,7 @@ pub struct Cli {
 
     /// Minimum part size of multipart uploads; a smaller body is uploaded in one request
     ///
-    /// An upload has at most 10000 parts. The parts of a NAR are larger if needed. The length of the input of --key is not known in advance, so that its parts always have this size: with the default, it can have 78 GiB.
+    /// S3 accepts parts of 5 MiB or more, and at most 10000 of them. The parts of a NAR are larger if needed. The length of the input of --key is not known in advance, so that its parts always have this size: with the default, it can have 78 GiB.
     #[arg(
         long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_byte_size, help_heading = "Performance",
         hide_short_help = true,

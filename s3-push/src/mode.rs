@@ -26,7 +26,7 @@ use crate::remote::retry::RequestLimits;
 use crate::remote::s3::ObjectOptions;
 
 /// Commands of `s3-pull`, which are easily given to `s3-push`.
-const PULL_COMMANDS: [&str; 10] =
+pub const PULL_COMMANDS: [&str; 10] =
     ["archive", "cat", "check", "dead", "export", "list", "nar", "narinfo", "pins", "stats"];
 
 /// What an invocation does.

@@ -24,7 +24,7 @@ use crate::TOOL;
 use crate::cli::Cli;
 use crate::collect;
 use crate::mode::{
-    BucketOptions, MissingOptions, Mode, PushOptions, PutKeyOptions, SetCacheInfoOptions, UploadOptions,
+    BucketOptions, MissingOptions, Mode, PULL_COMMANDS, PushOptions, PutKeyOptions, SetCacheInfoOptions, UploadOptions,
 };
 use crate::publish::byte_budget::ByteBudget;
 use crate::publish::cache_info::change_cache_info;
@@ -52,7 +52,7 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Replaces a command that stands for a flag by the flag: `s3-push repair …` is `s3-push --repair …`.
 pub fn expand_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    process::expand_flag_command(args, &FLAG_COMMANDS)
+    process::expand_flag_command(args, &FLAG_COMMANDS, &PULL_COMMANDS)
 }
 
 /// Runs `s3-push`.

@@ -15,6 +15,7 @@ use s3_push::remote::s3::{Access, Bucket};
 use s3_push::remote::start_runtime;
 
 use crate::TOOL;
+use crate::mode::PUSH_COMMANDS;
 use cli::Command;
 
 /// Commands that are the same as the flag of that name.
@@ -22,7 +23,7 @@ const FLAG_COMMANDS: [&str; 6] = ["nar", "cat", "export", "narinfo", "archive", 
 
 /// Replaces a command that stands for a flag by the flag: `s3-pull narinfo …` is `s3-pull --narinfo …`.
 pub fn expand_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    process::expand_flag_command(args, &FLAG_COMMANDS)
+    process::expand_flag_command(args, &FLAG_COMMANDS, &PUSH_COMMANDS)
 }
 
 /// Runs a command.
