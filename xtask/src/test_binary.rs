@@ -72,11 +72,14 @@ pub fn bench(args: &[&str]) -> Result<ExitCode> {
     execute(command)
 }
 
-/// Runs `bench collect`, which needs no server but its own.
+/// Runs `bench collect`, which needs no server but its own, unless it is to measure MinIO.
 pub fn bench_collect(args: &[&str]) -> Result<ExitCode> {
     let profile = if asks_for_help(args) { Profile::Debug } else { Profile::Release };
     let mut command = Command::new(build(profile, &ALL_PROGRAMS)?.join("bench"));
     command.arg("collect").args(args);
+    if args.contains(&"--minio") && !asks_for_help(args) {
+        minio::find_or_install()?.set_env(&mut command);
+    }
     execute(command)
 }
 

@@ -17,6 +17,8 @@ const INDEX_DIGITS: u32 = 8;
 /// The computed contents of the bucket.
 pub(super) struct Contents {
     pub(super) paths: u64,
+    /// Size of each compressed NAR in bytes, if they all have the same.
+    nar_size: Option<u64>,
     /// Multiplies the index of a path, modulo `paths`, to give its number, so that groups are spread over the listing.
     stride: u64,
     /// The inverse of `stride`.
@@ -34,7 +36,13 @@ impl Contents {
                 None => stride += 1,
             }
         };
-        Self { paths, stride, inverse }
+        Self { paths, nar_size: None, stride, inverse }
+    }
+
+    /// Returns the contents with NARs of that size in bytes.
+    pub(super) fn with_nars_of(mut self, size: u64) -> Self {
+        self.nar_size = Some(size);
+        self
     }
 
     /// Returns the number of the path with this index, by which paths are grouped.
@@ -89,9 +97,9 @@ impl Contents {
         (index < self.paths && key_of(self, index) == key).then_some(index)
     }
 
-    /// Returns the size of a compressed NAR: between 1 kB and 1 MB.
-    pub(super) fn file_size(index: u64) -> u64 {
-        1000 + Random::new(index ^ 0x5eed).next() % 1_000_000
+    /// Returns the size of a compressed NAR: between 1 kB and 1 MB, unless all have the same.
+    pub(super) fn file_size(&self, index: u64) -> u64 {
+        self.nar_size.unwrap_or_else(|| 1000 + Random::new(index ^ 0x5eed).next() % 1_000_000)
     }
 
     fn references(&self, index: u64) -> Vec<String> {
@@ -112,7 +120,7 @@ impl Contents {
 
     pub(super) fn narinfo(&self, index: u64, sign: &dyn Fn(&str) -> String) -> String {
         let (path, references) = (format!("/nix/store/{}", self.base_name(index)), self.references(index));
-        let (key, size) = (self.nar_key(index), Self::file_size(index));
+        let (key, size) = (self.nar_key(index), self.file_size(index));
         let nar_hash = format!("sha256:0{}", random_digits(&mut Random::new(index ^ 0xda7a), 51));
         let full: Vec<String> = references.iter().map(|name| format!("/nix/store/{name}")).collect();
         let signature = sign(&format!("1;{path};{nar_hash};{};{}", size * 4, full.join(",")));

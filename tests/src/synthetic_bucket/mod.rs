@@ -11,9 +11,11 @@ mod contents;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::fs;
 use std::io::{self, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -28,6 +30,10 @@ use contents::Contents;
 
 /// The bucket, which is the first component of every path.
 const BUCKET: &str = "cache";
+/// The contents of `nix-cache-info`.
+const CACHE_INFO: &str = "StoreDir: /nix/store\n";
+/// The only pin.
+const PIN_KEY: &str = "pins/all";
 /// When every object was last modified.
 const LAST_MODIFIED: &str = "2026-01-02T03:04:05.000Z";
 /// The same in a header.
@@ -43,6 +49,25 @@ pub struct Options {
     pub latency: Duration,
     /// Returns the value of the `Sig` field for a fingerprint.
     pub sign: Box<dyn Fn(&str) -> String + Send + Sync>,
+}
+
+/// Writes a bucket of the same kind to a directory, which must exist, with NARs of `nar_size` bytes that are no NARs: for a
+/// server that stores what it serves. `sign` is as in [`Options`].
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write(dir: &Path, paths: u64, nar_size: usize, sign: &dyn Fn(&str) -> String) -> io::Result<()> {
+    let contents = Contents::new(paths).with_nars_of(nar_size as u64);
+    fs::create_dir(dir.join("nar"))?;
+    fs::create_dir(dir.join("pins"))?;
+    fs::write(dir.join("nix-cache-info"), CACHE_INFO)?;
+    fs::write(dir.join(PIN_KEY), contents.pin())?;
+    let nar = vec![0; nar_size];
+    for index in 0..paths {
+        fs::write(dir.join(contents.narinfo_key(index)), contents.narinfo(index, sign))?;
+        fs::write(dir.join(contents.nar_key(index)), &nar)?;
+    }
+    Ok(())
 }
 
 /// Number of requests by kind.
@@ -165,8 +190,8 @@ impl Shared {
         });
         let pin = contents.pin();
         let overlay = BTreeMap::from([
-            ("nix-cache-info".to_owned(), Some(b"StoreDir: /nix/store\n".to_vec())),
-            ("pins/all".to_owned(), Some(pin.into_bytes())),
+            ("nix-cache-info".to_owned(), Some(CACHE_INFO.as_bytes().to_vec())),
+            (PIN_KEY.to_owned(), Some(pin.into_bytes())),
         ]);
         let overlay = Mutex::new(overlay);
         let (pages, narinfos, others) = Default::default();
@@ -238,7 +263,7 @@ impl Shared {
         }
         match self.contents.find_nar(key) {
             Some(index) if request.method == "HEAD" => {
-                let (etag, length) = (Some(nar_etag(index)), Some(Contents::file_size(index)));
+                let (etag, length) = (Some(nar_etag(index)), Some(self.contents.file_size(index)));
                 Response { etag, length, ..Response::new(200, "") }
             }
             Some(_) => Response::error(501, "NotImplemented"),
@@ -381,7 +406,7 @@ impl<'a> Cursor<'a> {
             entry.etag = self.shared.narinfo_etag(self.next_narinfo);
             self.next_narinfo += 1;
         } else if nar.as_ref() == Some(&entry.key) {
-            (entry.size, entry.etag) = (Contents::file_size(self.next_nar), nar_etag(self.next_nar));
+            (entry.size, entry.etag) = (contents.file_size(self.next_nar), nar_etag(self.next_nar));
             self.next_nar += 1;
         }
         Some(entry)

@@ -1,13 +1,13 @@
 //! `bench collect`: what it costs to read the narinfos of a large cache, to find its dead paths and to check it, on a
-//! server that makes up its listing and its narinfos.
+//! server that makes up its listing and its narinfos, or on MinIO.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use cache_sign::keys::SecretKey;
 use cache_tests::pipeline::{Pipeline, Stage};
-use cache_tests::synthetic_bucket::{Options, RequestCounts, SyntheticBucket};
-use cache_tests::{Credentials, Scratch, processors};
+use cache_tests::synthetic_bucket::{self, Options, RequestCounts, SyntheticBucket};
+use cache_tests::{Credentials, DelayProxy, Minio, Scratch, cache_url, mc_target, processors};
 use serde_json::{Value, json};
 
 use crate::measurement::{Measurement, rounded, write_json};
@@ -18,14 +18,17 @@ const TIMEOUT: Duration = Duration::from_hours(1);
 /// The name of the key that signs the narinfos.
 const KEY_NAME: &str = "synthetic-1";
 
+/// Size of a NAR on MinIO in bytes.
+const NAR_SIZE: usize = 100;
+
 /// The narinfo text that the first command writes, for `--have`.
 const HAVE: &str = "all.narinfo";
 
 /// The measured commands: options, and whether they read the narinfos or take them from [`HAVE`].
 const COMMANDS: [(&str, bool); 5] = [
     ("narinfo --all", true),
-    ("dead --older-than 1d", true),
-    ("dead --older-than 1d --have", false),
+    ("dead --older-than 1s", true),
+    ("dead --older-than 1s --have", false),
     ("check", true),
     ("check --have", false),
 ];
@@ -39,9 +42,12 @@ pub struct Args {
     /// Keys on a page of a listing
     #[arg(long, value_name = "COUNT", default_value_t = 1000, value_parser = parse_page_size)]
     page_size: usize,
+    /// Upload the cache to MinIO and measure there, with NARs of 100 bytes; it has pages of 1000 keys
+    #[arg(long, conflicts_with = "page_size")]
+    minio: bool,
     /// Milliseconds until a response, separated by commas [default: 0,50; with --small: 0]
     #[arg(long, value_name = "MS", value_delimiter = ',')]
-    latency: Vec<u64>,
+    latency: Vec<u32>,
     /// Concurrent requests
     #[arg(long, short, value_name = "COUNT", default_value_t = 128)]
     jobs: u16,
@@ -60,7 +66,7 @@ fn parse_page_size(text: &str) -> Result<usize, String> {
 /// The measurement of one command at one latency.
 struct Row {
     command: &'static str,
-    latency_ms: u64,
+    latency_ms: u32,
     measurement: Measurement,
     counts: RequestCounts,
 }
@@ -77,7 +83,8 @@ pub fn run(args: &Args) -> Result<(), String> {
         latencies => latencies.to_vec(),
     };
     let mut scratch = Scratch::removed_on_interrupt();
-    Credentials::random().apply(&mut scratch);
+    let server = args.minio.then(|| upload(&scratch, paths)).transpose()?;
+    server.as_ref().map_or_else(Credentials::random, |server| server.minio.root()).apply(&mut scratch);
     let mut rows = Vec::new();
     println!(
         "{paths} paths, {} keys on a page, -j {}, {} processors\n\n{:32} {:>7} {:>9} {:>9} {:>9} {:>7} {:>9} {:>7}",
@@ -94,14 +101,15 @@ pub fn run(args: &Args) -> Result<(), String> {
         "others"
     );
     for &latency_ms in &latencies {
-        let cache = Cache::start(args, paths, latency_ms)?;
+        let cache = Cache::start(server.as_ref(), args, paths, latency_ms)?;
         for (command, reads_narinfos) in COMMANDS {
             let row = cache.measure(command, reads_narinfos, args, &scratch)?;
             print(&row);
             rows.push(row);
         }
     }
-    println!("\nlatency: until each response. The server is in the same machine and computes each response.");
+    let server = if args.minio { "MinIO is on" } else { "The server, which computes each response, is on" };
+    println!("\nlatency: until each response. {server} the same machine.");
     let Some(file) = &args.json else { return Ok(()) };
     let rows: Value = rows.iter().map(to_json).collect();
     let (page_size, jobs, processors) = (args.page_size, args.jobs, processors());
@@ -122,25 +130,89 @@ fn print(row: &Row) {
     );
 }
 
-/// A bucket, and the key that signs its narinfos.
-struct Cache {
-    bucket: SyntheticBucket,
+/// MinIO with a cache.
+struct Uploaded {
+    minio: Minio,
+    bucket: String,
     public_key: String,
-    paths: u64,
-    latency_ms: u64,
 }
 
-impl Cache {
-    fn start(args: &Args, paths: u64, latency_ms: u64) -> Result<Self, String> {
-        let key = SecretKey::generate(KEY_NAME).map_err(|error| format!("cannot generate a key: {error}"))?;
+/// Writes a cache and uploads it to MinIO.
+fn upload(scratch: &Scratch, paths: u64) -> Result<Uploaded, String> {
+    let key = generate_key()?;
+    let dir = scratch.dir("cache");
+    eprintln!("Uploading {paths} paths to MinIO");
+    synthetic_bucket::write(&dir, paths, NAR_SIZE, &|fingerprint| key.sign(fingerprint))
+        .map_err(|error| format!("cannot write the cache: {error}"))?;
+    let minio = Minio::start().ok_or("MinIO is required")?;
+    let bucket = minio.make_bucket();
+    minio.mc(&["cp", "--quiet", "--recursive", &format!("{}/", dir.display()), &mc_target(&bucket)]);
+    Ok(Uploaded { minio, bucket, public_key: key.public().to_string() })
+}
+
+fn generate_key() -> Result<SecretKey, String> {
+    SecretKey::generate(KEY_NAME).map_err(|error| format!("cannot generate a key: {error}"))
+}
+
+/// What serves the cache.
+enum Server<'a> {
+    Synthetic(SyntheticBucket),
+    /// MinIO, perhaps behind a proxy that adds latency.
+    Minio(&'a Uploaded, Option<DelayProxy>),
+}
+
+/// A bucket, and the key that signs its narinfos.
+struct Cache<'a> {
+    server: Server<'a>,
+    public_key: String,
+    paths: u64,
+    latency_ms: u32,
+}
+
+impl<'a> Cache<'a> {
+    fn start(uploaded: Option<&'a Uploaded>, args: &Args, paths: u64, latency_ms: u32) -> Result<Self, String> {
+        if let Some(uploaded) = uploaded {
+            let proxy = (latency_ms > 0).then(|| DelayProxy::start(&uploaded.minio.endpoint(), latency_ms));
+            let public_key = uploaded.public_key.clone();
+            return Ok(Self { server: Server::Minio(uploaded, proxy), public_key, paths, latency_ms });
+        }
+        let key = generate_key()?;
         let public_key = key.public().to_string();
         let bucket = SyntheticBucket::start(Options {
             paths,
             page_size: args.page_size,
-            latency: Duration::from_millis(latency_ms),
+            latency: Duration::from_millis(latency_ms.into()),
             sign: Box::new(move |fingerprint| key.sign(fingerprint)),
         });
-        Ok(Self { bucket, public_key, paths, latency_ms })
+        Ok(Self { server: Server::Synthetic(bucket), public_key, paths, latency_ms })
+    }
+
+    fn url(&self) -> String {
+        match &self.server {
+            Server::Synthetic(bucket) => bucket.cache_url(),
+            Server::Minio(uploaded, proxy) => {
+                let endpoint =
+                    proxy.as_ref().map_or_else(|| uploaded.minio.endpoint(), |proxy| proxy.endpoint().to_owned());
+                cache_url(&endpoint, &uploaded.bucket)
+            }
+        }
+    }
+
+    /// Returns the number of requests since the last call, which MinIO counts all together since it started.
+    fn requests(&self, before: u64) -> RequestCounts {
+        match &self.server {
+            Server::Synthetic(bucket) => bucket.take_counts(),
+            Server::Minio(uploaded, _) => {
+                RequestCounts { others: uploaded.minio.requests() - before, ..RequestCounts::default() }
+            }
+        }
+    }
+
+    fn requests_before(&self) -> u64 {
+        match &self.server {
+            Server::Synthetic(_) => 0,
+            Server::Minio(uploaded, _) => uploaded.minio.requests(),
+        }
     }
 
     /// Runs a command of `s3-pull` once.
@@ -151,7 +223,7 @@ impl Cache {
         args: &Args,
         scratch: &Scratch,
     ) -> Result<Row, String> {
-        let (url, jobs) = (self.bucket.cache_url(), args.jobs.to_string());
+        let (url, jobs) = (self.url(), args.jobs.to_string());
         let have = scratch.path().join(HAVE);
         let mut tool_args: Vec<&str> = command.split(' ').collect();
         if !reads_narinfos {
@@ -164,13 +236,14 @@ impl Cache {
         let output = if command.starts_with("narinfo") { have.clone() } else { scratch.path().join("output") };
         let stages = vec![Stage { name: command, command: scratch.tool("s3-pull", &tool_args) }];
         scratch.write("empty", "");
+        let before = self.requests_before();
         let pipeline = Pipeline::start(stages, &scratch.path().join("empty"), &output, &scratch.dir("logs"))?;
         let (elapsed, stages) = pipeline.succeed(TIMEOUT)?;
-        let counts = self.bucket.take_counts();
+        let counts = self.requests(before);
         let bytes = output.metadata().map_or(0, |metadata| metadata.len());
         let requests = counts.pages + counts.narinfos + counts.others;
         let expected = if reads_narinfos { self.paths } else { 0 };
-        if counts.narinfos != expected {
+        if matches!(self.server, Server::Synthetic(_)) && counts.narinfos != expected {
             return Err(format!("s3-pull {command} has read {} narinfos, not {expected}", counts.narinfos));
         }
         let measurement = Measurement::new(elapsed, &stages, Some(requests), bytes);
