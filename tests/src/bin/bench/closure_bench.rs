@@ -41,6 +41,9 @@ pub struct Args<C: ValueEnum + Send + Sync + 'static> {
     /// Measure only these cases, separated by commas [default: all]
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<C>,
+    /// The program that runs as nix
+    #[arg(long, value_name = "PATH", default_value = "nix")]
+    nix: PathBuf,
     /// Write the results to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -89,11 +92,12 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
     pub fn report(&self, rows: &[Row], bench: &ClosureBench, compression: &str, note: &str) -> Result<(), String> {
         let total: u64 = bench.paths.iter().map(|path| path.size).sum();
         let heading = format!(
-            "{} paths, {} MB in files, {compression}, {} run(s), {} processors",
+            "{} paths, {} MB in files, {compression}, {} run(s), {} processors, {}",
             bench.paths.len(),
             total / 1_000_000,
             self.runs(),
-            processors()
+            processors(),
+            bench.nix_version.as_deref().unwrap_or("without Nix")
         );
         measurement::print_table(rows, &heading, note);
         let Some(file) = &self.json else { return Ok(()) };
@@ -102,6 +106,7 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
             "bytes": self.bytes(),
             "runs": self.runs(),
             "processors": processors(),
+            "nix": bench.nix_version,
             "rows": measurement::to_json(rows),
         });
         measurement::write_json(file, &report)
@@ -116,6 +121,9 @@ pub struct ClosureBench {
     pub paths: Vec<GeneratedPath>,
     /// Whether rclone is installed.
     pub has_rclone: bool,
+    nix: PathBuf,
+    /// The version of Nix; none if it is not installed.
+    pub nix_version: Option<String>,
 }
 
 impl ClosureBench {
@@ -134,7 +142,15 @@ impl ClosureBench {
         scratch.env("RCLONE_CONFIG", scratch.path().join("rclone.conf"));
         run(&mut scratch.tool("cache-sign", &["keygen", "bench-1", "key.sec", "key.pub"]))?;
         let has_rclone = run(scratch.command("rclone").arg("version")).is_ok();
-        Ok(Self { scratch, paths, has_rclone })
+        // A relative path is relative to the directory of the caller.
+        let nix = args.nix.canonicalize().unwrap_or_else(|_| args.nix.clone());
+        let nix_version = run(scratch.command(&nix).arg("--version")).ok().map(|version| version.trim().to_owned());
+        Ok(Self { scratch, paths, has_rclone, nix, nix_version })
+    }
+
+    /// Returns a command of Nix.
+    pub fn nix_command(&self) -> Command {
+        self.scratch.command(&self.nix)
     }
 
     /// Returns the path of a file or directory in the scratch directory.

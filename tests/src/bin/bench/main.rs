@@ -32,7 +32,7 @@ enum Command {
     /// Push a closure with our pipeline, mc, rclone and nix copy; print medians and ratios to a plain upload
     Push(closure_bench::Args<push::Case>),
     /// Pull a closure with s3-pull and nix copy; print medians and ratios to a plain download with decompression
-    Pull(closure_bench::Args<pull::Case>),
+    Pull(pull::PullArgs),
     /// Pack, unpack and describe a tree with our tools and with nix-store, tar and zstd; print ratios and goals
     Pack(pack::Args),
     /// Measure each stage alone; print its throughput as a share of what the machine can hash, compress and copy

@@ -13,10 +13,22 @@ use clap::ValueEnum;
 use crate::closure_bench::{Args, ClosureBench, is_installed, tree_size};
 use crate::measurement::{Measurement, medians};
 
+/// Command-line arguments.
+#[derive(clap::Args)]
+pub struct PullArgs {
+    #[command(flatten)]
+    common: Args<Case>,
+    /// Measure only this compression
+    #[arg(long)]
+    compression: Option<Compression>,
+}
+
 /// A compression of the cache.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Compression {
+    /// Level 3
     Zstd,
+    /// Level 6
     Xz,
 }
 
@@ -88,14 +100,16 @@ impl Case {
 ///
 /// # Errors
 /// The message of a command that fails.
-pub fn run(args: &Args<Case>) -> Result<(), String> {
+pub fn run(args: &PullArgs) -> Result<(), String> {
+    let compressions = args.compression.map_or_else(|| Compression::ALL.to_vec(), |compression| vec![compression]);
+    let args = &args.common;
     let closure = ClosureBench::prepare(args)?;
-    let source = Source::fill(&closure)?;
+    let source = Source::fill(&closure, &compressions)?;
     let mut rows = Vec::new();
     for latency in args.latencies() {
         let proxy = (latency > 0).then(|| DelayProxy::start(&source.minio.endpoint(), latency));
         let endpoint = proxy.as_ref().map_or_else(|| source.minio.endpoint(), |proxy| proxy.endpoint().to_owned());
-        for compression in Compression::ALL {
+        for &compression in &compressions {
             let mut runs = Vec::new();
             for number in 1..=args.runs() {
                 let selected = Case::ALL.into_iter().filter(|case| args.selects(case));
@@ -111,25 +125,25 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
     }
     let note = "/ mc, / rcl.: wall-clock time divided by that of a plain download\n\
                 with decompression of each file on every processor, at the same latency.";
-    args.report(&rows, &closure, "zstd and xz", note)
+    let names: Vec<&str> = compressions.iter().map(|compression| compression.name()).collect();
+    args.report(&rows, &closure, &names.join(" and "), note)
 }
 
 /// A server with the closure in a bucket for each compression.
 struct Source<'a> {
     closure: &'a ClosureBench,
     minio: Minio,
-    /// The buckets, in the order of [`Compression::ALL`].
-    buckets: Vec<String>,
+    buckets: Vec<(Compression, String)>,
     key: String,
     /// The directory that is pulled into.
     out: PathBuf,
 }
 
 impl<'a> Source<'a> {
-    fn fill(closure: &'a ClosureBench) -> Result<Self, String> {
+    fn fill(closure: &'a ClosureBench, compressions: &[Compression]) -> Result<Self, String> {
         let minio = Minio::start().ok_or("MinIO is required")?;
         let mut buckets = Vec::new();
-        for compression in Compression::ALL {
+        for &compression in compressions {
             eprintln!("Uploading the closure, compressed with {}", compression.name());
             closure.write_cache(compression.name(), "cache")?;
             let bucket = minio.make_bucket();
@@ -138,7 +152,7 @@ impl<'a> Source<'a> {
             let cache = format!("{}/", closure.path("cache").display());
             minio.mc(&["cp", "--quiet", "--recursive", &cache, &mc_target(&bucket)]);
             closure.reset_dir("cache")?;
-            buckets.push(bucket);
+            buckets.push((compression, bucket));
         }
         let key = fs::read_to_string(closure.path("key.pub"));
         let key = key.map_err(|error| format!("cannot read the public key: {error}"))?.trim().to_owned();
@@ -146,7 +160,8 @@ impl<'a> Source<'a> {
     }
 
     fn bucket(&self, compression: Compression) -> &str {
-        &self.buckets[compression as usize]
+        let found = self.buckets.iter().find(|(of, _)| *of == compression);
+        found.map_or("", |(_, bucket)| bucket)
     }
 
     fn can_measure(&self, case: Case, compression: Compression) -> bool {
@@ -154,7 +169,7 @@ impl<'a> Source<'a> {
             Case::Mc => is_installed(compression.name()),
             Case::Rclone => self.closure.has_rclone && is_installed(compression.name()),
             Case::S3 | Case::Http | Case::Export | Case::Archive => true,
-            Case::Nix => is_installed("nix"),
+            Case::Nix => self.closure.nix_version.is_some(),
         };
         if !installed {
             eprintln!("bench: not measured, because it is not installed: {}", case.name(compression));
@@ -215,7 +230,7 @@ impl<'a> Source<'a> {
                 stage
             }
             Case::Nix => {
-                let mut command = closure.scratch.command("nix");
+                let mut command = closure.nix_command();
                 command.args(["--option", "trusted-public-keys", &self.key]);
                 command.args(["copy", "--from", &http, "--to", &out]);
                 command.args(closure.paths.iter().map(|path| &path.path));

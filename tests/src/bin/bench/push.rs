@@ -258,7 +258,7 @@ impl<'a> Destination<'a> {
     }
 
     fn nix(&self, url: &str) -> Stage {
-        let mut command = self.closure.scratch.command("nix");
+        let mut command = self.closure.nix_command();
         command.args(["copy", "--no-check-sigs", "--from"]).arg(self.closure.path("nix"));
         command.arg("--to").arg(format!("{url}?compression=zstd&compression-level=3"));
         command.args(self.closure.paths.iter().map(|path| &path.path));
