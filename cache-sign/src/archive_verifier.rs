@@ -3,7 +3,7 @@
 //! and passes if FileHash, FileSize, NarHash and NarSize match its bytes. Memory holds only a few hashes per member.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read, Write};
 
 use nar_pack::error::{Error, Result};
 use nar_pack::nar::Skip;
@@ -161,7 +161,7 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
         Ok((out, self.summary))
     }
 
-    fn verify_member(&mut self, mut member: Member<'_>) -> Result {
+    fn verify_member<R: Read>(&mut self, mut member: Member<'_, R>) -> Result {
         if matches!(member.object, Object::Nar(_)) {
             return self.verify_nar(&mut member);
         }
@@ -179,7 +179,7 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
         }
     }
 
-    fn verify_nar(&mut self, member: &mut Member<'_>) -> Result {
+    fn verify_nar<R: Read>(&mut self, member: &mut Member<'_, R>) -> Result {
         let key = member.key.clone();
         let nar = self.spool.store(member.size, member.body)?;
         match self.nars.get(&key) {

@@ -1,9 +1,11 @@
 //! Opens standard input as narinfo text or as a cache archive, the two streams that can be signed and verified.
 
+use std::io::{self, Read};
+
 use nar_pack::error::{Error, Result};
-use nar_pack::stdio;
+use nar_pack::stdio::{self, Output};
 use nar_pack::store_path::StoreDir;
-use narinfo_gen::archive::Member;
+use narinfo_gen::archive::{self, Member};
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
 
@@ -33,11 +35,27 @@ impl Input {
     }
 }
 
+/// Writes a member to the output: NARs without reading them, where one of the two is a pipe.
+///
+/// # Errors
+/// Those of the input and of the output.
+pub(crate) fn copy_member(member: &mut Member<'_, Sniffed>, out: &mut archive::Writer<Output>) -> Result {
+    out.member_with(&member.key, member.size, |out| {
+        member.body.take_with(|input, size| {
+            let (head, input) = input.get_mut();
+            let has_head = head.position() < head.get_ref().len() as u64;
+            if has_head { Ok(0) } else { stdio::splice(input, out, size) }
+        })?;
+        io::copy(&mut member.body, out)?;
+        Ok(())
+    })
+}
+
 /// Parses the narinfo that `member` of an archive is.
 ///
 /// # Errors
 /// Refuses a malformed narinfo, and one of another path than its key.
-pub(crate) fn parse_narinfo(member: &mut Member<'_>, store_dir: &StoreDir) -> Result<NarInfo> {
+pub(crate) fn parse_narinfo<R: Read>(member: &mut Member<'_, R>, store_dir: &StoreDir) -> Result<NarInfo> {
     let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
     if narinfo.key() != member.key {
         return Err(Error::refused(format!("the narinfo describes another path, {}", narinfo.path)));

@@ -8,8 +8,9 @@ use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Object};
 use narinfo_gen::narinfo::{self, TextWriter};
+use narinfo_gen::stream::Sniffed;
 
-use crate::input::{Input, parse_narinfo};
+use crate::input::{Input, copy_member, parse_narinfo};
 use crate::key_source::SecretKeySources;
 use crate::signer_command::{SignerCommand, SignerOptions};
 use crate::signing_queue::{Signers, SigningQueue};
@@ -60,12 +61,12 @@ fn sign_text(input: impl BufRead, signers: Signers, options: &SignOptions) -> Re
 
 /// Signs a cache archive. NARs pass the narinfos that wait for a signature, which keeps the order of an archive: a NAR
 /// still comes before its narinfo, and narinfos stay in their order.
-fn sign_archive(input: impl BufRead, signers: Signers, options: &SignOptions) -> Result {
+fn sign_archive(input: Sniffed, signers: Signers, options: &SignOptions) -> Result {
     let out = archive::Writer::new(stdio::stdout(Some("the cache archive"))?);
     let mut queue = SigningQueue::new(out, signers, &options.replace);
     archive::read(input, |mut member| match member.object {
         Object::Narinfo(_) => queue.push(parse_narinfo(&mut member, &options.store_dir)?, true),
-        _ => queue.out.member(&member.key, member.size, member.body),
+        _ => copy_member(&mut member, &mut queue.out),
     })?;
     queue.finish()?;
     queue.out.finish()?.finish()

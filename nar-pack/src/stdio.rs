@@ -3,9 +3,12 @@
 //! ([`Error::is_broken_pipe`]). Messages on standard error belong to [`crate::process`].
 
 use std::fs::{File, Metadata};
-use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Seek as _, Write};
+use std::io::{self, BufRead as _, BufReader, BufWriter, IsTerminal, Read, Seek as _, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::pipe::SpliceFlags;
 
 use crate::drawn_line::write_above;
 use crate::error::{Context as _, Error, Result};
@@ -153,6 +156,33 @@ impl Write for StdoutFile {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Moves at most `size` bytes from the input to the output without copying them, where one of the two is a pipe. Returns how
+/// many were moved: fewer at the end of the input, and perhaps none elsewhere.
+///
+/// # Errors
+/// Those of the input and of the output.
+pub fn splice(input: &mut Input, output: &mut Output, size: u64) -> Result<u64> {
+    let buffered = usize::try_from(size).unwrap_or(usize::MAX).min(input.buffer().len());
+    output.write_all(&input.buffer()[..buffered])?;
+    input.consume(buffered);
+    output.flush()?;
+    let mut moved = buffered as u64;
+    let (from, to) = (&input.get_ref().file, &output.inner.get_ref().file);
+    while moved < size {
+        let length = usize::try_from(size - moved).unwrap_or(usize::MAX).min(PIPE_SIZE);
+        match rustix::pipe::splice(from, None, to, None, length, SpliceFlags::MOVE) {
+            Ok(0) => break,
+            Ok(count) => moved += count as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::PIPE) => return Err(Error::broken_pipe()),
+            // Neither is a pipe, or a file is opened for appending. Other errors come again when the bytes are read and
+            // written, and then it is known which of the two they are from.
+            Err(_) => break,
+        }
+    }
+    Ok(moved)
 }
 
 /// Reads UTF-8 text to the end of the input. The caller adds the name of the input to errors.

@@ -6,6 +6,8 @@ use nar_pack::error::{Error, Result};
 use nar_pack::nar;
 use nar_pack::stdio::Input;
 
+use crate::archive;
+
 /// Number of bytes that identify every kind of stream: the size of a tar header.
 const HEAD_SIZE: usize = 512;
 
@@ -59,24 +61,13 @@ fn kind_of(head: &[u8]) -> Option<Kind> {
         Some(Kind::Nar)
     } else if number(0) == Some(1) && nar_at(8) || head == [0; 8] {
         Some(Kind::Export)
-    } else if head.len() == HEAD_SIZE && is_tar_header(head) {
+    } else if archive::is_header(head) {
         Some(Kind::Archive)
     } else if starts_with_field_name(head) {
         Some(Kind::Narinfo)
     } else {
         None
     }
-}
-
-/// Returns whether this is a tar header with a valid checksum, or the block of zeros of an empty archive.
-fn is_tar_header(head: &[u8]) -> bool {
-    if head.iter().all(|&byte| byte == 0) {
-        return true;
-    }
-    let header = tar::Header::from_byte_slice(head);
-    let sum: u32 =
-        head.iter().enumerate().map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) }).sum();
-    header.cksum().is_ok_and(|stated| stated == sum)
 }
 
 /// Returns whether this starts with letters and a colon, as every narinfo does.

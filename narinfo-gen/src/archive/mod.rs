@@ -7,17 +7,30 @@ mod write;
 
 use std::io::{self, Read};
 
-use nar_pack::error::Error;
+use nar_pack::error::{Error, Result};
 
 pub use object::{DEBUGINFO_PREFIX, NAR_PREFIX, Object, REALISATION_PREFIXES};
+pub(crate) use read::is_header;
 pub use read::{Member, read};
 pub use write::Writer;
 
 /// A reader that returns an error if the input ends before the expected number of bytes. The tar library would treat a
 /// body that ends early as complete.
-struct ExactSize<R> {
+#[derive(Debug)]
+pub struct ExactSize<R> {
     inner: R,
     remaining: u64,
+}
+
+impl<R> ExactSize<R> {
+    /// Lets `take` take bytes from the input itself: at most the given number. It returns how many it has taken.
+    ///
+    /// # Errors
+    /// Those of `take`.
+    pub fn take_with(&mut self, take: impl FnOnce(&mut R, u64) -> Result<u64>) -> Result {
+        self.remaining -= take(&mut self.inner, self.remaining)?.min(self.remaining);
+        Ok(())
+    }
 }
 
 impl<R: Read> Read for ExactSize<R> {
@@ -34,7 +47,6 @@ impl<R: Read> Read for ExactSize<R> {
 
 #[cfg(test)]
 mod tests {
-    use nar_pack::error::Result;
     use nar_pack::store_path::HashPart;
     use tar::EntryType::{Directory, Link, Regular, Symlink};
 

@@ -1,10 +1,11 @@
 //! Reading of cache archives: any tar that `tar` or [`super::Writer`] produces, with bounded memory and without
-//! trusting its sizes and names.
+//! trusting its sizes and names. The `tar` crate parses the headers. Its iterator is not used, because it hides the input,
+//! from which `cache-sign` takes NARs without reading them.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, Read};
 
 use nar_pack::error::{Context, Error, Result};
-use tar::EntryType;
+use tar::{EntryType, Header};
 
 use super::{ExactSize, Object};
 use crate::input_error::is_input_error;
@@ -15,10 +16,10 @@ const MAX_KEY_LENGTH: usize = 1024;
 /// Maximum size of an extended header of a tar, in bytes.
 const MAX_EXTENDED_HEADER_SIZE: u64 = 64 * 1024;
 /// Size of a tar block, in bytes.
-const BLOCK_SIZE: u64 = 512;
+pub(super) const BLOCK_SIZE: usize = 512;
 
-/// A member of a cache archive that is being read.
-pub struct Member<'a> {
+/// A member of a cache archive that is being read from an `R`.
+pub struct Member<'a, R> {
     /// The key of the object.
     pub key: String,
     /// The kind of the object.
@@ -26,10 +27,10 @@ pub struct Member<'a> {
     /// Size in bytes.
     pub size: u64,
     /// The bytes; returns an error if they end before `size`.
-    pub body: &'a mut dyn Read,
+    pub body: &'a mut ExactSize<R>,
 }
 
-impl Member<'_> {
+impl<R: Read> Member<'_, R> {
     /// Reads the whole member as text of at most `limit` bytes.
     ///
     /// # Errors
@@ -53,51 +54,79 @@ impl Member<'_> {
 /// # Errors
 /// Refuses a malformed or truncated tar, and a member that is not an object of a binary cache. Passes on the errors of
 /// `each`.
-pub fn read<R: BufRead>(input: R, mut each: impl FnMut(Member<'_>) -> Result) -> Result {
-    let mut archive = tar::Archive::new(CountingReader { inner: input, position: 0 });
-    let mut end = 0;
+pub fn read<R: Read>(mut input: R, mut each: impl FnMut(Member<'_, R>) -> Result) -> Result {
     let mut long_name = None;
-    // Raw, because the library would read the headers that contain long names to memory, whatever their size.
-    for entry in archive.entries().map_err(malformed)?.raw(true) {
-        let mut entry = entry.map_err(malformed)?;
-        let size = entry.size();
-        let data_end =
-            entry.raw_file_position().checked_add(size).and_then(|end| end.checked_next_multiple_of(BLOCK_SIZE));
-        end = data_end.ok_or_else(|| Error::refused("cache archive: invalid member size"))?;
-        let entry_type = entry.header().entry_type();
-        match read_extended_header(&mut entry, entry_type, size)? {
-            ExtendedHeader::None => {}
-            ExtendedHeader::Name(name) => {
+    while let Some(header) = read_header(&mut input)? {
+        let size = header.entry_size().map_err(malformed)?;
+        let invalid_size = || Error::refused("cache archive: invalid member size");
+        let padding = size.checked_next_multiple_of(BLOCK_SIZE as u64).ok_or_else(invalid_size)? - size;
+        let extended = read_extended_header(&mut input, header.entry_type(), size)?;
+        if !matches!(extended, ExtendedHeader::None) {
+            if let ExtendedHeader::Name(name) = extended {
                 long_name = Some(name);
-                continue;
             }
-            ExtendedHeader::Ignored => continue,
+            skip_padding(&mut input, padding)?;
+            continue;
         }
         let key = match long_name.take() {
             Some(name) => parse_key(&name)?,
-            None => parse_key(&entry.path_bytes())?,
+            None => parse_key(&header.path_bytes())?,
         };
-        match entry_type {
-            EntryType::Directory => continue,
-            EntryType::Regular | EntryType::Continuous => {}
-            _ => return Err(Error::refused(format!("cache archive: {key} is not a regular file"))),
+        let object =
+            match header.entry_type() {
+                EntryType::Directory => None,
+                EntryType::Regular | EntryType::Continuous => Some(Object::of_key(&key).ok_or_else(|| {
+                    Error::refused(format!("cache archive: {key:?} is not an object of a binary cache"))
+                })?),
+                _ => return Err(Error::refused(format!("cache archive: {key} is not a regular file"))),
+            };
+        let mut body = ExactSize { inner: input, remaining: size };
+        if let Some(object) = object {
+            let member = Member { key: key.clone(), object, size, body: &mut body };
+            each(member).context(|| format!("cache archive: {key}"))?;
         }
-        let Some(object) = Object::of_key(&key) else {
-            return Err(Error::refused(format!("cache archive: {key:?} is not an object of a binary cache")));
-        };
-        let mut body = ExactSize { inner: &mut entry, remaining: size };
-        each(Member { key: key.clone(), object, size, body: &mut body }).context(|| format!("cache archive: {key}"))?;
         io::copy(&mut body, &mut io::sink()).context(|| format!("cache archive: {key}"))?;
+        input = body.inner;
+        skip_padding(&mut input, padding)?;
     }
-    read_end(archive.into_inner(), end)
+    read_end(input)
 }
 
-/// Reads what follows the last member, which ends at `end`: at least one block of zeros, and zeros to the end of the
-/// input. All of it is read, because the writer of a pipe gets an error otherwise.
-fn read_end<R: Read>(mut input: CountingReader<R>, end: u64) -> Result {
-    if input.position < end + BLOCK_SIZE {
+/// Reads the next header; returns none for the block of zeros after the last member.
+fn read_header(input: &mut impl Read) -> Result<Option<Header>> {
+    let mut header = Header::new_old();
+    let mut block = Vec::with_capacity(BLOCK_SIZE);
+    input.take(BLOCK_SIZE as u64).read_to_end(&mut block)?;
+    if block.is_empty() {
         return Err(Error::refused("the cache archive is truncated: the end-of-archive marker is missing"));
     }
+    if !is_header(&block) {
+        return Err(not_a_header());
+    }
+    header.as_mut_bytes().copy_from_slice(&block);
+    Ok(block.iter().any(|&byte| byte != 0).then_some(header))
+}
+
+/// Returns whether this is a tar header with a valid checksum, or the block of zeros at the end of an archive.
+pub(crate) fn is_header(block: &[u8]) -> bool {
+    if block.len() != BLOCK_SIZE {
+        return false;
+    }
+    let is_checksum = |at: usize| (148..156).contains(&at);
+    let sum: u32 = block.iter().enumerate().map(|(at, &byte)| if is_checksum(at) { 32 } else { u32::from(byte) }).sum();
+    let stated = Header::from_byte_slice(block).cksum();
+    stated.is_ok_and(|stated| stated == sum) || block.iter().all(|&byte| byte == 0)
+}
+
+/// Skips the bytes between a member and the next header.
+fn skip_padding(input: &mut impl Read, padding: u64) -> Result {
+    let skipped = io::copy(&mut input.take(padding), &mut io::sink()).map_err(malformed)?;
+    if skipped == padding { Ok(()) } else { Err(not_a_header()) }
+}
+
+/// Reads what follows the first block of zeros: zeros to the end of the input. All of it is read, because the writer of a
+/// pipe gets an error otherwise.
+fn read_end(mut input: impl Read) -> Result {
     let mut buffer = [0; 4096];
     loop {
         match input.read(&mut buffer)? {
@@ -108,12 +137,16 @@ fn read_end<R: Read>(mut input: CountingReader<R>, end: u64) -> Result {
     }
 }
 
+fn not_a_header() -> Error {
+    Error::refused("malformed or truncated cache archive: invalid or incomplete tar entry")
+}
+
 fn malformed(error: io::Error) -> Error {
     if is_input_error(&error) {
         error.into()
     } else {
         // The texts of the tar crate quote raw header bytes and are not sentences.
-        Error::refused("malformed or truncated cache archive: invalid or incomplete tar entry")
+        not_a_header()
     }
 }
 
@@ -127,11 +160,7 @@ enum ExtendedHeader {
     Ignored,
 }
 
-fn read_extended_header<R: Read>(
-    entry: &mut tar::Entry<'_, R>,
-    entry_type: EntryType,
-    size: u64,
-) -> Result<ExtendedHeader> {
+fn read_extended_header(input: &mut impl Read, entry_type: EntryType, size: u64) -> Result<ExtendedHeader> {
     let may_have_name = entry_type.is_gnu_longname() || entry_type.is_pax_local_extensions();
     if !may_have_name && !entry_type.is_gnu_longlink() && !entry_type.is_pax_global_extensions() {
         return Ok(ExtendedHeader::None);
@@ -142,7 +171,7 @@ fn read_extended_header<R: Read>(
         )));
     }
     let mut bytes = Vec::new();
-    ExactSize { inner: entry, remaining: size }.read_to_end(&mut bytes).map_err(malformed)?;
+    ExactSize { inner: input, remaining: size }.read_to_end(&mut bytes).map_err(malformed)?;
     if entry_type.is_gnu_longname() {
         while bytes.last() == Some(&0) {
             bytes.pop();
@@ -177,18 +206,4 @@ fn parse_key(name: &[u8]) -> Result<String> {
         && (matches!(key, "" | ".") || key.split('/').all(|part| !matches!(part, "" | "." | "..")))
         && !key.contains(|c: char| c.is_control());
     if is_valid { Ok(key.to_owned()) } else { Err(invalid()) }
-}
-
-/// Counts the bytes that were read.
-struct CountingReader<R> {
-    inner: R,
-    position: u64,
-}
-
-impl<R: Read> Read for CountingReader<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.position += n as u64;
-        Ok(n)
-    }
 }

@@ -1,11 +1,12 @@
 //! Writing of cache archives.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::mem::ManuallyDrop;
 
 use nar_pack::error::{Error, Result};
 
 use super::ExactSize;
+use super::read::BLOCK_SIZE;
 use crate::narinfo::NarInfo;
 
 /// Writes a cache archive. It is complete after [`Writer::finish`]; dropped before, the archive is truncated.
@@ -26,18 +27,34 @@ impl<W: Write> Writer<W> {
     /// Passes on the errors of `body` and of the output. Refuses a body of another size; the archive cannot be continued
     /// after that.
     pub fn member(&mut self, key: &str, size: u64, body: impl Read) -> Result {
+        let mut body = ExactSize { inner: body, remaining: size };
+        self.member_with(key, size, |out| {
+            io::copy(&mut (&mut body).take(size), out)?;
+            Ok(())
+        })?;
+        match body.inner.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(Error::refused(format!("{key} is larger than {size} bytes"))),
+        }
+    }
+
+    /// Writes a member whose `size` bytes `write` writes to the output.
+    ///
+    /// # Errors
+    /// Passes on the errors of `write` and of the output.
+    pub fn member_with(&mut self, key: &str, size: u64, write: impl FnOnce(&mut W) -> Result) -> Result {
         let mut header = tar::Header::new_ustar();
         header.set_size(size);
         header.set_mode(0o444);
         header.set_mtime(1);
         header.set_entry_type(tar::EntryType::Regular);
-        let mut body = ExactSize { inner: body, remaining: size };
-        self.tar.append_data(&mut header, key, &mut body)?;
-        match (body.remaining, body.inner.read(&mut [0])?) {
-            (0, 0) => Ok(()),
-            (0, _) => Err(Error::refused(format!("{key} is larger than {size} bytes"))),
-            (remaining, _) => Err(Error::refused(format!("{key} is {remaining} bytes shorter than {size}"))),
-        }
+        // Writes the header alone, and one before it for a long key.
+        self.tar.append_data(&mut header, key, io::empty())?;
+        let out = self.tar.get_mut();
+        write(out)?;
+        let end = usize::try_from(size % BLOCK_SIZE as u64).unwrap_or_default();
+        out.write_all(&[0; BLOCK_SIZE][..(BLOCK_SIZE - end) % BLOCK_SIZE])?;
+        Ok(())
     }
 
     /// Writes a member whose content is `text`.

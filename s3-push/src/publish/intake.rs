@@ -170,7 +170,7 @@ impl Intake {
         archive::read(input, |member| self.read_member(member, store_dir))
     }
 
-    fn read_member(&self, mut member: Member<'_>, store_dir: &StoreDir) -> Result {
+    fn read_member<R: Read>(&self, mut member: Member<'_, R>, store_dir: &StoreDir) -> Result {
         match member.object {
             Object::CacheInfo => {
                 let info = CacheInfo::parse(&member.text(member.text_limit())?)?;
@@ -200,7 +200,7 @@ impl Intake {
     }
 
     /// Reads a NAR of a cache archive. Another thread verifies it while it is uploaded.
-    fn read_archived_nar(&self, member: &mut Member<'_>, file_hash: Option<Sha256>) -> Result {
+    fn read_archived_nar(&self, member: &mut Member<'_, impl Read>, file_hash: Option<Sha256>) -> Result {
         if member.size > part_sizes::MAX_OBJECT_SIZE {
             return Err(Error::refused(format!("{} bytes; the maximum object size of S3 is 5 TiB", member.size)));
         }
@@ -291,7 +291,7 @@ impl Intake {
 }
 
 /// Reads a narinfo of an archive, whose key has the hash part `hash`.
-fn read_narinfo(member: &mut Member<'_>, hash: HashPart, store_dir: &StoreDir) -> Result<NarInfo> {
+fn read_narinfo(member: &mut Member<'_, impl Read>, hash: HashPart, store_dir: &StoreDir) -> Result<NarInfo> {
     let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
     if narinfo.path.hash_part() != hash {
         return Err(Error::refused(format!("it describes another path, {}", narinfo.path)));

@@ -8,7 +8,7 @@
 
 pub mod corpus;
 
-use std::io::{BufReader, Cursor};
+use std::io::{BufReader, Cursor, Read as _};
 use std::path::Path;
 
 use cache_policy::nix_conf::{ClientConfig, UrlForm};

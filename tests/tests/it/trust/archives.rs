@@ -264,3 +264,33 @@ fn verify_of_an_archive_stops_at_the_nar_size() {
         assert!(members.contains(&good.narinfo.url) && members.contains(&good_key), "{order}: {members}");
     }
 }
+
+/// NARs that pass through a pipe are not read; the output is the same as without a pipe. Bodies end at, before and after the
+/// end of a block, and are larger than a pipe.
+#[test]
+fn an_archive_is_signed_the_same_through_pipes_and_files() {
+    let (fixture, _) = contributors();
+    let mut writer = narinfo_gen::archive::Writer::new(Vec::new());
+    for (number, size) in [0_usize, 1, 511, 512, 513, 300_000, 3 << 20].into_iter().enumerate() {
+        let body: Vec<u8> = (0..=250).cycle().skip(number).take(size).collect();
+        writer.member(&format!("nar/{number}.nar"), size as u64, body.as_slice()).unwrap();
+    }
+    let archive = writer.finish().unwrap();
+    fixture.scratch.write("nars", &archive);
+    let sign = "cache-sign -k alice.sec";
+    for script in [
+        format!("{sign} < nars > out"),
+        format!("cat nars | {sign} > out"),
+        format!("{sign} < nars | cat > out"),
+        format!("cat nars | {sign} | cat > out"),
+        format!(": > out; cat nars | {sign} >> out"),
+        format!("(head -c 700; cat) < nars | {sign} | cat > out"),
+    ] {
+        fixture.scratch.sh(&script).ok();
+        assert!(fs::read(fixture.path("out")).unwrap() == archive, "{script}");
+    }
+    let stderr = fixture.scratch.sh(&format!("head -c 1000000 nars | {sign} | cat > out")).fails(1);
+    assert!(stderr.contains("nar/6.nar: truncated"), "{stderr}");
+    let closed = format!("cat nars | {{ {sign} || echo $? > status; }} | head -c 1000 > out || true; cat status");
+    assert_eq!(fixture.scratch.sh(&closed).ok(), "141");
+}
