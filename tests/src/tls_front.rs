@@ -1,7 +1,7 @@
 //! TLS in front of a plain HTTP server, with a self-signed certificate.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::Arc;
 
 use rustls::pki_types::PrivateKeyDer;
@@ -42,11 +42,12 @@ impl TlsFront {
     }
 }
 
-/// Forwards one request without a body and its response, then closes the connection.
+/// Forwards one request and its response, then closes the connection.
 fn pass(client: TcpStream, config: Arc<ServerConfig>, server: &str) -> io::Result<()> {
     let session = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut client = BufReader::new(StreamOwned::new(session, client));
     let mut server = TcpStream::connect(server)?;
+    let mut length = 0;
     loop {
         let mut line = String::new();
         client.read_line(&mut line)?;
@@ -55,6 +56,11 @@ fn pass(client: TcpStream, config: Arc<ServerConfig>, server: &str) -> io::Resul
             // The end of the connection is the end of the response.
             server.write_all(b"Connection: close\r\n")?;
         }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().unwrap_or(0);
+        }
         if !line.to_ascii_lowercase().starts_with("connection:") {
             server.write_all(line.as_bytes())?;
         }
@@ -62,6 +68,9 @@ fn pass(client: TcpStream, config: Arc<ServerConfig>, server: &str) -> io::Resul
             break;
         }
     }
+    io::copy(&mut client.by_ref().take(length), &mut server)?;
+    // A server that keeps the connection open waits for another request.
+    server.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
     server.read_to_end(&mut answer)?;
     let head = answer.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);

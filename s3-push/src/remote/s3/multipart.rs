@@ -113,7 +113,9 @@ impl Bucket {
             .upload_id(&upload.id)
             .part_number(number)
             .set_checksum_crc32(checksum.clone())
-            .body(ByteStream::from(body));
+            .body(ByteStream::from(body))
+            .customize()
+            .interceptor(self.body_signature());
         let result = self.send(RequestKind::UploadPart, request.send()).await;
         let action = || format!("upload part {number} of");
         let output = result.map_err(|error| self.error(&error, &action(), &upload.key))?;

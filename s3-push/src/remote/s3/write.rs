@@ -41,13 +41,20 @@ enum Precondition<'a> {
     Unchanged(&'a str),
 }
 
-/// The SHA-256 hash of a body, if it is known. It is signed instead of a hash that the SDK would compute.
+/// What the signature of a request covers of its body.
 #[derive(Debug, Clone, Copy)]
-struct KnownHash(Option<Sha256>);
+pub(super) enum BodySignature {
+    /// A SHA-256 hash that the SDK computes.
+    ComputedHash,
+    /// This hash.
+    KnownHash(Sha256),
+    /// Nothing.
+    None,
+}
 
-impl Intercept for KnownHash {
+impl Intercept for BodySignature {
     fn name(&self) -> &'static str {
-        "KnownHash"
+        "BodySignature"
     }
 
     fn modify_before_signing(
@@ -56,9 +63,12 @@ impl Intercept for KnownHash {
         _: &RuntimeComponents,
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        if let Self(Some(hash)) = self {
-            config.interceptor_state().store_put(PayloadSigningOverride::Precomputed(hex::encode(hash.as_bytes())));
-        }
+        let signed = match self {
+            Self::ComputedHash => return Ok(()),
+            Self::KnownHash(hash) => PayloadSigningOverride::Precomputed(hex::encode(hash.as_bytes())),
+            Self::None => PayloadSigningOverride::UnsignedPayload,
+        };
+        config.interceptor_state().store_put(signed);
         Ok(())
     }
 }
@@ -69,7 +79,7 @@ impl Bucket {
     /// # Errors
     /// Fails if the service or the network does, or if writing is forbidden.
     pub async fn put(&self, key: &str, content_type: &str, body: Bytes) -> Result {
-        self.put_if(key, content_type, body, KnownHash(None), Precondition::None).await.map(drop)
+        self.put_if(key, content_type, body, BodySignature::ComputedHash, Precondition::None).await.map(drop)
     }
 
     /// Writes an object unless one with that key exists. A service without conditional writes overwrites it.
@@ -77,7 +87,7 @@ impl Bucket {
     /// # Errors
     /// See [`Bucket::put`].
     pub async fn put_new(&self, key: &str, content_type: &str, body: Bytes) -> Result<PutOutcome> {
-        self.put_if(key, content_type, body, KnownHash(None), Precondition::Absent).await
+        self.put_if(key, content_type, body, BodySignature::ComputedHash, Precondition::Absent).await
     }
 
     /// Overwrites the object with the entity tag `etag`. Returns [`PutOutcome::Existed`] if it has changed meanwhile.
@@ -92,7 +102,7 @@ impl Bucket {
         etag: Option<&str>,
     ) -> Result<PutOutcome> {
         let precondition = etag.map_or(Precondition::None, Precondition::Unchanged);
-        self.put_if(key, content_type, body, KnownHash(None), precondition).await
+        self.put_if(key, content_type, body, BodySignature::ComputedHash, precondition).await
     }
 
     /// Writes a NAR; if `is_new_only`, only if no object with that key exists. `sha256` is the hash of its bytes if that is
@@ -109,7 +119,8 @@ impl Bucket {
         is_new_only: bool,
     ) -> Result<PutOutcome> {
         let precondition = if is_new_only { Precondition::Absent } else { Precondition::None };
-        self.put_if(key, content_type, body, KnownHash(sha256), precondition).await
+        let signature = sha256.map_or(BodySignature::ComputedHash, BodySignature::KnownHash);
+        self.put_if(key, content_type, body, signature, precondition).await
     }
 
     /// Writes an object with the bytes that it has already, which the service copies: its age begins anew. The service
@@ -142,7 +153,7 @@ impl Bucket {
         key: &str,
         content_type: &str,
         body: Bytes,
-        hash: KnownHash,
+        signature: BodySignature,
         precondition: Precondition<'_>,
     ) -> Result<PutOutcome> {
         if self.dry_run {
@@ -168,7 +179,7 @@ impl Bucket {
                 .set_if_match(if_match)
                 .body(ByteStream::from(body.clone()))
                 .customize()
-                .interceptor(hash);
+                .interceptor(signature);
             match self.send(RequestKind::Put, request.send()).await {
                 Ok(_) => return Ok(PutOutcome::Created),
                 Err(error) if is_conditional && status(&error) == Some(412) => return Ok(PutOutcome::Existed),
@@ -191,6 +202,16 @@ impl Bucket {
     /// Returns whether bodies are sent with a checksum in a header: to AWS, and where object lock requires one.
     pub(super) fn sends_checksums(&self) -> bool {
         self.location.is_aws() || self.object_options.requires_checksum()
+    }
+
+    /// Returns what is signed of a body whose hash is not known. With a checksum in a signed header, and TLS, the SDK does not
+    /// sign the body by default either, and a second hash of a NAR takes as long as sending it.
+    pub(super) fn body_signature(&self) -> BodySignature {
+        if self.sends_checksums() && self.location.uses_tls() {
+            BodySignature::None
+        } else {
+            BodySignature::ComputedHash
+        }
     }
 
     /// Returns the checksum header of a body, if one is sent. By default, the SDK names the algorithm but omits the

@@ -1,9 +1,12 @@
 //! Options of objects, such as encryption and tags, reach the service, for uploads in one request and in parts.
 
 use std::fs;
+use std::sync::{Arc, Mutex};
 
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, path_in_root};
-use cache_tests::{Minio, Random, store_path};
+use cache_tests::fault_proxy::{Fault, FaultProxy, RequestKind};
+use cache_tests::tls_front::TlsFront;
+use cache_tests::{Minio, Random, cache_url, store_path};
 use serde_json::Value;
 
 /// Creates a fixture with an additional path, whose NAR is uploaded in parts, and access to the bucket.
@@ -108,4 +111,38 @@ fn object_lock_is_set_or_reported() {
     let stderr = fixture.scratch.sh("s3-push -q --object-lock-days 2 \"$C\" < archive").fails(2);
     assert!(stderr.contains("ObjectLock") || stderr.to_lowercase().contains("object lock"), "{stderr}");
     assert_eq!(minio.objects(&bucket), Vec::<String>::new());
+}
+
+/// Object lock requires checksums. With them, and TLS, the parts of a NAR are not hashed for the signature too; without TLS they
+/// are.
+#[test]
+fn parts_with_a_checksum_are_not_signed_over_tls() {
+    let Some(minio) = Minio::shared() else { return };
+    for uses_tls in [true, false] {
+        let bucket = cache_tests::unique("locked-");
+        minio.mc(&["mb", "--with-lock", &format!("cache/{bucket}")]);
+        let mut fixture = fixture(minio, &bucket);
+        let signed: Arc<Mutex<Vec<String>>> = Arc::default();
+        let recorded = Arc::clone(&signed);
+        let proxy = FaultProxy::start(&minio.endpoint(), move |request| {
+            if request.kind() == RequestKind::UploadPart {
+                assert!(request.header("x-amz-checksum-crc32").is_some(), "no checksum");
+                recorded.lock().unwrap().extend(request.header("x-amz-content-sha256").map(str::to_owned));
+            }
+            Fault::Pass
+        });
+        let front = TlsFront::start(proxy.endpoint());
+        fixture.scratch.write("ca.pem", front.certificate());
+        fixture.scratch.env("SSL_CERT_FILE", fixture.path("ca.pem"));
+        let url = if uses_tls {
+            format!("s3://{bucket}?endpoint={}&scheme=https&region=us-east-1", front.endpoint())
+        } else {
+            cache_url(proxy.endpoint(), &bucket)
+        };
+        fixture.scratch.sh(&format!("s3-push -q --part-size 5MiB --object-lock-days 1 '{url}' < archive")).ok();
+        let signed = signed.lock().unwrap();
+        assert_eq!(signed.len(), 3, "12 MiB in parts of 5 MiB");
+        assert!(signed.iter().all(|hash| (hash == "UNSIGNED-PAYLOAD") == uses_tls), "{signed:?}");
+        assert_eq!(minio.objects(&bucket).len(), 9);
+    }
 }
