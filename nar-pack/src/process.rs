@@ -75,11 +75,24 @@ pub fn expand_flag_command(
     other_commands: &[&str],
 ) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
+    let is_one_of = |names: &[&str], arg: &OsString| names.iter().any(|name| arg == name);
+    if let [_, help, command, ..] = args.as_slice()
+        && help == "help"
+    {
+        if is_one_of(commands, command) {
+            return vec![args.swap_remove(0), "--help".into()];
+        }
+        if is_one_of(other_commands, command) {
+            args.remove(1);
+        }
+    }
     let Some(command) = args.get_mut(1) else { return args };
-    if commands.iter().any(|name| command == name) {
+    if is_one_of(commands, command) {
         *command = format!("--{}", command.to_string_lossy()).into();
-    } else if other_commands.iter().any(|name| command == name) && !Path::new(command).exists() {
-        args.truncate(2);
+    } else if is_one_of(other_commands, command) && !Path::new(command).exists() {
+        let keeps = |arg: &OsString| ["--json", "--help", "-h"].iter().any(|option| arg == option);
+        let options = args.split_off(2).into_iter().filter(keeps);
+        args.extend(options.collect::<Vec<_>>());
     }
     args
 }
@@ -150,7 +163,10 @@ mod tests {
         };
         assert_eq!(expand("s3-pull narinfo --all x"), "s3-pull --narinfo --all x");
         assert_eq!(expand("s3-pull archive --stdin x"), "s3-pull --archive --stdin x");
-        assert_eq!(expand("s3-pull pin --no-such-option x"), "s3-pull pin");
+        assert_eq!(expand("s3-pull pin --no-such-option --json x"), "s3-pull pin --json");
+        assert_eq!(expand("s3-pull help pin"), "s3-pull pin");
+        assert_eq!(expand("s3-pull help archive"), "s3-pull --help");
+        assert_eq!(expand("s3-pull help dead"), "s3-pull help dead");
         for unchanged in ["s3-pull", "s3-pull dead x", "s3-pull x narinfo", "s3-pull --list x"] {
             assert_eq!(expand(unchanged), unchanged);
         }
