@@ -35,7 +35,7 @@ impl Input {
     }
 }
 
-/// Writes a member to the output: NARs without reading them, where one of the two is a pipe.
+/// Writes a member to the output. One that is larger than the buffer is not read if the input is a pipe.
 ///
 /// # Errors
 /// Those of the input and of the output.

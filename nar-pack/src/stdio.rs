@@ -5,6 +5,7 @@
 use std::fs::{File, Metadata};
 use std::io::{self, BufRead as _, BufReader, BufWriter, IsTerminal, Read, Seek as _, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -158,14 +159,21 @@ impl Write for StdoutFile {
     }
 }
 
-/// Moves at most `size` bytes from the input to the output without copying them, where one of the two is a pipe. Returns how
-/// many were moved: fewer at the end of the input, and perhaps none elsewhere.
+/// Moves at most `size` bytes from the input to the output without copying them, if the input is a pipe and not all of them
+/// are buffered. Returns how many were moved, which may be fewer or none; the rest is still to be read.
+///
+/// Files are read, because a file that is overwritten would also change what is in a pipe, and sockets, because the reader of
+/// a pipe cannot be killed while the kernel waits for one.
 ///
 /// # Errors
-/// Those of the input and of the output.
+/// Those of the output.
 pub fn splice(input: &mut Input, output: &mut Output, size: u64) -> Result<u64> {
-    let buffered = usize::try_from(size).unwrap_or(usize::MAX).min(input.buffer().len());
-    output.write_all(&input.buffer()[..buffered])?;
+    let buffered = input.buffer().len();
+    let is_pipe = || input.get_ref().file.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
+    if size <= buffered as u64 || !is_pipe() {
+        return Ok(0);
+    }
+    output.write_all(input.buffer())?;
     input.consume(buffered);
     output.flush()?;
     let mut moved = buffered as u64;
@@ -177,8 +185,7 @@ pub fn splice(input: &mut Input, output: &mut Output, size: u64) -> Result<u64> 
             Ok(count) => moved += count as u64,
             Err(Errno::INTR) => {}
             Err(Errno::PIPE) => return Err(Error::broken_pipe()),
-            // Neither is a pipe, or a file is opened for appending. Other errors come again when the bytes are read and
-            // written, and then it is known which of the two they are from.
+            // A file that is opened for appending, or an error of the output, which comes again when the bytes are written.
             Err(_) => break,
         }
     }

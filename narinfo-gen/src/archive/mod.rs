@@ -14,8 +14,7 @@ pub(crate) use read::is_header;
 pub use read::{Member, read};
 pub use write::Writer;
 
-/// A reader that returns an error if the input ends before the expected number of bytes. The tar library would treat a
-/// body that ends early as complete.
+/// A reader of the expected number of bytes. It returns an error if the input ends before.
 #[derive(Debug)]
 pub struct ExactSize<R> {
     inner: R,
@@ -36,8 +35,12 @@ impl<R> ExactSize<R> {
 impl<R: Read> Read for ExactSize<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let limit = buf.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        // A buffered reader would wait for what comes after the end.
+        if limit == 0 {
+            return Ok(0);
+        }
         let n = self.inner.read(&mut buf[..limit])?;
-        if n == 0 && limit > 0 {
+        if n == 0 {
             return Err(Error::refused(format!("truncated: {} bytes are missing", self.remaining)).into());
         }
         self.remaining -= n as u64;

@@ -1,6 +1,6 @@
 //! Reading of cache archives: any tar that `tar` or [`super::Writer`] produces, with bounded memory and without
-//! trusting its sizes and names. The `tar` crate parses the headers. Its iterator is not used, because it hides the input,
-//! from which `cache-sign` takes NARs without reading them.
+//! trusting its sizes and names. The `tar` crate parses the headers. Its iterator is not used, because it hides the
+//! input, from which `cache-sign` takes NARs without reading them.
 
 use std::io::{self, Read};
 
@@ -80,12 +80,14 @@ pub fn read<R: Read>(mut input: R, mut each: impl FnMut(Member<'_, R>) -> Result
                 })?),
                 _ => return Err(Error::refused(format!("cache archive: {key} is not a regular file"))),
             };
+        let name = if key.is_empty() { "." } else { &key };
+        let context = || format!("cache archive: {name}");
         let mut body = ExactSize { inner: input, remaining: size };
         if let Some(object) = object {
             let member = Member { key: key.clone(), object, size, body: &mut body };
-            each(member).context(|| format!("cache archive: {key}"))?;
+            each(member).context(context)?;
         }
-        io::copy(&mut body, &mut io::sink()).context(|| format!("cache archive: {key}"))?;
+        io::copy(&mut body, &mut io::sink()).context(context)?;
         input = body.inner;
         skip_padding(&mut input, padding)?;
     }
@@ -124,8 +126,8 @@ fn skip_padding(input: &mut impl Read, padding: u64) -> Result {
     if skipped == padding { Ok(()) } else { Err(not_a_header()) }
 }
 
-/// Reads what follows the first block of zeros: zeros to the end of the input. All of it is read, because the writer of a
-/// pipe gets an error otherwise.
+/// Reads what follows the first block of zeros: zeros to the end of the input. All of it is read, because the writer of
+/// a pipe gets an error otherwise.
 fn read_end(mut input: impl Read) -> Result {
     let mut buffer = [0; 4096];
     loop {
