@@ -322,7 +322,9 @@ impl Shared {
             }
             let mut rest = client;
             rest.read_exact(&mut vec![0; unread])?;
-            if let Next::Close = self.response(client, &request, fault, in_flight)? {
+            let is_last = request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+            let next = self.response(client, &request, fault, in_flight)?;
+            if is_last || matches!(next, Next::Close) {
                 return Ok(());
             }
         }

@@ -1,7 +1,7 @@
 //! TLS in front of a plain HTTP server, with a self-signed certificate.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 
 use rustls::pki_types::PrivateKeyDer;
@@ -69,8 +69,6 @@ fn pass(client: TcpStream, config: Arc<ServerConfig>, server: &str) -> io::Resul
         }
     }
     io::copy(&mut client.by_ref().take(length), &mut server)?;
-    // A server that keeps the connection open waits for another request.
-    server.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();
     server.read_to_end(&mut answer)?;
     let head = answer.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);

@@ -72,7 +72,7 @@ impl Bucket {
             first_response: Arc::clone(&first_response),
         };
         let retry_budget = TokenBucket::builder().capacity(RETRY_TOKENS).success_reward(RETRY_REWARD).build();
-        // Bodies are in memory and their payload is signed: many services reject the trailing checksums that are the
+        // Bodies are in memory, and their hash or their checksum is signed: many services reject the trailing checksums that are the
         // SDK's default.
         let mut config = Builder::from(&sdk_config)
             .force_path_style(location.path_style())
@@ -105,6 +105,7 @@ impl Bucket {
             is_readable: AtomicBool::new(false),
             was_forbidden: AtomicBool::new(false),
             supports_conditional_writes: AtomicBool::new(true),
+            must_sign_parts: AtomicBool::new(false),
             supports_delete_objects: AtomicBool::new(true),
             applies_conditions: OnceCell::new(),
             reported_permissions: Mutex::default(),

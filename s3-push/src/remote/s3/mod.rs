@@ -64,6 +64,8 @@ pub struct Bucket {
     was_forbidden: AtomicBool,
     /// Cleared if the service turns out not to support conditional writes.
     supports_conditional_writes: AtomicBool,
+    /// Set if unsigned parts are forbidden, as the policy of a bucket can do.
+    must_sign_parts: AtomicBool,
     /// Cleared if the service turns out not to delete several objects in one request.
     supports_delete_objects: AtomicBool,
     /// Whether the service applies the conditions of writes, once that was tried.

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use nar_pack::error::{Error, Result};
 
 use super::errors::{element, is_conflict, status};
+use super::write::BodySignature;
 use super::{Bucket, PutOutcome, RequestKind, Sdk};
 use crate::remote::retry::{Backoff, PermanentInternalError};
 
@@ -105,18 +106,26 @@ impl Bucket {
             return Ok(UploadedPart(part.build()));
         }
         let checksum = self.checksum(&body);
-        let request = self
-            .client
-            .upload_part()
-            .bucket(&self.location.bucket)
-            .key(self.location.key(&upload.key))
-            .upload_id(&upload.id)
-            .part_number(number)
-            .set_checksum_crc32(checksum.clone())
-            .body(ByteStream::from(body))
-            .customize()
-            .interceptor(self.body_signature());
-        let result = self.send(RequestKind::UploadPart, request.send()).await;
+        let result = loop {
+            let signature = self.part_signature();
+            let request = self
+                .client
+                .upload_part()
+                .bucket(&self.location.bucket)
+                .key(self.location.key(&upload.key))
+                .upload_id(&upload.id)
+                .part_number(number)
+                .set_checksum_crc32(checksum.clone())
+                .body(ByteStream::from(body.clone()))
+                .customize()
+                .interceptor(signature);
+            match self.send(RequestKind::UploadPart, request.send()).await {
+                Err(error) if signature == BodySignature::None && status(&error) == Some(403) => {
+                    self.must_sign_parts.store(true, Ordering::Relaxed);
+                }
+                result => break result,
+            }
+        };
         let action = || format!("upload part {number} of");
         let output = result.map_err(|error| self.error(&error, &action(), &upload.key))?;
         Ok(UploadedPart(part.set_e_tag(output.e_tag).set_checksum_crc32(checksum).build()))

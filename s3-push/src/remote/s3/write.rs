@@ -42,7 +42,7 @@ enum Precondition<'a> {
 }
 
 /// What the signature of a request covers of its body.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodySignature {
     /// A SHA-256 hash that the SDK computes.
     ComputedHash,
@@ -204,10 +204,11 @@ impl Bucket {
         self.location.is_aws() || self.object_options.requires_checksum()
     }
 
-    /// Returns what is signed of a body whose hash is not known. With a checksum in a signed header, and TLS, the SDK does not
-    /// sign the body by default either, and a second hash of a NAR takes as long as sending it.
-    pub(super) fn body_signature(&self) -> BodySignature {
-        if self.sends_checksums() && self.location.uses_tls() {
+    /// Returns what is signed of a part, whose hash is not known. With TLS and a checksum in a signed header, the part itself
+    /// is not signed: to hash it takes as long as to send it.
+    pub(super) fn part_signature(&self) -> BodySignature {
+        let is_protected = self.sends_checksums() && self.location.uses_tls();
+        if is_protected && !self.must_sign_parts.load(Ordering::Relaxed) {
             BodySignature::None
         } else {
             BodySignature::ComputedHash

@@ -4,10 +4,13 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, path_in_root};
-use cache_tests::fault_proxy::{Fault, FaultProxy, RequestKind};
+use cache_tests::fault_proxy::{ErrorResponse, Fault, FaultProxy, RequestKind};
 use cache_tests::tls_front::TlsFront;
 use cache_tests::{Minio, Random, cache_url, store_path};
 use serde_json::Value;
+
+/// The header x-amz-content-sha256 of a request whose body is not signed.
+const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
 /// Creates a fixture with an additional path, whose NAR is uploaded in parts, and access to the bucket.
 fn fixture(minio: &Minio, bucket: &str) -> Fixture {
@@ -113,22 +116,27 @@ fn object_lock_is_set_or_reported() {
     assert_eq!(minio.objects(&bucket), Vec::<String>::new());
 }
 
-/// Object lock requires checksums. With them, and TLS, the parts of a NAR are not hashed for the signature too; without TLS they
-/// are.
+/// Object lock requires checksums. With them, and TLS, the parts of a NAR are not hashed for the signature too, unless the
+/// bucket forbids that; without TLS they are.
 #[test]
 fn parts_with_a_checksum_are_not_signed_over_tls() {
     let Some(minio) = Minio::shared() else { return };
-    for uses_tls in [true, false] {
+    for (uses_tls, forbids_unsigned) in [(true, false), (true, true), (false, false)] {
         let bucket = cache_tests::unique("locked-");
         minio.mc(&["mb", "--with-lock", &format!("cache/{bucket}")]);
         let mut fixture = fixture(minio, &bucket);
-        let signed: Arc<Mutex<Vec<String>>> = Arc::default();
-        let recorded = Arc::clone(&signed);
+        let accepted: Arc<Mutex<Vec<String>>> = Arc::default();
+        let recorded = Arc::clone(&accepted);
         let proxy = FaultProxy::start(&minio.endpoint(), move |request| {
-            if request.kind() == RequestKind::UploadPart {
-                assert!(request.header("x-amz-checksum-crc32").is_some(), "no checksum");
-                recorded.lock().unwrap().extend(request.header("x-amz-content-sha256").map(str::to_owned));
+            if request.kind() != RequestKind::UploadPart {
+                return Fault::Pass;
             }
+            assert!(request.header("x-amz-checksum-crc32").is_some(), "no checksum");
+            let hash = request.header("x-amz-content-sha256").unwrap_or_default();
+            if forbids_unsigned && hash == UNSIGNED {
+                return Fault::Respond(ErrorResponse { status: 403, code: "AccessDenied", retry_after: None });
+            }
+            recorded.lock().unwrap().push(hash.to_owned());
             Fault::Pass
         });
         let front = TlsFront::start(proxy.endpoint());
@@ -140,9 +148,10 @@ fn parts_with_a_checksum_are_not_signed_over_tls() {
             cache_url(proxy.endpoint(), &bucket)
         };
         fixture.scratch.sh(&format!("s3-push -q --part-size 5MiB --object-lock-days 1 '{url}' < archive")).ok();
-        let signed = signed.lock().unwrap();
-        assert_eq!(signed.len(), 3, "12 MiB in parts of 5 MiB");
-        assert!(signed.iter().all(|hash| (hash == "UNSIGNED-PAYLOAD") == uses_tls), "{signed:?}");
+        let accepted = accepted.lock().unwrap();
+        assert_eq!(accepted.len(), 3, "12 MiB in parts of 5 MiB");
+        let is_unsigned = uses_tls && !forbids_unsigned;
+        assert!(accepted.iter().all(|hash| (hash == UNSIGNED) == is_unsigned), "{accepted:?}");
         assert_eq!(minio.objects(&bucket).len(), 9);
     }
 }
