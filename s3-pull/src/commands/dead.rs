@@ -9,7 +9,7 @@ use nar_pack::store_path::StoreDir;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::cli::only_url;
 use s3_push::remote::liveness::{RootOptions, find_dead};
-use s3_push::remote::progress::count_of;
+use s3_push::remote::progress::{count_of, is_or_are};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -25,7 +25,7 @@ pub fn run(runtime: &Runtime, args: &DeadArgs) -> Result {
         let bucket = connect(&url, &args.bucket).await?;
         find_dead(&bucket, &store_dir, &options).await
     })?;
-    let (count, total) = (dead.count() as u64, dead.total);
+    let (count, total) = (dead.count(), dead.total);
     let mut out = stdio::stdout(None)?;
     if args.json {
         dead.for_each(|text| write_object(&mut out, NarInfo::parse(text, &store_dir)?.to_json()))?;
@@ -35,7 +35,11 @@ pub fn run(runtime: &Runtime, args: &DeadArgs) -> Result {
     }
     out.finish()?;
     if !args.bucket.quiet {
-        process::print_message(TOOL, format!("{} of {} dead", HumanCount(count), count_of(total, "path")));
+        let verb = is_or_are(count);
+        process::print_message(
+            TOOL,
+            format!("{} of {} {verb} dead", HumanCount(count as u64), count_of(total, "path")),
+        );
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::remote::cli::only_url;
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::{Graph, GraphError, ListedNarinfo, list_narinfos, read_narinfos, require_readable};
 use crate::remote::pins::{Retention, list_pins, read_pins};
-use crate::remote::progress::count_of;
+use crate::remote::progress::{count_of, is_or_are};
 use crate::remote::s3::{Access, Bucket};
 
 /// Narinfos that are deleted between two checks of the flag.
@@ -178,14 +178,14 @@ impl Plan {
     fn print(&self, options: &DeleteOptions) {
         let print = |count: usize, what: &str| {
             if count > 0 && !options.is_quiet {
-                process::print_message(TOOL, format!("{} {what}", count_of(count, "path")));
+                process::print_message(TOOL, format!("{} {} {what}", count_of(count, "path"), is_or_are(count)));
             }
         };
         let hours = usize::try_from(self.longest_wait.as_secs().div_ceil(3600)).unwrap_or(usize::MAX);
-        print(self.to_doom.len(), "doomed: run the command again in 24 hours or later to delete them");
-        print(self.waiting, &format!("doomed earlier: they can be deleted in {}", count_of(hours, "hour")));
-        print(self.changed, "changed since the input was made: skipped");
-        print(self.absent, "not in the cache: skipped");
+        print(self.to_doom.len(), "doomed: run the command again in 24 hours or later to delete what is doomed");
+        print(self.waiting, &format!("doomed and can be deleted in {}", count_of(hours, "hour")));
+        print(self.changed, "skipped: changed since the input was made");
+        print(self.absent, "skipped: not in the cache");
         if options.now && !self.ready.is_empty() {
             process::print_message(
                 TOOL,
@@ -303,11 +303,11 @@ impl<'a> Sweep<'a> {
         if self.options.is_quiet {
             return;
         }
-        process::print_message(TOOL, format!("{} deleted", count_of(deleted, "path")));
+        process::print_message(TOOL, format!("{} {} deleted", count_of(deleted, "path"), is_or_are(deleted)));
         let kept = self.paths.len() - deleted;
         if kept > 0 {
-            let kept = count_of(kept, "path");
-            process::print_message(TOOL, format!("{kept} kept: pinned, referenced or written since"));
+            let (count, verb) = (count_of(kept, "path"), is_or_are(kept));
+            process::print_message(TOOL, format!("{count} {verb} kept: pinned, referenced or written since"));
         }
     }
 }

@@ -372,6 +372,12 @@ pub fn count_of(count: usize, noun: &str) -> String {
     format!("{} {noun}{}", HumanCount(count as u64), if count == 1 { "" } else { "s" })
 }
 
+/// Returns the verb that fits a number of things.
+#[must_use]
+pub fn is_or_are(count: usize) -> &'static str {
+    if count == 1 { "is" } else { "are" }
+}
+
 /// How much is printed on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verbosity {

@@ -36,7 +36,7 @@ fn paths(text: &str) -> Vec<&str> {
 fn what_nothing_keeps_is_dead_and_comes_referrers_first_with_its_exact_text() {
     let (fixture, s3, bucket) = old_cache();
     let output = fixture.scratch.sh(&format!("{DEAD} --no-roots"));
-    assert!(output.stderr.contains("3 of 3 paths dead"), "{}", output.stderr);
+    assert!(output.stderr.contains("3 of 3 paths are dead"), "{}", output.stderr);
     let text = output.ok() + "\n";
     let closure = &fixture.closure;
     assert_eq!(paths(&text), [&closure.top, &closure.app, &closure.lib]);

@@ -39,7 +39,7 @@ pub fn doomed_cache() -> (Fixture, &'static EmbeddedS3, String) {
 fn paths_are_doomed_first_and_deleted_a_day_later() {
     let (fixture, s3, bucket) = old_cache();
     let first = fixture.scratch.sh(&format!("{DEAD}; {DELETE}"));
-    assert!(first.stderr.contains("3 paths doomed: run the command again in 24 hours"), "{}", first.stderr);
+    assert!(first.stderr.contains("3 paths are doomed: run the command again in 24 hours"), "{}", first.stderr);
     assert_eq!(first.ok(), "");
     assert_eq!(narinfo_count(s3, &bucket), 3);
     let record = records(s3, &bucket);
@@ -48,7 +48,7 @@ fn paths_are_doomed_first_and_deleted_a_day_later() {
     // An hour is missing.
     age_records(s3, &bucket, Duration::from_hours(23));
     let early = fixture.scratch.sh(DELETE);
-    assert!(early.stderr.contains("3 paths doomed earlier: they can be deleted in 1 hour"), "{}", early.stderr);
+    assert!(early.stderr.contains("3 paths are doomed and can be deleted in 1 hour"), "{}", early.stderr);
     assert_eq!(early.ok(), "");
     age_records(s3, &bucket, DAY);
     let closure = &fixture.closure;
