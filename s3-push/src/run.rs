@@ -31,7 +31,7 @@ use crate::publish::cache_info::change_cache_info;
 use crate::publish::intake::{Event, Intake, NarCheck, NarSizes};
 use crate::publish::missing::find_missing_paths;
 use crate::publish::part_sizes::{MAX_OBJECT_SIZE, PartSizes};
-use crate::publish::publisher::{PublishOptions, Publisher};
+use crate::publish::publisher::{BucketState, PublishOptions, Publisher};
 use crate::publish::put_key::put_key;
 use crate::publish::upload::{ExistingCheck, Uploader};
 use crate::publish::upstream::Upstreams;
@@ -191,11 +191,18 @@ fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
 
 /// Publishes the paths on standard input.
 fn push(runtime: &Runtime, options: PushOptions) -> Result {
-    let (kind, input) = sniff(stdio::stdin(INPUT_FORMATS)?, INPUT_FORMATS)?;
-    let path = require_path(kind, options.path, || nar_without_path_hint(&options.bucket.argument))?;
-    let (out, is_dry_run) = (stdio::stdout(None)?, options.upload.is_dry_run);
+    let input = stdio::stdin(INPUT_FORMATS)?;
+    let (bucket_argument, limits, verbosity) =
+        (options.bucket.argument.clone(), options.bucket.limits, options.bucket.verbosity);
+    let (memory, part_size, is_dry_run) = (options.upload.memory, options.upload.part_size, options.upload.is_dry_run);
+    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.existing_check));
+    // While the first bytes of the input are awaited, the requests that every push begins with are made.
+    let (reader, store_dir) = (Arc::clone(&uploader), options.store_dir.clone());
+    let state = runtime.spawn(async move { BucketState::read(&reader.bucket, &store_dir).await });
+    let (kind, input) = sniff(input, INPUT_FORMATS)?;
+    let path = require_path(kind, options.path, || nar_without_path_hint(&bucket_argument))?;
     let is_added = matches!(path, Some(NarPath::Added { .. }));
-    let report = Report::new(out, options.is_json, is_dry_run, options.bucket.verbosity).with_present(is_added);
+    let report = Report::new(stdio::stdout(None)?, options.is_json, is_dry_run, verbosity).with_present(is_added);
     let publish_options = PublishOptions {
         store_dir: options.store_dir.clone(),
         allow_missing_references: options.allow_missing_references,
@@ -214,8 +221,6 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
         let error = Error::usage(format!("--check file: standard input is {}, not a cache archive", kind.name()));
         return Err(error.with_hint("run the same command without --check file"));
     }
-    let (limits, memory, part_size) = (options.bucket.limits, options.upload.memory, options.upload.part_size);
-    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.existing_check));
     let (intake, events) = new_intake(memory, part_size, options.nar_check, runtime.handle().clone());
     let input = Input {
         kind,
@@ -227,7 +232,13 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     };
     let pushing = async {
         let upstreams = Upstreams::open(&options.upstreams, &input.store_dir, limits, TOOL).await?;
-        let publisher = Publisher::open(Arc::clone(&uploader), publish_options, upstreams, report).await?;
+        let state =
+            state.await.map_err(|_| Error::failed("internal error: the task that reads the bucket panicked"))?;
+        let state = match state {
+            Ok(state) if state.is_old() => BucketState::read(&uploader.bucket, &input.store_dir).await?,
+            state => state?,
+        };
+        let publisher = Publisher::new(Arc::clone(&uploader), state, publish_options, upstreams, report);
         let reader = tokio::task::spawn_blocking(move || input.read(&intake));
         let end_of_input =
             async { reader.await.unwrap_or_else(|_| Err(Error::failed("internal error: reader thread panicked"))) };

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -26,6 +26,7 @@ use crate::publish::publish_path::{PendingReference, Progress, PublishContext, P
 use crate::publish::upload::Uploader;
 use crate::publish::upstream::Upstreams;
 use crate::refusals::PathError;
+use crate::remote::s3::Bucket;
 use crate::report::{Report, Status};
 
 /// The options of publishing.
@@ -53,6 +54,9 @@ pub struct PublishOptions {
 const MAX_TASKS: usize = 256;
 /// Maximum number of concurrent lookups of the references of a path.
 const MAX_CONCURRENT_LOOKUPS: usize = 16;
+/// Time for which the state of the bucket that was read before the first byte of the input is used. It may be up to half
+/// of the time that a path is doomed; a shorter one finds more of what others have published meanwhile.
+const MAX_STATE_AGE: Duration = Duration::from_mins(1);
 /// Time between two updates of the progress bar.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -82,25 +86,49 @@ pub struct Publisher {
     cache_info: CacheInfoState,
 }
 
-impl Publisher {
-    /// Reads `nix-cache-info` and the list of existing narinfos from the bucket.
+/// What a push reads from the bucket before it begins.
+pub struct BucketState {
+    cache_info: CacheInfoState,
+    existing: Existing,
+    /// The keys of NARs and other objects that a collector has doomed.
+    doomed_keys: HashSet<String>,
+    read_at: Instant,
+}
+
+impl BucketState {
+    /// Reads `nix-cache-info`, the records of the collector, and the beginning of the list of narinfos.
     ///
     /// # Errors
     /// Fails when the bucket cannot be read. Refuses a bucket of another store directory.
-    pub async fn open(
+    pub async fn read(bucket: &Bucket, store_dir: &StoreDir) -> Result<Self> {
+        let read_at = Instant::now();
+        // Before the listing: a path that is not doomed now is not deleted for a day.
+        let (cache_info, doomed) =
+            tokio::try_join!(CacheInfoState::read(bucket, store_dir), Doomed::read(bucket, store_dir))?;
+        let existing = Existing::open(bucket).await?;
+        existing.set_doomed(doomed.paths).await;
+        Ok(Self { cache_info, existing, doomed_keys: doomed.keys, read_at })
+    }
+
+    /// Returns whether so much time has passed since that it should be read again.
+    #[must_use]
+    pub fn is_old(&self) -> bool {
+        self.read_at.elapsed() > MAX_STATE_AGE
+    }
+}
+
+impl Publisher {
+    /// Creates a publisher to a bucket in this state.
+    #[must_use]
+    pub fn new(
         uploader: Arc<Uploader>,
+        state: BucketState,
         options: PublishOptions,
         upstreams: Upstreams,
         report: Report,
-    ) -> Result<Self> {
-        // Before the listing: a path that is not doomed now is not deleted for a day.
-        let (cache_info, doomed) = tokio::try_join!(
-            CacheInfoState::read(&uploader.bucket, &options.store_dir),
-            Doomed::read(&uploader.bucket, &options.store_dir)
-        )?;
-        let existing = Existing::open(&uploader.bucket).await?;
-        existing.set_doomed(doomed.paths).await;
-        uploader.doomed.set(doomed.keys);
+    ) -> Self {
+        let BucketState { cache_info, existing, doomed_keys, .. } = state;
+        uploader.doomed.set(doomed_keys);
         let collector_wait = CollectorWait::new(options.collector_timeout);
         let waiting_parts = Arc::new(Semaphore::new(MAX_WAITING_PARTS));
         let verification_permits = Semaphore::new(uploader.bucket.max_in_flight().into());
@@ -113,7 +141,7 @@ impl Publisher {
             options,
             collector_wait,
         };
-        Ok(Self {
+        Self {
             context: Arc::new(context),
             report,
             nars: Nars::default(),
@@ -124,7 +152,7 @@ impl Publisher {
             is_narinfo_refused: false,
             tasks: JoinSet::new(),
             cache_info,
-        })
+        }
     }
 
     /// Publishes everything that `events` brings. `intake` returns whether the input was read to its end; only then are
