@@ -159,7 +159,7 @@ pub struct Cli {
     #[command(flatten)]
     pub request_args: RequestArgs,
 
-    /// Maximum concurrent narinfo lookups, and maximum concurrent NAR downloads
+    /// Maximum concurrent NAR downloads; four times as many narinfos are looked up at once
     ///
     /// Both are reduced automatically while the server throttles (429, 503).
     #[arg(

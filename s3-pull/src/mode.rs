@@ -27,6 +27,9 @@ use crate::unpack::UnpackOptions;
 /// Commands of `s3-push`, which are easily given to `s3-pull`.
 pub const PUSH_COMMANDS: [&str; 5] = ["collect", "delete", "pin", "repair", "unpin"];
 
+/// Narinfo lookups at the same time for each concurrent download: a lookup takes little but time.
+pub const LOOKUPS_PER_JOB: u16 = 4;
+
 /// One invocation.
 pub struct Request {
     /// The output.
@@ -263,7 +266,9 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
     RemoteSettings {
         access: if cli.no_sign_request { Access::Anonymous } else { Access::SignedIfPossible { has_opt_out: true } },
         // Lookups, downloads and ranges that are requested ahead run at the same time.
-        limits: cli.request_args.limits((2 * cli.jobs).saturating_add(MAX_RANGES_AHEAD_IN_ALL), cli.quiet),
+        limits: cli
+            .request_args
+            .limits(cli.jobs.saturating_mul(1 + LOOKUPS_PER_JOB).saturating_add(MAX_RANGES_AHEAD_IN_ALL), cli.quiet),
         netrc: cli.netrc_file.clone().or_else(netrc),
     }
 }

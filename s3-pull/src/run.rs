@@ -21,7 +21,7 @@ use crate::cat;
 use crate::cli::Cli;
 use crate::closure::{ClosureWalk, ResolvedClosure};
 use crate::commands;
-use crate::mode::{Format, Mode, PathFormat, Request, Selection};
+use crate::mode::{Format, LOOKUPS_PER_JOB, Mode, PathFormat, Request, Selection};
 use crate::path_writer::PathWriter;
 use crate::refusals::Refusals;
 use crate::report::Report;
@@ -132,7 +132,7 @@ async fn start_walk(sources: &Arc<Sources>, selection: Selection, jobs: usize) -
         Selection::All => (sources.list().await?, false),
         Selection::Paths { paths, recursive } => (paths.into_iter().map(RequestedPath::Path).collect(), recursive),
     };
-    Ok(ClosureWalk::new(Arc::clone(sources), requested, recursive, jobs))
+    Ok(ClosureWalk::new(Arc::clone(sources), requested, recursive, jobs * usize::from(LOOKUPS_PER_JOB)))
 }
 
 async fn unpack_under(
