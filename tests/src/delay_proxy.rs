@@ -16,8 +16,14 @@ pub struct DelayProxy {
 impl DelayProxy {
     /// Starts a proxy for the server at `target` that adds `latency_ms` to each round trip, half of it either way.
     pub fn start(target: &str, latency_ms: u32) -> Self {
+        Self::start_with(target, latency_ms, None)
+    }
+
+    /// As [`DelayProxy::start`]; all connections together pass at most `megabits` per second in each direction.
+    pub fn start_with(target: &str, latency_ms: u32, megabits: Option<u32>) -> Self {
         let delay = latency_ms.div_ceil(2).to_string();
-        let args = [OsStr::new(target), OsStr::new(&delay)];
+        let rate = megabits.map(|megabits| megabits.to_string());
+        let args: Vec<&OsStr> = [target, &delay].into_iter().chain(rate.as_deref()).map(OsStr::new).collect();
         let (child, endpoint) = spawn_endpoint_server(&bin_dir().join("delay-proxy"), &args, &[]);
         Self { child, endpoint }
     }

@@ -1,8 +1,9 @@
-//! `delay-proxy TARGET MILLISECONDS`: makes a local server look distant.
+//! `delay-proxy TARGET MILLISECONDS [MEGABITS]`: makes a local server look distant.
 //!
 //! Listens on a free loopback port, prints `ENDPOINT 127.0.0.1:PORT`, and forwards each connection to TARGET
 //! (`ADDRESS:PORT`). Data arrives MILLISECONDS later in each direction, and a new connection takes an additional round
-//! trip for its handshake. Bandwidth is not limited. Exits when standard input closes.
+//! trip for its handshake. All connections together pass at most MEGABITS per second in each direction, by default as many
+//! as they can. Nothing is lost. Exits when standard input closes.
 
 use std::collections::VecDeque;
 use std::env;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: delay-proxy TARGET MILLISECONDS";
+const USAGE: &str = "usage: delay-proxy TARGET MILLISECONDS [MEGABITS]";
 
 /// Maximum number of bytes per read.
 const CHUNK_SIZE: usize = 64 << 10;
@@ -21,6 +22,8 @@ const CHUNK_SIZE: usize = 64 << 10;
 /// Maximum number of bytes in flight in one direction of a connection: more than a link of 1 Gbit/s holds in half a
 /// second.
 const MAX_IN_FLIGHT: usize = 64 << 20;
+/// The same on a link with a limited rate: a sender must notice that it is full.
+const MAX_IN_FLIGHT_WITH_RATE: usize = 512 << 10;
 
 fn main() -> ExitCode {
     match run() {
@@ -33,50 +36,86 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
-    let (target, delay) = parse(env::args().skip(1))?;
+    let (target, link) = parse(env::args().skip(1))?;
+    let link = Arc::new(link);
     let failed = |error: io::Error| format!("cannot listen: {error}");
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
     let endpoint = listener.local_addr().map_err(failed)?;
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "ENDPOINT {endpoint}").map_err(failed)?;
     drop(stdout);
-    thread::spawn(move || accept(&listener, target, delay));
+    thread::spawn(move || accept(&listener, target, &link));
     let mut buffer = [0; 256];
     while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
     Ok(())
 }
 
-fn parse(mut args: impl Iterator<Item = String>) -> Result<(SocketAddr, Duration), &'static str> {
-    let (Some(target), Some(delay), None) = (args.next(), args.next(), args.next()) else { return Err(USAGE) };
+fn parse(mut args: impl Iterator<Item = String>) -> Result<(SocketAddr, Link), &'static str> {
+    let (Some(target), Some(delay), rate, None) = (args.next(), args.next(), args.next(), args.next()) else {
+        return Err(USAGE);
+    };
     let target = target.parse().map_err(|_| USAGE)?;
-    Ok((target, Duration::from_millis(delay.parse().map_err(|_| USAGE)?)))
+    let delay = Duration::from_millis(delay.parse().map_err(|_| USAGE)?);
+    let megabits: Option<f64> = rate.map(|rate| rate.parse::<u32>()).transpose().map_err(|_| USAGE)?.map(f64::from);
+    let now = Instant::now();
+    let bytes_per_second = megabits.filter(|megabits| *megabits > 0.0).map(|megabits| megabits * 1e6 / 8.0);
+    Ok((target, Link { delay, bytes_per_second, free: [Mutex::new(now), Mutex::new(now)] }))
 }
 
-fn accept(listener: &TcpListener, target: SocketAddr, delay: Duration) {
+/// The link that all connections share.
+struct Link {
+    delay: Duration,
+    bytes_per_second: Option<f64>,
+    /// When each direction has sent what it was given.
+    free: [Mutex<Instant>; 2],
+}
+
+impl Link {
+    /// Sends bytes on a connection that exists from `established` on; returns when they arrive.
+    fn send(&self, direction: usize, bytes: usize, established: Instant) -> Instant {
+        let now = Instant::now();
+        let Some(rate) = self.bytes_per_second else { return now.max(established) + self.delay };
+        let mut free = self.free[direction].lock().unwrap_or_else(PoisonError::into_inner);
+        #[allow(clippy::cast_precision_loss)]
+        let duration = Duration::from_secs_f64(bytes as f64 / rate);
+        // A connection that does not exist yet keeps the link from nobody.
+        *free = now.max(*free) + duration;
+        (*free).max(established) + self.delay
+    }
+
+    /// Returns the maximum number of bytes in flight in one direction of a connection.
+    fn max_in_flight(&self) -> usize {
+        if self.bytes_per_second.is_some() { MAX_IN_FLIGHT_WITH_RATE } else { MAX_IN_FLIGHT }
+    }
+}
+
+fn accept(listener: &TcpListener, target: SocketAddr, link: &Arc<Link>) {
     // Errors of a connection, such as a client that disconnects, are ignored.
     for client in listener.incoming().flatten() {
-        thread::spawn(move || drop(connect(client, target, delay)));
+        let link = Arc::clone(link);
+        thread::spawn(move || drop(connect(client, target, &link)));
     }
 }
 
 /// Forwards one connection, both ways, until both ends have closed it.
-fn connect(client: TcpStream, target: SocketAddr, delay: Duration) -> io::Result<()> {
+fn connect(client: TcpStream, target: SocketAddr, link: &Arc<Link>) -> io::Result<()> {
     // The client is connected already, but its data would not have left before the end of the handshake.
-    let established = Instant::now() + 2 * delay;
+    let established = Instant::now() + 2 * link.delay;
     let server = TcpStream::connect(target)?;
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
     }
     let (client_too, server_too) = (client.try_clone()?, server.try_clone()?);
-    thread::spawn(move || forward(server_too, client_too, delay, established));
-    forward(client, server, delay, established);
+    let link_too = Arc::clone(link);
+    thread::spawn(move || forward(server_too, client_too, &link_too, 1, established));
+    forward(client, server, link, 0, established);
     Ok(())
 }
 
 /// Forwards one direction.
-fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration, established: Instant) {
-    let line = Arc::new(Line::default());
-    let arriving = Arc::clone(&line);
+fn forward(mut from: TcpStream, mut to: TcpStream, link: &Link, direction: usize, established: Instant) {
+    let data = Arc::new(Line { max_in_flight: link.max_in_flight(), ..Line::default() });
+    let arriving = Arc::clone(&data);
     let writer = thread::spawn(move || {
         while let Some(bytes) = arriving.receive() {
             if to.write_all(&bytes).is_err() {
@@ -90,8 +129,8 @@ fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration, established:
     let mut buffer = vec![0; CHUNK_SIZE];
     loop {
         let length = from.read(&mut buffer).unwrap_or(0);
-        let due = Instant::now().max(established) + delay;
-        if !line.send(due, buffer[..length].to_vec()) || length == 0 {
+        let due = link.send(direction, length, established);
+        if !data.send(due, buffer[..length].to_vec()) || length == 0 {
             break;
         }
     }
@@ -103,6 +142,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration, established:
 /// Data in flight with the time of its arrival; an empty chunk is the end.
 #[derive(Default)]
 struct Line {
+    max_in_flight: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -118,7 +158,7 @@ impl Line {
     /// Adds a chunk; returns false if the receiver has stopped.
     fn send(&self, due: Instant, bytes: Vec<u8>) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |state: &mut State| state.bytes >= MAX_IN_FLIGHT && !state.cut;
+        let full = |state: &mut State| state.bytes >= self.max_in_flight && !state.cut;
         let mut state = self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
         state.bytes += bytes.len();
         state.chunks.push_back((due, bytes));

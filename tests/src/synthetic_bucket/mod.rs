@@ -51,8 +51,8 @@ pub struct Options {
     pub sign: Box<dyn Fn(&str) -> String + Send + Sync>,
 }
 
-/// Writes a bucket of the same kind to a directory, which must exist, with NARs of `nar_size` bytes that are no NARs: for a
-/// server that stores what it serves. `sign` is as in [`Options`].
+/// Writes a bucket of the same kind to a directory, which must exist, for a server that stores what it serves. Each NAR
+/// is `nar_size` zeros. `sign` is as in [`Options`].
 ///
 /// # Errors
 /// If a file cannot be written.

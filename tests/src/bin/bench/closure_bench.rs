@@ -3,14 +3,14 @@
 use std::cmp::Reverse;
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::process::Command;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use cache_tests::generated_closure::{self, FileContents, GeneratedPath};
 use cache_tests::pipeline::{FinishedStage, Pipeline, Stage};
-use cache_tests::{Credentials, Scratch, processors};
+use cache_tests::{Credentials, DelayProxy, Scratch, processors};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use walkdir::WalkDir;
@@ -35,6 +35,9 @@ pub struct Args<C: ValueEnum + Send + Sync + 'static> {
     /// Milliseconds to add to a round trip, separated by commas [default: 0,50; with --small: 0]
     #[arg(long, value_name = "MS", value_delimiter = ',')]
     latency: Vec<u32>,
+    /// Limit the link to MBIT megabits per second in each direction
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     /// Number of runs of each command [default: 3; with --small: 1]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
@@ -70,6 +73,18 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
         }
     }
 
+    /// Starts a proxy for the server that adds the latency and limits the rate, unless there is nothing to do for it.
+    pub fn proxy(&self, server: &str, latency_ms: u32) -> Option<DelayProxy> {
+        (latency_ms > 0 || self.rate.is_some()).then(|| DelayProxy::start_with(server, latency_ms, self.rate))
+    }
+
+    /// Returns which share of the link is used if so many bytes take so long; none if its rate is not limited.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn link_share(&self, bytes: u64, elapsed: Duration) -> Option<f64> {
+        let rate = f64::from(self.rate?) * 1e6;
+        Some(bytes as f64 * 8.0 / elapsed.as_secs_f64() / rate)
+    }
+
     /// Returns the number of runs of each command.
     pub fn runs(&self) -> u32 {
         self.runs.unwrap_or(if self.small { 1 } else { 3 })
@@ -92,12 +107,13 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
     pub fn report(&self, rows: &[Row], bench: &ClosureBench, compression: &str, note: &str) -> Result<(), String> {
         let total: u64 = bench.paths.iter().map(|path| path.size).sum();
         let heading = format!(
-            "{} paths, {} MB in files, {compression}, {} run(s), {} processors, {}",
+            "{} paths, {} MB in files, {compression}, {} run(s), {} processors, {}{}",
             bench.paths.len(),
             total / 1_000_000,
             self.runs(),
             processors(),
-            bench.nix_version.as_deref().unwrap_or("without Nix")
+            bench.nix_version.as_deref().unwrap_or("without Nix"),
+            self.rate.map_or_else(String::new, |rate| format!(", a link of {rate} Mbit/s"))
         );
         measurement::print_table(rows, &heading, note);
         let Some(file) = &self.json else { return Ok(()) };
@@ -107,6 +123,7 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
             "runs": self.runs(),
             "processors": processors(),
             "nix": bench.nix_version,
+            "megabitsPerSecond": self.rate,
             "rows": measurement::to_json(rows),
         });
         measurement::write_json(file, &report)
@@ -142,8 +159,9 @@ impl ClosureBench {
         scratch.env("RCLONE_CONFIG", scratch.path().join("rclone.conf"));
         run(&mut scratch.tool("cache-sign", &["keygen", "bench-1", "key.sec", "key.pub"]))?;
         let has_rclone = run(scratch.command("rclone").arg("version")).is_ok();
-        // A relative path is relative to the directory of the caller.
-        let nix = args.nix.canonicalize().unwrap_or_else(|_| args.nix.clone());
+        // A path is relative to the directory of the caller; a name is searched for in $PATH.
+        let is_name = args.nix.components().count() == 1;
+        let nix = if is_name { args.nix.clone() } else { absolute(&args.nix).unwrap_or_else(|_| args.nix.clone()) };
         let nix_version = run(scratch.command(&nix).arg("--version")).ok().map(|version| version.trim().to_owned());
         Ok(Self { scratch, paths, has_rclone, nix, nix_version })
     }

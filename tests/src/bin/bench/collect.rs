@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<(), String> {
         "peak",
         "pages",
         "narinfos",
-        "others"
+        if args.minio { "requests" } else { "others" }
     );
     for &latency_ms in &latencies {
         let cache = Cache::start(server.as_ref(), args, paths, latency_ms)?;
@@ -113,7 +113,8 @@ pub fn run(args: &Args) -> Result<(), String> {
     let Some(file) = &args.json else { return Ok(()) };
     let rows: Value = rows.iter().map(to_json).collect();
     let (page_size, jobs, processors) = (args.page_size, args.jobs, processors());
-    let report = json!({ "paths": paths, "pageSize": page_size, "jobs": jobs, "processors": processors, "rows": rows });
+    let server = if args.minio { "MinIO" } else { "synthetic" };
+    let report = json!({ "server": server, "paths": paths, "pageSize": page_size, "jobs": jobs, "processors": processors, "rows": rows });
     write_json(file, &report)
 }
 
@@ -243,8 +244,14 @@ impl<'a> Cache<'a> {
         let bytes = output.metadata().map_or(0, |metadata| metadata.len());
         let requests = counts.pages + counts.narinfos + counts.others;
         let expected = if reads_narinfos { self.paths } else { 0 };
-        if matches!(self.server, Server::Synthetic(_)) && counts.narinfos != expected {
-            return Err(format!("s3-pull {command} has read {} narinfos, not {expected}", counts.narinfos));
+        match &self.server {
+            Server::Synthetic(_) if counts.narinfos != expected => {
+                return Err(format!("s3-pull {command} has read {} narinfos, not {expected}", counts.narinfos));
+            }
+            Server::Minio(..) if requests < expected => {
+                return Err(format!("s3-pull {command} has sent {requests} requests for {expected} narinfos"));
+            }
+            _ => {}
         }
         let measurement = Measurement::new(elapsed, &stages, Some(requests), bytes);
         Ok(Row { command, latency_ms: self.latency_ms, measurement, counts })

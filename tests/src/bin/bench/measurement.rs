@@ -27,6 +27,8 @@ pub struct Measurement {
     pub requests_by_kind: Vec<(String, u64)>,
     /// Bytes that arrived.
     pub bytes: u64,
+    /// The share of the link that was used, if its rate is limited.
+    pub link_share: Option<f64>,
 }
 
 impl Measurement {
@@ -37,7 +39,7 @@ impl Measurement {
         let peak_kib = stages.iter().map(|stage| stage.peak_kib).max().unwrap_or(0);
         let stages = stages.iter().map(|stage| (stage.name, stage.cpu)).collect();
         let (user, requests_by_kind) = (cpu.saturating_sub(system), Vec::new());
-        Self { elapsed, cpu, user, stages, peak_kib, requests, requests_by_kind, bytes }
+        Self { elapsed, cpu, user, stages, peak_kib, requests, requests_by_kind, bytes, link_share: None }
     }
 
     /// Returns what the command took divided by what another one took: wall-clock, processor and user time.
@@ -106,6 +108,9 @@ pub fn print_table(rows: &[Row], heading: &str, note: &str) {
             median.peak_kib / 1024,
             median.bytes.div_ceil(1_000_000),
         );
+        if let Some(share) = median.link_share {
+            println!("    {:.0} % of the link", 100.0 * share);
+        }
         if median.stages.len() > 1 {
             let stages = median.stages.iter().map(|(stage, cpu)| format!("{stage} {:.2} s", cpu.as_secs_f64()));
             println!("    CPU: {}", stages.collect::<Vec<_>>().join(", "));
@@ -134,6 +139,7 @@ pub fn to_json(rows: &[Row]) -> Value {
             "userSeconds": rounded(median.user.as_secs_f64()),
             "stages": stages.collect::<Vec<_>>(),
             "requestsByKind": kinds.collect::<serde_json::Map<_, _>>(),
+            "linkShare": median.link_share.map(rounded),
             "ratiosToNix": ratios_to_nix.map(|[wall, cpu, user]| json!({
                 "wall": rounded(wall), "cpu": rounded(cpu), "user": rounded(user)
             })),

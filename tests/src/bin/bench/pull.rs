@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cache_tests::pipeline::{FinishedStage, Stage};
-use cache_tests::{DelayProxy, Minio, cache_url, mc_target, processors};
+use cache_tests::{Minio, cache_url, mc_target, processors};
 use clap::ValueEnum;
 
 use crate::closure_bench::{Args, ClosureBench, is_installed, tree_size};
@@ -107,7 +107,7 @@ pub fn run(args: &PullArgs) -> Result<(), String> {
     let source = Source::fill(&closure, &compressions)?;
     let mut rows = Vec::new();
     for latency in args.latencies() {
-        let proxy = (latency > 0).then(|| DelayProxy::start(&source.minio.endpoint(), latency));
+        let proxy = args.proxy(&source.minio.endpoint(), latency);
         let endpoint = proxy.as_ref().map_or_else(|| source.minio.endpoint(), |proxy| proxy.endpoint().to_owned());
         for &compression in &compressions {
             let mut runs = Vec::new();
@@ -115,7 +115,12 @@ pub fn run(args: &PullArgs) -> Result<(), String> {
                 let selected = Case::ALL.into_iter().filter(|case| args.selects(case));
                 for case in selected.filter(|&case| source.can_measure(case, compression)) {
                     eprintln!("{latency} ms, run {number} of {}: {}", args.runs(), case.name(compression));
-                    runs.push((case.name(compression), source.measure(case, compression, &endpoint)?));
+                    let mut measurement = source.measure(case, compression, &endpoint)?;
+                    let size = source.minio.size(source.bucket(compression));
+                    let share = args.link_share(size, measurement.elapsed);
+                    // The time of a plain download includes the decompression after it.
+                    measurement.link_share = share.filter(|_| !case.is_plain_download());
+                    runs.push((case.name(compression), measurement));
                 }
             }
             let baselines = [Case::Mc, Case::Rclone].map(|case| case.name(compression));

@@ -112,7 +112,7 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
         for number in 1..=args.runs() {
             for &case in &cases {
                 eprintln!("{latency} ms, run {number} of {}: {}", args.runs(), case.name());
-                runs.extend(bench.measure(case, latency)?);
+                runs.extend(bench.measure(case, latency, args)?);
             }
         }
         rows.extend(medians(&runs, latency, [Case::Mc, Case::Rclone].map(Case::name), Case::nix_name));
@@ -134,8 +134,9 @@ impl PushBench {
         if Case::ALL.into_iter().any(|case| case.sends_finished_cache() && args.selects(&case)) {
             closure.write_cache("zstd", "cache")?;
         }
-        let has_nix =
-            Case::ALL.into_iter().any(|case| case.is_nix() && args.selects(&case)) && import_into_nix(&closure);
+        let has_nix = Case::ALL.into_iter().any(|case| case.is_nix() && args.selects(&case))
+            && closure.nix_version.is_some()
+            && import_into_nix(&closure);
         Ok(Self { closure, has_nix })
     }
 
@@ -156,8 +157,8 @@ impl PushBench {
     }
 
     /// Measures a command, and for some cases the same command again, with a new server.
-    fn measure(&self, case: Case, latency_ms: u32) -> Result<Vec<(String, Measurement)>, String> {
-        let destination = Destination::new(&self.closure, latency_ms)?;
+    fn measure(&self, case: Case, latency_ms: u32, args: &Args<Case>) -> Result<Vec<(String, Measurement)>, String> {
+        let destination = Destination::new(&self.closure, latency_ms, args)?;
         let mut measurements = Vec::new();
         let names = [Some(case.name()), case.name_of_repetition()];
         for (again, name) in names.into_iter().enumerate().filter_map(|(index, name)| Some((index > 0, name?))) {
@@ -172,6 +173,7 @@ impl PushBench {
             let requests = case.is_remote().then_some(requests);
             let mut measurement = Measurement::new(elapsed, &stages, requests, bytes);
             measurement.requests_by_kind = self.closure.requests_by_kind();
+            measurement.link_share = args.link_share(bytes, elapsed).filter(|_| case.is_remote());
             measurements.push((name.to_owned(), measurement));
         }
         Ok(measurements)
@@ -200,13 +202,13 @@ struct Destination<'a> {
 }
 
 impl<'a> Destination<'a> {
-    fn new(closure: &'a ClosureBench, latency_ms: u32) -> Result<Self, String> {
+    fn new(closure: &'a ClosureBench, latency_ms: u32, args: &Args<Case>) -> Result<Self, String> {
         let out = closure.reset_dir("out")?;
         let minio = Minio::start().ok_or("MinIO is required")?;
         let bucket = minio.make_bucket();
         // Nix has no credentials for HTTP.
         minio.make_public(&bucket);
-        let proxy = (latency_ms > 0).then(|| DelayProxy::start(&minio.endpoint(), latency_ms));
+        let proxy = args.proxy(&minio.endpoint(), latency_ms);
         Ok(Self { closure, minio, bucket, proxy, out })
     }
 
