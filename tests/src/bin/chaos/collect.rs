@@ -293,7 +293,12 @@ impl Experiment {
                         problems.push(format!("a push succeeded, but {} is not in the cache", path.path));
                     }
                 }
-                Role::NixPush(_) => totals.nix_pushes.add(actor.outcome),
+                Role::NixPush(_) => {
+                    totals.nix_pushes.add(actor.outcome);
+                    if !matches!(actor.outcome, Outcome::Exited(0) | Outcome::Killed) {
+                        problems.push(format!("nix copy failed: {}", actor.log().trim()));
+                    }
+                }
                 Role::Undo => totals.pushes.add(actor.outcome),
                 Role::Pin(_) => totals.pins.add(actor.outcome),
                 Role::Collect => {
@@ -343,12 +348,9 @@ impl Experiment {
         let actor = Actor::new(Role::NixPush(target), command, Duration::ZERO, is_killed.then_some(kill), &logs)?;
         let mut actors = [actor];
         run_all(&mut actors, &[], ROUND_TIMEOUT)?;
-        remove_unfinished_files(&bucket)?;
+        remove_temporary_files(&bucket)?;
         let [actor] = actors;
-        match actor.outcome {
-            Outcome::Exited(status) if status != 0 => Err(format!("nix copy failed: {}", actor.log().trim())),
-            _ => Ok(Some(actor)),
-        }
+        Ok(Some(actor))
     }
 
     /// Chooses the processes of a round.
@@ -449,7 +451,7 @@ fn run(output: CommandOutput) -> Result<(), String> {
 }
 
 /// Removes the temporary files of a Nix that was killed: in a real bucket there are none.
-fn remove_unfinished_files(dir: &Path) -> Result<(), String> {
+fn remove_temporary_files(dir: &Path) -> Result<(), String> {
     for entry in WalkDir::new(dir) {
         let entry = entry.map_err(|error| error.to_string())?;
         if entry.file_name().to_string_lossy().contains(".tmp.") {
