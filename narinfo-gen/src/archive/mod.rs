@@ -53,6 +53,9 @@ mod tests {
     use nar_pack::store_path::HashPart;
     use tar::EntryType::{Directory, Link, Regular, Symlink};
 
+    use std::io::BufReader;
+
+    use super::read::BLOCK_SIZE;
     use super::*;
     use crate::hash::Sha256;
 
@@ -88,6 +91,30 @@ mod tests {
             assert!(keys(&bytes[..size]).unwrap_err().is_refusal(), "truncated to {size} of {end} bytes");
         }
         assert!(keys(&[bytes, vec![0; 8192]].concat()).is_ok());
+    }
+
+    /// The producer may wait for an answer to this member.
+    #[test]
+    fn a_member_is_complete_without_a_read_after_its_end() {
+        let mut writer = Writer::new(Vec::new());
+        writer.text("nix-cache-info", &"x".repeat(BLOCK_SIZE)).unwrap();
+        let mut bytes = writer.finish().unwrap();
+        bytes.truncate(2 * BLOCK_SIZE);
+        let mut is_complete = false;
+        let result = read(BufReader::new(bytes.as_slice().chain(Closed)), |mut member| {
+            is_complete = member.text(1000)?.len() == BLOCK_SIZE;
+            Ok(())
+        });
+        assert!(result.is_err() && is_complete, "{result:?}");
+    }
+
+    /// A reader that fails.
+    struct Closed;
+
+    impl Read for Closed {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
     }
 
     #[test]
