@@ -36,7 +36,7 @@ enum Command {
     /// Pack, unpack and describe a tree with our tools and with nix-store, tar and zstd; print ratios and goals
     Pack(pack::Args),
     /// Measure each stage alone; print its throughput as a share of what the machine can hash, compress and copy
-    Stages(closure_bench::Args<stages::Case>),
+    Stages(stages::StagesArgs),
     /// Read, collect and check a large cache that a server makes up; print time, requests and memory
     Collect(collect::Args),
 }

@@ -1,7 +1,9 @@
 //! `bench stages`: the throughput of each stage alone, with its input in the page cache, as a ratio to what the machine can
 //! do at all: hash, compress, decompress and pass bytes through a pipe.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use cache_tests::pipeline::Stage;
 use cache_tests::{Minio, cache_url, processors};
@@ -13,6 +15,16 @@ use crate::measurement::{Measurement, rounded, write_json};
 
 /// The compression level of both sides: the default of narinfo-gen.
 const LEVEL: &str = "-3";
+
+/// Command-line arguments.
+#[derive(clap::Args)]
+pub struct StagesArgs {
+    #[command(flatten)]
+    common: Args<Case>,
+    /// Run each case once more under strace, and print the number of its system calls
+    #[arg(long)]
+    syscalls: bool,
+}
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -126,6 +138,8 @@ impl Case {
 struct Row {
     case: Case,
     run: Measurement,
+    /// Number of system calls, if they were counted.
+    syscalls: Option<u64>,
 }
 
 impl Row {
@@ -140,14 +154,18 @@ impl Row {
 ///
 /// # Errors
 /// The message of a command that fails.
-pub fn run(args: &Args<Case>) -> Result<(), String> {
+pub fn run(args: &StagesArgs) -> Result<(), String> {
+    let StagesArgs { common: args, syscalls } = args;
     let bench = StagesBench::prepare(args)?;
     let mut rows = Vec::new();
     for case in Case::ALL.into_iter().filter(|case| args.selects(case)) {
         eprintln!("{}", case.name());
         let mut runs = (0..args.runs()).map(|_| bench.measure(case)).collect::<Result<Vec<Row>, String>>()?;
         runs.sort_unstable_by_key(|row| row.run.elapsed);
-        rows.extend(runs.into_iter().next());
+        if let Some(mut best) = runs.into_iter().next() {
+            best.syscalls = syscalls.then(|| bench.count_syscalls(case)).transpose()?;
+            rows.push(best);
+        }
     }
     bench.print(&rows);
     args.json_file().map_or(Ok(()), |file| write_json(file, &bench.to_json(&rows)))
@@ -193,7 +211,21 @@ impl StagesBench {
         let (elapsed, mut stages) = self.closure.run(commands, case.input(), "/dev/null")?;
         stages.truncate(count);
         let bytes = if case.reads_archive_only() { self.archive_bytes } else { self.bytes };
-        Ok(Row { case, run: Measurement::new(elapsed, &stages, None, bytes) })
+        Ok(Row { case, run: Measurement::new(elapsed, &stages, None, bytes), syscalls: None })
+    }
+
+    /// Runs the first command of a case under strace; returns the number of system calls of all its threads.
+    fn count_syscalls(&self, case: Case) -> Result<u64, String> {
+        let counts = self.closure.path("syscalls");
+        let mut commands = self.stages(case);
+        let command = under_strace(&commands.remove(0).command, &counts);
+        let strace = Stage { name: "strace", command };
+        let reader = Stage { name: "cat", command: self.closure.scratch.command("cat") };
+        self.closure.run(vec![strace, reader], case.input(), "/dev/null")?;
+        let text = fs::read_to_string(&counts).map_err(|error| format!("cannot read what strace counted: {error}"))?;
+        let total = text.lines().rfind(|line| line.ends_with(" total"));
+        let calls = total.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
+        calls.ok_or_else(|| "strace counted nothing".to_owned())
     }
 
     fn stages(&self, case: Case) -> Vec<Stage> {
@@ -256,13 +288,14 @@ impl StagesBench {
         for row in rows {
             let limit = row.case.limit().zip(Self::share_of_limit(row, rows));
             println!(
-                "{:32} {:4.2} GB/s {:6.2} s {:6.2} s {:5} MiB   {}",
+                "{:32} {:4.2} GB/s {:6.2} s {:6.2} s {:5} MiB   {:38} {}",
                 row.case.name(),
                 row.throughput(),
                 row.run.elapsed.as_secs_f64(),
                 row.run.cpu.as_secs_f64(),
                 row.run.peak_kib / 1024,
                 limit.map_or_else(String::new, |(limit, share)| format!("{share:.2} of {}", limit.name())),
+                row.syscalls.map_or_else(String::new, |count| format!("{count} system calls")),
             );
         }
         println!(
@@ -279,10 +312,27 @@ impl StagesBench {
                 "wallSeconds": rounded(row.run.elapsed.as_secs_f64()),
                 "cpuSeconds": rounded(row.run.cpu.as_secs_f64()),
                 "peakKiB": row.run.peak_kib,
+                "syscalls": row.syscalls,
                 "limit": row.case.limit().map(Case::name),
                 "shareOfLimit": Self::share_of_limit(row, rows).map(rounded),
             })
         };
         json!({ "bytes": self.bytes, "archiveBytes": self.archive_bytes, "processors": processors(), "rows": rows.iter().map(row).collect::<Vec<_>>() })
     }
+}
+
+/// Returns the command, run by strace, which writes the number of system calls to `counts`.
+fn under_strace(command: &Command, counts: &Path) -> Command {
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-c", "-o"]).arg(counts).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => strace.env(name, value),
+            None => strace.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        strace.current_dir(dir);
+    }
+    strace
 }
