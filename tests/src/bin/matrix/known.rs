@@ -22,7 +22,7 @@ impl Known {
 }
 
 /// All services, sorted by name.
-pub static KNOWN: [Known; 11] = [
+pub static KNOWN: [Known; 12] = [
     Known {
         service: "Amazon S3",
         differences: "the reference; conflicting conditional writes get 409 ConditionalRequestConflict",
@@ -59,9 +59,18 @@ pub static KNOWN: [Known; 11] = [
     Known {
         service: "Hetzner Object Storage",
         differences: "bodies in the encoding aws-chunked are reported to fail: 400 XAmzContentSHA256Mismatch",
-        behaviour: "bodies are sent as they are, with a signed hash, never as aws-chunked",
+        behaviour: "bodies are sent as they are, with a signed hash (parts with object lock: a signed checksum), never as \
+                    aws-chunked",
         sources: "[supported actions](https://docs.hetzner.com/storage/object-storage/supported-actions/), \
                   [report](https://github.com/home-assistant/core/issues/144015)",
+    },
+    Known {
+        service: "OpenStack Swift, s3api",
+        differences: "multipart uploads and their listings are supported, bucket policies are not; conditional writes are not \
+                      mentioned; s3api is a filter of the proxy of a Swift cluster, with account, container and object \
+                      servers and rings",
+        behaviour: "a 501 is remembered, and an ignored condition is found out, after which narinfos are read back",
+        sources: "[S3 comparison](https://docs.openstack.org/swift/ussuri/s3_compat.html)",
     },
     Known {
         service: "Oracle Cloud Object Storage",
