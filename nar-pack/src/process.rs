@@ -90,9 +90,9 @@ pub fn expand_flag_command(
     if is_one_of(commands, command) {
         *command = format!("--{}", command.to_string_lossy()).into();
     } else if is_one_of(other_commands, command) && !Path::new(command).exists() {
-        let keeps = |arg: &OsString| ["--json", "--help", "-h"].iter().any(|option| arg == option);
-        let options = args.split_off(2).into_iter().filter(keeps);
-        args.extend(options.collect::<Vec<_>>());
+        let is_json = requests_json(&args);
+        args.truncate(2);
+        args.extend(is_json.then(|| "--json".into()));
     }
     args
 }
@@ -164,6 +164,7 @@ mod tests {
         assert_eq!(expand("s3-pull narinfo --all x"), "s3-pull --narinfo --all x");
         assert_eq!(expand("s3-pull archive --stdin x"), "s3-pull --archive --stdin x");
         assert_eq!(expand("s3-pull pin --no-such-option --json x"), "s3-pull pin --json");
+        assert_eq!(expand("s3-pull pin -- --json"), "s3-pull pin");
         assert_eq!(expand("s3-pull help pin"), "s3-pull pin");
         assert_eq!(expand("s3-pull help archive"), "s3-pull --help");
         assert_eq!(expand("s3-pull help dead"), "s3-pull help dead");
