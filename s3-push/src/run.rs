@@ -198,8 +198,9 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.existing_check));
     // While the first bytes of the input are awaited, the requests that every push begins with are made.
     let (reader, store_dir) = (Arc::clone(&uploader), options.store_dir.clone());
-    let state = runtime.spawn(async move { BucketState::read(&reader.bucket, &store_dir).await });
+    let state = runtime.spawn(async move { (BucketState::read(&reader.bucket, &store_dir).await, Instant::now()) });
     let (kind, input) = sniff(input, INPUT_FORMATS)?;
+    let input_began = Instant::now();
     let path = require_path(kind, options.path, || nar_without_path_hint(&bucket_argument))?;
     let is_added = matches!(path, Some(NarPath::Added { .. }));
     let report = Report::new(stdio::stdout(None)?, options.is_json, is_dry_run, verbosity).with_present(is_added);
@@ -235,8 +236,10 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
         let state =
             state.await.map_err(|_| Error::failed("internal error: the task that reads the bucket panicked"))?;
         let state = match state {
-            Ok(state) if state.is_old() => BucketState::read(&uploader.bucket, &input.store_dir).await?,
-            state => state?,
+            (Ok(state), _) if !state.is_old() => state,
+            // Nobody has seen it: what was wrong may have been mended since.
+            (Err(error), failed_at) if failed_at > input_began => return Err(error),
+            _ => BucketState::read(&uploader.bucket, &input.store_dir).await?,
         };
         let publisher = Publisher::new(Arc::clone(&uploader), state, publish_options, upstreams, report);
         let reader = tokio::task::spawn_blocking(move || input.read(&intake));

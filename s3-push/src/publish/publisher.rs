@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -92,7 +92,7 @@ pub struct BucketState {
     existing: Existing,
     /// The keys of NARs and other objects that a collector has doomed.
     doomed_keys: HashSet<String>,
-    read_at: Instant,
+    read_at: SystemTime,
 }
 
 impl BucketState {
@@ -101,7 +101,7 @@ impl BucketState {
     /// # Errors
     /// Fails when the bucket cannot be read. Refuses a bucket of another store directory.
     pub async fn read(bucket: &Bucket, store_dir: &StoreDir) -> Result<Self> {
-        let read_at = Instant::now();
+        let read_at = SystemTime::now();
         // Before the listing: a path that is not doomed now is not deleted for a day.
         let (cache_info, doomed) =
             tokio::try_join!(CacheInfoState::read(bucket, store_dir), Doomed::read(bucket, store_dir))?;
@@ -113,7 +113,8 @@ impl BucketState {
     /// Returns whether so much time has passed since that it should be read again.
     #[must_use]
     pub fn is_old(&self) -> bool {
-        self.read_at.elapsed() > MAX_STATE_AGE
+        // By the clock, because a monotonic one stands still while the machine sleeps.
+        self.read_at.elapsed().map_or(true, |age| age > MAX_STATE_AGE)
     }
 }
 

@@ -72,7 +72,7 @@ impl Bucket {
             first_response: Arc::clone(&first_response),
         };
         let retry_budget = TokenBucket::builder().capacity(RETRY_TOKENS).success_reward(RETRY_REWARD).build();
-        // Bodies are in memory, and their hash or their checksum is signed: many services reject the trailing checksums that are the
+        // Bodies are in memory, and their hash or checksum is signed: many services reject the trailing checksums that are the
         // SDK's default.
         let mut config = Builder::from(&sdk_config)
             .force_path_style(location.path_style())

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use aws_sdk_s3::config::Builder;
+use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, MultipartUpload as ListedUpload, Part,
@@ -106,8 +107,7 @@ impl Bucket {
             return Ok(UploadedPart(part.build()));
         }
         let checksum = self.checksum(&body);
-        let result = loop {
-            let signature = self.part_signature();
+        let send = |signature| {
             let request = self
                 .client
                 .upload_part()
@@ -119,13 +119,17 @@ impl Bucket {
                 .body(ByteStream::from(body.clone()))
                 .customize()
                 .interceptor(signature);
-            match self.send(RequestKind::UploadPart, request.send()).await {
-                Err(error) if signature == BodySignature::None && status(&error) == Some(403) => {
-                    self.must_sign_parts.store(true, Ordering::Relaxed);
-                }
-                result => break result,
-            }
+            self.send(RequestKind::UploadPart, request.send())
         };
+        let signature = self.part_signature();
+        let mut result = send(signature).await;
+        if signature == BodySignature::None
+            && let Err(error) = &result
+            && error.code() == Some("AccessDenied")
+        {
+            result = send(BodySignature::ComputedHash).await;
+            self.must_sign_parts.fetch_or(result.is_ok(), Ordering::Relaxed);
+        }
         let action = || format!("upload part {number} of");
         let output = result.map_err(|error| self.error(&error, &action(), &upload.key))?;
         Ok(UploadedPart(part.set_e_tag(output.e_tag).set_checksum_crc32(checksum).build()))
