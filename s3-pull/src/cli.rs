@@ -159,9 +159,9 @@ pub struct Cli {
     #[command(flatten)]
     pub request_args: RequestArgs,
 
-    /// Maximum concurrent NAR downloads; four times as many narinfos are looked up at once
+    /// Maximum concurrent NAR downloads
     ///
-    /// Both are reduced automatically while the server throttles (429, 503).
+    /// Up to four times as many narinfos of a closure are looked up at the same time, but at most 256 unless N is larger. With --all, N are. Both are reduced automatically while the server throttles (429, 503).
     #[arg(
         short, long, value_name = "N", default_value_t = 16, value_parser = parse_number(1_u16..=1024),
         help_heading = "Performance", hide_short_help = true

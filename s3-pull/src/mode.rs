@@ -27,8 +27,15 @@ use crate::unpack::UnpackOptions;
 /// Commands of `s3-push`, which are easily given to `s3-pull`.
 pub const PUSH_COMMANDS: [&str; 5] = ["collect", "delete", "pin", "repair", "unpin"];
 
-/// Narinfo lookups at the same time for each concurrent download: a lookup takes little but time.
-pub const LOOKUPS_PER_JOB: u16 = 4;
+/// Narinfo lookups of a closure at the same time for each concurrent download: a lookup takes little but time.
+const LOOKUPS_PER_JOB: u16 = 4;
+/// Maximum number of these lookups, unless more downloads are allowed.
+const MAX_LOOKUPS: u16 = 256;
+
+/// Returns the maximum number of narinfos of a closure that are looked up at the same time.
+fn max_lookups(jobs: u16) -> u16 {
+    jobs.max(jobs.saturating_mul(LOOKUPS_PER_JOB).min(MAX_LOOKUPS))
+}
 
 /// One invocation.
 pub struct Request {
@@ -46,6 +53,8 @@ pub struct Request {
     pub store_dir: StoreDir,
     /// The maximum number of concurrent lookups, and of concurrent downloads.
     pub jobs: usize,
+    /// The maximum number of narinfos of a closure that are looked up at the same time.
+    pub lookups: usize,
     /// How much is printed.
     pub verbosity: Verbosity,
     /// Narinfos of an earlier run.
@@ -191,6 +200,7 @@ impl Request {
             trusted,
             store_dir,
             jobs: cli.jobs.into(),
+            lookups: max_lookups(cli.jobs).into(),
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
             known: cli.have.as_deref().map(KnownTexts::open).transpose()?,
         })
@@ -268,7 +278,7 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
         // Lookups, downloads and ranges that are requested ahead run at the same time.
         limits: cli
             .request_args
-            .limits(cli.jobs.saturating_mul(1 + LOOKUPS_PER_JOB).saturating_add(MAX_RANGES_AHEAD_IN_ALL), cli.quiet),
+            .limits(cli.jobs.saturating_add(max_lookups(cli.jobs)).saturating_add(MAX_RANGES_AHEAD_IN_ALL), cli.quiet),
         netrc: cli.netrc_file.clone().or_else(netrc),
     }
 }

@@ -21,7 +21,7 @@ use crate::cat;
 use crate::cli::Cli;
 use crate::closure::{ClosureWalk, ResolvedClosure};
 use crate::commands;
-use crate::mode::{Format, LOOKUPS_PER_JOB, Mode, PathFormat, Request, Selection};
+use crate::mode::{Format, Mode, PathFormat, Request, Selection};
 use crate::path_writer::PathWriter;
 use crate::refusals::Refusals;
 use crate::report::Report;
@@ -55,7 +55,7 @@ fn raise_open_file_limit() {
 }
 
 fn execute(runtime: &Handle, request: Request) -> Result {
-    let Request { mode, selection, urls, remote, trusted, store_dir, jobs, verbosity, known } = request;
+    let Request { mode, selection, urls, remote, trusted, store_dir, jobs, lookups, verbosity, known } = request;
     let options =
         RemoteOptions { access: remote.access, limits: remote.limits, netrc: remote.netrc.as_deref(), tool: TOOL };
     let sources = runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?;
@@ -64,7 +64,7 @@ fn execute(runtime: &Handle, request: Request) -> Result {
         return runtime.block_on(write_all(&sources, *format, jobs, verbosity));
     }
     let is_closed = selection.is_closed();
-    let walk = runtime.block_on(start_walk(&sources, selection, jobs))?;
+    let walk = runtime.block_on(start_walk(&sources, selection, lookups))?;
     match mode {
         Mode::Unpack { root, options, json } => {
             runtime.block_on(unpack_under(&root, options, json, verbosity, walk, &sources))
@@ -127,12 +127,12 @@ fn transfer_progress(sources: &Arc<Sources>, candidates: &[Arc<Candidate>]) -> P
     Progress::of_transfer(total, move || counter.received().saturating_sub(before))
 }
 
-async fn start_walk(sources: &Arc<Sources>, selection: Selection, jobs: usize) -> Result<ClosureWalk> {
+async fn start_walk(sources: &Arc<Sources>, selection: Selection, lookups: usize) -> Result<ClosureWalk> {
     let (requested, recursive) = match selection {
         Selection::All => (sources.list().await?, false),
         Selection::Paths { paths, recursive } => (paths.into_iter().map(RequestedPath::Path).collect(), recursive),
     };
-    Ok(ClosureWalk::new(Arc::clone(sources), requested, recursive, jobs * usize::from(LOOKUPS_PER_JOB)))
+    Ok(ClosureWalk::new(Arc::clone(sources), requested, recursive, lookups))
 }
 
 async fn unpack_under(
