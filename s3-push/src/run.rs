@@ -233,13 +233,11 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     };
     let pushing = async {
         let upstreams = Upstreams::open(&options.upstreams, &input.store_dir, limits, TOOL).await?;
-        let state =
+        let (state, read_until) =
             state.await.map_err(|_| Error::failed("internal error: the task that reads the bucket panicked"))?;
-        let state = match state {
-            (Ok(state), _) if !state.is_old() => state,
-            // Nobody has seen it: what was wrong may have been mended since.
-            (Err(error), failed_at) if failed_at > input_began => return Err(error),
-            _ => BucketState::read(&uploader.bucket, &input.store_dir).await?,
+        let state = match BucketState::read_early(state, read_until, input_began) {
+            Some(state) => state?,
+            None => BucketState::read(&uploader.bucket, &input.store_dir).await?,
         };
         let publisher = Publisher::new(Arc::clone(&uploader), state, publish_options, upstreams, report);
         let reader = tokio::task::spawn_blocking(move || input.read(&intake));

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -110,10 +110,19 @@ impl BucketState {
         Ok(Self { cache_info, existing, doomed_keys: doomed.keys, read_at })
     }
 
-    /// Returns whether so much time has passed since that it should be read again.
+    /// Returns what was read while the input was awaited, or none if it should be read again: because it is old, or because
+    /// reading failed before the input began. Nobody has seen that error, and what was wrong may have been mended since.
     #[must_use]
-    pub fn is_old(&self) -> bool {
-        // By the clock, because a monotonic one stands still while the machine sleeps.
+    pub fn read_early(read: Result<Self>, read_until: Instant, input_began: Instant) -> Option<Result<Self>> {
+        match &read {
+            Ok(state) if state.is_old() => None,
+            Err(_) if read_until < input_began => None,
+            _ => Some(read),
+        }
+    }
+
+    /// By the clock, because a monotonic one stands still while the machine sleeps.
+    fn is_old(&self) -> bool {
         self.read_at.elapsed().map_or(true, |age| age > MAX_STATE_AGE)
     }
 }
@@ -484,4 +493,21 @@ fn merge_duplicates(narinfos: Vec<NarInfo>) -> HashMap<StorePath, NarInfo> {
         merged.insert(narinfo.path.clone(), narinfo);
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_counts_only_if_the_input_was_there() {
+        let now = Instant::now();
+        let input_began = now + Duration::from_secs(1);
+        let read = |read_until| {
+            BucketState::read_early(Err(Error::failed("HTTP 403")), read_until, input_began).map(|read| read.is_err())
+        };
+        assert_eq!(read(now), None);
+        assert_eq!(read(input_began), Some(true));
+        assert_eq!(read(input_began + Duration::from_secs(1)), Some(true));
+    }
 }
