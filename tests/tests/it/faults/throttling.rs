@@ -11,9 +11,11 @@ use narinfo_gen::compression::Compression;
 
 use crate::fixtures::malicious_cache::{Attacker, CachedPath, objects, small_nar};
 
-/// `--jobs`: the number of narinfos requested at once; the limit is twice as many requests.
-const JOBS: usize = 8;
-/// How often each of the first narinfos is throttled. That halves the limit three times, from 16 to 2.
+/// `--jobs`.
+const JOBS: usize = 2;
+/// The number of narinfos requested at once: four for each job.
+const LOOKUPS: usize = 4 * JOBS;
+/// How often each of the first narinfos is throttled. That halves the limit three times, from 18 to 2.
 const ROUNDS: usize = 3;
 /// The limit after the first narinfos have arrived: it grew to 3 after two successes, to 4 after three more.
 const REDUCED: usize = 4;
@@ -48,13 +50,13 @@ impl Throttle {
             return Fault::Pass;
         }
         let mut state = self.state.lock().unwrap();
-        let is_burst = state.burst_keys.len() < JOBS || state.burst_keys.contains(request.key());
+        let is_burst = state.burst_keys.len() < LOOKUPS || state.burst_keys.contains(request.key());
         if is_burst {
             state.burst_keys.insert(request.key().to_owned());
             state.burst += 1;
-            let round = (state.burst - 1) / JOBS;
+            let round = (state.burst - 1) / LOOKUPS;
             self.arrived.notify_all();
-            drop(self.arrived.wait_while(state, |state| state.burst < (round + 1) * JOBS).unwrap());
+            drop(self.arrived.wait_while(state, |state| state.burst < (round + 1) * LOOKUPS).unwrap());
             return if round < ROUNDS { SLOW_DOWN } else { Fault::Pass };
         }
         state.later.push(request.in_flight);
@@ -84,10 +86,10 @@ fn pull_reduces_its_concurrency_while_the_server_throttles() {
         let pull = format!("timeout 60 s3-pull -q --jobs {JOBS} --root out '{url}' {}", names.join(" "));
         scratch.sh(&pull).ok();
         assert!(paths.iter().all(|path| path.is_in_root(&scratch.path().join("out"))), "{url}");
-        assert_eq!(proxy.faults(), ROUNDS * JOBS, "{url}: every throttled request was retried");
+        assert_eq!(proxy.faults(), ROUNDS * LOOKUPS, "{url}: every throttled request was retried");
         let state = throttle.state.lock().unwrap();
-        assert_eq!(state.burst, (ROUNDS + 1) * JOBS, "{url}");
-        let max = state.later[..JOBS].iter().max();
+        assert_eq!(state.burst, (ROUNDS + 1) * LOOKUPS, "{url}");
+        let max = state.later[..LOOKUPS].iter().max();
         assert!(max <= Some(&MAX_LATER), "{url}: requests in flight after throttling: {:?}", state.later);
     }
 }
