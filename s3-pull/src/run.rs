@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
-use indicatif::HumanCount;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use s3_push::remote::interrupts::{HINT, Interrupts};
-use s3_push::remote::progress::{Progress, Verbosity, transfer_summary};
+use s3_push::remote::progress::{Progress, Verbosity, count_of, transfer_summary};
 use s3_push::remote::{RemoteOptions, start_runtime};
 use tokio::runtime::Handle;
 
@@ -112,10 +111,9 @@ fn write(
     write_candidates(runtime, sources, format, &candidates)?;
     drop(progress);
     if verbosity != Verbosity::Quiet && !matches!(format, Format::Cat { .. }) {
-        let count = HumanCount(candidates.len() as u64);
-        let paths = if candidates.len() == 1 { "path" } else { "paths" };
+        let count = count_of(candidates.len(), "path");
         let received = transfer_summary(sources.received(), start.elapsed());
-        process::print_message(TOOL, format!("{count} {paths} written; received {received}"));
+        process::print_message(TOOL, format!("{count} written; received {received}"));
     }
     Ok(())
 }
