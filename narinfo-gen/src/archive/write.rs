@@ -29,7 +29,7 @@ impl<W: Write> Writer<W> {
     pub fn member(&mut self, key: &str, size: u64, body: impl Read) -> Result {
         let mut body = ExactSize { inner: body, remaining: size };
         self.member_with(key, size, |out| {
-            io::copy(&mut (&mut body).take(size), out)?;
+            io::copy(&mut body, out)?;
             Ok(())
         })?;
         match body.inner.read(&mut [0])? {
