@@ -193,6 +193,18 @@ impl CommandOutput {
         String::from_utf8_lossy(&self.stdout).trim().to_owned()
     }
 
+    /// Returns standard output as text, or the messages if the status is not 0: for a program that reports it.
+    ///
+    /// # Errors
+    /// The messages, or the exit status if there are none.
+    pub fn succeed(&self) -> Result<String, String> {
+        if self.status == 0 {
+            return Ok(self.text());
+        }
+        let stderr = self.stderr.trim();
+        Err(if stderr.is_empty() { format!("exit status {}", self.status) } else { stderr.to_owned() })
+    }
+
     /// Returns the lines of standard error without the hint at its end; see [`split_hint`].
     pub fn error_lines(&self) -> Vec<&str> {
         split_hint(&self.stderr).0.lines().collect()

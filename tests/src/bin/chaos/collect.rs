@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use cache_tests::fault_proxy::{Fault, FaultProxy, INTERNAL_ERROR, Request, SLOW_DOWN};
 use cache_tests::generated_closure::{self, FileContents, GeneratedPath};
-use cache_tests::{CommandOutput, Credentials, EmbeddedS3, Random, Scratch, nix};
+use cache_tests::{Credentials, EmbeddedS3, Random, Scratch, nix};
 use walkdir::WalkDir;
 
 use crate::actors::{Actor, Outcome, Role, run_all};
@@ -194,14 +194,15 @@ impl Experiment {
         let sites = [EmbeddedS3::start(), EmbeddedS3::start_ignoring_conditions()];
         let mut seeds = || random.next();
         let sites = sites.map(|s3| Site::new(s3, seeds()));
-        run(scratch.sh("cache-sign keygen chaos-1 key.sec key.pub"))?;
+        scratch.sh("cache-sign keygen chaos-1 key.sec key.pub").succeed()?;
         scratch.env("KEY", fs::read_to_string(scratch.path().join("key.pub")).unwrap_or_default().trim());
         let has_nix = nix::available();
         let mut experiment = Self { sites, paths, random, scratch, has_nix };
         for target in 0..PATHS {
             let list: String = experiment.closure(target).map(|path| path.path.clone() + "\n").collect();
             experiment.scratch.write(&format!("paths-{target}"), list);
-            run(experiment.scratch.sh(&format!("{} > archive-{target}", pack(&format!("< paths-{target}")))))?;
+            let archive = format!("{} > archive-{target}", pack(&format!("< paths-{target}")));
+            experiment.scratch.sh(&archive).succeed()?;
         }
         experiment.fill()?;
         Ok(experiment)
@@ -212,15 +213,15 @@ impl Experiment {
     fn fill(&mut self) -> Result<(), String> {
         let list: String = self.paths.iter().map(|path| path.path.clone() + "\n").collect();
         self.scratch.write("paths", list);
-        run(self.scratch.sh(&format!("{} > archive", pack("< paths"))))?;
+        self.scratch.sh(&format!("{} > archive", pack("< paths"))).succeed()?;
         for site in &self.sites {
             let Credentials { access_key, secret_key } = site.s3.credentials();
             self.scratch.env("AWS_ACCESS_KEY_ID", access_key).env("AWS_SECRET_ACCESS_KEY", secret_key);
-            run(self.scratch.sh(&format!("s3-push -q '{}' < archive", site.s3.cache_url(&site.bucket))))?;
+            self.scratch.sh(&format!("s3-push -q '{}' < archive", site.s3.cache_url(&site.bucket))).succeed()?;
         }
         if self.has_nix {
             let export = "nar-pack --root root --no-nix --export --stdin < paths";
-            run(self.scratch.sh(&format!("{export} | nix-store --store \"$PWD/nix\" --import")))?;
+            self.scratch.sh(&format!("{export} | nix-store --store \"$PWD/nix\" --import")).succeed()?;
         }
         Ok(())
     }
@@ -425,8 +426,8 @@ impl Experiment {
             );
             let output = self.scratch.sh(&script);
             totals.verified_pins += 1;
-            if output.status != 0 {
-                problems.push(format!("pin {name}: {}", output.stderr.trim()));
+            if let Err(problem) = output.succeed() {
+                problems.push(format!("pin {name}: {problem}"));
             }
         }
         problems
@@ -443,11 +444,6 @@ impl Experiment {
             drop(fs::remove_file(site.s3.path(&site.bucket, &format!("pins/{name}"))));
         }
     }
-}
-
-/// Returns the messages of a command that failed.
-fn run(output: CommandOutput) -> Result<(), String> {
-    if output.status == 0 { Ok(()) } else { Err(output.stderr) }
 }
 
 /// Removes the temporary files of a Nix that was killed: in a real bucket there are none.

@@ -118,10 +118,7 @@ impl Experiment {
         generated_closure::write(&paths, &scratch.dir("root"), FileContents::Random, seed);
         scratch.write("paths", generated_closure::path_list(&paths));
         scratch.dir("logs");
-        let keygen = scratch.sh("cache-sign keygen chaos-1 key.sec key.pub");
-        if keygen.status != 0 {
-            return Err(keygen.stderr);
-        }
+        scratch.sh("cache-sign keygen chaos-1 key.sec key.pub").succeed()?;
         Ok(Self { minio, paths, scratch })
     }
 

@@ -72,12 +72,12 @@ impl<'a> Trial<'a> {
 
     /// Runs a script, which must succeed, and returns what it prints.
     pub fn run(&self, script: &str) -> Result<String, String> {
-        succeeded(&self.sh(script))
+        self.sh(script).succeed()
     }
 
     /// Runs a script without credentials, which must succeed.
     pub fn run_anonymously(&self, script: &str) -> Result<String, String> {
-        succeeded(&self.anonymous_sh(script))
+        self.anonymous_sh(script).succeed()
     }
 
     /// Publishes the closure.
@@ -141,13 +141,4 @@ impl<'a> Trial<'a> {
         text = text.replace(&self.fixture.scratch.path().display().to_string(), "DIR");
         text.lines().filter(|line| !line.trim().is_empty()).take(3).collect::<Vec<_>>().join(" / ")
     }
-}
-
-/// Returns the standard output of a command that succeeded, or its messages.
-pub fn succeeded(output: &CommandOutput) -> Result<String, String> {
-    if output.status == 0 {
-        return Ok(output.text());
-    }
-    let stderr = output.stderr.trim();
-    Err(if stderr.is_empty() { format!("exit status {}", output.status) } else { stderr.to_owned() })
 }

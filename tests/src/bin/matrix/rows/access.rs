@@ -4,13 +4,13 @@ use cache_tests::{CommandOutput, Credentials};
 
 use crate::outcome::Outcome;
 use crate::servers::Users;
-use crate::trial::{Trial, succeeded};
+use crate::trial::Trial;
 
 pub(super) fn anonymous(trial: &Trial<'_>) -> Result<Outcome, String> {
     trial.push()?;
     let has_policy = trial.make_public()?;
     let script = format!("rm -rf out-anonymous; s3-pull -r --root out-anonymous '{}' \"$TOP\"", trial.http_url());
-    let result = succeeded(&trial.anonymous_sh(&script)).and_then(|_| trial.compare("out-anonymous"));
+    let result = trial.anonymous_sh(&script).succeed().and_then(|_| trial.compare("out-anonymous"));
     match (has_policy, result) {
         (true, Ok(())) => Ok(Outcome::ok()),
         (false, Ok(())) => Ok(Outcome::works_around("without bucket policies, every client may read")),
@@ -25,9 +25,9 @@ pub(super) fn policies(trial: &Trial<'_>) -> Result<Outcome, String> {
         return Ok(Outcome::not_supported("the server has no users with policies"));
     };
     let uploader = add_user(trial, users, "--upload")?;
-    succeeded(&sh_as(trial, &uploader, "s3-push --no-nix \"$C\" < closure.tar"))?;
+    sh_as(trial, &uploader, "s3-push --no-nix \"$C\" < closure.tar").succeed()?;
     let reader = add_user(trial, users, "--read-only")?;
-    succeeded(&sh_as(trial, &reader, "rm -rf out-user; s3-pull -r --root out-user \"$C\" \"$TOP\""))?;
+    sh_as(trial, &reader, "rm -rf out-user; s3-pull -r --root out-user \"$C\" \"$TOP\"").succeed()?;
     trial.compare("out-user")?;
     if sh_as(trial, &reader, "echo x | s3-push -q \"$C\" --key log/x").status != 2 {
         return Err("the reader can write".to_owned());

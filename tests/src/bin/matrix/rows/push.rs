@@ -8,7 +8,7 @@ use cache_tests::Random;
 use serde_json::Value;
 
 use crate::outcome::{Outcome, Verdict};
-use crate::trial::{Trial, succeeded};
+use crate::trial::Trial;
 
 /// Size of a part in bytes, as in the options below.
 const PART_SIZE: usize = 5 << 20;
@@ -114,7 +114,7 @@ pub(super) fn versioned(trial: &Trial<'_>) -> Result<Outcome, String> {
         return Ok(Outcome::not_supported(format!("versioning cannot be enabled ({})", enabled.error())));
     }
     trial.push()?;
-    succeeded(&trial.sh("s3-pull --narinfo --all \"$C\" | cache-sign -k second.sec | s3-push \"$C\""))?;
+    trial.sh("s3-pull --narinfo --all \"$C\" | cache-sign -k second.sec | s3-push \"$C\"").succeed()?;
     trial.pull("s3-pull -r --root $OUT \"$C\" \"$TOP\"")?;
     Ok(Outcome::ok())
 }
