@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use cache_tests::generated_closure::{self, FileContents, GeneratedPath};
 use cache_tests::pipeline::{FinishedStage, Pipeline, Stage};
-use cache_tests::{Credentials, DelayProxy, Scratch, processors};
+use cache_tests::{Credentials, DelayProxy, Minio, Scratch, processors};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use walkdir::WalkDir;
@@ -78,7 +78,7 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
         (latency_ms > 0 || self.rate.is_some()).then(|| DelayProxy::start_with(server, latency_ms, self.rate))
     }
 
-    /// Returns which share of the link is used if so many bytes take so long; none if its rate is not limited.
+    /// Returns the share of the link that a transfer of `bytes` in `elapsed` uses; none if the rate is not limited.
     #[allow(clippy::cast_precision_loss)]
     pub fn link_share(&self, bytes: u64, elapsed: Duration) -> Option<f64> {
         let rate = f64::from(self.rate?) * 1e6;
@@ -269,6 +269,11 @@ impl ClosureBench {
         }
         Stage { name: "rclone", command }
     }
+}
+
+/// Returns the endpoint of the proxy in front of MinIO, or that of MinIO if there is none.
+pub fn endpoint_of(minio: &Minio, proxy: Option<&DelayProxy>) -> String {
+    proxy.map_or_else(|| minio.endpoint(), |proxy| proxy.endpoint().to_owned())
 }
 
 /// Returns whether a program is installed.

@@ -10,6 +10,7 @@ use cache_tests::synthetic_bucket::{self, Options, RequestCounts, SyntheticBucke
 use cache_tests::{Credentials, DelayProxy, Minio, Scratch, cache_url, mc_target, processors};
 use serde_json::{Value, json};
 
+use crate::closure_bench::endpoint_of;
 use crate::measurement::{Measurement, rounded, write_json};
 
 /// Time limit of a measurement.
@@ -192,9 +193,7 @@ impl<'a> Cache<'a> {
         match &self.server {
             Server::Synthetic(bucket) => bucket.cache_url(),
             Server::Minio(uploaded, proxy) => {
-                let endpoint =
-                    proxy.as_ref().map_or_else(|| uploaded.minio.endpoint(), |proxy| proxy.endpoint().to_owned());
-                cache_url(&endpoint, &uploaded.bucket)
+                cache_url(&endpoint_of(&uploaded.minio, proxy.as_ref()), &uploaded.bucket)
             }
         }
     }

@@ -10,7 +10,7 @@ use cache_tests::pipeline::{FinishedStage, Stage};
 use cache_tests::{Minio, cache_url, mc_target, processors};
 use clap::ValueEnum;
 
-use crate::closure_bench::{Args, ClosureBench, is_installed, tree_size};
+use crate::closure_bench::{Args, ClosureBench, endpoint_of, is_installed, tree_size};
 use crate::measurement::{Measurement, medians};
 
 /// Command-line arguments.
@@ -108,15 +108,15 @@ pub fn run(args: &PullArgs) -> Result<(), String> {
     let mut rows = Vec::new();
     for latency in args.latencies() {
         let proxy = args.proxy(&source.minio.endpoint(), latency);
-        let endpoint = proxy.as_ref().map_or_else(|| source.minio.endpoint(), |proxy| proxy.endpoint().to_owned());
+        let endpoint = endpoint_of(&source.minio, proxy.as_ref());
         for &compression in &compressions {
+            let size = source.minio.size(source.bucket(compression));
             let mut runs = Vec::new();
             for number in 1..=args.runs() {
                 let selected = Case::ALL.into_iter().filter(|case| args.selects(case));
                 for case in selected.filter(|&case| source.can_measure(case, compression)) {
                     eprintln!("{latency} ms, run {number} of {}: {}", args.runs(), case.name(compression));
                     let mut measurement = source.measure(case, compression, &endpoint)?;
-                    let size = source.minio.size(source.bucket(compression));
                     let share = args.link_share(size, measurement.elapsed);
                     // The time of a plain download includes the decompression after it.
                     measurement.link_share = share.filter(|_| !case.is_plain_download());

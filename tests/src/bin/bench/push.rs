@@ -9,7 +9,7 @@ use cache_tests::pipeline::Stage;
 use cache_tests::{DelayProxy, Minio, cache_url, mc_target};
 use clap::ValueEnum;
 
-use crate::closure_bench::{Args, ClosureBench, tree_size};
+use crate::closure_bench::{Args, ClosureBench, endpoint_of, tree_size};
 use crate::measurement::{Measurement, medians};
 
 /// The end of the name of a command that is run again.
@@ -213,7 +213,7 @@ impl<'a> Destination<'a> {
     }
 
     fn endpoint(&self) -> String {
-        self.proxy.as_ref().map_or_else(|| self.minio.endpoint(), |proxy| proxy.endpoint().to_owned())
+        endpoint_of(&self.minio, self.proxy.as_ref())
     }
 
     fn stages(&self, case: Case, again: bool) -> Vec<Stage> {
