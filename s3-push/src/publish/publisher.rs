@@ -111,7 +111,7 @@ impl BucketState {
     }
 
     /// Returns what was read while the input was awaited, or none if it should be read again: because it is old, or because
-    /// reading failed before the input began. Nobody has seen that error, and what was wrong may have been mended since.
+    /// reading failed before the input began: the error was not reported, and its cause may be gone.
     #[must_use]
     pub fn read_early(read: Result<Self>, read_until: Instant, input_began: Instant) -> Option<Result<Self>> {
         match &read {

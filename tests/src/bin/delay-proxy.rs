@@ -78,7 +78,7 @@ impl Link {
         let mut free = self.free[direction].lock().unwrap_or_else(PoisonError::into_inner);
         #[allow(clippy::cast_precision_loss)]
         let duration = Duration::from_secs_f64(bytes as f64 / rate);
-        // A connection that does not exist yet keeps the link from nobody.
+        // A connection that is not established yet does not occupy the link.
         *free = now.max(*free) + duration;
         (*free).max(established) + self.delay
     }
