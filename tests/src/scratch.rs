@@ -5,7 +5,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -94,14 +94,15 @@ impl Scratch {
 
     /// Returns a command with the directory and the environment of this scratch directory.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
+        let path = self.env.get(OsStr::new("PATH")).cloned().unwrap_or_else(search_path);
+        let mut command = Command::new(find_program(program.as_ref(), &path));
         command.current_dir(&self.path);
         for (name, _) in env::vars_os() {
             if is_private(&name) {
                 command.env_remove(name);
             }
         }
-        command.env("PATH", search_path());
+        command.env("PATH", path);
         command.env("HOME", self.path.join("home")).env("XDG_CACHE_HOME", self.path.join("home/.cache"));
         command.env("TMPDIR", self.path.join("tmp"));
         command.env("AWS_EC2_METADATA_DISABLED", "true");
@@ -254,6 +255,16 @@ fn is_private(name: &OsStr) -> bool {
     prefixes.iter().any(|prefix| name.starts_with(prefix))
         || name == "LD_LIBRARY_PATH"
         || name.to_ascii_lowercase().ends_with("_proxy")
+}
+
+/// Returns the file of a program that is given by name. A command with a name and another PATH is started with `fork`, which
+/// copies the page tables of the process with all tests, and not with `posix_spawn`.
+fn find_program(program: &OsStr, path: &OsStr) -> PathBuf {
+    let has_slash = program.as_encoded_bytes().contains(&b'/');
+    let mut files = env::split_paths(path).map(|dir| dir.join(program)).filter(|_| !has_slash);
+    let is_program =
+        |file: &PathBuf| file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o111 != 0);
+    files.find(is_program).unwrap_or_else(|| program.into())
 }
 
 /// Our tools first, then mc, then the session's PATH.
