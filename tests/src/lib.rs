@@ -23,6 +23,7 @@ pub mod pipeline;
 pub mod quirks;
 mod random;
 mod request_head;
+pub mod s3;
 mod scratch;
 pub mod service_profiles;
 mod store_paths;

@@ -1,7 +1,6 @@
 //! Store paths that need no store: valid names with random hash parts, and independent hashing.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use ring::digest::{SHA256, digest};
 
 use crate::Random;
 
@@ -23,16 +22,9 @@ pub fn random_store_path(random: &mut Random, name: &str) -> String {
     format!("/nix/store/{hash}-{name}")
 }
 
-/// Returns the SHA-256 of `bytes` in Nix's base 32, computed by `sha256sum` and not by the code under test.
+/// Returns the SHA-256 of `bytes` in Nix's base 32, computed by `ring` and not by the crates of the code under test.
 pub fn sha256_base32(bytes: &[u8]) -> String {
-    let mut command = Command::new("sha256sum");
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sha256sum of coreutils");
-    child.stdin.take().expect("a pipe to sha256sum").write_all(bytes).expect("sha256sum reads its input");
-    let output = child.wait_with_output().expect("the output of sha256sum");
-    assert!(output.status.success(), "sha256sum: {}", output.status);
-    let hex = str::from_utf8(&output.stdout[..64]).expect("hexadecimal digits");
-    let hash: Vec<u8> = (0..32).map(|i| u8::from_str_radix(&hex[2 * i..][..2], 16).expect("two digits")).collect();
-    base32(&hash)
+    base32(digest(&SHA256, bytes).as_ref())
 }
 
 /// Encodes bytes in Nix's base 32: five bits per digit, the last digit from the first bits.

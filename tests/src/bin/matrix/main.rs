@@ -13,7 +13,6 @@ mod known;
 mod outcome;
 mod report;
 mod rows;
-mod s3;
 mod servers;
 mod trial;
 

@@ -5,8 +5,8 @@ use std::fs;
 use cache_tests::{CommandOutput, tree, unique};
 
 use crate::fixture::Fixture;
-use crate::s3::{Response, S3};
 use crate::servers::Running;
+use cache_tests::s3::{Response, S3};
 
 /// The region that requests are signed for, unless a server has only its own.
 pub const REGION: &str = "us-east-1";
@@ -31,7 +31,7 @@ impl<'a> Trial<'a> {
         let s3 = S3 {
             endpoint: server.endpoint.clone(),
             credentials: Some(server.credentials.clone()),
-            region: server.region,
+            region: server.region.to_owned(),
         };
         let bucket = unique("bucket-");
         let created = s3.send("PUT", &format!("/{bucket}"), &[], b"");

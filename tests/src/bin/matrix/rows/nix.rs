@@ -3,8 +3,8 @@
 use cache_tests::nix;
 
 use crate::outcome::Outcome;
-use crate::s3::S3;
 use crate::trial::Trial;
+use cache_tests::s3::S3;
 
 pub(super) const NO_NIX: &str = "Nix is not installed";
 
@@ -68,5 +68,5 @@ fn is_readable(trial: &Trial<'_>) -> Result<bool, String> {
 
 /// Returns a client without credentials.
 pub(super) fn anonymous(trial: &Trial<'_>) -> S3 {
-    S3 { endpoint: trial.server.endpoint.clone(), credentials: None, region: trial.server.region }
+    S3 { endpoint: trial.server.endpoint.clone(), credentials: None, region: trial.server.region.to_owned() }
 }

@@ -1,4 +1,5 @@
-//! Single requests to an S3 server, signed or anonymous, for what our tools never send and for what they hide.
+//! Single requests to an S3 server, signed or anonymous: what the tests ask a server themselves, and what our tools never
+//! send.
 //!
 //! The caller encodes the path, and the whole response is kept.
 
@@ -13,22 +14,34 @@ use aws_sigv4::http_request::{
     UriPathNormalizationMode, sign,
 };
 use aws_sigv4::sign::v4;
-use cache_tests::Credentials;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::Credentials;
 
 /// How long a server may take for one read or write.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// What a path encodes: all but the unreserved characters of RFC 3986, section 2.3, and the slash.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// Returns the path of an object, encoded.
+pub fn path_of(bucket: &str, key: &str) -> String {
+    format!("/{bucket}/{}", utf8_percent_encode(key, PATH))
+}
+
 /// A client of one server.
+#[derive(Debug)]
 pub struct S3 {
     /// `127.0.0.1:PORT`.
     pub endpoint: String,
     /// The credentials; none for an anonymous client.
     pub credentials: Option<Credentials>,
     /// The region that requests are signed for.
-    pub region: &'static str,
+    pub region: String,
 }
 
 /// The response to a request.
+#[derive(Debug)]
 pub struct Response {
     /// The status.
     pub status: u16,
@@ -60,6 +73,9 @@ impl Response {
     }
 
     /// Requires a status of success.
+    ///
+    /// # Errors
+    /// [`Response::error`] for another status.
     pub fn success(self) -> Result<Self, String> {
         if (200..300).contains(&self.status) { Ok(self) } else { Err(self.error()) }
     }
@@ -73,6 +89,9 @@ impl Response {
 
 impl S3 {
     /// Sends a request to `target`, an encoded path with an optional query.
+    ///
+    /// # Errors
+    /// The message of what failed, unless there is a response.
     pub fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Response, String> {
         let failed = |error: std::io::Error| format!("{method} {target}: {error}");
         let signature = self.signature(method, target, headers, body)?;
@@ -90,6 +109,33 @@ impl S3 {
         parse(&response).ok_or_else(|| format!("{method} {target}: not an HTTP response"))
     }
 
+    /// Returns the keys and sizes of all objects of a bucket, sorted by key.
+    ///
+    /// # Errors
+    /// The message of what failed.
+    pub fn list(&self, bucket: &str) -> Result<Vec<(String, u64)>, String> {
+        let (mut objects, mut start_after) = (Vec::new(), String::new());
+        loop {
+            let start = utf8_percent_encode(&start_after, NON_ALPHANUMERIC);
+            let target = format!("/{bucket}?encoding-type=url&list-type=2&start-after={start}");
+            let page = self.send("GET", &target, &[], b"").and_then(Response::success)?;
+            let (keys, sizes) = (page.elements("Key"), page.elements("Size"));
+            if keys.len() != sizes.len() {
+                return Err(format!("malformed listing of {bucket}: {} keys, {} sizes", keys.len(), sizes.len()));
+            }
+            for (key, size) in keys.iter().zip(sizes) {
+                let size = size.parse().map_err(|error| format!("malformed listing of {bucket}: {size}: {error}"))?;
+                objects.push((decode(key), size));
+            }
+            match objects.last() {
+                Some((last, _)) if page.elements("IsTruncated") == ["true"] => start_after.clone_from(last),
+                _ => break,
+            }
+        }
+        objects.sort_unstable();
+        Ok(objects)
+    }
+
     fn signature(
         &self,
         method: &str,
@@ -98,13 +144,13 @@ impl S3 {
         body: &[u8],
     ) -> Result<Vec<(String, String)>, String> {
         let Some(credentials) = &self.credentials else { return Ok(Vec::new()) };
-        let identity = Identity::new(&credentials.access_key, &credentials.secret_key, None, None, "matrix").into();
+        let identity = Identity::new(&credentials.access_key, &credentials.secret_key, None, None, "tests").into();
         // The rules of S3: the path is signed as it is sent, and the hash of the body is a header.
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Single;
         settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
         settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
-        let params = v4::SigningParams::builder().identity(&identity).region(self.region).name("s3");
+        let params = v4::SigningParams::builder().identity(&identity).region(&self.region).name("s3");
         let params = params.time(SystemTime::now()).settings(settings).build().map_err(|error| error.to_string())?;
         let url = format!("http://{}{target}", self.endpoint);
         let request = SignableRequest::new(method, url, headers.iter().copied(), SignableBody::Bytes(body));
@@ -113,6 +159,11 @@ impl S3 {
         let (instructions, _) = signed.into_parts();
         Ok(instructions.headers().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
+}
+
+/// Decodes a key of a listing, in which a plus sign may stand for a space.
+fn decode(key: &str) -> String {
+    percent_decode_str(&key.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 /// Splits a response into its parts.
