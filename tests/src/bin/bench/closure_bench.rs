@@ -130,6 +130,15 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
     }
 }
 
+/// The processor time that a transfer of the closure needs at least, with zstd at level 3: that of `zstd` and of `openssl dgst
+/// -sha256`, for the NARs and for the compressed bytes.
+pub struct Limits {
+    /// Compressing and hashing.
+    pub push: Duration,
+    /// Hashing and decompressing.
+    pub pull: Duration,
+}
+
 /// A generated closure in a scratch directory.
 pub struct ClosureBench {
     /// Where all commands run.
@@ -201,6 +210,31 @@ impl ClosureBench {
         self.scratch.dir(dir);
         self.run(self.archive(compression), "paths", "archive")?;
         run(self.scratch.command("tar").args(["xf", "archive", "-C", dir])).map(drop)
+    }
+
+    /// Measures the limits; returns none if zstd or openssl is not installed.
+    ///
+    /// # Errors
+    /// The message of a command that fails.
+    pub fn limits(&self) -> Result<Option<Limits>, String> {
+        if !is_installed("zstd") || run(Command::new("openssl").arg("version")).is_err() {
+            return Ok(None);
+        }
+        let cpu_time = |name: &'static str, args: &[&str], input: &str, output: &str| {
+            let mut command = self.scratch.command(name);
+            command.args(args);
+            let (_, stages) = self.run(vec![Stage { name, command }], input, output)?;
+            Ok::<_, String>(stages.iter().map(|stage| stage.cpu).sum::<Duration>())
+        };
+        self.run(vec![self.pack()], "paths", "export")?;
+        let compressing = cpu_time("zstd", &["-q", "-3", "-T1", "-c"], "export", "export.zst")?;
+        let decompressing = cpu_time("zstd", &["-q", "-d", "-c"], "export.zst", "/dev/null")?;
+        let hash = |input| cpu_time("openssl", &["dgst", "-sha256"], input, "/dev/null");
+        let hashing = hash("export")? + hash("export.zst")?;
+        for file in ["export", "export.zst"] {
+            fs::remove_file(self.path(file)).map_err(|error| format!("cannot remove {file}: {error}"))?;
+        }
+        Ok(Some(Limits { push: compressing + hashing, pull: decompressing + hashing }))
     }
 
     /// Runs a pipeline from one file to another and requires that it succeeds.

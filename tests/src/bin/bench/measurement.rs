@@ -58,16 +58,27 @@ pub struct Row {
     ratios: [Option<f64>; 2],
     /// Wall-clock, processor and user time divided by those of Nix.
     ratios_to_nix: Option<[f64; 3]>,
+    /// Processor time divided by the limit.
+    ratio_to_limit: Option<f64>,
 }
 
-/// Returns the medians of all commands at one latency, in the order in which they ran first; `baselines` are the names
-/// of the plain copies, and `nix` returns the name of the command of Nix that does the same as another one.
+/// What the rows are compared with.
+pub struct Comparison<'a, N, L> {
+    /// The names of the plain copies.
+    pub baselines: [&'a str; 2],
+    /// Returns the name of the command of Nix that does the same as another one.
+    pub nix: N,
+    /// Returns the processor time that a command needs at least, if that is known.
+    pub limit: L,
+}
+
+/// Returns the medians of all commands at one latency, in the order in which they ran first.
 pub fn medians(
     runs: &[(String, Measurement)],
     latency_ms: u32,
-    baselines: [&str; 2],
-    nix: impl Fn(&str) -> String,
+    comparison: &Comparison<'_, impl Fn(&str) -> String, impl Fn(&str) -> Option<Duration>>,
 ) -> Vec<Row> {
+    let Comparison { baselines, nix, limit } = comparison;
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in runs {
         if !names.contains(&name.as_str()) {
@@ -84,7 +95,8 @@ pub fn medians(
         let median = median_of(name)?;
         let ratios = baselines.map(|baseline| baseline.map(|baseline| median.elapsed.as_secs_f64() / baseline));
         let ratios_to_nix = median_of(&nix(name)).map(|nix| median.ratios_to(&nix));
-        Some(Row { name: name.to_owned(), latency_ms, median, ratios, ratios_to_nix })
+        let ratio_to_limit = limit(name).map(|limit| median.cpu.as_secs_f64() / limit.as_secs_f64().max(0.001));
+        Some(Row { name: name.to_owned(), latency_ms, median, ratios, ratios_to_nix, ratio_to_limit })
     };
     names.into_iter().filter_map(row).collect()
 }
@@ -93,16 +105,17 @@ pub fn medians(
 pub fn print_table(rows: &[Row], heading: &str, note: &str) {
     println!("{heading}\n");
     println!(
-        "{:42} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}   {:>6} {:>4} {:>4}",
-        "", "latency", "wall", "CPU", "peak", "requests", "bytes", "/ mc", "/ rcl.", "/ Nix:", "CPU", "user"
+        "{:42} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}   {:>6} {:>4} {:>4} {:>7}",
+        "", "latency", "wall", "CPU", "peak", "requests", "bytes", "/ mc", "/ rcl.", "/ Nix:", "CPU", "user", "/ limit"
     );
-    for Row { name, latency_ms, median, ratios, ratios_to_nix } in rows {
+    for Row { name, latency_ms, median, ratios, ratios_to_nix, ratio_to_limit } in rows {
         let requests = median.requests.map_or_else(|| "-".to_owned(), |requests| requests.to_string());
         let [mc, rclone] = ratios.map(ratio_text);
         let [wall, cpu, user] = ratios_to_nix.map_or([None; 3], |ratios| ratios.map(Some)).map(ratio_text);
+        let limit = ratio_text(*ratio_to_limit);
         println!(
             "{name:42} {latency_ms:4} ms {:6.2} s {:6.2} s {:5} MiB {requests:>9} {:6} MB {mc:>6} {rclone:>6}   {wall:>6} \
-             {cpu:>4} {user:>4}",
+             {cpu:>4} {user:>4} {limit:>7}",
             median.elapsed.as_secs_f64(),
             median.cpu.as_secs_f64(),
             median.peak_kib / 1024,
@@ -121,7 +134,8 @@ pub fn print_table(rows: &[Row], heading: &str, note: &str) {
         }
     }
     println!(
-        "\nlatency: added to a round trip. / Nix: time divided by that of nix copy: wall-clock, CPU and user. {note}"
+        "\nlatency: added to a round trip. / Nix: time divided by that of nix copy: wall-clock, CPU and user.\n\
+         / limit: CPU time divided by what zstd on one processor and openssl dgst -sha256 take for the same bytes.\n{note}"
     );
 }
 
@@ -131,7 +145,7 @@ fn ratio_text(ratio: Option<f64>) -> String {
 
 /// Returns the rows as JSON.
 pub fn to_json(rows: &[Row]) -> Value {
-    let row = |Row { name, latency_ms, median, ratios: [mc, rclone], ratios_to_nix }: &Row| {
+    let row = |Row { name, latency_ms, median, ratios: [mc, rclone], ratios_to_nix, ratio_to_limit }: &Row| {
         let stages =
             median.stages.iter().map(|(name, cpu)| json!({ "name": name, "cpuSeconds": rounded(cpu.as_secs_f64()) }));
         let kinds = median.requests_by_kind.iter().map(|(kind, count)| (kind.clone(), Value::from(*count)));
@@ -152,6 +166,7 @@ pub fn to_json(rows: &[Row]) -> Value {
             "bytes": median.bytes,
             "ratioToMc": mc.map(rounded),
             "ratioToRclone": rclone.map(rounded),
+            "ratioToLimit": ratio_to_limit.map(rounded),
         })
     };
     rows.iter().map(row).collect()

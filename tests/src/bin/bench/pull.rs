@@ -11,7 +11,7 @@ use cache_tests::{Minio, cache_url, mc_target, processors};
 use clap::ValueEnum;
 
 use crate::closure_bench::{Args, ClosureBench, endpoint_of, is_installed, tree_size};
-use crate::measurement::{Measurement, medians};
+use crate::measurement::{Comparison, Measurement, medians};
 
 /// Command-line arguments.
 #[derive(clap::Args)]
@@ -104,6 +104,7 @@ pub fn run(args: &PullArgs) -> Result<(), String> {
     let compressions = args.compression.map_or_else(|| Compression::ALL.to_vec(), |compression| vec![compression]);
     let args = &args.common;
     let closure = ClosureBench::prepare(args)?;
+    let limits = closure.limits()?;
     let source = Source::fill(&closure, &compressions)?;
     let mut rows = Vec::new();
     for latency in args.latencies() {
@@ -125,7 +126,12 @@ pub fn run(args: &PullArgs) -> Result<(), String> {
             }
             let baselines = [Case::Mc, Case::Rclone].map(|case| case.name(compression));
             let nix = Case::Nix.name(compression);
-            rows.extend(medians(&runs, latency, [&baselines[0], &baselines[1]], |_| nix.clone()));
+            let baselines = [&*baselines[0], &baselines[1]];
+            let limit = |name: &str| {
+                let has_limit = compression == Compression::Zstd && !baselines.contains(&name);
+                limits.as_ref().filter(|_| has_limit).map(|limits| limits.pull)
+            };
+            rows.extend(medians(&runs, latency, &Comparison { baselines, nix: |_: &str| nix.clone(), limit }));
         }
     }
     let note = "/ mc, / rcl.: wall-clock time divided by that of a plain download\n\

@@ -9,8 +9,8 @@ use cache_tests::pipeline::Stage;
 use cache_tests::{DelayProxy, Minio, cache_url, mc_target};
 use clap::ValueEnum;
 
-use crate::closure_bench::{Args, ClosureBench, endpoint_of, tree_size};
-use crate::measurement::{Measurement, medians};
+use crate::closure_bench::{Args, ClosureBench, Limits, endpoint_of, tree_size};
+use crate::measurement::{Comparison, Measurement, medians};
 
 /// The end of the name of a command that is run again.
 const NOTHING_TO_DO: &str = ", nothing to do";
@@ -84,6 +84,12 @@ impl Case {
         format!("{}{again}", nix.name())
     }
 
+    /// Returns whether the command of this name compresses the closure.
+    fn compresses(name: &str) -> bool {
+        let mut compressing = Self::ALL.into_iter().filter(|case| !case.sends_finished_cache());
+        compressing.any(|case| case.name() == name)
+    }
+
     /// Returns whether the case sends files or an archive finished before.
     fn sends_finished_cache(self) -> bool {
         matches!(self, Self::PushOnly | Self::Mc | Self::Rclone)
@@ -115,7 +121,9 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
                 runs.extend(bench.measure(case, latency, args)?);
             }
         }
-        rows.extend(medians(&runs, latency, [Case::Mc, Case::Rclone].map(Case::name), Case::nix_name));
+        let limit = |name: &str| bench.limits.as_ref().filter(|_| Case::compresses(name)).map(|limits| limits.push);
+        let baselines = [Case::Mc, Case::Rclone].map(Case::name);
+        rows.extend(medians(&runs, latency, &Comparison { baselines, nix: Case::nix_name, limit }));
     }
     let note = "/ mc, / rcl.: wall-clock time divided by that of a plain upload of the finished\n\
                 files at the same latency. Nothing to do: from a host without local state.";
@@ -124,6 +132,7 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
 
 struct PushBench {
     closure: ClosureBench,
+    limits: Option<Limits>,
     /// Whether Nix is installed and has imported the closure into a store of its own.
     has_nix: bool,
 }
@@ -131,13 +140,14 @@ struct PushBench {
 impl PushBench {
     fn prepare(args: &Args<Case>) -> Result<Self, String> {
         let closure = ClosureBench::prepare(args)?;
+        let limits = closure.limits()?;
         if Case::ALL.into_iter().any(|case| case.sends_finished_cache() && args.selects(&case)) {
             closure.write_cache("zstd", "cache")?;
         }
         let has_nix = Case::ALL.into_iter().any(|case| case.is_nix() && args.selects(&case))
             && closure.nix_version.is_some()
             && import_into_nix(&closure);
-        Ok(Self { closure, has_nix })
+        Ok(Self { closure, limits, has_nix })
     }
 
     fn can_measure(&self, case: Case, latency_ms: u32, args: &Args<Case>) -> bool {
