@@ -3,11 +3,12 @@
 //! and passes if FileHash, FileSize, NarHash and NarSize match its bytes. Memory holds only a few hashes per member.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 
 use nar_pack::error::{Error, Result};
 use nar_pack::nar::Skip;
 use nar_pack::process;
+use nar_pack::stdio::BUFFER_SIZE;
 use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::hash::Sha256;
@@ -161,7 +162,7 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
         Ok((out, self.summary))
     }
 
-    fn verify_member<R: Read>(&mut self, mut member: Member<'_, R>) -> Result {
+    fn verify_member<R: BufRead>(&mut self, mut member: Member<'_, R>) -> Result {
         if matches!(member.object, Object::Nar(_)) {
             return self.verify_nar(&mut member);
         }
@@ -179,7 +180,7 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
         }
     }
 
-    fn verify_nar<R: Read>(&mut self, member: &mut Member<'_, R>) -> Result {
+    fn verify_nar<R: BufRead>(&mut self, member: &mut Member<'_, R>) -> Result {
         let key = member.key.clone();
         let nar = self.spool.store(member.size, member.body)?;
         match self.nars.get(&key) {
@@ -247,7 +248,7 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
 
     fn pass_nar(&mut self, key: &str, nar: SpooledNar) -> Result {
         if let VerifyOutput::Archive(out) = &mut self.output {
-            out.member(key, nar.size, self.spool.read(&nar)?)?;
+            out.member(key, nar.size, BufReader::with_capacity(BUFFER_SIZE, self.spool.read(&nar)?))?;
         }
         self.spool.release(nar)
     }

@@ -3,9 +3,10 @@
 //! the file system at once.
 
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom, Write};
+use std::io::{self, BufRead, Read, Seek as _, SeekFrom, Write};
 
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::stdio::copy_buffered;
 use narinfo_gen::hash::{Hasher, Sha256};
 use narinfo_gen::spool::{create_spool_file, spool_write_error};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -39,14 +40,14 @@ impl NarSpool {
     ///
     /// # Errors
     /// The errors of `body`; fails if the spool file cannot be written.
-    pub fn store(&mut self, size: u64, body: &mut dyn Read) -> Result<SpooledNar> {
+    pub fn store(&mut self, size: u64, body: &mut impl BufRead) -> Result<SpooledNar> {
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(create_spool_file()?),
         };
         file.seek(SeekFrom::Start(self.end)).map_err(spool_write_error)?;
         let mut writer = SpoolWriter { file, hasher: Hasher::default() };
-        io::copy(body, &mut writer)?;
+        copy_buffered(body, &mut writer)?;
         let (file_hash, _) = writer.hasher.finish();
         let nar = SpooledNar { start: self.end, size, file_hash };
         self.end += size.next_multiple_of(ALIGNMENT);
@@ -112,7 +113,7 @@ mod tests {
     const SIZE: u64 = 100_000;
 
     fn store(spool: &mut NarSpool, byte: u8) -> SpooledNar {
-        spool.store(SIZE, &mut io::repeat(byte).take(SIZE)).unwrap()
+        spool.store(SIZE, &mut io::BufReader::new(io::repeat(byte)).take(SIZE)).unwrap()
     }
 
     fn assert_contains(spool: &NarSpool, nar: &SpooledNar, byte: u8) {

@@ -3,7 +3,7 @@
 //! ([`Error::is_broken_pipe`]). Messages on standard error belong to [`crate::process`].
 
 use std::fs::{File, Metadata};
-use std::io::{self, BufRead as _, BufReader, BufWriter, IsTerminal, Read, Seek as _, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Seek as _, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
@@ -190,6 +190,26 @@ pub fn splice(input: &mut Input, output: &mut Output, size: u64) -> Result<u64> 
         }
     }
     Ok(moved)
+}
+
+/// Writes the input to the output, to its end, directly from the buffer of the input. `std::io::copy` copies the bytes to a
+/// small buffer of its own in between.
+///
+/// # Errors
+/// Those of the input and of the output.
+pub fn copy_buffered(input: &mut impl BufRead, output: &mut impl Write) -> Result {
+    loop {
+        let length = match input.fill_buf() {
+            Ok([]) => return Ok(()),
+            Ok(bytes) => {
+                output.write_all(bytes)?;
+                bytes.len()
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        input.consume(length);
+    }
 }
 
 /// Reads UTF-8 text to the end of the input. The caller adds the name of the input to errors.

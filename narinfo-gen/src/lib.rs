@@ -15,8 +15,10 @@
 //! | [`verify_nar`] | verifying a compressed NAR against its narinfo |
 //! | [`stream`] | recognizing the kind of a stream |
 //! | [`spool`] | bytes in memory or in an unlinked temporary file |
+//! | [`buffer_pool`] | large buffers that are used again |
 
 pub mod archive;
+pub mod buffer_pool;
 pub mod cache_info;
 pub mod cli;
 pub mod compress_nar;

@@ -133,14 +133,14 @@ impl EntryWriter for OutputWriter {
     fn write_nar(&mut self, key: &str, nar: CompressedNar) -> Result {
         match self {
             Self::Text(_) => Ok(()),
-            Self::Archive(archive) => archive.member(key, nar.file_size, nar.body),
+            Self::Archive(archive) => archive.spooled(key, nar.body),
         }
     }
 
     fn write_object(&mut self, object: ExtraObject) -> Result {
         match self {
             Self::Text(_) => Ok(()),
-            Self::Archive(archive) => archive.member(&object.key, object.body.size(), object.body),
+            Self::Archive(archive) => archive.spooled(&object.key, object.body),
         }
     }
 

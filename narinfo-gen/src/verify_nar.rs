@@ -1,7 +1,7 @@
 //! Verification of a compressed NAR from another program: decompresses and parses it, and computes the values that its
 //! narinfo must have. The work is limited by NarSize, because a few KiB may decompress to any size.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +13,7 @@ use crate::hash::{Hasher, Sha256};
 use crate::narinfo::NarInfo;
 use crate::stream::require_end_of_nar;
 
-/// Size of the buffers before and after the decoder, in bytes.
+/// Size of the buffer before the decoder, in bytes.
 const BUFFER_SIZE: usize = 128 * 1024;
 /// The maximum number of compressed bytes that a decoder on one thread may read before it returns anything.
 const MAX_READ_AHEAD: u64 = 4 << 20;
@@ -229,7 +229,7 @@ pub fn digest_nar_with(
             Threads::All => parallel_decoder(method, compressed)?,
         };
         let mut nar_size = 0;
-        let mut stream = BufReader::with_capacity(BUFFER_SIZE, DecoderErrors { inner: decoder, method });
+        let mut stream = DecoderErrors { inner: decoder, method };
         parse(
             &mut Tee::new(&mut stream, |bytes| {
                 if let Some(nar) = &mut nar {
@@ -329,8 +329,18 @@ struct DecoderErrors<R> {
     method: Compression,
 }
 
-impl<R: Read> Read for DecoderErrors<R> {
+impl<R: BufRead> Read for DecoderErrors<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.inner.read(buf).map_err(|error| decoder_error(self.method, error).into())
+    }
+}
+
+impl<R: BufRead> BufRead for DecoderErrors<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf().map_err(|error| decoder_error(self.method, error).into())
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.inner.consume(amount);
     }
 }

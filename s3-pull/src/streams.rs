@@ -4,10 +4,10 @@
 //! complete NAR that does not match its narinfo.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::export::{self, Trailer};
 use nar_pack::nar::{Skip, Visitor};
@@ -49,12 +49,15 @@ pub fn nar(runtime: &Handle, sources: &Sources, candidate: &Arc<Candidate>, out:
 }
 
 fn write_nar(body: Body, narinfo: &NarInfo, out: &mut impl Write) -> Result {
-    let mut tail = Vec::with_capacity(2 * WITHHELD_BYTES);
+    let mut tail = Vec::with_capacity(WITHHELD_BYTES);
     fetch::verify_nar(body.into_reader(), narinfo, &mut Skip, |bytes| {
-        tail.extend_from_slice(bytes);
-        let writable = tail.len().saturating_sub(WITHHELD_BYTES);
-        out.write_all(&tail[..writable])?;
-        tail.drain(..writable);
+        let writable = (tail.len() + bytes.len()).saturating_sub(WITHHELD_BYTES);
+        let from_tail = writable.min(tail.len());
+        out.write_all(&tail[..from_tail])?;
+        tail.drain(..from_tail);
+        let (written, withheld) = bytes.split_at(writable - from_tail);
+        out.write_all(written)?;
+        tail.extend_from_slice(withheld);
         Ok(())
     })?;
     Ok(out.write_all(&tail)?)
@@ -130,7 +133,7 @@ fn write_archived_nar<V: Visitor + Send + 'static>(
         })
     };
     let written = {
-        let mut tee = Tee { inner: body.into_reader(), chunks };
+        let mut tee = Tee { inner: body.into_reader(), chunks, unread: Bytes::new() };
         let written = writer.member(&narinfo.url, size, &mut tee);
         if written.is_ok() {
             let _ = tee.chunks.blocking_send(Ok(Chunk::End));
@@ -217,15 +220,30 @@ impl<'a> NarQueue<'a> {
 struct Tee {
     inner: ChunkReader,
     chunks: mpsc::Sender<Result<Chunk>>,
+    unread: Bytes,
+}
+
+impl BufRead for Tee {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.unread.is_empty() {
+            self.unread = self.inner.next_bytes()?;
+            if !self.unread.is_empty() {
+                // A verifier that has stopped returns its error when it is joined.
+                let _ = self.chunks.blocking_send(Ok(Chunk::Data(Plain(self.unread.clone()))));
+            }
+        }
+        Ok(&self.unread)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.unread.advance(amount);
+    }
 }
 
 impl Read for Tee {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        if n > 0 {
-            // A verifier that has stopped returns its error when it is joined.
-            let _ = self.chunks.blocking_send(Ok(Chunk::Data(Plain(Bytes::copy_from_slice(&buf[..n])))));
-        }
-        Ok(n)
+        let count = self.fill_buf()?.read(buf)?;
+        self.consume(count);
+        Ok(count)
     }
 }

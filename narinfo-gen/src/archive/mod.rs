@@ -5,7 +5,7 @@ mod object;
 mod read;
 mod write;
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use nar_pack::error::{Error, Result};
 
@@ -30,21 +30,48 @@ impl<R> ExactSize<R> {
         self.remaining -= take(&mut self.inner, self.remaining)?.min(self.remaining);
         Ok(())
     }
+
+    /// Returns how many of `length` bytes belong to the body.
+    fn limit(&self, length: usize) -> usize {
+        length.min(usize::try_from(self.remaining).unwrap_or(usize::MAX))
+    }
+}
+
+fn truncated(remaining: u64) -> io::Error {
+    Error::refused(format!("truncated: {remaining} bytes are missing")).into()
 }
 
 impl<R: Read> Read for ExactSize<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let limit = buf.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        let limit = self.limit(buf.len());
         // A buffered reader would wait for what comes after the end.
         if limit == 0 {
             return Ok(0);
         }
         let n = self.inner.read(&mut buf[..limit])?;
         if n == 0 {
-            return Err(Error::refused(format!("truncated: {} bytes are missing", self.remaining)).into());
+            return Err(truncated(self.remaining));
         }
         self.remaining -= n as u64;
         Ok(n)
+    }
+}
+
+impl<R: BufRead> BufRead for ExactSize<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.remaining == 0 {
+            return Ok(&[]);
+        }
+        let (remaining, limit) = (self.remaining, self.limit(usize::MAX));
+        match self.inner.fill_buf()? {
+            [] => Err(truncated(remaining)),
+            bytes => Ok(&bytes[..bytes.len().min(limit)]),
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.remaining = self.remaining.saturating_sub(amount as u64);
+        self.inner.consume(amount);
     }
 }
 

@@ -1,13 +1,15 @@
 //! Writing of cache archives.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::mem::ManuallyDrop;
 
 use nar_pack::error::{Error, Result};
+use nar_pack::stdio::{BUFFER_SIZE, copy_buffered};
 
 use super::ExactSize;
 use super::read::BLOCK_SIZE;
 use crate::narinfo::NarInfo;
+use crate::spool::SpoolReader;
 
 /// Writes a cache archive. It is complete after [`Writer::finish`]; dropped before, the archive is truncated.
 pub struct Writer<W: Write> {
@@ -26,14 +28,11 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// Passes on the errors of `body` and of the output. Refuses a body of another size; the archive cannot be continued
     /// after that.
-    pub fn member(&mut self, key: &str, size: u64, body: impl Read) -> Result {
+    pub fn member(&mut self, key: &str, size: u64, body: impl BufRead) -> Result {
         let mut body = ExactSize { inner: body, remaining: size };
-        self.member_with(key, size, |out| {
-            io::copy(&mut body, out)?;
-            Ok(())
-        })?;
-        match body.inner.read(&mut [0])? {
-            0 => Ok(()),
+        self.member_with(key, size, |out| copy_buffered(&mut body, out))?;
+        match body.inner.fill_buf()? {
+            [] => Ok(()),
             _ => Err(Error::refused(format!("{key} is larger than {size} bytes"))),
         }
     }
@@ -55,6 +54,14 @@ impl<W: Write> Writer<W> {
         let end = usize::try_from(size % BLOCK_SIZE as u64).unwrap_or_default();
         out.write_all(&[0; BLOCK_SIZE][..(BLOCK_SIZE - end) % BLOCK_SIZE])?;
         Ok(())
+    }
+
+    /// Writes a member whose content is all of `body`, of which nothing was read.
+    ///
+    /// # Errors
+    /// Fails if the spool file cannot be read. Passes on the errors of the output.
+    pub fn spooled(&mut self, key: &str, body: SpoolReader) -> Result {
+        self.member(key, body.size(), BufReader::with_capacity(BUFFER_SIZE, body))
     }
 
     /// Writes a member whose content is `text`.

@@ -1,6 +1,6 @@
 //! Decompression of a whole file. Several streams or frames in one file are decompressed as one, as Nix does.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytesize::ByteSize;
@@ -14,6 +14,11 @@ use crate::input_error::is_input_error;
 
 /// Size of the buffer of the brotli decoder, in bytes.
 const BROTLI_BUFFER_SIZE: usize = 1 << 16;
+/// Size of the buffer after a decoder, in bytes.
+const BUFFER_SIZE: usize = 128 << 10;
+
+/// A reader of decompressed bytes.
+pub type Decoder<'a> = Box<dyn BufRead + Send + 'a>;
 
 /// Default maximum of the memory that a file may require for decompression, in bytes. Level 9 of xz requires 65 MiB, and
 /// level 22 of zstd 128 MiB, which is also the limit of the zstd tool.
@@ -54,17 +59,21 @@ pub fn decoder_error(method: Compression, error: io::Error) -> Error {
 ///
 /// # Errors
 /// Fails if the library cannot be initialized.
-pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
+pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Result<Decoder<'a>> {
     Ok(match method {
         Compression::None => Box::new(input),
-        Compression::Xz => xz::xz_decoder(input)?,
-        Compression::Lzip => xz::lzip_decoder(input)?,
-        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-        Compression::Lz4 => Box::new(Lz4Decoder::new(input)),
-        Compression::Brotli => Box::new(brotli::Decompressor::new(input, BROTLI_BUFFER_SIZE)),
+        Compression::Xz => buffered(xz::xz_decoder(input)?),
+        Compression::Lzip => buffered(xz::lzip_decoder(input)?),
+        Compression::Bzip2 => buffered(bzip2::bufread::MultiBzDecoder::new(input)),
+        Compression::Gzip => buffered(flate2::bufread::MultiGzDecoder::new(input)),
+        Compression::Lz4 => buffered(Lz4Decoder::new(input)),
+        Compression::Brotli => buffered(brotli::Decompressor::new(input, BROTLI_BUFFER_SIZE)),
         Compression::Zstd => zstd::stream_decoder(input)?,
     })
+}
+
+fn buffered<'a>(decoder: impl Read + Send + 'a) -> Decoder<'a> {
+    Box::new(BufReader::with_capacity(BUFFER_SIZE, decoder))
 }
 
 /// Returns a reader that decompresses `input` on all processors where the file allows it: zstd with many frames, xz with
@@ -72,10 +81,10 @@ pub fn decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Resu
 ///
 /// # Errors
 /// Fails if the library cannot be initialized.
-pub fn parallel_decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
+pub fn parallel_decoder<'a>(method: Compression, input: impl BufRead + Send + 'a) -> Result<Decoder<'a>> {
     match method {
         Compression::Zstd => Ok(Box::new(ParallelZstdDecoder::new(input))),
-        Compression::Xz => Ok(Box::new(ParallelXzDecoder::new(input)?)),
+        Compression::Xz => Ok(buffered(ParallelXzDecoder::new(input)?)),
         _ => decoder(method, input),
     }
 }

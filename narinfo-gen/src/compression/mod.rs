@@ -16,7 +16,7 @@ use nar_pack::error::{Error, Result};
 use crate::hash::Sha256;
 
 pub use decode::{
-    DEFAULT_DECODER_MEMORY, decode_content, decoder, decoder_error, parallel_decoder, set_decoder_memory,
+    DEFAULT_DECODER_MEMORY, Decoder, decode_content, decoder, decoder_error, parallel_decoder, set_decoder_memory,
 };
 pub use encode::Encoder;
 pub use nar_pack::option_values::parse_byte_size;

@@ -4,7 +4,8 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use zstd::bulk;
@@ -13,6 +14,7 @@ use zstd::zstd_safe;
 
 use super::FRAME_SIZE;
 use super::decode::decoder_memory;
+use crate::buffer_pool::{Buffer, BufferPool, read_full};
 
 /// The windows of zstd frames, as powers of two: ZSTD_WINDOWLOG_ABSOLUTEMIN and ZSTD_WINDOWLOG_MAX_64.
 const WINDOW_LOGS: (u32, u32) = (10, 31);
@@ -29,6 +31,8 @@ const MAX_INLINE_SIZE: u64 = 64 << 10;
 const MAX_THREADS: usize = 8;
 /// Bytes to read before checking again whether a frame is complete.
 const READ_SIZE: usize = 128 << 10;
+/// Bytes by which the buffer of the input grows.
+const GROWTH: usize = 8 * READ_SIZE;
 
 /// Compresses `content` to one frame with a checksum. Every thread keeps its compressor, whose buffers are expensive.
 pub fn compress_frame(content: &[u8], level: u32) -> io::Result<Vec<u8>> {
@@ -50,11 +54,11 @@ fn frame_compressor(level: i32) -> io::Result<bulk::Compressor<'static>> {
     Ok(compressor)
 }
 
-/// Decompresses any zstd file with one thread.
-pub fn stream_decoder<'a>(input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+/// Decompresses any zstd file with one thread, and with less memory than [`ParallelZstdDecoder`].
+pub fn stream_decoder<'a>(input: impl BufRead + Send + 'a) -> io::Result<Box<dyn BufRead + Send + 'a>> {
     let mut decoder = Decoder::with_buffer(input)?;
     decoder.window_log_max(max_window_log(decoder_memory()))?;
-    Ok(Box::new(decoder))
+    Ok(Box::new(BufReader::with_capacity(READ_SIZE, decoder)))
 }
 
 /// Returns the largest window that fits into `memory` bytes together with the buffers: 128 MiB for 256 MiB.
@@ -78,26 +82,48 @@ pub struct ParallelZstdDecoder<'a, R> {
     /// None at the end of the input, or after the stream decoder took it.
     input: Option<R>,
     /// Decompresses from the first frame that is not suitable for parallel decompression to the end of the file.
-    stream: Option<Box<dyn Read + Send + 'a>>,
+    stream: Option<Box<dyn BufRead + Send + 'a>>,
     /// Input that was read and is not yet part of a frame.
     buffer: InputBuffer,
     /// Frames being decompressed, in their order.
     pending: VecDeque<PendingFrame>,
     max_pending: usize,
-    current: io::Cursor<Vec<u8>>,
+    /// The frame that is being read.
+    current: Buffer,
+    /// Bytes of `current` that were read.
+    position: usize,
 }
 
-/// The bytes from `start` on are those of the next frame.
+/// The bytes from `start` to `end` are those of the next frame.
 #[derive(Default)]
 struct InputBuffer {
     bytes: Vec<u8>,
     start: usize,
+    end: usize,
+}
+
+impl InputBuffer {
+    /// Reads [`READ_SIZE`] bytes, or fewer at the end of the input, into the memory after `end`. Returns their number. Not
+    /// once: looking for the end of a frame starts at its first byte, and an input may arrive byte by byte.
+    fn fill(&mut self, input: &mut impl Read) -> io::Result<usize> {
+        self.bytes.copy_within(self.start..self.end, 0);
+        self.end -= std::mem::take(&mut self.start);
+        if self.bytes.len() < self.end + READ_SIZE {
+            // Not to twice the size: the frames of one file are often equally large.
+            self.bytes.reserve_exact(GROWTH);
+            self.bytes.resize(self.bytes.len() + GROWTH, 0);
+        }
+        let start = self.end;
+        let unused = &mut self.bytes[start..start + READ_SIZE];
+        self.end += read_full(input, unused)?;
+        Ok(self.end - start)
+    }
 }
 
 /// The content of a frame.
 enum PendingFrame {
-    Decompressed(Vec<u8>),
-    InProgress(Receiver<io::Result<Vec<u8>>>),
+    Decompressed(Buffer),
+    InProgress(Receiver<io::Result<Buffer>>),
 }
 
 /// What the input continues with.
@@ -105,7 +131,7 @@ enum NextFrame {
     /// A complete compressed frame and the size of its content.
     Compressed(Vec<u8>, usize),
     /// A small frame, already decompressed.
-    Decompressed(Vec<u8>),
+    Decompressed(Buffer),
     /// One that only the stream decoder handles: large, of unknown size, or malformed.
     Unsuitable,
     EndOfInput,
@@ -120,7 +146,8 @@ impl<'a, R: BufRead + Send + 'a> ParallelZstdDecoder<'a, R> {
             buffer: InputBuffer::default(),
             pending: VecDeque::new(),
             max_pending: rayon::current_num_threads().min(MAX_THREADS) + 1,
-            current: io::Cursor::default(),
+            current: Buffer::default(),
+            position: 0,
         }
     }
 
@@ -140,7 +167,8 @@ impl<'a, R: BufRead + Send + 'a> ParallelZstdDecoder<'a, R> {
                 NextFrame::Decompressed(content) => self.pending.push_back(PendingFrame::Decompressed(content)),
                 NextFrame::EndOfInput => self.input = None,
                 NextFrame::Unsuitable => {
-                    let InputBuffer { bytes, start } = std::mem::take(&mut self.buffer);
+                    let InputBuffer { mut bytes, start, end } = std::mem::take(&mut self.buffer);
+                    bytes.truncate(end);
                     let mut buffered = io::Cursor::new(bytes);
                     buffered.set_position(start as u64);
                     self.stream = self.input.take().map(|input| stream_decoder(buffered.chain(input))).transpose()?;
@@ -151,31 +179,45 @@ impl<'a, R: BufRead + Send + 'a> ParallelZstdDecoder<'a, R> {
     }
 }
 
-impl<'a, R: BufRead + Send + 'a> Read for ParallelZstdDecoder<'a, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let n = self.current.read(buf)?;
-            if n > 0 || buf.is_empty() {
-                return Ok(n);
-            }
+impl<'a, R: BufRead + Send + 'a> BufRead for ParallelZstdDecoder<'a, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.position == self.current.len() {
+            // The buffer can be used for the next frame.
+            self.current = Buffer::default();
+            self.position = 0;
             self.start_frames()?;
-            match (self.pending.pop_front(), &mut self.stream) {
-                (Some(PendingFrame::Decompressed(content)), _) => self.current = io::Cursor::new(content),
-                (Some(PendingFrame::InProgress(receiver)), _) => {
+            match self.pending.pop_front() {
+                Some(PendingFrame::Decompressed(content)) => self.current = content,
+                Some(PendingFrame::InProgress(receiver)) => {
                     let panicked = |_| io::Error::other("internal error: decompression thread panicked");
-                    self.current = io::Cursor::new(receiver.recv().map_err(panicked)??);
+                    self.current = receiver.recv().map_err(panicked)??;
                 }
-                (None, Some(stream)) => return stream.read(buf),
-                (None, None) => return Ok(0),
+                None => return self.stream.as_mut().map_or(Ok(&[]), BufRead::fill_buf),
             }
         }
+        Ok(&self.current[self.position..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        match &mut self.stream {
+            Some(stream) if self.current.is_empty() => stream.consume(amount),
+            _ => self.position += amount,
+        }
+    }
+}
+
+impl<'a, R: BufRead + Send + 'a> Read for ParallelZstdDecoder<'a, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buf)?;
+        self.consume(count);
+        Ok(count)
     }
 }
 
 /// Takes the next frame out of `buffer`, after reading as much of `input` as that requires.
 fn next_frame(input: &mut impl BufRead, buffer: &mut InputBuffer) -> io::Result<NextFrame> {
     loop {
-        let bytes = &buffer.bytes[buffer.start..];
+        let bytes = &buffer.bytes[buffer.start..buffer.end];
         match (zstd_safe::get_frame_content_size(bytes), zstd_safe::find_frame_compressed_size(bytes)) {
             (Ok(Some(content_size)), Ok(compressed_size)) if content_size <= MAX_CONTENT_SIZE => {
                 buffer.start += compressed_size;
@@ -192,23 +234,24 @@ fn next_frame(input: &mut impl BufRead, buffer: &mut InputBuffer) -> io::Result<
             _ if bytes.len() > MAX_COMPRESSED_SIZE => return Ok(NextFrame::Unsuitable),
             _ => {}
         }
-        buffer.bytes.drain(..std::mem::take(&mut buffer.start));
-        let size_before = buffer.bytes.len();
-        input.by_ref().take(READ_SIZE as u64).read_to_end(&mut buffer.bytes)?;
-        if buffer.bytes.len() == size_before {
-            return Ok(if size_before == 0 { NextFrame::EndOfInput } else { NextFrame::Unsuitable });
+        if buffer.fill(input)? == 0 {
+            return Ok(if buffer.end == 0 { NextFrame::EndOfInput } else { NextFrame::Unsuitable });
         }
     }
 }
 
-fn decompress_frame(frame: &[u8], content_size: usize) -> io::Result<Vec<u8>> {
+fn decompress_frame(frame: &[u8], content_size: usize) -> io::Result<Buffer> {
+    static CONTENTS: LazyLock<BufferPool> = LazyLock::new(|| BufferPool::new(FRAME_SIZE, MAX_THREADS));
     thread_local!(static DECOMPRESSOR: RefCell<Option<bulk::Decompressor<'static>>> = const { RefCell::new(None) });
     DECOMPRESSOR.with_borrow_mut(|cached| {
         let decompressor = match cached {
             Some(decompressor) => decompressor,
             None => cached.insert(bulk::Decompressor::new()?),
         };
-        decompressor.decompress(frame, content_size)
+        let is_whole = content_size == FRAME_SIZE;
+        let mut content = if is_whole { CONTENTS.take() } else { Buffer::with_capacity(content_size) };
+        content.append_with(|unused| decompressor.decompress_to_buffer(frame, unused))?;
+        Ok(content)
     })
 }
 
@@ -241,6 +284,24 @@ mod tests {
         let skippable = [0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
         let file = [frames(), skippable.to_vec(), streamed, frames()].concat();
         assert!(decompress(&file).unwrap() == [chunks().concat(), b"streamed".to_vec(), chunks().concat()].concat());
+    }
+
+    #[test]
+    fn input_that_arrives_byte_by_byte_is_not_searched_for_frames_after_each_byte() {
+        struct OneByte<'a>(&'a [u8]);
+        impl Read for OneByte<'_> {
+            fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+                let limit = buf.len().min(1);
+                self.0.read(&mut buf[..limit])
+            }
+        }
+        let file = frames();
+        let mut buffer = InputBuffer::default();
+        assert_eq!(buffer.fill(&mut OneByte(&file)).unwrap(), READ_SIZE.min(file.len()));
+        let mut content = Vec::new();
+        let input = BufReader::with_capacity(1, OneByte(&file));
+        ParallelZstdDecoder::new(input).read_to_end(&mut content).unwrap();
+        assert!(content == chunks().concat());
     }
 
     #[test]

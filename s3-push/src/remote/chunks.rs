@@ -41,11 +41,12 @@ impl<T: AsRef<Bytes>> ChunkReader<T> {
     pub fn new(chunks: mpsc::Receiver<Result<Chunk<T>>>) -> Self {
         Self { chunks, unread: Bytes::new(), current: None, ended: false }
     }
-}
 
-impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+    /// Waits until there are unread bytes, or the body has ended.
+    fn fill(&mut self) -> io::Result<()> {
         while self.unread.is_empty() && !self.ended {
+            // Before the permit: the memory of the chunk must be free when it is returned.
+            self.unread = Bytes::new();
             self.current = None;
             match self.chunks.blocking_recv() {
                 Some(Ok(Chunk::Data(data))) => {
@@ -57,6 +58,24 @@ impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
                 None => return Err(Error::refused("the NAR is truncated").into()),
             }
         }
+        Ok(())
+    }
+}
+
+impl ChunkReader {
+    /// Returns the next bytes without copying them; none at the end of the body.
+    ///
+    /// # Errors
+    /// As reading does.
+    pub fn next_bytes(&mut self) -> io::Result<Bytes> {
+        self.fill()?;
+        Ok(std::mem::take(&mut self.unread))
+    }
+}
+
+impl<T: AsRef<Bytes>> Read for ChunkReader<T> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.fill()?;
         let n = self.unread.len().min(buf.len());
         self.unread.copy_to_slice(&mut buf[..n]);
         Ok(n)
