@@ -12,6 +12,7 @@ use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, read_path_list};
+use narinfo_gen::buffer_pool::BufferPool;
 use narinfo_gen::cache_info::KEY;
 use narinfo_gen::compression::Settings;
 use narinfo_gen::narinfo_builder::{NarPath, require_path};
@@ -47,6 +48,8 @@ const INPUT_FORMATS: &str = "a cache archive, an export stream, a NAR or narinfo
 const FLAG_COMMANDS: [&str; 1] = ["repair"];
 /// Maximum number of events that wait for the publisher.
 const EVENT_CHANNEL_CAPACITY: usize = 64;
+/// Maximum number of buffers of a part that are kept while they are not in use.
+const MAX_IDLE_PARTS: usize = 4;
 /// Maximum time for aborting uploads after a failure or a signal.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -263,8 +266,9 @@ fn new_intake(memory: u64, part_size: u64, nar_check: NarCheck, runtime: Handle)
     // One verifier more than processors, because a verifier also waits for its input.
     let verifiers = std::thread::available_parallelism().map_or(1, usize::from) + 1;
     let verifiers = Arc::new(Semaphore::new(verifiers));
+    let buffers = BufferPool::new(usize::try_from(part_size).unwrap_or(usize::MAX), MAX_IDLE_PARTS);
     let (memory, nar_sizes) = (ByteBudget::new(memory), NarSizes::default());
-    (Intake { events: sender, memory, part_size, nar_check, verifiers, runtime, nar_sizes }, events)
+    (Intake { events: sender, memory, buffers, part_size, nar_check, verifiers, runtime, nar_sizes }, events)
 }
 
 /// Standard input and the context to read it.

@@ -29,6 +29,12 @@ impl ByteBudget {
         Self { semaphore: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1))), units }
     }
 
+    /// Returns the number of bytes for which no permit was given.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.semaphore.available_permits() as u64 * UNIT
+    }
+
     /// Returns a permit for `size` bytes if it is available now.
     #[must_use]
     pub fn try_acquire(&self, size: usize) -> Option<BytePermit> {

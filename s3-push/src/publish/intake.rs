@@ -11,6 +11,7 @@ use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir};
 use narinfo_gen::archive::{self, Member, Object};
+use narinfo_gen::buffer_pool::BufferPool;
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compress_nar::CompressedNar;
 use narinfo_gen::compression::{Compression, Settings};
@@ -98,6 +99,8 @@ pub struct Intake {
     pub events: mpsc::Sender<Event>,
     /// The memory budget of all bodies.
     pub memory: ByteBudget,
+    /// Buffers of `part_size` bytes.
+    pub buffers: BufferPool,
     /// Minimum part size in bytes.
     pub part_size: u64,
     /// How the NARs of archives are checked.
@@ -150,16 +153,29 @@ impl Intake {
 
     /// Reads at most `size` bytes, after waiting for memory.
     fn read_part(&self, body: &mut dyn Read, size: usize) -> Result<Part> {
+        let is_whole = size as u64 == self.part_size && size <= MAX_PREALLOCATION;
         let permit = if let Some(permit) = self.memory.try_acquire(size) {
             permit
         } else {
             self.send(Event::MemoryFull)?;
             self.runtime.block_on(self.memory.acquire(size))?
         };
-        // The size comes from a header, which may be wrong, so not all of it is allocated in advance.
-        let mut bytes = Vec::with_capacity(size.min(MAX_PREALLOCATION));
-        body.take(size as u64).read_to_end(&mut bytes)?;
-        Ok(Part::new(Bytes::from(bytes), permit))
+        // Idle buffers are within the budget too. A whole part uses one of them.
+        if !is_whole && self.memory.available() < self.buffers.idle_bytes() as u64 {
+            self.buffers.clear();
+        }
+        let mut body = body.take(size as u64);
+        let bytes = if is_whole {
+            let mut buffer = self.buffers.take();
+            buffer.append_from(&mut body)?;
+            Bytes::from_owner(buffer)
+        } else {
+            // The size comes from a header, which may be wrong, so not all of it is allocated in advance.
+            let mut bytes = Vec::with_capacity(size.min(MAX_PREALLOCATION));
+            body.read_to_end(&mut bytes)?;
+            Bytes::from(bytes)
+        };
+        Ok(Part::new(bytes, permit))
     }
 
     /// Reads a cache archive.

@@ -10,6 +10,10 @@ use cache_tests::{EmbeddedS3, Random, Scratch, store_path};
 const MIB: u64 = 1 << 20;
 /// Size of the file: larger than every limit below.
 const LARGE_SIZE: usize = 256 << 20;
+/// Size of each of the files that follow it: less than a part.
+const SMALLER_SIZE: usize = 8_300_000;
+/// Number of these files.
+const SMALLER_FILES: u64 = 20;
 /// Number of bytes that a tool still waits for when it is measured.
 const TAIL_SIZE: usize = 4096;
 
@@ -33,12 +37,23 @@ impl LargePath {
         for _ in 0..LARGE_SIZE / (1 << 20) {
             file.write_all(&random.bytes(1 << 20)).unwrap();
         }
+        let smaller = random.bytes(SMALLER_SIZE);
+        let mut paths = vec![path.clone()];
+        for seed in 0..SMALLER_FILES {
+            let path = store_path("smaller", seed);
+            let file = scratch.path().join("root").join(path.trim_start_matches('/'));
+            fs::write(file, [seed.to_le_bytes().as_slice(), &smaller].concat()).unwrap();
+            paths.push(path);
+        }
+        scratch.write("paths", paths.join("\n") + "\n");
         scratch.env("P", &path);
         scratch
             .sh("cache-sign keygen k-1 key.sec key.pub
                  nar-pack --root root \"$P\" > nar
                  nar-pack --root root --no-nix --export \"$P\" > export
                  narinfo-gen --no-nix --archive < export | cache-sign -k key.sec > archive
+                 nar-pack --root root --no-nix --export --stdin < paths |
+                 narinfo-gen --no-nix --archive --compression none > mixed
                  mkdir -p members/log; tar x -C members < archive; head -c 4194304 /dev/zero > members/log/last
                  cd members; tar c nix-cache-info nar *.narinfo log > ../logged; tar c *.narinfo nix-cache-info nar log > ../late")
             .ok();
@@ -75,10 +90,11 @@ fn memory_does_not_grow_with_the_nar() {
     let s3 = EmbeddedS3::shared();
     let large = &*LARGE_PATH;
     let url = |bucket: &str| s3.cache_url(bucket);
-    let (one, two) = (url(&s3.make_bucket()), url(&s3.make_bucket()));
+    let [one, two, three] = [(); 3].map(|()| url(&s3.make_bucket()));
+    let large_parts = ["--quiet", "--part-size", "16MiB", "--memory", "32MiB", &three];
     let threads = std::thread::available_parallelism().unwrap().get() as u64;
     let path = large.path.clone();
-    let cases: [(&str, Vec<&str>, &str, u64); 9] = [
+    let cases: [(&str, Vec<&str>, &str, u64); 10] = [
         ("nar-pack", vec!["--list"], "nar", 6 * MIB),
         ("nar-pack", vec!["--unpack", "unpacked"], "nar", 6 * MIB),
         ("narinfo-gen", vec!["--no-nix", "--archive"], "export", (16 + 40 * threads) * MIB),
@@ -87,6 +103,8 @@ fn memory_does_not_grow_with_the_nar() {
         ("cache-sign", vec!["verify", "--trusted-public-key-file", "key.pub"], "late", 16 * MIB),
         ("cache-sign", vec!["verify", "--json", "--trusted-public-key-file", "key.pub"], "logged", 16 * MIB),
         ("s3-push", vec!["--quiet", &one], "archive", (96 + 32 + 10 * (threads + 1)) * MIB),
+        // These NARs are not compressed and need no decoder.
+        ("s3-push", large_parts.to_vec(), "mixed", (32 + 32) * MIB),
         ("s3-push", vec!["--quiet", "--no-nix", &two, &path], "nar", (96 + 32 + 16 + 40 * threads) * MIB),
     ];
     for (tool, args, input, bound) in cases {
