@@ -10,6 +10,7 @@ use cache_tests::generated_closure::{self, FileContents, GeneratedPath};
 use cache_tests::pipeline::{FinishedStage, Pipeline, Stage};
 use cache_tests::{Minio, Random, Scratch, mc_target};
 use serde_json::Value;
+use walkdir::WalkDir;
 
 use crate::audit::{Audit, audit};
 
@@ -275,14 +276,15 @@ impl Experiment {
         summary.and_then(|line| line["summary"]["partsContinued"].as_u64()).unwrap_or(0)
     }
 
-    /// Copies the bucket with MinIO's client and audits the cache below `prefix`.
+    /// Copies the bucket with MinIO's client and audits the cache below `prefix`. All objects are taken from the copy: the last
+    /// request of a killed push may still be on its way, so that another listing could differ.
     fn audit(&self, bucket: &str, prefix: &str) -> Result<Audit, String> {
         let copy = self.scratch.dir("copy");
-        let objects = self.minio.objects(bucket);
-        if !objects.is_empty() {
+        if !self.minio.objects(bucket).is_empty() {
             self.minio.mc(&["cp", "--quiet", "--recursive", &mc_target(bucket), &format!("{}/", copy.display())]);
         }
         let result = audit(&prefix_dir(&copy, bucket, prefix));
+        let objects = files_below(&copy);
         fs::remove_dir_all(&copy).map_err(|error| format!("cannot remove {}: {error}", copy.display()))?;
         let result = result?;
         if result.objects == objects.len() {
@@ -307,6 +309,13 @@ impl Experiment {
         };
         sample.filter_map(fetch).collect()
     }
+}
+
+/// Returns the paths of all files below a directory, relative to it.
+fn files_below(dir: &Path) -> Vec<String> {
+    let entries = WalkDir::new(dir).sort_by_file_name().into_iter().flatten();
+    let files = entries.filter(|entry| !entry.file_type().is_dir());
+    files.filter_map(|file| Some(file.path().strip_prefix(dir).ok()?.display().to_string())).collect()
 }
 
 /// Returns the directory of a prefix of the bucket in a copy of the bucket.
