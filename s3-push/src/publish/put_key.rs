@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use nar_pack::error::{Error, Result};
 use narinfo_gen::archive::Object;
-use narinfo_gen::buffer_pool::BufferPool;
 use narinfo_gen::hash::{Hasher, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -22,8 +21,6 @@ use crate::remote::liveness::COLLECTOR_PREFIX;
 const MAX_KEY_LENGTH: usize = 1024;
 /// Parts that are buffered between the reader and the upload.
 const PART_CHANNEL_CAPACITY: usize = 2;
-/// Buffers of a part that are kept while they are not in use.
-const MAX_IDLE_PARTS: usize = 2;
 
 /// An object under a key of the user's choice.
 #[derive(Debug)]
@@ -139,12 +136,11 @@ fn read_parts(
     parts: &mpsc::Sender<Part>,
     runtime: &Handle,
 ) -> Result<(Sha256, u64)> {
-    let buffers = BufferPool::new(part_size, MAX_IDLE_PARTS);
     let mut hasher = Hasher::default();
     for index in 0.. {
         let permit = runtime.block_on(memory.acquire(part_size))?;
-        let mut bytes = buffers.take();
-        bytes.append_from(input)?;
+        let mut bytes = Vec::new();
+        input.by_ref().take(part_size as u64).read_to_end(&mut bytes)?;
         hasher.update(&bytes);
         let is_last = bytes.len() < part_size;
         if index == MAX_PARTS && !bytes.is_empty() {
@@ -153,7 +149,7 @@ fn read_parts(
                 Error::failed(cause).with_hint("use a larger --part-size, and at least twice that for --memory")
             );
         }
-        if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from_owner(bytes), permit)).is_err() {
+        if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), permit)).is_err() {
             return Err(Error::failed("upload canceled"));
         }
         if is_last {
