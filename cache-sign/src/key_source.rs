@@ -4,14 +4,14 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, Read};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::stdio;
+use nar_pack::stdio::{self, read_full};
 use nar_pack::{process, redact};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -178,17 +178,9 @@ fn warn_if_readable_by_others(file: &File, display_name: &str) {
 /// Reads a key of at most [`MAX_KEY_TEXT_SIZE`] bytes through a buffer that is wiped.
 fn read_key(mut input: impl Read, allow_seed: bool) -> Result<SecretKey> {
     let mut bytes = Zeroizing::new([0_u8; MAX_KEY_TEXT_SIZE + 1]);
-    let mut end = 0;
-    loop {
-        match input.read(&mut bytes[end..]) {
-            Ok(0) if end > MAX_KEY_TEXT_SIZE => {
-                return Err(Error::refused(format!("larger than {MAX_KEY_TEXT_SIZE} bytes, not a secret key")));
-            }
-            Ok(0) => break,
-            Ok(n) => end += n,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::from(error).context("cannot read the key")),
-        }
+    let end = read_full(&mut input, bytes.as_mut_slice()).context(|| "cannot read the key")?;
+    if end > MAX_KEY_TEXT_SIZE {
+        return Err(Error::refused(format!("larger than {MAX_KEY_TEXT_SIZE} bytes, not a secret key")));
     }
     let text = str::from_utf8(&bytes[..end]).map_err(|_| Error::refused("not UTF-8 text"))?;
     if text.trim().is_empty() {

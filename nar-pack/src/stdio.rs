@@ -212,6 +212,23 @@ pub fn copy_buffered(input: &mut impl BufRead, output: &mut impl Write) -> Resul
     }
 }
 
+/// Reads until `buf` is full or the input ends. Returns the number of bytes.
+///
+/// # Errors
+/// Those of the input.
+pub fn read_full(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buf.len() {
+        match input.read(&mut buf[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
 /// Reads UTF-8 text to the end of the input. The caller adds the name of the input to errors.
 ///
 /// # Errors

@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nar_pack::stdio::read_full;
+
 /// Buffers of one size. Clones share them.
 #[derive(Debug, Clone)]
 pub struct BufferPool(Arc<Shared>);
@@ -42,23 +44,6 @@ impl BufferPool {
     pub fn clear(&self) {
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
-}
-
-/// Reads until `buf` is full or the input ends. Returns the number of bytes.
-///
-/// # Errors
-/// Those of the input.
-pub fn read_full(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buf.len() {
-        match input.read(&mut buf[length..]) {
-            Ok(0) => break,
-            Ok(count) => length += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
 }
 
 /// Bytes in a buffer that returns to its pool when it is dropped.

@@ -8,13 +8,14 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use nar_pack::stdio::read_full;
 use zstd::bulk;
 use zstd::stream::read::Decoder;
 use zstd::zstd_safe;
 
 use super::FRAME_SIZE;
 use super::decode::decoder_memory;
-use crate::buffer_pool::{Buffer, BufferPool, read_full};
+use crate::buffer_pool::{Buffer, BufferPool};
 
 /// The windows of zstd frames, as powers of two: ZSTD_WINDOWLOG_ABSOLUTEMIN and ZSTD_WINDOWLOG_MAX_64.
 const WINDOW_LOGS: (u32, u32) = (10, 31);
