@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -201,13 +202,23 @@ impl Minio {
 
     /// Returns how many S3 requests the server has answered so far.
     pub fn requests(&self) -> u64 {
-        let metrics = http_get(&self.server.endpoint, "/minio/metrics/v3/api/requests").expect("MinIO's metrics");
-        let counts = metrics.lines().filter(|line| line.starts_with("minio_api_requests_total{"));
-        let of_s3 = counts.filter(|line| line.contains("type=\"s3\""));
+        let of_s3 = |labels: &str| labels.contains("type=\"s3\"");
         // Large counts are printed as floating-point numbers.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a count
-        let numbers = of_s3.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).map(|count| count as u64);
-        numbers.sum()
+        let sum = self.metric("api/requests", "minio_api_requests_total", of_s3) as u64;
+        sum
+    }
+
+    /// Returns the user and system time that the server has used so far.
+    pub fn processor_time(&self) -> Duration {
+        Duration::from_secs_f64(self.metric("system/process", "minio_system_process_cpu_total_seconds", |_| true))
+    }
+
+    /// Returns the sum of the samples of a metric whose labels are selected.
+    fn metric(&self, group: &str, name: &str, selects: impl Fn(&str) -> bool) -> f64 {
+        let metrics = http_get(&self.server.endpoint, &format!("/minio/metrics/v3/{group}")).expect("MinIO's metrics");
+        let samples = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' '));
+        samples.filter(|(labels, _)| selects(labels)).filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
     }
 
     /// Writes an object.

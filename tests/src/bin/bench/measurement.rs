@@ -17,6 +17,8 @@ pub struct Measurement {
     pub cpu: Duration,
     /// User time alone.
     pub user: Duration,
+    /// User and system time of the S3 server, which is on the same machine.
+    pub server_cpu: Option<Duration>,
     /// User and system time of each process, with its name.
     pub stages: Vec<(&'static str, Duration)>,
     /// Peak of the resident memory of its largest process, in KiB.
@@ -38,8 +40,18 @@ impl Measurement {
         let system: Duration = stages.iter().map(|stage| stage.system).sum();
         let peak_kib = stages.iter().map(|stage| stage.peak_kib).max().unwrap_or(0);
         let stages = stages.iter().map(|stage| (stage.name, stage.cpu)).collect();
-        let (user, requests_by_kind) = (cpu.saturating_sub(system), Vec::new());
-        Self { elapsed, cpu, user, stages, peak_kib, requests, requests_by_kind, bytes, link_share: None }
+        Self {
+            elapsed,
+            cpu,
+            user: cpu.saturating_sub(system),
+            server_cpu: None,
+            stages,
+            peak_kib,
+            requests,
+            requests_by_kind: Vec::new(),
+            bytes,
+            link_share: None,
+        }
     }
 
     /// Returns what the command took divided by what another one took: wall-clock, processor and user time.
@@ -124,9 +136,11 @@ pub fn print_table(rows: &[Row], heading: &str, note: &str) {
         if let Some(share) = median.link_share {
             println!("    {:.0} % of the link", 100.0 * share);
         }
-        if median.stages.len() > 1 {
-            let stages = median.stages.iter().map(|(stage, cpu)| format!("{stage} {:.2} s", cpu.as_secs_f64()));
-            println!("    CPU: {}", stages.collect::<Vec<_>>().join(", "));
+        let stages = median.stages.iter().filter(|_| median.stages.len() > 1).copied();
+        let processes = stages.chain(median.server_cpu.map(|cpu| ("server", cpu)));
+        let cpu: Vec<_> = processes.map(|(name, cpu)| format!("{name} {:.2} s", cpu.as_secs_f64())).collect();
+        if !cpu.is_empty() {
+            println!("    CPU: {}", cpu.join(", "));
         }
         if !median.requests_by_kind.is_empty() {
             let kinds = median.requests_by_kind.iter().map(|(kind, count)| format!("{count} {kind}"));
@@ -152,6 +166,7 @@ pub fn to_json(rows: &[Row]) -> Value {
         json!({
             "userSeconds": rounded(median.user.as_secs_f64()),
             "stages": stages.collect::<Vec<_>>(),
+            "serverCpuSeconds": median.server_cpu.map(|cpu| rounded(cpu.as_secs_f64())),
             "requestsByKind": kinds.collect::<serde_json::Map<_, _>>(),
             "linkShare": median.link_share.map(rounded),
             "ratiosToNix": ratios_to_nix.map(|[wall, cpu, user]| json!({

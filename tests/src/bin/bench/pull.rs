@@ -192,7 +192,7 @@ impl<'a> Source<'a> {
     fn measure(&self, case: Case, compression: Compression, endpoint: &str) -> Result<Measurement, String> {
         self.closure.reset_dir("out")?;
         self.closure.sync_and_reset_home()?;
-        let requests = self.minio.requests();
+        let (requests, server_cpu) = (self.minio.requests(), self.minio.processor_time());
         let mut fetch = vec![self.fetch(case, compression, endpoint)];
         if case.is_stream() {
             let mut count = self.closure.scratch.command("wc");
@@ -201,17 +201,22 @@ impl<'a> Source<'a> {
         }
         let (mut elapsed, mut stages) = self.closure.run(fetch, "paths", "output")?;
         let requests = self.minio.requests() - requests;
+        let server_cpu = self.minio.processor_time().saturating_sub(server_cpu);
         if case.is_plain_download() {
             let (decompressing, more) = self.decompress(compression)?;
             elapsed += decompressing;
             stages.extend(more);
         }
-        if case.is_stream() {
+        let bytes = if case.is_stream() {
             stages.truncate(1);
-            return Ok(Measurement::new(elapsed, &stages, Some(requests), self.stream_size()?));
-        }
-        self.check_complete(case, compression)?;
-        Ok(Measurement::new(elapsed, &stages, Some(requests), tree_size(&self.out)))
+            self.stream_size()?
+        } else {
+            self.check_complete(case, compression)?;
+            tree_size(&self.out)
+        };
+        let mut measurement = Measurement::new(elapsed, &stages, Some(requests), bytes);
+        measurement.server_cpu = Some(server_cpu);
+        Ok(measurement)
     }
 
     fn fetch(&self, case: Case, compression: Compression, endpoint: &str) -> Stage {

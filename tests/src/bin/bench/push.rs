@@ -175,13 +175,15 @@ impl PushBench {
             let before = destination.bytes(case);
             self.closure.sync_and_reset_home()?;
             let input = if case == Case::PushOnly { "archive" } else { "paths" };
-            let requests = destination.minio.requests();
+            let (requests, server_cpu) = (destination.minio.requests(), destination.minio.processor_time());
             let (elapsed, stages) = self.closure.run(destination.stages(case, again), input, "output")?;
             let requests = destination.minio.requests() - requests;
+            let server_cpu = destination.minio.processor_time().saturating_sub(server_cpu);
             let bytes = destination.bytes(case).saturating_sub(before);
             destination.check_complete(case)?;
             let requests = case.is_remote().then_some(requests);
             let mut measurement = Measurement::new(elapsed, &stages, requests, bytes);
+            measurement.server_cpu = case.is_remote().then_some(server_cpu);
             measurement.requests_by_kind = self.closure.requests_by_kind();
             measurement.link_share = args.link_share(bytes, elapsed).filter(|_| case.is_remote());
             measurements.push((name.to_owned(), measurement));
