@@ -66,6 +66,13 @@ pub fn command_of_other_tool(command: &str, tool: &str, other_tool: &str) -> Err
     Error::usage(format!("{command} is not a command of {tool}")).with_hint(format!("run '{other_tool} {command}'"))
 }
 
+/// Returns the usage error for a command of this tool after an option.
+#[must_use]
+pub fn command_after_option(command: &str, tool: &str) -> Error {
+    Error::usage(format!("{command} is a command, and must be the first argument"))
+        .with_hint(format!("run '{tool} {command}', with the options after it"))
+}
+
 /// Replaces a command that stands for a flag by the flag: with the command `narinfo`, `s3-pull narinfo …` is
 /// `s3-pull --narinfo …`. The first argument is the name of the program. A command of another tool, one of
 /// `other_commands`, loses its arguments, so that the error is about the command and not about one of its options.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use cache_sign::trust::TrustedKeys;
 use nar_pack::error::{Error, Result};
 use nar_pack::path_argument::{PathArgument, is_path_argument};
-use nar_pack::process::command_of_other_tool;
+use nar_pack::process::{command_after_option, command_of_other_tool};
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use s3_push::remote::known_texts::KnownTexts;
@@ -19,6 +19,7 @@ use s3_push::remote::transfer::MAX_RANGES_AHEAD_IN_ALL;
 
 use crate::TOOL;
 use crate::cli::{Cli, ExtraKind};
+use crate::commands::is_command;
 use crate::extras::ExtraKinds;
 use crate::unpack::UnpackOptions;
 
@@ -175,10 +176,12 @@ impl Request {
     pub fn from_cli(cli: &Cli) -> Result<Self> {
         let store_dir = StoreDir::new(&cli.store_dir)?;
         if !has_output(cli) {
-            if let Some(word) = cli.targets.first()
-                && PUSH_COMMANDS.contains(&word.as_str())
-            {
-                return Err(command_of_other_tool(word, TOOL, "s3-push"));
+            match cli.targets.first() {
+                Some(word) if PUSH_COMMANDS.contains(&word.as_str()) => {
+                    return Err(command_of_other_tool(word, TOOL, "s3-push"));
+                }
+                Some(word) if is_command(word) => return Err(command_after_option(word, TOOL)),
+                _ => {}
             }
             return Err(Error::usage(
                 "no output selected: use one of --root DIR, --nar, --cat, --export, --narinfo, --archive, --list",

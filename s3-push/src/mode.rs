@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use clap::CommandFactory as _;
 use nar_pack::error::{Error, Result};
 use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::path_info::PathInfoSource;
-use nar_pack::process::command_of_other_tool;
+use nar_pack::process::{command_after_option, command_of_other_tool};
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::cache_info::Changes;
 use narinfo_gen::compression::Settings;
@@ -24,6 +25,9 @@ use crate::remote::location::{Location, shell_argument, url_from_environment};
 use crate::remote::progress::Verbosity;
 use crate::remote::retry::RequestLimits;
 use crate::remote::s3::ObjectOptions;
+
+/// Commands that are the same as the flag of that name.
+pub const FLAG_COMMANDS: [&str; 1] = ["repair"];
 
 /// Commands of `s3-pull`, which are easily given to `s3-push`.
 pub const PULL_COMMANDS: [&str; 10] =
@@ -230,6 +234,11 @@ fn signers(cli: &Cli) -> Result<Vec<Signer>> {
     cli.signed_by.iter().map(parse).collect()
 }
 
+/// Returns whether a word is a command.
+fn is_command(word: &str) -> bool {
+    FLAG_COMMANDS.contains(&word) || Cli::command().find_subcommand(word).is_some()
+}
+
 /// Returns the path of a NAR on standard input: the argument, or the one that `--name` stands for.
 fn nar_path(cli: &Cli, path: Option<StorePath>) -> Result<Option<NarPath>> {
     match (path, &cli.name) {
@@ -245,6 +254,7 @@ fn split_targets(targets: &[String], store_dir: &StoreDir) -> Result<(String, Op
         [word, ..] if PULL_COMMANDS.contains(&word.as_str()) && !is_path_argument(word, store_dir) => {
             Err(command_of_other_tool(word, TOOL, "s3-pull"))
         }
+        [word, ..] if is_command(word) && !is_path_argument(word, store_dir) => Err(command_after_option(word, TOOL)),
         [] => Ok((url_from_environment("")?, None)),
         [path] if is_path_argument(path, store_dir) => {
             Ok((url_from_environment(&format!(" before {path}"))?, Some(path.clone())))

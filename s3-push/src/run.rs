@@ -25,7 +25,8 @@ use crate::TOOL;
 use crate::cli::Cli;
 use crate::collect;
 use crate::mode::{
-    BucketOptions, MissingOptions, Mode, PULL_COMMANDS, PushOptions, PutKeyOptions, SetCacheInfoOptions, UploadOptions,
+    BucketOptions, FLAG_COMMANDS, MissingOptions, Mode, PULL_COMMANDS, PushOptions, PutKeyOptions, SetCacheInfoOptions,
+    UploadOptions,
 };
 use crate::publish::byte_budget::ByteBudget;
 use crate::publish::cache_info::change_cache_info;
@@ -44,8 +45,6 @@ use crate::report::Report;
 
 /// The accepted formats of standard input, for messages.
 const INPUT_FORMATS: &str = "a cache archive, an export stream, a NAR or narinfo text";
-/// Commands that are the same as the flag of that name.
-const FLAG_COMMANDS: [&str; 1] = ["repair"];
 /// Maximum number of events that wait for the publisher.
 const EVENT_CHANNEL_CAPACITY: usize = 64;
 /// Maximum number of buffers of a part that are kept while they are not in use.

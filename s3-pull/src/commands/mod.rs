@@ -8,6 +8,7 @@ mod stats;
 
 use std::ffi::OsString;
 
+use clap::CommandFactory as _;
 use nar_pack::error::Result;
 use nar_pack::process;
 use s3_push::remote::cli::BucketArgs;
@@ -15,6 +16,7 @@ use s3_push::remote::s3::{Access, Bucket};
 use s3_push::remote::start_runtime;
 
 use crate::TOOL;
+use crate::cli::Cli;
 use crate::mode::PUSH_COMMANDS;
 use cli::Command;
 
@@ -24,6 +26,11 @@ const FLAG_COMMANDS: [&str; 6] = ["nar", "cat", "export", "narinfo", "archive", 
 /// Replaces a command that stands for a flag by the flag: `s3-pull narinfo …` is `s3-pull --narinfo …`.
 pub fn expand_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     process::expand_flag_command(args, &FLAG_COMMANDS, &PUSH_COMMANDS)
+}
+
+/// Returns whether a word is a command.
+pub fn is_command(word: &str) -> bool {
+    FLAG_COMMANDS.contains(&word) || Cli::command().find_subcommand(word).is_some()
 }
 
 /// Runs a command.
