@@ -1,5 +1,5 @@
 //! Hints for requests to the wrong port or with the wrong scheme, recognised by what the server sends instead of a
-//! response.
+//! response, and which of these errors are permanent.
 
 use std::error::Error;
 
@@ -33,6 +33,14 @@ pub(super) fn lacks_tls(error: &(dyn Error + 'static)) -> bool {
 /// Some servers send a TLS alert, which is not HTTP.
 pub(super) fn expects_tls(error: &(dyn Error + 'static)) -> bool {
     chain(error).contains("invalid HTTP version")
+}
+
+/// Returns whether a connection fails in the same way each time, so that a request must not be repeated: the URL has the wrong
+/// scheme, the certificate of the server is not trusted, or a proxy requires a login.
+pub(super) fn is_permanent(error: &(dyn Error + 'static)) -> bool {
+    // The text of rustls for all that is wrong with a certificate.
+    let is_untrusted = chain(error).contains("invalid peer certificate");
+    is_untrusted || lacks_tls(error) || expects_tls(error) || requires_proxy_login(error)
 }
 
 /// Returns whether a text is a web page, which consoles and other web sites send for any path.

@@ -14,7 +14,7 @@ use reqwest::{Client, Method, Url};
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
 use crate::remote::error_chain::{chain, root_cause};
 use crate::remote::first_response::FirstResponse;
-use crate::remote::hints::{PROXY_HINT, expects_tls, lacks_tls, requires_proxy_login};
+use crate::remote::hints::{PROXY_HINT, expects_tls, is_permanent, lacks_tls, requires_proxy_login};
 use crate::remote::netrc::{self, Login};
 use crate::remote::reader::{SmallObject, read_small};
 use crate::remote::retry::{Backoff, RequestLimits, is_throttling, parse_retry_after};
@@ -208,7 +208,8 @@ impl HttpCache {
             Ok(response) => response,
             Err(error) => {
                 let hint = self.connection_hint(&error);
-                let is_transient = hint.is_none() && (error.is_connect() || error.is_timeout() || error.is_request());
+                let is_transient =
+                    !is_permanent(&error) && (error.is_connect() || error.is_timeout() || error.is_request());
                 let error = self.error(key, &describe(error, self.limits));
                 return failed(if let Some(hint) = hint { error.with_hint(hint) } else { error }, is_transient);
             }

@@ -13,6 +13,7 @@ use aws_sdk_s3::config::interceptors::{
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
+use aws_smithy_runtime_api::client::orchestrator::OrchestratorError;
 use aws_smithy_runtime_api::client::retries::RequestAttempts;
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction, RetryClassifierPriority};
 use aws_smithy_types::DateTime;
@@ -22,6 +23,7 @@ use aws_smithy_types::retry::ErrorKind;
 
 use crate::remote::concurrency::{AdaptiveLimit, AwaitedResponse};
 use crate::remote::first_response::FirstResponse;
+use crate::remote::hints::is_permanent;
 
 /// Default for the attempts at one request, including the first.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 8;
@@ -137,6 +139,28 @@ impl ClassifyRetry for ThrottleClassifier {
 
     fn name(&self) -> &'static str {
         "ThrottleClassifier"
+    }
+
+    fn priority(&self) -> RetryClassifierPriority {
+        RetryClassifierPriority::run_after(RetryClassifierPriority::transient_error_classifier())
+    }
+}
+
+/// Makes the SDK not repeat a request whose connection fails in the same way each time.
+#[derive(Debug)]
+pub(super) struct PermanentConnectionError;
+
+impl ClassifyRetry for PermanentConnectionError {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let error = context.output_or_error().and_then(Result::err);
+        match error.and_then(OrchestratorError::as_connector_error) {
+            Some(error) if is_permanent(error) => RetryAction::RetryForbidden,
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "PermanentConnectionError"
     }
 
     fn priority(&self) -> RetryClassifierPriority {

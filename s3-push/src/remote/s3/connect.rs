@@ -25,7 +25,8 @@ use crate::remote::concurrency::AdaptiveLimit;
 use crate::remote::first_response::FirstResponse;
 use crate::remote::location::{DEFAULT_REGION, Location};
 use crate::remote::retry::{
-    AttemptObserver, INITIAL_BACKOFF, ImplausibleDateFilter, RequestLimits, ThrottleClassifier,
+    AttemptObserver, INITIAL_BACKOFF, ImplausibleDateFilter, PermanentConnectionError, RequestLimits,
+    ThrottleClassifier,
 };
 
 /// Capacity of the bucket's own retry budget. The SDK's default, 500 tokens for the whole process, is used up by
@@ -81,7 +82,8 @@ impl Bucket {
             .retry_partition(RetryPartition::custom(tool).token_bucket(retry_budget).build())
             .interceptor(observer)
             .interceptor(ImplausibleDateFilter)
-            .retry_classifier(ThrottleClassifier);
+            .retry_classifier(ThrottleClassifier)
+            .retry_classifier(PermanentConnectionError);
         if let Some(url) = location.endpoint_url() {
             config = config.endpoint_url(url);
         }

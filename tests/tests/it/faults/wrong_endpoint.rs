@@ -1,7 +1,11 @@
 //! URLs with the wrong region, scheme or port, and requests that the server refuses because of the host's clock or
 //! credentials: the error names the next step.
 
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use cache_tests::lying_server::{LyingServer, Response};
 use cache_tests::tls_front::TlsFront;
@@ -123,6 +127,45 @@ fn the_wrong_scheme_or_port_gets_a_hint() {
     let stderr = scratch.sh(&format!("s3-pull --root out http://{}/bucket {path}", plain.console())).fails(1);
     assert!(stderr.contains("nix-cache-info: a web page, not an object"), "{stderr}");
     assert!(stderr.contains("\nhint: the URL is that of a web site or a console"), "{stderr}");
+}
+
+/// Unlike a refused connection, which may be that of a server that restarts.
+#[test]
+fn a_connection_that_cannot_succeed_is_not_repeated() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            count.fetch_add(1, Ordering::Relaxed);
+            // Reads the TLS message, so that the response is not lost with it.
+            drop(client.read(&mut [0; 4096]));
+            drop(client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+        }
+    });
+    let mut scratch = Scratch::new();
+    Credentials::random().apply(&mut scratch);
+    let path = store_path("absent", 1);
+    for url in [format!("s3://bucket?endpoint=https://{address}"), format!("https://{address}")] {
+        connections.store(0, Ordering::Relaxed);
+        let stderr = scratch.sh(&format!("s3-pull --root out '{url}' {path}")).fails(2);
+        assert_eq!(connections.load(Ordering::Relaxed), 1, "{url}: {stderr}");
+    }
+}
+
+#[test]
+fn a_connection_with_an_untrusted_certificate_is_not_repeated() {
+    let Some(minio) = Minio::shared() else { return };
+    let tls = TlsFront::start(&minio.endpoint());
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let path = store_path("absent", 1);
+    for url in [format!("s3://bucket?endpoint=https://{}", tls.endpoint()), format!("https://{}/b", tls.endpoint())] {
+        // More attempts than a test could wait for.
+        let stderr = scratch.sh(&format!("s3-pull --attempts 100 --root out '{url}' {path}")).fails(2);
+        assert!(stderr.contains("certificate"), "{stderr}");
+    }
 }
 
 /// Other consoles answer requests for S3 with a page as well.
