@@ -312,8 +312,8 @@ A NAR passes if a trusted narinfo refers to it and FileHash, FileSize, NarHash a
 Not covered by the signature of a narinfo, and passed on without verification: nix-cache-info, listings, logs, debuginfo/, realisations/ and build-trace-v2/. Clients verify the signatures in the last two themselves.
 
 Output of --json, one line per path, including refused paths:
-  {\"path\":\"/nix/store/…\",\"trusted\":true,\"signedBy\":[\"alice-1\",\"bob-1\"],\"threshold\":2,
-   \"contentAddressed\":false,\"signatures\":[{\"key\":\"alice-1\",\"verdict\":\"valid\"},…]}
+  {\"version\":1,\"path\":\"/nix/store/…\",\"trusted\":true,\"signedBy\":[\"alice-1\",\"bob-1\"],
+   \"threshold\":2,\"contentAddressed\":false,\"signatures\":[{\"key\":\"alice-1\",\"verdict\":\"valid\"},…]}
 The verdict is valid, wrong (it names a trusted key, but is not a signature of this path by that key) or unknown-key. A path is also not trusted if it does not match a NAR that came before it.
 
 Examples:

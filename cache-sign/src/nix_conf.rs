@@ -81,9 +81,9 @@ impl Settings {
     /// Parses the trusted keys.
     ///
     /// # Errors
-    /// Refuses a malformed key.
+    /// Refuses a malformed key. The error does not name the file.
     pub fn public_keys(&self) -> Result<Vec<PublicKey>> {
-        self.trusted_public_keys.iter().map(|key| PublicKey::parse(key).context(|| "nix.conf")).collect()
+        self.trusted_public_keys.iter().map(|key| PublicKey::parse(key)).collect()
     }
 
     /// Applies one setting. Without the prefix `extra-` it replaces the values of earlier lines.

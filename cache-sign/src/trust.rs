@@ -110,7 +110,9 @@ impl TrustedKeys {
     pub fn from_cli(args: &TrustArgs) -> Result<Self> {
         let given = read_public_keys(&args.keys)?;
         let mut keys = if given.is_empty() || args.nix_conf.is_some() {
-            Settings::read(args.nix_conf.as_deref())?.public_keys()?
+            let file = args.nix_conf.as_deref();
+            let source = || file.map_or_else(|| "nix.conf".to_owned(), |file| file.display().to_string());
+            Settings::read(file)?.public_keys().context(source)?
         } else {
             Vec::new()
         };

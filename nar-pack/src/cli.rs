@@ -44,6 +44,8 @@ pub struct Cli {
     pub export: bool,
 
     /// Unpack a NAR to DIR, which must not exist
+    ///
+    /// As in a Nix store, files and directories are read-only, and their modification time is 1970-01-01 00:00:01 UTC. An incomplete tree is removed, unless a signal ends nar-pack.
     #[arg(short, long, value_name = "DIR", conflicts_with_all = ["list", "cat"], help_heading = "Output")]
     pub unpack: Option<PathBuf>,
 

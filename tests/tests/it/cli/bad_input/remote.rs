@@ -124,6 +124,12 @@ fn s3_pull_cases(service: &impl S3Server) -> Vec<Case> {
         ),
         case("--all of an http:// cache", "s3-pull --list --all \"$WEB\"", 2, "http|listed"),
         case("bad public key", format!("{pull} --trusted-public-key a-1:AAAA \"$LIB\""), 1, "a-1|3 bytes"),
+        case(
+            "bad public key in a file of --nix-conf",
+            format!("echo trusted-public-keys = a-1:AAAA > keys.conf; {pull} --nix-conf keys.conf \"$LIB\""),
+            1,
+            "keys.conf: |a-1|3 bytes",
+        ),
         case("missing nix.conf", format!("{pull} --nix-conf nowhere \"$LIB\""), 2, "nowhere|No such file"),
         case("root that is a file", "s3-pull --root empty \"$FULL\" \"$LIB\"", 2, "empty"),
         case("--nar of two paths", "s3-pull --nar \"$FULL\" \"$LIB\" \"$APP\"", 2, "--nar"),
