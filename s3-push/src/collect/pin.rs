@@ -36,6 +36,7 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
     runtime.block_on(async {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         let collector_wait = CollectorWait::new(args.collector_timeout);
+        refuse_conflict(&bucket, &name).await?;
         require_paths(&bucket, &store_dir, &paths).await?;
         collector_wait.wait(&bucket).await?;
         let text: String = paths.iter().map(|path| store_dir.join(path) + "\n").collect();
@@ -53,6 +54,16 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         }
         Ok(())
     })
+}
+
+/// Refuses a name that would hide an existing pin, or be hidden by one, where a service stores objects as files.
+async fn refuse_conflict(bucket: &Bucket, name: &PinName) -> Result {
+    let pins = list_pins(bucket).await?;
+    let Some(other) = pins.iter().map(|pin| &pin.name).find(|other| name.conflicts_with(other)) else { return Ok(()) };
+    let (name, other) = (name.as_str(), other.as_str());
+    let error =
+        Error::refused(format!("the pin {name} and the existing pin {other} would hide each other on some services"));
+    Err(error.with_hint(format!("use a name beside it, such as {name}-latest, or remove it with 's3-push unpin'")))
 }
 
 /// Refuses paths that the cache does not have.

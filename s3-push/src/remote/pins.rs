@@ -52,6 +52,14 @@ impl PinName {
         format!("{PREFIX}{}", self.0)
     }
 
+    /// Returns whether one name is the directory of the other, such as `main` and `main/1`. MinIO and other services that
+    /// store objects as files accept both and then hide `main/1`.
+    #[must_use]
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        let is_below = |name: &Self, dir: &Self| name.0.strip_prefix(&dir.0).is_some_and(|rest| rest.starts_with('/'));
+        is_below(self, other) || is_below(other, self)
+    }
+
     /// Returns the part up to and including the last slash: pins of a group differ in what follows it.
     #[must_use]
     fn group(&self) -> &str {
@@ -78,7 +86,7 @@ pub async fn list_pins(bucket: &Bucket) -> Result<Vec<ListedPin>> {
     let is_pin = |entry: &ListedObject| !entry.key.ends_with('/');
     for entry in list_below(bucket, PREFIX).await?.into_iter().filter(is_pin) {
         let name = PinName::parse(entry.key.strip_prefix(PREFIX).unwrap_or_default());
-        let name = name.map_err(|error| Error::failed(error.message()))?;
+        let name = name.map_err(|error| Error::failed(error.message()).context(bucket.display_url(&entry.key)))?;
         pins.push(ListedPin { name, last_modified: entry.time_written(bucket)? });
     }
     pins.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -153,6 +161,17 @@ mod tests {
         for name in ["", "/a", "a/", "a//b", "..", "a/../b", "./a", "a b", "a*", "é", "a\n", "a?b", &"a".repeat(513)] {
             assert!(PinName::parse(name).unwrap_err().is_usage(), "{name:?}");
         }
+    }
+
+    #[test]
+    fn names_of_which_one_is_the_directory_of_the_other_conflict() {
+        let conflict = |a: &str, b: &str| {
+            let [a, b] = [a, b].map(|name| PinName::parse(name).unwrap());
+            assert_eq!(a.conflicts_with(&b), b.conflicts_with(&a));
+            a.conflicts_with(&b)
+        };
+        assert!(conflict("main", "main/1") && conflict("main", "main/a/b") && conflict("main/a", "main/a/b"));
+        assert!(!conflict("main", "main") && !conflict("main", "main-1") && !conflict("main/1", "main/2"));
     }
 
     fn pin(name: &str, age: u64) -> ListedPin {

@@ -34,6 +34,29 @@ fn a_pin_of_a_path_that_the_cache_lacks_is_refused() {
     assert_eq!(s3.objects(&bucket), Vec::<String>::new());
 }
 
+/// MinIO stores objects as files, and hides `pins/main/1` when there is an object `pins/main`.
+#[test]
+fn a_pin_cannot_hide_another_one() {
+    let Some((fixture, ..)) = Fixture::on_minio() else { return };
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(PUBLISH).ok();
+    sh("s3-push pin \"$C\" main/1 < paths; s3-push pin \"$C\" rel < paths").ok();
+    for name in ["main", "rel/1"] {
+        let stderr = sh(&format!("s3-push pin \"$C\" {name} < paths")).fails(1);
+        assert!(stderr.contains("would hide each other") && stderr.contains("s3-push unpin"), "{stderr}");
+    }
+    sh("s3-push pin \"$C\" main/1 < paths; s3-push pin \"$C\" main-2 < paths").ok();
+    assert_eq!(sh("s3-pull pins \"$C\"").ok(), "main-2\nmain/1\nrel");
+}
+
+#[test]
+fn a_pin_that_is_not_one_is_named_by_its_key() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    s3.put(&bucket, "pins/with space", b"");
+    let stderr = fixture.scratch.sh("s3-pull pins \"$C\"").fails(2);
+    assert!(stderr.contains("/pins/with space: invalid pin name"), "{stderr}");
+}
+
 #[test]
 fn invalid_names_and_lists_write_nothing() {
     let (fixture, s3, bucket) = Fixture::embedded();
