@@ -157,7 +157,7 @@ impl Findings {
         self.findings.extend(findings);
     }
 
-    /// Prints the findings and the totals on standard error.
+    /// Prints the findings on standard error.
     pub fn print(&mut self, is_quiet: bool) {
         self.findings.sort_by(|a, b| (a.reason, &a.path, &a.key).cmp(&(b.reason, &b.path, &b.key)));
         let mut by_reason: BTreeMap<Reason, Vec<&Finding>> = BTreeMap::new();
@@ -171,6 +171,10 @@ impl Findings {
                 print_note(reason, &findings);
             }
         }
+    }
+
+    /// Prints the totals of a check that has ended.
+    pub fn print_summary(&self, is_quiet: bool) {
         if !is_quiet {
             process::print_message(TOOL, self.summary());
         }

@@ -83,6 +83,7 @@ pub fn run(runtime: &Runtime, args: &CheckArgs) -> Result {
     // What was found before an error goes to standard error, since it is incomplete.
     findings.print(args.bucket.quiet);
     result?;
+    findings.print_summary(args.bucket.quiet);
     findings.write(args.json, &shell_argument(&args.targets, &url))
 }
 
