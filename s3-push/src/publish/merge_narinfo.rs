@@ -57,10 +57,7 @@ impl PublishContext {
             if !remote.narinfo.same_contents(narinfo) {
                 return Ok(Some(Status::Other));
             }
-            // If both name the same NAR, it was put again before.
-            let is_repaired = self.options.repair
-                && remote.narinfo.url != narinfo.url
-                && !has_nar(self.bucket(), &remote.narinfo).await?;
+            let is_repaired = self.options.repair && self.is_about_another_file(&remote.narinfo, narinfo).await?;
             let merged = if is_repaired {
                 // The NAR that arrived with this narinfo is in the bucket. Signatures do not cover the compressed file.
                 narinfo.clone().merged_with(&remote.narinfo)
@@ -75,6 +72,19 @@ impl PublishContext {
             }
         }
         Err(too_many_conflicts(narinfo))
+    }
+
+    /// Returns whether a narinfo in the bucket describes a compressed file that is not there, while the NAR of `narinfo` is: it
+    /// is missing, or it is the same NAR with another compression, size or hash.
+    async fn is_about_another_file(&self, remote: &NarInfo, narinfo: &NarInfo) -> Result<bool> {
+        if remote.url != narinfo.url {
+            return Ok(!has_nar(self.bucket(), remote).await?);
+        }
+        if is_same_file(remote, narinfo) {
+            return Ok(false);
+        }
+        self.verify_remote_nar(narinfo).await?;
+        Ok(true)
     }
 
     /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, or replaces it with

@@ -69,7 +69,7 @@ fn an_intact_cache_has_no_findings_and_takes_a_request_per_narinfo() {
 type Damage = fn(&Fixture, &EmbeddedS3, &str);
 
 /// Each kind of damage to `lib`: what is done, the options of the check that finds it, and its reason.
-const DAMAGES: [(&str, Damage, &str, &str); 9] = [
+const DAMAGES: [(&str, Damage, &str, &str); 11] = [
     ("a missing NAR", |f, s3, bucket| s3.remove(bucket, &nar_key(s3, bucket, &f.closure.lib)), "", "missing-nar"),
     (
         "a truncated NAR",
@@ -124,9 +124,7 @@ const DAMAGES: [(&str, Damage, &str, &str); 9] = [
     (
         "a narinfo with a bad size",
         |f, s3, bucket| {
-            let key = Fixture::narinfo_key(&f.closure.lib);
-            let text = String::from_utf8(s3.get(bucket, &key)).unwrap();
-            s3.put(bucket, &key, text.replace("NarSize: ", "NarSize: -").as_bytes());
+            replace_in_narinfo(f, s3, bucket, "NarSize: ", "NarSize: -");
         },
         "",
         "malformed-narinfo",
@@ -134,14 +132,32 @@ const DAMAGES: [(&str, Damage, &str, &str); 9] = [
     (
         "a narinfo with another NarSize",
         |f, s3, bucket| {
-            let key = Fixture::narinfo_key(&f.closure.lib);
-            let text = String::from_utf8(s3.get(bucket, &key)).unwrap();
-            s3.put(bucket, &key, text.replace("NarSize: ", "NarSize: 1").as_bytes());
+            replace_in_narinfo(f, s3, bucket, "NarSize: ", "NarSize: 1");
         },
         "",
         "untrusted",
     ),
+    // No signature covers these fields.
+    (
+        "a narinfo with another compression",
+        |f, s3, bucket| replace_in_narinfo(f, s3, bucket, "Compression: zstd", "Compression: none"),
+        "--nars",
+        "damaged-nar",
+    ),
+    (
+        "a narinfo with another FileSize",
+        |f, s3, bucket| replace_in_narinfo(f, s3, bucket, "FileSize: ", "FileSize: 1"),
+        "",
+        "nar-size",
+    ),
 ];
+
+fn replace_in_narinfo(fixture: &Fixture, s3: &EmbeddedS3, bucket: &str, from: &str, to: &str) {
+    let key = Fixture::narinfo_key(&fixture.closure.lib);
+    let text = String::from_utf8(s3.get(bucket, &key)).unwrap();
+    assert!(text.contains(from), "{text}");
+    s3.put(bucket, &key, text.replace(from, to).as_bytes());
+}
 
 #[test]
 fn each_kind_of_damage_is_found_and_only_the_damaged_path_is_named() {
