@@ -208,7 +208,7 @@ pub struct Cli {
     #[arg(long, requires = "nix_conf", help_heading = "nix.conf", hide_short_help = true)]
     pub only: bool,
 
-    /// Add the setting that a host needs which pushes with Nix
+    /// Add the setting that a host needs in order to push with Nix
     ///
     /// Sets narinfo-cache-positive-ttl to 0, so that Nix asks the cache whether it has a path instead of its own database, which keeps an answer for 30 days. Without it, Nix does not push a path again that was deleted from the cache.
     #[arg(long, requires = "nix_conf", help_heading = "nix.conf", hide_short_help = true)]

@@ -23,7 +23,7 @@ const MAX_INCLUDE_DEPTH: usize = 16;
 /// The names of the two settings, each with its older alias.
 const SUBSTITUTERS: [&str; 2] = ["substituters", "binary-caches"];
 const TRUSTED_PUBLIC_KEYS: [&str; 2] = ["trusted-public-keys", "binary-cache-public-keys"];
-/// How long Nix keeps the answer that a cache has a path, in seconds.
+/// The setting for how long Nix keeps the answer that a cache has a path, in seconds.
 const POSITIVE_TTL: &str = "narinfo-cache-positive-ttl";
 
 /// The binary-cache settings of nix.conf.

@@ -161,7 +161,7 @@ pub struct Cli {
 
     /// Maximum concurrent NAR downloads
     ///
-    /// Up to four times as many narinfos of a closure are looked up at the same time, but at most 256 unless N is larger. With --all, N are. Both are reduced automatically while the server throttles (429, 503).
+    /// Up to four times as many narinfos of a closure are looked up at the same time, but at most 256 unless N is larger. With --all, at most N narinfos are looked up at the same time. Both limits are reduced automatically while the server throttles (429, 503).
     #[arg(
         short, long, value_name = "N", default_value_t = 16, value_parser = parse_number(1_u16..=1024),
         help_heading = "Performance", hide_short_help = true
@@ -255,7 +255,7 @@ The commands nar, cat, export, narinfo, archive and list are the same as the fla
 
 Memory: 64 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each concurrent download \
 (--jobs) takes 1 MiB and the memory of its decoder: 10 MiB for NARs compressed by narinfo-gen, at most 128 MiB (zstd) \
-or 256 MiB (xz) for others. One NAR of 32 MiB or more at a time is decompressed on all cores, which takes 128 MiB. A stream takes 32 MiB more.
+or 256 MiB (xz) for others. One NAR of 32 MiB or more at a time is decompressed on several cores, which takes 128 MiB. A stream takes 32 MiB more.
 
 Exit status:
   0    success

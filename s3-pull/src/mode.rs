@@ -23,8 +23,6 @@ use crate::commands::is_command;
 use crate::extras::ExtraKinds;
 use crate::unpack::UnpackOptions;
 
-// For cli.rs, which imports nothing but clap, other command lines and its own crate.
-
 /// Commands of `s3-push`, which are easily given to `s3-pull`.
 pub const PUSH_COMMANDS: [&str; 5] = ["collect", "delete", "pin", "repair", "unpin"];
 

@@ -104,9 +104,9 @@ pub struct Cli {
     )]
     pub check_existing: bool,
 
-    /// How to check the NARs of a cache archive [default: nar]
+    /// Set how the NARs of a cache archive are checked [default: nar]
     ///
-    /// The check of the whole NAR takes time to decompress and to hash it. The check of the file trusts that the narinfo has the right NarHash and NarSize: use it where the archive comes from narinfo-gen on the same machine. A NAR with another NarHash is then published, and clients refuse it. A narinfo must have a FileHash. The NARs of other inputs are hashed while they are compressed.
+    /// With nar, each NAR is decompressed and hashed. With file, which is faster, NarHash and NarSize of the narinfo are trusted: use it only if narinfo-gen created the archive on the same machine. A NAR with another NarHash is then published, and clients refuse it. A narinfo must have a FileHash. The NARs of other inputs are hashed while they are compressed.
     #[arg(
         long, value_name = "LEVEL", conflicts_with_all = ["missing", "key", "repair", "set_cache_info"],
         help_heading = "Output", hide_short_help = true,
@@ -188,7 +188,7 @@ pub struct Cli {
 
     /// Minimum part size of multipart uploads; a smaller body is uploaded in one request
     ///
-    /// S3 accepts parts of 5 MiB or more, and at most 10000 of them. The parts of a NAR are larger if needed. The length of the input of --key is not known in advance, so that its parts always have this size: with the default, it can have 78 GiB.
+    /// S3 accepts parts of 5 MiB or more, and at most 10000 of them. The parts of a NAR, or of a file given to --key, are larger if needed. The length of a pipe given to --key is unknown, so all its parts have this size, which limits it to 78 GiB by default.
     #[arg(
         long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_byte_size, help_heading = "Performance",
         hide_short_help = true,
@@ -303,7 +303,7 @@ Examples:
   nar-pack \"$P\" | s3-push s3://my-cache \"$P\"                  # one path, unsigned: prints a warning
   nar-pack ./site | s3-push --name site s3://my-cache          # any tree; needs no signature
   s3-pull --narinfo --all s3://my-cache | cache-sign -k new.sec | s3-push s3://my-cache
-  gzip < build.log | s3-push s3://my-cache --key log/x.drv
+  s3-push s3://my-cache --key log/x.drv < build.log
   s3-pull archive --stdin s3://mirror < broken | s3-push repair s3://my-cache
 
 The command repair is the same as the flag: 's3-push repair s3://my-cache' is 's3-push --repair s3://my-cache'.

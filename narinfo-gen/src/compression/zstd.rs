@@ -1,5 +1,5 @@
 //! zstd: compression to independent frames, decompression of one stream, and decompression of files with many frames on
-//! all processors. `narinfo-gen` writes frames of [`FRAME_SIZE`] bytes that state their size. Other programs often write
+//! up to eight processors. `narinfo-gen` writes frames of [`FRAME_SIZE`] bytes that state their size. Other programs often write
 //! one frame of unknown size, which is decompressed by one thread.
 
 use std::cell::RefCell;

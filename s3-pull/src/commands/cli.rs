@@ -23,7 +23,7 @@ pub enum Command {
     Dead(DeadArgs),
     /// List the store paths of a bucket that clients cannot use
     ///
-    /// Reads all narinfos: each must be valid, describe the path of its key and be signed by a trusted key, the paths that it references must be in the cache, and its NAR must be there with its FileSize. NARs are read only with --nars or --read-nars. Notes on standard error tell of objects that nothing needs. Reads only.
+    /// Reads all narinfos: each must be valid, describe the path of its key and be signed by a trusted key, the paths that it references must be in the cache, and its NAR must be there with its FileSize. NARs are read only with --nars or --read-nars. Objects that nothing needs are notes on standard error. Reads only.
     #[command(after_long_help = AFTER_LONG_HELP_CHECK)]
     Check(CheckArgs),
     /// Print the paths and sizes in a bucket, by month, compression, signer, closure and pin
@@ -165,7 +165,7 @@ Output: tables, or with --json an object with the fields version (1), paths, nar
 
 A path counts for the month (UTC) in which its narinfo was last written. What a pin keeps is what would be dead without it and with all others.
 
-Closures: only those of pinned paths and of paths that no other path references are examined, since all others are parts of these, and the first of them until 100 million references have been followed. With --json, closuresExamined and closuresTotal tell how many.
+Closures: those of pinned paths and of paths that no other path references are examined, since all others are parts of these. Pinned paths come first, and the examination ends after 100 million references. With --json, closuresExamined and closuresTotal are their numbers.
 
 Examples:
   s3-pull stats s3://my-cache
@@ -179,7 +179,7 @@ Exit status: 0 success; 2 usage error, or something could not be read, listed or
 const AFTER_LONG_HELP_CHECK: &str = "\
 Output: the store paths that are broken, one per line, sorted: the input of 's3-pull archive --stdin'. A narinfo that does not tell its path is named on standard error only. With --json, one object per line, then a summary:
   {\"path\":\"/nix/store/…\",\"key\":\"nar/…\",\"reason\":\"missing-nar\",\"broken\":true,\"message\":\"…\",\"command\":\"…\"}
-The reasons are malformed-narinfo, missing-narinfo, untrusted, missing-nar, nar-size, damaged-nar and empty-object, and for notes (broken is false) unneeded-nar, unneeded-listing, foreign-object, incomplete-upload and no-cache-info. The command mends it, where there is one; $A is a cache that has the path.
+The reasons are malformed-narinfo, missing-narinfo, untrusted, missing-nar, nar-size, damaged-nar and empty-object, and for notes (broken is false) unneeded-nar, unneeded-listing, foreign-object, incomplete-upload and no-cache-info. The command repairs it, where there is one; $A is a cache that has the path.
 
 Requests: one per 1,000 objects and one per narinfo. What seems to be broken is looked up again before it is reported.
 
@@ -207,7 +207,8 @@ Output: narinfo text in which each narinfo comes after those that reference it. 
 Examples:
   s3-pull dead --older-than 30d s3://my-cache > dead.narinfo
   s3-pull dead --older-than 30d --keep-last 10 --keep-within 90d s3://my-cache > dead.narinfo
-  nix-store -qR /run/current-system | s3-pull dead --older-than 30d --roots - s3://my-cache > dead.narinfo
+  nix-store -qR /run/current-system > roots
+  s3-pull dead --older-than 30d --roots roots s3://my-cache > dead.narinfo
 
 Memory: about 100 bytes per path and 4 bytes per reference. The texts of old narinfos are kept in an unlinked file in $TMPDIR.
 

@@ -109,7 +109,7 @@ pub struct DeleteArgs {
     #[arg(long, conflicts_with_all = ["now", "keep_last", "keep_within"], help_heading = "Output")]
     pub nars: bool,
 
-    /// With --nars: how long an object has not been needed before it is deleted, at least 24h
+    /// With --nars: delete an object only after nothing has needed it for AGE, at least 24h
     ///
     /// Clients keep narinfos for 30 days, and may ask for their NARs.
     #[arg(
@@ -156,7 +156,7 @@ pub struct CollectArgs {
     #[command(flatten)]
     pub roots: RootArgs,
 
-    /// How long a NAR has not been needed before it is deleted, at least 24h
+    /// Delete a NAR only after no path has needed it for AGE, at least 24h
     ///
     /// Clients keep narinfos for 30 days, and may ask for their NARs.
     #[arg(long, value_name = "AGE", default_value = "30d", value_parser = parse_age, help_heading = "Output")]

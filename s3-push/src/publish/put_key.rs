@@ -101,7 +101,7 @@ fn check_key(key: &str) -> Result {
     Err(Error::usage(format!("invalid key {key:?}: {problem}")))
 }
 
-/// Uploads `input` to its end; returns its size in bytes. `part_size` is the minimum size of a part.
+/// Uploads `input` to its end; returns its size in bytes. All parts but the last have `part_size` bytes.
 ///
 /// # Errors
 /// Fails when reading or the upload does, or if there are more than 10,000 parts. Refuses bytes whose hash differs

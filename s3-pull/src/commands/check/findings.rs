@@ -1,4 +1,4 @@
-//! What `s3-pull check` finds: paths that are broken, and notes about other objects. Each has the command that mends it.
+//! What `s3-pull check` finds: paths that are broken, and notes about other objects. Each has the command that repairs it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -98,7 +98,7 @@ impl Reason {
         }
     }
 
-    /// Returns the command that mends it. `bucket` is the URL as an argument of a shell.
+    /// Returns the command that repairs it. `bucket` is the URL as an argument of a shell.
     fn command(self, path: Option<&str>, bucket: &str) -> Option<String> {
         match (self, path) {
             (Self::UnneededNar, _) => Some(format!("s3-push delete --nars {bucket}")),
