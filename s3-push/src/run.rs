@@ -80,18 +80,22 @@ pub fn run(cli: &Cli) -> Result {
     result
 }
 
-async fn connect(options: BucketOptions) -> Bucket {
-    let bucket = Bucket::connect(options.location, Access::Signed, options.limits, TOOL).await;
+async fn connect(options: BucketOptions) -> Result<Bucket> {
+    let bucket = Bucket::connect(options.location, Access::Signed, options.limits, TOOL).await?;
     if options.verbosity == Verbosity::Verbose {
         let (url, provider) = (bucket.display_url(""), bucket.credential_source().await);
         process::print_message(TOOL, format!("{url}: credentials from {provider}"));
     }
-    bucket
+    Ok(bucket)
 }
 
-async fn connect_uploader(bucket: BucketOptions, options: UploadOptions, check: ExistingCheck) -> Arc<Uploader> {
-    let bucket = connect(bucket).await.with_object_options(options.object_options).with_dry_run(options.is_dry_run);
-    Arc::new(Uploader::new(Arc::new(bucket)).with_existing_check(check))
+async fn connect_uploader(
+    bucket: BucketOptions,
+    options: UploadOptions,
+    check: ExistingCheck,
+) -> Result<Arc<Uploader>> {
+    let bucket = connect(bucket).await?.with_object_options(options.object_options).with_dry_run(options.is_dry_run);
+    Ok(Arc::new(Uploader::new(Arc::new(bucket)).with_existing_check(check)))
 }
 
 /// Prints the paths on standard input that the cache lacks. Prints nothing if a lookup fails.
@@ -101,7 +105,7 @@ fn print_missing(runtime: &Runtime, options: MissingOptions) -> Result {
     let paths = read_path_list(stdio::stdin("a path list")?, store_dir)?;
     let limits = bucket.limits;
     let missing = runtime.block_on(async {
-        let bucket = connect(bucket).await;
+        let bucket = connect(bucket).await?;
         let upstreams = Upstreams::open(&upstreams, store_dir, limits, TOOL).await?;
         find_missing_paths(&bucket, &upstreams, &requirements, &paths).await
     })?;
@@ -126,7 +130,7 @@ fn upload_key(runtime: &Runtime, options: PutKeyOptions) -> Result {
     let size = input.get_ref().remaining_size();
     let (verbosity, memory, is_dry_run) = (bucket.verbosity, ByteBudget::new(upload.memory), upload.is_dry_run);
     let part_size = part_size(size, &upload)?;
-    let uploader = runtime.block_on(connect_uploader(bucket, upload, ExistingCheck::EntityTag));
+    let uploader = runtime.block_on(connect_uploader(bucket, upload, ExistingCheck::EntityTag))?;
     let counter = Arc::clone(&uploader);
     let (progress, start) =
         (Progress::of_transfer(size.unwrap_or(0), move || counter.processed_bytes()), Instant::now());
@@ -173,7 +177,7 @@ fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
     let SetCacheInfoOptions { bucket, upload, changes, is_json } = options;
     let (verbosity, is_dry_run) = (bucket.verbosity, upload.is_dry_run);
     let (url, has_changed) = runtime.block_on(async {
-        let uploader = connect_uploader(bucket, upload, ExistingCheck::EntityTag).await;
+        let uploader = connect_uploader(bucket, upload, ExistingCheck::EntityTag).await?;
         let has_changed = change_cache_info(&uploader.bucket, &changes).await?;
         Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed))
     })?;
@@ -197,7 +201,7 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     let (bucket_argument, limits, verbosity) =
         (options.bucket.argument.clone(), options.bucket.limits, options.bucket.verbosity);
     let (memory, part_size, is_dry_run) = (options.upload.memory, options.upload.part_size, options.upload.is_dry_run);
-    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.existing_check));
+    let uploader = runtime.block_on(connect_uploader(options.bucket, options.upload, options.existing_check))?;
     // While the first bytes of the input are awaited, the requests that every push begins with are made.
     let (reader, store_dir) = (Arc::clone(&uploader), options.store_dir.clone());
     let state = runtime.spawn(async move { (BucketState::read(&reader.bucket, &store_dir).await, Instant::now()) });

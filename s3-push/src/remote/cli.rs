@@ -94,7 +94,7 @@ impl BucketArgs {
     /// Returns a usage error if the URL is not that of a bucket: only a bucket can be listed with its times.
     pub async fn connect(&self, url: &str, access: Access, tool: &'static str) -> Result<Bucket> {
         self.progress.apply(tool, self.quiet);
-        Ok(Bucket::connect(Location::parse(url)?, access, self.limits(), tool).await)
+        Bucket::connect(Location::parse(url)?, access, self.limits(), tool).await
     }
 
     /// Returns the limits of the requests.

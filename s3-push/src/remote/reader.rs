@@ -71,7 +71,7 @@ impl Remote {
     pub async fn open(url: &str, options: RemoteOptions<'_>) -> Result<Self> {
         let RemoteOptions { access, limits, netrc, tool } = options;
         let cache = match url.split_once("://") {
-            Some(("s3", _)) => Cache::S3(Arc::new(Bucket::connect(Location::parse(url)?, access, limits, tool).await)),
+            Some(("s3", _)) => Cache::S3(Arc::new(Bucket::connect(Location::parse(url)?, access, limits, tool).await?)),
             Some(("http" | "https", rest)) if !rest.is_empty() => {
                 Cache::Http(Box::new(HttpCache::new(url, limits, netrc, tool)?))
             }

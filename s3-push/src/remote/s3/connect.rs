@@ -1,5 +1,6 @@
 //! Setting up the S3 client: region, credentials, timeouts, retries, proxies, checksums.
 
+use std::env;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -17,6 +18,7 @@ use aws_sdk_s3::config::{Builder, Region, RequestChecksumCalculation, ResponseCh
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use nar_pack::error::{Error, Result};
 use tokio::sync::OnceCell;
 
 use super::credentials::{InstanceError, are_found, provider_chain};
@@ -35,6 +37,9 @@ const RETRY_TOKENS: usize = 10_000;
 /// Tokens that a successful request returns to the retry budget.
 const RETRY_REWARD: f32 = 5.0;
 
+/// The environment variables that become part of the header of a signature.
+const SIGNING_VARIABLES: [&str; 4] = ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"];
+
 /// How requests are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -51,7 +56,18 @@ pub enum Access {
 
 impl Bucket {
     /// Sets up a client; nothing is requested yet. `tool` is the prefix of messages.
-    pub async fn connect(location: Location, access: Access, limits: RequestLimits, tool: &'static str) -> Self {
+    ///
+    /// # Errors
+    /// Fails if an environment variable for requests has a value that cannot be part of a header.
+    pub async fn connect(
+        location: Location,
+        access: Access,
+        limits: RequestLimits,
+        tool: &'static str,
+    ) -> Result<Self> {
+        if access != Access::Anonymous {
+            SIGNING_VARIABLES.into_iter().try_for_each(require_header_value)?;
+        }
         let instance_error = InstanceError::default();
         let mut sdk_config = load_config(&location, access, limits, instance_error.clone()).await;
         let is_optional = matches!(access, Access::SignedIfPossible { .. }) && location.profile.is_none();
@@ -90,7 +106,7 @@ impl Bucket {
         if lacks_credentials {
             config = config.allow_no_auth();
         }
-        Self {
+        Ok(Self {
             client: Client::from_conf(config.build()),
             redirected: OnceLock::new(),
             location,
@@ -112,8 +128,19 @@ impl Bucket {
             applies_conditions: OnceCell::new(),
             reported_permissions: Mutex::default(),
             counts,
-        }
+        })
     }
+}
+
+/// Refuses a control character in an environment variable: the SDK panics when it signs a request with it. A secret in a
+/// file often ends with a line end.
+fn require_header_value(variable: &str) -> Result {
+    let is_invalid = env::var(variable).is_ok_and(|value| value.contains(|c: char| c.is_ascii_control()));
+    if !is_invalid {
+        return Ok(());
+    }
+    let error = Error::failed(format!("the value of {variable} contains a line end or another control character"));
+    Err(error.with_hint(format!("set {variable} to the value without it, such as {variable}=$(cat FILE)")))
 }
 
 async fn load_config(

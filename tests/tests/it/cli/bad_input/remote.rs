@@ -43,6 +43,12 @@ fn server_cases(service: &impl S3Server, command: &str, rest: &str) -> Vec<Case>
         case("bucket that does not exist", format!("{command} '{no_bucket}' {rest}"), 2, "no-such-bucket-here|bucket"),
         case("wrong secret key", format!("{wrong_secret}; {command} \"$C\" {rest}"), 2, "signature"),
         case("unknown access key", format!("{wrong_both}; {command} \"$C\" {rest}"), 2, "403"),
+        case(
+            "line end in the access key",
+            format!("export AWS_ACCESS_KEY_ID=x$'\\n'; {command} \"$C\" {rest}"),
+            2,
+            "AWS_ACCESS_KEY_ID|line end",
+        ),
         case("no credentials", format!("{none}; {command} \"$C\" {rest}"), 2, "credentials"),
         case("profile that does not exist", format!("{none}; {command} \"$C&profile=nobody\" {rest}"), 2, "nobody"),
     ];
