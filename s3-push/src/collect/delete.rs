@@ -97,9 +97,22 @@ pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &Del
     }
     let ready = plan.ready.iter().map(|&index| (candidates.paths[index].path.hash_part(), &candidates.paths[index]));
     let mut sweep = Sweep::prepare(bucket, ready.collect(), listed, now, options).await?;
-    let deleted =
-        SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| sweep.run(flag).await).await?;
+    let deleted = SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| {
+        if !options.now && !has_all_records(bucket, &objects).await? {
+            process::print_message(TOOL, "nothing is deleted, because another collector removed records meanwhile");
+            return Ok(Vec::new());
+        }
+        sweep.run(flag).await
+    })
+    .await?;
     Ok(Outcome { kept: plan.ready.len() - deleted.len(), deleted, ..outcome })
+}
+
+/// Returns whether the bucket still has every record. A push that starts after one was removed does not know what it doomed.
+/// Only a collector that holds the flag removes records, so the answer stays the same while this one holds it.
+async fn has_all_records(bucket: &Bucket, earlier: &GcObjects) -> Result<bool> {
+    let records = GcObjects::list(bucket).await?.records;
+    Ok(earlier.records.iter().all(|record| records.iter().any(|other| other.key == record.key)))
 }
 
 /// What becomes of each path.
