@@ -99,7 +99,8 @@ fn describe(error: &CredentialsError) -> String {
     }
 }
 
-/// Returns the chain of providers, with the profile of the bucket's URL if it names one.
+/// Returns the chain of providers. A profile that the bucket's URL names is the only one, as in Nix and for `--profile` of
+/// the AWS CLI: variables of the environment must not replace it.
 pub(super) async fn provider_chain(
     config: ProviderConfig,
     profile: Option<&str>,
@@ -107,9 +108,9 @@ pub(super) async fn provider_chain(
 ) -> CredentialsProviderChain {
     let (use_fips, use_dual_stack) = (use_fips_provider(&config).await, use_dual_stack_provider(&config).await);
     let config = config.with_use_fips(use_fips).with_use_dual_stack(use_dual_stack);
-    let mut profiles = ProfileFileCredentialsProvider::builder().configure(&config);
+    let profiles = ProfileFileCredentialsProvider::builder().configure(&config);
     if let Some(name) = profile {
-        profiles = profiles.profile_name(name);
+        return CredentialsProviderChain::first_try("profile", profiles.profile_name(name).build());
     }
     let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(&config).build();
     let container = EcsCredentialsProvider::builder().configure(&config).build();

@@ -112,6 +112,39 @@ fn an_upstream_cache_that_is_public_needs_no_credentials() {
     assert!(upstream.requests().iter().all(|request| request.header("authorization").is_none()));
 }
 
+/// Neither a variable nor the instance may stand in for the profile that the URL names.
+#[test]
+fn a_profile_in_the_url_is_the_only_source_of_credentials() {
+    let bucket = LyingServer::start(|request| match request.key.as_str() {
+        "" => Response::object("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"),
+        _ => Response::no_such_key(),
+    });
+    let service = LyingServer::start(|_| Response::status(403));
+    let mut scratch = Scratch::new();
+    use_service(&mut scratch, &service);
+    scratch.env("AWS_ACCESS_KEY_ID", "FROMENVIRONMENT");
+    scratch.env("AWS_SECRET_ACCESS_KEY", "secret");
+    scratch.env("AWS_SHARED_CREDENTIALS_FILE", "credentials");
+    scratch.write("credentials", "[push]\naws_access_key_id = FROMPROFILE\naws_secret_access_key = b\n[empty]\n");
+    let missing = |profile: &str| {
+        let path = cache_tests::store_path("x", 1);
+        scratch.sh(&format!("echo {path} | s3-push --missing '{}{profile}'", bucket.s3_url()))
+    };
+    missing("&profile=push").ok();
+    let signed_by = |key: &str| {
+        let requests = bucket.requests();
+        let used = |request: &Request| request.header("authorization").is_some_and(|value| value.contains(key));
+        requests.iter().filter(|request| used(request)).count()
+    };
+    assert_eq!((signed_by("FROMENVIRONMENT"), signed_by("FROMPROFILE")), (0, bucket.requests().len()));
+    let count = bucket.requests().len();
+    let stderr = missing("&profile=empty").fails(2);
+    assert!(stderr.contains("the AWS profile \"empty\" has no credentials"), "{stderr}");
+    assert_eq!((bucket.requests().len(), service.requests().len()), (count, 0));
+    missing("").ok();
+    assert!(signed_by("FROMENVIRONMENT") > 0);
+}
+
 /// A provider that was configured must not be skipped silently: the bucket may not be public.
 #[test]
 fn a_provider_that_fails_is_an_error_that_names_the_option_without_signatures() {
