@@ -274,14 +274,16 @@ impl Report {
             0 => String::new(),
             count => format!(" ({count} with other contents)"),
         };
-        let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present + self.upstream);
+        let upstream =
+            if self.upstream > 0 { format!(", {} in an upstream cache", self.upstream) } else { String::new() };
+        let (sent, bytes, present) = (self.sent, HumanBytes(self.nar_bytes), self.present);
         let transfer = if self.is_dry_run {
             "uploaded nothing".to_owned()
         } else {
             format!("uploaded {}", transfer_summary(uploader.uploaded_bytes(), self.start.elapsed()))
         };
         format!(
-            "{sent} {would_be}sent ({bytes}), {present} already present{other}{signed}{repaired}; {transfer}, \
+            "{sent} {would_be}sent ({bytes}), {present} already present{other}{upstream}{signed}{repaired}; {transfer}, \
              {requests} requests{retries}"
         )
     }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::cache_info::{self, CacheInfo};
+use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::remote::retry::RequestLimits;
 use crate::remote::s3::Access;
@@ -14,6 +15,7 @@ use crate::remote::{Remote, RemoteOptions};
 /// The upstream caches, and their answers so far.
 pub struct Upstreams {
     caches: Vec<Remote>,
+    store_dir: StoreDir,
     answers: Mutex<HashMap<HashPart, bool>>,
 }
 
@@ -37,10 +39,10 @@ impl Upstreams {
             require_cache(&cache, store_dir).await.context(|| format!("--upstream {}", cache.display_url("")))?;
             caches.push(cache);
         }
-        Ok(Self { caches, answers: Mutex::default() })
+        Ok(Self { caches, store_dir: store_dir.clone(), answers: Mutex::default() })
     }
 
-    /// Returns whether one of the caches has the narinfo of that path. Each path is looked up once.
+    /// Returns whether one of the caches has a narinfo of that path that clients can use. Each path is looked up once.
     ///
     /// # Errors
     /// Fails when a lookup does: a failed lookup means neither present nor missing.
@@ -54,7 +56,7 @@ impl Upstreams {
         }
         let mut is_present = false;
         for cache in &self.caches {
-            is_present = cache.exists(&format!("{hash}.narinfo")).await?;
+            is_present = has_narinfo(cache, path, &self.store_dir).await?;
             if is_present {
                 break;
             }
@@ -62,6 +64,18 @@ impl Upstreams {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, is_present);
         Ok(is_present)
     }
+}
+
+/// Returns whether the cache has a valid narinfo of that path. Any other object or response is as if there were none: a
+/// client that gets it has the path neither from there nor, if it were not published, from the bucket.
+async fn has_narinfo(cache: &Remote, path: &StorePath, store_dir: &StoreDir) -> Result<bool> {
+    let text = match cache.text(&format!("{}.narinfo", path.hash_part()), narinfo::MAX_SIZE).await {
+        Ok(text) => text,
+        Err(error) if error.is_refusal() => None,
+        Err(error) => return Err(error),
+    };
+    let narinfo = text.and_then(|text| NarInfo::parse(&text, store_dir).ok());
+    Ok(narinfo.is_some_and(|narinfo| narinfo.path == *path))
 }
 
 /// Checks that this is a binary cache of `store_dir`. With a mistyped URL every path would count as missing.

@@ -66,12 +66,6 @@ impl Directory {
         .await
     }
 
-    /// Returns whether an object exists.
-    pub(super) async fn exists(&self, key: &str) -> Result<bool> {
-        let path = self.path.join(key);
-        blocking(move || path.try_exists().map_err(|error| reading(&path, &error))).await
-    }
-
     /// Returns the hash parts of all narinfos, sorted.
     pub(super) async fn list_hash_parts(&self) -> Result<Vec<HashPart>> {
         let path = self.path.clone();

@@ -120,14 +120,6 @@ impl HttpCache {
             .await
     }
 
-    /// Returns whether an object exists.
-    ///
-    /// # Errors
-    /// Fails if the network or the server does.
-    pub async fn exists(&self, key: &str) -> Result<bool> {
-        Ok(matches!(self.send(Method::HEAD, key, None, None).await?.0, Answer::Success(_)))
-    }
-
     fn object(&self, key: &str, response: reqwest::Response, permit: Permit) -> Result<ObjectStream> {
         let header = |name: &str| {
             let value: Option<&reqwest::header::HeaderValue> = response.headers().get(name);

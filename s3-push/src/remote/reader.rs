@@ -248,18 +248,6 @@ impl Remote {
         Ok(object.map(|object| object.bytes))
     }
 
-    /// Returns whether an object exists.
-    ///
-    /// # Errors
-    /// See [`Remote::get`].
-    pub async fn exists(&self, key: &str) -> Result<bool> {
-        match &self.cache {
-            Cache::S3(bucket) => Ok(bucket.size(key).await?.is_some()),
-            Cache::Http(http) => http.exists(key).await,
-            Cache::File(directory) => directory.exists(key).await,
-        }
-    }
-
     /// Returns the hash parts of all store paths in the cache, sorted, with the MD5 hashes of their narinfos as far as a
     /// listing contains them.
     ///

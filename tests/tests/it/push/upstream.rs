@@ -59,7 +59,7 @@ fn a_closure_may_refer_to_an_upstream_cache() {
 #[test]
 fn an_unreachable_upstream_cache_is_an_error() {
     let (fixture, s3, bucket, urls) = fixture();
-    let is_lookup = |request: &Request| request.kind() == RequestKind::HeadObject(ObjectKind::Narinfo);
+    let is_lookup = |request: &Request| request.kind() == RequestKind::GetObject(ObjectKind::Narinfo);
     let proxy = FaultProxy::start(&s3.endpoint(), only(is_lookup, always(INTERNAL_ERROR)));
     let broken = urls[..2].iter().map(|url| url.replace(&s3.endpoint(), proxy.endpoint()));
     let absent = unique("no-such-bucket-");
@@ -83,4 +83,25 @@ fn an_unreachable_upstream_cache_is_an_error() {
         }
     }
     assert_eq!(narinfo_keys(&snapshot(s3, &bucket)), Vec::<&str>::new());
+}
+
+/// An upstream cache that answers with something else for each key, as a login page does, has no path: a client that gets
+/// that page could not get the path from anywhere.
+#[test]
+fn an_object_that_is_no_narinfo_of_the_path_does_not_count() {
+    let (fixture, s3, bucket, urls) = fixture();
+    let upstream = fixture.scratch.sh("echo \"$U\"").ok();
+    let upstream = upstream.split(['/', '?']).nth(2).unwrap();
+    let key = Fixture::narinfo_key(&fixture.closure.lib);
+    let other =
+        fixture.scratch.sh("tar xOf archive \"$(basename \"$APP\" | cut -c 1-32).narinfo\"").text().into_bytes();
+    for text in [Vec::new(), b"<html></html>\n".to_vec(), other, vec![0xff; 9], vec![b'x'; 2 << 20]] {
+        s3.put(upstream, &key, &text);
+        for url in &urls[..2] {
+            let missing = format!("s3-push --missing --upstream '{url}' \"$C\" < paths | wc -l");
+            assert_eq!(fixture.scratch.sh(&missing).ok(), "3", "{url}");
+        }
+    }
+    fixture.scratch.sh(&format!("s3-push -q --no-nix --upstream '{}' \"$C\" < archive", urls[0])).ok();
+    assert_eq!(narinfo_keys(&snapshot(s3, &bucket)).len(), 3);
 }
