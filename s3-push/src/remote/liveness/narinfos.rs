@@ -81,11 +81,18 @@ pub async fn read_narinfos(
     mut each: impl FnMut(usize, Option<(&NarInfo, &str)>) -> Result,
 ) -> Result {
     read_narinfo_texts(bucket, listed, known, |index, text| {
-        let Some(text) = text.map_err(fail)? else { return each(index, None) };
-        let narinfo = parse_listed(bucket, store_dir, &listed[index], text).map_err(fail)?;
+        let Some(text) = text.map_err(fail_if_malformed)? else { return each(index, None) };
+        let narinfo = parse_listed(bucket, store_dir, &listed[index], text).map_err(fail_if_malformed)?;
         each(index, Some((&narinfo, text)))
     })
     .await
+}
+
+/// Returns the error for a narinfo that cannot be used.
+fn fail_if_malformed(error: Error) -> Error {
+    let is_malformed = error.is_refusal();
+    let error = fail(error);
+    if is_malformed { error.with_hint("'s3-pull check' finds all narinfos that are malformed") } else { error }
 }
 
 /// Parses a narinfo that was listed.

@@ -13,6 +13,9 @@ use super::{Bucket, RequestKind};
 use crate::remote::reader::{SmallObject, TextObject, read_small};
 use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_range};
 
+/// The last second of the year 9999, the latest time that can be formatted. A listing may contain any.
+const MAX_TIME: Duration = Duration::from_secs(253_402_300_799);
+
 /// What the service tells about an object without sending it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectHead {
@@ -205,7 +208,8 @@ impl Bucket {
             let key = entry.key?.strip_prefix(&self.location.prefix)?.to_owned();
             let etag = entry.e_tag.unwrap_or_default().trim_matches('"').to_owned();
             let seconds = entry.last_modified.and_then(|time| u64::try_from(time.secs()).ok());
-            let last_modified = seconds.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            let since = seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_TIME));
+            let last_modified = since.map(|since| SystemTime::UNIX_EPOCH + since);
             let size = entry.size.and_then(|size| u64::try_from(size).ok());
             Some(ListedObject { key, etag, size, last_modified })
         });

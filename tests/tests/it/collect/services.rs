@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use cache_sign::keys::SecretKey;
 use cache_tests::fault_proxy::{Fault, FaultProxy, NOT_IMPLEMENTED, Request, always, only};
+use cache_tests::lying_server::{LyingServer, Response};
 use cache_tests::quirks::Quirk;
 use cache_tests::synthetic_bucket::{Options, SyntheticBucket};
 use cache_tests::{Credentials, EmbeddedS3, Scratch};
@@ -157,4 +158,33 @@ fn listings_of_ten_keys_a_page_are_complete() {
     assert_eq!(scratch.sh(&delete).ok().lines().count(), 230);
     assert_eq!(scratch.sh(&format!("{dead} --no-roots \"$C\"")).ok(), "");
     assert!(bucket.take_counts().pages > 100);
+}
+
+/// A listing may contain any time. One that cannot be formatted is the last second of the year 9999.
+#[test]
+fn a_time_after_the_year_9999_is_no_panic() {
+    const TIME: &str = "9999-12-31T23:59:59-01:00";
+    let server = LyingServer::start(|request| match (request.method.as_str(), request.key.as_str()) {
+        ("GET", "") => {
+            let object =
+                |key: &str| format!("<Contents><Key>{key}</Key><LastModified>{TIME}</LastModified></Contents>");
+            let objects = [("prefix=gc", "gc/clock"), ("prefix=nar", "nar/x.nar")];
+            let listed =
+                objects.iter().filter(|(prefix, _)| request.query.contains(prefix)).map(|(_, key)| object(key));
+            Response::object(format!(
+                "<ListBucketResult><IsTruncated>false</IsTruncated>{}</ListBucketResult>",
+                listed.collect::<String>()
+            ))
+        }
+        ("GET", _) => Response::no_such_key(),
+        _ => Response::object(""),
+    });
+    let mut scratch = Scratch::new();
+    Credentials::random().apply(&mut scratch);
+    let doomed = "NARs and other objects that no path needs: 0 deleted, 1 doomed";
+    for command in ["delete --nars", "collect --no-roots --older-than 1h"] {
+        let output = scratch.sh(&format!("s3-push {command} --max-delete 100% '{}' < /dev/null", server.s3_url()));
+        assert!(output.stderr.contains(doomed), "{command}: {}", output.stderr);
+        output.ok();
+    }
 }
