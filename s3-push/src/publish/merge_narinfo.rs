@@ -87,14 +87,19 @@ impl PublishContext {
         Ok(true)
     }
 
-    /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, or replaces it with
-    /// `--exact`. If it describes another NAR, that NAR is read from the bucket and verified.
+    /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, which stays if it has other
+    /// contents. With `--exact`, and where the cache has none, the narinfo is written as it is. If it names another NAR,
+    /// that NAR is read from the bucket and verified.
     pub async fn publish_narinfo_alone(&self, narinfo: &NarInfo) -> Result<Status> {
         let is_doomed = self.existing.is_doomed(narinfo.path.hash_part()).await;
         for _ in 0..MAX_MERGE_ATTEMPTS {
             let remote = self.fetch_narinfo(narinfo).await?;
             let (remote, etag) = remote.map_or((None, None), |remote| (Some(remote.narinfo), remote.etag));
-            let merge_with = remote.as_ref().filter(|remote| !self.options.exact && remote.same_contents(narinfo));
+            let has_same_contents = remote.as_ref().is_some_and(|remote| remote.same_contents(narinfo));
+            if remote.is_some() && !has_same_contents && !is_doomed && !self.options.exact {
+                return Ok(Status::Other);
+            }
+            let merge_with = remote.as_ref().filter(|_| !self.options.exact && has_same_contents);
             let merged = merge_with.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().merged_with(remote));
             if remote.as_ref() == Some(&merged) && !is_doomed {
                 return Ok(Status::Present);

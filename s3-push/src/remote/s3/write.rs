@@ -27,7 +27,7 @@ const COPY_SOURCE_ESCAPES: &AsciiSet =
 pub enum PutOutcome {
     /// The object was written.
     Created,
-    /// An object with that key existed, and was left unchanged.
+    /// The condition did not hold, and nothing was written.
     Existed,
 }
 
@@ -90,7 +90,8 @@ impl Bucket {
         self.put_if(key, content_type, body, BodySignature::ComputedHash, Precondition::Absent).await
     }
 
-    /// Overwrites the object with the entity tag `etag`. Returns [`PutOutcome::Existed`] if it has changed meanwhile.
+    /// Overwrites the object with the entity tag `etag`. Returns [`PutOutcome::Existed`] if it has been changed or deleted
+    /// meanwhile.
     ///
     /// # Errors
     /// See [`Bucket::put`].
@@ -167,7 +168,7 @@ impl Bucket {
                 Precondition::Unchanged(etag) if supported => (None, Some(etag.to_owned())),
                 _ => (None, None),
             };
-            let is_conditional = if_none_match.is_some() || if_match.is_some();
+            let (is_conditional, is_overwrite) = (if_none_match.is_some() || if_match.is_some(), if_match.is_some());
             let request = self
                 .object_options
                 .apply_to_put(self.client.put_object())
@@ -183,6 +184,8 @@ impl Bucket {
             match self.send(RequestKind::Put, request.send()).await {
                 Ok(_) => return Ok(PutOutcome::Created),
                 Err(error) if is_conditional && status(&error) == Some(412) => return Ok(PutOutcome::Existed),
+                // S3 and MinIO report so that there is no object any more whose entity tag could match.
+                Err(error) if is_overwrite && error.code() == Some("NoSuchKey") => return Ok(PutOutcome::Existed),
                 Err(error) if is_conditional && self.lacks_conditional_writes(&error) => {}
                 Err(error) if is_conditional && is_conflict(&error) && conflicts.next_attempt().await => {}
                 Err(error) => return Err(self.error(&error, "write", key)),

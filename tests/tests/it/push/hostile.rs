@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use crate::fixtures::bucket::{assert_closed, snapshot};
 use crate::fixtures::closure_fixture;
-use crate::fixtures::closure_fixture::Fixture;
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
 use cache_tests::{EmbeddedS3, Minio, Scratch, split_hint, store_path};
 
 /// Creates a directory with an empty bucket `$C` of the embedded server, two keys, and archives of one path `$P`.
@@ -91,6 +91,54 @@ fn a_narinfo_with_the_wrong_compression_is_refused() {
     let stderr = scratch.sh("s3-push \"$C\" < lie").fails(1);
     assert!(stderr.contains("Compression is xz in the narinfo, but the NAR has zstd"), "{stderr}");
     assert!(!s3.objects(&bucket).iter().any(|key| key.contains("narinfo")));
+}
+
+/// Narinfo text with other contents, here other references, does not replace the narinfo in the cache, although the NAR that
+/// it names is there. `--exact` replaces it.
+#[test]
+fn narinfo_text_with_other_contents_replaces_a_narinfo_only_if_exact() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(&format!("{ARCHIVE} | s3-push -q --no-nix \"$C\"")).ok();
+    let key = Fixture::narinfo_key(&fixture.closure.app);
+    let before = s3.get(&bucket, &key);
+    let edit =
+        "s3-pull --narinfo --no-verify-signatures \"$C\" \"$APP\" | sed '/^Sig/d; s/^References: .*/References: /'";
+    sh(&format!("{edit} > edited; grep '^References: $' edited")).ok();
+    let kept = sh("s3-push \"$C\" < edited");
+    assert_eq!(s3.get(&bucket, &key), before);
+    assert!(kept.stderr.contains("the cache has different contents under this path"), "{}", kept.stderr);
+    assert_eq!(kept.ok(), "");
+    sh("cache-sign -k key.sec < edited | s3-push -q --exact \"$C\"").ok();
+    assert!(String::from_utf8(s3.get(&bucket, &key)).unwrap().contains("\nReferences: \n"));
+}
+
+/// Nix refuses a narinfo whose signature or content address it cannot read, so none is published.
+#[test]
+fn malformed_signatures_and_content_addresses_are_refused() {
+    let (scratch, s3, bucket) = fixture(9);
+    scratch.sh("s3-push -q \"$C\" < one; s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\" > text").ok();
+    let before = scratch.sh("cat text").ok();
+    for (line, cause) in [
+        ("Sig: junk", "Sig: \"junk\" is not a signature (NAME:BASE64)"),
+        ("Sig: :AAAA", "is not a signature"),
+        ("Sig: k-9:", "is not a signature"),
+        ("Sig: k-9:not base 64", "is not a signature"),
+        ("CA: junk", "CA: \"junk\" is not a content address"),
+        ("CA: fixed:r:sha256:abc", "is not a content address"),
+    ] {
+        let stderr = scratch.sh(&format!("(cat text; echo '{line}') | s3-push \"$C\"")).fails(1);
+        assert!(stderr.contains(cause), "{line}: {stderr}");
+        let key = s3.objects(&bucket).into_iter().find(|key| key.ends_with(".narinfo")).unwrap();
+        assert_eq!(String::from_utf8(s3.get(&bucket, &key)).unwrap().trim_end(), before, "{line}");
+        // An older tool may have published it.
+        s3.put(&bucket, &key, format!("{before}\n{line}\n").as_bytes());
+        let check = scratch.sh("s3-pull check --json \"$C\"");
+        assert_eq!(check.status, 1, "{line}: {}", check.stderr);
+        assert!(check.text().contains("malformed"), "{line}: {}", check.text());
+        scratch.sh("s3-push -q --repair \"$C\" < one").ok();
+        assert_eq!(String::from_utf8(s3.get(&bucket, &key)).unwrap().trim_end(), before, "{line}");
+    }
 }
 
 /// `--key` does not write other contents under reserved keys.
