@@ -64,17 +64,38 @@ fn source_hash_part(store_dir: &StoreDir, references: &[StorePath], nar_hash: Sh
 pub fn to_base32(ca: &str) -> String {
     let converted = ca.match_indices([':', '-']).map(|(at, _)| at).find_map(|at| {
         let (before, digits) = (&ca[..at], &ca[at + 1..]);
-        let algorithm = before.rsplit(':').next()?;
-        let size = match algorithm {
-            "md5" => 16,
-            "sha1" => 20,
-            "sha256" | "blake3" => 32,
-            "sha512" => 64,
-            _ => return None,
-        };
+        let size = hash_size(before.rsplit(':').next()?)?;
         Some(format!("{before}:{}", nix_base32::to_nix_base32(&decode(digits, size)?)))
     });
     converted.unwrap_or_else(|| ca.to_owned())
+}
+
+/// Returns whether Nix accepts this as the content address of a narinfo (`ContentAddress::parse` in Nix's
+/// `content-address.cc`); otherwise it refuses the narinfo.
+#[must_use]
+pub fn is_valid(ca: &str) -> bool {
+    let parse = || {
+        let (method, hash) = ca.split_once(':')?;
+        let hash = match method {
+            "text" if hash.starts_with("sha256:") => hash,
+            "fixed" => hash.strip_prefix("r:").or_else(|| hash.strip_prefix("git:")).unwrap_or(hash),
+            _ => return None,
+        };
+        let (algorithm, digits) = hash.split_once(':')?;
+        decode(digits, hash_size(algorithm)?)
+    };
+    parse().is_some()
+}
+
+/// Returns the size in bytes of the hashes of an algorithm.
+fn hash_size(algorithm: &str) -> Option<usize> {
+    Some(match algorithm {
+        "md5" => 16,
+        "sha1" => 20,
+        "sha256" | "blake3" => 32,
+        "sha512" => 64,
+        _ => return None,
+    })
 }
 
 /// Decodes a hash of `size` bytes in base 16, Nix's base 32 or base 64, which differ in the number of digits.
@@ -147,6 +168,17 @@ CA: fixed:r:@HASH@
             to_base32("fixed:git:sha1:e4fd8ba5f7bbeaea5ace89fe10255536cd60dab6"),
             "fixed:git:sha1:nvd61k9nalji1zl9rrdfmsmvyyjqpzg4"
         );
+        let digits = "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73";
+        let sha1 = "nvd61k9nalji1zl9rrdfmsmvyyjqpzg4";
+        for valid in ["text:sha256:", "fixed:r:sha256:", "fixed:sha256:"] {
+            assert!(is_valid(&format!("{valid}{digits}")), "{valid}");
+        }
+        assert!(is_valid(&format!("fixed:git:sha1:{sha1}")));
+        for invalid in ["junk", "text:", "text:sha256:", "fixed:r:", "fixed:r:sha256:abc", "other:sha256:@", "sha256:@"]
+        {
+            assert!(!is_valid(&invalid.replace('@', digits)), "{invalid}");
+        }
+        assert!(!is_valid(&format!("text:sha1:{sha1}")) && !is_valid(&format!("fixed:x:sha1:{sha1}")));
         for other in ["", "x", "fixed:r:sha256:", "fixed:r:sha256:zz", "fixed:r:sha3:00", "text:sha256:e", "--::-"] {
             assert_eq!(to_base32(other), other);
         }

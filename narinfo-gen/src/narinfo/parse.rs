@@ -6,6 +6,7 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{StoreDir, StorePath};
 
 use super::{MAX_SIZE, NarInfo, require_no_control_characters};
+use crate::content_address;
 use crate::hash::Sha256;
 
 /// Parses `text`; see [`NarInfo::parse`].
@@ -68,13 +69,20 @@ impl Fields {
             "References" => set(&mut self.references, parse_references(value).context(invalid)?),
             "Deriver" if value == "unknown-deriver" || value.is_empty() => true,
             "Deriver" => set(&mut self.deriver, StorePath::from_base_name(value).context(invalid)?),
+            "Sig" if value.is_empty() => true,
+            "Sig" if !is_signature(value) => {
+                return Err(Error::refused(format!("Sig: {value:?} is not a signature (NAME:BASE64)")));
+            }
             "Sig" => {
-                if !value.is_empty() && !self.signatures.iter().any(|sig| sig == value) {
+                if !self.signatures.iter().any(|sig| sig == value) {
                     self.signatures.push(value.to_owned());
                 }
                 true
             }
             "CA" if value.is_empty() => true,
+            "CA" if !content_address::is_valid(value) => {
+                return Err(Error::refused(format!("CA: {value:?} is not a content address")));
+            }
             "CA" => set(&mut self.ca, value.to_owned()),
             _ if key.is_empty() => return Err(Error::refused("expected a field name before the colon")),
             _ => {
@@ -116,6 +124,16 @@ fn parse_size(text: &str) -> Result<u64> {
     let is_decimal = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
     let size = text.parse().ok().filter(|_| is_decimal);
     size.ok_or_else(|| Error::refused(format!("{text:?} is not a number of bytes")))
+}
+
+/// Returns whether Nix can read this as a signature (`Signature::parse`); otherwise it refuses the narinfo. Whether it is
+/// valid is another question.
+fn is_signature(text: &str) -> bool {
+    let Some((name, base64)) = text.split_once(':') else { return false };
+    let digits = base64.trim_end_matches('=');
+    !name.is_empty()
+        && !digits.is_empty()
+        && digits.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'+' || c == b'/')
 }
 
 fn parse_references(value: &str) -> Result<Vec<StorePath>> {
