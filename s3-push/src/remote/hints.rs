@@ -1,4 +1,4 @@
-//! Hints for requests to the wrong port or with the wrong scheme, recognised by what the server sends instead of a
+//! Hints for requests to the wrong port or with the wrong scheme, recognized by what the server sends instead of a
 //! response, and which of these errors are permanent.
 
 use std::error::Error;

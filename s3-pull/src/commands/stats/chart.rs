@@ -90,7 +90,7 @@ fn draw(root: &Area<'_>, growth: &[Growth]) -> std::result::Result<(), Box<dyn s
     Ok(())
 }
 
-/// Returns the months that are labelled: every one, or those at the beginning of a quarter, a year and so on.
+/// Returns the months that are labeled: every one, or those at the beginning of a quarter, a year and so on.
 fn month_ticks(first: u32, last: u32, width: u32) -> Vec<u32> {
     let labels = (width / MIN_MONTH_DISTANCE).max(1);
     let years = std::iter::successors(Some(12_u32), |step| step.checked_mul(2));
@@ -99,7 +99,7 @@ fn month_ticks(first: u32, last: u32, width: u32) -> Vec<u32> {
     (first..=last).filter(|month| month % step == 0).collect()
 }
 
-/// Returns the numbers of bytes that are labelled: multiples of a power of two, since these have few digits. The last is
+/// Returns the numbers of bytes that are labeled: multiples of a power of two, since these have few digits. The last is
 /// greater than `max`.
 fn byte_ticks(max: u64) -> Vec<u64> {
     let tick = (max / MAX_BYTE_LABELS + 1).next_power_of_two();

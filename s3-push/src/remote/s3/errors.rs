@@ -161,7 +161,7 @@ impl Bucket {
         if self.location.plain_http && response.status().as_u16() == 400 && !is_of_s3 {
             return Some(format!("if {host} uses TLS, write endpoint=https://{host}"));
         }
-        // MinIO's console recognises requests that are meant for the API.
+        // MinIO's console recognizes requests that are meant for the API.
         let is_console = error.message().is_some_and(|message| message.contains("must be made to API port"));
         let is_web_page = response.headers().get("content-type").is_some_and(|value| value.starts_with("text/html"));
         (is_console || is_web_page)

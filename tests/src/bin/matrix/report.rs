@@ -171,9 +171,9 @@ impl Report {
 fn known_markdown() -> String {
     let mut text = String::from(KNOWN_INTRODUCTION);
     for known in &KNOWN {
-        let Known { service, differences, behaviour, sources } = known;
+        let Known { service, differences, behavior, sources } = known;
         let tested = if known.is_played() { "not run (played)" } else { "not run" };
-        writeln!(text, "| {service} | {tested} | {differences} | {behaviour} | {sources} |").unwrap_or_default();
+        writeln!(text, "| {service} | {tested} | {differences} | {behavior} | {sources} |").unwrap_or_default();
     }
     text
 }
@@ -181,7 +181,7 @@ fn known_markdown() -> String {
 fn known_json(known: &Known) -> Value {
     json!({
         "service": known.service, "played": known.is_played(), "differences": known.differences,
-        "behaviour": known.behaviour, "sources": known.sources,
+        "behavior": known.behavior, "sources": known.sources,
     })
 }
 

@@ -54,7 +54,7 @@ impl Fixture {
         }
     }
 
-    /// Asserts that an intact object is recognised by its entity tag: it is not read.
+    /// Asserts that an intact object is recognized by its entity tag: it is not read.
     fn assert_accepts_intact_objects(&self) {
         let proxy = FaultProxy::start(&self.endpoint, |_| Fault::Pass);
         for part_size in PART_SIZES {
