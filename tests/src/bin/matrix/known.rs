@@ -15,8 +15,8 @@ pub struct Known {
 }
 
 impl Known {
-    /// Returns whether a proxy plays the service in the tests.
-    pub fn is_played(&self) -> bool {
+    /// Returns whether a proxy emulates the service in the tests.
+    pub fn is_emulated(&self) -> bool {
         Service::ALL.iter().any(|service| service.name() == self.service)
     }
 }
@@ -59,8 +59,8 @@ pub static KNOWN: [Known; 12] = [
     Known {
         service: "Hetzner Object Storage",
         differences: "bodies in the encoding aws-chunked are reported to fail: 400 XAmzContentSHA256Mismatch",
-        behavior: "bodies are sent as they are, with a signed hash (parts with object lock: a signed checksum), never as \
-                    aws-chunked",
+        behavior: "bodies are sent as they are, with a signed hash (parts with object lock: a signed checksum), never \
+                   as aws-chunked",
         sources: "[supported actions](https://docs.hetzner.com/storage/object-storage/supported-actions/), \
                   [report](https://github.com/home-assistant/core/issues/144015)",
     },
@@ -114,7 +114,7 @@ mod tests {
     use super::{KNOWN, Service};
 
     #[test]
-    fn every_service_that_is_played_has_a_row() {
+    fn every_service_that_is_emulated_has_a_row() {
         for service in Service::ALL {
             assert!(KNOWN.iter().any(|known| known.service == service.name()), "{service}");
         }

@@ -172,7 +172,7 @@ fn known_markdown() -> String {
     let mut text = String::from(KNOWN_INTRODUCTION);
     for known in &KNOWN {
         let Known { service, differences, behavior, sources } = known;
-        let tested = if known.is_played() { "not run (played)" } else { "not run" };
+        let tested = if known.is_emulated() { "not run (emulated)" } else { "not run" };
         writeln!(text, "| {service} | {tested} | {differences} | {behavior} | {sources} |").unwrap_or_default();
     }
     text
@@ -180,7 +180,7 @@ fn known_markdown() -> String {
 
 fn known_json(known: &Known) -> Value {
     json!({
-        "service": known.service, "played": known.is_played(), "differences": known.differences,
+        "service": known.service, "emulated": known.is_emulated(), "differences": known.differences,
         "behavior": known.behavior, "sources": known.sources,
     })
 }
@@ -209,7 +209,7 @@ const KNOWN_INTRODUCTION: &str = "
 ## Services and servers that were not run
 
 `cargo xtask matrix` installs servers from package registries only. These rows come from published documentation and
-issue reports. **played**: a proxy in the tests behaves as the service in these respects, and our tools run with it
+issue reports. **emulated**: a proxy in the tests behaves as the service in these respects, and our tools run with it
 (tests/src/service_profiles.rs).
 
 | service | | differs from S3 | what our tools do | source |

@@ -1,4 +1,5 @@
-//! Our tools with services that the tests cannot reach, played by a proxy: none refuses a request, and nothing is lost.
+//! Our tools with services that the tests cannot reach, emulated by a proxy: none refuses a request, and nothing is
+//! lost.
 
 use crate::fixtures::closure_fixture::{Fixture, PUBLISH, generate_key};
 use crate::fixtures::large_path::LargePath;
