@@ -1,6 +1,6 @@
 //! What a push must know of the collector. Paths that are doomed count as missing, and are published again. After that
 //! the push waits until no collector deletes and then looks whether the narinfo is still there: only then may another
-//! narinfo reference it. A collector that sets its flag later sees that the path is young.
+//! narinfo reference it. A collector that sets its flag later sees that the path is recent.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -57,7 +57,7 @@ pub async fn list_narinfos(bucket: &Bucket) -> Result<Vec<ListedNarinfo>> {
 #[must_use]
 pub fn sort_narinfos(mut listed: Vec<ListedNarinfo>) -> Vec<ListedNarinfo> {
     listed.sort_unstable_by_key(|narinfo| narinfo.hash);
-    // Where two pages overlap, the later answer counts no more than the earlier one: the younger is kept.
+    // Where two pages overlap, the later answer counts no more than the earlier one: the more recent time is kept.
     listed.dedup_by(|later, earlier| {
         let is_same = later.hash == earlier.hash;
         if is_same && later.last_modified > earlier.last_modified {

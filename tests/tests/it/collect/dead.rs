@@ -58,7 +58,7 @@ fn pins_lists_and_young_paths_keep_their_closures() {
     assert_eq!(paths(&sh(&format!("{DEAD} -q --roots roots")).ok()), [&closure.top]);
     sh("echo \"$LIB\" | s3-push pin -q \"$C\" main/1").ok();
     assert_eq!(paths(&sh(DEAD).ok()), [&closure.top, &closure.app]);
-    // A young path is a root without any pin.
+    // A recent path is a root without any pin.
     set_age(s3, &bucket, &Fixture::narinfo_key(&closure.app), Duration::from_hours(24 * 29));
     assert_eq!(paths(&sh(DEAD).ok()), [&closure.top]);
 }

@@ -66,7 +66,7 @@ fn pushing_the_deleted_text_undoes_the_deletion() {
     assert_eq!(narinfo_count(s3, &bucket), 0);
     fixture.scratch.sh("s3-push -q \"$C\" < dead").ok();
     fixture.assert_pulls("$C", "");
-    // What was published again is young, and not deleted by the list of yesterday.
+    // What was published again is recent, and not deleted by the list of yesterday.
     assert_eq!(fixture.scratch.sh(DELETE).ok(), "");
     fixture.assert_pulls("$C", "");
 }
