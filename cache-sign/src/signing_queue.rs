@@ -19,7 +19,7 @@ const MAX_QUEUED_BYTES: usize = 16 << 20;
 
 /// Where signed narinfos are written.
 pub trait NarInfoOutput {
-    /// Writes a narinfo. `more` tells whether another one follows.
+    /// Writes a narinfo. `more` is true if another one follows.
     ///
     /// # Errors
     /// The errors of the output.

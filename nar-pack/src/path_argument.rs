@@ -34,7 +34,7 @@ impl PathArgument {
     /// Resolves an argument.
     ///
     /// # Errors
-    /// Returns a usage error that tells what the argument looks like instead, and fails if it cannot be resolved.
+    /// Returns a usage error that states what the argument looks like instead, and fails if it cannot be resolved.
     pub fn resolve(argument: &Path, store_dir: &StoreDir) -> Result<Self> {
         if argument.as_os_str().is_empty() {
             return Err(
@@ -80,7 +80,7 @@ pub fn is_path_argument(argument: &str, store_dir: &StoreDir) -> bool {
 /// Parses a line of a path list: all that [`PathArgument::resolve`] accepts, except links.
 ///
 /// # Errors
-/// Refuses any other line; the error tells what it looks like.
+/// Refuses any other line; the error states what it looks like.
 pub(crate) fn parse_line(line: &str, store_dir: &StoreDir) -> Result<StorePath> {
     if let Some(found) = parse(Path::new(line), store_dir) {
         return found.map(|found| found.path);

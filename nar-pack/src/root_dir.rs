@@ -3,8 +3,8 @@
 //! A path is resolved one name at a time, relative to open directories and without letting the kernel follow a symbolic
 //! link: the target of a link is read and resolved in the same way. `..` returns to the directory that was open before,
 //! so a directory that is renamed or replaced by a link meanwhile does not lead outside either. This is the behavior of
-//! Linux's `openat2` with `RESOLVE_IN_ROOT` or `RESOLVE_BENEATH`. That call is not used, because it does not tell which
-//! link leaves the root, and because sandboxes and other systems do not have it.
+//! Linux's `openat2` with `RESOLVE_IN_ROOT` or `RESOLVE_BENEATH`. That call is not used, because it does not report
+//! which link leaves the root, and because sandboxes and other systems do not have it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -26,7 +26,7 @@ impl PathWriter {
         Ok(Self { format, out: TextWriter::new(stdio::stdout(None)?), count: 0 })
     }
 
-    /// Writes one path. `more` tells whether another one must follow.
+    /// Writes one path. `more` is true if another one must follow.
     ///
     /// # Errors
     /// Fails if standard output cannot be written.

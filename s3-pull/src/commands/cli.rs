@@ -177,7 +177,7 @@ Memory: about 200 bytes per path and 4 bytes per reference.
 Exit status: 0 success; 2 usage error, or something could not be read, listed or parsed; nothing is written then; 141 standard output was closed.";
 
 const AFTER_LONG_HELP_CHECK: &str = "\
-Output: the store paths that are broken, one per line, sorted: the input of 's3-pull archive --stdin'. A narinfo that does not tell its path is named on standard error only. With --json, one object per line, then a summary:
+Output: the store paths that are broken, one per line, sorted: the input of 's3-pull archive --stdin'. A narinfo whose path is unknown is reported on standard error only. With --json, one object per line, then a summary:
   {\"path\":\"/nix/store/…\",\"key\":\"nar/…\",\"reason\":\"missing-nar\",\"broken\":true,\"message\":\"…\",\"command\":\"…\"}
 The reasons are malformed-narinfo, missing-narinfo, untrusted, missing-nar, nar-size, damaged-nar and empty-object, and for notes (broken is false) unneeded-nar, unneeded-listing, foreign-object, incomplete-upload and no-cache-info. The command repairs it, where there is one; $A is a cache that has the path.
 

@@ -361,8 +361,9 @@ fn choose_upload(uploads: Vec<IncompleteUpload>, size: u64, part_size: u64) -> O
     usable.rev().max_by_key(|(count, _)| *count).map(|(_, upload)| upload)
 }
 
-/// Returns how many parts can be reused, as far as their sizes tell, or none if the upload has another part size. Then another
-/// process may be sending its parts, and the two would overwrite each other's. A part that is too short was cut off.
+/// Returns how many parts can be reused, judging by their sizes, or none if the upload has another part size. Then
+/// another process may be sending its parts, and the two would overwrite each other's. A part that is too short was
+/// truncated.
 fn count_reusable(parts: &HashMap<i32, RemotePart>, size: u64, part_size: u64) -> Option<usize> {
     let last = i32::try_from(size.div_ceil(part_size)).ok()?;
     let last_size = size - (size - 1) / part_size * part_size;

@@ -50,8 +50,8 @@ impl UploadedObject {
     /// An object that existed before.
     pub(super) const EXISTING: Self = Self { existed: true };
 
-    /// Returns whether the object existed before. Only its size and, where that tells, its entity tag have been checked
-    /// then.
+    /// Returns whether the object existed before. Then only its size has been checked, and its entity tag if that
+    /// identifies the bytes.
     #[must_use]
     pub fn existed(self) -> bool {
         self.existed
@@ -61,11 +61,11 @@ impl UploadedObject {
 /// How an existing NAR is compared with the one that is pushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExistingCheck {
-    /// By its entity tag, and by its size if the tag does not tell.
+    /// By its entity tag, or by its size if the tag does not identify the bytes.
     EntityTag,
-    /// By its entity tag; if that does not tell, it is read.
+    /// By its entity tag; if that does not identify the bytes, the object is read.
     ReadIfUnknown,
-    /// It is read: an entity tag tells what was uploaded, and not what the service has now.
+    /// The object is read: an entity tag describes what was uploaded, not what the service has now.
     Read,
 }
 
@@ -199,7 +199,7 @@ impl Uploader {
         Ok(object)
     }
 
-    /// Returns the target, or one that replaces the object if a collector has doomed it, so that it is young.
+    /// Returns the target, or one that replaces the object if a collector has doomed it, so that it counts as recent.
     pub(super) fn replacing_doomed<'a>(&self, target: &ObjectTarget<'a>) -> ObjectTarget<'a> {
         match target.overwrite {
             Overwrite::Never if self.doomed.contains(target.key) => {
@@ -210,7 +210,7 @@ impl Uploader {
     }
 
     /// Returns whether the object under this key has other bytes than the verified NAR of `size` bytes to be uploaded.
-    /// `has_etag` compares the NAR with an entity tag, as far as that tells: an object with another one is read.
+    /// `has_etag` compares the NAR with an entity tag that identifies the bytes: an object with another one is read.
     ///
     /// An object whose key contains no FileHash is never called damaged: it may be another NAR, which a narinfo names.
     pub(super) async fn is_damaged(
@@ -257,8 +257,8 @@ impl Uploader {
         Ok(ExistingNar::Present(PresentNar { object: UploadedObject::EXISTING, md5_etag }))
     }
 
-    /// Verifies a NAR that the bucket has, and compares it with the entity tag of the object if that tells. An object with
-    /// another tag is read.
+    /// Verifies a NAR that the bucket has, and compares it with the entity tag of the object if that identifies the
+    /// bytes. An object with another tag is read.
     ///
     /// # Errors
     /// The error of `verification` or of the service. Refuses a NAR whose object is damaged: its bytes have passed, so it
@@ -325,7 +325,7 @@ impl Uploader {
         }
     }
 
-    /// Writes a doomed NAR again, which the service copies onto itself, so that it is young.
+    /// Writes a doomed NAR again, which the service copies onto itself, so that it counts as recent.
     ///
     /// # Errors
     /// Fails when the service does.

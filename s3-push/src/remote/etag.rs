@@ -52,7 +52,7 @@ pub struct EtagComparison {
 
 impl EtagComparison {
     /// Starts the comparison with a body of `size` bytes that is split into parts of `part_size` bytes. Returns none if the
-    /// tag does not tell whether it is the same body: it is not an MD5 hash, or that of parts of another size.
+    /// tag cannot be compared: it is not an MD5 hash, or it is that of parts of another size.
     #[must_use]
     pub fn new(etag: &str, size: u64, part_size: u64) -> Option<Self> {
         let (digits, form) = match etag.split_once('-') {
@@ -83,8 +83,8 @@ impl EtagComparison {
     }
 }
 
-/// Returns whether S3 gives this entity tag to the bytes, uploaded in one request or in one part, or none if the tag does
-/// not tell.
+/// Returns whether S3 gives this entity tag to the bytes, uploaded in one request or in one part, or none if the tag
+/// cannot be compared: it is not an MD5 hash, or that of several parts.
 #[must_use]
 pub fn has_etag(bytes: &[u8], etag: &str) -> Option<bool> {
     let size = bytes.len() as u64;
@@ -93,7 +93,8 @@ pub fn has_etag(bytes: &[u8], etag: &str) -> Option<bool> {
     Some(comparison.matches())
 }
 
-/// Returns whether S3 gives this entity tag to an object of these parts, or none if the tags do not tell.
+/// Returns whether S3 gives this entity tag to an object of these parts, or none if the tag cannot be compared:
+/// it is not an MD5 hash, or that of another number of parts.
 #[must_use]
 pub fn have_etag(parts: &[UploadedPart], etag: &str) -> Option<bool> {
     let (digits, count) = etag.split_once('-')?;

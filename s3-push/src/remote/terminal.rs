@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::TermLike;
 
-/// Columns of a terminal that does not tell its width.
+/// Columns of a terminal that does not report its width.
 const DEFAULT_COLUMNS: u16 = 80;
 
 /// Returns the width of the terminal on standard error, in columns.

@@ -16,7 +16,7 @@ use crate::remote::transfer::{ByteRange, ObjectStream, Response, parse_content_r
 /// The last second of the year 9999, the latest time that can be formatted. A listing may contain any.
 const MAX_TIME: Duration = Duration::from_secs(253_402_300_799);
 
-/// What the service tells about an object without sending it.
+/// What the service reports about an object without sending it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectHead {
     /// Its size in bytes.
@@ -75,7 +75,7 @@ impl ListedObject {
     /// Returns when the object was written.
     ///
     /// # Errors
-    /// Fails if the service does not tell.
+    /// Fails if the service does not report it.
     pub fn time_written(&self, bucket: &Bucket) -> Result<SystemTime> {
         let unknown = || Error::failed(format!("{}: its time is unknown", bucket.display_url(&self.key)));
         self.last_modified.ok_or_else(unknown)
@@ -148,7 +148,7 @@ impl Bucket {
         Ok(self.head(key).await?.map(|object| object.size))
     }
 
-    /// Returns what the service tells about an object, or none if it does not exist.
+    /// Returns what the service reports about an object, or none if it does not exist.
     ///
     /// # Errors
     /// See [`Bucket::size`].

@@ -25,7 +25,7 @@ pub struct Measurement {
     pub peak_kib: u64,
     /// Requests that the server answered.
     pub requests: Option<u64>,
-    /// The same by kind, as far as the command tells.
+    /// The same by kind, if the command reports it.
     pub requests_by_kind: Vec<(String, u64)>,
     /// Bytes that arrived.
     pub bytes: u64,

@@ -232,7 +232,7 @@ fn a_cache_on_minio_is_checked_and_repaired() {
     assert!(snapshot(minio, &bucket) == before);
 }
 
-/// A narinfo that does not tell its path is named by its key.
+/// A narinfo from which no path can be read is reported by its key.
 #[test]
 fn a_narinfo_without_a_path_is_named_on_standard_error() {
     let large = vec![b'x'; 2 << 20];

@@ -18,7 +18,7 @@ fn a_collector_collects_and_writes_only_its_own_objects() {
     let bucket = minio.make_bucket();
     let user = |flag: &str| minio.add_user(&policy(&fixture.scratch, flag, &bucket));
     let (uploader, collector) = (user("--upload"), user("--collect"));
-    // Everything is a year old, except what tells the time.
+    // Everything is a year old, except the objects below gc/.
     let proxy = FaultProxy::start(&minio.endpoint(), always(Fault::Quirk(Quirk::OldObjects)));
     fixture.scratch.env("C", minio.cache_url(&bucket).replace(&minio.endpoint(), proxy.endpoint()));
     let scratch = &mut fixture.scratch;

@@ -96,7 +96,7 @@ impl Reader {
                     self.project.scratch.write(name, format!("{}\n", block.text));
                     self.project.scratch.sh(&format!("chmod +x {name}")).ok();
                 }
-                // In the output of a failure, the last of these lines tells which block it was.
+                // In the output of a failure, the last of these lines shows which block failed.
                 None => writeln!(script, "echo {}:{} >&2\n{}", page.file, block.line, local(&block.text)).unwrap(),
             }
         }
