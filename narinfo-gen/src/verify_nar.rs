@@ -119,7 +119,7 @@ impl NarSizeLimit {
 pub enum Threads {
     /// The calling thread.
     One,
-    /// One per processor, where the file allows it.
+    /// Several, where the file allows it; see [`parallel_decoder`].
     All,
 }
 

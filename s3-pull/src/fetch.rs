@@ -15,7 +15,7 @@ use s3_push::remote::transfer::{Body, ResumePoint};
 
 /// The minimum size in bytes of a NAR that is decompressed on several threads.
 const MIN_PARALLEL_NAR_SIZE: u64 = 32 << 20;
-/// Locked while a NAR is decompressed on all cores. One at a time keeps the cores busy and limits the memory.
+/// Locked while a NAR is decompressed on several threads. One at a time keeps the cores busy and limits the memory.
 static PARALLEL_DECODER: Mutex<()> = Mutex::new(());
 
 /// Starts the download of the NAR of a candidate.
@@ -71,8 +71,8 @@ pub async fn open_nar_anywhere(sources: &Sources, candidate: &Arc<Candidate>) ->
     }
 }
 
-/// Reads a compressed NAR to its end and verifies it; blocks. A large NAR is decompressed on all cores. `visitor`
-/// receives its tree and `tap` its bytes while they are still unverified.
+/// Reads a compressed NAR to its end and verifies it; blocks. A NAR of 32 MiB or more is decompressed on several
+/// threads, unless another one is. `visitor` receives its tree and `tap` its bytes while they are still unverified.
 ///
 /// # Errors
 /// Refuses a NAR that does not match its narinfo.

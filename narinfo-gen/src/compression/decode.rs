@@ -76,8 +76,9 @@ fn buffered<'a>(decoder: impl Read + Send + 'a) -> Decoder<'a> {
     Box::new(BufReader::with_capacity(BUFFER_SIZE, decoder))
 }
 
-/// Returns a reader that decompresses `input` on all processors where the file allows it: zstd with many frames, xz with
-/// many blocks. Needs up to [`MAX_XZ_THREADING_MEMORY`](super::MAX_XZ_THREADING_MEMORY) bytes more than [`decoder`].
+/// Returns a reader that decompresses `input` on several threads where the file allows it: one per processor, each with
+/// a frame of zstd (at most 8 threads) or a block of xz. Needs up to
+/// [`MAX_XZ_THREADING_MEMORY`](super::MAX_XZ_THREADING_MEMORY) bytes more than [`decoder`].
 ///
 /// # Errors
 /// Fails if the library cannot be initialized.

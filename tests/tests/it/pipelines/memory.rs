@@ -130,8 +130,8 @@ fn memory_of_s3_pull_does_not_grow_with_the_nar() {
     ));
     let kib: u64 = measured.ok().split_whitespace().nth(1).unwrap().parse().unwrap();
     println!("s3-pull --nar: {kib} KiB");
-    // The NAR is decoded on every core, each with a frame of 4 MiB, compressed and decompressed; malloc may double
-    // that.
+    // The NAR is decompressed on one thread per processor (at most 8), each with a frame of 4 MiB, compressed and
+    // decompressed; malloc may double that.
     let threads = std::thread::available_parallelism().unwrap().get() as u64;
     assert!(kib <= (64 + 11 + 16 * (threads + 1)) * 1024, "s3-pull took {kib} KiB");
 }
