@@ -6,22 +6,22 @@
 //!
 //! | module | responsibility |
 //! | --- | --- |
-//! | `reader` | `Remote`: reads a cache of any kind |
+//! | `reader` | `Remote`, a cache of any kind, for reading |
 //! | `location` | the URL of a bucket; needs neither the SDK nor async |
-//! | `s3` | requests to S3: connect, read, write, multipart uploads, errors |
+//! | `s3` | requests to S3: connect, read, write, delete, multipart uploads, errors |
 //! | `http`, `netrc` | requests to web servers, and their user names and passwords |
 //! | `file` | directories |
 //! | `transfer`, `chunks` | bodies: ranges, resuming, and passing them to threads that block |
 //! | `listing` | the store paths of a bucket, and listing it in parallel |
-//! | `liveness`, `pins`, `etag` | the paths that are pinned, and those that are dead |
-//! | `known_texts` | narinfos of an earlier run, which need not be read again |
-//! | `cli` | the options of commands on a bucket |
+//! | `pins`, `liveness` | the paths that are pinned, and those that are dead |
+//! | `etag` | comparing bytes with an entity tag |
+//! | `known_texts`, `text_file` | narinfos of an earlier run, which need not be read again; texts in an unlinked file |
+//! | `cli`, `option_values` | the options of commands on a bucket; byte sizes and durations in options |
 //! | `retry`, `concurrency` | retries with backoff, and the adaptive limit on requests in flight |
 //! | `first_response` | the note that a server does not respond |
 //! | `error_chain`, `hints` | the text of errors of other libraries, and hints for wrong URLs |
 //! | `progress`, `terminal` | verbosity and the progress bar of the tools that use a remote cache |
-//! | `option_values` | the byte sizes and durations in their options |
-//! | `interrupts` | the signals that end them |
+//! | `interrupts` | SIGINT and SIGTERM, which end a push or a pull |
 
 #[cfg(feature = "client")]
 pub mod chunks;
