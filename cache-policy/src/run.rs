@@ -20,7 +20,7 @@ const TOOL: &str = "cache-policy";
 /// Runs `cache-policy`.
 ///
 /// # Errors
-/// See the exit codes in [`nar_pack::error`].
+/// See the exit statuses in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
     match Mode::from_cli(cli)? {
         Mode::Policy(policy) => print_json(&policy),

@@ -66,7 +66,7 @@ impl Mode {
 /// Runs `cache-sign`.
 ///
 /// # Errors
-/// See the exit codes in [`nar_pack::error`].
+/// See the exit statuses in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
     match Mode::from_cli(cli)? {
         Mode::Sign(options) => sign(&options),

@@ -1,5 +1,5 @@
-//! The error type of every tool: a message of one line, an optional hint, and an exit code. An error carries its exit
-//! code from where it is created, so that the caller never has to classify it: 1 if data was refused or is missing,
+//! The error type of every tool: a message of one line, an optional hint, and an exit status. An error carries its exit
+//! status from where it is created, so that the caller never has to classify it: 1 if data was refused or is missing,
 //! 2 if an operation failed or for a usage error, 141 if the reader closed standard output. [`crate::process`] prints
 //! errors.
 
@@ -8,7 +8,7 @@ use std::io;
 
 use crate::redact::one_line;
 
-/// The reason why a tool or one of its steps failed: a message, an optional hint, and an exit code.
+/// The reason why a tool or one of its steps failed: a message, an optional hint, and an exit status.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
@@ -28,23 +28,23 @@ enum Kind {
 pub type Result<T = (), E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Returns the error for data that is refused or missing: exit code 1.
+    /// Returns the error for data that is refused or missing: exit status 1.
     pub fn refused(message: impl Display) -> Self {
         Self::new(Kind::Refused, message)
     }
 
-    /// Returns the error for an operation that failed: exit code 2.
+    /// Returns the error for an operation that failed: exit status 2.
     pub fn failed(message: impl Display) -> Self {
         Self::new(Kind::Failed, message)
     }
 
-    /// Returns the error for a wrong command line or environment variable: exit code 2. An error without a hint is
+    /// Returns the error for a wrong command line or environment variable: exit status 2. An error without a hint is
     /// printed with one that names `--help`.
     pub fn usage(message: impl Display) -> Self {
         Self::new(Kind::Usage, message)
     }
 
-    /// Returns the error for a standard output that its reader has closed: exit code 141. It is not printed.
+    /// Returns the error for a standard output that its reader has closed: exit status 141. It is not printed.
     pub(crate) fn broken_pipe() -> Self {
         Self::new(Kind::BrokenPipe, "the reader of standard output closed the pipe")
     }
@@ -103,7 +103,7 @@ impl Error {
         }
     }
 
-    /// Returns the exit code of the process.
+    /// Returns the exit status of the process.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.kind {

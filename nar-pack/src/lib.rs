@@ -1,7 +1,7 @@
 //! `nar-pack` is two things: the tool that packs and unpacks NARs, and the base library of the workspace. Every other tool
 //! builds on it: on the formats of a Nix store (store paths, NAR, export stream, path info) and on the conventions of a
-//! pipeline stage (errors and exit codes, messages, standard streams). It knows nothing of hashes, compression, keys or
-//! the network, and contains no async code.
+//! pipeline stage (errors and exit statuses, messages, standard streams). It knows nothing of hashes, compression, keys
+//! or the network, and contains no async code.
 //!
 //! | module | contents |
 //! | --- | --- |
@@ -15,7 +15,7 @@
 //! | [`html_page`] | web pages in one file |
 //! | [`root_causes`] | errors of many paths, grouped by root cause |
 //! | [`root_dir`] | directories below a root such as that of `--root`, without leaving it |
-//! | [`error`] | the error type of every tool, with exit code and hint |
+//! | [`error`] | the error type of every tool, with exit status and hint |
 //! | [`option_values`] | the numbers and byte sizes in the options of every tool |
 //! | [`json_lines`] | JSON output: one object per line |
 //! | [`drawn_line`] | output to a terminal on which a progress bar is drawn |

@@ -1,6 +1,6 @@
 //! The process conventions of every tool: `main`, the parsing of the command line, and messages on standard error. All
 //! messages go through this module, so that each is one line that begins with the tool's name and reveals no key
-//! ([`crate::redact`]). [`crate::error`] defines the text of an error and its exit code.
+//! ([`crate::redact`]). [`crate::error`] defines the text of an error and its exit status.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -17,7 +17,7 @@ use crate::redact::{one_line, usage_message};
 /// Whether errors are printed as JSON.
 static PRINTS_JSON: AtomicBool = AtomicBool::new(false);
 
-/// Runs a tool: parses its command line, calls `run`, prints the error if there is one, and returns the exit code.
+/// Runs a tool: parses its command line, calls `run`, prints the error if there is one, and returns the exit status.
 pub fn main<C: clap::Parser>(tool: &str, run: impl FnOnce(&C) -> Result) -> ExitCode {
     main_with_args(tool, std::env::args_os(), run)
 }

@@ -126,7 +126,7 @@ impl Group {
 mod tests {
     use super::*;
 
-    /// Returns the message and the exit code of the result, and the messages that were printed before.
+    /// Returns the message and the exit status of the result, and the messages that were printed before.
     fn result(causes: &RootCauses<char>) -> (Error, Vec<String>) {
         let mut printed = Vec::new();
         let result = causes.to_result(|error| printed.push(error.message().to_owned()));

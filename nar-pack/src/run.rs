@@ -46,7 +46,7 @@ enum NarSource<'a> {
 /// Runs `nar-pack`.
 ///
 /// # Errors
-/// Returns the error to print, with its exit code; see [`crate::error`].
+/// Returns the error to print, with its exit status; see [`crate::error`].
 pub fn run(cli: &Cli) -> Result {
     match Mode::new(cli)? {
         Mode::Dump { tree } => dump(|out| nar::dump(&tree, out, &mut print_warning)),

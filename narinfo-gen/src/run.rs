@@ -73,7 +73,7 @@ impl Options {
 /// Runs the tool.
 ///
 /// # Errors
-/// See the exit codes in [`nar_pack::error`].
+/// See the exit statuses in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
     let Options { mode, settings, mut path_info, path, deriver } = Options::from_cli(cli)?;
     let (kind, mut input) = sniff(stdio::stdin(EXPECTED_INPUT)?, EXPECTED_INPUT)?;

@@ -31,7 +31,7 @@ use crate::unpack::{UnpackOptions, unpack};
 /// Runs `s3-pull`.
 ///
 /// # Errors
-/// See the exit codes in [`nar_pack::error`].
+/// See the exit statuses in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
     if let Some(command) = &cli.command {
         return commands::run(command);

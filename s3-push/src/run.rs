@@ -60,7 +60,7 @@ pub fn expand_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString>
 /// Runs `s3-push`.
 ///
 /// # Errors
-/// See the exit codes in [`nar_pack::error`].
+/// See the exit statuses in [`nar_pack::error`].
 pub fn run(cli: &Cli) -> Result {
     if let Some(command) = &cli.command {
         return collect::run(command);

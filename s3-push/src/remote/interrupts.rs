@@ -1,5 +1,5 @@
 //! The signals that end a push or a pull: SIGINT, which Ctrl-C sends, and SIGTERM. A run that was interrupted is an
-//! operation that failed (exit code 2), and says how to continue.
+//! operation that failed (exit status 2), and says how to continue.
 
 use nar_pack::error::{Error, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -197,7 +197,7 @@ async fn is_elsewhere(bucket: &Bucket, path: &StorePath) -> Result<bool> {
     Ok(bucket.size(&format!("{}.narinfo", path.hash_part())).await?.is_none())
 }
 
-/// Returns an error of exit code 2: here malformed data is not refused input, but a reason to give up.
+/// Returns an error with exit status 2: here malformed data is not refused input, but a reason to give up.
 fn fail(error: Error) -> Error {
     if error.is_refusal() { Error::failed(error.message()) } else { error }
 }
