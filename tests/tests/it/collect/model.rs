@@ -27,6 +27,7 @@ enum Rule {
     KeepsWhatIsYoung,
     DeletesReferrersFirst,
     ChecksItsFlag,
+    ChecksRecords,
     RemovesOnlyItsFlag,
     PausesBeforeReadBack,
     ReadsBack,
@@ -71,6 +72,7 @@ enum CollectStep {
     List,
     CheckFlag,
     Delete,
+    RemoveRecords,
     RemoveFlag,
     Ended,
 }
@@ -91,8 +93,8 @@ struct State {
     young: Paths,
     /// The owner of the flag.
     flag: Option<usize>,
-    /// What the records in `gc/` doom.
-    record: Paths,
+    /// What the record of each collector dooms.
+    records: [Paths; 2],
     pushers: [Pusher; 2],
     collectors: [Collector; 2],
 }
@@ -107,6 +109,13 @@ fn first(paths: Paths) -> Option<usize> {
 
 fn last(paths: Paths) -> Option<usize> {
     (paths != 0).then(|| 7 - paths.leading_zeros() as usize)
+}
+
+impl State {
+    /// What the records in `gc/` doom.
+    fn recorded(&self) -> Paths {
+        self.records[0] | self.records[1]
+    }
 }
 
 impl Model {
@@ -131,7 +140,7 @@ impl Model {
             present: (bit(self.references.len()) - 1) & !1,
             young: 0,
             flag: None,
-            record: 0,
+            records: [0; 2],
             pushers: [pusher; 2],
             collectors: [collector; 2],
         }
@@ -171,7 +180,7 @@ impl Model {
         }
         match step {
             PushStep::NotStarted => {
-                add("reads gc/", state.present, Pusher { doomed: state.record, ..at(PushStep::Look) });
+                add("reads gc/", state.present, Pusher { doomed: state.recorded(), ..at(PushStep::Look) });
             }
             PushStep::Look => {
                 let lost = if self.lacks(Rule::DoomedIsMissing) { 0 } else { doomed };
@@ -181,8 +190,9 @@ impl Model {
             PushStep::Put => {
                 let path = if self.lacks(Rule::ReferencesFirst) { first(todo) } else { last(todo) };
                 let Some(path) = path else { return add("ends", state.present, at(PushStep::Ended)) };
-                if state.record & !doomed != 0 {
-                    add("reads gc/ again", state.present, Pusher { doomed: state.record, ..at(PushStep::Look) });
+                if state.recorded() & !doomed != 0 {
+                    let doomed = doomed | state.recorded();
+                    add("reads gc/ again", state.present, Pusher { doomed, ..at(PushStep::Look) });
                 }
                 let confirms = doomed & bit(path) != 0 && !self.lacks(Rule::FlagIsSeenAbsent);
                 let after = match confirms {
@@ -218,7 +228,7 @@ impl Model {
 
     /// Whether the owner of the flag has been silent for so long that the flag may be taken over.
     fn is_stale(state: &State, owner: usize) -> bool {
-        state.collectors[owner].step != CollectStep::Delete
+        !matches!(state.collectors[owner].step, CollectStep::Delete | CollectStep::RemoveRecords)
     }
 
     /// The steps of a collector.
@@ -238,7 +248,9 @@ impl Model {
         match step {
             Step::NotStarted => {
                 let doomed = self.dead(state);
-                add("dooms", State { record: state.record | doomed, ..*state }, Collector { doomed, ..at(Step::Wait) });
+                let mut dooming = *state;
+                dooming.records[number] = doomed;
+                add("dooms", dooming, Collector { doomed, ..at(Step::Wait) });
             }
             Step::Wait => {
                 let knows = |pusher: &Pusher| {
@@ -259,13 +271,17 @@ impl Model {
             },
             Step::PutFlag => add("puts the flag", with_own_flag, at(Step::ReadBack)),
             Step::ReadBack => {
-                let other_acts = matches!(state.collectors[1 - number].step, Step::PutFlag | Step::Delete);
+                let other_acts =
+                    matches!(state.collectors[1 - number].step, Step::PutFlag | Step::Delete | Step::RemoveRecords);
                 let has_paused = !other_acts || self.lacks(Rule::PausesBeforeReadBack);
                 if self.lacks(Rule::ReadsBack) || (state.flag == Some(number) && has_paused) {
                     add("reads its flag back", *state, self.after_flag(at(Step::List)));
                 } else if state.flag != Some(number) {
                     add("reads another flag", *state, at(Step::LookForFlag));
                 }
+            }
+            Step::List if doomed & !state.records[number] != 0 && !self.lacks(Rule::ChecksRecords) => {
+                add("misses its record", *state, at(Step::RemoveFlag));
             }
             Step::List => {
                 let young = if self.lacks(Rule::KeepsWhatIsYoung) { 0 } else { state.young };
@@ -280,10 +296,12 @@ impl Model {
             }
             Step::CheckFlag => {
                 let is_own = state.flag == Some(number) || self.lacks(Rule::FlagIsSet);
-                if dead == 0 {
-                    add("has deleted all", *state, at(Step::RemoveFlag));
-                } else if is_own || self.lacks(Rule::ChecksItsFlag) {
-                    add("sees its flag", *state, at(Step::Delete));
+                if is_own || self.lacks(Rule::ChecksItsFlag) {
+                    // Its roots may be others than those of the other collector.
+                    add("keeps the rest", *state, Collector { dead: 0, ..at(Step::RemoveRecords) });
+                    if dead != 0 {
+                        add("sees its flag", *state, at(Step::Delete));
+                    }
                 } else {
                     add("has lost its flag", *state, at(Step::Ended));
                 }
@@ -295,6 +313,16 @@ impl Model {
                 add(&format!("deletes {path}"), deleted, Collector { dead: dead & !bit(path), ..at(Step::CheckFlag) });
                 // The answer was lost, and the request is repeated.
                 add(&format!("deletes {path}, without an answer"), deleted, at(Step::Delete));
+            }
+            Step::RemoveRecords => {
+                let mut removed = *state;
+                removed.records[number] = 0;
+                add("removes its record", removed, at(Step::RemoveFlag));
+                // It may be as old, unless its time has not passed yet.
+                if state.collectors[1 - number].step != Step::Wait {
+                    add("removes both records", State { records: [0; 2], ..*state }, at(Step::RemoveFlag));
+                }
+                add("removes no record", *state, at(Step::RemoveFlag));
             }
             Step::RemoveFlag => {
                 let removes = state.flag == Some(number) || self.lacks(Rule::RemovesOnlyItsFlag);
@@ -313,17 +341,17 @@ impl Model {
     /// Visits all states. Returns how many there are, and the steps that lead to an open one.
     fn search(self) -> (usize, Option<Vec<String>>) {
         let start = self.start();
-        let mut states: Vec<(State, usize, String)> = vec![(start, 0, String::new())];
+        let mut states: Vec<(State, usize)> = vec![(start, 0)];
         let mut seen = HashSet::from([start]);
         let mut index = 0;
         while index < states.len() {
             let state = states[index].0;
             if !self.is_closed(&state) {
-                return (states.len(), Some(Self::trace(&states, index)));
+                return (states.len(), Some(self.trace(&states, index)));
             }
-            for (what, following) in self.next(&state) {
+            for (_, following) in self.next(&state) {
                 if seen.insert(following) {
-                    states.push((following, index, what));
+                    states.push((following, index));
                 }
             }
             index += 1;
@@ -331,11 +359,14 @@ impl Model {
         (states.len(), None)
     }
 
-    fn trace(states: &[(State, usize, String)], mut index: usize) -> Vec<String> {
+    /// Returns what happened until the state with that index.
+    fn trace(self, states: &[(State, usize)], mut index: usize) -> Vec<String> {
         let mut steps = Vec::new();
         while index > 0 {
-            steps.push(states[index].2.clone());
-            index = states[index].1;
+            let (state, previous) = states[index];
+            let step = self.next(&states[previous].0).into_iter().find(|(_, following)| *following == state);
+            steps.extend(step.map(|(what, _)| what));
+            index = previous;
         }
         steps.reverse();
         steps
@@ -377,6 +408,7 @@ fn without_any_one_of_its_rules_the_protocol_leaves_the_cache_open() {
         (Rule::KeepsWhatIsYoung, true),
         (Rule::DeletesReferrersFirst, true),
         (Rule::ChecksItsFlag, true),
+        (Rule::ChecksRecords, true),
         (Rule::RemovesOnlyItsFlag, true),
         (Rule::PausesBeforeReadBack, false),
         (Rule::ReadsBack, false),
