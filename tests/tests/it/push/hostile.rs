@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::fixtures::bucket::{assert_closed, snapshot};
 use crate::fixtures::closure_fixture;
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture};
-use cache_tests::{EmbeddedS3, Minio, Scratch, split_hint, store_path};
+use cache_tests::fault_proxy::{Fault, FaultProxy, ObjectKind, RequestKind};
+use cache_tests::{EmbeddedS3, Minio, Scratch, cache_url, split_hint, store_path};
 
 /// Creates a directory with an empty bucket `$C` of the embedded server, two keys, and archives of one path `$P`.
 fn fixture(seed: u64) -> (Scratch, &'static EmbeddedS3, String) {
@@ -57,6 +59,32 @@ fn concurrent_pushes_with_different_keys_keep_both_signatures() {
     assert!(slow.wait().unwrap().success(), "{report}");
     let narinfo = scratch.sh("s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\"").ok();
     assert!(narinfo.contains("Sig: k-1:") && narinfo.contains("Sig: k-2:"), "{narinfo}\n{report}");
+}
+
+/// MinIO answers a conditional write of a narinfo that was deleted meanwhile with NoSuchKey.
+#[test]
+fn a_narinfo_that_is_deleted_during_an_update_is_written_again() {
+    let Some(minio) = Minio::shared() else { return };
+    let mut scratch = Scratch::new();
+    minio.root().apply(&mut scratch);
+    let bucket = minio.make_bucket();
+    let (target, is_deleted) = (bucket.clone(), AtomicBool::new(false));
+    let proxy = FaultProxy::start(&minio.endpoint(), move |request| {
+        let is_update = request.header("if-match").is_some() && request.key().ends_with(".narinfo");
+        if is_update && !is_deleted.swap(true, Ordering::Relaxed) {
+            minio.remove(&target, request.key());
+        }
+        Fault::Pass
+    });
+    scratch.env("C", cache_url(proxy.endpoint(), &bucket));
+    write(&mut scratch, 10);
+    let updates = || proxy.requests().into_iter().filter(|kind| *kind == RequestKind::PutObject(ObjectKind::Narinfo));
+    scratch.sh("s3-push -q \"$C\" < one").ok();
+    let before = updates().count();
+    scratch.sh("s3-push \"$C\" < two").ok();
+    assert_eq!(updates().count(), before + 2);
+    let narinfo = scratch.sh("s3-pull --narinfo --no-verify-signatures \"$C\" \"$P\"").ok();
+    assert!(narinfo.contains("Sig: k-2:"), "{narinfo}");
 }
 
 /// Several clients sign the same path at the same time; no signature is lost.
