@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
@@ -15,19 +15,23 @@ use tokio::runtime::Runtime;
 use super::candidates::{Candidate, Candidates};
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
-use super::outcome::{self, Outcome};
+use super::outcome::{Outcome, OutcomeWriter};
 use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed};
 use super::require_share;
 use crate::TOOL;
 use crate::remote::cli::only_url;
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::{Graph, GraphError, ListedNarinfo, list_narinfos, read_narinfos, require_readable};
-use crate::remote::pins::{Retention, list_pins, read_pins};
+use crate::remote::pins::{ListedPin, Retention, list_pins, read_pin, read_pins};
 use crate::remote::progress::{count_of, is_or_are};
 use crate::remote::s3::{Access, Bucket};
 
 /// Narinfos that are deleted between two checks of the flag.
 const BATCH_SIZE: usize = 500;
+
+/// Age of a record from which on what it names is recorded again before it is deleted. Otherwise the record could be
+/// removed, which happens when the grace period of NARs has passed, before the NARs of its paths.
+const RECORD_RENEWAL_AGE: Duration = DOOM_PERIOD.saturating_mul(2);
 
 /// How paths are deleted.
 pub struct DeleteOptions {
@@ -68,7 +72,9 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         delete_paths(&bucket, candidates, &options).await
     })?;
-    outcome::write(Some(&deleted), None, args.json)
+    let mut writer = OutcomeWriter::new(args.json)?;
+    writer.add_paths(&deleted)?;
+    writer.finish()
 }
 
 /// Dooms or deletes paths; returns what was done.
@@ -77,26 +83,27 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
 /// Refuses more paths than the maximum share. Fails if anything cannot be read, listed, written or deleted, or if another
 /// collector is deleting.
 pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &DeleteOptions) -> Result<Outcome> {
+    let (objects, now) = GcObjects::list_with_time(bucket).await?;
     if candidates.paths.is_empty() {
+        SweepFlag::remove_abandoned(bucket, &objects, now, options.takeover_pause).await?;
         return Ok(Outcome::default());
     }
-    let (objects, now) = GcObjects::list_with_time(bucket).await?;
     let listed = list_narinfos(bucket).await?;
     let plan = Plan::new(bucket, &candidates, &listed, &objects, now, options).await?;
     let count = plan.to_doom.len() + plan.waiting + plan.ready.len();
     require_share(bucket, "paths", count, listed.len(), options.max_percent)?;
-    plan.print(options);
     let mut writer = RecordWriter::of_narinfos(bucket, now);
     for &index in &plan.to_doom {
         writer.add_narinfo(&candidates.text(index)?).await?;
     }
     writer.flush().await?;
+    plan.print(options);
     let outcome = plan.outcome();
     if plan.ready.is_empty() {
+        SweepFlag::remove_abandoned(bucket, &objects, now, options.takeover_pause).await?;
         return Ok(outcome);
     }
-    let ready = plan.ready.iter().map(|&index| (candidates.paths[index].path.hash_part(), &candidates.paths[index]));
-    let mut sweep = Sweep::prepare(bucket, ready.collect(), listed, now, options).await?;
+    let mut sweep = Sweep::prepare(bucket, &candidates, &plan.ready, listed, now, options).await?;
     let deleted = SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| {
         if !options.now && !has_all_records(bucket, &objects).await? {
             process::print_message(TOOL, "nothing is deleted, because another collector removed records meanwhile");
@@ -115,6 +122,15 @@ async fn has_all_records(bucket: &Bucket, earlier: &GcObjects) -> Result<bool> {
     Ok(earlier.records.iter().all(|record| records.iter().any(|other| other.key == record.key)))
 }
 
+/// A path that may be deleted.
+#[derive(Clone, Copy)]
+struct Ready {
+    /// Its index in the candidates.
+    index: usize,
+    /// Whether a record is written before it is deleted: there is none, or an old one.
+    needs_record: bool,
+}
+
 /// What becomes of each path.
 #[derive(Default)]
 struct Plan {
@@ -124,7 +140,7 @@ struct Plan {
     waiting: usize,
     longest_wait: Duration,
     /// Deleted by this run.
-    ready: Vec<usize>,
+    ready: Vec<Ready>,
     /// Changed in the bucket since the stream was made.
     changed: usize,
     /// Not in the bucket any more.
@@ -164,8 +180,10 @@ impl Plan {
                 (Some(listed), true) => listed,
             };
             match doomed_for(doomed.get(&listed.hash), listed.last_modified, now) {
-                _ if options.now => plan.ready.push(index),
-                Some(age) if age >= DOOM_PERIOD => plan.ready.push(index),
+                _ if options.now => plan.ready.push(Ready { index, needs_record: true }),
+                Some(age) if age >= DOOM_PERIOD => {
+                    plan.ready.push(Ready { index, needs_record: age >= RECORD_RENEWAL_AGE });
+                }
                 Some(age) => {
                     plan.waiting += 1;
                     plan.longest_wait = plan.longest_wait.max(DOOM_PERIOD.saturating_sub(age));
@@ -213,8 +231,9 @@ struct Sweep<'a> {
     bucket: &'a Bucket,
     options: &'a DeleteOptions,
     now: SystemTime,
+    candidates: &'a Candidates,
     /// The paths that may be deleted, sorted by hash part, and which of them must stay.
-    paths: Vec<(HashPart, &'a Candidate)>,
+    paths: Vec<(HashPart, Ready)>,
     graph: Graph,
     /// The narinfos in the bucket before the flag was set.
     listed: Vec<ListedNarinfo>,
@@ -225,17 +244,20 @@ impl<'a> Sweep<'a> {
     /// done before the flag is set.
     async fn prepare(
         bucket: &'a Bucket,
-        mut paths: Vec<(HashPart, &'a Candidate)>,
+        candidates: &'a Candidates,
+        ready: &[Ready],
         listed: Vec<ListedNarinfo>,
         now: SystemTime,
         options: &'a DeleteOptions,
     ) -> Result<Self> {
+        let hash_of = |ready: &Ready| candidates.paths[ready.index].path.hash_part();
+        let mut paths: Vec<(HashPart, Ready)> = ready.iter().map(|ready| (hash_of(ready), *ready)).collect();
         paths.sort_unstable_by_key(|(hash, _)| *hash);
         let mut graph = Graph::new(paths.iter().map(|(hash, _)| *hash));
-        for (index, (_, candidate)) in paths.iter().enumerate() {
-            graph.set_references(index, candidate.references.iter().copied());
+        for (index, (_, ready)) in paths.iter().enumerate() {
+            graph.set_references(index, candidates.paths[ready.index].references.iter().copied());
         }
-        let mut sweep = Self { bucket, options, now, paths, graph, listed };
+        let mut sweep = Self { bucket, options, now, candidates, paths, graph, listed };
         let staying: Vec<ListedNarinfo> =
             sweep.listed.iter().filter(|narinfo| !sweep.contains(narinfo.hash)).copied().collect();
         sweep.keep_references(&staying).await?;
@@ -260,18 +282,51 @@ impl<'a> Sweep<'a> {
         .await
     }
 
-    async fn keep_pins(&mut self) -> Result {
-        let mut pins = list_pins(self.bucket).await?;
-        self.options.retention.apply(&mut pins, self.now);
+    /// Keeps what the pins and roots name. Returns the pins that do not count any more.
+    async fn keep_pins(&mut self) -> Result<Vec<ListedPin>> {
+        let pins = list_pins(self.bucket).await?;
+        let (pins, expired) = self.options.retention.split(pins, self.now);
         let pinned = read_pins(self.bucket, &pins, &self.options.store_dir).await?;
         for path in pinned.iter().chain(&self.options.roots) {
             self.graph.mark_root(path.hash_part());
         }
-        require_readable(self.bucket)
+        require_readable(self.bucket)?;
+        Ok(expired)
+    }
+
+    /// Removes those of the expired pins that name a path which is about to be deleted. Each command that reads them
+    /// would fail on the missing path.
+    async fn remove_pins_of(&self, dead: &HashSet<HashPart>, expired: &[ListedPin]) -> Result {
+        let reads = stream::iter(expired.iter().map(async |pin| {
+            let paths = read_pin(self.bucket, &pin.name, &self.options.store_dir).await?.unwrap_or_default();
+            let names_dead = paths.iter().any(|path| dead.contains(&path.hash_part()));
+            Ok::<_, Error>(names_dead.then(|| pin.name.key()))
+        }));
+        let keys: Vec<_> = reads.buffered(self.bucket.max_in_flight().into()).try_collect().await?;
+        let keys: Vec<String> = keys.into_iter().flatten().collect();
+        self.bucket.delete(&keys).await?;
+        if !keys.is_empty() && !self.options.is_quiet {
+            let (count, verb) = (count_of(keys.len(), "pin"), is_or_are(keys.len()));
+            process::print_message(TOOL, format!("{count} {verb} removed: not kept by --keep-last or --keep-within"));
+        }
+        Ok(())
+    }
+
+    /// Writes a record of the dead paths that have none, or an old one.
+    async fn record(&self, dead: impl Iterator<Item = usize>) -> Result {
+        let mut writer = RecordWriter::of_narinfos(self.bucket, self.now);
+        for index in dead {
+            let (_, ready) = self.paths[index];
+            if ready.needs_record {
+                writer.add_narinfo(&self.candidates.text(ready.index)?).await?;
+            }
+        }
+        writer.flush().await
     }
 
     /// Lists again, now that the flag is set: keeps what was written since and what it references.
-    async fn keep_what_was_written(&mut self) -> Result {
+    /// Returns the pins that do not count any more.
+    async fn keep_what_was_written(&mut self) -> Result<Vec<ListedPin>> {
         let listed = list_narinfos(self.bucket).await?;
         let before: HashMap<HashPart, ListedNarinfo> =
             self.listed.iter().map(|narinfo| (narinfo.hash, *narinfo)).collect();
@@ -292,11 +347,15 @@ impl<'a> Sweep<'a> {
 
     /// Deletes the paths that nothing keeps, referrers first; returns them.
     async fn run(&mut self, flag: &mut SweepFlag<'_>) -> Result<Vec<String>> {
-        self.keep_what_was_written().await?;
+        let expired = self.keep_what_was_written().await?;
         self.graph.propagate();
         let batches = self.graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
             Error::failed(format!("{}: cycle of references", self.bucket.display_url(&format!("{hash}.narinfo"))))
         })?;
+        self.record(batches.iter().flatten().copied()).await?;
+        flag.require_owned().await?;
+        let dead = batches.iter().flatten().map(|&index| self.paths[index].0).collect();
+        self.remove_pins_of(&dead, &expired).await?;
         let mut deleted = Vec::new();
         for batch in batches.iter().flat_map(|batch| batch.chunks(BATCH_SIZE)) {
             flag.require_owned().await?;
@@ -305,8 +364,8 @@ impl<'a> Sweep<'a> {
             };
             self.bucket.delete(&keys("narinfo")).await?;
             self.bucket.delete(&keys("ls")).await?;
-            let paths = batch.iter().map(|&index| self.options.store_dir.join(&self.paths[index].1.path));
-            deleted.extend(paths);
+            let paths = batch.iter().map(|&index| &self.candidates.paths[self.paths[index].1.index].path);
+            deleted.extend(paths.map(|path| self.options.store_dir.join(path)));
         }
         self.print(deleted.len());
         Ok(deleted)

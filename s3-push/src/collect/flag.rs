@@ -49,6 +49,23 @@ impl<'a> SweepFlag<'a> {
         Ok(value)
     }
 
+    /// Removes the flag of a collector that has stopped, so that nobody waits for it. Waits for `takeover_pause` before.
+    ///
+    /// # Errors
+    /// See [`SweepFlag::hold`].
+    pub async fn remove_abandoned(
+        bucket: &'a Bucket,
+        objects: &GcObjects,
+        now: SystemTime,
+        takeover_pause: Duration,
+    ) -> Result {
+        if is_abandoned(objects, now) {
+            Self::hold(bucket, objects, now, takeover_pause, async |_| Ok(())).await
+        } else {
+            Ok(())
+        }
+    }
+
     /// Sets the flag. `now` is the time of the service. If the flag of another collector is taken over, waits for
     /// `takeover_pause`: a deletion that the other one may have begun must have ended by then.
     ///
@@ -60,7 +77,7 @@ impl<'a> SweepFlag<'a> {
         let mut flag = Self { bucket, text, written: Instant::now(), takeover_pause };
         let pause = match objects.flag_time {
             None => flag.create().await?,
-            Some(time) if now.duration_since(time).unwrap_or_default() >= FLAG_LIFETIME => flag.take_over().await?,
+            Some(_) if is_abandoned(objects, now) => flag.take_over().await?,
             Some(_) => return Err(flag.in_use()),
         };
         if let Some(pause) = pause {
@@ -132,4 +149,9 @@ impl<'a> SweepFlag<'a> {
         self.require_owned().await?;
         self.bucket.delete(&[FLAG_KEY.to_owned()]).await
     }
+}
+
+/// Returns whether there is the flag of a collector that has stopped.
+fn is_abandoned(objects: &GcObjects, now: SystemTime) -> bool {
+    objects.flag_time.is_some_and(|time| now.duration_since(time).unwrap_or_default() >= FLAG_LIFETIME)
 }

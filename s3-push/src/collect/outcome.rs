@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use nar_pack::error::Result;
 use nar_pack::json_lines::write_object;
-use nar_pack::stdio;
+use nar_pack::stdio::{self, Output};
 use serde_json::{Map, Value, json};
 
 /// What a deletion of paths or of objects has done.
@@ -25,27 +25,59 @@ pub struct Outcome {
 }
 
 /// Writes what was deleted to standard output: paths, then the keys of other objects. JSON ends with a summary.
-///
-/// # Errors
-/// Fails if standard output cannot be written.
-pub fn write(paths: Option<&Outcome>, objects: Option<&Outcome>, is_json: bool) -> Result {
-    let mut out = stdio::stdout(None)?;
-    let mut summary = Map::new();
-    for (outcome, field, kind) in [(paths, "path", "paths"), (objects, "key", "objects")] {
-        let Some(outcome) = outcome else { continue };
+pub struct OutcomeWriter {
+    out: Output,
+    is_json: bool,
+    summary: Map<String, Value>,
+}
+
+impl OutcomeWriter {
+    /// Starts the output.
+    ///
+    /// # Errors
+    /// Fails if standard output cannot be used.
+    pub fn new(is_json: bool) -> Result<Self> {
+        Ok(Self { out: stdio::stdout(None)?, is_json, summary: Map::new() })
+    }
+
+    /// Writes which paths were deleted.
+    ///
+    /// # Errors
+    /// Fails if standard output cannot be written.
+    pub fn add_paths(&mut self, outcome: &Outcome) -> Result {
+        self.add(outcome, "path", "paths")
+    }
+
+    /// Writes which other objects were deleted.
+    ///
+    /// # Errors
+    /// Fails if standard output cannot be written.
+    pub fn add_objects(&mut self, outcome: &Outcome) -> Result {
+        self.add(outcome, "key", "objects")
+    }
+
+    fn add(&mut self, outcome: &Outcome, field: &str, kind: &str) -> Result {
         for name in &outcome.deleted {
-            if is_json {
-                write_object(&mut out, json!({ field: name, "status": "deleted" }))?;
+            if self.is_json {
+                write_object(&mut self.out, json!({ field: name, "status": "deleted" }))?;
             } else {
-                writeln!(out, "{name}")?;
+                writeln!(self.out, "{name}")?;
             }
         }
-        summary.insert(kind.to_owned(), outcome.counts());
+        self.summary.insert(kind.to_owned(), outcome.counts());
+        Ok(self.out.flush()?)
     }
-    if is_json {
-        write_object(&mut out, json!({ "summary": summary }))?;
+
+    /// Ends the output.
+    ///
+    /// # Errors
+    /// Fails if standard output cannot be written.
+    pub fn finish(mut self) -> Result {
+        if self.is_json {
+            write_object(&mut self.out, json!({ "summary": self.summary }))?;
+        }
+        self.out.finish()
     }
-    out.finish()
 }
 
 impl Outcome {

@@ -38,13 +38,19 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         let collector_wait = CollectorWait::new(args.collector_timeout);
         refuse_conflict(&bucket, &name).await?;
         require_paths(&bucket, &store_dir, &paths).await?;
-        collector_wait.wait(&bucket).await?;
-        let text: String = paths.iter().map(|path| store_dir.join(path) + "\n").collect();
-        bucket.put(&name.key(), "text/plain; charset=UTF-8", Bytes::from(text)).await?;
-        // A collector reads the pins after it has set its flag. One that has set it since may have read them before this
-        // one was written, and deletes the paths until it ends. One that sets it later keeps them.
-        collector_wait.wait(&bucket).await?;
-        require_paths(&bucket, &store_dir, &paths).await?;
+        let text: Bytes = paths.iter().map(|path| store_dir.join(path) + "\n").collect::<String>().into();
+        loop {
+            collector_wait.wait(&bucket).await?;
+            bucket.put(&name.key(), "text/plain; charset=UTF-8", text.clone()).await?;
+            // A collector reads the pins after it has set its flag. One that has set it since may have read them before
+            // this one was written, and deletes the paths and an expired pin of that name until it ends. One that sets
+            // it later keeps them.
+            collector_wait.wait(&bucket).await?;
+            require_paths(&bucket, &store_dir, &paths).await?;
+            if bucket.size(&name.key()).await?.is_some() {
+                break;
+            }
+        }
         if args.json {
             print_object(json!({ "name": name.as_str(), "status": "pinned", "paths": paths.len() }))?;
         }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use nar_pack::error::{Error, Result};
+use nar_pack::error::Result;
 use nar_pack::store_path::StoreDir;
 use tokio::runtime::Runtime;
 
 use super::candidates::Candidates;
 use super::cli::CollectArgs;
 use super::delete::{DeleteOptions, delete_paths};
-use super::outcome;
+use super::outcome::OutcomeWriter;
 use super::unneeded::{UnneededOptions, delete_unneeded};
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -44,12 +44,15 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         is_quiet,
         known: roots.known.clone(),
     };
-    let (paths, keys) = runtime.block_on(async {
+    let mut writer = OutcomeWriter::new(args.json)?;
+    runtime.block_on(async {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         let dead = find_dead(&bucket, &options.store_dir, &roots).await?;
         let paths = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options).await?;
-        let keys = delete_unneeded(&bucket, &unneeded).await?;
-        Ok::<_, Error>((paths, keys))
+        // They are deleted, whatever becomes of the next step.
+        writer.add_paths(&paths)?;
+        let objects = delete_unneeded(&bucket, &unneeded).await?;
+        writer.add_objects(&objects)
     })?;
-    outcome::write(Some(&paths), Some(&keys), args.json)
+    writer.finish()
 }

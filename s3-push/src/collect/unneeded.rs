@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
-use super::outcome::{self, Outcome};
+use super::outcome::{Outcome, OutcomeWriter};
 use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed_keys};
 use super::require_share;
 use crate::TOOL;
@@ -78,7 +78,9 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
         delete_unneeded(&bucket, &options).await
     })?;
-    outcome::write(None, Some(&deleted), args.json)
+    let mut writer = OutcomeWriter::new(args.json)?;
+    writer.add_objects(&deleted)?;
+    writer.finish()
 }
 
 /// Dooms or deletes objects; returns what was done.
@@ -96,31 +98,38 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
         .filter(|(_, object)| !needs.contain(object))
         .map(|(key, object)| (key, object.written))
         .collect();
-    require_share(bucket, "NARs and other objects", unneeded.len(), objects.len(), options.max_percent)?;
     let plan = Plan::new(bucket, unneeded, &gc, now, options).await?;
+    // Those that wait for the end of their grace period were counted by the run that doomed them.
+    let count = plan.to_doom.len() + plan.ready.len();
+    require_share(bucket, "NARs and other objects", count, objects.len(), options.max_percent)?;
+    plan.doom(bucket, now).await?;
     let is_old = |time: SystemTime| now.duration_since(time).unwrap_or_default() >= options.grace;
     let records = gc.records.iter().chain(&gc.key_records).filter(|record| is_old(record.time));
     let old_records: Vec<String> = records.map(|record| record.key.clone()).collect();
     let deleted = if plan.ready.is_empty() && old_records.is_empty() {
+        SweepFlag::remove_abandoned(bucket, &gc, now, options.takeover_pause).await?;
         Vec::new()
     } else {
         SweepFlag::hold(bucket, &gc, now, options.takeover_pause, async |flag| {
             let deleted = sweep(bucket, flag, &mut needs, &plan.ready, options).await?;
-            // What they doomed is deleted, or has been written since.
+            if !old_records.is_empty() {
+                flag.require_owned().await?;
+            }
+            // What they doomed and is still there must be doomed anew before it is deleted.
             bucket.delete(&old_records).await?;
             Ok(deleted)
         })
         .await?
     };
     plan.print(deleted.len(), options);
-    Ok(Outcome { deleted, doomed: plan.doomed, waiting: plan.waiting, ..Outcome::default() })
+    Ok(Outcome { deleted, doomed: plan.to_doom.len(), waiting: plan.waiting, ..Outcome::default() })
 }
 
 /// What becomes of the objects that are not needed.
 #[derive(Default)]
 struct Plan {
-    /// Doomed by this run.
-    doomed: usize,
+    /// The keys of those that this run dooms.
+    to_doom: Vec<String>,
     /// Doomed by an earlier run, but not for long enough.
     waiting: usize,
     /// Deleted by this run, unless they are needed by then. With the times at which they were written.
@@ -136,28 +145,34 @@ impl Plan {
         options: &UnneededOptions,
     ) -> Result<Self> {
         let doomed = read_doomed_keys(bucket, &gc.key_records).await?;
-        let (mut plan, mut writer) = (Self::default(), RecordWriter::of_keys(bucket, now));
+        let mut plan = Self::default();
         for (key, written) in unneeded {
             match doomed_for(doomed.get(key), written, now) {
                 Some(age) if age >= options.grace => {
                     plan.ready.insert(key.clone(), written);
                 }
                 Some(_) => plan.waiting += 1,
-                None => {
-                    plan.doomed += 1;
-                    writer.add_key(key).await?;
-                }
+                None => plan.to_doom.push(key.clone()),
             }
         }
-        writer.flush().await?;
         Ok(plan)
     }
 
+    /// Writes the record of what this run dooms.
+    async fn doom(&self, bucket: &Bucket, now: SystemTime) -> Result {
+        let mut writer = RecordWriter::of_keys(bucket, now);
+        for key in &self.to_doom {
+            writer.add_key(key).await?;
+        }
+        writer.flush().await
+    }
+
     fn print(&self, deleted: usize, options: &UnneededOptions) {
-        if options.is_quiet || deleted + self.doomed + self.waiting == 0 {
+        let doomed = self.to_doom.len();
+        if options.is_quiet || deleted + doomed + self.waiting == 0 {
             return;
         }
-        let [deleted, doomed, waiting] = [deleted, self.doomed, self.waiting].map(|count| HumanCount(count as u64));
+        let [deleted, doomed, waiting] = [deleted, doomed, self.waiting].map(|count| HumanCount(count as u64));
         let message = format!(
             "NARs and other objects that no path needs: {deleted} deleted, {doomed} doomed, {waiting} within the grace \
              period"

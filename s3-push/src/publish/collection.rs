@@ -117,7 +117,7 @@ impl CollectorWait {
             if started.elapsed() >= self.timeout {
                 let seconds = self.timeout.as_secs();
                 return Err(Error::failed(format!("{url}: the collector has not ended after {seconds} seconds"))
-                    .with_hint("if it was killed, run 's3-push delete', which takes over after 15 minutes"));
+                    .with_hint("if it was killed, run 's3-push collect', which takes over after 15 minutes"));
             }
             tokio::time::sleep(POLL_INTERVAL.min(self.timeout)).await;
         }

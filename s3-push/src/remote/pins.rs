@@ -124,12 +124,13 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Removes the pins that do not count. A pin counts if either rule keeps it, and always if there is no rule. The
-    /// rules apply to each group of pins whose names differ only after the last slash; a name without a slash is never
-    /// removed, since it has no successors.
-    pub fn apply(&self, pins: &mut Vec<ListedPin>, now: SystemTime) {
+    /// Returns the pins that count and those that do not. A pin counts if either rule keeps it, and always if there is no
+    /// rule. The rules apply to each group of pins whose names differ only after the last slash; a name without a slash
+    /// always counts, since it has no successors.
+    #[must_use]
+    pub fn split(&self, pins: Vec<ListedPin>, now: SystemTime) -> (Vec<ListedPin>, Vec<ListedPin>) {
         if self.keep_last.is_none() && self.keep_within.is_none() {
-            return;
+            return (pins, Vec::new());
         }
         let newer_in_group = |pin: &ListedPin| {
             let is_newer = |other: &&ListedPin| {
@@ -144,8 +145,7 @@ impl Retention {
                 || self.keep_last.is_some_and(|count| newer_in_group(pin) < count)
                 || self.keep_within.is_some_and(|duration| age <= duration)
         };
-        let kept: Vec<ListedPin> = pins.iter().filter(|pin| counts(pin)).cloned().collect();
-        *pins = kept;
+        pins.iter().cloned().partition(counts)
     }
 }
 
@@ -184,9 +184,9 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let all = || vec![pin("main/1", 300), pin("main/2", 200), pin("main/3", 100), pin("pr/1", 900), pin("x", 999)];
         let names = |retention: Retention| {
-            let mut pins = all();
-            retention.apply(&mut pins, now);
-            pins.iter().map(|pin| pin.name.as_str().to_owned()).collect::<Vec<_>>()
+            let (kept, expired) = retention.split(all(), now);
+            assert_eq!(kept.len() + expired.len(), all().len());
+            kept.iter().map(|pin| pin.name.as_str().to_owned()).collect::<Vec<_>>()
         };
         let seconds = Duration::from_secs;
         assert_eq!(names(Retention::default()).len(), 5);

@@ -20,7 +20,7 @@ use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::liveness::cli::RootArgs;
-use crate::remote::pins::{Retention, list_pins, read_pins};
+use crate::remote::pins::{ListedPin, Retention, list_pins, read_pin, read_pins};
 use crate::remote::s3::Bucket;
 use crate::remote::text_file::{Span, TextFile};
 
@@ -147,7 +147,8 @@ pub async fn find_dead(bucket: &Bucket, store_dir: &StoreDir, options: &RootOpti
     })
     .await?;
     // Read after the narinfos: a pin that was added meanwhile counts.
-    let mut roots = pinned_paths(bucket, store_dir, options).await?;
+    let pins = counted_pins(bucket, options).await?;
+    let mut roots = read_pins(bucket, &pins, store_dir).await.map_err(fail)?;
     roots.extend(options.paths.iter().cloned());
     if roots.is_empty() && !options.allow_no_roots {
         let error = Error::failed(format!("{}: no pins and no roots", bucket.display_url("")));
@@ -160,7 +161,7 @@ pub async fn find_dead(bucket: &Bucket, store_dir: &StoreDir, options: &RootOpti
         if !seen.insert(path.hash_part()) {
             continue;
         }
-        let narinfo = read_new_root(bucket, store_dir, &path).await?;
+        let narinfo = read_new_root(bucket, store_dir, &path, &pins).await?;
         for reference in narinfo.references.iter().filter(|reference| **reference != path) {
             if !graph.mark_root(reference.hash_part()) && !is_elsewhere(bucket, reference).await? {
                 missing.push(reference.clone());
@@ -176,18 +177,25 @@ pub async fn find_dead(bucket: &Bucket, store_dir: &StoreDir, options: &RootOpti
     Ok(DeadPaths { order, texts, total: graph.count() })
 }
 
-async fn pinned_paths(bucket: &Bucket, store_dir: &StoreDir, options: &RootOptions) -> Result<Vec<StorePath>> {
-    let mut pins = list_pins(bucket).await?;
-    options.retention.apply(&mut pins, options.now);
-    read_pins(bucket, &pins, store_dir).await.map_err(fail)
+/// Returns the pins that count.
+async fn counted_pins(bucket: &Bucket, options: &RootOptions) -> Result<Vec<ListedPin>> {
+    Ok(options.retention.split(list_pins(bucket).await?, options.now).0)
 }
 
 /// Reads the narinfo of a root that was not in the listing.
-async fn read_new_root(bucket: &Bucket, store_dir: &StoreDir, path: &StorePath) -> Result<NarInfo> {
+async fn read_new_root(bucket: &Bucket, store_dir: &StoreDir, path: &StorePath, pins: &[ListedPin]) -> Result<NarInfo> {
     let key = format!("{}.narinfo", path.hash_part());
     let Some(object) = bucket.get_text(&key, narinfo::MAX_SIZE).await? else {
-        let error = format!("the root {} is not in the cache {}", store_dir.join(path), bucket.display_url(""));
-        return Err(Error::failed(error).with_hint("remove it from the pins or the list of roots, or publish it"));
+        let full_path = store_dir.join(path);
+        for pin in pins {
+            if read_pin(bucket, &pin.name, store_dir).await?.unwrap_or_default().contains(path) {
+                let url = bucket.display_url(&pin.name.key());
+                return Err(Error::failed(format!("{url}: {full_path} is not in the cache"))
+                    .with_hint("publish the path, or remove the pin with 's3-push unpin'"));
+            }
+        }
+        let error = format!("the root {full_path} is not in the cache {}", bucket.display_url(""));
+        return Err(Error::failed(error).with_hint("remove it from the list of roots, or publish it"));
     };
     NarInfo::parse(&object.text, store_dir).context(|| bucket.display_url(&key)).map_err(fail)
 }

@@ -1,5 +1,10 @@
 //! Pins: written, listed and removed; their names and contents are checked.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cache_tests::fault_proxy::{Fault, FaultProxy, ObjectKind, RequestKind};
+use cache_tests::store_path;
+
 use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
 
 #[test]
@@ -32,6 +37,37 @@ fn a_pin_of_a_path_that_the_cache_lacks_is_refused() {
         "{stderr}"
     );
     assert_eq!(s3.objects(&bucket), Vec::<String>::new());
+}
+
+/// A collector that has read an expired pin of that name before the new one was written removes it.
+#[test]
+fn a_pin_that_a_collector_removes_meanwhile_is_written_again() {
+    let (mut fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    let (target, is_removed) = (bucket.clone(), AtomicBool::new(false));
+    let proxy = FaultProxy::start(&s3.endpoint(), move |request| {
+        let is_written = s3.objects(&target).contains(&"pins/main/1".to_owned());
+        if request.key() == "gc/sweeping" && is_written && !is_removed.swap(true, Ordering::Relaxed) {
+            s3.remove(&target, "pins/main/1");
+        }
+        Fault::Pass
+    });
+    fixture.scratch.env("C", s3.cache_url(&bucket).replace(&s3.endpoint(), proxy.endpoint()));
+    fixture.scratch.sh("echo \"$TOP\" | s3-push pin \"$C\" main/1").ok();
+    assert_eq!(s3.get(&bucket, "pins/main/1"), format!("{}\n", fixture.closure.top).as_bytes());
+    let writes = proxy.requests().into_iter().filter(|kind| *kind == RequestKind::PutObject(ObjectKind::Other));
+    assert_eq!(writes.count(), 2);
+}
+
+#[test]
+fn a_missing_path_is_reported_with_the_pin_that_names_it() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    let missing = store_path("missing", 1);
+    s3.put(&bucket, "pins/main/1", format!("{}\n", fixture.closure.lib).as_bytes());
+    s3.put(&bucket, "pins/main/2", format!("{}\n{missing}\n", fixture.closure.lib).as_bytes());
+    let stderr = fixture.scratch.sh("s3-push collect --older-than 30d \"$C\"").fails(2);
+    assert!(stderr.contains(&format!("/pins/main/2: {missing} is not in the cache")), "{stderr}");
 }
 
 /// MinIO stores objects as files, and hides `pins/main/1` when there is an object `pins/main`.

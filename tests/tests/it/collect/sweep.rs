@@ -5,9 +5,9 @@ use std::fs;
 use std::time::SystemTime;
 
 use cache_tests::EmbeddedS3;
-use cache_tests::fault_proxy::{Fault, FaultProxy};
+use cache_tests::fault_proxy::{ACCESS_DENIED, Fault, FaultProxy, Request, always, only};
 
-use super::delete::{DELETE, doomed_cache, narinfo_count};
+use super::delete::{DELETE, doomed_cache, narinfo_count, records};
 use super::unneeded::{DELETE_NARS, cache_of_doomed_nars, keys_below};
 use crate::fixtures::bucket::{assert_closed, snapshot};
 use crate::fixtures::closure_fixture::Fixture;
@@ -69,4 +69,36 @@ fn a_nar_that_is_needed_or_written_after_the_first_listing_stays() {
     let _proxy = on_flag(&mut fixture, s3, &bucket, event);
     assert_eq!(fixture.scratch.sh(DELETE_NARS).ok(), nar(&fixture.closure.top));
     assert_eq!(keys_below(s3, &bucket, "nar/").len(), 2);
+}
+
+/// Another collector removes old records while this one prepares the deletion: a push that starts then does not know that
+/// the paths are doomed, and relies on them.
+#[test]
+fn nothing_is_deleted_if_a_record_was_removed_after_it_was_read() {
+    let (mut fixture, s3, bucket) = doomed_cache();
+    let [record] = records(s3, &bucket).try_into().unwrap();
+    let target = bucket.clone();
+    let event = move || {
+        if s3.objects(&target).contains(&record) {
+            s3.remove(&target, &record);
+        }
+    };
+    let _proxy = on_flag(&mut fixture, s3, &bucket, event);
+    let output = fixture.scratch.sh(DELETE);
+    assert!(output.stderr.contains("because another collector removed records meanwhile"), "{}", output.stderr);
+    assert_eq!((output.ok().as_str(), narinfo_count(s3, &bucket)), ("", 3));
+    assert!(!s3.objects(&bucket).contains(&"gc/sweeping".to_owned()));
+}
+
+/// What `collect` has deleted is printed, although its second step fails.
+#[test]
+fn deleted_paths_are_printed_before_the_nars_are_looked_at() {
+    let (mut fixture, s3, bucket) = doomed_cache();
+    let lists_nars = |request: &Request| request.query.contains("prefix=nar");
+    let proxy = FaultProxy::start(&s3.endpoint(), only(lists_nars, always(ACCESS_DENIED)));
+    fixture.scratch.env("C", s3.cache_url(&bucket).replace(&s3.endpoint(), proxy.endpoint()));
+    let closure = &fixture.closure;
+    let output = fixture.scratch.sh("s3-push collect --older-than 30d --max-delete 100% --no-roots \"$C\"");
+    assert_eq!(output.text().trim_end(), [&*closure.top, &closure.app, &closure.lib].join("\n"));
+    output.fails(2);
 }

@@ -45,6 +45,25 @@ fn a_flag_older_than_fifteen_minutes_is_taken_over() {
     assert!(!s3.objects(&bucket).contains(&"gc/sweeping".to_owned()));
 }
 
+/// It would make pins and some pushes wait, although no collector deletes.
+#[test]
+fn an_abandoned_flag_is_removed_also_if_nothing_is_deleted() {
+    let (fixture, s3, bucket) = doomed_cache();
+    fixture.scratch.sh("s3-push pin \"$C\" main < paths").ok();
+    for command in [
+        "delete --takeover-pause 0s \"$C\" < /dev/null",
+        "delete --takeover-pause 0s --nars \"$C\"",
+        "collect --takeover-pause 0s --older-than 30d \"$C\"",
+    ] {
+        for (age, is_removed) in [(MINUTE * 14, false), (MINUTE * 15, true)] {
+            set_flag(s3, &bucket, age);
+            fixture.scratch.sh(&format!("s3-push {command}")).ok();
+            assert_eq!(!s3.objects(&bucket).contains(&"gc/sweeping".to_owned()), is_removed, "{command}: {age:?}");
+        }
+    }
+    assert_eq!(narinfo_count(s3, &bucket), 3);
+}
+
 /// The owner of the flag was slow, not dead: it stops when it finds the flag of another collector.
 #[test]
 fn a_collector_whose_flag_was_taken_over_deletes_nothing_more() {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use cache_tests::EmbeddedS3;
 
 use super::dead::{old_cache, set_age};
-use super::delete::{DEAD, DELETE, age_records, doomed_cache};
+use super::delete::{DEAD, DELETE, age_records, doomed_cache, records};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH};
 
 pub const DELETE_NARS: &str = "s3-push delete --nars --max-delete 100% \"$C\"";
@@ -167,4 +167,42 @@ fn collect_keeps_further_roots() {
     fixture.scratch.sh(DEAD).ok();
     age_records(s3, &bucket, DAY);
     fixture.scratch.sh("s3-pull --root out -r --no-verify-signatures \"$C\" \"$APP\"").ok();
+}
+
+/// Those that wait for the end of their grace period were within the share of the run that doomed them.
+#[test]
+fn what_was_doomed_before_does_not_count_towards_the_share() {
+    let (fixture, s3, bucket) = old_cache();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    s3.remove(&bucket, &Fixture::narinfo_key(&fixture.closure.top));
+    sh("s3-push delete --nars --max-delete 34% \"$C\"").ok();
+    let waiting = sh("s3-push delete --nars --max-delete 1% \"$C\"");
+    assert!(waiting.stderr.contains("1 within the grace period"), "{}", waiting.stderr);
+    assert_eq!(waiting.ok(), "");
+    s3.remove(&bucket, &Fixture::narinfo_key(&fixture.closure.app));
+    let before = records(s3, &bucket);
+    let stderr = sh("s3-push delete --nars --max-delete 1% \"$C\"").fails(1);
+    assert!(stderr.contains("1 of 3 NARs and other objects (33%) would be deleted"), "{stderr}");
+    assert_eq!(records(s3, &bucket), before, "nothing is doomed by a run that is refused");
+}
+
+/// A pin that --keep-last does not keep is removed with the paths that only it kept; until then it stays.
+#[test]
+fn a_pin_that_is_not_kept_goes_with_its_paths() {
+    let (fixture, s3, bucket) = old_cache();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    for (name, path, days) in [("main/1", "$TOP", 20), ("main/2", "$LIB", 10), ("main/3", "$APP", 1)] {
+        sh(&format!("echo \"{path}\" | s3-push pin -q \"$C\" {name}")).ok();
+        set_age(s3, &bucket, &format!("pins/{name}"), DAY * days);
+    }
+    let collect = "s3-push collect --older-than 30d --max-delete 100% --keep-last 1 \"$C\"";
+    assert_eq!(sh(collect).ok(), "", "doomed");
+    assert_eq!(keys_below(s3, &bucket, "pins/").len(), 3);
+    age_records(s3, &bucket, DAY);
+    let output = sh(collect);
+    assert!(output.stderr.contains("1 pin is removed: not kept by --keep-last"), "{}", output.stderr);
+    assert_eq!(output.ok(), fixture.closure.top);
+    // lib is a reference of app, so the second pin names nothing that is deleted.
+    assert_eq!(keys_below(s3, &bucket, "pins/"), ["pins/main/2", "pins/main/3"]);
+    sh("s3-push collect --older-than 30d --max-delete 100% \"$C\"").ok();
 }
