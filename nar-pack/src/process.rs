@@ -2,12 +2,15 @@
 //! messages go through this module, so that each is one line that begins with the tool's name and reveals no key
 //! ([`crate::redact`]). [`crate::error`] defines the text of an error and its exit status.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue};
 
 use crate::drawn_line::write_above;
 use crate::error::{Error, Result};
@@ -31,13 +34,13 @@ pub fn main_with_args<C: clap::Parser>(
     let args: Vec<OsString> = args.into_iter().collect();
     PRINTS_JSON.store(requests_json(&args), Ordering::Relaxed);
     let first = args.get(1).and_then(|arg| arg.to_str()).map(str::to_owned);
-    let error = match C::try_parse_from(args) {
+    let error = match parse_args::<C>(args) {
         Ok(cli) => match run(&cli) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => error,
         },
         Err(error) if !error.use_stderr() => return print_help(&error),
-        Err(error) => Error::usage(usage_error(&error)),
+        Err(error) => Error::usage(usage_error::<C>(&error)),
     };
     let error = if error.is_usage() {
         let hint = format!("run '{} --help' for usage", named_command::<C>(tool, first.as_deref()));
@@ -50,6 +53,37 @@ pub fn main_with_args<C: clap::Parser>(
         print_error(tool, &error);
     }
     ExitCode::from(error.exit_code())
+}
+
+/// Parses the command line. Variables of the environment that are blank are ignored, as by Nix.
+fn parse_args<C: clap::Parser>(args: Vec<OsString>) -> Result<C, clap::Error> {
+    let mut command = without_blank_variables(C::command());
+    let matches = command.try_get_matches_from_mut(args)?;
+    C::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+fn without_blank_variables(command: clap::Command) -> clap::Command {
+    let is_blank = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.to_string_lossy().trim().is_empty());
+    let ignore_blank = |arg: clap::Arg| match arg.get_env() {
+        Some(name) if is_blank(name) => arg.env(Resettable::Reset),
+        _ => arg,
+    };
+    command.mut_args(ignore_blank).mut_subcommands(without_blank_variables)
+}
+
+/// Returns the variable from which an option got the value that an error is about.
+fn variable_of<C: clap::Parser>(error: &clap::Error) -> Option<(String, String)> {
+    let context = |kind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        _ => None,
+    };
+    let (option, value) = (context(ContextKind::InvalidArg)?, context(ContextKind::InvalidValue)?);
+    let mut command = C::command();
+    command.build();
+    let mut args = command.get_arguments().chain(command.get_subcommands().flat_map(clap::Command::get_arguments));
+    let name = args.find(|arg| arg.to_string() == option)?.get_env()?.to_str()?.to_owned();
+    let is_given = std::env::args().any(|arg| arg == value || arg.ends_with(&format!("={value}")));
+    (!is_given && std::env::var(&name).is_ok_and(|found| found == value)).then_some((option, name))
 }
 
 /// Returns the tool, with its command if the first argument is the name of one.
@@ -140,8 +174,11 @@ fn print_help(error: &clap::Error) -> ExitCode {
 
 /// Returns the first paragraph of clap's message: the cause, with the nearest name where clap knows one, but without the
 /// usage.
-fn usage_error(error: &clap::Error) -> String {
-    let text = error.to_string();
+fn usage_error<C: clap::Parser>(error: &clap::Error) -> String {
+    let mut text = error.to_string();
+    if let Some((option, variable)) = variable_of::<C>(error) {
+        text = text.replacen(&format!("'{option}'"), &variable, 1);
+    }
     let cause: Vec<&str> = text
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
@@ -166,7 +203,7 @@ mod tests {
     fn only_a_first_argument_is_a_command() {
         let expand = |args: &str| {
             let args = expand_flag_command(args.split(' ').map(OsString::from), &["narinfo", "archive"], &["pin"]);
-            args.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+            args.join(OsStr::new(" ")).into_string().unwrap()
         };
         assert_eq!(expand("s3-pull narinfo --all x"), "s3-pull --narinfo --all x");
         assert_eq!(expand("s3-pull archive --stdin x"), "s3-pull --archive --stdin x");
