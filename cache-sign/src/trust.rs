@@ -69,8 +69,8 @@ impl SignatureStatus {
 /// Reads the public keys given on the command line, in their order.
 ///
 /// # Errors
-/// Refuses malformed keys; fails if a file cannot be read. A usage error for a value or a file without a key: as if the
-/// option were not given, other keys would be trusted.
+/// Refuses malformed keys in files; fails if a file cannot be read. A usage error for a malformed key in a value, and for a
+/// value or a file without a key: as if the option were not given, other keys would be trusted.
 pub fn read_public_keys(args: &TrustedKeyArgs) -> Result<Vec<PublicKey>> {
     let mut keys = Vec::new();
     for text in &args.trusted_public_keys {
@@ -80,7 +80,11 @@ pub fn read_public_keys(args: &TrustedKeyArgs) -> Result<Vec<PublicKey>> {
         }
         // One argument may contain several keys, as in nix.conf.
         for key in text.split_whitespace() {
-            keys.push(PublicKey::parse(key)?);
+            let invalid = |error: Error| {
+                let usage = Error::usage(format!("--trusted-public-key: {}", error.message()));
+                error.hint().into_iter().fold(usage, Error::with_hint)
+            };
+            keys.push(PublicKey::parse(key).map_err(invalid)?);
         }
     }
     for file in &args.trusted_public_key_files {
@@ -183,6 +187,13 @@ impl TrustedKeys {
             return Err(Error::refused(format!("{path}: not signed")));
         }
         let names: Vec<&str> = check.signers.iter().map(|key| key.name()).collect();
+        let is_wrong = |signature: &&String| self.signature_status(narinfo, signature) == SignatureStatus::Wrong;
+        if let (true, Some(wrong)) = (names.is_empty(), narinfo.signatures.iter().find(is_wrong)) {
+            let name = key_name(wrong);
+            return Err(Error::refused(format!(
+                "{path}: its signature by {name} does not verify with the trusted key"
+            )));
+        }
         if names.is_empty() {
             let signed_by = signature_names(narinfo);
             let error = Error::refused(format!("{path}: not signed by a trusted key (signatures by: {signed_by})"));

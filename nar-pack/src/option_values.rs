@@ -1,4 +1,4 @@
-//! Parsers of option values that several tools share: numbers and byte sizes. The format of byte sizes is that of `bytesize`, extended by the
+//! Parsers of option values that several tools share: numbers, byte sizes and names of paths. The format of byte sizes is that of `bytesize`, extended by the
 //! suffixes of coreutils.
 
 use std::fmt::Display;
@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use bytesize::ByteSize;
+
+use crate::store_path::check_name;
 
 /// Returns a parser of numbers in `range`.
 ///
@@ -33,6 +35,14 @@ pub fn parse_byte_size(text: &str) -> Result<u64, String> {
         Ok(ByteSize(size)) => Ok(size),
         Err(_) => Err("expected a size such as 64MiB".to_owned()),
     }
+}
+
+/// Parses the name of a store path.
+///
+/// # Errors
+/// Returns a message for the user.
+pub fn parse_path_name(text: &str) -> Result<String, String> {
+    check_name(text.as_bytes()).map(|()| text.to_owned()).map_err(str::to_owned)
 }
 
 #[cfg(test)]

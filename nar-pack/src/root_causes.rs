@@ -95,8 +95,10 @@ impl<S: Hash + Eq> RootCauses<S> {
             (0, refused) => Error::refused(format!("{refused} paths were refused")),
             (failed, 0) => Error::failed(format!("{failed} paths could not be read")),
             (failed, refused) => Error::failed(format!(
-                "{} paths were not {}: {failed} could not be read, {refused} were refused",
-                self.count, self.outcome
+                "{} paths were not {}: {failed} could not be read, {refused} {} refused",
+                self.count,
+                self.outcome,
+                if refused == 1 { "was" } else { "were" }
             )),
         };
         // Only a hint that applies to all of them.

@@ -72,24 +72,15 @@ impl StorePath {
     /// # Errors
     /// Refuses names that Nix does not accept; the error states the rule.
     pub fn from_base_name(base: &str) -> Result<Self> {
-        let invalid = |rule: &str| Err(Error::refused(format!("invalid store path name {base:?}: {rule}")));
+        let invalid = |rule: &str| Error::refused(format!("invalid store path name {base:?}: {rule}"));
         let bytes = base.as_bytes();
         if bytes.len() < HASH_PART + 2 || bytes[HASH_PART] != b'-' {
-            return invalid("expected 32 digits, a dash and a name");
+            return Err(invalid("expected 32 digits, a dash and a name"));
         }
         if !bytes[..HASH_PART].iter().copied().all(is_base32) {
-            return invalid("the hash part has a character that is not a base-32 digit of Nix");
+            return Err(invalid("the hash part has a character that is not a base-32 digit of Nix"));
         }
-        let name = &bytes[HASH_PART + 1..];
-        if name.len() > MAX_NAME {
-            return invalid("the name is longer than 211 characters");
-        }
-        if matches!(name, b"." | b"..") || name.starts_with(b".-") || name.starts_with(b"..-") {
-            return invalid("the name must not be \".\" or \"..\" or begin with \".-\" or \"..-\"");
-        }
-        if !name.iter().all(|c| c.is_ascii_alphanumeric() || b"+-._?=".contains(c)) {
-            return invalid("the name may contain only letters, digits and +-._?=");
-        }
+        check_name(&bytes[HASH_PART + 1..]).map_err(invalid)?;
         Ok(Self(base.into()))
     }
 
@@ -106,6 +97,26 @@ impl StorePath {
         digits.copy_from_slice(&self.0.as_bytes()[..HASH_PART]);
         HashPart(digits)
     }
+}
+
+/// Checks the name of a store path, which follows the hash part (Nix's `checkName`).
+///
+/// # Errors
+/// Returns the rule that the name breaks.
+pub(crate) fn check_name(name: &[u8]) -> Result<(), &'static str> {
+    if name.is_empty() {
+        return Err("the name must not be empty");
+    }
+    if name.len() > MAX_NAME {
+        return Err("the name is longer than 211 characters");
+    }
+    if matches!(name, b"." | b"..") || name.starts_with(b".-") || name.starts_with(b"..-") {
+        return Err("the name must not be \".\" or \"..\" or begin with \".-\" or \"..-\"");
+    }
+    if !name.iter().all(|c| c.is_ascii_alphanumeric() || b"+-._?=".contains(c)) {
+        return Err("the name may contain only letters, digits and +-._?=");
+    }
+    Ok(())
 }
 
 impl fmt::Display for StorePath {

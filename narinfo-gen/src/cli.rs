@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
-use nar_pack::option_values::parse_number;
+use nar_pack::option_values::{parse_number, parse_path_name};
 
 use crate::compression::{Compression, DEFAULT_DECODER_MEMORY, parse_byte_size, set_decoder_memory};
 
@@ -26,7 +26,9 @@ pub struct Cli {
     /// Describe the NAR as the content-addressed path with this name
     ///
     /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name.
-    #[arg(long, value_name = "NAME", conflicts_with = "store_path", help_heading = "Input")]
+    #[arg(
+        long, value_name = "NAME", value_parser = parse_path_name, conflicts_with = "store_path", help_heading = "Input",
+    )]
     pub name: Option<String>,
 
     /// Accept a NAR that contains hash parts of store paths; only with --name

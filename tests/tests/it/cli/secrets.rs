@@ -175,9 +175,9 @@ fn a_secret_key_given_as_a_public_key_is_not_quoted() {
     let fixture = SecretFixture::new(EmbeddedS3::shared());
     fixture.run(PUBLISH).ok();
     fixture.run("s3-pull --narinfo --all \"$C\" > narinfos").ok();
-    fixture.run("cache-sign verify --trusted-public-key \"$(cat key.sec)\" < narinfos").fails(1);
-    fixture.run("cache-sign verify --trusted-public-key \"$(cut -d: -f2 key.sec)\" < narinfos").fails(1);
-    fixture.run("s3-pull --root out --trusted-public-key \"$(cat key.sec)\" \"$C\" \"$LIB\"").fails(1);
+    fixture.run("cache-sign verify --trusted-public-key \"$(cat key.sec)\" < narinfos").fails(2);
+    fixture.run("cache-sign verify --trusted-public-key \"$(cut -d: -f2 key.sec)\" < narinfos").fails(2);
+    fixture.run("s3-pull --root out --trusted-public-key \"$(cat key.sec)\" \"$C\" \"$LIB\"").fails(2);
     fixture.run("echo \"trusted-public-keys = $(cat key.sec)\" > nix.conf; s3-pull --root out --nix-conf nix.conf \"$C\" \"$LIB\"").fails(1);
     // A key file instead of a stream.
     fixture.run("cache-sign -k key.sec < key.sec").fails(1);

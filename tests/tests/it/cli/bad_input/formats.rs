@@ -133,8 +133,8 @@ fn cache_sign_reports_bad_input() {
             1,
             "key.pub|32 bytes|public key",
         ),
-        case("public key of a bad length", format!("{verify} a-1:AAAA < narinfos"), 1, "a-1|3 bytes|32"),
-        case("text that is not a public key", format!("{verify} nonsense < narinfos"), 1, "public key|NAME:BASE64"),
+        case("public key of a bad length", format!("{verify} a-1:AAAA < narinfos"), 2, "a-1|3 bytes|32"),
+        case("text that is not a public key", format!("{verify} nonsense < narinfos"), 2, "public key|NAME:BASE64"),
         case("missing nix.conf", "cache-sign verify --nix-conf nowhere < narinfos", 2, "nowhere|No such file"),
         case(
             "threshold larger than the number of keys",
