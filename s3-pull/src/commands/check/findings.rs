@@ -28,6 +28,10 @@ pub enum Reason {
     MalformedNarinfo,
     /// A path that another one references has no narinfo.
     MissingNarinfo,
+    /// A path that a pin names has no narinfo.
+    MissingPinned,
+    /// A pin is not a path list, or has an invalid name.
+    MalformedPin,
     /// Not signed by enough trusted keys.
     Untrusted,
     /// The NAR is not there.
@@ -56,6 +60,8 @@ impl Reason {
         match self {
             Self::MalformedNarinfo => "malformed-narinfo",
             Self::MissingNarinfo => "missing-narinfo",
+            Self::MissingPinned => "missing-pinned",
+            Self::MalformedPin => "malformed-pin",
             Self::Untrusted => "untrusted",
             Self::MissingNar => "missing-nar",
             Self::NarSize => "nar-size",
@@ -74,6 +80,8 @@ impl Reason {
         match self {
             Self::MalformedNarinfo
             | Self::MissingNarinfo
+            | Self::MissingPinned
+            | Self::MalformedPin
             | Self::Untrusted
             | Self::MissingNar
             | Self::NarSize

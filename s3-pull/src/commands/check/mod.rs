@@ -6,6 +6,7 @@
 //! | `listing` | the objects of the bucket by kind |
 //! | `narinfos` | narinfos, their signatures and references |
 //! | `nars` | the sizes of NARs, and their contents |
+//! | `pins` | the pins, and the paths that they name |
 //! | `share` | which NARs are read on a day |
 //! | `findings` | the report |
 
@@ -13,6 +14,7 @@ mod findings;
 mod listing;
 mod narinfos;
 mod nars;
+mod pins;
 pub mod share;
 
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use s3_push::remote::RemoteOptions;
 use s3_push::remote::cli::only_url;
 use s3_push::remote::known_texts::KnownTexts;
 use s3_push::remote::location::shell_argument;
+use s3_push::remote::pins::PREFIX as PIN_PREFIX;
 use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::{Access, Bucket};
 use tokio::runtime::Runtime;
@@ -101,6 +104,9 @@ async fn check(bucket: Arc<Bucket>, options: &CheckOptions, findings: &mut Findi
     let narinfos = &top.narinfos;
     let (needs, missing) = narinfos::check_narinfos(&bucket, options, narinfos, findings).await?;
     narinfos::check_references(&bucket, options, upstreams.as_ref(), missing, findings).await?;
+    if top.prefixes.iter().any(|prefix| prefix == PIN_PREFIX) {
+        pins::check_pins(&bucket, options, narinfos, findings).await?;
+    }
     // Listed after the narinfos: a NAR is written before its narinfo.
     let to_read = nars::check_sizes(&bucket, options, narinfos, needs, findings).await?;
     if to_read.is_empty() {

@@ -259,6 +259,29 @@ fn a_narinfo_without_a_path_is_named_on_standard_error() {
 }
 
 #[test]
+fn pins_that_are_malformed_or_name_missing_paths_are_found() {
+    let (fixture, s3, bucket) = mirrored_cache();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh("s3-push pin -q \"$C\" main/1 < paths; echo \"$LIB\" | s3-push pin -q \"$C\" main/2").ok();
+    sh(CHECK).ok();
+    s3.remove(&bucket, &Fixture::narinfo_key(&fixture.closure.top));
+    let (paths, stderr) = broken(&fixture, "");
+    assert_eq!(paths, [fixture.closure.top.as_str()], "{stderr}");
+    assert!(stderr.contains(&format!("{}: not in the cache; pinned by main/1", fixture.closure.top)), "{stderr}");
+    sh(&format!("echo \"$TOP\" > broken; {REPAIR}")).ok();
+    sh(CHECK).ok();
+    for (name, text) in [("bad name", "x"), ("main/3", "no path\n"), ("main/4", "\u{fffd}")] {
+        s3.put(&bucket, &format!("pins/{name}"), text.as_bytes());
+        let found = findings(&fixture, "");
+        let found: Vec<_> = found.iter().filter(|finding| finding["broken"] == true).collect();
+        assert_eq!((found.len(), &found[0]["reason"]), (1, &"malformed-pin".into()), "{name}: {found:?}");
+        assert_eq!(found[0]["key"], format!("pins/{name}"));
+        assert_eq!(sh(&format!("s3-push unpin \"$C\" '{name}'")).ok(), name);
+        sh(CHECK).ok();
+    }
+}
+
+#[test]
 fn signatures_are_those_of_the_trusted_keys() {
     let (fixture, ..) = mirrored_cache();
     fixture.scratch.sh("cache-sign keygen second-1 second.sec second.pub").ok();
@@ -459,7 +482,7 @@ fn a_check_takes_a_request_per_page_and_narinfo() {
     assert!(output.stderr.contains("2,500 paths, 2,500 NARs"), "{}", output.stderr);
     let counts = s3.take_counts();
     let pages = 2 * paths / page_size as u64;
-    assert_eq!((counts.narinfos, counts.others), (paths, 0), "{counts:?}");
+    assert_eq!((counts.narinfos, counts.others), (paths, 1), "the pin: {counts:?}");
     assert!((pages..pages * 3 / 2 + 5).contains(&counts.pages), "{counts:?}");
     scratch.sh("s3-pull narinfo --all --no-verify-signatures \"$C\" > last.narinfo").ok();
     s3.take_counts();

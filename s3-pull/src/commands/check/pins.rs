@@ -1,0 +1,72 @@
+//! The pins of a bucket for `s3-pull check`: each must be a path list, and the cache must have its paths. Every command that
+//! reads pins fails otherwise.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use nar_pack::error::{Error, Result};
+use nar_pack::store_path::StorePath;
+use s3_push::remote::liveness::{ListedNarinfo, require_readable};
+use s3_push::remote::pins::{PREFIX, PinName, list_pin_objects, read_pin};
+use s3_push::remote::s3::{Bucket, ListedObject};
+
+use super::CheckOptions;
+use super::findings::{Finding, Findings, Reason};
+
+/// Adds the pins that are malformed, and the paths that they name and the cache does not have.
+///
+/// # Errors
+/// Fails if a pin cannot be read, or if a lookup fails.
+pub async fn check_pins(
+    bucket: &Bucket,
+    options: &CheckOptions,
+    listed: &[ListedNarinfo],
+    findings: &mut Findings,
+) -> Result {
+    let objects = list_pin_objects(bucket).await?;
+    let checks = stream::iter(objects.iter().map(|object| check_pin(bucket, options, listed, object)));
+    let found: Vec<Vec<Finding>> = checks.buffered(bucket.max_in_flight().into()).try_collect().await?;
+    findings.extend(found.into_iter().flatten());
+    require_readable(bucket)
+}
+
+async fn check_pin(
+    bucket: &Bucket,
+    options: &CheckOptions,
+    listed: &[ListedNarinfo],
+    object: &ListedObject,
+) -> Result<Vec<Finding>> {
+    let malformed = |error: &Error| {
+        let url = bucket.display_url(&object.key);
+        let message = error.message();
+        let message = if message.contains(&url) { message.to_owned() } else { format!("{url}: {message}") };
+        Finding { path: None, key: object.key.clone(), reason: Reason::MalformedPin, message, size: 0 }
+    };
+    let name = match PinName::parse(object.key.strip_prefix(PREFIX).unwrap_or_default()) {
+        Ok(name) => name,
+        Err(error) => return Ok(vec![malformed(&error)]),
+    };
+    let paths = match read_pin(bucket, &name, &options.store_dir).await {
+        Ok(paths) => paths.unwrap_or_default(),
+        Err(error) if error.is_refusal() => return Ok(vec![malformed(&error)]),
+        Err(error) => return Err(error),
+    };
+    let mut findings = Vec::new();
+    for path in paths {
+        if !is_present(bucket, listed, &path).await? && read_pin(bucket, &name, &options.store_dir).await?.is_some() {
+            let full_path = options.store_dir.join(&path);
+            let message = format!("{full_path}: not in the cache; pinned by {}", name.as_str());
+            let key = narinfo_key(&path);
+            findings.push(Finding { path: Some(full_path), key, reason: Reason::MissingPinned, message, size: 0 });
+        }
+    }
+    Ok(findings)
+}
+
+/// Returns whether the cache has a path. It may have been published since the narinfos were listed.
+async fn is_present(bucket: &Bucket, listed: &[ListedNarinfo], path: &StorePath) -> Result<bool> {
+    let is_listed = listed.binary_search_by_key(&path.hash_part(), |narinfo| narinfo.hash).is_ok();
+    Ok(is_listed || bucket.size(&narinfo_key(path)).await?.is_some())
+}
+
+fn narinfo_key(path: &StorePath) -> String {
+    format!("{}.narinfo", path.hash_part())
+}
