@@ -27,6 +27,8 @@ pub struct HttpCache {
     /// `base` without user name and password.
     display_base: String,
     login: Option<Login>,
+    /// Whether the URL has a password.
+    base_has_password: bool,
     limit: Arc<AdaptiveLimit>,
     limits: RequestLimits,
     first_response: FirstResponse,
@@ -85,6 +87,7 @@ impl HttpCache {
             first_response: FirstResponse::new(tool, display_base.clone(), limits.max_attempts, limits.is_quiet),
             display_base,
             login,
+            base_has_password: base.password().is_some(),
             limit: AdaptiveLimit::new(limits.max_in_flight),
             limits,
             tool,
@@ -218,6 +221,9 @@ impl HttpCache {
                     self.warn_forbidden(key);
                 }
                 Ok(Answer::Missing)
+            }
+            401 if self.login.is_some() || self.base_has_password => {
+                failed(self.error(key, "HTTP 401: the server refused the user name or the password"), false)
             }
             401 => {
                 let error = self.error(key, "HTTP 401: a user name and a password are required");
