@@ -69,7 +69,7 @@ impl Fields {
             "References" => set(&mut self.references, parse_references(value).context(invalid)?),
             "Deriver" if value == "unknown-deriver" || value.is_empty() => true,
             "Deriver" => set(&mut self.deriver, StorePath::from_base_name(value).context(invalid)?),
-            "Sig" if value.is_empty() => true,
+            "Sig" | "CA" if value.is_empty() => true,
             "Sig" if !is_signature(value) => {
                 return Err(Error::refused(format!("Sig: {value:?} is not a signature (NAME:BASE64)")));
             }
@@ -79,7 +79,6 @@ impl Fields {
                 }
                 true
             }
-            "CA" if value.is_empty() => true,
             "CA" if !content_address::is_valid(value) => {
                 return Err(Error::refused(format!("CA: {value:?} is not a content address")));
             }
