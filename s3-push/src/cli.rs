@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use nar_pack::cli::PathInfoArgs;
-use nar_pack::option_values::parse_number;
+use nar_pack::option_values::{parse_number, parse_path_name};
 use narinfo_gen::cli::{CompressionArgs, DecompressionArgs};
 
 use crate::collect::cli::Command;
@@ -56,7 +56,10 @@ pub struct Cli {
     /// Publish a NAR as the content-addressed path with this name
     ///
     /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name. It is printed, also if the cache had it.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["missing", "key"], help_heading = "Input")]
+    #[arg(
+        long, value_name = "NAME", value_parser = parse_path_name, conflicts_with_all = ["missing", "key"],
+        help_heading = "Input",
+    )]
     pub name: Option<String>,
 
     /// Accept a NAR that contains hash parts of store paths; only with --name

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use indicatif::HumanBytes;
-use nar_pack::error::Result;
+use nar_pack::error::{Error, Result};
 use nar_pack::json_lines::write_object;
 use nar_pack::process;
 use nar_pack::stdio::Output;
@@ -63,6 +63,8 @@ pub struct Report {
     is_dry_run: bool,
     /// Whether paths that the cache had are printed on standard output too.
     prints_present: bool,
+    /// Whether other contents in the cache are an error.
+    is_repair: bool,
     verbosity: Verbosity,
     sent: u64,
     present: u64,
@@ -111,6 +113,7 @@ impl Report {
             is_json,
             is_dry_run,
             prints_present: false,
+            is_repair: false,
             verbosity,
             sent: 0,
             present: 0,
@@ -130,6 +133,12 @@ impl Report {
     #[must_use]
     pub fn with_present(self, prints_present: bool) -> Self {
         Self { prints_present, ..self }
+    }
+
+    /// Ends with an error if the cache has other contents of a path, which a repair must not hide.
+    #[must_use]
+    pub fn with_repair(self, is_repair: bool) -> Self {
+        Self { is_repair, ..self }
     }
 
     /// Updates the progress.
@@ -220,7 +229,7 @@ impl Report {
             ));
         }
         let (was, were) = if self.is_dry_run { ("would not be", "would not be") } else { ("was not", "were not") };
-        if let Some(paths) = self.other_contents.subject(was, were) {
+        if let Some(paths) = self.other_contents.subject(was, were).filter(|_| !self.is_repair) {
             let these = if self.other_contents.count == 1 { "this path" } else { "these paths" };
             print(format!("warning: {paths} published, because the cache has different contents under {these}"));
         }
@@ -244,7 +253,11 @@ impl Report {
         if !self.is_quiet() {
             print(self.summary(uploader));
         }
-        Ok(())
+        match self.other_contents.subject("was not", "were not").filter(|_| self.is_repair) {
+            None => Ok(()),
+            Some(paths) => Err(Error::refused(format!("{paths} repaired, because the cache has other contents"))
+                .with_hint("if the input is right, replace the narinfo: pass narinfo text with --exact")),
+        }
     }
 
     fn print_json_summary(&mut self, uploader: &Uploader) -> Result {

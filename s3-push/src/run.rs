@@ -209,7 +209,9 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     let input_began = Instant::now();
     let path = require_path(kind, options.path, || nar_without_path_hint(&bucket_argument))?;
     let is_added = matches!(path, Some(NarPath::Added { .. }));
-    let report = Report::new(stdio::stdout(None)?, options.is_json, is_dry_run, verbosity).with_present(is_added);
+    let report = Report::new(stdio::stdout(None)?, options.is_json, is_dry_run, verbosity)
+        .with_present(is_added)
+        .with_repair(options.repair);
     let publish_options = PublishOptions {
         store_dir: options.store_dir.clone(),
         allow_missing_references: options.allow_missing_references,
@@ -223,6 +225,10 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     if options.repair && kind == Kind::Narinfo {
         let error = Error::usage("--repair: standard input is narinfo text, which contains no NARs");
         return Err(error.with_hint("pass a cache archive, such as the output of s3-pull --archive"));
+    }
+    if options.exact && kind != Kind::Narinfo {
+        let error = format!("--exact: standard input is {}, not narinfo text, and is merged in any case", kind.name());
+        return Err(Error::usage(error).with_hint("run the same command without --exact"));
     }
     if options.nar_check == NarCheck::File && kind != Kind::Archive {
         let error = Error::usage(format!("--check file: standard input is {}, not a cache archive", kind.name()));

@@ -1,5 +1,6 @@
 //! Writes and removes pins.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use super::cli::{PinArgs, UnpinArgs};
 use crate::TOOL;
 use crate::publish::collection::CollectorWait;
 use crate::remote::cli::split_url;
-use crate::remote::pins::{PinName, list_pins};
+use crate::remote::pins::{self, PinName, list_pin_objects, list_pins};
 use crate::remote::progress::{Progress, count_of};
 use crate::remote::s3::{Access, Bucket};
 
@@ -98,28 +99,28 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
     if patterns.is_empty() {
         return Err(Error::usage("expected the name of a pin, or a pattern such as 'pr-*'"));
     }
-    for pattern in patterns {
-        PinName::parse(&pattern.replace('*', "-"))?;
-    }
     let removed = runtime.block_on(async {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
-        let pins = list_pins(&bucket).await?.into_iter().map(|pin| pin.name);
-        let is_selected = |name: &PinName| patterns.iter().any(|pattern| matches_pattern(pattern, name.as_str()));
-        let names: Vec<PinName> = pins.filter(is_selected).collect();
+        // Another tool may have written one whose name is invalid.
+        let keys = list_pin_objects(&bucket).await?.into_iter().map(|object| object.key);
+        let names = keys.filter_map(|key| Some(key.strip_prefix(pins::PREFIX)?.to_owned()));
+        let is_selected = |name: &String| patterns.iter().any(|pattern| matches_pattern(pattern, name));
+        let names: BTreeSet<String> = names.filter(is_selected).collect();
         if names.is_empty() {
             let error = format!("{}: no pin matches {}", bucket.display_url(""), patterns.join(" "));
             return Err(Error::refused(error).with_hint("'s3-pull pins' lists the pins"));
         }
-        bucket.delete(&names.iter().map(PinName::key).collect::<Vec<_>>()).await?;
+        let keys: Vec<String> = names.iter().map(|name| format!("{}{name}", pins::PREFIX)).collect();
+        bucket.delete(&keys).await?;
         Ok(names)
     })?;
     let mut out = stdio::stdout(None)?;
     let status = if args.dry_run { "would-remove" } else { "removed" };
     for name in removed {
         if args.json {
-            write_object(&mut out, json!({ "name": name.as_str(), "status": status }))?;
+            write_object(&mut out, json!({ "name": name, "status": status }))?;
         } else {
-            writeln!(out, "{}", name.as_str())?;
+            writeln!(out, "{name}")?;
         }
     }
     out.finish()

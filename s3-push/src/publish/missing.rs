@@ -5,9 +5,11 @@ use std::str::FromStr;
 use cache_sign::keys::{PublicKey, key_name};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::process;
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::narinfo::{MAX_SIZE, NarInfo};
 
+use crate::TOOL;
 use crate::publish::collection::Doomed;
 use crate::publish::existing::Existing;
 use crate::publish::upstream::Upstreams;
@@ -78,7 +80,15 @@ impl Requirements {
         }
         let key = format!("{}.narinfo", path.hash_part());
         let Some(object) = bucket.get_text(&key, MAX_SIZE).await? else { return Ok(false) };
-        let narinfo = NarInfo::parse(&object.text, &self.store_dir).context(|| bucket.display_url(&key))?;
+        let narinfo = match NarInfo::parse(&object.text, &self.store_dir).context(|| bucket.display_url(&key)) {
+            Ok(narinfo) if narinfo.path == *path => narinfo,
+            Ok(_) => return Ok(false),
+            // No client can use it.
+            Err(error) => {
+                process::print_message(TOOL, format!("warning: {error}; 's3-push repair' replaces it"));
+                return Ok(false);
+            }
+        };
         if !self.signers.iter().all(|signer| signer.has_signed(&narinfo)) {
             return Ok(false);
         }
@@ -101,7 +111,7 @@ pub async fn has_nar(bucket: &Bucket, narinfo: &NarInfo) -> Result<bool> {
 /// Returns the paths that neither the bucket, as far as `requirements` are met, nor an upstream cache has, in their order.
 ///
 /// # Errors
-/// Fails when a lookup does: a failed lookup never counts as missing. Refuses a malformed narinfo if it must be read.
+/// Fails when a lookup does: a failed lookup never counts as missing.
 pub async fn find_missing_paths<'a>(
     bucket: &Bucket,
     upstreams: &Upstreams,

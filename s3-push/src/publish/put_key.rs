@@ -16,6 +16,7 @@ use crate::publish::byte_budget::ByteBudget;
 use crate::publish::part_sizes::{MAX_PARTS, PartSizes};
 use crate::publish::upload::{ObjectTarget, Overwrite, Uploader};
 use crate::remote::liveness::COLLECTOR_PREFIX;
+use crate::remote::pins;
 
 /// Maximum length of a key in S3, in bytes.
 const MAX_KEY_LENGTH: usize = 1024;
@@ -48,6 +49,10 @@ impl KeyTarget {
         if key.starts_with(COLLECTOR_PREFIX) {
             let error = format!("{key} cannot be uploaded with --key: pushes read what is below {COLLECTOR_PREFIX}");
             return Err(Error::usage(error).with_hint("only 's3-push delete' and 'collect' write there"));
+        }
+        if key.starts_with(pins::PREFIX) {
+            let error = format!("{key} cannot be uploaded with --key, because its paths would not be looked up");
+            return Err(Error::usage(error).with_hint("use 's3-push pin', which reads a path list"));
         }
         if object == Some(Object::Nar(None)) {
             return Err(Error::usage(format!("{key}: the key of a NAR must be nar/<FileHash>.nar[.EXTENSION]")));

@@ -82,9 +82,7 @@ pub struct ListedPin {
 /// Fails if the bucket cannot be listed, or if a name is invalid or its time is unknown.
 pub async fn list_pins(bucket: &Bucket) -> Result<Vec<ListedPin>> {
     let mut pins = Vec::new();
-    // Consoles and services on a file system show directories as objects whose keys end with a slash.
-    let is_pin = |entry: &ListedObject| !entry.key.ends_with('/');
-    for entry in list_below(bucket, PREFIX).await?.into_iter().filter(is_pin) {
+    for entry in list_pin_objects(bucket).await? {
         let name = PinName::parse(entry.key.strip_prefix(PREFIX).unwrap_or_default());
         let name = name.map_err(|error| Error::failed(error.message()).context(bucket.display_url(&entry.key)))?;
         pins.push(ListedPin { name, last_modified: entry.time_written(bucket)? });
@@ -92,6 +90,17 @@ pub async fn list_pins(bucket: &Bucket) -> Result<Vec<ListedPin>> {
     pins.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     pins.dedup_by(|a, b| a.name == b.name);
     Ok(pins)
+}
+
+/// Lists the objects below `pins/`, also those whose names are invalid.
+///
+/// # Errors
+/// Fails if the bucket cannot be listed.
+pub async fn list_pin_objects(bucket: &Bucket) -> Result<Vec<ListedObject>> {
+    let mut objects = list_below(bucket, PREFIX).await?;
+    // Consoles and services on a file system show directories as objects whose keys end with a slash.
+    objects.retain(|object| !object.key.ends_with('/'));
+    Ok(objects)
 }
 
 /// Reads the paths of a pin. Returns none if there is no such pin.

@@ -30,6 +30,7 @@ use crate::remote::error_chain::{chain, root_cause};
 use crate::remote::hints::{
     PROXY_HINT, UNREACHABLE_HINT, expects_tls, is_unreachable, lacks_tls, requires_proxy_login,
 };
+use crate::remote::liveness::COLLECTOR_PREFIX;
 use crate::remote::retry::RequestLimits;
 
 /// The hint for a request that cannot be signed, or whose signature is refused, if it need not be signed.
@@ -179,7 +180,7 @@ impl Bucket {
         let policy = match permission {
             _ if permission == GetObjectError::PERMISSION => "--read-only",
             _ if permission == ListObjectsV2Error::PERMISSION => "--read-only --allow-list",
-            _ if permission == DeleteObjectError::PERMISSION => "--collect",
+            _ if permission == DeleteObjectError::PERMISSION || key.starts_with(COLLECTOR_PREFIX) => "--collect",
             _ => "--upload",
         };
         Error::failed(error).with_hint(format!("'cache-policy {policy}' prints a policy with this permission"))

@@ -1,7 +1,7 @@
 //! `--missing` with requirements, and changes of an existing `nix-cache-info`.
 
 use crate::fixtures::bucket::{Fields, snapshot};
-use crate::fixtures::closure_fixture::{Fixture, PUBLISH, generate_key};
+use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, generate_key};
 
 /// The documented pipeline, which signs paths that were first pushed unsigned.
 fn publish_signed(key: &str) -> String {
@@ -87,4 +87,21 @@ fn the_cache_info_of_an_existing_cache_can_be_changed() {
     s3.put(&bucket, "nix-cache-info", b"garbage");
     sh("s3-push --set-cache-info --priority 3 \"$C\"").fails(1);
     assert_eq!(info(), "garbage");
+}
+
+/// No client can use it, so the path is published again.
+#[test]
+fn a_path_with_a_malformed_narinfo_is_missing_if_the_narinfo_is_read() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(&format!("{ARCHIVE} | s3-push -q --no-nix \"$C\"")).ok();
+    s3.put(&bucket, &Fixture::narinfo_key(&fixture.closure.lib), b"StorePath: x\n");
+    assert_eq!(sh("s3-push --missing \"$C\" < paths").ok(), "", "only listed");
+    for flag in ["--deep", "--signed-by \"$(cut -d: -f1 key.pub)\""] {
+        let missing = sh(&format!("s3-push --missing {flag} \"$C\" < paths"));
+        assert!(missing.stderr.contains(".narinfo: line 1: StorePath"), "{}", missing.stderr);
+        assert_eq!(missing.ok(), fixture.closure.lib, "{flag}");
+    }
+    sh(&format!("{ARCHIVE} | s3-push repair -q --no-nix \"$C\"")).ok();
+    assert_eq!(sh("s3-push --missing --deep \"$C\" < paths").ok(), "");
 }

@@ -105,3 +105,31 @@ fn a_large_nar_that_is_truncated_or_differs_is_replaced() {
     sh(&push.replace("--no-nix", "--no-nix --check-existing")).ok();
     assert!(snapshot(s3, &bucket) == before);
 }
+
+/// A repair cannot know which contents are right, and must not end as if the path were whole.
+#[test]
+fn a_repair_that_finds_other_contents_fails_after_the_rest() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(&format!("{ARCHIVE} > archive; s3-push --no-nix \"$C\" < archive")).ok();
+    let before = snapshot(s3, &bucket);
+    let key = Fixture::narinfo_key(&fixture.closure.app);
+    let other = sh(
+        "s3-pull --narinfo \"$C\" \"$APP\" | sed '/^Sig/d; s/^References: .*/References: /' | cache-sign -k key.sec",
+    )
+    .ok();
+    s3.put(&bucket, &key, format!("{other}\n").as_bytes());
+    s3.remove(&bucket, &nar_key(&before[&Fixture::narinfo_key(&fixture.closure.lib)]));
+    let stderr = sh("s3-push repair --no-nix \"$C\" < archive").fails(1);
+    assert!(
+        stderr.contains(&format!("{} was not repaired, because the cache has other", fixture.closure.app)),
+        "{stderr}"
+    );
+    assert!(stderr.contains("1 repaired") && stderr.contains("hint: if the input is right"), "{stderr}");
+    let mut after = snapshot(s3, &bucket);
+    assert_eq!(after.insert(key.clone(), before[&key].clone()), Some(format!("{other}\n").into_bytes()));
+    assert_eq!(after, before);
+    let warned = sh("s3-push --no-nix \"$C\" < archive");
+    assert!(warned.stderr.contains("the cache has different contents under this path"), "{}", warned.stderr);
+    warned.ok();
+}
