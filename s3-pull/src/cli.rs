@@ -56,6 +56,15 @@ pub struct Cli {
     #[arg(long, help_heading = "Input")]
     pub stdin: bool,
 
+    /// Fetch the paths of the pin NAME too
+    ///
+    /// If 's3-push pin --closure' wrote it, -r finds all paths with one request. NARs are verified as always.
+    #[arg(
+        long, value_name = "NAME", conflicts_with_all = ["all", "nar", "cat"], help_heading = "Input",
+        hide_short_help = true,
+    )]
+    pub pin: Option<String>,
+
     /// Unpack under DIR: /nix/store/x becomes DIR/nix/store/x
     #[arg(long, value_name = "DIR", group = "output", help_heading = "Output")]
     pub root: Option<PathBuf>,

@@ -12,6 +12,7 @@ use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use s3_push::remote::known_texts::KnownTexts;
 use s3_push::remote::location::VARIABLE;
+use s3_push::remote::pins::PinName;
 use s3_push::remote::progress::Verbosity;
 use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::Access;
@@ -42,6 +43,8 @@ pub struct Request {
     pub mode: Mode,
     /// The paths.
     pub selection: Selection,
+    /// A pin whose paths are fetched too.
+    pub pin: Option<PinName>,
     /// The URLs of the caches, in order of priority.
     pub urls: Vec<String>,
     /// How the caches are accessed.
@@ -76,6 +79,12 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Returns whether only the contents of the paths matter, and not which narinfo the cache has now.
+    #[must_use]
+    pub fn has_contents_only(&self) -> bool {
+        matches!(self, Self::Unpack { .. } | Self::Write(Format::Export))
+    }
+
     /// Returns the hint for a path without a signature. Only the streams that `cache-sign` signs have one: elsewhere it
     /// would suggest giving up verification.
     #[must_use]
@@ -196,6 +205,7 @@ impl Request {
         Ok(Self {
             mode: mode(cli, selection.is_closed(), file),
             selection,
+            pin: cli.pin.as_deref().map(PinName::parse).transpose()?,
             urls,
             remote: remote_settings(cli),
             trusted,
@@ -310,11 +320,11 @@ fn selection(cli: &Cli, arguments: Vec<PathArgument>, store_dir: &StoreDir) -> R
         paths.extend(read_path_list(stdio::stdin("a path list")?, store_dir)?);
     } else if cli.all && !paths.is_empty() {
         return Err(Error::usage("--all fetches every path: remove the store paths, or remove --all"));
-    } else if !cli.all && paths.is_empty() {
+    } else if !cli.all && cli.pin.is_none() && paths.is_empty() {
         let message = if cli.nar {
             "no store path given: pass the path of the NAR"
         } else {
-            "no store paths given: pass store paths, --stdin or --all"
+            "no store paths given: pass store paths, --stdin, --pin or --all"
         };
         return Err(Error::usage(message));
     }

@@ -1,5 +1,6 @@
 //! Runs one invocation: opens the caches, resolves the requested paths, and writes the requested output.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use futures_util::StreamExt;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::stdio;
+use nar_pack::store_path::StorePath;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use s3_push::remote::interrupts::{HINT, Interrupts};
 use s3_push::remote::progress::{Progress, Verbosity, count_of, transfer_summary};
@@ -54,10 +56,17 @@ fn raise_open_file_limit() {
 }
 
 fn execute(runtime: &Handle, request: Request) -> Result {
-    let Request { mode, selection, urls, remote, trusted, store_dir, jobs, lookups, verbosity, known } = request;
+    let Request { mode, mut selection, pin, urls, remote, trusted, store_dir, jobs, lookups, verbosity, known } =
+        request;
     let options =
         RemoteOptions { access: remote.access, limits: remote.limits, netrc: remote.netrc.as_deref(), tool: TOOL };
-    let sources = runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?;
+    let mut sources = runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?;
+    if let (Some(pin), Selection::Paths { paths, recursive }) = (pin, &mut selection) {
+        let uses_closure = *recursive && mode.has_contents_only();
+        let pinned = runtime.block_on(sources.read_pin(&pin, uses_closure))?;
+        let mut seen: HashSet<StorePath> = paths.iter().cloned().collect();
+        paths.extend(pinned.into_iter().filter(|path| seen.insert(path.clone())));
+    }
     let sources = Arc::new(sources.with_unsigned_path_hint(mode.unsigned_path_hint()).with_known(known));
     if let (Selection::All, Mode::Write(Format::Paths(format))) = (&selection, &mode) {
         return runtime.block_on(write_all(&sources, *format, jobs, verbosity));

@@ -2,6 +2,7 @@
 //! this module only after its store directory, hash part, name and signatures have been checked. A cache from which
 //! something could not be read is tried last from then on.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -15,8 +16,10 @@ use narinfo_gen::extras::BuildTraceEntry;
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::TOOL;
+use crate::pin;
 use s3_push::remote::etag::Md5Tag;
 use s3_push::remote::known_texts::KnownTexts;
+use s3_push::remote::pins::PinName;
 use s3_push::remote::{Remote, RemoteOptions};
 
 /// The caches in the order in which they are tried, and the checks that a narinfo must pass.
@@ -34,6 +37,8 @@ pub struct Sources {
     known: Option<KnownTexts>,
     /// The MD5 hashes of the narinfos of each remote, sorted by hash part. Only after [`Sources::list`] with known texts.
     tags: Vec<OnceLock<Vec<(HashPart, Md5Tag)>>>,
+    /// Narinfos that are stored beside a pin, and the cache that has it.
+    hints: Option<(usize, HashMap<HashPart, NarInfo>)>,
 }
 
 /// A verified narinfo, and the cache that has its NAR.
@@ -43,6 +48,8 @@ pub struct Candidate {
     pub narinfo: NarInfo,
     /// The number of the cache that sent it.
     source: usize,
+    /// Whether it comes from the narinfos beside a pin, which may be old.
+    is_hint: bool,
 }
 
 /// A path to look up.
@@ -101,7 +108,16 @@ impl Sources {
             _ => {
                 let failing = remotes.iter().map(|_| AtomicBool::new(false)).collect();
                 let tags = remotes.iter().map(|_| OnceLock::new()).collect();
-                Ok(Self { remotes, trusted, store_dir, unsigned_path_hint: None, failing, known: None, tags })
+                Ok(Self {
+                    remotes,
+                    trusted,
+                    store_dir,
+                    unsigned_path_hint: None,
+                    failing,
+                    known: None,
+                    tags,
+                    hints: None,
+                })
             }
         }
     }
@@ -118,6 +134,22 @@ impl Sources {
     pub fn with_known(mut self, known: Option<KnownTexts>) -> Self {
         self.known = known;
         self
+    }
+
+    /// Reads a pin from the first cache that has it, and returns its paths. If `uses_closure`, the narinfos beside it are
+    /// used instead of lookups.
+    ///
+    /// # Errors
+    /// Fails if the pin cannot be read. Refuses one that is not a path list, or that no cache has.
+    pub async fn read_pin(&mut self, name: &PinName, uses_closure: bool) -> Result<Vec<StorePath>> {
+        for (source, remote) in self.remotes.iter().enumerate() {
+            if let Some(pin) = pin::read_pin(remote, name, &self.store_dir, uses_closure).await? {
+                self.hints = Some((source, pin.narinfos));
+                return Ok(pin.paths);
+            }
+        }
+        let url = self.remotes.first().map_or_else(String::new, |remote| remote.display_url(&name.key()));
+        Err(Error::refused(format!("{url}: there is no such pin")).with_hint("'s3-pull pins' lists the pins"))
     }
 
     /// Returns the cache that has the NAR of a candidate.
@@ -189,7 +221,18 @@ impl Sources {
     /// # Errors
     /// Returns the first error when no cache has a good narinfo; a failed operation is preferred to a refusal.
     pub async fn find(&self, requested: &RequestedPath) -> Result<Option<Candidate>> {
+        if let Some(candidate) = self.hint(requested) {
+            return Ok(Some(candidate));
+        }
         self.find_except(requested, &[]).await
+    }
+
+    /// Returns the narinfo beside the pin, if it is one of that path and signed by a trusted key.
+    fn hint(&self, requested: &RequestedPath) -> Option<Candidate> {
+        let (source, narinfos) = self.hints.as_ref()?;
+        let narinfo = narinfos.get(&requested.hash_part())?;
+        self.require_valid(narinfo, requested).ok()?;
+        Some(Candidate { narinfo: narinfo.clone(), source: *source, is_hint: true })
     }
 
     /// Marks the cache of a candidate as failing. If there are others, it is tried last from now on.
@@ -231,7 +274,7 @@ impl Sources {
         let mut first_error: Option<Error> = None;
         for source in self.untried(tried) {
             match self.fetch_narinfo(source, requested).await {
-                Ok(Some(narinfo)) => return Ok(Some(Candidate { narinfo, source })),
+                Ok(Some(narinfo)) => return Ok(Some(Candidate { narinfo, source, is_hint: false })),
                 Ok(None) => {}
                 Err(error) => {
                     if !error.is_refusal() {
@@ -285,6 +328,12 @@ impl Sources {
             let message = format!("{}: describes another path: {}", remote.display_url(&key), narinfo.path);
             return Err(Error::refused(message));
         }
+        self.require_valid(&narinfo, requested)?;
+        Ok(Some(narinfo))
+    }
+
+    /// Requires that a narinfo is that of the path, and that it is signed.
+    fn require_valid(&self, narinfo: &NarInfo, requested: &RequestedPath) -> Result {
         if let RequestedPath::Path(path) = requested
             && narinfo.path != *path
         {
@@ -293,9 +342,9 @@ impl Sources {
         }
         if let Some(trusted) = &self.trusted {
             let hint = self.unsigned_path_hint.filter(|_| narinfo.signatures.is_empty());
-            trusted.require(&narinfo).map_err(|error| hint.into_iter().fold(error, Error::with_hint))?;
+            trusted.require(narinfo).map_err(|error| hint.into_iter().fold(error, Error::with_hint))?;
         }
-        Ok(Some(narinfo))
+        Ok(())
     }
 }
 
@@ -326,13 +375,16 @@ impl Alternatives {
         Self { candidate, tried: Vec::new(), first_error: None }
     }
 
-    /// Moves on to the next cache after the current candidate failed with `error`.
+    /// Moves on after the current candidate failed with `error`: to the next cache, or, after a narinfo beside a pin, to
+    /// the one in the cache.
     ///
     /// # Errors
     /// Returns the error of the first candidate when there is no other cache.
     pub async fn next(&mut self, sources: &Sources, error: Error) -> Result {
         let first_error = self.first_error.get_or_insert(error);
-        self.tried.push(self.candidate.source);
+        if !self.candidate.is_hint {
+            self.tried.push(self.candidate.source);
+        }
         let other = sources.find_alternative(&self.candidate, &self.tried).await.ok_or_else(|| first_error.clone())?;
         self.candidate = Arc::new(other);
         Ok(())

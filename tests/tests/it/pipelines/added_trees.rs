@@ -64,7 +64,7 @@ fn a_tree_that_contains_a_hash_part_is_refused_unless_references_are_waived() {
 fn names_that_nix_does_not_accept_are_refused() {
     let (scratch, s3, bucket, name) = prepare();
     for bad in ["..", "a/b", "", "white space"] {
-        let message = scratch.sh(&format!("nar-pack ./{name} | s3-push --name '{bad}' \"$C\"")).fails(1);
+        let message = scratch.sh(&format!("nar-pack ./{name} | s3-push --name '{bad}' \"$C\"")).fails(2);
         assert!(message.contains("name"), "{message}");
     }
     for (flags, input) in [("--missing", "/dev/null"), ("--key x", "/dev/null")] {

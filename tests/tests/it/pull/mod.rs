@@ -3,6 +3,7 @@
 mod interrupted;
 mod lying_server;
 mod mirror;
+mod pinned;
 mod root;
 mod sources;
 mod streams;
