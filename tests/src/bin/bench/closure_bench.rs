@@ -50,6 +50,9 @@ pub struct Args<C: ValueEnum + Send + Sync + 'static> {
     /// Write the results to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Use the proxy that adds the latency also where there is none, so that its own time counts in both
+    #[arg(long)]
+    pub through_proxy: bool,
     /// Measure a small closure once, without latency
     #[arg(long)]
     small: bool,
@@ -75,7 +78,8 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
 
     /// Starts a proxy for the server that adds the latency and limits the rate, unless there is nothing to do for it.
     pub fn proxy(&self, server: &str, latency_ms: u32) -> Option<DelayProxy> {
-        (latency_ms > 0 || self.rate.is_some()).then(|| DelayProxy::start_with(server, latency_ms, self.rate))
+        let is_needed = latency_ms > 0 || self.rate.is_some() || self.through_proxy;
+        is_needed.then(|| DelayProxy::start_with(server, latency_ms, self.rate))
     }
 
     /// Returns the share of the link that a transfer of `bytes` in `elapsed` uses; none if the rate is not limited.
