@@ -244,8 +244,8 @@ Requests to s3:// are unsigned when no AWS credentials are found, which public b
 passwords of http:// and https:// caches come from the URL, otherwise from --netrc-file. They are not sent to another \
 host after a redirect. Proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
-NARs of 16 MiB or more are downloaded in ranges of 4 MiB: up to 4 concurrent ranges per NAR, and up to 8 buffered \
-ranges per cache. All ranges must have the same ETag, otherwise the download starts again. An interrupted download \
+NARs of 16 MiB or more are downloaded in ranges of 4 MiB: up to 8 concurrent or buffered ranges of all NARs of a \
+cache. All ranges must have the same ETag, otherwise the download starts again. An interrupted download \
 continues where it stopped.
 
 Limits: 1 MiB per narinfo. In a NAR: 255 bytes per name, 4095 bytes per symbolic link target, 64 directory levels, and \

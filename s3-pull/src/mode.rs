@@ -16,7 +16,7 @@ use s3_push::remote::pins::PinName;
 use s3_push::remote::progress::Verbosity;
 use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::Access;
-use s3_push::remote::transfer::MAX_RANGES_AHEAD_IN_ALL;
+use s3_push::remote::transfer::MAX_RANGES_AHEAD;
 
 use crate::TOOL;
 use crate::cli::{Cli, ExtraKind};
@@ -289,7 +289,7 @@ fn remote_settings(cli: &Cli) -> RemoteSettings {
         // Lookups, downloads and ranges that are requested ahead run at the same time.
         limits: cli
             .request_args
-            .limits(cli.jobs.saturating_add(max_lookups(cli.jobs)).saturating_add(MAX_RANGES_AHEAD_IN_ALL), cli.quiet),
+            .limits(cli.jobs.saturating_add(max_lookups(cli.jobs)).saturating_add(MAX_RANGES_AHEAD), cli.quiet),
         netrc: cli.netrc_file.clone().or_else(netrc),
     }
 }

@@ -21,7 +21,7 @@ use crate::remote::location::Location;
 use crate::remote::retry::{Backoff, RequestLimits};
 use crate::remote::s3::{Access, Bucket};
 use crate::remote::transfer::{
-    Body, ByteRange, MAX_RANGES_AHEAD_IN_ALL, MIN_RANGED_SIZE, RANGE_SIZE, Response, ResumePoint, Transfer,
+    Body, ByteRange, MAX_RANGES_AHEAD, MIN_RANGED_SIZE, RANGE_SIZE, Response, ResumePoint, Transfer,
 };
 
 /// Chunks of a body that wait for its reader.
@@ -93,7 +93,7 @@ impl Remote {
     }
 
     fn new(cache: Cache) -> Self {
-        let ranges_ahead = Arc::new(Semaphore::new(MAX_RANGES_AHEAD_IN_ALL.into()));
+        let ranges_ahead = Arc::new(Semaphore::new(MAX_RANGES_AHEAD.into()));
         Self { cache, ranges_ahead, bytes_received: AtomicU64::new(0) }
     }
 

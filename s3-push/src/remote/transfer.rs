@@ -22,10 +22,9 @@ use crate::remote::retry::Backoff;
 pub const MIN_RANGED_SIZE: u64 = 16 << 20;
 /// Bytes of a range.
 pub(super) const RANGE_SIZE: u64 = 4 << 20;
-/// Ranges of one object that are requested, or buffered, ahead of the one that is being read.
-const MAX_RANGES_AHEAD: usize = 4;
-/// Ranges of all objects of a remote cache that are requested or buffered ahead; bounds the memory.
-pub const MAX_RANGES_AHEAD_IN_ALL: u16 = 8;
+/// Ranges of all objects of a remote cache that are requested, or buffered, ahead of those that are being read; bounds the
+/// memory. One object may have all of them: it is then the one that the others wait for.
+pub const MAX_RANGES_AHEAD: u16 = 8;
 /// Largest chunk that a buffered range is passed on in, in bytes.
 const MAX_CHUNK_SIZE: usize = 256 << 10;
 /// Bytes after which a resumed body may be interrupted as often as a new one. With less progress than this, a server
@@ -297,7 +296,6 @@ impl Transfer {
         let mut current = Some((first, range));
         loop {
             while next < size
-                && ahead.len() < MAX_RANGES_AHEAD
                 && let Some(memory) = self.remote.reserve_range()
             {
                 let (transfer, etag, range) = (Arc::clone(&self), Arc::clone(&etag), range_at(next));
