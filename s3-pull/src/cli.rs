@@ -58,7 +58,7 @@ pub struct Cli {
 
     /// Fetch the paths of the pin NAME too
     ///
-    /// If 's3-push pin --closure' wrote it, -r finds all paths with one request. NARs are verified as always.
+    /// If the pin lists a whole closure, -r looks up all its paths at once, instead of one level after another.
     #[arg(
         long, value_name = "NAME", conflicts_with_all = ["all", "nar", "cat"], help_heading = "Input",
         hide_short_help = true,

@@ -9,7 +9,6 @@
 //! | `commands` | `pins`, `dead`, `check` and `stats`, and the commands that stand for a flag |
 //! | [`mode`] | the command line as a typed request |
 //! | [`sources`] | the caches in order of priority, and the lookup and verification of a narinfo |
-//! | `pin` | the paths of a pin, and the narinfos beside it |
 //! | [`closure`] | the walk through a closure |
 //! | [`fetch`] | the download and verification of one NAR |
 //! | [`unpack`] | paths under a root: the order in which they are published, and the download of each |
@@ -30,7 +29,6 @@ pub mod fetch;
 pub mod mode;
 pub mod partial_nar;
 pub mod path_writer;
-mod pin;
 mod refusals;
 pub mod report;
 mod run;

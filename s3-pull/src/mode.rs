@@ -79,12 +79,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Returns whether only the contents of the paths matter, and not which narinfo the cache has now.
-    #[must_use]
-    pub fn has_contents_only(&self) -> bool {
-        matches!(self, Self::Unpack { .. } | Self::Write(Format::Export))
-    }
-
     /// Returns the hint for a path without a signature. Only the streams that `cache-sign` signs have one: elsewhere it
     /// would suggest giving up verification.
     #[must_use]

@@ -60,10 +60,9 @@ fn execute(runtime: &Handle, request: Request) -> Result {
         request;
     let options =
         RemoteOptions { access: remote.access, limits: remote.limits, netrc: remote.netrc.as_deref(), tool: TOOL };
-    let mut sources = runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?;
-    if let (Some(pin), Selection::Paths { paths, recursive }) = (pin, &mut selection) {
-        let uses_closure = *recursive && mode.has_contents_only();
-        let pinned = runtime.block_on(sources.read_pin(&pin, uses_closure))?;
+    let sources = runtime.block_on(Sources::open(&urls, options, trusted, store_dir))?;
+    if let (Some(pin), Selection::Paths { paths, .. }) = (pin, &mut selection) {
+        let pinned = runtime.block_on(sources.read_pin(&pin))?;
         let mut seen: HashSet<StorePath> = paths.iter().cloned().collect();
         paths.extend(pinned.into_iter().filter(|path| seen.insert(path.clone())));
     }

@@ -2,7 +2,6 @@
 //! this module only after its store directory, hash part, name and signatures have been checked. A cache from which
 //! something could not be read is tried last from then on.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -16,10 +15,9 @@ use narinfo_gen::extras::BuildTraceEntry;
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::TOOL;
-use crate::pin;
 use s3_push::remote::etag::Md5Tag;
 use s3_push::remote::known_texts::KnownTexts;
-use s3_push::remote::pins::PinName;
+use s3_push::remote::pins::{self, PinName, parse_pin};
 use s3_push::remote::{Remote, RemoteOptions};
 
 /// The caches in the order in which they are tried, and the checks that a narinfo must pass.
@@ -37,8 +35,6 @@ pub struct Sources {
     known: Option<KnownTexts>,
     /// The MD5 hashes of the narinfos of each remote, sorted by hash part. Only after [`Sources::list`] with known texts.
     tags: Vec<OnceLock<Vec<(HashPart, Md5Tag)>>>,
-    /// Narinfos that are stored beside a pin, and the cache that has it.
-    hints: Option<(usize, HashMap<HashPart, NarInfo>)>,
 }
 
 /// A verified narinfo, and the cache that has its NAR.
@@ -48,8 +44,6 @@ pub struct Candidate {
     pub narinfo: NarInfo,
     /// The number of the cache that sent it.
     source: usize,
-    /// Whether it comes from the narinfos beside a pin, which may be old.
-    is_hint: bool,
 }
 
 /// A path to look up.
@@ -108,16 +102,7 @@ impl Sources {
             _ => {
                 let failing = remotes.iter().map(|_| AtomicBool::new(false)).collect();
                 let tags = remotes.iter().map(|_| OnceLock::new()).collect();
-                Ok(Self {
-                    remotes,
-                    trusted,
-                    store_dir,
-                    unsigned_path_hint: None,
-                    failing,
-                    known: None,
-                    tags,
-                    hints: None,
-                })
+                Ok(Self { remotes, trusted, store_dir, unsigned_path_hint: None, failing, known: None, tags })
             }
         }
     }
@@ -136,20 +121,33 @@ impl Sources {
         self
     }
 
-    /// Reads a pin from the first cache that has it, and returns its paths. If `uses_closure`, the narinfos beside it are
-    /// used instead of lookups.
+    /// Returns the paths of a pin, from the first cache that has it.
     ///
     /// # Errors
-    /// Fails if the pin cannot be read. Refuses one that is not a path list, or that no cache has.
-    pub async fn read_pin(&mut self, name: &PinName, uses_closure: bool) -> Result<Vec<StorePath>> {
+    /// Refuses a pin that no cache has, or that is not a path list. Fails if it cannot be read.
+    pub async fn read_pin(&self, name: &PinName) -> Result<Vec<StorePath>> {
+        let key = name.key();
+        let mut first_error = None;
         for (source, remote) in self.remotes.iter().enumerate() {
-            if let Some(pin) = pin::read_pin(remote, name, &self.store_dir, uses_closure).await? {
-                self.hints = Some((source, pin.narinfos));
-                return Ok(pin.paths);
+            let read = async {
+                let text = remote.text(&key, pins::MAX_SIZE).await?;
+                text.map(|text| parse_pin(&text, &self.store_dir).context(|| remote.display_url(&key))).transpose()
+            };
+            match read.await {
+                Ok(Some(paths)) => return Ok(paths),
+                Ok(None) => {}
+                Err(error) => {
+                    if !error.is_refusal() {
+                        self.mark_source_failing(source, &error);
+                    }
+                    first_error.get_or_insert(error);
+                }
             }
         }
-        let url = self.remotes.first().map_or_else(String::new, |remote| remote.display_url(&name.key()));
-        Err(Error::refused(format!("{url}: there is no such pin")).with_hint("'s3-pull pins' lists the pins"))
+        let url = self.remotes.first().map_or_else(String::new, |remote| remote.display_url(&key));
+        let missing =
+            || Error::refused(format!("{url}: there is no such pin")).with_hint("'s3-pull pins' lists the pins");
+        Err(first_error.unwrap_or_else(missing))
     }
 
     /// Returns the cache that has the NAR of a candidate.
@@ -221,18 +219,7 @@ impl Sources {
     /// # Errors
     /// Returns the first error when no cache has a good narinfo; a failed operation is preferred to a refusal.
     pub async fn find(&self, requested: &RequestedPath) -> Result<Option<Candidate>> {
-        if let Some(candidate) = self.hint(requested) {
-            return Ok(Some(candidate));
-        }
         self.find_except(requested, &[]).await
-    }
-
-    /// Returns the narinfo beside the pin, if it is one of that path and signed by a trusted key.
-    fn hint(&self, requested: &RequestedPath) -> Option<Candidate> {
-        let (source, narinfos) = self.hints.as_ref()?;
-        let narinfo = narinfos.get(&requested.hash_part())?;
-        self.require_valid(narinfo, requested).ok()?;
-        Some(Candidate { narinfo: narinfo.clone(), source: *source, is_hint: true })
     }
 
     /// Marks the cache of a candidate as failing. If there are others, it is tried last from now on.
@@ -274,7 +261,7 @@ impl Sources {
         let mut first_error: Option<Error> = None;
         for source in self.untried(tried) {
             match self.fetch_narinfo(source, requested).await {
-                Ok(Some(narinfo)) => return Ok(Some(Candidate { narinfo, source, is_hint: false })),
+                Ok(Some(narinfo)) => return Ok(Some(Candidate { narinfo, source })),
                 Ok(None) => {}
                 Err(error) => {
                     if !error.is_refusal() {
@@ -328,12 +315,6 @@ impl Sources {
             let message = format!("{}: describes another path: {}", remote.display_url(&key), narinfo.path);
             return Err(Error::refused(message));
         }
-        self.require_valid(&narinfo, requested)?;
-        Ok(Some(narinfo))
-    }
-
-    /// Requires that a narinfo is that of the path, and that it is signed.
-    fn require_valid(&self, narinfo: &NarInfo, requested: &RequestedPath) -> Result {
         if let RequestedPath::Path(path) = requested
             && narinfo.path != *path
         {
@@ -342,9 +323,9 @@ impl Sources {
         }
         if let Some(trusted) = &self.trusted {
             let hint = self.unsigned_path_hint.filter(|_| narinfo.signatures.is_empty());
-            trusted.require(narinfo).map_err(|error| hint.into_iter().fold(error, Error::with_hint))?;
+            trusted.require(&narinfo).map_err(|error| hint.into_iter().fold(error, Error::with_hint))?;
         }
-        Ok(())
+        Ok(Some(narinfo))
     }
 }
 
@@ -375,16 +356,13 @@ impl Alternatives {
         Self { candidate, tried: Vec::new(), first_error: None }
     }
 
-    /// Moves on after the current candidate failed with `error`: to the next cache, or, after a narinfo beside a pin, to
-    /// the one in the cache.
+    /// Moves on to the next cache after the current candidate failed with `error`.
     ///
     /// # Errors
     /// Returns the error of the first candidate when there is no other cache.
     pub async fn next(&mut self, sources: &Sources, error: Error) -> Result {
         let first_error = self.first_error.get_or_insert(error);
-        if !self.candidate.is_hint {
-            self.tried.push(self.candidate.source);
-        }
+        self.tried.push(self.candidate.source);
         let other = sources.find_alternative(&self.candidate, &self.tried).await.ok_or_else(|| first_error.clone())?;
         self.candidate = Arc::new(other);
         Ok(())

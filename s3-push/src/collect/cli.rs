@@ -50,12 +50,6 @@ pub struct PinArgs {
     #[arg(value_name = "[s3://BUCKET[/PREFIX][?PARAMETERS]] NAME", num_args = 1..=2, required = true)]
     pub targets: Vec<String>,
 
-    /// Also write the narinfos of the closure, to pins/NAME.narinfo, with which a pull of the pin starts sooner
-    ///
-    /// 's3-pull -r --pin NAME' then finds all paths with one request instead of one round trip for each level of the closure. It verifies the narinfos as always, and looks up those that have changed since. Reads each narinfo of the closure. Not written if it would be larger than 16 MiB.
-    #[arg(long, help_heading = "Output")]
-    pub closure: bool,
-
     /// Maximum time to wait until a collector that deletes has ended
     #[arg(
         long, value_name = "DURATION", default_value = "30m", value_parser = parse_age, help_heading = "Network",
@@ -221,7 +215,6 @@ Names consist of letters, digits and . _ - + @ =, in parts separated by slashes.
 Examples:
   readlink -f result | s3-push pin s3://my-cache main/2026-11-24
   readlink -f result | s3-push pin s3://my-cache pr-17
-  readlink -f result | s3-push pin --closure s3://my-cache system    # for s3-pull -r --pin system
 
 Exit status: 0 success; 1 the cache lacks a path, or the path list is malformed or truncated; 2 usage error or failed operation.";
 

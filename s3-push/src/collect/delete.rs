@@ -16,7 +16,6 @@ use super::candidates::{Candidate, Candidates};
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
 use super::outcome::{Outcome, OutcomeWriter};
-use super::pin::remove_pins;
 use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed};
 use super::require_share;
 use crate::TOOL;
@@ -303,11 +302,11 @@ impl<'a> Sweep<'a> {
             let names_dead = paths.iter().any(|path| dead.contains(&path.hash_part()));
             Ok::<_, Error>(names_dead.then(|| pin.name.key()))
         }));
-        let pins: Vec<_> = reads.buffered(self.bucket.max_in_flight().into()).try_collect().await?;
-        let pins: Vec<String> = pins.into_iter().flatten().collect();
-        remove_pins(self.bucket, &pins).await?;
-        if !pins.is_empty() && !self.options.is_quiet {
-            let (count, verb) = (count_of(pins.len(), "pin"), is_or_are(pins.len()));
+        let keys: Vec<_> = reads.buffered(self.bucket.max_in_flight().into()).try_collect().await?;
+        let keys: Vec<String> = keys.into_iter().flatten().collect();
+        self.bucket.delete(&keys).await?;
+        if !keys.is_empty() && !self.options.is_quiet {
+            let (count, verb) = (count_of(keys.len(), "pin"), is_or_are(keys.len()));
             process::print_message(TOOL, format!("{count} {verb} removed: not kept by --keep-last or --keep-within"));
         }
         Ok(())

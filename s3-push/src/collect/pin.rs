@@ -1,16 +1,15 @@
 //! Writes and removes pins.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use nar_pack::error::{Context, Error, Result};
+use nar_pack::error::{Error, Result};
 use nar_pack::json_lines::{print_object, write_object};
 use nar_pack::process;
 use nar_pack::stdio;
-use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
-use narinfo_gen::narinfo::{self, NarInfo};
+use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -53,9 +52,6 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
                 break;
             }
         }
-        if args.closure {
-            write_closure(&bucket, &store_dir, &name, &paths).await?;
-        }
         if args.json {
             print_object(json!({ "name": name.as_str(), "status": "pinned", "paths": paths.len() }))?;
         }
@@ -65,42 +61,6 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         }
         Ok(())
     })
-}
-
-/// Writes the narinfos of the closure beside the pin. Those that are not in this cache are left out.
-async fn write_closure(bucket: &Bucket, store_dir: &StoreDir, name: &PinName, paths: &[StorePath]) -> Result {
-    let mut texts = BTreeMap::new();
-    let mut seen: HashSet<HashPart> = paths.iter().map(StorePath::hash_part).collect();
-    let mut pending: Vec<HashPart> = seen.iter().copied().collect();
-    let mut size = 0;
-    let progress = Progress::of_objects("narinfos", 0);
-    while !pending.is_empty() {
-        let reads = stream::iter(std::mem::take(&mut pending)).map(|hash| read_narinfo(bucket, store_dir, hash));
-        let mut reads = reads.buffer_unordered(bucket.max_in_flight().into());
-        while let Some(read) = reads.next().await {
-            progress.increment();
-            let Some((narinfo, text)) = read? else { continue };
-            let references = narinfo.references.iter().map(StorePath::hash_part);
-            pending.extend(references.filter(|hash| seen.insert(*hash)));
-            size += text.len() + 1;
-            texts.insert(narinfo.path, text);
-        }
-    }
-    if size > pins::MAX_CLOSURE_SIZE {
-        let (url, max) = (bucket.display_url(&name.closure_key()), pins::MAX_CLOSURE_SIZE >> 20);
-        process::print_message(TOOL, format!("note: {url} is not written, because it would be larger than {max} MiB"));
-        return Ok(());
-    }
-    let text = texts.into_values().collect::<Vec<_>>().join("\n");
-    bucket.put(&name.closure_key(), "text/x-nix-narinfo", text.into()).await
-}
-
-/// Reads a narinfo, and returns its text too. Returns none if there is none.
-async fn read_narinfo(bucket: &Bucket, store_dir: &StoreDir, hash: HashPart) -> Result<Option<(NarInfo, String)>> {
-    let key = format!("{hash}.narinfo");
-    let Some(object) = bucket.get_text(&key, narinfo::MAX_SIZE).await? else { return Ok(None) };
-    let narinfo = NarInfo::parse(&object.text, store_dir).context(|| bucket.display_url(&key))?;
-    Ok(Some((narinfo, object.text)))
 }
 
 /// Refuses a name that would hide an existing pin, or be hidden by one, where a service stores objects as files.
@@ -151,7 +111,7 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
             return Err(Error::refused(error).with_hint("'s3-pull pins' lists the pins"));
         }
         let keys: Vec<String> = names.iter().map(|name| format!("{}{name}", pins::PREFIX)).collect();
-        remove_pins(&bucket, &keys).await?;
+        bucket.delete(&keys).await?;
         Ok(names)
     })?;
     let mut out = stdio::stdout(None)?;
@@ -164,15 +124,6 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
         }
     }
     out.finish()
-}
-
-/// Removes the pins with these keys, and the narinfos beside them.
-///
-/// # Errors
-/// Fails if the service or the network does.
-pub async fn remove_pins(bucket: &Bucket, keys: &[String]) -> Result {
-    bucket.delete(keys).await?;
-    bucket.delete(&keys.iter().map(|key| pins::closure_key(key)).collect::<Vec<_>>()).await
 }
 
 /// Returns whether a name matches a pattern, in which `*` stands for any characters.

@@ -1,6 +1,4 @@
 //! Pins: objects `pins/NAME`, each a path list. The paths, and everything that they reference, are kept by the collector.
-//! Beside a pin there may be `pins/NAME.narinfo`, the narinfos of its closure when it was written: a pull of the pin then
-//! finds all paths at once. It is a hint, which may be old; nothing depends on it.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,10 +13,6 @@ use crate::remote::s3::{Bucket, ListedObject};
 pub const PREFIX: &str = "pins/";
 /// Maximum size of a pin in bytes: about 100,000 paths.
 pub const MAX_SIZE: usize = 16 << 20;
-/// Maximum size of the narinfos of a closure beside a pin in bytes: about 15,000 paths.
-pub const MAX_CLOSURE_SIZE: usize = 16 << 20;
-/// Suffix of the key of the narinfos of a closure.
-const CLOSURE_SUFFIX: &str = ".narinfo";
 /// Maximum length of a name in bytes: with its prefix a key of S3 must not be longer than 1,024.
 const MAX_NAME: usize = 512;
 
@@ -40,9 +34,6 @@ impl PinName {
         if text.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return invalid("a part between slashes must not be empty, \".\" or \"..\"");
         }
-        if text.ends_with(CLOSURE_SUFFIX) {
-            return invalid("it must not end with .narinfo, which is the narinfos of a pin");
-        }
         if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+@=/".contains(&byte)) {
             return invalid("only letters, digits and . _ - + @ = / are allowed");
         }
@@ -61,12 +52,6 @@ impl PinName {
         format!("{PREFIX}{}", self.0)
     }
 
-    /// Returns the key of the object that contains the narinfos of the closure.
-    #[must_use]
-    pub fn closure_key(&self) -> String {
-        closure_key(&self.key())
-    }
-
     /// Returns whether one name is the directory of the other, such as `main` and `main/1`. MinIO and other services that
     /// store objects as files accept both and then hide `main/1`.
     #[must_use]
@@ -80,12 +65,6 @@ impl PinName {
     fn group(&self) -> &str {
         self.0.rfind('/').map_or("", |end| &self.0[..=end])
     }
-}
-
-/// Returns the key of the narinfos of the closure of the pin with this key.
-#[must_use]
-pub fn closure_key(key: &str) -> String {
-    format!("{key}{CLOSURE_SUFFIX}")
 }
 
 /// A pin in a listing.
@@ -113,14 +92,14 @@ pub async fn list_pins(bucket: &Bucket) -> Result<Vec<ListedPin>> {
     Ok(pins)
 }
 
-/// Lists the pins as objects, also those whose names are invalid.
+/// Lists the objects below `pins/`, also those whose names are invalid.
 ///
 /// # Errors
 /// Fails if the bucket cannot be listed.
 pub async fn list_pin_objects(bucket: &Bucket) -> Result<Vec<ListedObject>> {
     let mut objects = list_below(bucket, PREFIX).await?;
     // Consoles and services on a file system show directories as objects whose keys end with a slash.
-    objects.retain(|object| !object.key.ends_with('/') && !object.key.ends_with(CLOSURE_SUFFIX));
+    objects.retain(|object| !object.key.ends_with('/'));
     Ok(objects)
 }
 
@@ -195,22 +174,7 @@ mod tests {
         for name in ["main/2026-11-24", "a", "pr-17", "x.y_z+@=1", "a/b/c", "..a"] {
             assert_eq!(PinName::parse(name).unwrap().key(), format!("pins/{name}"));
         }
-        for name in [
-            "",
-            "/a",
-            "a/",
-            "a//b",
-            "..",
-            "a/../b",
-            "./a",
-            "a b",
-            "a*",
-            "é",
-            "a\n",
-            "a?b",
-            "a.narinfo",
-            &"a".repeat(513),
-        ] {
+        for name in ["", "/a", "a/", "a//b", "..", "a/../b", "./a", "a b", "a*", "é", "a\n", "a?b", &"a".repeat(513)] {
             assert!(PinName::parse(name).unwrap_err().is_usage(), "{name:?}");
         }
     }

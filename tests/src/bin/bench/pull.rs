@@ -2,9 +2,9 @@
 //! plain download of the same files with decompression.
 
 use std::cmp::Reverse;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
-use std::{fs, io};
 
 use cache_tests::pipeline::{FinishedStage, Stage};
 use cache_tests::{Minio, cache_url, mc_target, processors};
@@ -63,8 +63,6 @@ pub enum Case {
     Http,
     /// `s3-pull --export` over S3, to a pipe
     Export,
-    /// `s3-pull --export --pin` over S3, to a pipe, of a pin with its closure
-    PinExport,
     /// `s3-pull --archive` over S3, to a pipe
     Archive,
     /// `nix copy` over plain HTTP, the only way in which every Nix can read from MinIO
@@ -72,8 +70,7 @@ pub enum Case {
 }
 
 impl Case {
-    const ALL: [Self; 8] =
-        [Self::Mc, Self::Rclone, Self::S3, Self::Http, Self::Export, Self::PinExport, Self::Archive, Self::Nix];
+    const ALL: [Self; 7] = [Self::Mc, Self::Rclone, Self::S3, Self::Http, Self::Export, Self::Archive, Self::Nix];
 
     fn name(self, compression: Compression) -> String {
         let compression = compression.name();
@@ -83,7 +80,6 @@ impl Case {
             Self::S3 => format!("s3-pull s3://, {compression}"),
             Self::Http => format!("s3-pull http://, {compression}"),
             Self::Export => format!("s3-pull --export | wc -c, {compression}"),
-            Self::PinExport => format!("s3-pull --export --pin | wc -c, {compression}"),
             Self::Archive => format!("s3-pull --archive | wc -c, {compression}"),
             Self::Nix => format!("nix copy --from http://, {compression}"),
         }
@@ -96,7 +92,7 @@ impl Case {
 
     /// Returns whether the case writes a stream.
     fn is_stream(self) -> bool {
-        matches!(self, Self::Export | Self::PinExport | Self::Archive)
+        matches!(self, Self::Export | Self::Archive)
     }
 }
 
@@ -144,24 +140,6 @@ pub fn run(args: &PullArgs) -> Result<(), String> {
     args.report(&rows, &closure, &names.join(" and "), note)
 }
 
-/// The pin of the closure.
-const PIN: &str = "bench";
-
-/// Pins all paths of the cache in `dir`, with their narinfos, as `s3-push pin --closure` does.
-fn write_pin(dir: &Path, paths: &Path) -> io::Result<()> {
-    let pins = dir.join("pins");
-    fs::create_dir(&pins)?;
-    fs::copy(paths, pins.join(PIN))?;
-    let mut narinfos = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let file = entry?.path();
-        if file.extension().is_some_and(|extension| extension == "narinfo") {
-            narinfos.push(fs::read_to_string(file)?);
-        }
-    }
-    fs::write(pins.join(format!("{PIN}.narinfo")), narinfos.join("\n"))
-}
-
 /// A server with the closure in a bucket for each compression.
 struct Source<'a> {
     closure: &'a ClosureBench,
@@ -179,8 +157,6 @@ impl<'a> Source<'a> {
         for &compression in compressions {
             eprintln!("Uploading the closure, compressed with {}", compression.name());
             closure.write_cache(compression.name(), "cache")?;
-            write_pin(&closure.path("cache"), &closure.path("paths"))
-                .map_err(|error| format!("cannot write a pin: {error}"))?;
             let bucket = minio.make_bucket();
             // Neither Nix nor our HTTP client has credentials.
             minio.make_public(&bucket);
@@ -203,7 +179,7 @@ impl<'a> Source<'a> {
         let installed = match case {
             Case::Mc => is_installed(compression.name()),
             Case::Rclone => self.closure.has_rclone && is_installed(compression.name()),
-            Case::S3 | Case::Http | Case::Export | Case::PinExport | Case::Archive => true,
+            Case::S3 | Case::Http | Case::Export | Case::Archive => true,
             Case::Nix => self.closure.nix_version.is_some(),
         };
         if !installed {
@@ -253,12 +229,11 @@ impl<'a> Source<'a> {
                 Stage { name: "mc", command }
             }
             Case::Rclone => closure.rclone(endpoint, &self.minio.root(), format!("bench:{bucket}"), &out),
-            Case::S3 | Case::Http | Case::Export | Case::PinExport | Case::Archive => {
-                let mut stage = closure.tool("s3-pull", &["--recursive", "--quiet"]);
+            Case::S3 | Case::Http | Case::Export | Case::Archive => {
+                let mut stage = closure.tool("s3-pull", &["--recursive", "--stdin", "--quiet"]);
                 stage.command.args(["--trusted-public-key", &self.key]);
-                stage.command.args(if case == Case::PinExport { ["--pin", PIN].as_slice() } else { &["--stdin"] });
                 match case {
-                    Case::Export | Case::PinExport => stage.command.arg("--export"),
+                    Case::Export => stage.command.arg("--export"),
                     Case::Archive => stage.command.arg("--archive"),
                     _ => stage.command.args(["--root", &out]),
                 };
