@@ -25,7 +25,7 @@ use crate::remote::transfer::{
 };
 
 /// Chunks of a body that wait for its reader.
-const MAX_UNREAD_CHUNKS: usize = 8;
+pub(super) const MAX_UNREAD_CHUNKS: usize = 8;
 
 /// A binary cache, for reading.
 pub struct Remote {

@@ -16,6 +16,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use crate::remote::Remote;
 use crate::remote::chunks::{Chunk, ChunkReader, Plain};
 use crate::remote::concurrency::Permit;
+use crate::remote::reader::MAX_UNREAD_CHUNKS;
 use crate::remote::retry::Backoff;
 
 /// Objects of at least this many bytes are requested in ranges.
@@ -23,7 +24,7 @@ pub const MIN_RANGED_SIZE: u64 = 16 << 20;
 /// Bytes of a range.
 pub(super) const RANGE_SIZE: u64 = 4 << 20;
 /// Ranges of all objects of a remote cache that are requested, or buffered, ahead of those that are being read; bounds the
-/// memory. One object may have all of them: it is then the one that the others wait for.
+/// memory. One object may have all of them, but only once it is being read: in a stream, the others wait for that one.
 pub const MAX_RANGES_AHEAD: u16 = 8;
 /// Largest chunk that a buffered range is passed on in, in bytes.
 const MAX_CHUNK_SIZE: usize = 256 << 10;
@@ -264,7 +265,7 @@ impl Transfer {
         chunks: &mpsc::Sender<Result<Chunk>>,
     ) -> Result {
         let etag = object.strong_etag();
-        self.relay(object, range, etag.as_deref(), &mut Sink::Reader(chunks)).await.map(drop)
+        self.relay(object, range, etag.as_deref(), &mut Sink::Reader(chunks), || {}).await.map(drop)
     }
 
     async fn send_whole(&self, object: ObjectStream, chunks: &mpsc::Sender<Result<Chunk>>) -> Result {
@@ -294,20 +295,33 @@ impl Transfer {
         let mut next = first.start + RANGE_SIZE;
         let range = range_at(first.start);
         let mut current = Some((first, range));
+        let mut passed_on: usize = 0;
         loop {
-            while next < size
-                && let Some(memory) = self.remote.reserve_range()
-            {
-                let (transfer, etag, range) = (Arc::clone(&self), Arc::clone(&etag), range_at(next));
-                let task = tokio::spawn(async move { transfer.buffer_range(range, &etag).await });
-                ahead.push_back(RangeAhead { task, _memory: memory });
-                next += RANGE_SIZE;
-            }
+            let mut request_ahead = |next: &mut u64| {
+                while *next < size
+                    && let Some(memory) = self.remote.reserve_range()
+                {
+                    let (transfer, etag, range) = (Arc::clone(&self), Arc::clone(&etag), range_at(*next));
+                    let task = tokio::spawn(async move { transfer.buffer_range(range, &etag).await });
+                    ahead.push_back(RangeAhead { task, _memory: memory });
+                    *next += RANGE_SIZE;
+                }
+            };
             if let Some((object, range)) = current.take() {
-                if !self.relay(object, range, Some(&etag), &mut Sink::Reader(chunks)).await? {
+                // More chunks than fit into the channel: the reader has begun.
+                let passed = || {
+                    passed_on += 1;
+                    if passed_on > MAX_UNREAD_CHUNKS {
+                        request_ahead(&mut next);
+                    }
+                };
+                if !self.relay(object, range, Some(&etag), &mut Sink::Reader(chunks), passed).await? {
                     return Ok(());
                 }
-            } else if let Some(mut range) = ahead.pop_front() {
+                continue;
+            }
+            request_ahead(&mut next);
+            if let Some(mut range) = ahead.pop_front() {
                 let panicked = |_| self.error("internal error: download task panicked");
                 let mut bytes = (&mut range.task).await.map_err(panicked)??;
                 while !bytes.is_empty() {
@@ -332,7 +346,7 @@ impl Transfer {
         let length = range.end.map_or(0, |end| end - range.start);
         let mut bytes = BytesMut::with_capacity(usize::try_from(length).unwrap_or_default());
         let object = self.request_pinned(range, etag).await?;
-        self.relay(object, range, Some(etag), &mut Sink::Buffer(&mut bytes)).await?;
+        self.relay(object, range, Some(etag), &mut Sink::Buffer(&mut bytes), || {}).await?;
         Ok(bytes.freeze())
     }
 
@@ -347,13 +361,14 @@ impl Transfer {
     }
 
     /// Passes on the bytes of a range, given the response to the request for it, and resumes an interrupted response.
-    /// Returns false if the reader is gone.
+    /// Calls `passed` after each chunk. Returns false if the reader is gone.
     async fn relay(
         &self,
         object: ObjectStream,
         range: ByteRange,
         etag: Option<&str>,
         sink: &mut Sink<'_>,
+        mut passed: impl FnMut(),
     ) -> Result<bool> {
         let ObjectStream { mut bytes, permit, .. } = object;
         let mut permit = Some(permit);
@@ -370,6 +385,7 @@ impl Transfer {
                     if !sink.write(data, &mut permit).await {
                         return Ok(false);
                     }
+                    passed();
                     continue;
                 }
                 Some(Err(error)) => error,

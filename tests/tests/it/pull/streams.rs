@@ -2,9 +2,13 @@
 
 use crate::fixtures::bucket::{Fields, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, path_in_root};
+use crate::fixtures::large_path::LargePath;
+use cache_tests::fault_proxy::{Fault, FaultProxy};
+use cache_tests::{EmbeddedS3, Scratch, cache_url};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic;
+use std::sync::{Arc, Mutex};
 
 #[test]
 fn a_pull_writes_every_stream() {
@@ -77,4 +81,36 @@ fn existing_paths_are_left_unchanged() {
     fixture.scratch.sh("s3-pull -r --root out \"$C\" \"$TOP\"").ok();
     assert_eq!([inode(""), inode("noise"), inode("bin/hello")], before);
     assert!(lib.join("marker").exists());
+}
+
+/// The NARs that a stream opens in advance must not take the ranges that are requested ahead from the one that is being
+/// written: it alone is being read.
+#[test]
+fn a_stream_requests_ranges_ahead_only_of_the_nar_that_it_writes() {
+    let mut scratch = Scratch::new();
+    let s3 = EmbeddedS3::shared();
+    s3.credentials().apply(&mut scratch);
+    let bucket = s3.make_bucket();
+    let mut keys = Vec::new();
+    for seed in [1, 2] {
+        let path = LargePath::write(&mut scratch, seed, 40 << 20);
+        scratch.env("C", s3.cache_url(&bucket)).sh("s3-push -q --no-nix \"$C\" < archive; echo \"$P\" >> large").ok();
+        keys.push(path.nar_key);
+    }
+    let ranges: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&ranges);
+    let proxy = FaultProxy::start(&s3.endpoint(), move |request| {
+        // The first range of each NAR is requested in advance.
+        if request.header("range").is_some_and(|range| !range.starts_with("bytes=0-")) {
+            seen.lock().unwrap().push(request.key().to_owned());
+        }
+        Fault::Pass
+    });
+    scratch.env("C", cache_url(proxy.endpoint(), &bucket));
+    scratch.sh("s3-pull --export --stdin --no-verify-signatures \"$C\" < large > export").ok();
+    let order = ranges.lock().unwrap().clone();
+    assert!(order.len() >= 16, "{order:?}");
+    let (first, second) = order.split_at(order.len() / 2);
+    assert!(first.iter().all(|key| *key == first[0]) && second.iter().all(|key| *key == second[0]), "{order:?}");
+    assert!(keys.contains(&first[0]) && first[0] != second[0], "{order:?}");
 }
