@@ -8,7 +8,6 @@ use nar_pack::error::{Context, Error, Result};
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::publish::cache_info::applies_conditions;
-use crate::publish::missing::has_nar;
 use crate::publish::publish_path::{PublishContext, is_signed, narinfo_content_type};
 use crate::remote::s3::PutOutcome;
 use crate::report::Status;
@@ -75,16 +74,44 @@ impl PublishContext {
     }
 
     /// Returns whether a narinfo in the bucket describes a compressed file that is not there, while the NAR of `narinfo` is: it
-    /// is missing, or it is the same NAR with another compression, size or hash.
+    /// is missing or damaged, or it is the same NAR with another compression, size or hash.
     async fn is_about_another_file(&self, remote: &NarInfo, narinfo: &NarInfo) -> Result<bool> {
         if remote.url != narinfo.url {
-            return Ok(!has_nar(self.bucket(), remote).await?);
+            return Ok(!self.is_intact(remote).await?);
         }
         if is_same_file(remote, narinfo) {
             return Ok(false);
         }
         self.verify_remote_nar(narinfo).await?;
         Ok(true)
+    }
+
+    /// Returns whether the bucket has the same path with the same contents in an intact NAR with another name.
+    pub async fn has_other_intact_nar(&self, narinfo: &NarInfo) -> Result<bool> {
+        match self.fetch_narinfo(narinfo).await {
+            Ok(Some(RemoteNarInfo { narinfo: remote, .. })) => {
+                Ok(remote.url != narinfo.url && remote.same_contents(narinfo) && self.is_intact(&remote).await?)
+            }
+            Ok(None) => Ok(false),
+            Err(error) if error.is_refusal() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns whether the NAR of a narinfo in the bucket is there and matches it.
+    async fn is_intact(&self, remote: &NarInfo) -> Result<bool> {
+        let hash = remote.path.hash_part();
+        if self.intact_nars.lock().await.contains(&hash) {
+            return Ok(true);
+        }
+        match self.verify_remote_nar(remote).await {
+            Ok(_) => {
+                self.intact_nars.lock().await.insert(hash);
+                Ok(true)
+            }
+            Err(error) if error.is_refusal() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, which stays if it has other

@@ -1,17 +1,18 @@
 //! One path: its narinfo is written after its NAR is complete and after the narinfos of its references are visible. The
 //! types enforce the first half: `put_narinfo` takes an [`UploadedObject`], which only an upload or a lookup creates.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::store_path::StorePath;
+use nar_pack::store_path::{HashPart, StorePath};
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::is_content_addressed;
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::publish::collection::{CollectorWait, Doomed};
 use crate::publish::existing::Existing;
@@ -63,6 +64,8 @@ pub struct PublishContext {
     pub options: PublishOptions,
     /// Waits for collectors.
     pub collector_wait: CollectorWait,
+    /// The paths in the bucket whose NARs were read by a repair, and are as their narinfos say.
+    pub intact_nars: Mutex<HashSet<HashPart>>,
 }
 
 impl PublishContext {
@@ -126,6 +129,7 @@ impl PublishContext {
         if let Some(nar) = nar
             && self.options.repair
             && self.existing.has(self.bucket(), hash).await?
+            && !self.has_other_intact_nar(narinfo).await?
         {
             is_repaired = self.object_of(nar).await?.is_some_and(|object| !object.existed());
         }

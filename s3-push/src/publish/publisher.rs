@@ -12,7 +12,7 @@ use nar_pack::references::references_first;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::archive::Object;
 use narinfo_gen::narinfo::NarInfo;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::publish::body::Part;
@@ -150,6 +150,7 @@ impl Publisher {
             upstreams,
             options,
             collector_wait,
+            intact_nars: Mutex::default(),
         };
         Self {
             context: Arc::new(context),

@@ -133,3 +133,27 @@ fn a_repair_that_finds_other_contents_fails_after_the_rest() {
     assert!(warned.stderr.contains("the cache has different contents under this path"), "{}", warned.stderr);
     warned.ok();
 }
+
+/// The input has another compression than the cache, as after `nix copy`: the narinfo keeps its NAR if that is intact, and
+/// names that of the input if it is damaged.
+#[test]
+fn a_damaged_nar_is_repaired_by_one_with_another_compression() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(&format!("{ARCHIVE} | s3-push -q --no-nix \"$C\"")).ok();
+    sh(&format!("{} > xz", ARCHIVE.replace("narinfo-gen", "narinfo-gen -c xz"))).ok();
+    let before = snapshot(s3, &bucket);
+    let intact = sh("s3-push repair --no-nix \"$C\" < xz");
+    assert!(intact.stderr.contains("3 already present"), "{}", intact.stderr);
+    assert_eq!((intact.ok(), snapshot(s3, &bucket) == before), (String::new(), true));
+    let key = nar_key(&before[&Fixture::narinfo_key(&fixture.closure.app)]);
+    let mut damaged = before[&key].clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    s3.put(&bucket, &key, &damaged);
+    assert_eq!(sh("s3-push repair --no-nix \"$C\" < xz").ok(), fixture.closure.app);
+    let narinfo = Fields::parse(&s3.get(&bucket, &Fixture::narinfo_key(&fixture.closure.app)));
+    assert_eq!(narinfo.one("Compression"), "xz");
+    fixture.assert_pulls("$C", "");
+    assert_eq!(sh("s3-push repair --no-nix \"$C\" < xz").ok(), "");
+}
