@@ -29,9 +29,9 @@ use crate::remote::s3::{Access, Bucket};
 /// Narinfos that are deleted between two checks of the flag.
 const BATCH_SIZE: usize = 500;
 
-/// Age of a record from which on what it names is recorded again before it is deleted. Otherwise the record could be
-/// removed, which happens when the grace period of NARs has passed, before the NARs of its paths.
-const RECORD_RENEWAL_AGE: Duration = DOOM_PERIOD.saturating_mul(2);
+/// Age of a record from which on what it names is recorded again before it is deleted. A record is kept for the grace period
+/// of NARs and this time, so that it is there for as long as the NARs of its paths.
+pub const RECORD_RENEWAL_AGE: Duration = DOOM_PERIOD.saturating_mul(2);
 
 /// How paths are deleted.
 pub struct DeleteOptions {
@@ -105,8 +105,7 @@ pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &Del
     }
     let mut sweep = Sweep::prepare(bucket, &candidates, &plan.ready, listed, now, options).await?;
     let deleted = SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| {
-        if !options.now && !has_all_records(bucket, &objects).await? {
-            process::print_message(TOOL, "nothing is deleted, because another collector removed records meanwhile");
+        if !options.now && !has_all_records(bucket, &objects, options.is_quiet).await? {
             return Ok(Vec::new());
         }
         sweep.run(flag).await
@@ -115,11 +114,17 @@ pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &Del
     Ok(Outcome { kept: plan.ready.len() - deleted.len(), deleted, ..outcome })
 }
 
-/// Returns whether the bucket still has every record. A push that starts after one was removed does not know what it doomed.
-/// Only a collector that holds the flag removes records, so the answer stays the same while this one holds it.
-async fn has_all_records(bucket: &Bucket, earlier: &GcObjects) -> Result<bool> {
-    let records = GcObjects::list(bucket).await?.records;
-    Ok(earlier.records.iter().all(|record| records.iter().any(|other| other.key == record.key)))
+/// Returns whether the bucket still has every record, and prints that nothing is deleted if not. A push that starts after
+/// one was removed does not know what it doomed. Only a collector that holds the flag removes records, so the answer stays
+/// the same while this one holds it.
+pub async fn has_all_records(bucket: &Bucket, earlier: &GcObjects, is_quiet: bool) -> Result<bool> {
+    let present = GcObjects::list(bucket).await?;
+    let present: HashSet<&str> = present.all_records().map(|record| record.key.as_str()).collect();
+    let has_all = earlier.all_records().all(|record| present.contains(record.key.as_str()));
+    if !has_all && !is_quiet {
+        process::print_message(TOOL, "nothing is deleted, because another collector removed records meanwhile");
+    }
+    Ok(has_all)
 }
 
 /// A path that may be deleted.
@@ -182,6 +187,8 @@ impl Plan {
             match doomed_for(doomed.get(&listed.hash), listed.last_modified, now) {
                 _ if options.now => plan.ready.push(Ready { index, needs_record: true }),
                 Some(age) if age >= DOOM_PERIOD => {
+                    let newest = doomed.get(&listed.hash).and_then(|times| times.last()).copied();
+                    let age = newest.and_then(|newest| now.duration_since(newest).ok()).unwrap_or_default();
                     plan.ready.push(Ready { index, needs_record: age >= RECORD_RENEWAL_AGE });
                 }
                 Some(age) => {
@@ -294,17 +301,29 @@ impl<'a> Sweep<'a> {
         Ok(expired)
     }
 
-    /// Removes those of the expired pins that name a path which is about to be deleted. Each command that reads them
-    /// would fail on the missing path.
-    async fn remove_pins_of(&self, dead: &HashSet<HashPart>, expired: &[ListedPin]) -> Result {
+    /// Returns the keys of those of the expired pins that name a path which is about to be deleted. One that is no path
+    /// list stays, with a warning: it keeps nothing.
+    async fn find_pins_of(&self, dead: &HashSet<HashPart>, expired: &[ListedPin]) -> Result<Vec<String>> {
         let reads = stream::iter(expired.iter().map(async |pin| {
-            let paths = read_pin(self.bucket, &pin.name, &self.options.store_dir).await?.unwrap_or_default();
-            let names_dead = paths.iter().any(|path| dead.contains(&path.hash_part()));
-            Ok::<_, Error>(names_dead.then(|| pin.name.key()))
+            match read_pin(self.bucket, &pin.name, &self.options.store_dir).await {
+                Ok(paths) => {
+                    let names_dead = paths.iter().flatten().any(|path| dead.contains(&path.hash_part()));
+                    Ok(names_dead.then(|| pin.name.key()))
+                }
+                Err(error) if error.is_refusal() => {
+                    process::print_message(TOOL, format!("warning: {error}"));
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
         }));
         let keys: Vec<_> = reads.buffered(self.bucket.max_in_flight().into()).try_collect().await?;
-        let keys: Vec<String> = keys.into_iter().flatten().collect();
-        self.bucket.delete(&keys).await?;
+        Ok(keys.into_iter().flatten().collect())
+    }
+
+    /// Removes the pins that name what is about to be deleted. Each command that reads them would fail on a missing path.
+    async fn remove_pins(&self, keys: &[String]) -> Result {
+        self.bucket.delete(keys).await?;
         if !keys.is_empty() && !self.options.is_quiet {
             let (count, verb) = (count_of(keys.len(), "pin"), is_or_are(keys.len()));
             process::print_message(TOOL, format!("{count} {verb} removed: not kept by --keep-last or --keep-within"));
@@ -352,10 +371,11 @@ impl<'a> Sweep<'a> {
         let batches = self.graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
             Error::failed(format!("{}: cycle of references", self.bucket.display_url(&format!("{hash}.narinfo"))))
         })?;
+        let dead = batches.iter().flatten().map(|&index| self.paths[index].0).collect();
+        let pins = self.find_pins_of(&dead, &expired).await?;
         self.record(batches.iter().flatten().copied()).await?;
         flag.require_owned().await?;
-        let dead = batches.iter().flatten().map(|&index| self.paths[index].0).collect();
-        self.remove_pins_of(&dead, &expired).await?;
+        self.remove_pins(&pins).await?;
         let mut deleted = Vec::new();
         for batch in batches.iter().flat_map(|batch| batch.chunks(BATCH_SIZE)) {
             flag.require_owned().await?;

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use nar_pack::error::{Error, Result};
+use nar_pack::error::{Context, Error, Result};
 use nar_pack::json_lines::{print_object, write_object};
 use nar_pack::process;
 use nar_pack::stdio;
@@ -20,6 +20,9 @@ use crate::remote::cli::split_url;
 use crate::remote::pins::{self, PinName, list_pin_objects, list_pins};
 use crate::remote::progress::{Progress, count_of};
 use crate::remote::s3::{Access, Bucket};
+
+/// How often a pin is written: a collector may remove an expired one of that name meanwhile.
+const MAX_ATTEMPTS: u32 = 3;
 
 /// Pins the paths on standard input.
 pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
@@ -40,16 +43,22 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         refuse_conflict(&bucket, &name).await?;
         require_paths(&bucket, &store_dir, &paths).await?;
         let text: Bytes = paths.iter().map(|path| store_dir.join(path) + "\n").collect::<String>().into();
-        loop {
+        for attempt in 1.. {
             collector_wait.wait(&bucket).await?;
             bucket.put(&name.key(), "text/plain; charset=UTF-8", text.clone()).await?;
             // A collector reads the pins after it has set its flag. One that has set it since may have read them before
             // this one was written, and deletes the paths and an expired pin of that name until it ends. One that sets
             // it later keeps them.
             collector_wait.wait(&bucket).await?;
-            require_paths(&bucket, &store_dir, &paths).await?;
-            if bucket.size(&name.key()).await?.is_some() {
+            let url = || bucket.display_url(&name.key());
+            let written = || format!("{} is written, but names a missing path", url());
+            require_paths(&bucket, &store_dir, &paths).await.context(written)?;
+            // Listed, since an uploader may not be allowed to read pins.
+            if list_pins(&bucket).await?.iter().any(|pin| pin.name == name) {
                 break;
+            }
+            if attempt == MAX_ATTEMPTS {
+                return Err(Error::failed(format!("{}: removed by another process", url())));
             }
         }
         if args.json {
@@ -104,8 +113,13 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
         // Another tool may have written one whose name is invalid.
         let keys = list_pin_objects(&bucket).await?.into_iter().map(|object| object.key);
         let names = keys.filter_map(|key| Some(key.strip_prefix(pins::PREFIX)?.to_owned()));
-        let is_selected = |name: &String| patterns.iter().any(|pattern| matches_pattern(pattern, name));
-        let names: BTreeSet<String> = names.filter(is_selected).collect();
+        let names: BTreeSet<String> = names.collect();
+        // A name that exists is no pattern: another tool may have written one with an asterisk.
+        let is_match = |pattern: &String, name: &String| {
+            if names.contains(pattern) { pattern == name } else { matches_pattern(pattern, name) }
+        };
+        let is_selected = |name: &&String| patterns.iter().any(|pattern| is_match(pattern, name));
+        let names: Vec<String> = names.iter().filter(is_selected).cloned().collect();
         if names.is_empty() {
             let error = format!("{}: no pin matches {}", bucket.display_url(""), patterns.join(" "));
             return Err(Error::refused(error).with_hint("'s3-pull pins' lists the pins"));

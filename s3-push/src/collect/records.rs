@@ -74,6 +74,11 @@ impl GcObjects {
         }
     }
 
+    /// Returns the records of both kinds.
+    pub fn all_records(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().chain(&self.key_records)
+    }
+
     fn from_listing(bucket: &Bucket, entries: Vec<ListedObject>) -> Result<Self> {
         let mut objects = Self::default();
         for entry in entries {

@@ -17,9 +17,10 @@ use narinfo_gen::extras::{BuildTraceEntry, debuginfo_target};
 use tokio::runtime::Runtime;
 
 use super::cli::DeleteArgs;
+use super::delete::{RECORD_RENEWAL_AGE, has_all_records};
 use super::flag::SweepFlag;
 use super::outcome::{Outcome, OutcomeWriter};
-use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed_keys};
+use super::records::{DOOM_PERIOD, GcObjects, Record, RecordWriter, doomed_for, read_doomed_keys};
 use super::require_share;
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -100,17 +101,22 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
         .collect();
     let plan = Plan::new(bucket, unneeded, &gc, now, options).await?;
     // Those that wait for the end of their grace period were counted by the run that doomed them.
-    let count = plan.to_doom.len() + plan.ready.len();
-    require_share(bucket, "NARs and other objects", count, objects.len(), options.max_percent)?;
+    for count in [plan.to_doom.len(), plan.ready.len()] {
+        require_share(bucket, "NARs and other objects", count, objects.len(), options.max_percent)?;
+    }
     plan.doom(bucket, now).await?;
-    let is_old = |time: SystemTime| now.duration_since(time).unwrap_or_default() >= options.grace;
-    let records = gc.records.iter().chain(&gc.key_records).filter(|record| is_old(record.time));
-    let old_records: Vec<String> = records.map(|record| record.key.clone()).collect();
+    let is_older = |record: &&Record, age: Duration| now.duration_since(record.time).unwrap_or_default() >= age;
+    let records = gc.records.iter().filter(|record| is_older(record, options.grace + RECORD_RENEWAL_AGE));
+    let key_records = gc.key_records.iter().filter(|record| is_older(record, options.grace));
+    let old_records: Vec<String> = records.chain(key_records).map(|record| record.key.clone()).collect();
     let deleted = if plan.ready.is_empty() && old_records.is_empty() {
         SweepFlag::remove_abandoned(bucket, &gc, now, options.takeover_pause).await?;
         Vec::new()
     } else {
         SweepFlag::hold(bucket, &gc, now, options.takeover_pause, async |flag| {
+            if !has_all_records(bucket, &gc, options.is_quiet).await? {
+                return Ok(Vec::new());
+            }
             let deleted = sweep(bucket, flag, &mut needs, &plan.ready, options).await?;
             if !old_records.is_empty() {
                 flag.require_owned().await?;
@@ -122,7 +128,8 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
         .await?
     };
     plan.print(deleted.len(), options);
-    Ok(Outcome { deleted, doomed: plan.to_doom.len(), waiting: plan.waiting, ..Outcome::default() })
+    let kept = plan.ready.len() - deleted.len();
+    Ok(Outcome { deleted, doomed: plan.to_doom.len(), waiting: plan.waiting, kept, ..Outcome::default() })
 }
 
 /// What becomes of the objects that are not needed.

@@ -1,6 +1,8 @@
 //! The pins of a bucket for `s3-pull check`: each must be a path list, and the cache must have its paths. Every command that
 //! reads pins fails otherwise.
 
+use std::collections::HashSet;
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::store_path::StorePath;
@@ -49,16 +51,21 @@ async fn check_pin(
         Err(error) if error.is_refusal() => return Ok(vec![malformed(&error)]),
         Err(error) => return Err(error),
     };
-    let mut findings = Vec::new();
-    for path in paths {
-        if !is_present(bucket, listed, &path).await? && read_pin(bucket, &name, &options.store_dir).await?.is_some() {
-            let full_path = options.store_dir.join(&path);
-            let message = format!("{full_path}: not in the cache; pinned by {}", name.as_str());
-            let key = narinfo_key(&path);
-            findings.push(Finding { path: Some(full_path), key, reason: Reason::MissingPinned, message, size: 0 });
-        }
-    }
-    Ok(findings)
+    let lookups =
+        stream::iter(paths).map(async |path| Ok::<_, Error>((is_present(bucket, listed, &path).await?, path)));
+    let found: Vec<(bool, StorePath)> = lookups.buffered(bucket.max_in_flight().into()).try_collect().await?;
+    let missing: Vec<StorePath> =
+        found.into_iter().filter(|(is_present, _)| !is_present).map(|(_, path)| path).collect();
+    // It may have been replaced meanwhile, before its paths were deleted.
+    let named = if missing.is_empty() { None } else { read_pin(bucket, &name, &options.store_dir).await? };
+    let named: HashSet<StorePath> = named.into_iter().flatten().collect();
+    let finding = |path: &StorePath| {
+        let full_path = options.store_dir.join(path);
+        let message = format!("{full_path}: not in the cache; pinned by {}", name.as_str());
+        let key = narinfo_key(path);
+        Finding { path: Some(full_path), key, reason: Reason::MissingPinned, message, size: 0 }
+    };
+    Ok(missing.iter().filter(|path| named.contains(path)).map(finding).collect())
 }
 
 /// Returns whether the cache has a path. It may have been published since the narinfos were listed.

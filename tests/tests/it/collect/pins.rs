@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cache_tests::fault_proxy::{Fault, FaultProxy, ObjectKind, RequestKind};
+use cache_tests::fault_proxy::{ACCESS_DENIED, Fault, FaultProxy, ObjectKind, Request, RequestKind, always, only};
 use cache_tests::store_path;
 
 use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
@@ -57,6 +57,31 @@ fn a_pin_that_a_collector_removes_meanwhile_is_written_again() {
     assert_eq!(s3.get(&bucket, "pins/main/1"), format!("{}\n", fixture.closure.top).as_bytes());
     let writes = proxy.requests().into_iter().filter(|kind| *kind == RequestKind::PutObject(ObjectKind::Other));
     assert_eq!(writes.count(), 2);
+}
+
+/// An uploader may be allowed to write pins and not to read them.
+#[test]
+fn a_pin_that_cannot_be_read_back_is_written_once() {
+    let (mut fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh(PUBLISH).ok();
+    let reads_pin =
+        |request: &Request| request.key().starts_with("pins/") && matches!(request.method.as_str(), "GET" | "HEAD");
+    let proxy = FaultProxy::start(&s3.endpoint(), only(reads_pin, always(ACCESS_DENIED)));
+    fixture.scratch.env("C", s3.cache_url(&bucket).replace(&s3.endpoint(), proxy.endpoint()));
+    fixture.scratch.sh("s3-push pin \"$C\" main < paths").ok();
+    let writes = proxy.requests().into_iter().filter(|kind| *kind == RequestKind::PutObject(ObjectKind::Other));
+    assert_eq!(writes.count(), 1);
+}
+
+#[test]
+fn a_name_with_an_asterisk_that_exists_is_no_pattern() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    sh(PUBLISH).ok();
+    sh("s3-push pin \"$C\" main/1 < paths").ok();
+    s3.put(&bucket, "pins/main/*", b"");
+    assert_eq!(sh("s3-push unpin \"$C\" 'main/*'").ok(), "main/*");
+    assert_eq!(sh("s3-push unpin \"$C\" 'main/*'").ok(), "main/1");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::fixtures::bucket::{assert_closed, snapshot};
 use crate::fixtures::closure_fixture::Fixture;
 
 /// Sends requests through a proxy that calls `event` when a collector writes its flag. Keep the proxy.
-fn on_flag(
+pub fn on_flag(
     fixture: &mut Fixture,
     s3: &'static EmbeddedS3,
     bucket: &str,

@@ -6,6 +6,7 @@ use cache_tests::EmbeddedS3;
 
 use super::dead::{old_cache, set_age};
 use super::delete::{DEAD, DELETE, age_records, doomed_cache, records};
+use super::sweep::on_flag;
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH};
 
 pub const DELETE_NARS: &str = "s3-push delete --nars --max-delete 100% \"$C\"";
@@ -56,6 +57,9 @@ fn nars_that_no_narinfo_names_are_deleted_after_the_grace_period() {
     age_records(s3, &bucket, GRACE);
     let deleted = sh(DELETE_NARS).ok();
     assert!(deleted.lines().count() == 3 && deleted.lines().all(|key| key.starts_with("nar/")), "{deleted}");
+    assert_eq!(records(s3, &bucket).len(), 1, "the paths were deleted up to two days after they were doomed");
+    age_records(s3, &bucket, GRACE + DAY * 2);
+    assert_eq!(sh(DELETE_NARS).ok(), "");
     assert_eq!(s3.objects(&bucket), ["nix-cache-info"], "the records are gone too");
 }
 
@@ -151,7 +155,7 @@ fn collect_dooms_deletes_and_then_deletes_the_nars() {
     age_records(s3, &bucket, DAY);
     let closure = &fixture.closure;
     assert_eq!(sh(COLLECT).ok(), [&*closure.top, &closure.app].join("\n"));
-    age_records(s3, &bucket, GRACE);
+    age_records(s3, &bucket, GRACE + DAY * 2);
     let deleted = sh(COLLECT).ok();
     assert!(deleted.lines().count() == 2 && deleted.lines().all(|key| key.starts_with("nar/")), "{deleted}");
     sh("s3-pull --root out --no-verify-signatures \"$C\" \"$LIB\"").ok();
@@ -205,4 +209,39 @@ fn a_pin_that_is_not_kept_goes_with_its_paths() {
     // lib is a reference of app, so the second pin names nothing that is deleted.
     assert_eq!(keys_below(s3, &bucket, "pins/"), ["pins/main/2", "pins/main/3"]);
     sh("s3-push collect --older-than 30d --max-delete 100% \"$C\"").ok();
+}
+
+/// It keeps nothing, so it does not stop the collector, and nothing is recorded again in each run.
+#[test]
+fn a_malformed_pin_that_is_not_kept_stays() {
+    let (fixture, s3, bucket) = doomed_cache();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    age_records(s3, &bucket, DAY * 3);
+    s3.put(&bucket, "pins/main/1", b"no path\n");
+    set_age(s3, &bucket, "pins/main/1", DAY * 5);
+    sh("echo \"$LIB\" | s3-push pin -q \"$C\" main/2").ok();
+    let collect = "s3-push collect --older-than 30d --max-delete 100% --keep-last 1 \"$C\"";
+    let output = sh(collect);
+    assert!(output.stderr.contains("warning: ") && output.stderr.contains("/pins/main/1: "), "{}", output.stderr);
+    assert_eq!(output.ok(), [&*fixture.closure.top, &fixture.closure.app].join("\n"));
+    assert_eq!(keys_below(s3, &bucket, "pins/"), ["pins/main/1", "pins/main/2"]);
+}
+
+/// What a run that holds the flag relies on is listed again: another one may have removed the record since.
+#[test]
+fn no_nar_is_deleted_whose_record_was_removed_after_it_was_read() {
+    let (mut fixture, s3, bucket) = cache_of_doomed_nars();
+    let target = bucket.clone();
+    let _proxy = on_flag(&mut fixture, s3, &bucket, move || {
+        // The records of keys and of paths.
+        for key in records(s3, &target) {
+            s3.remove(&target, &key);
+        }
+    });
+    let output = fixture.scratch.sh(&DELETE_NARS.replace("--nars", "--nars --json"));
+    assert!(output.stderr.contains("another collector removed records meanwhile"), "{}", output.stderr);
+    let summary: serde_json::Value = serde_json::from_str(&output.ok()).unwrap();
+    let objects = &summary["summary"]["objects"];
+    assert_eq!((&objects["deleted"], &objects["kept"]), (&0.into(), &3.into()));
+    assert_eq!(keys_below(s3, &bucket, "nar/").len(), 3);
 }
