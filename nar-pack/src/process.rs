@@ -81,8 +81,10 @@ fn variable_of<C: clap::Parser>(error: &clap::Error) -> Option<(String, String)>
     let mut command = C::command();
     command.build();
     let mut args = command.get_arguments().chain(command.get_subcommands().flat_map(clap::Command::get_arguments));
-    let name = args.find(|arg| arg.to_string() == option)?.get_env()?.to_str()?.to_owned();
-    let is_given = std::env::args().any(|arg| arg == value || arg.ends_with(&format!("={value}")));
+    let arg = args.find(|arg| arg.to_string() == option)?;
+    let name = arg.get_env()?.to_str()?.to_owned();
+    let flag = format!("--{}", arg.get_long()?);
+    let is_given = std::env::args().any(|given| given == flag || given.starts_with(&format!("{flag}=")));
     (!is_given && std::env::var(&name).is_ok_and(|found| found == value)).then_some((option, name))
 }
 

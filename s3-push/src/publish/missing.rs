@@ -79,15 +79,17 @@ impl Requirements {
             return Ok(true);
         }
         let key = format!("{}.narinfo", path.hash_part());
-        let Some(object) = bucket.get_text(&key, MAX_SIZE).await? else { return Ok(false) };
-        let narinfo = match NarInfo::parse(&object.text, &self.store_dir).context(|| bucket.display_url(&key)) {
-            Ok(narinfo) if narinfo.path == *path => narinfo,
+        let parse = |text: &str| NarInfo::parse(text, &self.store_dir).context(|| bucket.display_url(&key));
+        let read = bucket.get_text(&key, MAX_SIZE).await;
+        let narinfo = match read.and_then(|object| object.map(|object| parse(&object.text)).transpose()) {
+            Ok(Some(narinfo)) if narinfo.path == *path => narinfo,
             Ok(_) => return Ok(false),
             // No client can use it.
-            Err(error) => {
+            Err(error) if error.is_refusal() => {
                 process::print_message(TOOL, format!("warning: {error}; 's3-push repair' replaces it"));
                 return Ok(false);
             }
+            Err(error) => return Err(error),
         };
         if !self.signers.iter().all(|signer| signer.has_signed(&narinfo)) {
             return Ok(false);

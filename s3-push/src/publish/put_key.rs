@@ -50,6 +50,12 @@ impl KeyTarget {
             let error = format!("{key} cannot be uploaded with --key: pushes read what is below {COLLECTOR_PREFIX}");
             return Err(Error::usage(error).with_hint("only 's3-push delete' and 'collect' write there"));
         }
+        // An object at the prefix without its slash would hide what is below it where a service stores objects as files.
+        if format!("{key}/") == COLLECTOR_PREFIX || format!("{key}/") == pins::PREFIX {
+            return Err(Error::usage(format!(
+                "{key} cannot be uploaded with --key: it is the prefix of other objects"
+            )));
+        }
         if key.starts_with(pins::PREFIX) {
             let error = format!("{key} cannot be uploaded with --key, because its paths would not be looked up");
             return Err(Error::usage(error).with_hint("use 's3-push pin', which reads a path list"));

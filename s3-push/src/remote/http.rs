@@ -27,8 +27,8 @@ pub struct HttpCache {
     /// `base` without user name and password.
     display_base: String,
     login: Option<Login>,
-    /// Whether the URL has a password.
-    base_has_password: bool,
+    /// The host that gets a user name and a password, from the URL or from `login`.
+    login_host: Option<String>,
     limit: Arc<AdaptiveLimit>,
     limits: RequestLimits,
     first_response: FirstResponse,
@@ -86,8 +86,8 @@ impl HttpCache {
             base: without_slash(&base),
             first_response: FirstResponse::new(tool, display_base.clone(), limits.max_attempts, limits.is_quiet),
             display_base,
+            login_host: base.host_str().filter(|_| login.is_some() || base.password().is_some()).map(str::to_owned),
             login,
-            base_has_password: base.password().is_some(),
             limit: AdaptiveLimit::new(limits.max_in_flight),
             limits,
             tool,
@@ -222,7 +222,7 @@ impl HttpCache {
                 }
                 Ok(Answer::Missing)
             }
-            401 if self.login.is_some() || self.base_has_password => {
+            401 if self.login_host.is_some() && response.url().host_str() == self.login_host.as_deref() => {
                 failed(self.error(key, "HTTP 401: the server refused the user name or the password"), false)
             }
             401 => {

@@ -266,7 +266,7 @@ fn broken_name_rule(bucket: &str) -> Option<&'static str> {
 /// # Errors
 /// A usage error if the variable is not set or is empty.
 pub fn url_from_environment(before: &str) -> Result<String> {
-    let url = std::env::var(VARIABLE).ok().filter(|url| !url.is_empty());
+    let url = std::env::var(VARIABLE).ok().filter(|url| !url.trim().is_empty());
     url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET{before} or set {VARIABLE}")))
 }
 

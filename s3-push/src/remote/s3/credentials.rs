@@ -99,8 +99,8 @@ fn describe(error: &CredentialsError) -> String {
     }
 }
 
-/// Returns the chain of providers. A profile that the bucket's URL names is the only one, as in Nix and for `--profile` of
-/// the AWS CLI: variables of the environment must not replace it.
+/// Returns the chain of providers. A profile that the bucket's URL names is the only one, as in Nix: variables of the
+/// environment must not replace it.
 pub(super) async fn provider_chain(
     config: ProviderConfig,
     profile: Option<&str>,

@@ -38,6 +38,8 @@ const UNSIGNED_HINT: &str = "if the bucket is public, use --no-sign-request";
 /// The hint for a host without credentials.
 const CREDENTIALS_HINT: &str =
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or add profile=NAME to the parameters of the URL";
+/// The hint for a profile of the URL that has no credentials: those of the environment are not used.
+const PROFILE_HINT: &str = "add credentials to the profile, or remove profile= from the parameters of the URL";
 /// The hint for a bucket that does not exist.
 const NO_BUCKET_HINT: &str = "check the name of the bucket in the URL, or create the bucket";
 
@@ -78,6 +80,10 @@ pub(super) trait OperationError: ProvideErrorMetadata + RequiredPermission + Std
 impl<E: ProvideErrorMetadata + RequiredPermission + StdError + 'static> OperationError for E {}
 
 impl Bucket {
+    fn credentials_hint(&self) -> &'static str {
+        if self.location.profile.is_some() { PROFILE_HINT } else { CREDENTIALS_HINT }
+    }
+
     /// Returns `Ok` if the error means that the object does not exist.
     pub(super) fn missing<E: OperationError>(&self, error: &Sdk<E>, action: &str, key: &str) -> Result {
         match status(error) {
@@ -87,7 +93,7 @@ impl Bucket {
                 let url = self.display_url(key);
                 let none = self.no_credentials();
                 let error = format!("cannot {action} {url}: {none}, and the bucket is not public (HTTP 403)");
-                Err(Error::failed(error).with_hint(CREDENTIALS_HINT))
+                Err(Error::failed(error).with_hint(self.credentials_hint()))
             }
             // Without s3:ListBucket, S3 answers 403 instead of 404 for a missing key.
             Some(403) if is_forbidden(error) => {
@@ -139,7 +145,7 @@ impl Bucket {
             _ => {}
         }
         if is_credentials_error(error) {
-            return Some(if self.can_opt_out { UNSIGNED_HINT } else { CREDENTIALS_HINT }.to_owned());
+            return Some(if self.can_opt_out { UNSIGNED_HINT } else { self.credentials_hint() }.to_owned());
         }
         if status(error) == Some(407) || requires_proxy_login(error) {
             return Some(PROXY_HINT.to_owned());

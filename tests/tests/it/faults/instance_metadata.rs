@@ -140,6 +140,7 @@ fn a_profile_in_the_url_is_the_only_source_of_credentials() {
     let count = bucket.requests().len();
     let stderr = missing("&profile=empty").fails(2);
     assert!(stderr.contains("the AWS profile \"empty\" has no credentials"), "{stderr}");
+    assert!(stderr.contains("hint: add credentials to the profile"), "{stderr}");
     assert_eq!((bucket.requests().len(), service.requests().len()), (count, 0));
     missing("").ok();
     assert!(signed_by("FROMENVIRONMENT") > 0);

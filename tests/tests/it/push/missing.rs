@@ -95,12 +95,15 @@ fn a_path_with_a_malformed_narinfo_is_missing_if_the_narinfo_is_read() {
     let (fixture, s3, bucket) = Fixture::embedded();
     let sh = |script: &str| fixture.scratch.sh(script);
     sh(&format!("{ARCHIVE} | s3-push -q --no-nix \"$C\"")).ok();
-    s3.put(&bucket, &Fixture::narinfo_key(&fixture.closure.lib), b"StorePath: x\n");
-    assert_eq!(sh("s3-push --missing \"$C\" < paths").ok(), "", "only listed");
-    for flag in ["--deep", "--signed-by \"$(cut -d: -f1 key.pub)\""] {
-        let missing = sh(&format!("s3-push --missing {flag} \"$C\" < paths"));
-        assert!(missing.stderr.contains(".narinfo: line 1: StorePath"), "{}", missing.stderr);
-        assert_eq!(missing.ok(), fixture.closure.lib, "{flag}");
+    let large = vec![b'x'; 2 << 20];
+    for (text, cause) in [(b"StorePath: x\n".as_slice(), "line 1: "), (&large, "larger than"), (b"\xff", "UTF-8")] {
+        s3.put(&bucket, &Fixture::narinfo_key(&fixture.closure.lib), text);
+        assert_eq!(sh("s3-push --missing \"$C\" < paths").ok(), "", "only listed");
+        for flag in ["--deep", "--signed-by \"$(cut -d: -f1 key.pub)\""] {
+            let missing = sh(&format!("s3-push --missing {flag} \"$C\" < paths"));
+            assert!(missing.stderr.contains(cause), "{}", missing.stderr);
+            assert_eq!(missing.ok(), fixture.closure.lib, "{flag}");
+        }
     }
     sh(&format!("{ARCHIVE} | s3-push repair -q --no-nix \"$C\"")).ok();
     assert_eq!(sh("s3-push --missing --deep \"$C\" < paths").ok(), "");

@@ -86,6 +86,7 @@ fn s3_push_cases(service: &impl S3Server) -> Vec<Case> {
             "--content-type cannot be used with --missing",
         ),
         case("pin as a key", "echo x | s3-push --key pins/main \"$C\"", 2, "pins/main|s3-push pin"),
+        case("the prefix of pins as a key", "echo x | s3-push --key pins \"$C\"", 2, "pins|prefix"),
         case("--exact with an archive", format!("{push} --exact < archive"), 2, "--exact|cache archive|narinfo text"),
         case("bad name of a path", format!("{push} --name 'a b' < nar"), 2, "--name|letters, digits"),
         case(
