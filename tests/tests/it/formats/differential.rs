@@ -374,6 +374,8 @@ fn why_we_refuse(message: &str) -> Option<&'static str> {
             "we refuse control characters, which could start another field or control a terminal",
         ),
         ("is outside the cache", "we require URLs within the cache"),
+        ("is not a signature", "nix-narinfo accepts a signature that is not base64; Nix 2.34 and we do not"),
+        ("is not a content address", "nix-narinfo does not look at the hash of a content address; Nix and we do"),
         ("is not a SHA-256 hash", "we require SHA-256, which every cache has"),
         ("invalid store path name", "we require base names as references, as Nix writes and reads them"),
         ("is not a number of bytes", "nix-narinfo accepts a sign or whitespace before a number"),
@@ -386,8 +388,7 @@ fn why_we_refuse(message: &str) -> Option<&'static str> {
 /// Returns the known reason why nix-narinfo refuses a narinfo that we accept.
 fn why_nix_narinfo_refuses(message: &str) -> Option<&'static str> {
     let reasons = [
-        ("`CA`", "we keep an unknown CA, which does not make a path trusted"),
-        ("CA", "we keep an unknown CA, which does not make a path trusted"),
+        ("CA: at line", "we treat an empty CA as a missing one"),
         ("Deriver", "we treat an empty Deriver as a missing one"),
     ];
     reasons.into_iter().find(|(words, _)| message.contains(words)).map(|(_, reason)| reason)
