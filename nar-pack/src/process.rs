@@ -84,7 +84,8 @@ fn variable_of<C: clap::Parser>(error: &clap::Error) -> Option<(String, String)>
     let arg = args.find(|arg| arg.to_string() == option)?;
     let name = arg.get_env()?.to_str()?.to_owned();
     let flag = format!("--{}", arg.get_long()?);
-    let is_given = std::env::args().any(|given| given == flag || given.starts_with(&format!("{flag}=")));
+    let is_flag = |given: &str| given == flag || given.starts_with(&format!("{flag}="));
+    let is_given = std::env::args_os().any(|given| given.to_str().is_some_and(is_flag));
     (!is_given && std::env::var(&name).is_ok_and(|found| found == value)).then_some((option, name))
 }
 

@@ -127,7 +127,7 @@ impl Sources {
     /// Refuses a pin that no cache has, or that is not a path list. Fails if it cannot be read.
     pub async fn read_pin(&self, name: &PinName) -> Result<Vec<StorePath>> {
         let key = name.key();
-        let mut first_error = None;
+        let mut first_error: Option<Error> = None;
         for (source, remote) in self.remotes.iter().enumerate() {
             let read = async {
                 let text = remote.text(&key, pins::MAX_SIZE).await?;
@@ -137,10 +137,12 @@ impl Sources {
                 Ok(Some(paths)) => return Ok(paths),
                 Ok(None) => {}
                 Err(error) => {
-                    if !error.is_refusal() {
+                    if error.is_refusal() && self.remotes.len() > 1 {
+                        process::print_message(TOOL, format!("warning: {error}; the next cache is tried"));
+                    } else if !error.is_refusal() {
                         self.mark_source_failing(source, &error);
                     }
-                    first_error.get_or_insert(error);
+                    first_error = Some(preferred(first_error, error));
                 }
             }
         }
@@ -267,9 +269,7 @@ impl Sources {
                     if !error.is_refusal() {
                         self.mark_source_failing(source, &error);
                     }
-                    if first_error.as_ref().is_none_or(|first| first.is_refusal() && !error.is_refusal()) {
-                        first_error = Some(error);
-                    }
+                    first_error = Some(preferred(first_error, error));
                 }
             }
         }
@@ -326,6 +326,14 @@ impl Sources {
             trusted.require(&narinfo).map_err(|error| hint.into_iter().fold(error, Error::with_hint))?;
         }
         Ok(Some(narinfo))
+    }
+}
+
+/// Returns the error to report of two: the first one, but a failed operation rather than a refusal.
+fn preferred(first: Option<Error>, second: Error) -> Error {
+    match first {
+        Some(first) if !first.is_refusal() || second.is_refusal() => first,
+        _ => second,
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use nar_pack::error::{Context, Error, Result};
+use nar_pack::error::{Error, Result};
 use nar_pack::json_lines::{print_object, write_object};
 use nar_pack::process;
 use nar_pack::stdio;
@@ -51,8 +51,11 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
             // it later keeps them.
             collector_wait.wait(&bucket).await?;
             let url = || bucket.display_url(&name.key());
-            let written = || format!("{} is written, but names a missing path", url());
-            require_paths(&bucket, &store_dir, &paths).await.context(written)?;
+            let written = |error: Error| {
+                let what = if error.is_refusal() { "names a missing path" } else { "its paths were not looked up" };
+                error.context(format!("{} is written, but {what}", url()))
+            };
+            require_paths(&bucket, &store_dir, &paths).await.map_err(written)?;
             // Listed, since an uploader may not be allowed to read pins.
             if list_pins(&bucket).await?.iter().any(|pin| pin.name == name) {
                 break;

@@ -106,7 +106,7 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
     }
     plan.doom(bucket, now).await?;
     let is_older = |record: &&Record, age: Duration| now.duration_since(record.time).unwrap_or_default() >= age;
-    let records = gc.records.iter().filter(|record| is_older(record, options.grace + RECORD_RENEWAL_AGE));
+    let records = gc.records.iter().filter(|record| is_older(record, options.grace.saturating_add(RECORD_RENEWAL_AGE)));
     let key_records = gc.key_records.iter().filter(|record| is_older(record, options.grace));
     let old_records: Vec<String> = records.chain(key_records).map(|record| record.key.clone()).collect();
     let deleted = if plan.ready.is_empty() && old_records.is_empty() {

@@ -76,14 +76,13 @@ impl PublishContext {
     /// Returns whether a narinfo in the bucket describes a compressed file that is not there, while the NAR of `narinfo` is: it
     /// is missing or damaged, or it is the same NAR with another compression, size or hash.
     async fn is_about_another_file(&self, remote: &NarInfo, narinfo: &NarInfo) -> Result<bool> {
-        if remote.url != narinfo.url {
-            return Ok(!self.is_intact(remote).await?);
+        let is_right =
+            if remote.url == narinfo.url { is_same_file(remote, narinfo) } else { self.is_intact(remote).await? };
+        if !is_right {
+            // It may have arrived without its NAR.
+            self.verify_remote_nar(narinfo).await?;
         }
-        if is_same_file(remote, narinfo) {
-            return Ok(false);
-        }
-        self.verify_remote_nar(narinfo).await?;
-        Ok(true)
+        Ok(!is_right)
     }
 
     /// Returns whether the bucket has the same path with the same contents in an intact NAR with another name.
@@ -100,13 +99,12 @@ impl PublishContext {
 
     /// Returns whether the NAR of a narinfo in the bucket is there and matches it.
     async fn is_intact(&self, remote: &NarInfo) -> Result<bool> {
-        let hash = remote.path.hash_part();
-        if self.intact_nars.lock().await.contains(&hash) {
+        if self.intact_nars.lock().await.contains(&remote.url) {
             return Ok(true);
         }
         match self.verify_remote_nar(remote).await {
             Ok(_) => {
-                self.intact_nars.lock().await.insert(hash);
+                self.intact_nars.lock().await.insert(remote.url.clone());
                 Ok(true)
             }
             Err(error) if error.is_refusal() => Ok(false),

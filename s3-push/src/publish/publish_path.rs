@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::store_path::{HashPart, StorePath};
+use nar_pack::store_path::StorePath;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::is_content_addressed;
@@ -64,8 +64,8 @@ pub struct PublishContext {
     pub options: PublishOptions,
     /// Waits for collectors.
     pub collector_wait: CollectorWait,
-    /// The paths in the bucket whose NARs were read by a repair, and are as their narinfos say.
-    pub intact_nars: Mutex<HashSet<HashPart>>,
+    /// The keys of NARs that a repair has read, and that are as their narinfos say.
+    pub intact_nars: Mutex<HashSet<String>>,
 }
 
 impl PublishContext {

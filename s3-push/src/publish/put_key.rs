@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use nar_pack::error::{Error, Result};
-use narinfo_gen::archive::Object;
+use narinfo_gen::archive::{DEBUGINFO_PREFIX, NAR_PREFIX, Object, REALISATION_PREFIXES};
 use narinfo_gen::hash::{Hasher, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -51,7 +51,9 @@ impl KeyTarget {
             return Err(Error::usage(error).with_hint("only 's3-push delete' and 'collect' write there"));
         }
         // An object at the prefix without its slash would hide what is below it where a service stores objects as files.
-        if format!("{key}/") == COLLECTOR_PREFIX || format!("{key}/") == pins::PREFIX {
+        let prefixes =
+            [COLLECTOR_PREFIX, pins::PREFIX, NAR_PREFIX, DEBUGINFO_PREFIX].into_iter().chain(REALISATION_PREFIXES);
+        if prefixes.into_iter().any(|prefix| prefix.strip_suffix('/') == Some(key)) {
             return Err(Error::usage(format!(
                 "{key} cannot be uploaded with --key: it is the prefix of other objects"
             )));

@@ -27,8 +27,8 @@ pub struct HttpCache {
     /// `base` without user name and password.
     display_base: String,
     login: Option<Login>,
-    /// The host that gets a user name and a password, from the URL or from `login`.
-    login_host: Option<String>,
+    /// The server that gets a user name and a password, from the URL or from `login`.
+    login_origin: Option<String>,
     limit: Arc<AdaptiveLimit>,
     limits: RequestLimits,
     first_response: FirstResponse,
@@ -86,7 +86,7 @@ impl HttpCache {
             base: without_slash(&base),
             first_response: FirstResponse::new(tool, display_base.clone(), limits.max_attempts, limits.is_quiet),
             display_base,
-            login_host: base.host_str().filter(|_| login.is_some() || base.password().is_some()).map(str::to_owned),
+            login_origin: (login.is_some() || base.password().is_some()).then(|| base.origin().ascii_serialization()),
             login,
             limit: AdaptiveLimit::new(limits.max_in_flight),
             limits,
@@ -222,7 +222,7 @@ impl HttpCache {
                 }
                 Ok(Answer::Missing)
             }
-            401 if self.login_host.is_some() && response.url().host_str() == self.login_host.as_deref() => {
+            401 if self.login_origin == Some(response.url().origin().ascii_serialization()) => {
                 failed(self.error(key, "HTTP 401: the server refused the user name or the password"), false)
             }
             401 => {

@@ -1,7 +1,7 @@
 //! The pins of a bucket for `s3-pull check`: each must be a path list, and the cache must have its paths. Every command that
 //! reads pins fails otherwise.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
@@ -59,13 +59,14 @@ async fn check_pin(
     // It may have been replaced meanwhile, before its paths were deleted.
     let named = if missing.is_empty() { None } else { read_pin(bucket, &name, &options.store_dir).await? };
     let named: HashSet<StorePath> = named.into_iter().flatten().collect();
+    let missing: BTreeSet<StorePath> = missing.into_iter().collect();
     let finding = |path: &StorePath| {
         let full_path = options.store_dir.join(path);
         let message = format!("{full_path}: not in the cache; pinned by {}", name.as_str());
         let key = narinfo_key(path);
         Finding { path: Some(full_path), key, reason: Reason::MissingPinned, message, size: 0 }
     };
-    Ok(missing.iter().filter(|path| named.contains(path)).map(finding).collect())
+    Ok(missing.iter().filter(|path| named.contains(*path)).map(finding).collect())
 }
 
 /// Returns whether the cache has a path. It may have been published since the narinfos were listed.

@@ -145,7 +145,8 @@ impl Bucket {
             _ => {}
         }
         if is_credentials_error(error) {
-            return Some(if self.can_opt_out { UNSIGNED_HINT } else { self.credentials_hint() }.to_owned());
+            let is_opt_out = self.can_opt_out && self.location.profile.is_none();
+            return Some(if is_opt_out { UNSIGNED_HINT } else { self.credentials_hint() }.to_owned());
         }
         if status(error) == Some(407) || requires_proxy_login(error) {
             return Some(PROXY_HINT.to_owned());

@@ -151,6 +151,12 @@ fn a_damaged_nar_is_repaired_by_one_with_another_compression() {
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     s3.put(&bucket, &key, &damaged);
+    // A narinfo whose NAR did not arrive.
+    let narinfo_key = Fixture::narinfo_key(&fixture.closure.app);
+    sh(&format!("mkdir xz-cache; tar x -C xz-cache < xz; tar c -C xz-cache nix-cache-info {narinfo_key} > alone")).ok();
+    let stderr = sh("s3-push repair --no-nix \"$C\" < alone").fails(1);
+    assert!(stderr.contains("is not in the bucket"), "{stderr}");
+    assert_eq!(s3.get(&bucket, &narinfo_key), before[&narinfo_key]);
     assert_eq!(sh("s3-push repair --no-nix \"$C\" < xz").ok(), fixture.closure.app);
     let narinfo = Fields::parse(&s3.get(&bucket, &Fixture::narinfo_key(&fixture.closure.app)));
     assert_eq!(narinfo.one("Compression"), "xz");
