@@ -9,10 +9,7 @@ use nar_pack::process;
 use super::errors::{element, status};
 use super::{Bucket, RequestKind, Sdk};
 use crate::remote::concurrency::Permit;
-use crate::remote::location::Location;
-
-/// Maximum length of the name of a region: that of a label in a host name (RFC 1035, section 2.3.4).
-const MAX_REGION_LENGTH: usize = 63;
+use crate::remote::location::{Location, check_region};
 
 impl Bucket {
     /// Sends a read, and once more if the bucket is in another region than the request is signed for. Returns the permit
@@ -76,13 +73,7 @@ fn region_of_bucket<E: ProvideErrorMetadata>(error: &Sdk<E>) -> Option<String> {
     let header = error.raw_response()?.headers().get("x-amz-bucket-region");
     let is_malformed = error.code() == Some("AuthorizationHeaderMalformed");
     let in_body = || element(error, "Region").filter(|_| is_malformed);
-    header.or_else(in_body).filter(|region| is_region(region)).map(str::to_owned)
-}
-
-/// Returns whether a text of a server is the name of a region. It becomes a part of host names and messages.
-fn is_region(text: &str) -> bool {
-    let is_valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=MAX_REGION_LENGTH).contains(&text.len()) && text.chars().all(is_valid) && !text.starts_with('-')
+    header.or_else(in_body).filter(|region| check_region(region).is_ok()).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -91,9 +82,9 @@ mod tests {
 
     #[test]
     fn a_region_cannot_change_the_host_or_the_message() {
-        assert!(is_region("eu-west-2") && is_region("garage"));
-        for text in ["", "-eu", "evil.example", "eu/west", "eu west", "EU", "eu\u{1b}[0m", &"a".repeat(64)] {
-            assert!(!is_region(text), "{text:?}");
+        assert!(["eu-west-2", "garage", "RegionOne"].iter().all(|region| check_region(region).is_ok()));
+        for text in ["", "-eu", "evil.example", "eu/west", "eu west", "eu\u{1b}[0m", &"a".repeat(64)] {
+            assert!(check_region(text).is_err(), "{text:?}");
         }
     }
 }
