@@ -10,7 +10,7 @@ use cache_sign::trust::{SignatureStatus, TrustedKeys};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
-use narinfo_gen::cache_info::{self, CacheInfo};
+use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::extras::BuildTraceEntry;
 use narinfo_gen::narinfo::{self, NarInfo};
 
@@ -82,13 +82,12 @@ impl Sources {
         for url in urls {
             opened.push(Remote::open(url, options).await?);
         }
-        let checks =
-            futures_util::future::join_all(opened.iter().map(|remote| check_store_dir(remote, &store_dir))).await;
+        let checks = futures_util::future::join_all(opened.iter().map(|remote| remote.cache_info(&store_dir))).await;
         let several = opened.len() > 1;
         let (mut remotes, mut first_error) = (Vec::with_capacity(opened.len()), None);
         for (remote, check) in opened.into_iter().zip(checks) {
             match check {
-                Ok(()) => remotes.push(Arc::new(remote)),
+                Ok(_) => remotes.push(Arc::new(remote)),
                 Err(error) => {
                     if several {
                         process::print_message(TOOL, format!("warning: skipping a cache: {error}"));
@@ -170,7 +169,7 @@ impl Sources {
     /// Fails when it cannot be read.
     pub async fn cache_info(&self) -> Result<Option<CacheInfo>> {
         match self.remotes.first() {
-            Some(remote) => read_cache_info(remote, &self.store_dir).await,
+            Some(remote) => remote.cache_info(&self.store_dir).await,
             None => Ok(None),
         }
     }
@@ -335,18 +334,6 @@ fn preferred(first: Option<Error>, second: Error) -> Error {
         Some(first) if !first.is_refusal() || second.is_refusal() => first,
         _ => second,
     }
-}
-
-async fn check_store_dir(remote: &Remote, store_dir: &StoreDir) -> Result {
-    read_cache_info(remote, store_dir).await.map(drop)
-}
-
-/// Reads `nix-cache-info`, if there is one, and requires the store directory.
-async fn read_cache_info(remote: &Remote, store_dir: &StoreDir) -> Result<Option<CacheInfo>> {
-    let limit = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
-    let Some(text) = remote.text(cache_info::KEY, limit).await? else { return Ok(None) };
-    let info = CacheInfo::parse(&text).and_then(|info| info.require(store_dir).map(|()| info));
-    info.context(|| remote.display_url(cache_info::KEY)).map(Some)
 }
 
 /// The candidates for one path, cache by cache, until one of them can be fetched and verified.

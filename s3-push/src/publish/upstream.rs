@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
-use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::remote::retry::RequestLimits;
@@ -80,8 +79,6 @@ async fn has_narinfo(cache: &Remote, path: &StorePath, store_dir: &StoreDir) -> 
 
 /// Checks that this is a binary cache of `store_dir`. With a mistyped URL every path would count as missing.
 async fn require_cache(cache: &Remote, store_dir: &StoreDir) -> Result {
-    let max_size = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
-    let text = cache.text(cache_info::KEY, max_size).await?;
-    let text = text.ok_or_else(|| Error::failed("not a binary cache: nix-cache-info is missing"))?;
-    CacheInfo::parse(&text)?.require(store_dir)
+    let info = cache.cache_info(store_dir).await?;
+    info.map(drop).ok_or_else(|| Error::failed("not a binary cache: nix-cache-info is missing"))
 }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures_util::future::BoxFuture;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::stdio;
-use nar_pack::store_path::HashPart;
+use nar_pack::store_path::{HashPart, StoreDir};
+use narinfo_gen::cache_info::{self, CacheInfo};
 use narinfo_gen::compression::decode_content;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -229,6 +230,17 @@ impl Remote {
     pub async fn text(&self, key: &str, max_size: usize) -> Result<Option<String>> {
         let bytes = self.bytes(key, max_size).await?;
         bytes.map(|bytes| to_text(bytes, &self.display_url(key))).transpose()
+    }
+
+    /// Reads `nix-cache-info`, if there is one, and requires the store directory.
+    ///
+    /// # Errors
+    /// See [`Remote::text`]; refuses a malformed one, and one of another store directory.
+    pub async fn cache_info(&self, store_dir: &StoreDir) -> Result<Option<CacheInfo>> {
+        let max_size = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
+        let Some(text) = self.text(cache_info::KEY, max_size).await? else { return Ok(None) };
+        let info = CacheInfo::parse(&text).and_then(|info| info.require(store_dir).map(|()| info));
+        info.context(|| self.display_url(cache_info::KEY)).map(Some)
     }
 
     /// Reads an object of at most `max_size` bytes, decoding its `Content-Encoding`. Returns none if it does not exist.
