@@ -27,8 +27,6 @@ pub struct HttpCache {
     /// `base` without user name and password.
     display_base: String,
     login: Option<Login>,
-    /// The server that gets a user name and a password, from the URL or from `login`.
-    login_origin: Option<String>,
     limit: Arc<AdaptiveLimit>,
     limits: RequestLimits,
     first_response: FirstResponse,
@@ -86,7 +84,6 @@ impl HttpCache {
             base: without_slash(&base),
             first_response: FirstResponse::new(tool, display_base.clone(), limits.max_attempts, limits.is_quiet),
             display_base,
-            login_origin: (login.is_some() || base.password().is_some()).then(|| base.origin().ascii_serialization()),
             login,
             limit: AdaptiveLimit::new(limits.max_in_flight),
             limits,
@@ -121,6 +118,12 @@ impl HttpCache {
     pub(in crate::remote) async fn get_small(&self, key: &str, max_size: usize) -> Result<Option<SmallObject>> {
         read_small(|| self.get(key, None, None).boxed(), &self.display_url(key), self.limits.max_attempts, max_size)
             .await
+    }
+
+    /// Returns whether requests to this URL have a user name and a password: another server, after a redirect, gets none.
+    fn sends_login_to(&self, url: &Url) -> bool {
+        Url::parse(&self.base)
+            .is_ok_and(|base| base.origin() == url.origin() && (self.login.is_some() || base.password().is_some()))
     }
 
     fn object(&self, key: &str, response: reqwest::Response, permit: Permit) -> Result<ObjectStream> {
@@ -222,7 +225,7 @@ impl HttpCache {
                 }
                 Ok(Answer::Missing)
             }
-            401 if self.login_origin == Some(response.url().origin().ascii_serialization()) => {
+            401 if self.sends_login_to(response.url()) => {
                 failed(self.error(key, "HTTP 401: the server refused the user name or the password"), false)
             }
             401 => {

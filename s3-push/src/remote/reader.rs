@@ -26,7 +26,7 @@ use crate::remote::transfer::{
 };
 
 /// Chunks of a body that wait for its reader.
-pub(super) const MAX_UNREAD_CHUNKS: usize = 8;
+const MAX_UNREAD_CHUNKS: usize = 8;
 
 /// A binary cache, for reading.
 pub struct Remote {

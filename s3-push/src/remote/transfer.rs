@@ -16,7 +16,6 @@ use tokio::task::{AbortHandle, JoinHandle};
 use crate::remote::Remote;
 use crate::remote::chunks::{Chunk, ChunkReader, Plain};
 use crate::remote::concurrency::Permit;
-use crate::remote::reader::MAX_UNREAD_CHUNKS;
 use crate::remote::retry::Backoff;
 
 /// Objects of at least this many bytes are requested in ranges.
@@ -311,7 +310,7 @@ impl Transfer {
                 // More chunks than fit into the channel: the reader has begun.
                 let passed = || {
                     passed_on += 1;
-                    if passed_on > MAX_UNREAD_CHUNKS {
+                    if passed_on > chunks.max_capacity() {
                         request_ahead(&mut next);
                     }
                 };
