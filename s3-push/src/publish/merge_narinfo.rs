@@ -87,6 +87,9 @@ impl PublishContext {
 
     /// Returns whether the bucket has the same path with the same contents in an intact NAR with another name.
     pub async fn has_other_intact_nar(&self, narinfo: &NarInfo) -> Result<bool> {
+        if self.existing.has_text(narinfo.path.hash_part(), &narinfo.to_string()).await {
+            return Ok(false);
+        }
         match self.fetch_narinfo(narinfo).await {
             Ok(Some(RemoteNarInfo { narinfo: remote, .. })) => {
                 Ok(remote.url != narinfo.url && remote.same_contents(narinfo) && self.is_intact(&remote).await?)
