@@ -10,6 +10,7 @@ use cache_sign::trust::{SignatureStatus, TrustedKeys};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use narinfo_gen::archive::narinfo_key;
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::extras::BuildTraceEntry;
 use narinfo_gen::narinfo::{self, NarInfo};
@@ -138,10 +139,8 @@ impl Sources {
                 Err(error) => {
                     if error.is_refusal() && self.remotes.len() > 1 {
                         process::print_message(TOOL, format!("warning: {error}; the next cache is tried"));
-                    } else if !error.is_refusal() {
-                        self.mark_source_failing(source, &error);
                     }
-                    first_error = Some(preferred(first_error, error));
+                    first_error = Some(self.note_error(source, first_error, error));
                 }
             }
         }
@@ -242,6 +241,18 @@ impl Sources {
         }
     }
 
+    /// Marks a cache as failing if its error is that of an operation. Returns the error to report of those so far: the first
+    /// one, but a failed operation rather than a refusal.
+    fn note_error(&self, source: usize, first: Option<Error>, error: Error) -> Error {
+        if !error.is_refusal() {
+            self.mark_source_failing(source, &error);
+        }
+        match first {
+            Some(first) if !first.is_refusal() || error.is_refusal() => first,
+            _ => error,
+        }
+    }
+
     /// Returns the caches that are not among `tried`, in the order in which they are tried.
     fn untried(&self, tried: &[usize]) -> Vec<usize> {
         let (failing, working): (Vec<usize>, Vec<usize>) = (0..self.remotes.len())
@@ -265,10 +276,7 @@ impl Sources {
                 Ok(Some(narinfo)) => return Ok(Some(Candidate { narinfo, source })),
                 Ok(None) => {}
                 Err(error) => {
-                    if !error.is_refusal() {
-                        self.mark_source_failing(source, &error);
-                    }
-                    first_error = Some(preferred(first_error, error));
+                    first_error = Some(self.note_error(source, first_error, error));
                 }
             }
         }
@@ -303,7 +311,7 @@ impl Sources {
 
     async fn fetch_narinfo(&self, source: usize, requested: &RequestedPath) -> Result<Option<NarInfo>> {
         let (remote, hash) = (&self.remotes[source], requested.hash_part());
-        let key = format!("{hash}.narinfo");
+        let key = narinfo_key(hash);
         let text = match self.known_text(source, hash) {
             Some(text) => Some(text),
             None => remote.text(&key, narinfo::MAX_SIZE).await?,
@@ -325,14 +333,6 @@ impl Sources {
             trusted.require(&narinfo).map_err(|error| hint.into_iter().fold(error, Error::with_hint))?;
         }
         Ok(Some(narinfo))
-    }
-}
-
-/// Returns the error to report of two: the first one, but a failed operation rather than a refusal.
-fn preferred(first: Option<Error>, second: Error) -> Error {
-    match first {
-        Some(first) if !first.is_refusal() || second.is_refusal() => first,
-        _ => second,
     }
 }
 

@@ -9,7 +9,7 @@ use std::io::{self, BufRead, Read};
 
 use nar_pack::error::{Error, Result};
 
-pub use object::{DEBUGINFO_PREFIX, NAR_PREFIX, Object, REALISATION_PREFIXES};
+pub use object::{DEBUGINFO_PREFIX, NAR_PREFIX, Object, REALISATION_PREFIXES, narinfo_key};
 pub(crate) use read::is_header;
 pub use read::{Member, read};
 pub use write::Writer;

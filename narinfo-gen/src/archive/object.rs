@@ -31,6 +31,12 @@ pub enum Object {
     Realisation,
 }
 
+/// Returns the key of the narinfo of the path with this hash part.
+#[must_use]
+pub fn narinfo_key(hash: HashPart) -> String {
+    format!("{hash}.narinfo")
+}
+
 impl Object {
     /// Returns the kind of the object with this key, if it is a key of a binary cache.
     #[must_use]

@@ -10,6 +10,7 @@ use std::fmt::{self, Write as _};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{StoreDir, StorePath};
 
+use crate::archive::narinfo_key;
 use crate::hash::Sha256;
 
 pub use text::{TextWriter, read_text, read_verbatim_text};
@@ -87,7 +88,7 @@ impl NarInfo {
     /// Returns the key of the narinfo in a cache.
     #[must_use]
     pub fn key(&self) -> String {
-        format!("{}.narinfo", self.path.hash_part())
+        narinfo_key(self.path.hash_part())
     }
 
     /// Returns the full store path.

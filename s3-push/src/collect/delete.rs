@@ -10,13 +10,14 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use narinfo_gen::archive::narinfo_key;
 use tokio::runtime::Runtime;
 
 use super::candidates::{Candidate, Candidates};
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
 use super::outcome::{Outcome, OutcomeWriter};
-use super::records::{DOOM_PERIOD, GcObjects, RecordWriter, doomed_for, read_doomed};
+use super::records::{DOOM_PERIOD, GcObjects, RECORD_RENEWAL_AGE, RecordWriter, doomed_for, read_doomed};
 use super::require_share;
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -28,10 +29,6 @@ use crate::remote::s3::{Access, Bucket};
 
 /// Narinfos that are deleted between two checks of the flag.
 const BATCH_SIZE: usize = 500;
-
-/// Age of a record from which on what it names is recorded again before it is deleted. A record is kept for the grace period
-/// of NARs and this time, so that it is there for as long as the NARs of its paths.
-pub const RECORD_RENEWAL_AGE: Duration = DOOM_PERIOD.saturating_mul(2);
 
 /// How paths are deleted.
 pub struct DeleteOptions {
@@ -105,26 +102,13 @@ pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &Del
     }
     let mut sweep = Sweep::prepare(bucket, &candidates, &plan.ready, listed, now, options).await?;
     let deleted = SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| {
-        if !options.now && !has_all_records(bucket, &objects, options.is_quiet).await? {
+        if !options.now && !objects.has_all_records(bucket, options.is_quiet).await? {
             return Ok(Vec::new());
         }
         sweep.run(flag).await
     })
     .await?;
     Ok(Outcome { kept: plan.ready.len() - deleted.len(), deleted, ..outcome })
-}
-
-/// Returns whether the bucket still has every record, and prints that nothing is deleted if not. A push that starts after
-/// one was removed does not know what it doomed. Only a collector that holds the flag removes records, so the answer stays
-/// the same while this one holds it.
-pub async fn has_all_records(bucket: &Bucket, earlier: &GcObjects, is_quiet: bool) -> Result<bool> {
-    let present = GcObjects::list(bucket).await?;
-    let present: HashSet<&str> = present.all_records().map(|record| record.key.as_str()).collect();
-    let has_all = earlier.all_records().all(|record| present.contains(record.key.as_str()));
-    if !has_all && !is_quiet {
-        process::print_message(TOOL, "nothing is deleted, because another collector removed records meanwhile");
-    }
-    Ok(has_all)
 }
 
 /// A path that may be deleted.
@@ -184,12 +168,13 @@ impl Plan {
                 }
                 (Some(listed), true) => listed,
             };
-            match doomed_for(doomed.get(&listed.hash), listed.last_modified, now) {
+            let records = doomed.get(&listed.hash);
+            match doomed_for(records, listed.last_modified, now) {
                 _ if options.now => plan.ready.push(Ready { index, needs_record: true }),
                 Some(age) if age >= DOOM_PERIOD => {
-                    let newest = doomed.get(&listed.hash).and_then(|times| times.last()).copied();
-                    let age = newest.and_then(|newest| now.duration_since(newest).ok()).unwrap_or_default();
-                    plan.ready.push(Ready { index, needs_record: age >= RECORD_RENEWAL_AGE });
+                    let newest = records.and_then(|times| times.last()).copied().unwrap_or(now);
+                    let needs_record = now.duration_since(newest).unwrap_or_default() >= RECORD_RENEWAL_AGE;
+                    plan.ready.push(Ready { index, needs_record });
                 }
                 Some(age) => {
                     plan.waiting += 1;
@@ -369,7 +354,7 @@ impl<'a> Sweep<'a> {
         let expired = self.keep_what_was_written().await?;
         self.graph.propagate();
         let batches = self.graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
-            Error::failed(format!("{}: cycle of references", self.bucket.display_url(&format!("{hash}.narinfo"))))
+            Error::failed(format!("{}: cycle of references", self.bucket.display_url(&narinfo_key(hash))))
         })?;
         let dead = batches.iter().flatten().map(|&index| self.paths[index].0).collect();
         let pins = self.find_pins_of(&dead, &expired).await?;
@@ -384,8 +369,8 @@ impl<'a> Sweep<'a> {
             };
             self.bucket.delete(&keys("narinfo")).await?;
             self.bucket.delete(&keys("ls")).await?;
-            let paths = batch.iter().map(|&index| &self.candidates.paths[self.paths[index].1.index].path);
-            deleted.extend(paths.map(|path| self.options.store_dir.join(path)));
+            let path = |&index: &usize| &self.candidates.paths[self.paths[index].1.index].path;
+            deleted.extend(batch.iter().map(|index| self.options.store_dir.join(path(index))));
         }
         self.print(deleted.len());
         Ok(deleted)

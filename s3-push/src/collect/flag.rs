@@ -49,7 +49,7 @@ impl<'a> SweepFlag<'a> {
         Ok(value)
     }
 
-    /// Removes the flag of a collector that has stopped, so that nobody waits for it. Waits for `takeover_pause` before.
+    /// Removes the flag of a collector that has stopped, after `takeover_pause`. Otherwise pins and pushes would wait for it.
     ///
     /// # Errors
     /// See [`SweepFlag::hold`].

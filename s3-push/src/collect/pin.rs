@@ -10,6 +10,7 @@ use nar_pack::json_lines::{print_object, write_object};
 use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
+use narinfo_gen::archive::narinfo_key;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -42,28 +43,7 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         let collector_wait = CollectorWait::new(args.collector_timeout);
         refuse_conflict(&bucket, &name).await?;
         require_paths(&bucket, &store_dir, &paths).await?;
-        let text: Bytes = paths.iter().map(|path| store_dir.join(path) + "\n").collect::<String>().into();
-        for attempt in 1.. {
-            collector_wait.wait(&bucket).await?;
-            bucket.put(&name.key(), "text/plain; charset=UTF-8", text.clone()).await?;
-            // A collector reads the pins after it has set its flag. One that has set it since may have read them before
-            // this one was written, and deletes the paths and an expired pin of that name until it ends. One that sets
-            // it later keeps them.
-            collector_wait.wait(&bucket).await?;
-            let url = || bucket.display_url(&name.key());
-            let written = |error: Error| {
-                let what = if error.is_refusal() { "names a missing path" } else { "its paths were not looked up" };
-                error.context(format!("{} is written, but {what}", url()))
-            };
-            require_paths(&bucket, &store_dir, &paths).await.map_err(written)?;
-            // Listed, since an uploader may not be allowed to read pins.
-            if list_pins(&bucket).await?.iter().any(|pin| pin.name == name) {
-                break;
-            }
-            if attempt == MAX_ATTEMPTS {
-                return Err(Error::failed(format!("{}: removed by another process", url())));
-            }
-        }
+        write_pin(&bucket, &store_dir, &name, &paths, &collector_wait).await?;
         if args.json {
             print_object(json!({ "name": name.as_str(), "status": "pinned", "paths": paths.len() }))?;
         }
@@ -73,6 +53,35 @@ pub fn pin(runtime: &Runtime, args: &PinArgs) -> Result {
         }
         Ok(())
     })
+}
+
+/// Writes a pin, again if a collector has removed it meanwhile, and returns when no collector can delete its paths any more.
+async fn write_pin(
+    bucket: &Bucket,
+    store_dir: &StoreDir,
+    name: &PinName,
+    paths: &[StorePath],
+    collector_wait: &CollectorWait,
+) -> Result {
+    let text: Bytes = paths.iter().map(|path| store_dir.join(path) + "\n").collect::<String>().into();
+    let url = bucket.display_url(&name.key());
+    for _ in 0..MAX_ATTEMPTS {
+        collector_wait.wait(bucket).await?;
+        bucket.put(&name.key(), "text/plain; charset=UTF-8", text.clone()).await?;
+        // A collector reads the pins after it has set its flag. One that has set it since may have read them before this
+        // one was written, and deletes the paths and an expired pin of that name until it ends. One that sets it later
+        // keeps them.
+        collector_wait.wait(bucket).await?;
+        require_paths(bucket, store_dir, paths).await.map_err(|error| {
+            let what = if error.is_refusal() { "names a missing path" } else { "its paths were not looked up" };
+            error.context(format!("{url} is written, but {what}"))
+        })?;
+        // Listed, since an uploader may not be allowed to read pins.
+        if list_pins(bucket).await?.iter().any(|pin| pin.name == *name) {
+            return Ok(());
+        }
+    }
+    Err(Error::failed(format!("{url}: removed by another process")))
 }
 
 /// Refuses a name that would hide an existing pin, or be hidden by one, where a service stores objects as files.
@@ -89,7 +98,7 @@ async fn refuse_conflict(bucket: &Bucket, name: &PinName) -> Result {
 async fn require_paths(bucket: &Bucket, store_dir: &StoreDir, paths: &[StorePath]) -> Result {
     let progress = Progress::of_objects("paths", paths.len());
     let lookups = stream::iter(paths.iter().map(async |path| {
-        let is_present = bucket.size(&format!("{}.narinfo", path.hash_part())).await?.is_some();
+        let is_present = bucket.size(&narinfo_key(path.hash_part())).await?.is_some();
         progress.increment();
         Ok::<_, Error>((!is_present).then_some(path))
     }));

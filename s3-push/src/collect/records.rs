@@ -3,13 +3,15 @@
 //! other objects that no path needs any more. Ages are differences between times of the service, so the
 //! clock of the host does not matter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir};
 
+use crate::TOOL;
 use crate::remote::listing::list_below;
 use crate::remote::liveness::COLLECTOR_PREFIX;
 use crate::remote::s3::{Bucket, ListDepth, ListFrom, ListedObject};
@@ -26,6 +28,9 @@ const NARINFO_SUFFIX: &str = ".narinfo";
 const KEYS_SUFFIX: &str = ".keys";
 /// How long a path is doomed before it is deleted. A push ends or reads the records again within this time.
 pub const DOOM_PERIOD: Duration = Duration::from_hours(24);
+/// Age of a record from which on what it names is recorded again before it is deleted. A record is kept for the grace period
+/// of NARs and this time, so that it is there for as long as the NARs of its paths.
+pub const RECORD_RENEWAL_AGE: Duration = DOOM_PERIOD.saturating_mul(2);
 /// Size at which a record is complete and the next one begins, in bytes.
 const MAX_RECORD_SIZE: usize = 16 << 20;
 /// Maximum size of a record that is read: the last narinfo may exceed the size by its own.
@@ -75,8 +80,24 @@ impl GcObjects {
     }
 
     /// Returns the records of both kinds.
-    pub fn all_records(&self) -> impl Iterator<Item = &Record> {
+    fn all_records(&self) -> impl Iterator<Item = &Record> {
         self.records.iter().chain(&self.key_records)
+    }
+
+    /// Returns whether the bucket still has every record, and prints that nothing is deleted if not. A push that starts after
+    /// one was removed does not know what it doomed. Only a collector that holds the flag removes records, so the answer
+    /// stays the same while this one holds it.
+    ///
+    /// # Errors
+    /// See [`GcObjects::list`].
+    pub async fn has_all_records(&self, bucket: &Bucket, is_quiet: bool) -> Result<bool> {
+        let present = Self::list(bucket).await?;
+        let present: HashSet<&str> = present.all_records().map(|record| record.key.as_str()).collect();
+        let has_all = self.all_records().all(|record| present.contains(record.key.as_str()));
+        if !has_all && !is_quiet {
+            process::print_message(TOOL, "nothing is deleted, because another collector removed records meanwhile");
+        }
+        Ok(has_all)
     }
 
     fn from_listing(bucket: &Bucket, entries: Vec<ListedObject>) -> Result<Self> {

@@ -17,10 +17,9 @@ use narinfo_gen::extras::{BuildTraceEntry, debuginfo_target};
 use tokio::runtime::Runtime;
 
 use super::cli::DeleteArgs;
-use super::delete::{RECORD_RENEWAL_AGE, has_all_records};
 use super::flag::SweepFlag;
 use super::outcome::{Outcome, OutcomeWriter};
-use super::records::{DOOM_PERIOD, GcObjects, Record, RecordWriter, doomed_for, read_doomed_keys};
+use super::records::{DOOM_PERIOD, GcObjects, RECORD_RENEWAL_AGE, Record, RecordWriter, doomed_for, read_doomed_keys};
 use super::require_share;
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -114,7 +113,7 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
         Vec::new()
     } else {
         SweepFlag::hold(bucket, &gc, now, options.takeover_pause, async |flag| {
-            if !has_all_records(bucket, &gc, options.is_quiet).await? {
+            if !gc.has_all_records(bucket, options.is_quiet).await? {
                 return Ok(Vec::new());
             }
             let deleted = sweep(bucket, flag, &mut needs, &plan.ready, options).await?;

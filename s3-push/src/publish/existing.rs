@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use nar_pack::error::Result;
 use nar_pack::store_path::HashPart;
-use narinfo_gen::archive::Object;
+use narinfo_gen::archive::{Object, narinfo_key};
 use tokio::sync::Mutex;
 
 use crate::remote::etag::{Md5Tag, md5_tag, md5_tag_of};
@@ -123,7 +123,7 @@ impl Existing {
     /// # Errors
     /// Fails when the lookup does.
     pub async fn has(&self, bucket: &Bucket, hash: HashPart) -> Result<bool> {
-        let key = format!("{hash}.narinfo");
+        let key = narinfo_key(hash);
         {
             let state = self.state.lock().await;
             if state.is_doomed(hash) {

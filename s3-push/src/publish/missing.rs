@@ -7,6 +7,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{StoreDir, StorePath};
+use narinfo_gen::archive::narinfo_key;
 use narinfo_gen::narinfo::{MAX_SIZE, NarInfo};
 
 use crate::TOOL;
@@ -78,7 +79,7 @@ impl Requirements {
         if !self.need_narinfo() {
             return Ok(true);
         }
-        let key = format!("{}.narinfo", path.hash_part());
+        let key = narinfo_key(path.hash_part());
         let parse = |text: &str| NarInfo::parse(text, &self.store_dir).context(|| bucket.display_url(&key));
         let read = bucket.get_text(&key, MAX_SIZE).await;
         let narinfo = match read.and_then(|object| object.map(|object| parse(&object.text)).transpose()) {

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use narinfo_gen::archive::narinfo_key;
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::remote::retry::RequestLimits;
@@ -68,7 +69,7 @@ impl Upstreams {
 /// Returns whether the cache has a valid narinfo of that path. Any other object or response is as if there were none: a
 /// client that gets it has the path neither from there nor, if it were not published, from the bucket.
 async fn has_narinfo(cache: &Remote, path: &StorePath, store_dir: &StoreDir) -> Result<bool> {
-    let text = match cache.text(&format!("{}.narinfo", path.hash_part()), narinfo::MAX_SIZE).await {
+    let text = match cache.text(&narinfo_key(path.hash_part()), narinfo::MAX_SIZE).await {
         Ok(text) => text,
         Err(error) if error.is_refusal() => None,
         Err(error) => return Err(error),

@@ -40,6 +40,15 @@ impl PinName {
         Ok(Self(text.to_owned()))
     }
 
+    /// Returns the name of the pin that is this object.
+    ///
+    /// # Errors
+    /// Returns a usage error that names the object and the rule.
+    pub fn of_object(bucket: &Bucket, object: &ListedObject) -> Result<Self> {
+        let name = object.key.strip_prefix(PREFIX).unwrap_or_default();
+        Self::parse(name).context(|| bucket.display_url(&object.key))
+    }
+
     /// Returns the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -83,8 +92,7 @@ pub struct ListedPin {
 pub async fn list_pins(bucket: &Bucket) -> Result<Vec<ListedPin>> {
     let mut pins = Vec::new();
     for entry in list_pin_objects(bucket).await? {
-        let name = PinName::parse(entry.key.strip_prefix(PREFIX).unwrap_or_default());
-        let name = name.map_err(|error| Error::failed(error.message()).context(bucket.display_url(&entry.key)))?;
+        let name = PinName::of_object(bucket, &entry).map_err(|error| Error::failed(error.message()))?;
         pins.push(ListedPin { name, last_modified: entry.time_written(bucket)? });
     }
     pins.sort_unstable_by(|a, b| a.name.cmp(&b.name));

@@ -8,6 +8,7 @@ use cache_sign::trust::TrustedKeys;
 use futures_util::{StreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use narinfo_gen::archive::narinfo_key;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::liveness::{ListedNarinfo, parse_listed, read_narinfo_texts, require_readable};
@@ -129,13 +130,12 @@ async fn check_reference(
     reference: MissingReference,
 ) -> Result<Option<Finding>> {
     let MissingReference { path, referrer, count } = reference;
-    let key_of = |path: &StorePath| format!("{}.narinfo", path.hash_part());
-    let key = key_of(&path);
+    let key = narinfo_key(path.hash_part());
     if bucket.size(&key).await?.is_some() || has_upstream(upstreams, &path).await? {
         return Ok(None);
     }
     // A collector deletes the paths that reference a path before it.
-    if count == 1 && bucket.size(&key_of(&referrer)).await?.is_none() {
+    if count == 1 && bucket.size(&narinfo_key(referrer.hash_part())).await?.is_none() {
         return Ok(None);
     }
     let (path, referrer) = (options.store_dir.join(&path), options.store_dir.join(&referrer));

@@ -6,8 +6,9 @@ use std::collections::{BTreeSet, HashSet};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::store_path::StorePath;
+use narinfo_gen::archive::narinfo_key;
 use s3_push::remote::liveness::{ListedNarinfo, require_readable};
-use s3_push::remote::pins::{PREFIX, PinName, list_pin_objects, read_pin};
+use s3_push::remote::pins::{PinName, list_pin_objects, read_pin};
 use s3_push::remote::s3::{Bucket, ListedObject};
 
 use super::CheckOptions;
@@ -36,34 +37,31 @@ async fn check_pin(
     listed: &[ListedNarinfo],
     object: &ListedObject,
 ) -> Result<Vec<Finding>> {
-    let malformed = |error: &Error| {
-        let url = bucket.display_url(&object.key);
-        let message = error.message();
-        let message = if message.contains(&url) { message.to_owned() } else { format!("{url}: {message}") };
-        Finding { path: None, key: object.key.clone(), reason: Reason::MalformedPin, message, size: 0 }
+    let read = async {
+        let name = PinName::of_object(bucket, object).map_err(|error| Error::refused(error.message()))?;
+        let paths = read_pin(bucket, &name, &options.store_dir).await?;
+        Ok::<_, Error>((name, paths.unwrap_or_default()))
     };
-    let name = match PinName::parse(object.key.strip_prefix(PREFIX).unwrap_or_default()) {
-        Ok(name) => name,
-        Err(error) => return Ok(vec![malformed(&error)]),
-    };
-    let paths = match read_pin(bucket, &name, &options.store_dir).await {
-        Ok(paths) => paths.unwrap_or_default(),
-        Err(error) if error.is_refusal() => return Ok(vec![malformed(&error)]),
+    let (name, paths) = match read.await {
+        Ok(found) => found,
+        Err(error) if error.is_refusal() => {
+            let (key, message) = (object.key.clone(), error.message().to_owned());
+            return Ok(vec![Finding { path: None, key, reason: Reason::MalformedPin, message, size: 0 }]);
+        }
         Err(error) => return Err(error),
     };
     let lookups =
         stream::iter(paths).map(async |path| Ok::<_, Error>((is_present(bucket, listed, &path).await?, path)));
     let found: Vec<(bool, StorePath)> = lookups.buffered(bucket.max_in_flight().into()).try_collect().await?;
-    let missing: Vec<StorePath> =
+    let missing: BTreeSet<StorePath> =
         found.into_iter().filter(|(is_present, _)| !is_present).map(|(_, path)| path).collect();
     // It may have been replaced meanwhile, before its paths were deleted.
     let named = if missing.is_empty() { None } else { read_pin(bucket, &name, &options.store_dir).await? };
     let named: HashSet<StorePath> = named.into_iter().flatten().collect();
-    let missing: BTreeSet<StorePath> = missing.into_iter().collect();
     let finding = |path: &StorePath| {
         let full_path = options.store_dir.join(path);
         let message = format!("{full_path}: not in the cache; pinned by {}", name.as_str());
-        let key = narinfo_key(path);
+        let key = narinfo_key(path.hash_part());
         Finding { path: Some(full_path), key, reason: Reason::MissingPinned, message, size: 0 }
     };
     Ok(missing.iter().filter(|path| named.contains(*path)).map(finding).collect())
@@ -72,9 +70,5 @@ async fn check_pin(
 /// Returns whether the cache has a path. It may have been published since the narinfos were listed.
 async fn is_present(bucket: &Bucket, listed: &[ListedNarinfo], path: &StorePath) -> Result<bool> {
     let is_listed = listed.binary_search_by_key(&path.hash_part(), |narinfo| narinfo.hash).is_ok();
-    Ok(is_listed || bucket.size(&narinfo_key(path)).await?.is_some())
-}
-
-fn narinfo_key(path: &StorePath) -> String {
-    format!("{}.narinfo", path.hash_part())
+    Ok(is_listed || bucket.size(&narinfo_key(path.hash_part())).await?.is_some())
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::stdio;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
+use narinfo_gen::archive::narinfo_key;
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use crate::remote::known_texts::KnownTexts;
@@ -171,7 +172,7 @@ pub async fn find_dead(bucket: &Bucket, store_dir: &StoreDir, options: &RootOpti
     require_readable(bucket)?;
     graph.propagate();
     let order = graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
-        Error::failed(format!("{}: cycle of references", bucket.display_url(&format!("{hash}.narinfo"))))
+        Error::failed(format!("{}: cycle of references", bucket.display_url(&narinfo_key(hash))))
     })?;
     let order = order.into_iter().flatten().collect();
     Ok(DeadPaths { order, texts, total: graph.count() })
@@ -184,7 +185,7 @@ async fn counted_pins(bucket: &Bucket, options: &RootOptions) -> Result<Vec<List
 
 /// Reads the narinfo of a root that was not in the listing.
 async fn read_new_root(bucket: &Bucket, store_dir: &StoreDir, path: &StorePath, pins: &[ListedPin]) -> Result<NarInfo> {
-    let key = format!("{}.narinfo", path.hash_part());
+    let key = narinfo_key(path.hash_part());
     let Some(object) = bucket.get_text(&key, narinfo::MAX_SIZE).await? else {
         let full_path = store_dir.join(path);
         for pin in pins {
@@ -202,10 +203,10 @@ async fn read_new_root(bucket: &Bucket, store_dir: &StoreDir, path: &StorePath, 
 
 /// Returns whether a reference is not in this cache: another cache has it.
 async fn is_elsewhere(bucket: &Bucket, path: &StorePath) -> Result<bool> {
-    Ok(bucket.size(&format!("{}.narinfo", path.hash_part())).await?.is_none())
+    Ok(bucket.size(&narinfo_key(path.hash_part())).await?.is_none())
 }
 
-/// Returns an error with exit status 2: here malformed data is not refused input, but a reason to give up.
+/// Returns an error with exit status 2: malformed data in the bucket is a failure of the operation, not refused input.
 fn fail(error: Error) -> Error {
     if error.is_refusal() { Error::failed(error.message()) } else { error }
 }

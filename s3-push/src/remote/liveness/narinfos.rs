@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use futures_util::{StreamExt, stream};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{HashPart, StoreDir};
-use narinfo_gen::archive::Object;
+use narinfo_gen::archive::{Object, narinfo_key};
 use narinfo_gen::narinfo::{self, NarInfo};
 
 use super::{describes, fail};
@@ -40,7 +40,7 @@ impl ListedNarinfo {
     /// Returns the key.
     #[must_use]
     pub fn key(&self) -> String {
-        format!("{}.narinfo", self.hash)
+        narinfo_key(self.hash)
     }
 }
 
