@@ -17,9 +17,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use nar_pack::error::{Error, Result};
-use nar_pack::nar::Visitor;
-use nar_pack::store_path::StorePath;
+use nar_pack::nar::{Listing, Visitor};
+use nar_pack::store_path::{StoreDir, StorePath};
 
+use crate::archive::Object;
 use crate::spool::{Spool, SpoolReader};
 use debuginfo::BuildIdFinder;
 use listing::ListingBuilder;
@@ -65,6 +66,23 @@ impl ExtraObject {
 
     fn from_spool(key: String, spool: Spool) -> Result<Self> {
         Ok(Self { key, body: spool.into_reader()? })
+    }
+}
+
+/// Checks the format of an object with this key, as far as that is possible without the NAR: readers of a cache fail on a
+/// malformed one.
+///
+/// # Errors
+/// Refuses a malformed listing, link to debug information or build trace entry.
+pub fn check_format(object: Object, key: &str, bytes: &[u8], store_dir: &StoreDir) -> Result {
+    match object {
+        Object::Listing(_) => Listing::parse(bytes, bytes.len()).map(|_| ()),
+        Object::DebugInfo => match debuginfo_target(bytes) {
+            Some(_) => Ok(()),
+            None => Err(Error::refused("not a valid debug information link")),
+        },
+        Object::Realisation => BuildTraceEntry::parse(key, bytes, store_dir).map(|_| ()),
+        Object::CacheInfo | Object::Narinfo(_) | Object::Nar(_) | Object::Log => Ok(()),
     }
 }
 

@@ -15,7 +15,7 @@ use narinfo_gen::buffer_pool::BufferPool;
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compress_nar::CompressedNar;
 use narinfo_gen::compression::{Compression, Settings};
-use narinfo_gen::extras::Extras;
+use narinfo_gen::extras::{Extras, check_format};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{self, NarInfo};
 use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder, NarPath};
@@ -210,6 +210,7 @@ impl Intake {
                 }
                 let size = usize::try_from(member.size).unwrap_or(usize::MAX);
                 let body = self.read_part(member.body, size)?;
+                check_format(object, &member.key, body.as_ref(), store_dir)?;
                 self.send(Event::Object { key: member.key, object, body })
             }
         }

@@ -96,6 +96,30 @@ fn missing_references_are_refused_unless_allowed() {
 }
 
 #[test]
+fn malformed_objects_beside_a_path_are_refused() {
+    let (fixture, s3, bucket, _) = Fixture::with_cache();
+    let listing = format!("{}.ls", Fixture::narinfo_key(&fixture.closure.lib).strip_suffix(".narinfo").unwrap());
+    let realisation = format!("realisations/sha256:{}!out.doi", "0".repeat(64));
+    let build_id = format!("debuginfo/{}", "0".repeat(40));
+    let cases = [
+        (listing.as_str(), "{\"version\":1,\"root\":{\"type\":\"socket\"}}"),
+        (&listing, ""),
+        (&realisation, "{\"id\":\"sha256:1!out\",\"outPath\":\"x\"}"),
+        (&build_id, "{\"member\":\"x\"}"),
+    ];
+    let cache = fixture.path("cache");
+    for directory in ["realisations", "debuginfo"] {
+        fs::create_dir(cache.join(directory)).unwrap();
+    }
+    for (key, contents) in cases {
+        fs::write(cache.join(key), contents).unwrap();
+        assert_refused(&fixture, s3, &bucket, &format!("nix-cache-info '{key}' ."), key);
+        assert!(!s3.objects(&bucket).contains(&key.to_owned()), "{key}");
+        fs::remove_file(cache.join(key)).unwrap();
+    }
+}
+
+#[test]
 fn a_bucket_of_another_store_directory_is_refused() {
     let (fixture, s3, bucket) = Fixture::embedded();
     s3.put(&bucket, "nix-cache-info", b"StoreDir: /gnu/store\n");
