@@ -1,5 +1,5 @@
-//! A note for the user while a server does not respond. With all its attempts, a request to a host that drops packets
-//! takes minutes until it fails.
+//! A note for the user while a server does not respond, or a provider of credentials. With all its attempts, a request to a
+//! host that drops packets takes minutes until it fails.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -21,6 +21,8 @@ pub(super) struct FirstResponse {
     max_attempts: u32,
     /// The highest number of an attempt at one request so far.
     attempt: AtomicU32,
+    /// Whether it is not the server that is waited for, but a provider of credentials.
+    awaits_credentials: AtomicBool,
     /// Set once the server has responded, or once the note was printed.
     is_settled: AtomicBool,
 }
@@ -29,7 +31,14 @@ impl FirstResponse {
     /// Describes a server that has not responded yet. `tool` is the prefix of the note, which is never printed if
     /// `is_quiet`.
     pub fn new(tool: &'static str, server: String, max_attempts: u32, is_quiet: bool) -> Self {
-        Self { tool, server, max_attempts, attempt: AtomicU32::new(1), is_settled: AtomicBool::new(is_quiet) }
+        Self {
+            tool,
+            server,
+            max_attempts,
+            attempt: AtomicU32::new(1),
+            awaits_credentials: AtomicBool::new(false),
+            is_settled: AtomicBool::new(is_quiet),
+        }
     }
 
     /// Records that an attempt at a request begins; the first one has the number 1.
@@ -55,6 +64,14 @@ impl FirstResponse {
         self.watch_until(request, tokio::time::sleep(NOTE_DELAY), print).await
     }
 
+    /// Waits for a provider of credentials like [`FirstResponse::watch`]. The note does not name the server then.
+    pub async fn watch_credentials<T>(&self, provider: impl Future<Output = T>) -> T {
+        self.awaits_credentials.store(true, Ordering::Relaxed);
+        let credentials = self.watch(provider).await;
+        self.awaits_credentials.store(false, Ordering::Relaxed);
+        credentials
+    }
+
     async fn watch_until<T>(
         &self,
         request: impl Future<Output = T>,
@@ -76,6 +93,11 @@ impl FirstResponse {
         let Self { server, max_attempts, .. } = self;
         let attempt = self.attempt.load(Ordering::Relaxed);
         let seconds = NOTE_DELAY.as_secs();
+        if self.awaits_credentials.load(Ordering::Relaxed) {
+            return format!(
+                "no AWS credentials after {seconds} seconds, still waiting; --idle-timeout limits the wait"
+            );
+        }
         format!(
             "no response from {server} after {seconds} seconds (attempt {attempt} of {max_attempts}), still trying; \
              --connect-timeout, --idle-timeout and --attempts limit the wait"

@@ -14,14 +14,16 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
-use aws_sdk_s3::config::{Builder, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient};
+use aws_sdk_s3::config::{
+    Builder, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+};
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use nar_pack::error::{Error, Result};
 use tokio::sync::OnceCell;
 
-use super::credentials::{InstanceError, are_found, provider_chain};
+use super::credentials::{InstanceError, LimitedCredentials, are_found, provider_chain};
 use super::{Bucket, ObjectOptions, RequestCounts};
 use crate::remote::concurrency::AdaptiveLimit;
 use crate::remote::first_response::FirstResponse;
@@ -69,7 +71,10 @@ impl Bucket {
             SIGNING_VARIABLES.into_iter().try_for_each(require_header_value)?;
         }
         let instance_error = InstanceError::default();
-        let mut sdk_config = load_config(&location, access, limits, instance_error.clone()).await;
+        let server = location.endpoint_url().unwrap_or_else(|| "AWS".to_owned());
+        let first_response = Arc::new(FirstResponse::new(tool, server, limits.max_attempts, limits.is_quiet));
+        let mut sdk_config =
+            load_config(&location, access, limits, instance_error.clone(), Arc::clone(&first_response)).await;
         let is_optional = matches!(access, Access::SignedIfPossible { .. }) && location.profile.is_none();
         let lacks_credentials = match sdk_config.credentials_provider() {
             Some(provider) if is_optional => !are_found(&provider).await,
@@ -81,8 +86,6 @@ impl Bucket {
             sdk_config = unsigned.build();
         }
         let (counts, limit) = (RequestCounts::default(), AdaptiveLimit::new(limits.max_in_flight));
-        let server = location.endpoint_url().unwrap_or_else(|| "AWS".to_owned());
-        let first_response = Arc::new(FirstResponse::new(tool, server, limits.max_attempts, limits.is_quiet));
         let observer = AttemptObserver {
             attempts: Arc::clone(&counts.attempts),
             limit: Arc::clone(&limit),
@@ -148,6 +151,7 @@ async fn load_config(
     access: Access,
     limits: RequestLimits,
     instance_error: InstanceError,
+    first_response: Arc<FirstResponse>,
 ) -> SdkConfig {
     let idle = limits.idle_timeout;
     let retries = RetryConfig::standard().with_max_attempts(limits.max_attempts).with_initial_backoff(INITIAL_BACKOFF);
@@ -172,7 +176,11 @@ async fn load_config(
                 .with_region(region)
                 .with_retry_config(retries)
                 .with_timeout_config(timeouts);
-            loader.credentials_provider(provider_chain(config, profile, instance_error).await)
+            let chain = provider_chain(config, profile, instance_error).await;
+            // The SDK's own limit, which depends on that of connections, must not be reached before ours.
+            let cache = IdentityCache::lazy().load_timeout(2 * idle).build();
+            let credentials = LimitedCredentials::new(chain, idle, first_response);
+            loader.identity_cache(cache).credentials_provider(credentials)
         }
     };
     loader.load().await

@@ -1,8 +1,10 @@
 //! Credentials: the providers of the SDK's default chain, in its order. The instance metadata service is asked on every
 //! host without other credentials, and where it does not exist, a proxy or a firewall may answer in its place or
-//! nothing may. So, unlike in the SDK, it has two seconds in all, and its failure means that it has no credentials.
+//! nothing may. So, unlike in the SDK, it has two seconds in all, and its failure means that it has no credentials. The
+//! whole chain is limited too: the program of a `credential_process` may never end.
 
 use std::error::Error as StdError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use tokio::time::timeout;
 
 use super::Bucket;
 use crate::remote::error_chain::sources;
+use crate::remote::first_response::FirstResponse;
 
 /// Time that the instance metadata service has for all its requests.
 const INSTANCE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -83,6 +86,48 @@ impl ProvideCredentials for InstanceCredentials {
     }
 }
 
+/// Credentials of a chain of providers, which has a limited time.
+#[derive(Debug)]
+pub(super) struct LimitedCredentials {
+    chain: CredentialsProviderChain,
+    limit: Duration,
+    first_response: Arc<FirstResponse>,
+    /// Set once the chain has used up its time. Every attempt at every request would wait again.
+    has_timed_out: AtomicBool,
+}
+
+impl LimitedCredentials {
+    /// Limits the time of `chain` each time it is asked. A note of `first_response` says what is waited for.
+    pub fn new(chain: CredentialsProviderChain, limit: Duration, first_response: Arc<FirstResponse>) -> Self {
+        Self { chain, limit, first_response, has_timed_out: AtomicBool::new(false) }
+    }
+
+    async fn credentials(&self) -> ProviderResult {
+        let timed_out = || CredentialsError::provider_timed_out(self.limit);
+        if self.has_timed_out.load(Ordering::Relaxed) {
+            return Err(timed_out());
+        }
+        let credentials = timeout(self.limit, self.chain.provide_credentials());
+        self.first_response.watch_credentials(credentials).await.unwrap_or_else(|_| {
+            self.has_timed_out.store(true, Ordering::Relaxed);
+            Err(timed_out())
+        })
+    }
+}
+
+impl ProvideCredentials for LimitedCredentials {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.credentials())
+    }
+
+    fn fallback_on_interrupt(&self) -> Option<Credentials> {
+        self.chain.fallback_on_interrupt()
+    }
+}
+
 /// Returns the status of the response by which the instance metadata service failed, otherwise the text of the error.
 fn describe(error: &CredentialsError) -> String {
     let status = sources(error).find_map(|source| {
@@ -130,6 +175,11 @@ pub(super) async fn are_found(provider: &impl ProvideCredentials) -> bool {
 /// Returns whether an error of a request is one of a provider of credentials.
 pub(super) fn is_credentials_error(error: &(dyn StdError + 'static)) -> bool {
     sources(error).any(<dyn StdError>::is::<CredentialsError>)
+}
+
+/// Returns whether an error of a request is a provider of credentials that has used up its time.
+pub(super) fn is_credentials_timeout(error: &(dyn StdError + 'static)) -> bool {
+    sources(error).any(|source| matches!(source.downcast_ref(), Some(CredentialsError::ProviderTimedOut(_))))
 }
 
 impl Bucket {

@@ -24,7 +24,7 @@ use aws_sdk_s3::primitives::ByteStreamError;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 
-use super::credentials::is_credentials_error;
+use super::credentials::{is_credentials_error, is_credentials_timeout};
 use super::{Bucket, Sdk};
 use crate::remote::error_chain::{chain, root_cause};
 use crate::remote::hints::{
@@ -38,6 +38,9 @@ const UNSIGNED_HINT: &str = "if the bucket is public, use --no-sign-request";
 /// The hint for a host without credentials.
 const CREDENTIALS_HINT: &str =
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or add profile=NAME to the parameters of the URL";
+/// The hint for a provider that does not answer.
+const CREDENTIALS_TIMEOUT_HINT: &str =
+    "check the credential_process or the role of the AWS profile, or wait longer with --idle-timeout";
 /// The hint for a profile of the URL that has no credentials: those of the environment are not used.
 const PROFILE_HINT: &str = "add credentials to the profile, or remove profile= from the parameters of the URL";
 /// The hint for a bucket that does not exist.
@@ -144,6 +147,9 @@ impl Bucket {
             }
             _ => {}
         }
+        if is_credentials_timeout(error) {
+            return Some(CREDENTIALS_TIMEOUT_HINT.to_owned());
+        }
         if is_credentials_error(error) {
             let is_opt_out = self.can_opt_out && self.location.profile.is_none();
             return Some(if is_opt_out { UNSIGNED_HINT } else { self.credentials_hint() }.to_owned());
@@ -230,6 +236,9 @@ impl Bucket {
         let text = chain(error);
         match (response, error) {
             (Some(response), _) => response,
+            _ if is_credentials_timeout(error) => {
+                format!("no AWS credentials within {} seconds", self.limits.idle_timeout.as_secs())
+            }
             // The SDK's message continues with the messages of all providers.
             (None, _) if text.contains("no credentials found in chain") || text.contains("no providers in chain") => {
                 self.no_credentials()

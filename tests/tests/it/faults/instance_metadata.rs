@@ -160,3 +160,23 @@ fn a_provider_that_fails_is_an_error_that_names_the_option_without_signatures() 
     assert!(stderr.contains("\nhint: set AWS_ACCESS_KEY_ID and "), "{stderr}");
     assert!(cache.requests().is_empty());
 }
+
+/// The program of a `credential_process` may wait for ever, for a login that never comes.
+#[test]
+fn a_provider_that_does_not_answer_has_a_limit() {
+    let cache = LyingServer::start(|_| Response::no_such_key());
+    let scratch = Scratch::new();
+    scratch.write("config", "[default]\ncredential_process = echo $$ >> started; exec sleep 600\n");
+    let run = |command: &str| {
+        let url = cache.s3_url();
+        let stderr = scratch.sh(&format!("AWS_CONFIG_FILE=config {command} --idle-timeout 1s '{url}'")).fails(2);
+        assert!(stderr.contains("no AWS credentials within 1 seconds"), "{stderr}");
+        assert!(stderr.contains("\nhint: check the credential_process"), "{stderr}");
+    };
+    run("s3-pull --list --all");
+    // The time is over for all attempts at all requests.
+    assert_eq!(scratch.sh("wc -l < started").ok().trim(), "1");
+    run("s3-push --key log/x < config");
+    assert!(cache.requests().is_empty());
+    scratch.sh("kill $(cat started)").ok();
+}
