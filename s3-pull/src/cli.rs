@@ -238,7 +238,8 @@ from the nix.conf files of the system and the user (trusted-public-keys and extr
 addressed by the SHA-256 of its NAR (CA: fixed:r:sha256) needs no signature.
 
 Several caches are tried in the given order. The next one is tried when a cache does not have a path, does not \
-respond, or has a damaged or unsigned copy. -v prints which cache each path came from.
+respond, or has a damaged or unsigned copy. A stream cannot take back the NAR that it has begun to write: there, a damaged \
+copy is an error. -v prints which cache each path came from.
 
 Requests to s3:// are unsigned when no AWS credentials are found, which public buckets accept. User names and \
 passwords of http:// and https:// caches come from the URL, otherwise from --netrc-file. They are not sent to another \
