@@ -5,11 +5,13 @@
 //! `extra-` settings, it stops at the first invalid line, and its last release is of 2023.
 
 use std::ffi::OsStr;
-use std::io::{self, ErrorKind, Read};
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::regular_file;
+use nar_pack::stdio::read_limited;
 
 use crate::keys::PublicKey;
 
@@ -61,8 +63,7 @@ impl Settings {
     pub fn read(file: Option<&Path>) -> Result<Self> {
         let mut parsed = ParsedConf::default();
         if let Some(file) = file {
-            let bytes = std::fs::File::open(file).and_then(read_limited);
-            let bytes = bytes.map_err(|error| Error::failed(format!("cannot read {}: {error}", file.display())))?;
+            let bytes = read_opened(File::open(file)).context(|| format!("cannot read {}", file.display()))?;
             parsed.parse_text(&String::from_utf8_lossy(&bytes), file, 0)?;
         } else {
             for file in default_files() {
@@ -123,7 +124,7 @@ impl ParsedConf {
             let error = Error::refused(format!("{}: includes are nested too deeply", file.display()));
             return Err(error.with_hint("remove the include that leads back to the same file"));
         }
-        match regular_file::open(file).and_then(read_limited) {
+        match read_opened(regular_file::open(file)) {
             Ok(bytes) => self.parse_text(&String::from_utf8_lossy(&bytes), file, depth),
             Err(_) => Ok(()),
         }
@@ -208,14 +209,8 @@ fn default_files() -> Vec<PathBuf> {
     files
 }
 
-fn read_limited(file: std::fs::File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE_SIZE {
-        Err(io::Error::other(format!("larger than {MAX_FILE_SIZE} bytes")))
-    } else {
-        Ok(bytes)
-    }
+fn read_opened(file: io::Result<File>) -> Result<Vec<u8>> {
+    read_limited(&mut file?, MAX_FILE_SIZE)
 }
 
 #[cfg(test)]

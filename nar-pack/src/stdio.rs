@@ -229,17 +229,25 @@ pub fn read_full(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
+/// Reads to the end of the input.
+///
+/// # Errors
+/// Refuses more than `limit` bytes.
+pub fn read_limited(input: &mut impl Read, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::refused(format!("larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
 /// Reads UTF-8 text to the end of the input. The caller adds the name of the input to errors.
 ///
 /// # Errors
 /// Refuses more than `limit` bytes and invalid UTF-8.
 pub fn read_text(input: &mut impl Read, limit: u64) -> Result<String> {
-    let mut text = Vec::new();
-    input.take(limit + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > limit {
-        return Err(Error::refused(format!("larger than {limit} bytes")));
-    }
-    utf8(text)
+    utf8(read_limited(input, limit)?)
 }
 
 /// Converts bytes to text.

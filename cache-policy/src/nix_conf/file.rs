@@ -3,14 +3,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::regular_file;
+use nar_pack::stdio::read_limited;
 
-/// Maximum size of a nix.conf in bytes; the error of `read_limited` states it.
+/// Maximum size of a nix.conf in bytes.
 const MAX_FILE_SIZE: u64 = 1 << 20;
 /// The mode of a new nix.conf.
 const NEW_FILE_MODE: u32 = 0o644;
@@ -18,7 +19,9 @@ const NEW_FILE_MODE: u32 = 0o644;
 /// Reads a file, if it exists.
 pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(target) = resolve_links(path)? else { return Ok(None) };
-    read_limited(&target).map(Some).context(|| format!("cannot read {}", path.display()))
+    let file = regular_file::open(&target).map_err(Error::from);
+    let bytes = file.and_then(|mut file| read_limited(&mut file, MAX_FILE_SIZE));
+    bytes.map(Some).context(|| format!("cannot read {}", path.display()))
 }
 
 /// Replaces the contents of a file by the result of `change` and returns whether they changed. Creates the file if it
@@ -45,15 +48,6 @@ fn resolve_links(path: &Path) -> Result<Option<PathBuf>> {
         Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => Ok(None),
         Err(error) => Err(Error::from(error).context(format!("cannot read {}", path.display()))),
     }
-}
-
-fn read_limited(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    regular_file::open(path)?.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE_SIZE {
-        return Err(Error::refused("larger than 1 MiB"));
-    }
-    Ok(bytes)
 }
 
 /// A file whose directory is locked, so that only this process edits files in it.
