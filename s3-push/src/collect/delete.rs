@@ -10,7 +10,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
-use narinfo_gen::archive::narinfo_key;
 use tokio::runtime::Runtime;
 
 use super::candidates::{Candidate, Candidates};
@@ -22,7 +21,9 @@ use super::require_share;
 use crate::TOOL;
 use crate::remote::cli::only_url;
 use crate::remote::known_texts::KnownTexts;
-use crate::remote::liveness::{Graph, GraphError, ListedNarinfo, list_narinfos, read_narinfos, require_readable};
+use crate::remote::liveness::{
+    Graph, ListedNarinfo, find_dead_batches, list_narinfos, read_narinfos, require_readable,
+};
 use crate::remote::pins::{ListedPin, Retention, list_pins, read_pin, read_pins};
 use crate::remote::progress::{count_of, is_or_are};
 use crate::remote::s3::{Access, Bucket};
@@ -352,10 +353,7 @@ impl<'a> Sweep<'a> {
     /// Deletes the paths that nothing keeps, referrers first; returns them.
     async fn run(&mut self, flag: &mut SweepFlag<'_>) -> Result<Vec<String>> {
         let expired = self.keep_what_was_written().await?;
-        self.graph.propagate();
-        let batches = self.graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
-            Error::failed(format!("{}: cycle of references", self.bucket.display_url(&narinfo_key(hash))))
-        })?;
+        let batches = find_dead_batches(&mut self.graph, self.bucket)?;
         let dead = batches.iter().flatten().map(|&index| self.paths[index].0).collect();
         let pins = self.find_pins_of(&dead, &expired).await?;
         self.record(batches.iter().flatten().copied()).await?;

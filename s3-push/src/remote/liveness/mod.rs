@@ -28,7 +28,8 @@ use crate::remote::text_file::{Span, TextFile};
 /// The prefix of the objects that a collector writes.
 pub const COLLECTOR_PREFIX: &str = "gc/";
 
-pub use graph::{Graph, GraphError};
+pub use graph::Graph;
+use graph::GraphError;
 pub use narinfos::{
     ListedNarinfo, list_narinfos, parse_listed, read_narinfo_texts, read_narinfos, require_readable, sort_narinfos,
 };
@@ -170,12 +171,19 @@ pub async fn find_dead(bucket: &Bucket, store_dir: &StoreDir, options: &RootOpti
         }
     }
     require_readable(bucket)?;
-    graph.propagate();
-    let order = graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
-        Error::failed(format!("{}: cycle of references", bucket.display_url(&narinfo_key(hash))))
-    })?;
-    let order = order.into_iter().flatten().collect();
+    let order = find_dead_batches(&mut graph, bucket)?.into_iter().flatten().collect();
     Ok(DeadPaths { order, texts, total: graph.count() })
+}
+
+/// Marks everything that the roots of the graph of a bucket keep, and returns the rest like [`Graph::dead_referrers_first`].
+///
+/// # Errors
+/// Fails if the rest has a cycle of references.
+pub fn find_dead_batches(graph: &mut Graph, bucket: &Bucket) -> Result<Vec<Vec<usize>>> {
+    graph.propagate();
+    graph.dead_referrers_first().map_err(|GraphError::Cycle(hash)| {
+        Error::failed(format!("{}: cycle of references", bucket.display_url(&narinfo_key(hash))))
+    })
 }
 
 /// Returns the pins that count.
