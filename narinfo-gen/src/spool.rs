@@ -5,16 +5,43 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Cursor, Read, Seek, Take, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nar_pack::error::{Error, Result};
-use tempfile::SpooledTempFile;
+
+/// A temporary file that spools use one after another. To overwrite a file is cheaper than to write a new one, for which the
+/// system needs other memory. It keeps its size until the last clone is dropped.
+#[derive(Debug, Clone, Default)]
+pub struct SpoolFile(Arc<Mutex<Option<Arc<File>>>>);
+
+impl SpoolFile {
+    /// Returns the file, at its start, or a new one if another spool uses it.
+    fn open(&self) -> io::Result<Arc<File>> {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = shared.as_mut().filter(|file| Arc::strong_count(file) == 1) {
+            file.rewind()?;
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(tempfile::tempfile()?);
+        *shared = Some(Arc::clone(&file));
+        Ok(file)
+    }
+}
 
 /// Collects bytes; see [`Spool::into_reader`].
 #[derive(Debug)]
 pub struct Spool {
-    file: SpooledTempFile,
+    contents: Contents,
+    max_in_memory: usize,
+    file: SpoolFile,
     size: u64,
+}
+
+#[derive(Debug)]
+enum Contents {
+    Memory(Vec<u8>),
+    File(Arc<File>),
 }
 
 impl Spool {
@@ -22,7 +49,13 @@ impl Spool {
     /// write that exceeds the limit.
     #[must_use]
     pub fn new(max_in_memory: usize) -> Self {
-        Self { file: SpooledTempFile::new(max_in_memory), size: 0 }
+        Self::with_file(max_in_memory, SpoolFile::default())
+    }
+
+    /// Creates an empty spool like [`Spool::new`] that writes to `file`.
+    #[must_use]
+    pub fn with_file(max_in_memory: usize, file: SpoolFile) -> Self {
+        Self { contents: Contents::Memory(Vec::new()), max_in_memory, file, size: 0 }
     }
 
     /// Returns the number of bytes written so far.
@@ -35,16 +68,36 @@ impl Spool {
     ///
     /// # Errors
     /// Fails if the temporary file cannot be read.
-    pub fn into_reader(mut self) -> Result<SpoolReader> {
-        self.file.rewind().map_err(read_error)?;
-        Ok(SpoolReader { file: self.file, size: self.size })
+    pub fn into_reader(self) -> Result<SpoolReader> {
+        let unread = match self.contents {
+            Contents::Memory(bytes) => Unread::Memory(Cursor::new(bytes)),
+            Contents::File(mut file) => {
+                file.rewind().map_err(read_error)?;
+                Unread::File(file.take(self.size))
+            }
+        };
+        Ok(SpoolReader { unread, size: self.size })
+    }
+
+    fn write_contents(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match &mut self.contents {
+            Contents::File(file) => file.write(buf),
+            Contents::Memory(memory) if memory.len() + buf.len() <= self.max_in_memory => memory.write(buf),
+            Contents::Memory(memory) => {
+                let mut file = self.file.open()?;
+                file.write_all(memory)?;
+                let written = file.write(buf)?;
+                self.contents = Contents::File(file);
+                Ok(written)
+            }
+        }
     }
 }
 
 /// The errors contain an [`Error`] with the directory of the spool file and a hint.
 impl Write for Spool {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(buf).map_err(|error| unless_interrupted(error, spool_write_error))?;
+        let n = self.write_contents(buf).map_err(|error| unless_interrupted(error, spool_write_error))?;
         self.size += n as u64;
         Ok(n)
     }
@@ -57,8 +110,15 @@ impl Write for Spool {
 /// Reads what was written to a [`Spool`].
 #[derive(Debug)]
 pub struct SpoolReader {
-    file: SpooledTempFile,
+    unread: Unread,
     size: u64,
+}
+
+#[derive(Debug)]
+enum Unread {
+    Memory(Cursor<Vec<u8>>),
+    /// The file may be longer: a larger spool may have used it before.
+    File(Take<Arc<File>>),
 }
 
 impl SpoolReader {
@@ -69,9 +129,19 @@ impl SpoolReader {
     }
 }
 
+impl From<Vec<u8>> for SpoolReader {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { size: bytes.len() as u64, unread: Unread::Memory(Cursor::new(bytes)) }
+    }
+}
+
 impl Read for SpoolReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.file.read(buf).map_err(|error| unless_interrupted(error, read_error))
+        let read = match &mut self.unread {
+            Unread::Memory(bytes) => bytes.read(buf),
+            Unread::File(file) => file.read(buf),
+        };
+        read.map_err(|error| unless_interrupted(error, read_error))
     }
 }
 
@@ -119,6 +189,29 @@ mod tests {
             reader.read_to_end(&mut read_back).unwrap();
             assert!(read_back == bytes && reader.size() == size as u64, "{size} bytes");
         }
+    }
+
+    #[test]
+    fn a_file_is_used_again_by_one_spool_after_another() {
+        let file = SpoolFile::default();
+        let spooled = |bytes: &[u8]| {
+            let mut spool = Spool::with_file(1, file.clone());
+            spool.write_all(bytes).unwrap();
+            spool
+        };
+        let text = |reader: SpoolReader| io::read_to_string(reader).unwrap();
+        let length = || file.0.lock().unwrap().as_ref().unwrap().metadata().unwrap().len();
+        assert_eq!(text(spooled(b"a long text").into_reader().unwrap()), "a long text");
+        assert_eq!(text(spooled(b"short").into_reader().unwrap()), "short");
+        assert_eq!(length(), 11);
+        // Not while another spool or reader uses it.
+        let (first, second) = (spooled(b"first"), spooled(b"second"));
+        let first = first.into_reader().unwrap();
+        assert_eq!(
+            (text(spooled(b"third").into_reader().unwrap()), text(second.into_reader().unwrap())),
+            ("third".to_owned(), "second".to_owned())
+        );
+        assert_eq!(text(first), "first");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub fn build_trace_entries(json: &str, path: &StorePath, store_dir: &StoreDir) -
         };
         let key = key.ok_or_else(unexpected)?;
         if objects.iter().all(|object: &ExtraObject| object.key != key) {
-            objects.push(ExtraObject::from_bytes(key, value.to_string().as_bytes())?);
+            objects.push(ExtraObject::from_bytes(key, value.to_string().into_bytes()));
         }
     }
     Ok(objects)

@@ -62,11 +62,11 @@ impl BuildIdFinder {
     }
 
     /// Returns the links to the NAR with the key `nar_key`.
-    pub fn into_objects(self, nar_key: &str) -> impl Iterator<Item = Result<ExtraObject>> {
+    pub fn into_objects(self, nar_key: &str) -> impl Iterator<Item = ExtraObject> {
         self.found.into_iter().map(move |id| {
             let member = format!("lib/debug/.build-id/{}/{}", &id[..2], &id[2..]);
             let link = json!({"archive": format!("../{nar_key}"), "member": member});
-            ExtraObject::from_bytes(format!("debuginfo/{id}"), link.to_string().as_bytes())
+            ExtraObject::from_bytes(format!("debuginfo/{id}"), link.to_string().into_bytes())
         })
     }
 }

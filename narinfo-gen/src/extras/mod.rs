@@ -13,7 +13,6 @@ mod debuginfo;
 mod listing;
 mod log;
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use nar_pack::error::{Error, Result};
@@ -55,13 +54,9 @@ pub struct ExtraObject {
 
 impl ExtraObject {
     /// Returns an object with this content.
-    ///
-    /// # Errors
-    /// Does not fail in practice, because the bytes stay in memory.
-    pub fn from_bytes(key: String, bytes: &[u8]) -> Result<Self> {
-        let mut spool = Spool::new(bytes.len());
-        spool.write_all(bytes)?;
-        Self::from_spool(key, spool)
+    #[must_use]
+    pub fn from_bytes(key: String, bytes: Vec<u8>) -> Self {
+        Self { key, body: bytes.into() }
     }
 
     fn from_spool(key: String, spool: Spool) -> Result<Self> {
@@ -116,9 +111,7 @@ impl NarExtras {
             Some(Ok(listing)) => objects.push(listing),
             Some(Err(reason)) => no_listing = Some(reason),
         }
-        for link in self.build_ids.unwrap_or_default().into_objects(nar_key) {
-            objects.push(link?);
-        }
+        objects.extend(self.build_ids.unwrap_or_default().into_objects(nar_key));
         Ok((objects, no_listing))
     }
 }
