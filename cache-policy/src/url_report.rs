@@ -112,6 +112,11 @@ mod tests {
             ("s3://my-cache?endpoint=h&scheme=http", "2.33 to 2.35.2", "s3://my-cache?endpoint=http://h"),
             ("s3://my-cache?scheme=http&endpoint=h", "parameter scheme", "s3://my-cache?endpoint=http://h"),
             ("s3://my-cache?scheme=https", "parameter scheme", "s3://my-cache"),
+            (
+                "s3://my-cache?scheme=http&region=cn-north-1",
+                "parameter scheme",
+                "s3://my-cache?endpoint=http://s3.cn-north-1.amazonaws.com.cn&region=cn-north-1",
+            ),
         ] {
             let error = UrlReport::new(url).unwrap().require_portable().unwrap_err();
             assert!(error.is_refusal() && error.message().contains(reason), "{url}: {error}");

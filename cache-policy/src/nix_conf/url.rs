@@ -3,7 +3,7 @@
 
 use nar_pack::error::{Error, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use s3_push::remote::location::{Addressing, DEFAULT_REGION, Location, is_host_and_port};
+use s3_push::remote::location::{Addressing, Location, is_host_and_port};
 
 /// The characters that are percent-encoded in the path of a URL. S3 decodes a plus sign to a space.
 const ENCODED_IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -36,15 +36,11 @@ pub(super) fn cache_identity(url: &str) -> String {
 /// `scheme`. All other parameters are unchanged.
 pub(crate) fn portable_url(url: &str, location: &Location) -> String {
     let Some((address, query)) = url.split_once('?') else { return url.to_owned() };
-    let is_scheme_needed = location.endpoint.is_none() && location.plain_http;
-    let endpoint = location.endpoint_url().unwrap_or_default();
+    let mut endpoint = location.endpoint_url().map(|url| format!("endpoint={url}"));
     let mut parameters: Vec<String> = Vec::new();
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         match parameter.split_once('=').map_or(parameter, |(name, _)| name) {
-            "scheme" if !is_scheme_needed => {}
-            "endpoint" if location.endpoint.is_none() => {}
-            "endpoint" if parameters.iter().any(|other| other.starts_with("endpoint=")) => {}
-            "endpoint" => parameters.push(format!("endpoint={endpoint}")),
+            "scheme" | "endpoint" => parameters.extend(endpoint.take()),
             _ => parameters.push(parameter.to_owned()),
         }
     }
@@ -91,12 +87,8 @@ pub(super) fn public_url(url: &str, location: &Location) -> String {
         Addressing::Path => Some("path".to_owned()),
         Addressing::Virtual => Some("virtual".to_owned()),
     };
-    let parameters = [
-        ("region", location.region.clone()),
-        ("endpoint", location.endpoint_url().filter(|_| location.endpoint.is_some())),
-        ("scheme", Some("http".to_owned()).filter(|_| location.endpoint.is_none() && location.plain_http)),
-        ("addressing-style", style),
-    ];
+    let parameters =
+        [("region", location.region.clone()), ("endpoint", location.endpoint_url()), ("addressing-style", style)];
     let parameters = parameters.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?)));
     let parameters: Vec<String> = parameters.collect();
     let address = without_parameters(url);
@@ -106,11 +98,7 @@ pub(super) fn public_url(url: &str, location: &Location) -> String {
 /// Returns the HTTPS URL of a bucket, in path style or virtual-host style as in requests to it.
 pub(crate) fn https_url(location: &Location) -> String {
     let scheme = if location.plain_http { "http" } else { "https" };
-    let host = location.endpoint.clone().unwrap_or_else(|| {
-        let region = location.region.as_deref().unwrap_or(DEFAULT_REGION);
-        let suffix = if region.starts_with("cn-") { ".cn" } else { "" };
-        format!("s3.{region}.amazonaws.com{suffix}")
-    });
+    let host = location.endpoint.clone().unwrap_or_else(|| location.aws_host());
     let path_style = location.path_style()
         || (location.addressing == Addressing::Auto && location.endpoint.is_none() && location.bucket.contains('.'));
     let bucket = if path_style { format!("{host}/{}", location.bucket) } else { format!("{}.{host}", location.bucket) };
@@ -162,7 +150,7 @@ mod tests {
             ("s3://my-cache?endpoint=https://h/&scheme=http", "s3://my-cache?endpoint=http://h"),
             ("s3://my-cache?endpoint=https%3A%2F%2Fh", "s3://my-cache?endpoint=https://h"),
             ("s3://my-cache?endpoint=a&endpoint=b&priority=3", "s3://my-cache?endpoint=https://b&priority=3"),
-            ("s3://my-cache?scheme=http", "s3://my-cache?scheme=http"),
+            ("s3://my-cache?scheme=http", "s3://my-cache?endpoint=http://s3.us-east-1.amazonaws.com"),
             ("s3://my-cache?scheme=https&endpoint=", "s3://my-cache"),
             ("s3://my-cache?region=eu-west-2&profile=x", "s3://my-cache?region=eu-west-2&profile=x"),
             ("s3://my-cache", "s3://my-cache"),
@@ -183,7 +171,10 @@ mod tests {
                 "s3://my-cache/a?region=eu-west-2",
             ),
             ("s3://my-cache?endpoint=h:9000&scheme=http", "s3://my-cache?endpoint=http://h:9000"),
-            ("s3://my-cache?scheme=http&addressing-style=path", "s3://my-cache?scheme=http&addressing-style=path"),
+            (
+                "s3://my-cache?scheme=http&addressing-style=path",
+                "s3://my-cache?endpoint=http://s3.us-east-1.amazonaws.com&addressing-style=path",
+            ),
             ("s3://my-cache?profile=x", "s3://my-cache"),
             ("s3://my-cache", "s3://my-cache"),
         ] {

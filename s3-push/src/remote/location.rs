@@ -193,11 +193,17 @@ impl Location {
         match &self.endpoint {
             Some(host) => Some(format!("{scheme}://{host}")),
             // The SDK has no setting for the default endpoint over plain HTTP.
-            None if self.plain_http => {
-                Some(format!("http://s3.{}.amazonaws.com", self.region.as_deref().unwrap_or(DEFAULT_REGION)))
-            }
+            None if self.plain_http => Some(format!("http://{}", self.aws_host())),
             None => None,
         }
+    }
+
+    /// Returns the host of the service of AWS in the region.
+    #[must_use]
+    pub fn aws_host(&self) -> String {
+        let region = self.region.as_deref().unwrap_or(DEFAULT_REGION);
+        let suffix = if region.starts_with("cn-") { ".cn" } else { "" };
+        format!("s3.{region}.amazonaws.com{suffix}")
     }
 
     /// Returns whether requests are in path style.
