@@ -81,16 +81,22 @@ impl Sources {
     ) -> Result<Self> {
         let mut opened = Vec::with_capacity(urls.len());
         for url in urls {
-            opened.push(Remote::open(url, options).await?);
+            match Remote::open(url, options).await {
+                Err(error) if error.is_usage() => return Err(error),
+                remote => opened.push(remote),
+            }
         }
-        let checks = futures_util::future::join_all(opened.iter().map(|remote| remote.cache_info(&store_dir))).await;
-        let several = opened.len() > 1;
-        let (mut remotes, mut first_error) = (Vec::with_capacity(opened.len()), None);
-        for (remote, check) in opened.into_iter().zip(checks) {
-            match check {
-                Ok(_) => remotes.push(Arc::new(remote)),
+        let check = async |remote: Result<Remote>| {
+            let remote = remote?;
+            remote.cache_info(&store_dir).await.map(|_| remote)
+        };
+        let checked = futures_util::future::join_all(opened.into_iter().map(check)).await;
+        let (mut remotes, mut first_error) = (Vec::with_capacity(checked.len()), None);
+        for remote in checked {
+            match remote {
+                Ok(remote) => remotes.push(Arc::new(remote)),
                 Err(error) => {
-                    if several {
+                    if urls.len() > 1 {
                         process::print_message(TOOL, format!("warning: skipping a cache: {error}"));
                     }
                     first_error.get_or_insert(error);

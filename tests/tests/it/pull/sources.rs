@@ -39,6 +39,17 @@ fn paths_missing_or_damaged_in_one_cache_come_from_the_next() {
 }
 
 #[test]
+fn a_cache_that_cannot_be_opened_is_skipped_unless_its_url_is_wrong() {
+    let fixture = published();
+    let pull = |first: &str| fixture.scratch.sh(&format!("s3-pull -r --list '{first}' \"file://$PWD/cache\" \"$LIB\""));
+    let output = pull("file:///nonexistent");
+    assert_eq!(output.ok(), fixture.closure.lib);
+    assert!(output.stderr.contains("warning: skipping a cache: cannot read /nonexistent"), "{}", output.stderr);
+    pull("s3://x").fails(2);
+    fixture.scratch.sh("s3-pull --list file:///nonexistent \"$LIB\"").fails(2);
+}
+
+#[test]
 fn a_refused_path_fails_only_paths_that_depend_on_it() {
     let fixture = published();
     fs::remove_file(fixture.path("half").join(Fixture::narinfo_key(&fixture.closure.app))).unwrap();
