@@ -90,6 +90,12 @@ fn a_path_that_is_refused_stays_and_the_others_are_pushed() {
     assert_eq!(queued(&project), ["x"]);
     assert_eq!(project.published(), 2);
     project.assert_published(&built);
+    // Also when refused paths fill what is pushed at once.
+    project
+        .sh(&format!("mv queue/x queue/0; ln -s {built} queue; sed 's/< 1000/< 1/' '{}' > one", script("push-queue")))
+        .ok();
+    assert_eq!(project.sh("NIX_S3_CACHE_QUEUE=$PWD/queue bash one").status, 1);
+    assert_eq!(queued(&project), ["0"]);
 }
 
 #[test]
