@@ -28,4 +28,9 @@ closure=$(nix-store -qR "$@")
 missing=$(s3-push --missing --signed-by "$public_key" <<<"$closure")
 [[ -n $missing ]] || exit 0
 
-nar-pack --export --stdin <<<"$missing" | narinfo-gen --archive | cache-sign "${sign[@]}" | s3-push
+nar-pack --export --stdin <<<"$missing" | narinfo-gen --archive | cache-sign "${sign[@]}" | s3-push && exit
+# A stage that fails truncates the input of the next one, which refuses it: the first status says what happened.
+for status in "${PIPESTATUS[@]}"; do
+  [[ $status == 0 || $status == 141 ]] || exit "$status"
+done
+exit 2

@@ -173,6 +173,12 @@ fn the_publish_script_tells_what_is_wrong() {
         assert!(output.status != 0 && output.stderr.contains(message), "{name}={value}: {}", output.stderr);
         project.scratch.env(name, before);
     }
+    // The stages after the one that fails refuse what it did not write.
+    project.scratch.env("TMPDIR", "/no/such/directory");
+    let large = "dd if=/dev/urandom of=large bs=1M count=20 2> large.log; nix-store --add large";
+    let large = project.sh(large).ok();
+    let stderr = publish(&project, &large).fails(2);
+    assert!(stderr.contains("narinfo-gen: cannot write to the spool file in /no/such/directory"), "{stderr}");
     assert_eq!(project.published(), 0);
 }
 
