@@ -198,7 +198,7 @@ pub struct Cli {
 
     /// Use the https:// URL of the bucket instead of s3://, or that of HOST
     ///
-    /// For a bucket that everyone may read. HOST is the name of a CDN or proxy that serves the bucket, with a port if needed; a prefix follows it. HOST requires BUCKET: without it, --nix-conf takes the value of --https as the bucket.
+    /// For a bucket that everyone may read. The URL is http:// if that of the bucket says so. HOST is the name of a CDN or proxy that serves the bucket, with a port if needed; a prefix follows it. HOST requires BUCKET: without it, --nix-conf takes the value of --https as the bucket.
     #[arg(long, value_name = "HOST", num_args = 0..=1, help_heading = "nix.conf")]
     pub https: Option<Option<String>>,
 

@@ -12,7 +12,7 @@ use nar_pack::process;
 use nar_pack::stdio;
 use nar_pack::store_path::StorePath;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use s3_push::remote::interrupts::{HINT, Interrupts};
+use s3_push::remote::interrupts::Interrupts;
 use s3_push::remote::progress::{Progress, Verbosity, count_of, transfer_summary};
 use s3_push::remote::{RemoteOptions, start_runtime};
 use tokio::runtime::Handle;
@@ -87,7 +87,8 @@ fn execute(runtime: &Handle, request: Request) -> Result {
 async fn exit_when_interrupted() {
     if let Ok(mut interrupts) = Interrupts::listen() {
         let signal = interrupts.next().await;
-        process::print_error(TOOL, &Error::failed(format!("{signal}: the output is truncated")).with_hint(HINT));
+        let error = Error::failed(format!("{signal}: the output is truncated"));
+        process::print_error(TOOL, &error.with_hint("run the same command again"));
         std::process::exit(2);
     }
 }
