@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use reqwest::{Client, Method, Url};
+use tokio::time::timeout;
 
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
 use crate::remote::error_chain::{chain, root_cause};
@@ -74,7 +75,6 @@ impl HttpCache {
         let client = Client::builder()
             .user_agent(format!("{tool}/{}", env!("CARGO_PKG_VERSION")))
             .connect_timeout(limits.connect_timeout)
-            .read_timeout(limits.idle_timeout)
             .build()
             .map_err(|error| Error::failed(format!("cannot set up the HTTP client: {}", chain(&error))))?;
         let without_slash = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
@@ -138,15 +138,24 @@ impl HttpCache {
         } else {
             None
         };
+        let size = part.map_or(response.content_length(), |(_, size)| Some(size));
+        let (etag, content_encoding) = (header("etag"), header("content-encoding"));
         let (url, limits) = (self.display_url(key), self.limits);
-        let failed = move |error| Error::failed(format!("cannot read {url}: {}", describe(error, limits)));
+        let failed = move |cause| Error::failed(format!("cannot read {url}: {cause}"));
+        // The time between two reads is that of the reader, who may wait for its own, and not counted.
+        let bytes = stream::unfold(response.bytes_stream(), move |mut bytes| async move {
+            match timeout(limits.idle_timeout, bytes.next()).await {
+                Ok(read) => read.map(|read| (read.map_err(|error| describe(error, limits)), bytes)),
+                Err(_) => Some((Err(limits.timeout_message()), bytes)),
+            }
+        });
         Ok(ObjectStream {
             start: part.map_or(0, |(start, _)| start),
             partial,
-            size: part.map_or(response.content_length(), |(_, size)| Some(size)),
-            etag: header("etag"),
-            content_encoding: header("content-encoding"),
-            bytes: response.bytes_stream().map(move |bytes| bytes.map_err(&failed)).boxed(),
+            size,
+            etag,
+            content_encoding,
+            bytes: bytes.map(move |bytes| bytes.map_err(&failed)).boxed(),
             permit,
         })
     }
@@ -175,14 +184,20 @@ impl HttpCache {
         loop {
             self.first_response.record_attempt(backoff.attempt());
             let attempt = self.limit.start_attempt();
-            let result = self.request(method.clone(), key, range, etag).send().await;
-            if let Ok(response) = &result {
+            let result = timeout(self.limits.idle_timeout, self.request(method.clone(), key, range, etag).send()).await;
+            if let Ok(Ok(response)) = &result {
                 self.first_response.record_response();
                 if is_throttling(response.status().as_u16()) { attempt.throttled() } else { attempt.succeeded() }
             } else {
                 drop(attempt);
             }
-            match self.classify(&method, key, range.is_some(), etag.is_some(), result) {
+            let answer = if let Ok(result) = result {
+                self.classify(&method, key, range.is_some(), etag.is_some(), result)
+            } else {
+                let error = self.error(key, &self.limits.timeout_message());
+                Err(AttemptError { error, is_transient: true, retry_after: None })
+            };
+            match answer {
                 Ok(answer) => return Ok((answer, permit)),
                 Err(AttemptError { error, is_transient, retry_after }) => {
                     if !is_transient || !backoff.next_attempt_after(retry_after).await {
@@ -306,7 +321,6 @@ fn describe(error: reqwest::Error, limits: RequestLimits) -> String {
         }
         () if error.is_connect() => format!("cannot connect: {}", root_cause(&error)),
         () if error.is_redirect() => format!("cannot follow the redirect: {}", root_cause(&error)),
-        () if error.is_timeout() => limits.timeout_message(),
         () if error.is_request() => format!("cannot send the request: {}", root_cause(&error)),
         () if error.is_body() || error.is_decode() => format!("cannot read the response: {}", root_cause(&error)),
         () => chain(&error),

@@ -4,10 +4,12 @@ use crate::fixtures::bucket::{Fields, snapshot};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH, path_in_root};
 use crate::fixtures::large_path::LargePath;
 use cache_tests::fault_proxy::{Fault, FaultProxy};
+use cache_tests::lying_server::{LyingServer, Objects, Response};
 use cache_tests::{EmbeddedS3, Scratch, cache_url};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 #[test]
@@ -113,4 +115,33 @@ fn a_stream_requests_ranges_ahead_only_of_the_nar_that_it_writes() {
     let (first, second) = order.split_at(order.len() / 2);
     assert!(first.iter().all(|key| *key == first[0]) && second.iter().all(|key| *key == second[0]), "{order:?}");
     assert!(keys.contains(&first[0]) && first[0] != second[0], "{order:?}");
+}
+
+/// The time in which a NAR waits for its turn is not the server's. Without an entity tag, it could not be continued.
+#[test]
+fn a_nar_that_waits_for_another_does_not_time_out() {
+    let mut scratch = Scratch::new();
+    scratch.env("AWS_MAX_ATTEMPTS", "2");
+    let mut objects = Objects::new();
+    for seed in [1, 2] {
+        let path = LargePath::write(&mut scratch, seed, 20 << 20);
+        scratch.sh("mkdir -p cache; tar x -C cache < archive; echo \"$P\" >> large").ok();
+        objects.insert(path.nar_key, path.nar);
+    }
+    let cache = scratch.path().join("cache");
+    for entry in fs::read_dir(&cache).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+        objects.insert(entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
+    }
+    let is_first = AtomicBool::new(true);
+    let server = LyingServer::start(move |request| match objects.get(&request.key) {
+        // The other is requested and waits, while the first request for this one times out.
+        Some(_) if request.key.starts_with("nar/") && is_first.swap(false, Ordering::Relaxed) => Response::silent(),
+        Some(bytes) => Response::with_length(bytes.clone(), bytes.len() as u64),
+        None => Response::no_such_key(),
+    });
+    let pull = "s3-pull --export --stdin --no-verify-signatures --idle-timeout 1s";
+    scratch.sh(&format!("{pull} '{}' < large > export", server.http_url())).ok();
+    // Each NAR was verified; the order of the paths may be another.
+    scratch.sh("nar-pack --root root --no-nix --export --stdin < large > packed").ok();
+    assert_eq!(scratch.sh("wc -c < export").ok(), scratch.sh("wc -c < packed").ok());
 }
