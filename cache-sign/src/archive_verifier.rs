@@ -129,6 +129,8 @@ pub struct ArchiveVerifier<'a, W: Write> {
     refused_references: HashSet<String>,
     /// Hashes of the keys of all members that are not NARs.
     seen: HashSet<Sha256>,
+    /// Whether a narinfo was refused after it was passed on, because its NAR came later.
+    refused_late: bool,
 }
 
 impl<'a, W: Write> ArchiveVerifier<'a, W> {
@@ -144,20 +146,26 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
             expected: HashMap::new(),
             refused_references: HashSet::new(),
             seen: HashSet::new(),
+            refused_late: false,
         }
     }
 
     /// Verifies the archive `input` to its end and returns the writer of the output and the counts. A member that is
-    /// refused is counted and is not an error.
+    /// refused is counted and is not an error. If it is a narinfo that was passed on before its NAR, the output stays
+    /// truncated, and no writer is returned.
     ///
     /// # Errors
     /// Refuses a malformed or truncated archive; fails if the output or the spool file cannot be written.
-    pub fn run(mut self, input: impl BufRead) -> Result<(W, Summary)> {
+    pub fn run(mut self, input: impl BufRead) -> Result<(Option<W>, Summary)> {
         archive::read(input, |member| self.verify_member(member))?;
         self.refuse_unreferenced_nars();
         let out = match self.output {
-            VerifyOutput::Archive(out) => out.finish()?,
-            VerifyOutput::Report(out) => out,
+            VerifyOutput::Archive(mut out) if self.refused_late => {
+                out.flush()?;
+                None
+            }
+            VerifyOutput::Archive(out) => Some(out.finish()?),
+            VerifyOutput::Report(out) => Some(out),
         };
         Ok((out, self.summary))
     }
@@ -231,6 +239,7 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
             if result.is_err() {
                 self.summary.trusted_paths -= 1;
                 self.summary.count_path(&result);
+                self.refused_late = true;
             }
         }
         match digests {

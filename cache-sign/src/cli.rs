@@ -307,7 +307,7 @@ Trust:
 A narinfo is trusted if K different trusted keys have signed it. A key that is given under two names counts once. A path whose name is computed from its NAR hash (a fixed-output path) needs no signature.
 
 Archives:
-A NAR passes if a trusted narinfo refers to it and FileHash, FileSize, NarHash and NarSize match its contents. A narinfo passes if it is trusted and matches its NAR, if the NAR comes before it; the NAR need not be in the archive. NARs are stored in an unlinked file in $TMPDIR until a narinfo refers to them. A NAR is unpacked only for a trusted narinfo, and not beyond its NarSize. A message is printed for each member that is refused: a NAR that no narinfo refers to, and a key that occurs twice, unless it is that of the same NAR.
+A NAR passes if a trusted narinfo refers to it and FileHash, FileSize, NarHash and NarSize match its contents. A narinfo passes if it is trusted and matches its NAR, if the NAR comes before it; the NAR need not be in the archive. NARs are stored in an unlinked file in $TMPDIR until a narinfo refers to them. If one comes before its NAR and the NAR is refused, the output is truncated. A NAR is unpacked only for a trusted narinfo, and not beyond its NarSize. A message is printed for each member that is refused: a NAR that no narinfo refers to, and a key that occurs twice, unless it is that of the same NAR.
 
 Not covered by the signature of a narinfo, and passed on without verification: nix-cache-info, listings, logs, debuginfo/, realisations/ and build-trace-v2/. Clients verify the signatures in the last two themselves.
 

@@ -69,6 +69,8 @@ fn verify_archive(input: impl BufRead, options: &VerifyOptions) -> Result<Summar
         VerifyOutput::Archive(archive::Writer::new(stdio::stdout(Some("the cache archive"))?))
     };
     let (out, summary) = ArchiveVerifier::new(&options.trusted, &options.store_dir, output).run(input)?;
-    out.finish()?;
+    if let Some(out) = out {
+        out.finish()?;
+    }
     Ok(summary)
 }

@@ -100,6 +100,9 @@ fn verify_of_an_archive_checks_each_nar_against_its_narinfo() {
             assert!(!members.contains(&lib) && members.contains(&app) && members.contains(&top), "{what}: {members}");
             if order.starts_with("nix-cache-info") {
                 assert!(!members.contains(&lib_info), "{what}: {members}");
+            } else {
+                // It was passed on before its NAR, so the next stage must not take the archive for complete.
+                assert!(sh(&format!("{verify} < passed")).fails(1).contains("truncated"), "{what}, {order}");
             }
             run("--json").fails(1);
             let trusted = sh("grep -c '\"trusted\":true' passed").ok();
