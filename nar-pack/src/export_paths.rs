@@ -4,6 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -50,15 +51,49 @@ pub(crate) fn export_paths(options: &ExportOptions) -> Result {
     };
     // Large paths first, after their references: the smaller ones then overlap with the compression and upload of these.
     paths.sort_by_key(|path| Reverse(infos.get(path).and_then(|info| info.nar_size)));
+    let nar_sizes: HashMap<StorePath, u64> =
+        infos.iter().filter_map(|(path, info)| Some((path.clone(), info.nar_size?))).collect();
     let trailers = trailers(&store, &path_info, &paths, infos)?;
     let order = references_first(&paths, |path| trailers.get(path).map_or(&[], |trailer| &trailer.references))?;
 
     let mut writer = export::Writer::new(out()?);
     for path in order {
-        let dump = |out: &mut _| nar::dump_in(&store, path.base_name(), out, &mut print_warning);
+        let dump = |out: &mut _| {
+            let mut out = CountingWriter { out, count: 0 };
+            nar::dump_in(&store, path.base_name(), &mut out, &mut print_warning)?;
+            require_nar_size(path, out.count, nar_sizes.get(path).copied())
+        };
         writer.write_path(&path_info.store_dir, &trailers[path], dump)?;
     }
     writer.finish()?.finish()
+}
+
+/// Counts the bytes that are written.
+struct CountingWriter<'a, W> {
+    out: &'a mut W,
+    count: u64,
+}
+
+impl<W: Write> Write for CountingWriter<'_, W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.out.write(buf).inspect(|count| self.count += *count as u64)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Requires that a NAR has the size that its path info has. The next stage compares its hash, which takes time; Nix writes 0
+/// for a size that it does not know.
+fn require_nar_size(path: &StorePath, size: u64, expected: Option<u64>) -> Result {
+    match expected {
+        Some(expected) if expected != 0 && expected != size => {
+            let error = format!("{path}: the NAR has {size} bytes, but NarSize of its path info is {expected}");
+            Err(Error::refused(error).with_hint("'nix-store --verify-path' checks whether the path is damaged"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Returns the paths from the command line and then those from standard input, without duplicates.

@@ -67,13 +67,14 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
     /// Builds the narinfo of `path` from its NAR, which must be all of `input`.
     ///
     /// # Errors
-    /// Refuses a malformed NAR, and data after its end.
+    /// Refuses a malformed NAR, data after its end, and a NAR with other contents than its path info describes.
     pub fn nar(&mut self, input: &mut impl BufRead, path: &StorePath, deriver: Option<&StorePath>) -> Result {
         let path_info = self.path_info.query(std::slice::from_ref(path))?.remove(path);
-        // Scans even if there is path info, because only the hash shows whether it describes this NAR.
-        let scanner = self.scanner(path)?;
-        self.compress_nar(input, Some(scanner), |builder, nar, extras| {
-            let path_info = path_info.clone().filter(|info| builder.describes(info, path, nar.nar_hash));
+        let scanner = if path_info.is_none() { Some(self.scanner(path)?) } else { None };
+        self.compress_nar(input, scanner, |builder, nar, extras| {
+            if let Some(info) = &path_info {
+                builder.require_contents(info, path, nar.nar_hash)?;
+            }
             let trailer = Trailer {
                 path: path.clone(),
                 references: match &path_info {
@@ -86,7 +87,7 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
             builder.writer.write_nar(&narinfo.url, nar)?;
             let mut logs = builder.extras.log_dir.as_deref().map(BuildLogs::new);
             builder.write_objects(extras, &narinfo, logs.as_mut())?;
-            add_path_info(&mut narinfo, path_info);
+            add_path_info(&mut narinfo, path_info.clone());
             builder.write_build_trace(&narinfo)?;
             builder.writer.write_narinfo(narinfo, false)
         })
@@ -145,7 +146,7 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
     /// Builds the narinfos of all paths of an export stream.
     ///
     /// # Errors
-    /// Refuses a malformed or truncated stream.
+    /// Refuses a malformed or truncated stream, and a NAR with other contents than its path info describes.
     pub fn export(&mut self, input: &mut impl BufRead) -> Result {
         let (settings, store_dir, selected) = (self.settings, self.path_info.store_dir.clone(), self.extras.clone());
         let read = |compressor: &mut NarCompressor<(NarExtras, Trailer, bool)>| {
@@ -180,7 +181,9 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
         let count = batch.len();
         for (index, mut narinfo) in batch.into_iter().enumerate() {
             let info = path_infos.remove(&narinfo.path);
-            let info = info.filter(|info| self.describes(info, &narinfo.path, narinfo.nar_hash));
+            if let Some(info) = &info {
+                self.require_contents(info, &narinfo.path, narinfo.nar_hash)?;
+            }
             add_path_info(&mut narinfo, info);
             self.write_build_trace(&narinfo)?;
             self.writer.write_narinfo(narinfo, more || index + 1 < count)?;
@@ -230,17 +233,21 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
         }
     }
 
-    /// Returns whether path info describes this NAR; warns if not. The same path may have been built elsewhere
-    /// with different contents, to which its signatures and content address do not apply.
-    fn describes(&self, info: &PathInfo, path: &StorePath, nar_hash: Sha256) -> bool {
-        let is_same = Sha256::parse(&info.nar_hash).is_ok_and(|hash| hash == nar_hash);
-        if !is_same {
-            (self.warn)(&format!(
-                "warning: {path}: ignoring its path info, which describes different contents (NarHash {})",
-                info.nar_hash
-            ));
+    /// Requires that path info describes this NAR. A store path that has been damaged must not be signed, and signatures and
+    /// a content address do not apply to the same path that was built elsewhere with different contents.
+    fn require_contents(&self, info: &PathInfo, path: &StorePath, nar_hash: Sha256) -> Result {
+        if Sha256::parse(&info.nar_hash).is_ok_and(|hash| hash == nar_hash) {
+            return Ok(());
         }
-        is_same
+        let full_path = self.path_info.store_dir.join(path);
+        let error = Error::refused(format!(
+            "{full_path}: NarHash is {}, but its path info has {}: the path is damaged, or was built elsewhere",
+            nar_hash.sri(),
+            info.nar_hash
+        ));
+        let check =
+            format!("'nix-store --verify-path {full_path}' checks it; pass --no-nix if it is from another host");
+        Err(if self.path_info.asks_nix() { error.with_hint(check) } else { error })
     }
 
     fn narinfo(&self, trailer: &Trailer, nar: &CompressedNar) -> NarInfo {

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 
 use cache_tests::{Random, Scratch, make_tree, store_path};
+use narinfo_gen::hash::Sha256;
 
 /// Larger than the pipe and the read-ahead together.
 const LARGE_SIZE: usize = 12 << 20;
@@ -326,6 +327,42 @@ fn every_version_of_path_info_gives_the_same_narinfo() {
         assert_eq!(String::from_utf8_lossy(&ours.stdout), wanted, "{document}");
         assert_eq!(ours.stderr, "", "{document}");
     }
+}
+
+/// A path that was damaged after it was registered is not published under a new NarHash.
+#[test]
+fn contents_that_path_info_does_not_describe_are_refused() {
+    let mut scratch = Scratch::new();
+    let path = store_path("x", 1);
+    let file = scratch.path().join("root").join(path.trim_start_matches('/'));
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    scratch.env("P", &path);
+    let write = |contents: &str| fs::write(&file, contents).unwrap();
+    let nar_hash = |scratch: &Scratch| {
+        let packed = scratch.sh("nar-pack --root root --no-nix $P");
+        packed.ok();
+        Sha256::of(&packed.stdout).sri()
+    };
+    write("as registered");
+    let info = format!(r#"[{{"path":"{path}","narHash":"{}","narSize":128,"references":[]}}]"#, nar_hash(&scratch));
+    scratch.write("info.json", info);
+    let export = "nar-pack --root root --no-nix --path-info info.json --export $P";
+    scratch.sh(&format!("{export} | narinfo-gen --no-nix --path-info info.json")).ok();
+    write("as damaged!!!");
+    let damaged = nar_hash(&scratch);
+    for build in [
+        format!("{export} | narinfo-gen --no-nix --path-info info.json"),
+        "nar-pack --root root --no-nix $P | narinfo-gen --no-nix --path-info info.json $P".to_owned(),
+    ] {
+        let output = scratch.sh(&build);
+        assert!(output.fails(1).contains(&format!("{path}: NarHash is {damaged}, but its path info has ")), "{build}");
+        assert_eq!(output.text(), "", "{build}");
+    }
+    // Without path info, the contents are those of another host.
+    scratch.sh(&format!("{export} | narinfo-gen --no-nix")).ok();
+    write("as damaged, and of another size");
+    assert!(scratch.sh(&format!("{export} > export")).fails(1).contains("NarSize of its path info is 128"));
+    scratch.sh("narinfo-gen --no-nix < export").fails(1);
 }
 
 #[test]

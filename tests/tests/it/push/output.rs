@@ -162,10 +162,10 @@ fn the_largest_path_is_packed_first() {
     let mut fixture = Fixture::new();
     let names = ["small", "large", "base", "middle"];
     let paths = names.map(|name| store_path(name, 1));
-    for path in &paths {
-        fs::write(path_in_root(&fixture.path("root"), path), path).unwrap();
-    }
-    let entry = |index: usize, size: u64, references: &[&String]| {
+    let entry = |index: usize, size: usize, references: &[&String]| {
+        let file = path_in_root(&fixture.path("root"), &paths[index]);
+        fs::write(&file, vec![b'x'; size]).unwrap();
+        let size: u64 = fixture.scratch.sh(&format!("nar-pack '{}' | wc -c", file.display())).ok().parse().unwrap();
         serde_json::json!({
             "path": paths[index], "narHash": "sha256-x", "narSize": size, "references": references,
         })
