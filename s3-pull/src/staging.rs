@@ -1,6 +1,6 @@
 //! The temporary directories of a run, next to the final paths, so that one rename publishes a path.
 //!
-//! A path is unpacked as `.s3-pull-<run>-<base name>` and renamed after it has been verified. `.s3-pull-<run>.lock` is
+//! A path is unpacked as `.s3-pull-<run>-<hash part>` and renamed after it has been verified. `.s3-pull-<run>.lock` is
 //! locked until the run ends. A later run removes the files of every run whose lock is free.
 //!
 //! The store directory is opened once, without leaving the root, and everything is done relative to it: nothing is
@@ -206,7 +206,8 @@ impl Staging {
 
     /// Returns the name of the temporary directory of a path.
     fn temporary(&self, path: &StorePath) -> String {
-        format!("{PREFIX}{}-{path}", self.run)
+        // Not the whole name: with the prefix, a long one would exceed the 255 bytes of a file name.
+        format!("{PREFIX}{}-{}", self.run, path.hash_part())
     }
 
     /// Moves an unpacked path to its final location. Never replaces an existing path.
