@@ -87,7 +87,7 @@ pub fn export(runtime: &Handle, sources: &Arc<Sources>, candidates: &[Arc<Candid
 /// verified before its narinfo is written. `kinds` are the other objects that the archive contains.
 ///
 /// # Errors
-/// As [`nar`]. The archive is then truncated. After a complete archive, refuses the other objects that were left out.
+/// As [`nar`]. The archive is then truncated; nothing is written if a NAR has no name. After a complete archive, refuses the other objects that were left out.
 pub fn archive(
     runtime: &Handle,
     sources: &Arc<Sources>,
@@ -95,6 +95,8 @@ pub fn archive(
     kinds: ExtraKinds,
     out: Output,
 ) -> Result {
+    // Fails before anything is fetched and written.
+    candidates.iter().try_for_each(|candidate| archive_key(&candidate.narinfo).map(|_| ()))?;
     let mut writer = archive::Writer::new(out);
     let info = if kinds == ExtraKinds::ALL { runtime.block_on(sources.cache_info())? } else { None };
     let info = info.unwrap_or_else(|| CacheInfo::new(sources.store_dir.clone()));
