@@ -122,7 +122,7 @@ pub struct Cli {
 
     /// With --root: verify the NarHash of paths that are already present
     ///
-    /// A path with different contents is refused. Paths that are present are never changed.
+    /// A path with different contents is refused. Paths that are present are never changed. Use it once after a crash of the host: files are not flushed to the disk before a path gets its name.
     #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
     pub verify_existing: bool,
 

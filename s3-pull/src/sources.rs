@@ -24,6 +24,8 @@ use s3_push::remote::{Remote, RemoteOptions};
 /// The caches in the order in which they are tried, and the checks that a narinfo must pass.
 pub struct Sources {
     remotes: Vec<Arc<Remote>>,
+    /// The error of the first cache that was skipped.
+    skipped: Option<Error>,
     /// The keys that must have signed a narinfo; none when signatures are not verified.
     trusted: Option<TrustedKeys>,
     /// The store directory of all paths.
@@ -105,11 +107,38 @@ impl Sources {
         }
         match first_error {
             Some(error) if remotes.is_empty() => Err(error),
-            _ => {
+            first_error => {
                 let failing = remotes.iter().map(|_| AtomicBool::new(false)).collect();
                 let tags = remotes.iter().map(|_| OnceLock::new()).collect();
-                Ok(Self { remotes, trusted, store_dir, unsigned_path_hint: None, failing, known: None, tags })
+                Ok(Self {
+                    remotes,
+                    skipped: first_error,
+                    trusted,
+                    store_dir,
+                    unsigned_path_hint: None,
+                    failing,
+                    known: None,
+                    tags,
+                })
             }
+        }
+    }
+
+    /// Requires that no cache was skipped: what is not found may be there.
+    ///
+    /// # Errors
+    /// Returns the error of the first cache that was skipped.
+    pub fn require_all(&self) -> Result {
+        self.skipped.clone().map_or(Ok(()), Err)
+    }
+
+    /// Returns the error for something that no cache has. It may be in a cache that could not be read.
+    fn missing(&self, refusal: Error) -> Error {
+        match &self.skipped {
+            Some(skipped) if !skipped.is_refusal() => {
+                Error::failed(format!("{}, but one was skipped: {}", refusal.message(), skipped.message()))
+            }
+            _ => refusal,
         }
     }
 
@@ -153,7 +182,7 @@ impl Sources {
         let url = self.remotes.first().map_or_else(String::new, |remote| remote.display_url(&key));
         let missing =
             || Error::refused(format!("{url}: there is no such pin")).with_hint("'s3-pull pins' lists the pins");
-        Err(first_error.unwrap_or_else(missing))
+        Err(first_error.unwrap_or_else(|| self.missing(missing())))
     }
 
     /// Returns the cache that has the NAR of a candidate.
@@ -202,8 +231,9 @@ impl Sources {
     /// Lists the paths of all caches, each once.
     ///
     /// # Errors
-    /// Fails when a cache cannot be listed, as over HTTP.
+    /// Fails when a cache cannot be listed, as over HTTP, or was skipped.
     pub async fn list(&self) -> Result<Vec<RequestedPath>> {
+        self.require_all()?;
         let mut hashes = Vec::new();
         for (remote, tags) in self.remotes.iter().zip(&self.tags) {
             let listed = Box::pin(remote.list_hash_parts()).await?;
@@ -295,8 +325,10 @@ impl Sources {
     fn not_found(&self, requested: &RequestedPath) -> Result<Option<Candidate>> {
         match requested {
             RequestedPath::Path(path) => {
-                let searched = if self.remotes.len() > 1 { "any of the caches" } else { "the cache" };
-                Err(Error::refused(format!("{}: not found in {searched}", self.store_dir.join(path))))
+                let several = self.remotes.len() > 1 || self.skipped.is_some();
+                let searched = if several { "any of the caches" } else { "the cache" };
+                let refusal = Error::refused(format!("{}: not found in {searched}", self.store_dir.join(path)));
+                Err(self.missing(refusal))
             }
             // The narinfo was listed. A client that may list a bucket gets 404 for a missing object, so 403 means
             // forbidden.

@@ -121,5 +121,7 @@ async fn open_upstreams(options: &CheckOptions) -> Result<Option<Sources>> {
     }
     let access = Access::SignedIfPossible { has_opt_out: false };
     let remote = RemoteOptions { access, limits: options.limits, netrc: None, tool: TOOL };
-    Sources::open(&options.upstreams, remote, None, options.store_dir.clone()).await.map(Some)
+    let upstreams = Sources::open(&options.upstreams, remote, None, options.store_dir.clone()).await?;
+    upstreams.require_all()?;
+    Ok(Some(upstreams))
 }

@@ -309,6 +309,11 @@ fn references_may_be_in_an_upstream_cache() {
     assert_eq!(paths, [fixture.closure.lib.as_str()], "{stderr}");
     fixture.scratch.sh("s3-pull check --allow-missing-references \"$C\"").ok();
     fixture.scratch.sh("s3-pull check --upstream \"file://$PWD/mirror\" \"$C\"").ok();
+    // One that cannot be read may have what the others do not.
+    fixture
+        .scratch
+        .sh("s3-pull check --upstream file:///nonexistent --upstream \"file://$PWD/mirror\" \"$C\"")
+        .fails(2);
     fixture.scratch.sh("rm mirror/*.narinfo").ok();
     broken(&fixture, "--upstream \"file://$PWD/mirror\"");
 }

@@ -1,6 +1,6 @@
 //! Pulls from several caches, options of the destination, and reports.
 
-use cache_tests::split_hint;
+use cache_tests::{Scratch, split_hint};
 use std::fs;
 use std::os::unix::net::UnixListener;
 
@@ -47,6 +47,34 @@ fn a_cache_that_cannot_be_opened_is_skipped_unless_its_url_is_wrong() {
     assert!(output.stderr.contains("warning: skipping a cache: cannot read /nonexistent"), "{}", output.stderr);
     pull("s3://x").fails(2);
     fixture.scratch.sh("s3-pull --list file:///nonexistent \"$LIB\"").fails(2);
+    // What the others do not have may be in the cache that was skipped.
+    fs::remove_file(fixture.path("half").join(Fixture::narinfo_key(&fixture.closure.lib))).unwrap();
+    let missing = fixture.scratch.sh("s3-pull --list file:///nonexistent \"file://$PWD/half\" \"$LIB\"").fails(2);
+    assert!(missing.contains("not found in any of the caches, but one was skipped: cannot read"), "{missing}");
+    let all = fixture.scratch.sh("s3-pull --list --all file:///nonexistent \"file://$PWD/cache\"");
+    assert_eq!((all.status, all.text()), (2, String::new()));
+}
+
+#[test]
+fn the_longest_name_is_unpacked() {
+    let mut scratch = Scratch::new();
+    let path = format!("/nix/store/{}-{}", "0".repeat(32), "n".repeat(211));
+    scratch.env("P", &path);
+    scratch
+        .sh("mkdir -p root/nix/store cache; echo x > root$P
+             nar-pack --root root --no-nix --export $P | narinfo-gen --no-nix --archive | tar x -C cache
+             s3-pull --root out --no-verify-signatures file://$PWD/cache $P; cmp root$P out$P")
+        .ok();
+}
+
+#[test]
+fn an_archive_of_a_nar_without_a_name_is_refused_before_it_begins() {
+    let fixture = published();
+    let narinfo = Fixture::narinfo_key(&fixture.closure.top);
+    fixture.scratch.sh(&format!("sed -i '/^FileHash/d; s/^URL: .*/URL: nar\\/x.nar.zst/' half/{narinfo}")).ok();
+    let output = fixture.scratch.sh("s3-pull -r --archive \"file://$PWD/half\" \"$TOP\"");
+    assert!(output.fails(1).contains("FileHash is missing"), "{output:?}");
+    assert_eq!(output.text(), "");
 }
 
 #[test]
