@@ -171,8 +171,19 @@ fn a_role_is_assumed_with_the_token_of_the_job() {
     scratch.env("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "request-token");
     scratch.env("AWS_ACCESS_KEY_ID", "").env("AWS_SECRET_ACCESS_KEY", "").env("AWS_REGION", "eu-west-2");
     scratch.env("HTTPS_PROXY", format!("http://{}", proxy.endpoint())).env("AWS_MAX_ATTEMPTS", "1");
+    // Every stage starts, so this one sees the environment of all.
+    let path = job.project.sh("printf %s \"$PATH\"").ok();
+    job.project
+        .sh("mkdir stub; printf '#!/bin/sh\\nenv > environment\\n' > stub/cache-sign; chmod +x stub/cache-sign")
+        .ok();
+    let stub = job.project.scratch.path().join("stub");
+    job.project.scratch.env("PATH", format!("{}:{path}", stub.display()));
     let output = job.run();
     assert_ne!(output.status, 0, "the proxy refuses the connection to STS");
+    let environment = job.project.sh("cat environment").ok();
+    let session = environment.lines().find_map(|line| line.strip_prefix("AWS_ROLE_SESSION_NAME=")).unwrap();
+    assert!((2..=64).contains(&session.len()), "{session:?}");
+    assert!(!environment.contains("INPUT_SIGNING_KEY=") && !environment.contains("request-token"), "{environment}");
     let requests = issuer.requests();
     assert_eq!(requests.len(), 1);
     assert_eq!(requests[0].header("authorization"), Some("bearer request-token"));
