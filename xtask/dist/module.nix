@@ -46,6 +46,11 @@ let
     UMask = "0077";
   };
 
+  # systemd expands percent signs.
+  escapeSpecifiers = lib.replaceStrings [ "%" ] [ "%%" ];
+  # In a command it expands variables too, and reads quotes as JSON does.
+  escapeArgument = text: lib.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON text);
+
   # A oneshot service of the user with a credential for the bucket, and for others that `credentials` names.
   service =
     {
@@ -61,8 +66,7 @@ let
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
       environment = {
-        # systemd expands percent signs.
-        NIX_S3_CACHE = lib.replaceStrings [ "%" ] [ "%%" ] cfg.cache;
+        NIX_S3_CACHE = escapeSpecifiers cfg.cache;
         AWS_SHARED_CREDENTIALS_FILE = "%d/aws-credentials";
         HOME = "%C/nix-s3-cache";
       }
@@ -188,7 +192,7 @@ in
           credentials = [ "cache.sec:${cfg.queue.signingKeyFile}" ];
           environment = {
             CACHE_KEY_FILE = "%d/cache.sec";
-            NIX_S3_CACHE_UPSTREAM = lib.concatStringsSep " " cfg.queue.upstream;
+            NIX_S3_CACHE_UPSTREAM = escapeSpecifiers (lib.concatStringsSep " " cfg.queue.upstream);
           };
           serviceConfig = {
             ReadWritePaths = queue;
@@ -210,7 +214,7 @@ in
         timer "Delete what nobody needs from the binary cache, once a day" cfg.collect.calendar;
       systemd.services.nix-s3-cache-collect = service {
         description = "Delete what nobody needs from the binary cache";
-        exec = "${cfg.package}/bin/s3-push collect ${lib.escapeShellArgs cfg.collect.options}";
+        exec = lib.concatStringsSep " " ([ "${cfg.package}/bin/s3-push collect" ] ++ map escapeArgument cfg.collect.options);
         inherit (cfg.collect) credentialsFile;
       };
     })
@@ -221,7 +225,7 @@ in
         description = "Check signatures and NARs of the binary cache";
         exec = "${cfg.package}/lib/nix-s3-cache/check-cache";
         inherit (cfg) credentialsFile;
-        environment.CACHE_PUBLIC_KEY = lib.concatStringsSep " " cfg.check.publicKeys;
+        environment.CACHE_PUBLIC_KEY = escapeSpecifiers (lib.concatStringsSep " " cfg.check.publicKeys);
       };
     })
   ]);

@@ -10,7 +10,6 @@ let
   lib = {
     inherit replaceStrings;
     inherit (builtins) concatStringsSep;
-    escapeShellArgs = arguments: builtins.concatStringsSep " " (map (argument: "'${argument}'") arguments);
     mkEnableOption = description: { isOption = true; default = false; };
     mkIf = condition: value: if condition then value else { };
     mkMerge = foldl' merge { };

@@ -69,7 +69,7 @@ fn the_module_passes_secrets_as_credentials() {
     assert_eq!(queue["serviceConfig"]["ExecStart"], "/package/lib/nix-s3-cache/push-queue");
     assert_eq!(config["nix"]["settings"]["post-build-hook"], "/package/lib/nix-s3-cache/queue-hook");
     let collect = &config["systemd"]["services"]["nix-s3-cache-collect"]["serviceConfig"];
-    assert_eq!(collect["ExecStart"], "/package/bin/s3-push collect '--older-than' '30d'");
+    assert_eq!(collect["ExecStart"], "/package/bin/s3-push collect \"--older-than\" \"30d\"");
     let check = &config["systemd"]["services"]["nix-s3-cache-check"];
     assert_eq!(check["environment"]["CACHE_PUBLIC_KEY"], "a-1:x b-1:y");
 }

@@ -99,6 +99,24 @@ fn a_path_that_is_refused_stays_and_the_others_are_pushed() {
 }
 
 #[test]
+fn a_queue_with_other_files_and_names_is_pushed() {
+    let Some(project) = project() else { return };
+    let built = build(&project);
+    project.sh(&format!("rm queue/*; touch queue/00-note; ln -s {built} queue/my-name")).ok();
+    let output = push_queue(&project);
+    assert_eq!(output.status, 1, "{}", output.stderr);
+    assert!(output.stderr.contains("not a link to a store path, and stays in the queue: "), "{}", output.stderr);
+    assert_eq!(queued(&project), ["00-note"]);
+    project.assert_published(&built);
+    // What is wrong for every path is not the fault of one.
+    project.sh(&format!("ln -s {built} queue")).ok();
+    for unset in ["NIX_S3_CACHE=", "CACHE_KEY_FILE=", "CACHE_KEY_FILE=/no/such/key"] {
+        assert_eq!(project.sh(&format!("{unset} {}", script("push-queue"))).status, 2, "{unset}");
+        assert_eq!(project.sh(&format!("NIX_S3_CACHE= {}", script("check-cache"))).status, 2);
+    }
+}
+
+#[test]
 fn queued_paths_are_roots_of_the_garbage_collector() {
     let Some(mut project) = project() else { return };
     let queue = format!("/nix/var/nix/gcroots/{}", cache_tests::unique("queue-"));
