@@ -17,13 +17,23 @@ pub enum Partition {
     AwsCn,
     /// AWS GovCloud (US)
     AwsUsGov,
+    /// The AWS European Sovereign Cloud
+    AwsEusc,
+    /// The isolated regions of the US
+    AwsIso,
+    /// The isolated regions of the US, Secret
+    AwsIsoB,
+    /// The isolated regions of Europe
+    AwsIsoE,
+    /// The isolated regions of the US, ISOF
+    AwsIsoF,
 }
 
 impl Partition {
     /// Returns the partition with this name, if there is one.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Aws, Self::AwsCn, Self::AwsUsGov].into_iter().find(|partition| partition.name() == name)
+        Self::value_variants().iter().copied().find(|partition| partition.name() == name)
     }
 
     fn name(self) -> &'static str {
@@ -31,16 +41,27 @@ impl Partition {
             Self::Aws => "aws",
             Self::AwsCn => "aws-cn",
             Self::AwsUsGov => "aws-us-gov",
+            Self::AwsEusc => "aws-eusc",
+            Self::AwsIso => "aws-iso",
+            Self::AwsIsoB => "aws-iso-b",
+            Self::AwsIsoE => "aws-iso-e",
+            Self::AwsIsoF => "aws-iso-f",
         }
     }
 
     /// Returns the partition of a region.
     #[must_use]
     pub fn of_region(region: &str) -> Self {
-        match region {
-            region if region.starts_with("cn-") => Self::AwsCn,
-            region if region.starts_with("us-gov-") => Self::AwsUsGov,
-            _ => Self::Aws,
+        let starts_with = |prefix: &str| region.starts_with(prefix);
+        match () {
+            () if starts_with("cn-") => Self::AwsCn,
+            () if starts_with("us-gov-") => Self::AwsUsGov,
+            () if starts_with("eusc-") => Self::AwsEusc,
+            () if starts_with("us-iso-") => Self::AwsIso,
+            () if starts_with("us-isob-") => Self::AwsIsoB,
+            () if starts_with("eu-isoe-") => Self::AwsIsoE,
+            () if starts_with("us-isof-") => Self::AwsIsoF,
+            () => Self::Aws,
         }
     }
 

@@ -62,7 +62,7 @@ impl TrustPolicy {
             )));
         }
         for subject in subjects {
-            check_subject(subject)?;
+            check_subject(subject, provider)?;
         }
         let mut condition: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
         condition.entry("StringEquals").or_default().insert(format!("{provider}:aud"), vec![audience.to_owned()]);
@@ -82,8 +82,17 @@ impl TrustPolicy {
 }
 
 /// Requires `KIND:OWNER/PROJECT…`, with wildcards only after the part that names the project: the text before the first
-/// slash, and the text before the second colon.
-fn check_subject(subject: &str) -> Result {
+/// slash, and the text before the second colon. KIND is that of the provider's default template, where that is known: a
+/// template may begin with what anyone can choose, such as the name of a branch.
+fn check_subject(subject: &str, provider: &str) -> Result {
+    let kind = match provider {
+        "token.actions.githubusercontent.com" => "repo:",
+        "gitlab.com" => "project_path:",
+        _ => "",
+    };
+    if !subject.starts_with(kind) {
+        return Err(Error::usage(format!("invalid subject {subject:?}: expected {kind}OWNER/PROJECT… for {provider}")));
+    }
     let names_project = subject.split_once('/').is_some_and(|(owner, rest)| owner.contains(':') && !rest.is_empty());
     let mut project_parts = subject.split('/').take(1).chain(subject.split(':').take(2));
     let has_open_project = project_parts.any(|part| part.contains(['*', '?']));

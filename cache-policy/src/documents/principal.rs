@@ -34,7 +34,7 @@ impl Principal {
         }
         Err(invalid(
             "expected arn:PARTITION:iam::ACCOUNT:user/NAME, …:role/NAME or …:root, or an account ID of 12 digits; \
-             the partition is aws, aws-cn or aws-us-gov",
+             the partition is aws, aws-cn, aws-us-gov, aws-eusc or aws-iso",
         ))
     }
 

@@ -1,6 +1,7 @@
 //! Reads a nix.conf, and atomically replaces it by the text that `merge` makes, with the same mode and owner. Processes
 //! that edit files of the same directory wait for each other.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
@@ -29,6 +30,7 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
 pub(super) fn edit_file(path: &Path, change: impl FnOnce(&[u8]) -> Result<Vec<u8>>) -> Result<bool> {
     let cannot_write = || format!("cannot write {}", path.display());
     let target = resolve_links(path)?.unwrap_or_else(|| path.to_owned());
+    require_outside_store(&target).context(cannot_write)?;
     let locked = LockedFile::lock(&target).map_err(Error::from).context(cannot_write)?;
     // Another process may have created or changed the file before this one got the lock.
     let text = read_file(path)?.unwrap_or_default();
@@ -38,6 +40,16 @@ pub(super) fn edit_file(path: &Path, change: impl FnOnce(&[u8]) -> Result<Vec<u8
     }
     locked.replace(&changed).map_err(Error::from).context(cannot_write)?;
     Ok(true)
+}
+
+/// Refuses a file of the store: NixOS and others link nix.conf to one, and a store path must not change.
+fn require_outside_store(target: &Path) -> Result {
+    let store_dir = env::var_os("NIX_STORE_DIR").filter(|dir| !dir.is_empty());
+    if !target.starts_with(store_dir.unwrap_or_else(|| "/nix/store".into())) {
+        return Ok(());
+    }
+    let error = Error::refused(format!("it is {}, and a store path must not change", target.display()));
+    Err(error.with_hint("change the configuration from which it was generated, such as nix.settings"))
 }
 
 /// Returns the file that a path leads to, if it exists. Symbolic links are followed, so that an edit replaces the file

@@ -7,6 +7,11 @@ use nar_pack::error::{Context, Error, Result};
 
 use super::client::{ClientConfig, parse_conf};
 
+/// The start of the comment before a block; the identity of the cache follows it.
+const BEGIN: &[u8] = b"# cache-policy begin ";
+/// The start of the comment after a block.
+const END: &[u8] = b"# cache-policy end ";
+
 /// The byte positions of a block: its first comment, its lines, and the end of its last comment.
 #[derive(Debug, Clone, Copy)]
 struct Block {
@@ -31,7 +36,8 @@ impl ClientConfig {
     pub fn merge(&self, text: &[u8], path: &Path) -> Result<Vec<u8>> {
         let settings = |text: &[u8]| parse_conf(text, path).map(|parsed| parsed.settings);
         let mut merged = self.without_lines(text).context(|| path.display())?;
-        let lines = self.missing_lines(&settings(&merged)?);
+        // Not those of the blocks of other caches, which may be removed.
+        let lines = self.missing_lines(&settings(&without_blocks(&merged))?);
         let existing_lines = self.find_block(text)?.map(|block| block.lines(text)).unwrap_or_default();
         if existing_lines == lines.as_bytes() && self.is_in_effect(&settings(text)?) {
             return Ok(text.to_vec());
@@ -69,11 +75,11 @@ impl ClientConfig {
     }
 
     fn begin_comment(&self) -> String {
-        format!("# cache-policy begin {}", self.identity)
+        format!("{}{}", String::from_utf8_lossy(BEGIN), self.identity)
     }
 
     fn end_comment(&self) -> String {
-        format!("# cache-policy end {}", self.identity)
+        format!("{}{}", String::from_utf8_lossy(END), self.identity)
     }
 
     fn find_block(&self, text: &[u8]) -> Result<Option<Block>> {
@@ -103,6 +109,22 @@ impl ClientConfig {
             Some(_) => Err(invalid(format!("line {begin:?} without a line {end:?} after it"))),
         }
     }
+}
+
+/// Returns the text without the blocks of all caches. A block without an end stays.
+fn without_blocks(text: &[u8]) -> Vec<u8> {
+    let (mut kept, mut open): (Vec<u8>, Option<(Vec<u8>, usize)>) = (Vec::new(), None);
+    for line in text.split_inclusive(|&byte| byte == b'\n') {
+        let trimmed = line.trim_ascii_end();
+        if let Some(identity) = trimmed.strip_prefix(BEGIN) {
+            open = Some((identity.to_vec(), kept.len()));
+        }
+        kept.extend_from_slice(line);
+        if let Some((_, start)) = open.take_if(|(identity, _)| trimmed.strip_prefix(END) == Some(identity.as_slice())) {
+            kept.truncate(start);
+        }
+    }
+    kept
 }
 
 #[cfg(test)]

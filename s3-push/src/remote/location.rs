@@ -202,8 +202,16 @@ impl Location {
     #[must_use]
     pub fn aws_host(&self) -> String {
         let region = self.region.as_deref().unwrap_or(DEFAULT_REGION);
-        let suffix = if region.starts_with("cn-") { ".cn" } else { "" };
-        format!("s3.{region}.amazonaws.com{suffix}")
+        let suffixes = [
+            ("cn-", "amazonaws.com.cn"),
+            ("eusc-", "amazonaws.eu"),
+            ("us-iso-", "c2s.ic.gov"),
+            ("us-isob-", "sc2s.sgov.gov"),
+            ("eu-isoe-", "cloud.adc-e.uk"),
+            ("us-isof-", "csp.hci.ic.gov"),
+        ];
+        let suffix = suffixes.iter().find(|(prefix, _)| region.starts_with(prefix));
+        format!("s3.{region}.{}", suffix.map_or("amazonaws.com", |(_, suffix)| suffix))
     }
 
     /// Returns whether requests are in path style.

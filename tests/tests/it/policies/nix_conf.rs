@@ -299,6 +299,25 @@ fn a_linked_nix_conf_includes_files_next_to_the_link() {
     assert_eq!(scratch.sh("cat static/nix.conf").ok(), "include keys.conf");
 }
 
+/// Each cache keeps its key when another that has the same one is removed, and a file of the store does not change.
+#[test]
+fn caches_do_not_share_lines_and_the_store_does_not_change() {
+    let mut scratch = Scratch::new();
+    let key = closure_fixture::generate_key(&scratch, "key");
+    scratch.write("nix.conf", "");
+    let write = format!("cache-policy --nix-conf --trusted-public-key '{key}' --write nix.conf");
+    scratch.sh(&format!("{write} https://c1.example.org; {write} https://c2.example.org")).ok();
+    scratch.sh("cache-policy --nix-conf --remove nix.conf https://c1.example.org").ok();
+    let text = scratch.sh("cat nix.conf").ok();
+    assert!(!text.contains("c1.example.org") && text.contains(&format!("extra-trusted-public-keys = {key}")), "{text}");
+    let store = scratch.dir("store");
+    scratch.env("NIX_STORE_DIR", &store);
+    scratch.sh("echo 'max-jobs = 1' > store/nix.conf; rm nix.conf; ln -s store/nix.conf nix.conf").ok();
+    let stderr = scratch.sh(&format!("{write} https://c1.example.org")).fails(1);
+    assert!(stderr.contains("a store path must not change"), "{stderr}");
+    assert_eq!(scratch.sh("cat store/nix.conf").ok(), "max-jobs = 1");
+}
+
 /// Concurrent writers do not lose each other's changes, and temporary files of a killed one are removed.
 #[test]
 fn parallel_writers_of_one_nix_conf_wait_for_each_other() {
@@ -314,7 +333,7 @@ fn parallel_writers_of_one_nix_conf_wait_for_each_other() {
         "for n in {{1..24}}; do {write} https://c$n.example.org & pids+=($!); done; for p in ${{pids[@]}}; do wait $p; done"
     );
     scratch.sh(&all).ok();
-    assert_eq!(scratch.sh("grep -c '^extra-substituters' nix.conf; grep -c '^extra-trusted' nix.conf").ok(), "24\n1");
+    assert_eq!(scratch.sh("grep -c '^extra-substituters' nix.conf; grep -c '^extra-trusted' nix.conf").ok(), "24\n24");
     assert_eq!(scratch.sh("ls -A | grep -c cache-policy").status, 1, "no temporary file remains");
     let remove = "cache-policy --nix-conf --remove nix.conf";
     scratch.sh(&all.replace(write, remove)).ok();
