@@ -205,8 +205,11 @@ fn split<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str)> {
 }
 
 fn check_name(name: &str) -> Result {
-    if name.is_empty() || name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
-        return Err(Error::refused("a key name must not be empty or contain colons, whitespace or control characters"));
+    // In nix.conf, a number sign begins a comment.
+    if name.is_empty() || name.contains(|c: char| !c.is_ascii_graphic() || c == ':' || c == '#') {
+        return Err(Error::refused(
+            "a key name must consist of visible ASCII characters, and must not be empty or contain : or #",
+        ));
     }
     Ok(())
 }

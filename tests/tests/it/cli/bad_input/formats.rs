@@ -149,7 +149,7 @@ fn cache_sign_reports_bad_input() {
             2,
             "nowhere/a.sec|No such file",
         ),
-        case("keygen with a bad name", "cache-sign keygen a:b a.sec a.pub", 1, "name|colon"),
+        case("keygen with a bad name", "cache-sign keygen a:b a.sec a.pub", 1, "name|must not be empty"),
         case("terminal as input", on_terminal("cache-sign -k key.sec"), 2, "terminal|narinfo"),
         case("terminal as output", on_terminal("cache-sign -k key.sec < archive"), 2, "terminal|archive"),
         case("closed output", format!("{CLOSED_STDOUT}; {sign} < narinfos >&3"), 141, ""),
