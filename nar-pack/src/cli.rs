@@ -86,7 +86,7 @@ pub struct Cli {
 pub struct PathInfoArgs {
     /// Read the metadata of store paths from FILE
     ///
-    /// FILE is the output of `nix path-info --json`. References, deriver, content address and signatures are used. A NAR with another NarHash or NarSize is refused.
+    /// FILE is the output of `nix path-info --json`. References, deriver, content address and signatures are used. A NAR with another NarHash is refused, and one of another size by nar-pack --export.
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub path_info: Option<PathBuf>,
 

@@ -129,6 +129,7 @@ fn trailers(
         let (references, deriver) = if let Some(info) = infos.remove(path) {
             (info.references, info.deriver)
         } else {
+            path_info.require_scannable(path)?;
             let candidates = match &mut candidates {
                 Some(candidates) => candidates,
                 none => {

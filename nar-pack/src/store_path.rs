@@ -84,6 +84,12 @@ impl StorePath {
         Ok(Self(base.into()))
     }
 
+    /// Returns whether the path is a derivation, by its name.
+    #[must_use]
+    pub fn is_derivation(&self) -> bool {
+        self.0.strip_suffix(".drv").is_some()
+    }
+
     /// Returns `<hash part>-<name>`.
     #[must_use]
     pub fn base_name(&self) -> &str {

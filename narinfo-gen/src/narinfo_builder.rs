@@ -9,14 +9,14 @@ use nar_pack::error::{Error, Result};
 use nar_pack::export::{Trailer, read_marker, read_trailer};
 use nar_pack::path_info::{PathInfo, PathInfoSource};
 use nar_pack::references::{Candidates, Scanner};
-use nar_pack::store_path::StorePath;
+use nar_pack::store_path::{HashPart, StorePath};
 
 use crate::compress_nar::{CompressedNar, NarCompressor, compress_each};
 use crate::compression::Settings;
-use crate::content_address::{added_path, of_added_path, to_base32};
+use crate::content_address::{self, added_path, of_added_path, to_base32};
 use crate::extras::{BuildLogs, ExtraObject, Extras, NarExtras, build_trace_entries};
 use crate::hash::Sha256;
-use crate::narinfo::NarInfo;
+use crate::narinfo::{NarInfo, is_signature};
 use crate::stream::{Kind, require_end_of_nar};
 
 /// Maximum number of narinfos that wait for one query of the installed Nix, which returns their content addresses and
@@ -137,6 +137,7 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
 
     /// Returns a scanner for the references of `path`. The path itself replaces candidates with the same hash part.
     fn scanner(&self, path: &StorePath) -> Result<Scanner> {
+        self.path_info.require_scannable(path)?;
         let mut candidates = self.path_info.candidates()?;
         candidates.retain(|candidate| candidate.hash_part() != path.hash_part());
         let candidates: Candidates = candidates.into_iter().chain([path.clone()]).collect();
@@ -161,9 +162,15 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
             Ok(())
         };
         let mut batch: Vec<NarInfo> = Vec::new();
+        let mut seen: HashMap<HashPart, Sha256> = HashMap::new();
         let mut logs = self.extras.log_dir.as_deref().map(BuildLogs::new);
         compress_each(&settings, read, |nar, (extras, trailer, more)| {
             let narinfo = self.narinfo(&trailer, &nar);
+            let other = seen.insert(narinfo.path.hash_part(), nar.nar_hash);
+            if other.is_some_and(|nar_hash| nar_hash != narinfo.nar_hash) {
+                let path = narinfo.full_path();
+                return Err(Error::refused(format!("export stream: {path} occurs twice, with different contents")));
+            }
             self.writer.write_nar(&narinfo.url, nar)?;
             self.write_objects(extras, &narinfo, logs.as_mut())?;
             batch.push(narinfo);
@@ -236,10 +243,19 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
     /// Requires that path info describes this NAR. A store path that has been damaged must not be signed, and signatures and
     /// a content address do not apply to the same path that was built elsewhere with different contents.
     fn require_contents(&self, info: &PathInfo, path: &StorePath, nar_hash: Sha256) -> Result {
+        let full_path = self.path_info.store_dir.join(path);
+        let has_no_value = |field: &str, value: &str| {
+            Error::refused(format!("{full_path}: its path info has the {field} {value:?}, which is not valid"))
+        };
+        if let Some(signature) = info.signatures.iter().find(|signature| !is_signature(signature)) {
+            return Err(has_no_value("signature", signature));
+        }
+        if let Some(ca) = info.ca.as_ref().filter(|ca| !content_address::is_valid(&to_base32(ca))) {
+            return Err(has_no_value("content address", ca));
+        }
         if Sha256::parse(&info.nar_hash).is_ok_and(|hash| hash == nar_hash) {
             return Ok(());
         }
-        let full_path = self.path_info.store_dir.join(path);
         let error = Error::refused(format!(
             "{full_path}: NarHash is {}, but its path info has {}: the path is damaged, or was built elsewhere",
             nar_hash.sri(),

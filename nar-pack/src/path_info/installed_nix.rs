@@ -25,12 +25,16 @@ pub(super) enum Answer {
 }
 
 impl InstalledNix {
-    /// Runs `nix path-info --json` for the paths, or for their closure.
+    /// Runs `nix path-info --json` for the paths, or for their closure. Either all of them are derivations or none is: before
+    /// Nix 2.15, a derivation stands for its outputs unless the option says otherwise.
     pub(super) fn path_info(&self, paths: &[StorePath], recursive: bool) -> Answer {
         let mut nix = self.command("nix-command");
         nix.args(["path-info", "--json"]);
         if recursive {
             nix.arg("--recursive");
+        }
+        if paths.iter().all(StorePath::is_derivation) {
+            nix.arg("--derivation");
         }
         nix.args(paths.iter().map(|path| self.store_dir.join(path)));
         match nix.output() {

@@ -12,11 +12,13 @@ use super::{PathInfo, parse_path_info};
 use crate::cli::PathInfoArgs;
 use crate::error::{Context, Error, Result};
 use crate::root_dir::{LeavingLinks, OpenDir, RootDir};
-use crate::stdio::utf8;
+use crate::stdio::{read_limited, utf8};
 use crate::store_path::{StoreDir, StorePath, read_path_list};
 
 /// Store paths per `nix` command, so that the command line stays below the limits of the system.
 const MAX_PATHS_PER_COMMAND: usize = 256;
+/// Maximum size of `--path-info` in bytes: about a million paths.
+const MAX_DOCUMENT_SIZE: u64 = 1 << 30;
 
 /// Looks up path info in a document, else with the installed Nix.
 #[derive(Debug)]
@@ -40,7 +42,8 @@ impl PathInfoSource {
         let store_dir = StoreDir::new(&args.store_dir)?;
         let document = match &args.path_info {
             Some(file) => {
-                let json = std::fs::read(file).map_err(Error::from);
+                let json = File::open(file).map_err(Error::from);
+                let json = json.and_then(|mut json| read_limited(&mut json, MAX_DOCUMENT_SIZE));
                 let json = json.context(|| format!("cannot read the path info in {}", file.display()))?;
                 let parsed = utf8(json).and_then(|json| parse_path_info(&json, &store_dir));
                 parsed.context(|| format!("path info {}", file.display()))?
@@ -63,7 +66,7 @@ impl PathInfoSource {
         let mut known: HashMap<_, _> =
             paths.iter().filter_map(|path| Some((path.clone(), self.document.get(path)?.clone()))).collect();
         let unknown: Vec<StorePath> = paths.iter().filter(|path| !known.contains_key(*path)).cloned().collect();
-        for chunk in unknown.chunks(MAX_PATHS_PER_COMMAND) {
+        for chunk in &chunks(unknown) {
             match self.query_nix(chunk, false)? {
                 Some(infos) => known.extend(infos),
                 // Nix prints nothing if it does not know one of the paths.
@@ -102,16 +105,30 @@ impl PathInfoSource {
                 None => unknown.push(path),
             }
         }
-        for chunk in unknown.chunks(MAX_PATHS_PER_COMMAND) {
-            let Some(infos) = self.query_nix(chunk, true)? else {
-                let path = self.store_dir.join(&chunk[0]);
+        for chunk in chunks(unknown) {
+            let infos = self.query_nix(&chunk, true)?.unwrap_or_default();
+            if let Some(path) = chunk.iter().find(|path| !infos.contains_key(*path)) {
+                let path = self.store_dir.join(path);
                 let why = "neither --path-info nor an installed Nix has its path info";
                 return Err(Error::refused(format!("cannot determine the closure of {path}: {why}"))
                     .with_hint("pass --path-info, or pass every path of the closure with --stdin"));
-            };
+            }
             closure.extend(infos);
         }
         Ok(closure)
+    }
+
+    /// Refuses to scan a derivation: its text contains its own outputs, which it does not refer to.
+    ///
+    /// # Errors
+    /// The refusal, if the path is a derivation.
+    pub fn require_scannable(&self, path: &StorePath) -> Result {
+        if !path.is_derivation() {
+            return Ok(());
+        }
+        let path = self.store_dir.join(path);
+        let error = Error::refused(format!("{path}: the references of a derivation cannot be found by a scan"));
+        Err(error.with_hint("pass --path-info with the output of 'nix path-info --json --derivation'"))
     }
 
     /// Returns the paths that a scanned path may refer to: those in `--candidates`, else the contents of the store
@@ -158,6 +175,13 @@ impl PathInfoSource {
             }
         }
     }
+}
+
+/// Returns the paths in the chunks that one command can query.
+fn chunks(paths: Vec<StorePath>) -> Vec<Vec<StorePath>> {
+    let (derivations, others): (Vec<_>, Vec<_>) = paths.into_iter().partition(StorePath::is_derivation);
+    let chunks = derivations.chunks(MAX_PATHS_PER_COMMAND).chain(others.chunks(MAX_PATHS_PER_COMMAND));
+    chunks.map(<[StorePath]>::to_vec).collect()
 }
 
 /// Returns whether a file is a lock of Nix, whose name is that of a store path with `.lock` appended

@@ -109,8 +109,8 @@ fn realisation_key(id: &str) -> Option<String> {
 fn build_trace_key(key: &Value, store_dir: &StoreDir) -> Option<String> {
     let (derivation, output) = (key["drvPath"].as_str()?, key["outputName"].as_str()?);
     let derivation = parse_path_or_base_name(derivation, store_dir).ok()?;
-    let is_derivation = derivation.base_name().strip_suffix(".drv").is_some();
-    (is_derivation && is_key_component(output)).then(|| format!("build-trace-v2/{derivation}/{output}.doi"))
+    (derivation.is_derivation() && is_key_component(output))
+        .then(|| format!("build-trace-v2/{derivation}/{output}.doi"))
 }
 
 /// Returns whether a text may be part of a key.

@@ -13,6 +13,7 @@ use nar_pack::store_path::{StoreDir, StorePath};
 use crate::archive::narinfo_key;
 use crate::hash::Sha256;
 
+pub(crate) use parse::is_signature;
 pub use text::{TextWriter, read_text, read_verbatim_text};
 
 /// Maximum size of a narinfo, in bytes.

@@ -127,7 +127,7 @@ fn parse_size(text: &str) -> Result<u64> {
 
 /// Returns whether Nix can read this as a signature (`Signature::parse`); otherwise it refuses the narinfo. Whether it is
 /// valid is another question.
-fn is_signature(text: &str) -> bool {
+pub(crate) fn is_signature(text: &str) -> bool {
     let Some((name, base64)) = text.split_once(':') else { return false };
     let digits = base64.trim_end_matches('=');
     !name.is_empty()

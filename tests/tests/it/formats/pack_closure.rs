@@ -61,6 +61,38 @@ fn derivation(index: usize, tree: &str, seed: &str) -> String {
     )
 }
 
+/// For Nix before 2.15 a derivation stands for its outputs, which its text contains too. It does not refer to them.
+#[test]
+fn a_derivation_has_the_narinfo_of_nix() {
+    if !nix::available() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let text = format!(
+        "let dep = builtins.toFile \"dep\" \"{}\"; in derivation {{ name = \"x\"; system = builtins.currentSystem; \
+         builder = \"/bin/sh\"; args = [ \"-c\" \"echo ${{dep}} > $out\" ]; }}",
+        unique("")
+    );
+    scratch.write("x.nix", text);
+    scratch
+        .sh("nix-instantiate x.nix > drv 2> log; nix-store -qR $(cat drv) > paths
+             nix copy --derivation --to \"file://$PWD/nix?compression=none\" $(cat drv); mkdir ours")
+        .ok();
+    let same = "diff -r -x nix-cache-info -x log -x realisations nix ours && rm -r ours && mkdir ours";
+    for realise in ["", "nix-store -r $(cat drv) > out 2> log"] {
+        scratch
+            .sh(&format!(
+                "{realise}
+                 nar-pack --export --stdin < paths | narinfo-gen --archive -c none | tar x -C ours; {same}
+                 nar-pack --export -r $(cat drv) | narinfo-gen --archive -c none | tar x -C ours; {same}
+                 nix-store --export $(cat paths) | narinfo-gen --archive -c none | tar x -C ours; {same}"
+            ))
+            .ok();
+    }
+    let stderr = scratch.sh("nar-pack --export --no-nix $(cat drv) > export").fails(1);
+    assert!(stderr.contains("the references of a derivation cannot be found by a scan"), "{stderr}");
+}
+
 #[test]
 fn a_closure_of_installed_trees_has_the_narinfos_of_nix() {
     if !nix::available() {

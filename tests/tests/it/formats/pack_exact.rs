@@ -358,6 +358,15 @@ fn contents_that_path_info_does_not_describe_are_refused() {
         assert!(output.fails(1).contains(&format!("{path}: NarHash is {damaged}, but its path info has ")), "{build}");
         assert_eq!(output.text(), "", "{build}");
     }
+    // Values that no reader accepts.
+    for (field, value) in [("ca", "\"junk\""), ("signatures", "[\"junk\"]"), ("signatures", "[\"a:AAAA \"]")] {
+        let info =
+            format!(r#"[{{"path":"{path}","narHash":"{damaged}","narSize":128,"references":[],"{field}":{value}}}]"#);
+        scratch.write("bad.json", info);
+        let output = scratch
+            .sh(&format!("{} $P", "nar-pack --root root --no-nix $P | narinfo-gen --no-nix --path-info bad.json"));
+        assert!(output.fails(1).contains("which is not valid"), "{value}: {output:?}");
+    }
     // Without path info, the contents are those of another host.
     scratch.sh(&format!("{export} | narinfo-gen --no-nix")).ok();
     write("as damaged, and of another size");
