@@ -2,7 +2,7 @@
 
 use std::env;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
@@ -19,7 +19,7 @@ use aws_sdk_s3::config::{
 };
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use nar_pack::error::{Error, Result};
 use tokio::sync::OnceCell;
 
@@ -38,6 +38,9 @@ use crate::remote::retry::{
 const RETRY_TOKENS: usize = 10_000;
 /// Tokens that a successful request returns to the retry budget.
 const RETRY_REWARD: f32 = 5.0;
+
+/// Whether the host has trusted certificates. The SDK panics if not, also if it needs none for plain HTTP.
+static HAS_ROOTS: LazyLock<bool> = LazyLock::new(|| !rustls_native_certs::load_native_certs().certs.is_empty());
 
 /// The environment variables that become part of the header of a signature.
 const SIGNING_VARIABLES: [&str; 4] = ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"];
@@ -191,6 +194,9 @@ fn http_client() -> SharedHttpClient {
     aws_smithy_http_client::Builder::new().build_with_connector_fn(|settings, _| {
         let tls = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring));
         let mut connector = tls.proxy_config(ProxyConfig::from_env());
+        if !*HAS_ROOTS && let Ok(context) = TlsContext::builder().with_trust_store(TrustStore::empty()).build() {
+            connector.set_tls_context(context);
+        }
         connector.set_connector_settings(settings.cloned());
         connector.build()
     })
