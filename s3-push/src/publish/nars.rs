@@ -35,9 +35,9 @@ impl Nars {
             Some(PendingNar::Held(_)) => true,
             Some(PendingNar::Started(result)) => match result.peek() {
                 Some(Err(_)) => false,
-                Some(Ok(first)) => first.is_sent() || !self.is_memory_short,
-                // A second upload under the same key would disturb the first.
-                None => nar.body.length.is_multipart() || !self.is_memory_short,
+                // A second upload under the same key would disturb the first, and nobody would complete or abort that.
+                Some(Ok(first)) => first.is_sent() || first.is_in_parts() || !self.is_memory_short,
+                None => true,
             },
         }
     }
