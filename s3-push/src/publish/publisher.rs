@@ -372,7 +372,14 @@ impl Publisher {
     fn upload_object(&mut self, key: String, object: Object, body: Part) {
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {
-            let result = context.bucket().put(&key, object.content_type(), body.bytes.clone()).await;
+            // Whether it fits the path of this push or of another one is not known: what is there is kept, as narinfos are. A
+            // log has no other use than to be read, and the last one counts.
+            let (bucket, content_type, bytes) = (context.bucket(), object.content_type(), body.bytes.clone());
+            let result = if context.options.repair || object == Object::Log {
+                bucket.put(&key, content_type, bytes).await
+            } else {
+                bucket.put_new(&key, content_type, bytes).await.map(drop)
+            };
             TaskOutcome::Object(key, result)
         });
     }
@@ -407,7 +414,11 @@ impl Publisher {
 
     /// Publishes the deferred narinfos at the end of the input: no further NAR or narinfo can arrive.
     async fn publish_deferred(&mut self) -> Result {
-        let deferred = merge_duplicates(std::mem::take(&mut self.deferred));
+        let (deferred, others) = merge_duplicates(std::mem::take(&mut self.deferred));
+        for other in others {
+            self.nars.refuse(&other.url);
+            self.report.add_result(&other.full_path(), Status::Other)?;
+        }
         let paths: Vec<StorePath> = deferred.keys().cloned().collect();
         let order = references_first(&paths, |path| deferred.get(path).map_or(&[], |narinfo| &narinfo.references));
         let order = match order {
@@ -482,18 +493,22 @@ impl Publisher {
     }
 }
 
-/// Merges narinfos of the same path. If two describe different contents, the first one is kept.
-fn merge_duplicates(narinfos: Vec<NarInfo>) -> HashMap<StorePath, NarInfo> {
-    let mut merged: HashMap<StorePath, NarInfo> = HashMap::new();
+/// Merges narinfos of the same path. If two describe different contents, the first one is kept, and the other is returned
+/// beside.
+fn merge_duplicates(narinfos: Vec<NarInfo>) -> (HashMap<StorePath, NarInfo>, Vec<NarInfo>) {
+    let (mut merged, mut others): (HashMap<StorePath, NarInfo>, _) = (HashMap::new(), Vec::new());
     for narinfo in narinfos {
         let narinfo = match merged.remove(&narinfo.path) {
             Some(first) if first.same_contents(&narinfo) => first.merged_with(&narinfo),
-            Some(first) => first,
+            Some(first) => {
+                others.push(narinfo);
+                first
+            }
             None => narinfo,
         };
         merged.insert(narinfo.path.clone(), narinfo);
     }
-    merged
+    (merged, others)
 }
 
 #[cfg(test)]
