@@ -47,15 +47,32 @@ impl CacheInfoState {
         }
         let replaces_default = *self == Self::Default;
         *self = if given.is_some() { Self::Present } else { Self::Default };
-        let mut info = given.unwrap_or_else(|| CacheInfo::new(options.store_dir.clone()));
-        info.priority = options.priority.or(info.priority);
-        info.want_mass_query = options.want_mass_query.or(info.want_mass_query);
+        let info = given.map_or_else(|| default_info(options), |given| with_options(given, options));
         let (content_type, text) = (Object::CacheInfo.content_type(), info.to_string());
         if replaces_default {
-            return bucket.put(KEY, content_type, text.into()).await;
+            // Only the one that this push wrote: another process may have changed it.
+            let Some(written) = bucket.get_text(KEY, max_size()).await? else { return Ok(()) };
+            if written.text == default_info(options).to_string() {
+                bucket.put_if_unchanged(KEY, content_type, text.into(), written.etag.as_deref()).await?;
+            }
+            return Ok(());
         }
-        bucket.put_new(KEY, content_type, text.into()).await.map(drop)
+        if bucket.put_new(KEY, content_type, text.into()).await? == PutOutcome::Existed {
+            Self::read(bucket, &options.store_dir).await?;
+            *self = Self::Present;
+        }
+        Ok(())
     }
+}
+
+fn default_info(options: &PublishOptions) -> CacheInfo {
+    with_options(CacheInfo::new(options.store_dir.clone()), options)
+}
+
+fn with_options(mut info: CacheInfo, options: &PublishOptions) -> CacheInfo {
+    info.priority = options.priority.or(info.priority);
+    info.want_mass_query = options.want_mass_query.or(info.want_mass_query);
+    info
 }
 
 /// Maximum attempts to change a `nix-cache-info` that other processes change at the same time.

@@ -13,7 +13,7 @@ use crate::remote::s3::PutOutcome;
 use crate::report::Status;
 
 /// Maximum attempts to update a narinfo that other processes update at the same time.
-const MAX_MERGE_ATTEMPTS: u32 = 20;
+pub(super) const MAX_MERGE_ATTEMPTS: u32 = 20;
 
 /// How long another process may take between reading a narinfo and writing it. Both are single requests.
 const MAX_UPDATE_TIME: Duration = Duration::from_secs(1);
@@ -123,6 +123,7 @@ impl PublishContext {
         for _ in 0..MAX_MERGE_ATTEMPTS {
             let remote = self.fetch_narinfo(narinfo).await?;
             let (remote, etag) = remote.map_or((None, None), |remote| (Some(remote.narinfo), remote.etag));
+            let is_absent = remote.is_none();
             let has_same_contents = remote.as_ref().is_some_and(|remote| remote.same_contents(narinfo));
             if remote.is_some() && !has_same_contents && !is_doomed && !self.options.exact {
                 return Ok(Status::Other);
@@ -138,7 +139,7 @@ impl PublishContext {
                 self.verify_remote_nar(&merged).await?;
                 self.confirm_nar(&merged).await?;
             }
-            if self.replace_narinfo(&merged, etag.as_deref()).await?
+            if self.write_over(&merged, is_absent, etag.as_deref()).await?
                 && (!is_doomed || self.collector_wait.confirm(self.bucket(), &merged.key()).await?)
             {
                 return Ok(if is_same_nar {
@@ -160,14 +161,9 @@ impl PublishContext {
             let is_absent = remote.is_none();
             let remote = remote.filter(|remote| remote.same_contents(narinfo));
             let merged = remote.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().merged_with(&remote));
-            let is_written = if is_absent {
-                let body = merged.to_text()?.into();
-                let outcome = self.bucket().put_new(&merged.key(), narinfo_content_type(&merged), body).await?;
-                outcome == PutOutcome::Created
-            } else {
-                self.replace_narinfo(&merged, etag.as_deref()).await?
-            };
-            if is_written && self.collector_wait.confirm(self.bucket(), &narinfo.key()).await? {
+            if self.write_over(&merged, is_absent, etag.as_deref()).await?
+                && self.collector_wait.confirm(self.bucket(), &narinfo.key()).await?
+            {
                 self.existing.add(narinfo.path.hash_part()).await;
                 return Ok(());
             }
@@ -208,6 +204,16 @@ impl PublishContext {
         let Some(head) = self.bucket().head(&narinfo.key()).await? else { return Ok(false) };
         // Read after its entity tag: what is replaced is what was found to be useless.
         Ok(self.is_useless(narinfo).await? && self.replace_narinfo(narinfo, head.etag.as_deref()).await?)
+    }
+
+    /// Writes a narinfo where none was found, or over the one that has `etag`. Returns false if another process was faster.
+    async fn write_over(&self, narinfo: &NarInfo, is_absent: bool, etag: Option<&str>) -> Result<bool> {
+        if !is_absent {
+            return self.replace_narinfo(narinfo, etag).await;
+        }
+        let body = narinfo.to_text()?.into();
+        let outcome = self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), body).await?;
+        Ok(outcome == PutOutcome::Created)
     }
 
     /// Replaces the narinfo that has `etag`. Returns false if another process has changed it.

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::StorePath;
 use narinfo_gen::archive::Object;
@@ -16,6 +17,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::publish::collection::{CollectorWait, Doomed};
 use crate::publish::existing::Existing;
+use crate::publish::merge_narinfo::MAX_MERGE_ATTEMPTS;
 use crate::publish::nar_state::{SharedResult, VerifiedNar};
 use crate::publish::publisher::PublishOptions;
 use crate::publish::upload::{UploadedObject, Uploader, file_hash_in};
@@ -194,15 +196,24 @@ impl PublishContext {
             self.put_doomed_narinfo(narinfo).await?;
             return Ok(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) });
         }
-        let text = narinfo.to_text()?.into();
-        let outcome = self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), text).await?;
-        let merged = match outcome {
-            PutOutcome::Existed => self.merge_into_remote(narinfo).await?,
-            PutOutcome::Created => None,
-        };
-        self.existing.add(narinfo.path.hash_part()).await;
-        let sent = Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) };
-        Ok(merged.unwrap_or(sent))
+        let text: Bytes = narinfo.to_text()?.into();
+        for _ in 0..MAX_MERGE_ATTEMPTS {
+            let outcome = self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), text.clone()).await?;
+            let status = match outcome {
+                PutOutcome::Existed => self.merge_into_remote(narinfo).await?,
+                PutOutcome::Created => {
+                    Some(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) })
+                }
+            };
+            // None if it was deleted meanwhile, or may not be read.
+            if let Some(status) = status {
+                self.existing.add(narinfo.path.hash_part()).await;
+                return Ok(status);
+            }
+        }
+        let url = self.bucket().display_url(&narinfo.key());
+        Err(Error::failed(format!("{url}: the cache has a narinfo of this path, but it cannot be read"))
+            .with_hint("reading requires s3:GetObject"))
     }
 
     /// Checks that the collector cannot delete the NAR any more, if it was doomed: this push has written it, no collector

@@ -182,6 +182,10 @@ impl Uploader {
         let size = bytes.len() as u64;
         let put = |is_new_only| self.bucket.put_nar(key, content_type, bytes.clone(), file_hash_in(key), is_new_only);
         let outcome = match overwrite {
+            // Some services ignore the condition, and what has no hash in its key may be another NAR.
+            Overwrite::Never if file_hash_in(key).is_none() && self.bucket.size(key).await?.is_some() => {
+                PutOutcome::Existed
+            }
             Overwrite::Never => match put(true).await? {
                 PutOutcome::Existed if self.is_damaged(key, size, |etag| has_etag(&bytes, etag)).await? => {
                     let outcome = put(false).await?;
@@ -220,7 +224,8 @@ impl Uploader {
         has_etag: impl FnOnce(&str) -> Option<bool>,
     ) -> Result<bool> {
         let Some(expected) = file_hash_in(key) else { return Ok(false) };
-        let Some(head) = self.bucket.head(key).await? else { return Ok(true) };
+        // A user who may not read gets the same response as for a missing object.
+        let Some(head) = self.bucket.head(key).await? else { return Ok(!self.bucket.was_forbidden()) };
         if head.size != size {
             return Ok(true);
         }
@@ -250,8 +255,7 @@ impl Uploader {
                 None
             }
             Some(_) => head.md5_etag,
-            // The upload finds that the key is taken, and refuses the NAR.
-            None if head.size != size => return Ok(ExistingNar::Missing),
+            None if head.size != size => return Err(self.unexpected_size(key, size, Some(head.size))),
             None => None,
         };
         Ok(ExistingNar::Present(PresentNar { object: UploadedObject::EXISTING, md5_etag }))
@@ -316,13 +320,19 @@ impl Uploader {
         }
         match self.bucket.size(key).await? {
             Some(found) if found == size => Ok(UploadedObject::EXISTING),
-            found => Err(Error::refused(format!(
-                "{}: expected {size} bytes, found an object of {} bytes under this key",
-                self.bucket.display_url(key),
-                found.unwrap_or(0)
-            ))
-            .with_hint("the object is damaged: delete it and run the same command again")),
+            None if self.bucket.was_forbidden() && file_hash_in(key).is_some() => Ok(UploadedObject::EXISTING),
+            found => Err(self.unexpected_size(key, size, found)),
         }
+    }
+
+    fn unexpected_size(&self, key: &str, size: u64, found: Option<u64>) -> Error {
+        let (url, found) = (self.bucket.display_url(key), found.unwrap_or(0));
+        let error =
+            Error::refused(format!("{url}: expected {size} bytes, found an object of {found} bytes under this key"));
+        error.with_hint(match file_hash_in(key) {
+            Some(_) => "the object is damaged: delete it and run the same command again",
+            None => "another NAR may have this key: give the NAR a key with its hash, as narinfo-gen does",
+        })
     }
 
     /// Writes a doomed NAR again, which the service copies onto itself, so that it counts as recent.

@@ -4,6 +4,7 @@ mod existing_objects;
 mod hostile;
 mod ignored_conditions;
 mod interrupted_parts;
+mod kept_objects;
 mod missing;
 mod object_options;
 mod output;
