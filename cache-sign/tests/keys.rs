@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 proptest! {
     #[test]
-    fn a_parsed_key_is_written_unchanged(name in "[!-9;-~]{1,20}", text in "\\PC{0,40}") {
+    fn a_parsed_key_is_written_unchanged(name in "[!\"$-9;-~]{1,20}", text in "\\PC{0,40}") {
         let secret = SecretKey::generate(&name).unwrap();
         let file = secret.to_file_text();
         prop_assert_eq!(&*SecretKey::parse(&file).unwrap().to_file_text(), &*file);

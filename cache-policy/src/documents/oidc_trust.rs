@@ -162,7 +162,8 @@ mod tests {
     #[test]
     fn providers_are_a_host_and_a_path() {
         let trust = |provider: &str| {
-            let subjects = ["a:b/c".to_owned()];
+            let kind = if provider.contains("gitlab.com") { "project_path" } else { "a" };
+            let subjects = [format!("{kind}:b/c")];
             TrustPolicy::oidc(Partition::Aws, provider, "123456789012", "sts.amazonaws.com", &subjects)
         };
         for good in ["gitlab.com", "https://gitlab.com/", "agent.buildkite.com", "oidc.circleci.com/org/1a2b-3c"] {

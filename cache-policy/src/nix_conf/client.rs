@@ -118,25 +118,26 @@ impl ClientConfig {
         format!("{extra}substituters = {}\n{extra}trusted-public-keys = {keys}\n{pusher}", self.substituter)
     }
 
-    /// Returns the lines for what `settings` do not contain.
-    pub(super) fn missing_lines(&self, settings: &Settings) -> String {
+    /// Returns the lines for what any of `settings` do not contain.
+    pub(super) fn missing_lines(&self, settings: &[Settings]) -> String {
+        let all = |has: &dyn Fn(&Settings) -> bool| settings.iter().all(has);
         if self.exclusive {
-            return if self.is_in_effect(settings) { String::new() } else { self.lines() };
+            return if all(&|settings| self.is_in_effect(settings)) { String::new() } else { self.lines() };
         }
         let mut lines = String::new();
-        if !self.is_configured(settings) {
+        if !all(&|settings| self.is_configured(settings)) {
             lines.push_str("extra-substituters = ");
             lines.push_str(&self.substituter);
             lines.push('\n');
         }
-        let is_missing = |key: &&String| !settings.trusted_public_keys.contains(key);
+        let is_missing = |key: &&String| !all(&|settings| settings.trusted_public_keys.contains(key));
         let missing: Vec<&str> = self.keys.iter().filter(is_missing).map(String::as_str).collect();
         if !missing.is_empty() {
             lines.push_str("extra-trusted-public-keys = ");
             lines.push_str(&missing.join(" "));
             lines.push('\n');
         }
-        if !self.is_ttl_in_effect(settings) {
+        if !all(&|settings| self.is_ttl_in_effect(settings)) {
             lines.push_str(PUSHER_LINE);
         }
         lines

@@ -36,8 +36,8 @@ impl ClientConfig {
     pub fn merge(&self, text: &[u8], path: &Path) -> Result<Vec<u8>> {
         let settings = |text: &[u8]| parse_conf(text, path).map(|parsed| parsed.settings);
         let mut merged = self.without_lines(text).context(|| path.display())?;
-        // Not those of the blocks of other caches, which may be removed.
-        let lines = self.missing_lines(&settings(&without_blocks(&merged))?);
+        // The blocks of other caches may be removed.
+        let lines = self.missing_lines(&[settings(&merged)?, settings(&without_blocks(&merged))?]);
         let existing_lines = self.find_block(text)?.map(|block| block.lines(text)).unwrap_or_default();
         if existing_lines == lines.as_bytes() && self.is_in_effect(&settings(text)?) {
             return Ok(text.to_vec());

@@ -105,7 +105,7 @@ fn the_key_of_an_agent_is_chosen_and_named() {
         ("id", "--ssh-agent ''", "found an empty value"),
         ("id", "--ssh-agent empty.pub", "contains no public key"),
         ("id", "--ssh-agent --name ''", "found an empty value"),
-        ("id", "--ssh-agent --name a:b", "--name: a key name must not"),
+        ("id", "--ssh-agent --name a:b", "--name: a key name must"),
         ("id", "--name x -k key.sec", "--ssh-agent"),
         ("words", "--ssh-agent", "\"two words\", is not a valid key name"),
         ("id", "--ssh-agent; unset SSH_AUTH_SOCK; cache-sign --ssh-agent", "SSH_AUTH_SOCK is not set"),
