@@ -207,7 +207,7 @@ impl Bucket {
         found.retain(|upload| {
             is_default(
                 upload.checksum_algorithm().map(ChecksumAlgorithm::as_str),
-                algorithm.as_ref().map(|it| it.as_str()),
+                algorithm.as_ref().map(ChecksumAlgorithm::as_str),
             ) && is_default(upload.storage_class().map(StorageClass::as_str), Some("STANDARD"))
         });
         found.sort_by_key(|upload| Reverse(upload.initiated));
