@@ -33,9 +33,10 @@ impl SecretKey {
     /// Generates a new key.
     ///
     /// # Errors
-    /// Refuses a name that Nix cannot parse. Fails if the system provides no random bytes.
+    /// Refuses a name that Nix cannot parse, in a key or in nix.conf. Fails if the system provides no random bytes.
     pub fn generate(name: &str) -> Result<Self> {
         check_name(name)?;
+        check_new_name(name)?;
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(seed.as_mut())
             .map_err(|error| Error::failed(format!("cannot generate random bytes: {error}")))?;
@@ -204,12 +205,17 @@ fn split<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str)> {
     Ok((name, digits))
 }
 
+/// Checks the name of a new key. In nix.conf, a number sign begins a comment.
+fn check_new_name(name: &str) -> Result {
+    if name.contains(|c: char| !c.is_ascii_graphic() || c == '#') {
+        return Err(Error::refused("the name of a new key must consist of visible ASCII characters other than #"));
+    }
+    Ok(())
+}
+
 fn check_name(name: &str) -> Result {
-    // In nix.conf, a number sign begins a comment.
-    if name.is_empty() || name.contains(|c: char| !c.is_ascii_graphic() || c == ':' || c == '#') {
-        return Err(Error::refused(
-            "a key name must consist of visible ASCII characters, and must not be empty or contain : or #",
-        ));
+    if name.is_empty() || name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
+        return Err(Error::refused("a key name must not be empty or contain colons, whitespace or control characters"));
     }
     Ok(())
 }
