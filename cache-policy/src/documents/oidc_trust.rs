@@ -82,15 +82,16 @@ impl TrustPolicy {
 }
 
 /// Requires `KIND:OWNER/PROJECT…`, with wildcards only after the part that names the project: the text before the first
-/// slash, and the text before the second colon. KIND is that of the provider's default template, where that is known: a
-/// template may begin with what anyone can choose, such as the name of a branch.
+/// slash, and the text before the second colon. KIND must not be something that anyone can choose, such as the name of a
+/// branch, where that is known.
 fn check_subject(subject: &str, provider: &str) -> Result {
-    let kind = match provider {
-        "token.actions.githubusercontent.com" => "repo:",
-        "gitlab.com" => "project_path:",
-        _ => "",
+    let kinds: &[&str] = match provider {
+        "token.actions.githubusercontent.com" => &["repo:", "repository:", "repository_owner:", "job_workflow_ref:"],
+        "gitlab.com" => &["project_path:"],
+        _ => &[""],
     };
-    if !subject.starts_with(kind) {
+    if !kinds.iter().any(|kind| subject.starts_with(kind)) {
+        let kind = kinds[0];
         return Err(Error::usage(format!("invalid subject {subject:?}: expected {kind}OWNER/PROJECT… for {provider}")));
     }
     let names_project = subject.split_once('/').is_some_and(|(owner, rest)| owner.contains(':') && !rest.is_empty());
