@@ -61,12 +61,16 @@ pub(crate) fn export_paths(options: &ExportOptions) -> Result {
         let dump = |out: &mut _| {
             let mut out = CountingWriter { out, count: 0 };
             nar::dump_in(&store, path.base_name(), &mut out, &mut print_warning)?;
-            require_nar_size(path, out.count, nar_sizes.get(path).copied())
+            let checked = require_nar_size(path, out.count, nar_sizes.get(path).copied());
+            checked.map_err(|error| if path_info.is_from_document(path) { error } else { error.with_hint(VERIFY_HINT) })
         };
         writer.write_path(&path_info.store_dir, &trailers[path], dump)?;
     }
     writer.finish()?.finish()
 }
+
+/// The hint for a path that is not as Nix describes it.
+const VERIFY_HINT: &str = "'nix-store --verify-path' checks whether the path is damaged";
 
 /// Counts the bytes that are written.
 struct CountingWriter<'a, W> {
@@ -90,7 +94,7 @@ fn require_nar_size(path: &StorePath, size: u64, expected: Option<u64>) -> Resul
     match expected {
         Some(expected) if expected != 0 && expected != size => {
             let error = format!("{path}: the NAR has {size} bytes, but NarSize of its path info is {expected}");
-            Err(Error::refused(error).with_hint("'nix-store --verify-path' checks whether the path is damaged"))
+            Err(Error::refused(error))
         }
         _ => Ok(()),
     }

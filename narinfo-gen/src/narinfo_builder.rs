@@ -263,7 +263,7 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
         ));
         let check =
             format!("'nix-store --verify-path {full_path}' checks it; pass --no-nix if it is from another host");
-        Err(if self.path_info.asks_nix() { error.with_hint(check) } else { error })
+        Err(if self.path_info.is_from_document(path) { error } else { error.with_hint(check) })
     }
 
     fn narinfo(&self, trailer: &Trailer, nar: &CompressedNar) -> NarInfo {

@@ -81,6 +81,12 @@ impl PathInfoSource {
         Ok(known)
     }
 
+    /// Returns whether the path info of a path is that of `--path-info`.
+    #[must_use]
+    pub fn is_from_document(&self, path: &StorePath) -> bool {
+        self.document.contains_key(path)
+    }
+
     /// Returns whether a query may run `nix`; then one query for many paths is cheaper than many queries.
     #[must_use]
     pub fn asks_nix(&self) -> bool {
@@ -118,17 +124,20 @@ impl PathInfoSource {
         Ok(closure)
     }
 
-    /// Refuses to scan a derivation: its text contains its own outputs, which it does not refer to.
+    /// Refuses to scan a derivation, unless the candidates are given: its text contains its own outputs, which it does not refer
+    /// to.
     ///
     /// # Errors
     /// The refusal, if the path is a derivation.
     pub fn require_scannable(&self, path: &StorePath) -> Result {
-        if !path.is_derivation() {
+        if !path.is_derivation() || self.candidates.is_some() {
             return Ok(());
         }
         let path = self.store_dir.join(path);
         let error = Error::refused(format!("{path}: the references of a derivation cannot be found by a scan"));
-        Err(error.with_hint("pass --path-info with the output of 'nix path-info --json --derivation'"))
+        Err(error.with_hint(
+            "pass --path-info with the output of 'nix path-info --json --derivation', or use 'nix-store --export'",
+        ))
     }
 
     /// Returns the paths that a scanned path may refer to: those in `--candidates`, else the contents of the store
