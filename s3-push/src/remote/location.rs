@@ -12,6 +12,17 @@ use percent_encoding::percent_decode_str;
 pub const VARIABLE: &str = "NIX_S3_CACHE";
 /// The hint for text that is not a bucket URL.
 const URL_HINT: &str = "pass s3://BUCKET[/PREFIX], such as s3://example-nix-cache?region=eu-west-2";
+/// The domain of AWS in most regions.
+const AWS_SUFFIX: &str = "amazonaws.com";
+/// The domains of AWS in regions whose names begin so (botocore, `partitions.json`).
+const AWS_SUFFIXES: [(&str, &str); 6] = [
+    ("cn-", "amazonaws.com.cn"),
+    ("eusc-", "amazonaws.eu"),
+    ("us-iso-", "c2s.ic.gov"),
+    ("us-isob-", "sc2s.sgov.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk"),
+    ("us-isof-", "csp.hci.ic.gov"),
+];
 /// Nix's default region.
 pub const DEFAULT_REGION: &str = "us-east-1";
 
@@ -202,16 +213,8 @@ impl Location {
     #[must_use]
     pub fn aws_host(&self) -> String {
         let region = self.region.as_deref().unwrap_or(DEFAULT_REGION);
-        let suffixes = [
-            ("cn-", "amazonaws.com.cn"),
-            ("eusc-", "amazonaws.eu"),
-            ("us-iso-", "c2s.ic.gov"),
-            ("us-isob-", "sc2s.sgov.gov"),
-            ("eu-isoe-", "cloud.adc-e.uk"),
-            ("us-isof-", "csp.hci.ic.gov"),
-        ];
-        let suffix = suffixes.iter().find(|(prefix, _)| region.starts_with(prefix));
-        format!("s3.{region}.{}", suffix.map_or("amazonaws.com", |(_, suffix)| suffix))
+        let suffix = AWS_SUFFIXES.iter().find(|(prefix, _)| region.starts_with(prefix));
+        format!("s3.{region}.{}", suffix.map_or(AWS_SUFFIX, |(_, suffix)| suffix))
     }
 
     /// Returns whether requests are in path style.
@@ -229,7 +232,8 @@ impl Location {
     pub fn is_aws(&self) -> bool {
         self.endpoint.as_deref().is_none_or(|host| {
             let host = host.split(':').next().unwrap_or(host);
-            host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
+            let suffixes = AWS_SUFFIXES.iter().map(|(_, suffix)| *suffix).chain([AWS_SUFFIX]);
+            suffixes.into_iter().any(|suffix| host.strip_suffix(suffix).is_some_and(|host| host.ends_with('.')))
         })
     }
 

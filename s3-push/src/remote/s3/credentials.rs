@@ -92,14 +92,17 @@ pub(super) struct LimitedCredentials {
     chain: CredentialsProviderChain,
     limit: Duration,
     first_response: Arc<FirstResponse>,
-    /// Set once the chain has used up its time. Every attempt at every request would wait again.
+    /// Set once the chain has found credentials.
+    has_succeeded: AtomicBool,
+    /// Set once the chain has used up its time without ever finding credentials. Every attempt at every request would wait again.
     has_timed_out: AtomicBool,
 }
 
 impl LimitedCredentials {
     /// Limits the time of `chain` each time it is asked. A note of `first_response` says what is waited for.
     pub fn new(chain: CredentialsProviderChain, limit: Duration, first_response: Arc<FirstResponse>) -> Self {
-        Self { chain, limit, first_response, has_timed_out: AtomicBool::new(false) }
+        let (has_succeeded, has_timed_out) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { chain, limit, first_response, has_succeeded, has_timed_out }
     }
 
     async fn credentials(&self) -> ProviderResult {
@@ -108,10 +111,12 @@ impl LimitedCredentials {
             return Err(timed_out());
         }
         let credentials = timeout(self.limit, self.chain.provide_credentials());
-        self.first_response.watch_credentials(credentials).await.unwrap_or_else(|_| {
-            self.has_timed_out.store(true, Ordering::Relaxed);
-            Err(timed_out())
-        })
+        let Ok(result) = self.first_response.watch_credentials(credentials).await else {
+            self.has_timed_out.store(!self.has_succeeded.load(Ordering::Relaxed), Ordering::Relaxed);
+            return self.chain.fallback_on_interrupt().ok_or_else(timed_out);
+        };
+        self.has_succeeded.fetch_or(result.is_ok(), Ordering::Relaxed);
+        result
     }
 }
 
