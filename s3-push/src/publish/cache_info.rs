@@ -51,11 +51,14 @@ impl CacheInfoState {
         let (content_type, text) = (Object::CacheInfo.content_type(), info.to_string());
         if replaces_default {
             // Only the one that this push wrote: another process may have changed it.
-            let Some(written) = bucket.get_text(KEY, max_size()).await? else { return Ok(()) };
-            if written.text == default_info(options).to_string() {
-                bucket.put_if_unchanged(KEY, content_type, text.into(), written.etag.as_deref()).await?;
-            }
-            return Ok(());
+            return match bucket.get_text(KEY, max_size()).await? {
+                Some(written) if written.text == default_info(options).to_string() => {
+                    bucket.put_if_unchanged(KEY, content_type, text.into(), written.etag.as_deref()).await.map(drop)
+                }
+                Some(_) => Ok(()),
+                None if bucket.was_forbidden() => bucket.put(KEY, content_type, text.into()).await,
+                None => bucket.put_new(KEY, content_type, text.into()).await.map(drop),
+            };
         }
         if bucket.put_new(KEY, content_type, text.into()).await? == PutOutcome::Existed {
             Self::read(bucket, &options.store_dir).await?;

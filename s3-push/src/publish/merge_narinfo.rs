@@ -230,7 +230,7 @@ fn is_same_file(a: &NarInfo, b: &NarInfo) -> bool {
     (&a.url, &a.compression, a.file_hash, a.file_size) == (&b.url, &b.compression, b.file_hash, b.file_size)
 }
 
-fn too_many_conflicts(narinfo: &NarInfo) -> Error {
+pub(super) fn too_many_conflicts(narinfo: &NarInfo) -> Error {
     let path = narinfo.full_path();
     Error::failed(format!("{path}: its narinfo was changed by other processes {MAX_MERGE_ATTEMPTS} times in a row"))
         .with_hint("run the same command again")

@@ -10,6 +10,8 @@ use crate::publish::nar_state::{PendingNar, SharedResult, VerifiedNar};
 #[derive(Default)]
 pub struct Nars {
     by_key: HashMap<String, PendingNar>,
+    /// NARs that arrived again while they were being uploaded.
+    replaced: Vec<SharedResult<VerifiedNar>>,
     /// Number of publishing tasks that need each NAR.
     needed_by: HashMap<String, u32>,
     /// Keys of the NARs of refused paths. They are not uploaded, unless another path needs them.
@@ -35,9 +37,9 @@ impl Nars {
             Some(PendingNar::Held(_)) => true,
             Some(PendingNar::Started(result)) => match result.peek() {
                 Some(Err(_)) => false,
-                // A second upload under the same key would disturb the first, and nobody would complete or abort that.
                 Some(Ok(first)) => first.is_sent() || first.is_in_parts() || !self.is_memory_short,
-                None => true,
+                // A second upload under the same key would disturb the first.
+                None => nar.body.length.is_multipart() || !self.is_memory_short,
             },
         }
     }
@@ -47,7 +49,9 @@ impl Nars {
         if nar.is_held() {
             self.last = Some(key.clone());
         }
-        self.by_key.insert(key, nar);
+        if let Some(PendingNar::Started(replaced)) = self.by_key.insert(key, nar) {
+            self.replaced.push(replaced);
+        }
     }
 
     /// Removes the NAR with that key if it waits in memory for its narinfo.
@@ -122,7 +126,9 @@ impl Nars {
 
     /// Returns the NARs whose uploads are not completed.
     pub fn in_parts(&self) -> Vec<VerifiedNar> {
-        self.by_key.values().filter_map(PendingNar::verified).filter(|nar| nar.is_in_parts()).cloned().collect()
+        let replaced = self.replaced.iter().filter_map(|result| result.peek()?.as_ref().ok());
+        let all = self.by_key.values().filter_map(PendingNar::verified).chain(replaced);
+        all.filter(|nar| nar.is_in_parts()).cloned().collect()
     }
 }
 

@@ -11,13 +11,14 @@ use nar_pack::store_path::StorePath;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::is_content_addressed;
+use narinfo_gen::extras::debuginfo_target;
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::publish::collection::{CollectorWait, Doomed};
 use crate::publish::existing::Existing;
-use crate::publish::merge_narinfo::MAX_MERGE_ATTEMPTS;
+use crate::publish::merge_narinfo::{MAX_MERGE_ATTEMPTS, too_many_conflicts};
 use crate::publish::nar_state::{SharedResult, VerifiedNar};
 use crate::publish::publisher::PublishOptions;
 use crate::publish::upload::{UploadedObject, Uploader, file_hash_in};
@@ -26,6 +27,9 @@ use crate::refusals::{PathError, RootCause};
 use crate::remote::retry::Backoff;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
+
+/// Maximum size of a debug information link in bytes.
+const MAX_LINK_SIZE: usize = 64 << 10;
 
 /// How far the publishing of a path is.
 pub enum Progress {
@@ -205,15 +209,43 @@ impl PublishContext {
                     Some(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) })
                 }
             };
-            // None if it was deleted meanwhile, or may not be read.
-            if let Some(status) = status {
+            // None if it was deleted meanwhile, or may not be read: then its contents are unknown, and stay.
+            let unreadable = self.bucket().was_forbidden().then_some(Status::Present);
+            if let Some(status) = status.or(unreadable) {
                 self.existing.add(narinfo.path.hash_part()).await;
                 return Ok(status);
             }
         }
-        let url = self.bucket().display_url(&narinfo.key());
-        Err(Error::failed(format!("{url}: the cache has a narinfo of this path, but it cannot be read"))
-            .with_hint("reading requires s3:GetObject"))
+        Err(too_many_conflicts(narinfo))
+    }
+
+    /// Writes an object beside a path. What is there is kept, as narinfos are, unless nothing needs it: it may belong to another
+    /// path than those of this push. The last log counts, which nothing refers to.
+    pub async fn put_object(&self, key: &str, object: Object, body: Bytes) -> Result {
+        let (bucket, content_type) = (self.bucket(), object.content_type());
+        let is_replaced = match object {
+            _ if self.options.repair => true,
+            Object::Listing(hash) => !self.existing.has(bucket, hash).await?,
+            Object::Log => true,
+            _ => false,
+        };
+        if is_replaced {
+            return bucket.put(key, content_type, body).await;
+        }
+        let outcome = bucket.put_new(key, content_type, body.clone()).await?;
+        if outcome == PutOutcome::Existed && object == Object::DebugInfo && self.is_dangling_link(key).await? {
+            bucket.put(key, content_type, body).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether a debug information link in the bucket names a NAR that is not there.
+    async fn is_dangling_link(&self, key: &str) -> Result<bool> {
+        let Some(link) = self.bucket().get_text(key, MAX_LINK_SIZE).await? else { return Ok(false) };
+        match debuginfo_target(link.text.as_bytes()) {
+            Some(nar) => Ok(self.bucket().size(&nar).await?.is_none() && !self.bucket().was_forbidden()),
+            None => Ok(true),
+        }
     }
 
     /// Checks that the collector cannot delete the NAR any more, if it was doomed: this push has written it, no collector

@@ -372,14 +372,7 @@ impl Publisher {
     fn upload_object(&mut self, key: String, object: Object, body: Part) {
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {
-            // Whether it fits the path of this push or of another one is not known: what is there is kept, as narinfos are. A
-            // log has no other use than to be read, and the last one counts.
-            let (bucket, content_type, bytes) = (context.bucket(), object.content_type(), body.bytes.clone());
-            let result = if context.options.repair || object == Object::Log {
-                bucket.put(&key, content_type, bytes).await
-            } else {
-                bucket.put_new(&key, content_type, bytes).await.map(drop)
-            };
+            let result = context.put_object(&key, object, body.bytes.clone()).await;
             TaskOutcome::Object(key, result)
         });
     }

@@ -31,7 +31,7 @@ fn before_first(
 /// A debug information link or a realisation may be that of another path, which the push does not bring.
 #[test]
 fn objects_beside_paths_are_kept_and_logs_replaced() {
-    let (fixture, s3, bucket, _) = Fixture::with_cache();
+    let (fixture, s3, bucket, lib) = Fixture::with_cache();
     let listing = Fixture::narinfo_key(&fixture.closure.lib).replace(".narinfo", ".ls");
     let realisation = format!("realisations/sha256:{}!out.doi", "0".repeat(64));
     let link = format!("debuginfo/{}.debug", "0".repeat(40));
@@ -45,7 +45,7 @@ fn objects_beside_paths_are_kept_and_logs_replaced() {
         let texts = [
             (&listing, format!(r#"{{"version":1,"root":{{"type":"symlink","target":"{number}"}}}}"#)),
             (&realisation, format!(r#"{{"id":"{id}","outPath":"{}"}}"#, out_path(&number.to_string()))),
-            (&link, format!(r#"{{"archive":"../nar/{number}.nar","member":"x"}}"#)),
+            (&link, format!(r#"{{"archive":"../{}","member":"{number}"}}"#, lib.one("URL"))),
             (&"log/x.drv".to_owned(), number.to_string()),
         ];
         for (key, text) in &texts {
@@ -63,6 +63,14 @@ fn objects_beside_paths_are_kept_and_logs_replaced() {
     }
     push("--repair").ok();
     for (key, text) in &second {
+        assert_eq!(&s3.get(&bucket, key), text, "{key}");
+    }
+    // What is left of a path that the cache does not have any more is replaced.
+    s3.remove(&bucket, &Fixture::narinfo_key(&fixture.closure.lib));
+    s3.put(&bucket, &link, br#"{"archive":"../nar/gone.nar","member":"x"}"#);
+    let third = write(3);
+    push("").ok();
+    for (key, text) in [&third[0], &third[2]] {
         assert_eq!(&s3.get(&bucket, key), text, "{key}");
     }
 }
