@@ -79,10 +79,10 @@ fn a_derivation_has_the_narinfo_of_nix() {
              nix copy --derivation --to \"file://$PWD/nix?compression=none\" $(cat drv); mkdir ours")
         .ok();
     let same = "diff -r -x nix-cache-info -x log -x realisations nix ours && rm -r ours && mkdir ours";
-    for realise in ["", "nix-store -r $(cat drv) > out 2> log"] {
+    for build in ["", "nix-store -r $(cat drv) > out 2> log"] {
         scratch
             .sh(&format!(
-                "{realise}
+                "{build}
                  nar-pack --export --stdin < paths | narinfo-gen --archive -c none | tar x -C ours; {same}
                  nar-pack --export -r $(cat drv) | narinfo-gen --archive -c none | tar x -C ours; {same}
                  nix-store --export $(cat paths) | narinfo-gen --archive -c none | tar x -C ours; {same}"
