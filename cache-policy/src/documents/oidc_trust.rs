@@ -86,7 +86,7 @@ impl TrustPolicy {
 /// branch, where that is known.
 fn check_subject(subject: &str, provider: &str) -> Result {
     let kinds: &[&str] = match provider {
-        "token.actions.githubusercontent.com" => &["repo:", "repository:", "repository_owner:", "job_workflow_ref:"],
+        "token.actions.githubusercontent.com" => &["repo:", "repository:"],
         "gitlab.com" => &["project_path:"],
         _ => &[""],
     };

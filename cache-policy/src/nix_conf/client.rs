@@ -64,6 +64,9 @@ impl ClientConfig {
             let error = invalid("nix.conf cannot contain whitespace or # in a value");
             return Err(error.with_hint("write %20 for a space and %23 for #"));
         }
+        if let Some(key) = keys.iter().map(PublicKey::name).find(|name| name.contains('#')) {
+            return Err(Error::usage(format!("invalid key name {key:?}: in nix.conf, # begins a comment")));
+        }
         // Nix accepts only ASCII in a URL.
         let encoded = utf8_percent_encode(url, CONTROLS).to_string();
         let substituter = match encoded.split_once("://") {

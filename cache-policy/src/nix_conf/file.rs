@@ -45,8 +45,10 @@ pub(super) fn edit_file(path: &Path, change: impl FnOnce(&[u8]) -> Result<Vec<u8
 /// Refuses a file of the store: NixOS and others link nix.conf to one, and a store path must not change.
 fn require_outside_store(target: &Path) -> Result {
     let store_dirs = [env::var_os("NIX_STORE_DIR").unwrap_or_default(), "/nix/store".into()];
-    // The target is canonical. A directory that does not exist contains nothing.
-    let is_inside = |dir: &OsString| fs::canonicalize(dir).is_ok_and(|dir| target.starts_with(dir));
+    // The target is canonical, unless it does not exist. A directory that does not exist contains nothing.
+    let is_inside = |dir: &OsString| {
+        !dir.is_empty() && (target.starts_with(dir) || fs::canonicalize(dir).is_ok_and(|dir| target.starts_with(dir)))
+    };
     if !store_dirs.iter().any(is_inside) {
         return Ok(());
     }
