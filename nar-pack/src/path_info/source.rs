@@ -124,13 +124,12 @@ impl PathInfoSource {
         Ok(closure)
     }
 
-    /// Refuses to scan a derivation, unless the candidates are given: its text contains its own outputs, which it does not refer
-    /// to.
+    /// Refuses to scan a derivation: its text contains its own outputs, which it does not refer to.
     ///
     /// # Errors
     /// The refusal, if the path is a derivation.
     pub fn require_scannable(&self, path: &StorePath) -> Result {
-        if !path.is_derivation() || self.candidates.is_some() {
+        if !path.is_derivation() {
             return Ok(());
         }
         let path = self.store_dir.join(path);

@@ -4,7 +4,7 @@
 //! whole chain is limited too: the program of a `credential_process` may never end.
 
 use std::error::Error as StdError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ use crate::remote::first_response::FirstResponse;
 
 /// Time that the instance metadata service has for all its requests.
 const INSTANCE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often credentials that were found once may fail to arrive in time when they are refreshed.
+const MAX_SLOW_REFRESHES: u32 = 3;
 
 /// Why the instance metadata service failed, unless it cannot be reached: it exists on few hosts.
 #[derive(Debug, Clone, Default)]
@@ -92,30 +95,30 @@ pub(super) struct LimitedCredentials {
     chain: CredentialsProviderChain,
     limit: Duration,
     first_response: Arc<FirstResponse>,
-    /// Set once the chain has found credentials.
-    has_succeeded: AtomicBool,
-    /// Set once the chain has used up its time without ever finding credentials. Every attempt at every request would wait again.
-    has_timed_out: AtomicBool,
+    /// How often the chain may still use up its time. Every attempt at every request would wait again.
+    attempts_left: AtomicU32,
 }
 
 impl LimitedCredentials {
     /// Limits the time of `chain` each time it is asked. A note of `first_response` says what is waited for.
     pub fn new(chain: CredentialsProviderChain, limit: Duration, first_response: Arc<FirstResponse>) -> Self {
-        let (has_succeeded, has_timed_out) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { chain, limit, first_response, has_succeeded, has_timed_out }
+        Self { chain, limit, first_response, attempts_left: AtomicU32::new(1) }
     }
 
     async fn credentials(&self) -> ProviderResult {
         let timed_out = || CredentialsError::provider_timed_out(self.limit);
-        if self.has_timed_out.load(Ordering::Relaxed) {
+        if self.attempts_left.load(Ordering::Relaxed) == 0 {
             return Err(timed_out());
         }
         let credentials = timeout(self.limit, self.chain.provide_credentials());
         let Ok(result) = self.first_response.watch_credentials(credentials).await else {
-            self.has_timed_out.store(!self.has_succeeded.load(Ordering::Relaxed), Ordering::Relaxed);
+            let left = self.attempts_left.load(Ordering::Relaxed);
+            self.attempts_left.store(left.saturating_sub(1), Ordering::Relaxed);
             return self.chain.fallback_on_interrupt().ok_or_else(timed_out);
         };
-        self.has_succeeded.fetch_or(result.is_ok(), Ordering::Relaxed);
+        if result.is_ok() {
+            self.attempts_left.store(MAX_SLOW_REFRESHES, Ordering::Relaxed);
+        }
         result
     }
 }
