@@ -56,7 +56,7 @@ impl CacheInfoState {
                     bucket.put_if_unchanged(KEY, content_type, text.into(), written.etag.as_deref()).await.map(drop)
                 }
                 Some(_) => Ok(()),
-                None if bucket.was_forbidden() => bucket.put(KEY, content_type, text.into()).await,
+                None if bucket.cannot_read() => bucket.put(KEY, content_type, text.into()).await,
                 None => bucket.put_new(KEY, content_type, text.into()).await.map(drop),
             };
         }

@@ -54,6 +54,11 @@ impl Nars {
         }
     }
 
+    /// Drops the NARs that arrived again, unless an upload in parts has to be ended.
+    pub fn drop_replaced(&mut self) {
+        self.replaced.retain(|result| result.peek().is_none_or(|nar| nar.as_ref().is_ok_and(VerifiedNar::is_in_parts)));
+    }
+
     /// Removes the NAR with that key if it waits in memory for its narinfo.
     pub fn take_held(&mut self, key: &str) -> Option<ReceivedNar> {
         self.by_key.get(key).filter(|nar| nar.is_held())?;

@@ -11,7 +11,7 @@ use nar_pack::store_path::StorePath;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::is_content_addressed;
-use narinfo_gen::extras::debuginfo_target;
+use narinfo_gen::extras::{BuildTraceEntry, debuginfo_target};
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
 use tokio::sync::{Mutex, Semaphore, watch};
@@ -28,7 +28,7 @@ use crate::remote::retry::Backoff;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
 
-/// Maximum size of a debug information link in bytes.
+/// Maximum size of a debug information link or a build trace entry in bytes.
 const MAX_LINK_SIZE: usize = 64 << 10;
 
 /// How far the publishing of a path is.
@@ -210,7 +210,7 @@ impl PublishContext {
                 }
             };
             // None if it was deleted meanwhile, or may not be read: then its contents are unknown, and stay.
-            let unreadable = self.bucket().was_forbidden().then_some(Status::Present);
+            let unreadable = self.bucket().cannot_read().then_some(Status::Present);
             if let Some(status) = status.or(unreadable) {
                 self.existing.add(narinfo.path.hash_part()).await;
                 return Ok(status);
@@ -223,28 +223,47 @@ impl PublishContext {
     /// path than those of this push. The last log counts, which nothing refers to.
     pub async fn put_object(&self, key: &str, object: Object, body: Bytes) -> Result {
         let (bucket, content_type) = (self.bucket(), object.content_type());
+        let is_doomed = self.uploader.doomed.contains(key);
         let is_replaced = match object {
-            _ if self.options.repair => true,
+            // So that it is young, and the collector does not delete it.
+            _ if self.options.repair || is_doomed => true,
             Object::Listing(hash) => !self.existing.has(bucket, hash).await?,
             Object::Log => true,
             _ => false,
         };
         if is_replaced {
-            return bucket.put(key, content_type, body).await;
+            bucket.put(key, content_type, body).await?;
+            self.uploader.doomed.set_written(key);
+            return Ok(());
         }
         let outcome = bucket.put_new(key, content_type, body.clone()).await?;
-        if outcome == PutOutcome::Existed && object == Object::DebugInfo && self.is_dangling_link(key).await? {
+        if outcome == PutOutcome::Existed && self.is_dangling(key, object).await? {
             bucket.put(key, content_type, body).await?;
         }
         Ok(())
     }
 
-    /// Returns whether a debug information link in the bucket names a NAR that is not there.
-    async fn is_dangling_link(&self, key: &str) -> Result<bool> {
-        let Some(link) = self.bucket().get_text(key, MAX_LINK_SIZE).await? else { return Ok(false) };
-        match debuginfo_target(link.text.as_bytes()) {
-            Some(nar) => Ok(self.bucket().size(&nar).await?.is_none() && !self.bucket().was_forbidden()),
-            None => Ok(true),
+    /// Returns whether a debug information link or a build trace entry in the bucket is malformed, or names a NAR or a path
+    /// that is not there.
+    async fn is_dangling(&self, key: &str, object: Object) -> Result<bool> {
+        let found = match self.bucket().get_text(key, MAX_LINK_SIZE).await {
+            Ok(Some(found)) => found.text,
+            Ok(None) => return Ok(false),
+            Err(error) if error.is_refusal() => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        match object {
+            Object::DebugInfo => match debuginfo_target(found.as_bytes()) {
+                Some(nar) if matches!(Object::of_key(&nar), Some(Object::Nar(_))) => {
+                    Ok(self.bucket().size(&nar).await?.is_none() && !self.bucket().cannot_read())
+                }
+                _ => Ok(true),
+            },
+            Object::Realisation => match BuildTraceEntry::parse(key, found.as_bytes(), &self.options.store_dir) {
+                Ok(entry) => Ok(!self.existing.has(self.bucket(), entry.out_path.hash_part()).await?),
+                Err(_) => Ok(true),
+            },
+            _ => Ok(false),
         }
     }
 

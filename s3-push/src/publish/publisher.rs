@@ -249,6 +249,7 @@ impl Publisher {
     }
 
     fn handle_outcome(&mut self, outcome: Result<TaskOutcome, JoinError>) -> Result {
+        self.nars.drop_replaced();
         match outcome.map_err(|_| Error::failed("internal error: publishing task panicked"))? {
             TaskOutcome::Nar(_, Ok(())) | TaskOutcome::Object(_, Ok(())) => Ok(()),
             // A path that refers to the NAR reports its refusal. If there is none, it is reported at the end.
@@ -408,8 +409,11 @@ impl Publisher {
     /// Publishes the deferred narinfos at the end of the input: no further NAR or narinfo can arrive.
     async fn publish_deferred(&mut self) -> Result {
         let (deferred, others) = merge_duplicates(std::mem::take(&mut self.deferred));
+        let needed: HashSet<&str> = deferred.values().map(|narinfo| narinfo.url.as_str()).collect();
         for other in others {
-            self.nars.refuse(&other.url);
+            if !needed.contains(other.url.as_str()) {
+                self.nars.refuse(&other.url);
+            }
             self.report.add_result(&other.full_path(), Status::Other)?;
         }
         let paths: Vec<StorePath> = deferred.keys().cloned().collect();

@@ -225,7 +225,7 @@ impl Uploader {
     ) -> Result<bool> {
         let Some(expected) = file_hash_in(key) else { return Ok(false) };
         // A user who may not read gets the same response as for a missing object.
-        let Some(head) = self.bucket.head(key).await? else { return Ok(!self.bucket.was_forbidden()) };
+        let Some(head) = self.bucket.head(key).await? else { return Ok(!self.bucket.cannot_read()) };
         if head.size != size {
             return Ok(true);
         }
@@ -255,7 +255,8 @@ impl Uploader {
                 None
             }
             Some(_) => head.md5_etag,
-            None if head.size != size => return Err(self.unexpected_size(key, size, Some(head.size))),
+            // The upload finds that the key is taken, and refuses the NAR.
+            None if head.size != size => return Ok(ExistingNar::Missing),
             None => None,
         };
         Ok(ExistingNar::Present(PresentNar { object: UploadedObject::EXISTING, md5_etag }))
@@ -320,7 +321,7 @@ impl Uploader {
         }
         match self.bucket.size(key).await? {
             Some(found) if found == size => Ok(UploadedObject::EXISTING),
-            None if self.bucket.was_forbidden() && file_hash_in(key).is_some() => Ok(UploadedObject::EXISTING),
+            None if self.bucket.cannot_read() && file_hash_in(key).is_some() => Ok(UploadedObject::EXISTING),
             found => Err(self.unexpected_size(key, size, found)),
         }
     }

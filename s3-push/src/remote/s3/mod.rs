@@ -128,6 +128,13 @@ impl Bucket {
         self.was_forbidden.load(Ordering::Relaxed)
     }
 
+    /// Returns whether the user may not read, so that nothing is known about objects that seem to be missing: a read was
+    /// forbidden, and none has succeeded.
+    #[must_use]
+    pub fn cannot_read(&self) -> bool {
+        self.was_forbidden() && !self.is_readable.load(Ordering::Relaxed)
+    }
+
     /// Returns the requests so far by kind, without kinds that did not occur. Retries are not counted.
     #[must_use]
     pub fn request_counts(&self) -> Vec<(&'static str, u64)> {

@@ -8,7 +8,7 @@ use aws_sdk_s3::config::Builder;
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
-    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, MultipartUpload as ListedUpload, Part, StorageClass,
+    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, MultipartUpload as ListedUpload, Part,
 };
 use bytes::Bytes;
 use nar_pack::error::{Error, Result};
@@ -200,15 +200,12 @@ impl Bucket {
             return Vec::new();
         }
         let mut found = self.list_uploads(key).await;
-        // Another tool may have begun an upload whose parts need what ours do not send. MinIO lists empty values.
-        let is_default =
-            |listed: Option<&str>, ours: Option<&str>| listed.is_none_or(|it| it.is_empty() || Some(it) == ours);
+        // Another tool may have begun an upload whose parts need what ours do not send. MinIO lists empty
+        // values, and AWS its default for uploads without one.
         let algorithm = self.sends_checksums().then_some(ChecksumAlgorithm::Crc32);
-        found.retain(|upload| {
-            is_default(
-                upload.checksum_algorithm().map(ChecksumAlgorithm::as_str),
-                algorithm.as_ref().map(ChecksumAlgorithm::as_str),
-            ) && is_default(upload.storage_class().map(StorageClass::as_str), Some("STANDARD"))
+        found.retain(|upload| match upload.checksum_algorithm() {
+            None | Some(ChecksumAlgorithm::Crc64Nvme) => true,
+            Some(listed) => listed.as_str().is_empty() || Some(listed) == algorithm.as_ref(),
         });
         found.sort_by_key(|upload| Reverse(upload.initiated));
         let ids = found.into_iter().filter_map(|upload| upload.upload_id).take(MAX_UPLOADS);
