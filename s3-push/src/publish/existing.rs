@@ -30,6 +30,8 @@ struct State {
     doomed: HashMap<HashPart, SystemTime>,
     /// Paths that this push has written, and that are not doomed any more.
     written: HashSet<HashPart>,
+    /// Paths that the bucket did not have, or only doomed, before this push published them.
+    new: HashSet<HashPart>,
     listing: Listing,
     /// Number of lookups expected so far.
     expected_lookups: u64,
@@ -82,6 +84,7 @@ impl Existing {
             absent: HashSet::new(),
             doomed: HashMap::new(),
             written: HashSet::new(),
+            new: HashSet::new(),
             listing,
             expected_lookups: 0,
         };
@@ -148,10 +151,24 @@ impl Existing {
         Ok(is_present)
     }
 
+    /// Returns whether the bucket had the narinfo of that path before this push.
+    ///
+    /// # Errors
+    /// Fails when the lookup does.
+    pub async fn had(&self, bucket: &Bucket, hash: HashPart) -> Result<bool> {
+        Ok(self.has(bucket, hash).await? && !self.state.lock().await.new.contains(&hash))
+    }
+
     /// Returns whether the narinfo of that path in the bucket is exactly this text, according to its entity tag.
     pub async fn has_text(&self, hash: HashPart, text: &str) -> bool {
         let state = self.state.lock().await;
         state.found.get(&hash).is_some_and(|found| found.tag == Some(md5_tag_of(text.as_bytes())))
+    }
+
+    /// Records that this push has published a path that the bucket did not have, or only doomed.
+    pub async fn add_new(&self, hash: HashPart) {
+        self.state.lock().await.new.insert(hash);
+        self.add(hash).await;
     }
 
     /// Records that the bucket has the path now.

@@ -19,7 +19,7 @@ pub(super) const MAX_MERGE_ATTEMPTS: u32 = 20;
 const MAX_UPDATE_TIME: Duration = Duration::from_secs(1);
 
 /// A narinfo in the bucket.
-struct RemoteNarInfo {
+pub(super) struct RemoteNarInfo {
     narinfo: NarInfo,
     etag: Option<String>,
 }
@@ -122,24 +122,22 @@ impl PublishContext {
         let is_doomed = self.existing.is_doomed(narinfo.path.hash_part()).await;
         for _ in 0..MAX_MERGE_ATTEMPTS {
             let remote = self.fetch_narinfo(narinfo).await?;
-            let (remote, etag) = remote.map_or((None, None), |remote| (Some(remote.narinfo), remote.etag));
-            let is_absent = remote.is_none();
-            let has_same_contents = remote.as_ref().is_some_and(|remote| remote.same_contents(narinfo));
-            if remote.is_some() && !has_same_contents && !is_doomed && !self.options.exact {
+            let found = remote.as_ref().map(|remote| &remote.narinfo);
+            let has_same_contents = found.is_some_and(|found| found.same_contents(narinfo));
+            if found.is_some() && !has_same_contents && !is_doomed && !self.options.exact {
                 return Ok(Status::Other);
             }
-            let merge_with = remote.as_ref().filter(|_| !self.options.exact && has_same_contents);
-            let merged = merge_with.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().merged_with(remote));
-            if remote.as_ref() == Some(&merged) && !is_doomed {
+            let merge_with = found.filter(|_| !self.options.exact && has_same_contents);
+            let merged = merge_with.map_or_else(|| narinfo.clone(), |found| narinfo.clone().merged_with(found));
+            if found == Some(&merged) && !is_doomed {
                 return Ok(Status::Present);
             }
-            let is_same_nar =
-                remote.is_some_and(|remote| is_same_file(&remote, &merged) && remote.same_contents(&merged));
+            let is_same_nar = found.is_some_and(|found| is_same_file(found, &merged) && found.same_contents(&merged));
             if !is_same_nar {
                 self.verify_remote_nar(&merged).await?;
                 self.confirm_nar(&merged).await?;
             }
-            if self.write_over(&merged, is_absent, etag.as_deref()).await?
+            if self.write_over(&merged, remote.as_ref()).await?
                 && (!is_doomed || self.collector_wait.confirm(self.bucket(), &merged.key()).await?)
             {
                 return Ok(if is_same_nar {
@@ -157,14 +155,12 @@ impl PublishContext {
     pub async fn put_doomed_narinfo(&self, narinfo: &NarInfo) -> Result {
         for _ in 0..MAX_MERGE_ATTEMPTS {
             let remote = self.fetch_narinfo(narinfo).await?;
-            let (remote, etag) = remote.map_or((None, None), |remote| (Some(remote.narinfo), remote.etag));
-            let is_absent = remote.is_none();
-            let remote = remote.filter(|remote| remote.same_contents(narinfo));
-            let merged = remote.map_or_else(|| narinfo.clone(), |remote| narinfo.clone().merged_with(&remote));
-            if self.write_over(&merged, is_absent, etag.as_deref()).await?
+            let found = remote.as_ref().map(|remote| &remote.narinfo).filter(|found| found.same_contents(narinfo));
+            let merged = found.map_or_else(|| narinfo.clone(), |found| narinfo.clone().merged_with(found));
+            if self.write_over(&merged, remote.as_ref()).await?
                 && self.collector_wait.confirm(self.bucket(), &narinfo.key()).await?
             {
-                self.existing.add(narinfo.path.hash_part()).await;
+                self.existing.add_new(narinfo.path.hash_part()).await;
                 return Ok(());
             }
         }
@@ -206,10 +202,10 @@ impl PublishContext {
         Ok(self.is_useless(narinfo).await? && self.replace_narinfo(narinfo, head.etag.as_deref()).await?)
     }
 
-    /// Writes a narinfo where none was found, or over the one that has `etag`. Returns false if another process was faster.
-    async fn write_over(&self, narinfo: &NarInfo, is_absent: bool, etag: Option<&str>) -> Result<bool> {
-        if !is_absent {
-            return self.replace_narinfo(narinfo, etag).await;
+    /// Writes a narinfo where none was found, or over the one that was. Returns false if another process was faster.
+    pub(super) async fn write_over(&self, narinfo: &NarInfo, remote: Option<&RemoteNarInfo>) -> Result<bool> {
+        if let Some(remote) = remote {
+            return self.replace_narinfo(narinfo, remote.etag.as_deref()).await;
         }
         let body = narinfo.to_text()?.into();
         let outcome = self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), body).await?;

@@ -196,19 +196,17 @@ impl PublishContext {
     /// Writes a narinfo, which makes the path visible. `UploadedObject` is the proof that its NAR is complete.
     async fn put_narinfo(&self, narinfo: &NarInfo, _: UploadedObject) -> Result<Status> {
         self.confirm_nar(narinfo).await?;
+        let sent = Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) };
         if self.existing.is_doomed(narinfo.path.hash_part()).await {
             self.put_doomed_narinfo(narinfo).await?;
-            return Ok(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) });
+            return Ok(sent);
         }
-        let text: Bytes = narinfo.to_text()?.into();
         for _ in 0..MAX_MERGE_ATTEMPTS {
-            let outcome = self.bucket().put_new(&narinfo.key(), narinfo_content_type(narinfo), text.clone()).await?;
-            let status = match outcome {
-                PutOutcome::Existed => self.merge_into_remote(narinfo).await?,
-                PutOutcome::Created => {
-                    Some(Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) })
-                }
-            };
+            if self.write_over(narinfo, None).await? {
+                self.existing.add_new(narinfo.path.hash_part()).await;
+                return Ok(sent);
+            }
+            let status = self.merge_into_remote(narinfo).await?;
             // None if it was deleted meanwhile, or may not be read: then its contents are unknown, and stay.
             let unreadable = self.bucket().cannot_read().then_some(Status::Present);
             if let Some(status) = status.or(unreadable) {
@@ -227,7 +225,7 @@ impl PublishContext {
         let is_replaced = match object {
             // So that it is young, and the collector does not delete it.
             _ if self.options.repair || is_doomed => true,
-            Object::Listing(hash) => !self.existing.has(bucket, hash).await?,
+            Object::Listing(hash) => !self.existing.had(bucket, hash).await?,
             Object::Log => true,
             _ => false,
         };
@@ -260,7 +258,7 @@ impl PublishContext {
                 _ => Ok(true),
             },
             Object::Realisation => match BuildTraceEntry::parse(key, found.as_bytes(), &self.options.store_dir) {
-                Ok(entry) => Ok(!self.existing.has(self.bucket(), entry.out_path.hash_part()).await?),
+                Ok(entry) => Ok(!self.existing.had(self.bucket(), entry.out_path.hash_part()).await?),
                 Err(_) => Ok(true),
             },
             _ => Ok(false),
