@@ -4,6 +4,7 @@ use std::fmt;
 
 use clap::ValueEnum;
 use nar_pack::error::{Error, Result};
+use s3_push::remote::location::partition_of;
 
 use super::principal::Principal;
 
@@ -52,17 +53,8 @@ impl Partition {
     /// Returns the partition of a region.
     #[must_use]
     pub fn of_region(region: &str) -> Self {
-        let starts_with = |prefix: &str| region.starts_with(prefix);
-        match () {
-            () if starts_with("cn-") => Self::AwsCn,
-            () if starts_with("us-gov-") => Self::AwsUsGov,
-            () if starts_with("eusc-") => Self::AwsEusc,
-            () if starts_with("us-iso-") => Self::AwsIso,
-            () if starts_with("us-isob-") => Self::AwsIsoB,
-            () if starts_with("eu-isoe-") => Self::AwsIsoE,
-            () if starts_with("us-isof-") => Self::AwsIsoF,
-            () => Self::Aws,
-        }
+        let (name, _) = partition_of(region);
+        Self::from_name(name).unwrap_or_default()
     }
 
     /// Returns the partition of the principals, or none if no principal is an ARN.
@@ -154,6 +146,11 @@ mod tests {
         assert_eq!(of(&[government]).unwrap(), Some(Partition::AwsUsGov));
         assert_eq!(Partition::of_region("cn-north-1"), Partition::AwsCn);
         assert_eq!(Partition::of_region("us-gov-west-1"), Partition::AwsUsGov);
+        assert_eq!(Partition::of_region("eusc-de-east-1"), Partition::AwsEusc);
+        assert_eq!(Partition::of_region("us-iso-east-1"), Partition::AwsIso);
+        assert_eq!(Partition::of_region("us-isob-east-1"), Partition::AwsIsoB);
+        assert_eq!(Partition::of_region("eu-isoe-west-1"), Partition::AwsIsoE);
+        assert_eq!(Partition::of_region("us-isof-south-1"), Partition::AwsIsoF);
         assert_eq!(Partition::of_region("eu-west-2"), Partition::Aws);
         assert_eq!(of(&[user, government]).unwrap_err().exit_code(), 2);
         let arns = BucketArns::new(Partition::AwsCn, "cache", "").unwrap();

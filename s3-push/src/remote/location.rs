@@ -12,16 +12,17 @@ use percent_encoding::percent_decode_str;
 pub const VARIABLE: &str = "NIX_S3_CACHE";
 /// The hint for text that is not a bucket URL.
 const URL_HINT: &str = "pass s3://BUCKET[/PREFIX], such as s3://example-nix-cache?region=eu-west-2";
-/// The domain of AWS in most regions.
-const AWS_SUFFIX: &str = "amazonaws.com";
-/// The domains of AWS in regions whose names begin so (botocore, `partitions.json`).
-const AWS_SUFFIXES: [(&str, &str); 6] = [
-    ("cn-", "amazonaws.com.cn"),
-    ("eusc-", "amazonaws.eu"),
-    ("us-iso-", "c2s.ic.gov"),
-    ("us-isob-", "sc2s.sgov.gov"),
-    ("eu-isoe-", "cloud.adc-e.uk"),
-    ("us-isof-", "csp.hci.ic.gov"),
+/// The name in an ARN and the domain of the partition of AWS that most regions are in.
+const AWS: (&str, &str) = ("aws", "amazonaws.com");
+/// The other partitions: how the names of their regions begin, their name and their domain (botocore, `partitions.json`).
+const AWS_PARTITIONS: [(&str, &str, &str); 7] = [
+    ("cn-", "aws-cn", "amazonaws.com.cn"),
+    ("us-gov-", "aws-us-gov", "amazonaws.com"),
+    ("eusc-", "aws-eusc", "amazonaws.eu"),
+    ("us-iso-", "aws-iso", "c2s.ic.gov"),
+    ("us-isob-", "aws-iso-b", "sc2s.sgov.gov"),
+    ("eu-isoe-", "aws-iso-e", "cloud.adc-e.uk"),
+    ("us-isof-", "aws-iso-f", "csp.hci.ic.gov"),
 ];
 /// Nix's default region.
 pub const DEFAULT_REGION: &str = "us-east-1";
@@ -213,8 +214,8 @@ impl Location {
     #[must_use]
     pub fn aws_host(&self) -> String {
         let region = self.region.as_deref().unwrap_or(DEFAULT_REGION);
-        let suffix = AWS_SUFFIXES.iter().find(|(prefix, _)| region.starts_with(prefix));
-        format!("s3.{region}.{}", suffix.map_or(AWS_SUFFIX, |(_, suffix)| suffix))
+        let (_, domain) = partition_of(region);
+        format!("s3.{region}.{domain}")
     }
 
     /// Returns whether requests are in path style.
@@ -232,8 +233,8 @@ impl Location {
     pub fn is_aws(&self) -> bool {
         self.endpoint.as_deref().is_none_or(|host| {
             let host = host.split(':').next().unwrap_or(host);
-            let suffixes = AWS_SUFFIXES.iter().map(|(_, suffix)| *suffix).chain([AWS_SUFFIX]);
-            suffixes.into_iter().any(|suffix| host.strip_suffix(suffix).is_some_and(|host| host.ends_with('.')))
+            let is_below = |domain: &str| host.strip_suffix(domain).is_some_and(|host| host.ends_with('.'));
+            AWS_PARTITIONS.iter().map(|(.., domain)| *domain).chain([AWS.1]).any(is_below)
         })
     }
 
@@ -354,6 +355,13 @@ fn decode(text: &str) -> Result<String> {
         return Err(Error::usage(format!("{text:?} contains control characters")));
     }
     Ok(decoded.into_owned())
+}
+
+/// Returns the name in an ARN and the domain of the partition of AWS with this region.
+#[must_use]
+pub fn partition_of(region: &str) -> (&'static str, &'static str) {
+    let partition = AWS_PARTITIONS.iter().find(|(prefix, ..)| region.starts_with(prefix));
+    partition.map_or(AWS, |(_, name, domain)| (name, domain))
 }
 
 #[cfg(test)]
