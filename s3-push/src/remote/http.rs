@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use reqwest::{Client, Method, Url};
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
 
 use crate::remote::concurrency::{AdaptiveLimit, Permit};
 use crate::remote::error_chain::{chain, root_cause};
@@ -191,13 +191,7 @@ impl HttpCache {
             } else {
                 drop(attempt);
             }
-            let answer = if let Ok(result) = result {
-                self.classify(&method, key, range.is_some(), etag.is_some(), result)
-            } else {
-                let error = self.error(key, &self.limits.timeout_message());
-                Err(AttemptError { error, is_transient: true, retry_after: None })
-            };
-            match answer {
+            match self.classify(&method, key, range.is_some(), etag.is_some(), result) {
                 Ok(answer) => return Ok((answer, permit)),
                 Err(AttemptError { error, is_transient, retry_after }) => {
                     if !is_transient || !backoff.next_attempt_after(retry_after).await {
@@ -214,12 +208,13 @@ impl HttpCache {
         key: &str,
         has_range: bool,
         has_etag: bool,
-        result: reqwest::Result<reqwest::Response>,
+        result: Result<reqwest::Result<reqwest::Response>, Elapsed>,
     ) -> Result<Answer, AttemptError> {
         let failed = |error, is_transient| Err(AttemptError { error, is_transient, retry_after: None });
         let response = match result {
-            Ok(response) => response,
-            Err(error) => {
+            Ok(Ok(response)) => response,
+            Err(Elapsed { .. }) => return failed(self.error(key, &self.limits.timeout_message()), true),
+            Ok(Err(error)) => {
                 let hint = self.connection_hint(&error);
                 let is_transient =
                     !is_permanent(&error) && (error.is_connect() || error.is_timeout() || error.is_request());
