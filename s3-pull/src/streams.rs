@@ -87,7 +87,8 @@ pub fn export(runtime: &Handle, sources: &Arc<Sources>, candidates: &[Arc<Candid
 /// verified before its narinfo is written. `kinds` are the other objects that the archive contains.
 ///
 /// # Errors
-/// As [`nar`]. The archive is then truncated; nothing is written if a NAR has no name. After a complete archive, refuses the other objects that were left out.
+/// As [`nar`]. The archive is then truncated; nothing is written if a NAR has no name. After a complete archive, refuses
+/// the other objects that were left out.
 pub fn archive(
     runtime: &Handle,
     sources: &Arc<Sources>,

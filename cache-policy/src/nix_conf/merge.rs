@@ -8,9 +8,9 @@ use nar_pack::error::{Context, Error, Result};
 use super::client::{ClientConfig, parse_conf};
 
 /// The start of the comment before a block; the identity of the cache follows it.
-const BEGIN: &[u8] = b"# cache-policy begin ";
+const BEGIN: &str = "# cache-policy begin ";
 /// The start of the comment after a block.
-const END: &[u8] = b"# cache-policy end ";
+const END: &str = "# cache-policy end ";
 
 /// The byte positions of a block: its first comment, its lines, and the end of its last comment.
 #[derive(Debug, Clone, Copy)]
@@ -75,11 +75,11 @@ impl ClientConfig {
     }
 
     fn begin_comment(&self) -> String {
-        format!("{}{}", String::from_utf8_lossy(BEGIN), self.identity)
+        format!("{BEGIN}{}", self.identity)
     }
 
     fn end_comment(&self) -> String {
-        format!("{}{}", String::from_utf8_lossy(END), self.identity)
+        format!("{END}{}", self.identity)
     }
 
     fn find_block(&self, text: &[u8]) -> Result<Option<Block>> {
@@ -116,11 +116,13 @@ fn without_blocks(text: &[u8]) -> Vec<u8> {
     let (mut kept, mut open): (Vec<u8>, Option<(Vec<u8>, usize)>) = (Vec::new(), None);
     for line in text.split_inclusive(|&byte| byte == b'\n') {
         let trimmed = line.trim_ascii_end();
-        if let Some(identity) = trimmed.strip_prefix(BEGIN) {
+        if let Some(identity) = trimmed.strip_prefix(BEGIN.as_bytes()) {
             open = Some((identity.to_vec(), kept.len()));
         }
         kept.extend_from_slice(line);
-        if let Some((_, start)) = open.take_if(|(identity, _)| trimmed.strip_prefix(END) == Some(identity.as_slice())) {
+        if let Some((_, start)) =
+            open.take_if(|(identity, _)| trimmed.strip_prefix(END.as_bytes()) == Some(identity.as_slice()))
+        {
             kept.truncate(start);
         }
     }

@@ -66,7 +66,8 @@ impl PathInfoSource {
         let mut known: HashMap<_, _> =
             paths.iter().filter_map(|path| Some((path.clone(), self.document.get(path)?.clone()))).collect();
         let unknown: Vec<StorePath> = paths.iter().filter(|path| !known.contains_key(*path)).cloned().collect();
-        for chunk in &chunks(unknown) {
+        let kinds = by_kind(unknown);
+        for chunk in kinds.iter().flat_map(|paths| paths.chunks(MAX_PATHS_PER_COMMAND)) {
             match self.query_nix(chunk, false)? {
                 Some(infos) => known.extend(infos),
                 // Nix prints nothing if it does not know one of the paths.
@@ -111,8 +112,9 @@ impl PathInfoSource {
                 None => unknown.push(path),
             }
         }
-        for chunk in chunks(unknown) {
-            let infos = self.query_nix(&chunk, true)?.unwrap_or_default();
+        let kinds = by_kind(unknown);
+        for chunk in kinds.iter().flat_map(|paths| paths.chunks(MAX_PATHS_PER_COMMAND)) {
+            let infos = self.query_nix(chunk, true)?.unwrap_or_default();
             if let Some(path) = chunk.iter().find(|path| !infos.contains_key(*path)) {
                 let path = self.store_dir.join(path);
                 let why = "neither --path-info nor an installed Nix has its path info";
@@ -185,11 +187,10 @@ impl PathInfoSource {
     }
 }
 
-/// Returns the paths in the chunks that one command can query.
-fn chunks(paths: Vec<StorePath>) -> Vec<Vec<StorePath>> {
-    let (derivations, others): (Vec<_>, Vec<_>) = paths.into_iter().partition(StorePath::is_derivation);
-    let chunks = derivations.chunks(MAX_PATHS_PER_COMMAND).chain(others.chunks(MAX_PATHS_PER_COMMAND));
-    chunks.map(<[StorePath]>::to_vec).collect()
+/// Returns the derivations, and the other paths: one command cannot query both.
+fn by_kind(paths: Vec<StorePath>) -> [Vec<StorePath>; 2] {
+    let (derivations, others) = paths.into_iter().partition(StorePath::is_derivation);
+    [derivations, others]
 }
 
 /// Returns whether a file is a lock of Nix, whose name is that of a store path with `.lock` appended

@@ -131,7 +131,7 @@ impl Nars {
 
     /// Returns the NARs whose uploads are not completed.
     pub fn in_parts(&self) -> Vec<VerifiedNar> {
-        let replaced = self.replaced.iter().filter_map(|result| result.peek()?.as_ref().ok());
+        let replaced = self.replaced.iter().filter_map(verified);
         let all = self.by_key.values().filter_map(PendingNar::verified).chain(replaced);
         all.filter(|nar| nar.is_in_parts()).cloned().collect()
     }
