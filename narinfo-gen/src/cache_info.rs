@@ -73,19 +73,22 @@ impl Changes {
         *self == Self::default()
     }
 
-    /// Returns the text with the new values. Other lines, including fields that are unknown here, stay as they are.
+    /// Returns the text with the new values and `store_dir`. Other lines, including fields that are unknown here, stay as
+    /// they are.
     #[must_use]
-    pub fn apply(&self, text: &str) -> String {
+    pub fn apply(&self, text: &str, store_dir: &StoreDir) -> String {
         let values = [
+            ("StoreDir", Some(store_dir.to_string())),
             ("WantMassQuery", self.want_mass_query.map(|value| u8::from(value).to_string())),
             ("Priority", self.priority.map(|value| value.to_string())),
         ];
-        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let mut lines: Vec<String> = text.lines().filter(|line| line.contains(':')).map(str::to_owned).collect();
         for (key, value) in values {
             let Some(value) = value else { continue };
             let line = format!("{key}: {value}");
             let has_key = |line: &&mut String| line.split_once(':').is_some_and(|(found, _)| found == key);
             match lines.iter_mut().find(has_key) {
+                Some(existing) if *existing.trim_end() == line => {}
                 Some(existing) => *existing = line,
                 None => lines.push(line),
             }

@@ -134,7 +134,7 @@ pub struct Cli {
 
     /// Change the nix-cache-info of an existing cache
     ///
-    /// Sets the values of --priority and --want-mass-query and keeps everything else. The store directory of a cache cannot be changed.
+    /// Sets the values of --priority and --want-mass-query and keeps everything else. The store directory of a cache cannot be changed. Without these options, it only completes a nix-cache-info that is malformed.
     #[arg(
         long, conflicts_with_all = ["missing", "key", "name", "upstream", "exact"], help_heading = "Output",
         hide_short_help = true,

@@ -127,6 +127,8 @@ pub struct SetCacheInfoOptions {
     pub changes: Changes,
     /// Whether the result is printed as JSON.
     pub is_json: bool,
+    /// The store directory of the cache.
+    pub store_dir: StoreDir,
 }
 
 /// Options of [`Mode::PutKey`].
@@ -178,12 +180,9 @@ impl Mode {
         if cli.set_cache_info {
             refuse_path("--set-cache-info", path.as_ref())?;
             let changes = Changes { priority: cli.priority, want_mass_query: cli.want_mass_query };
-            if changes.is_empty() {
-                let error = Error::usage("--set-cache-info: no new value given");
-                return Err(error.with_hint("pass --priority N, --want-mass-query=BOOL or both"));
-            }
             let upload = UploadOptions::from_cli(cli)?;
             return Ok(Self::SetCacheInfo(Box::new(SetCacheInfoOptions {
+                store_dir,
                 bucket,
                 upload,
                 changes,

@@ -174,11 +174,11 @@ fn part_size(size: Option<u64>, upload: &UploadOptions) -> Result<u64> {
 
 /// Changes the `nix-cache-info` of an existing cache.
 fn set_cache_info(runtime: &Runtime, options: SetCacheInfoOptions) -> Result {
-    let SetCacheInfoOptions { bucket, upload, changes, is_json } = options;
+    let SetCacheInfoOptions { bucket, upload, changes, store_dir, is_json } = options;
     let (verbosity, is_dry_run) = (bucket.verbosity, upload.is_dry_run);
     let (url, has_changed) = runtime.block_on(async {
         let uploader = connect_uploader(bucket, upload, ExistingCheck::EntityTag).await?;
-        let has_changed = change_cache_info(&uploader.bucket, &changes).await?;
+        let has_changed = change_cache_info(&uploader.bucket, &changes, &store_dir).await?;
         Ok::<_, Error>((uploader.bucket.display_url(KEY), has_changed))
     })?;
     let (status, result) = match (has_changed, is_dry_run) {

@@ -28,8 +28,8 @@ impl CacheInfoState {
         match bucket.get_text(KEY, max_size()).await? {
             None => Ok(Self::Missing),
             Some(object) => {
-                let info = CacheInfo::parse(&object.text).and_then(|info| info.require(store_dir));
-                info.context(|| bucket.display_url(KEY))?;
+                let info = CacheInfo::parse(&object.text).with_hint(|| REWRITE_HINT);
+                info.and_then(|info| info.require(store_dir)).context(|| bucket.display_url(KEY))?;
                 Ok(Self::Present)
             }
         }
@@ -78,14 +78,17 @@ fn with_options(mut info: CacheInfo, options: &PublishOptions) -> CacheInfo {
     info
 }
 
+/// The hint for a malformed `nix-cache-info`.
+const REWRITE_HINT: &str = "write it again with 's3-push --set-cache-info'";
 /// Maximum attempts to change a `nix-cache-info` that other processes change at the same time.
 const MAX_CHANGE_ATTEMPTS: u32 = 5;
 
-/// Changes the `nix-cache-info` of an existing cache. Returns whether it differs from before.
+/// Changes the `nix-cache-info` of an existing cache, and completes one that lacks a valid store directory. Returns whether
+/// it differs from before.
 ///
 /// # Errors
-/// Refuses a bucket without a valid `nix-cache-info`. Fails when it cannot be read or written.
-pub async fn change_cache_info(bucket: &Bucket, changes: &Changes) -> Result<bool> {
+/// Refuses a bucket without a `nix-cache-info`, and one of another store directory. Fails when it cannot be read or written.
+pub async fn change_cache_info(bucket: &Bucket, changes: &Changes, store_dir: &StoreDir) -> Result<bool> {
     let url = || bucket.display_url(KEY);
     for _ in 0..MAX_CHANGE_ATTEMPTS {
         let Some(object) = bucket.get_text(KEY, max_size()).await? else {
@@ -94,8 +97,10 @@ pub async fn change_cache_info(bucket: &Bucket, changes: &Changes) -> Result<boo
                 error.with_hint("the first push to a bucket writes it: pass --priority and --want-mass-query there")
             );
         };
-        CacheInfo::parse(&object.text).context(url)?;
-        let text = changes.apply(&object.text);
+        if let Ok(info) = CacheInfo::parse(&object.text) {
+            info.require(store_dir).context(url)?;
+        }
+        let text = changes.apply(&object.text, store_dir);
         if text == object.text {
             return Ok(false);
         }

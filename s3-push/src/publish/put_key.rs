@@ -42,9 +42,13 @@ impl KeyTarget {
     pub fn new(key: &str, content_type: Option<&str>) -> Result<Self> {
         let object = Object::of_key(key);
         let name = key.rsplit('/').next().unwrap_or_default();
-        if matches!(Object::of_key(name), Some(Object::Narinfo(_) | Object::CacheInfo)) || name.ends_with(".narinfo") {
-            return Err(Error::usage(format!("{key} cannot be uploaded with --key, because it would not be verified"))
-                .with_hint("push it without --key, as narinfo text or in a cache archive"));
+        let of_name = Object::of_key(name);
+        if matches!(of_name, Some(Object::Narinfo(_) | Object::CacheInfo)) || name.ends_with(".narinfo") {
+            let error = Error::usage(format!("{key} cannot be uploaded with --key, because it would not be verified"));
+            return Err(error.with_hint(match of_name {
+                Some(Object::CacheInfo) => "use --set-cache-info to change it",
+                _ => "push it without --key, as narinfo text or in a cache archive",
+            }));
         }
         if key.starts_with(COLLECTOR_PREFIX) {
             let error = format!("{key} cannot be uploaded with --key: pushes read what is below {COLLECTOR_PREFIX}");
