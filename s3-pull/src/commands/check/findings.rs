@@ -17,7 +17,12 @@ use crate::TOOL;
 const MAX_PRINTED: usize = 20;
 /// The hint for broken paths.
 const REPAIR_HINT: &str =
-    "the output is the input of: s3-pull archive --stdin ANOTHER-CACHE | s3-push repair THIS-CACHE";
+    "to repair the paths: s3-pull archive --stdin ANOTHER-CACHE < OUTPUT | s3-push repair THIS-CACHE";
+/// The hint if nothing is broken but pins that cannot be read.
+const PIN_HINT: &str = "write the pin again with 's3-push pin', or remove it with 's3-push unpin'";
+/// The hint if nothing is broken but `nix-cache-info`.
+const CACHE_INFO_HINT: &str =
+    "check the URL; a push writes a missing nix-cache-info, and 's3-push --set-cache-info' a malformed one";
 /// The hint if nothing is broken but signatures. It does not propose to trust the keys that have signed.
 const TRUST_HINT: &str = "pass every key that clients trust with --trusted-public-key";
 
@@ -50,8 +55,10 @@ pub enum Reason {
     ForeignObject,
     /// A multipart upload that was neither completed nor aborted.
     IncompleteUpload,
-    /// There is no `nix-cache-info`.
+    /// There is no `nix-cache-info`: Nix does not use the bucket as a cache.
     NoCacheInfo,
+    /// The `nix-cache-info` is malformed, or is that of another store directory.
+    MalformedCacheInfo,
 }
 
 impl Reason {
@@ -72,10 +79,11 @@ impl Reason {
             Self::ForeignObject => "foreign-object",
             Self::IncompleteUpload => "incomplete-upload",
             Self::NoCacheInfo => "no-cache-info",
+            Self::MalformedCacheInfo => "malformed-cache-info",
         }
     }
 
-    /// Returns whether clients cannot use a path; anything else is a note.
+    /// Returns whether clients cannot use a path, or the cache; anything else is a note.
     fn is_broken(self) -> bool {
         match self {
             Self::MalformedNarinfo
@@ -86,12 +94,10 @@ impl Reason {
             | Self::MissingNar
             | Self::NarSize
             | Self::DamagedNar
-            | Self::EmptyObject => true,
-            Self::UnneededNar
-            | Self::UnneededListing
-            | Self::ForeignObject
-            | Self::IncompleteUpload
-            | Self::NoCacheInfo => false,
+            | Self::EmptyObject
+            | Self::NoCacheInfo
+            | Self::MalformedCacheInfo => true,
+            Self::UnneededNar | Self::UnneededListing | Self::ForeignObject | Self::IncompleteUpload => false,
         }
     }
 
@@ -110,6 +116,7 @@ impl Reason {
     fn command(self, path: Option<&str>, bucket: &str) -> Option<String> {
         match (self, path) {
             (Self::UnneededNar, _) => Some(format!("s3-push delete --nars {bucket}")),
+            (Self::MalformedCacheInfo, _) => Some(format!("s3-push --set-cache-info {bucket}")),
             (reason, Some(path)) if reason.is_broken() => {
                 Some(format!("echo '{path}' | s3-pull archive --stdin \"$A\" | s3-push repair {bucket}"))
             }
@@ -224,10 +231,21 @@ impl Findings {
             0 => Ok(()),
             count => {
                 let verb = if count == 1 { "1 path or object is" } else { &format!("{count} paths or objects are") };
-                let is_only_untrusted = self.broken().all(|finding| finding.reason == Reason::Untrusted);
-                let hint = if is_only_untrusted { TRUST_HINT } else { REPAIR_HINT };
-                Err(Error::refused(format!("{verb} broken")).with_hint(hint))
+                Err(Error::refused(format!("{verb} broken")).with_hint(self.hint()))
             }
+        }
+    }
+
+    fn hint(&self) -> &'static str {
+        let all_are = |reasons: &[Reason]| self.broken().all(|finding| reasons.contains(&finding.reason));
+        if all_are(&[Reason::Untrusted]) {
+            TRUST_HINT
+        } else if all_are(&[Reason::MalformedPin]) {
+            PIN_HINT
+        } else if all_are(&[Reason::NoCacheInfo, Reason::MalformedCacheInfo]) {
+            CACHE_INFO_HINT
+        } else {
+            REPAIR_HINT
         }
     }
 

@@ -1,8 +1,9 @@
 //! The listing of a bucket for `s3-pull check`: which objects there are, and those that do not belong there.
 
-use nar_pack::error::Result;
-use nar_pack::store_path::HashPart;
+use nar_pack::error::{Context as _, Result};
+use nar_pack::store_path::{HashPart, StoreDir};
 use narinfo_gen::archive::{NAR_PREFIX, Object};
+use narinfo_gen::cache_info::{self, CacheInfo};
 use s3_push::remote::etag::{Md5Tag, md5_tag_of};
 use s3_push::remote::listing::{ListItem, TOP_LEVEL, for_each_item};
 use s3_push::remote::liveness::{COLLECTOR_PREFIX, ListedNarinfo, sort_narinfos};
@@ -25,11 +26,11 @@ pub struct TopLevel {
     pub prefixes: Vec<String>,
 }
 
-/// Lists the top level. Empty narinfos are found by reading them, or here with `note_empty_narinfos`.
+/// Lists the top level. An empty narinfo or `nix-cache-info` is found by reading it, or here with `note_empty`.
 ///
 /// # Errors
 /// Fails if it cannot be listed, or if the time of a narinfo is unknown.
-pub async fn list_top_level(bucket: &Bucket, note_empty_narinfos: bool, findings: &mut Findings) -> Result<TopLevel> {
+pub async fn list_top_level(bucket: &Bucket, note_empty: bool, findings: &mut Findings) -> Result<TopLevel> {
     let (mut top, mut narinfos) = (TopLevel::default(), Vec::new());
     let (mut has_cache_info, mut others) = (false, ObjectList::default());
     for_each_item(bucket, TOP_LEVEL, |item| match item {
@@ -37,7 +38,7 @@ pub async fn list_top_level(bucket: &Bucket, note_empty_narinfos: bool, findings
         ListItem::Object(object) => {
             if let Some(narinfo) = ListedNarinfo::of_object(bucket, &object) {
                 narinfos.push(narinfo);
-                others.add_if_empty(&object, note_empty_narinfos);
+                others.add_if_empty(&object, note_empty);
             } else {
                 let kind = Object::of_key(&object.key);
                 if let Some(Object::Listing(hash)) = kind {
@@ -45,6 +46,7 @@ pub async fn list_top_level(bucket: &Bucket, note_empty_narinfos: bool, findings
                 }
                 has_cache_info |= kind == Some(Object::CacheInfo);
                 others.add(&object);
+                others.add_if_empty(&object, note_empty && kind == Some(Object::CacheInfo));
             }
         }
     })
@@ -57,11 +59,32 @@ pub async fn list_top_level(bucket: &Bucket, note_empty_narinfos: bool, findings
     findings.totals.paths = top.narinfos.len();
     findings.totals.others = others.finish(bucket, findings);
     if !has_cache_info {
-        let key = narinfo_gen::cache_info::KEY;
+        let key = cache_info::KEY;
         let message = format!("{}: there is no {key}", bucket.display_url(""));
         findings.add(Finding { path: None, key: key.to_owned(), reason: Reason::NoCacheInfo, message, size: 0 });
     }
     Ok(top)
+}
+
+/// Reads the `nix-cache-info`, if there is one.
+///
+/// # Errors
+/// Fails if it cannot be read.
+pub async fn check_cache_info(bucket: &Bucket, store_dir: &StoreDir, findings: &mut Findings) -> Result {
+    let max_size = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
+    let read = async {
+        let Some(object) = bucket.get_text(cache_info::KEY, max_size).await? else { return Ok(()) };
+        let info = CacheInfo::parse(&object.text).and_then(|info| info.require(store_dir));
+        info.context(|| bucket.display_url(cache_info::KEY))
+    };
+    match read.await {
+        Err(error) if error.is_refusal() => {
+            let (key, message) = (cache_info::KEY.to_owned(), error.message().to_owned());
+            findings.add(Finding { path: None, key, reason: Reason::MalformedCacheInfo, message, size: 0 });
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 /// Lists everything below a prefix of the top level other than that of NARs.
@@ -137,7 +160,7 @@ impl ObjectList {
         if !is_known {
             self.noted.push((object.key.clone(), Reason::ForeignObject, size));
         }
-        self.add_if_empty(object, matches!(kind, Some(Object::Nar(_) | Object::CacheInfo)));
+        self.add_if_empty(object, matches!(kind, Some(Object::Nar(_))));
     }
 
     fn add_if_empty(&mut self, object: &ListedObject, must_have_contents: bool) {

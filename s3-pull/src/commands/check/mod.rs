@@ -100,6 +100,7 @@ async fn check(bucket: Arc<Bucket>, options: &CheckOptions, findings: &mut Findi
     if options.is_list_only {
         return listing::count_nars(&bucket, findings).await;
     }
+    listing::check_cache_info(&bucket, &options.store_dir, findings).await?;
     let upstreams = open_upstreams(options).await?;
     let narinfos = &top.narinfos;
     let (needs, missing) = narinfos::check_narinfos(&bucket, options, narinfos, findings).await?;

@@ -62,7 +62,8 @@ fn an_intact_cache_has_no_findings_and_takes_a_request_per_narinfo() {
     let narinfos = kinds(RequestKind::GetObject(ObjectKind::Narinfo));
     let pages = kinds(RequestKind::ListObjects);
     let uploads = kinds(RequestKind::ListMultipartUploads);
-    assert_eq!((narinfos, pages, uploads, proxy.requests().len()), (3, 2, 1, 6));
+    // And the nix-cache-info.
+    assert_eq!((narinfos, pages, uploads, proxy.requests().len()), (3, 2, 1, 7));
 }
 
 /// Damages one path.
@@ -335,12 +336,9 @@ fn objects_that_nothing_needs_are_notes() {
     ] {
         s3.put(&bucket, key, bytes);
     }
-    s3.remove(&bucket, "nix-cache-info");
     let output = fixture.scratch.sh("s3-pull check \"$C\"");
     assert_eq!(output.ok(), "");
-    for note in
-        ["2 objects that do not belong", "nar/unneeded.nar: a NAR that no narinfo names", "there is no nix-cache-info"]
-    {
+    for note in ["2 objects that do not belong", "nar/unneeded.nar: a NAR that no narinfo names"] {
         assert!(output.stderr.contains(note), "{note}: {}", output.stderr);
     }
     let found = findings(&fixture, "");
@@ -354,8 +352,7 @@ fn objects_that_nothing_needs_are_notes() {
     assert_eq!(keys("foreign-object"), ["backup/x.tar", "notes.html"]);
     assert_eq!(keys("unneeded-nar"), ["nar/unneeded.nar"]);
     assert_eq!(keys("unneeded-listing"), [absent.as_str()]);
-    assert_eq!(keys("no-cache-info"), ["nix-cache-info"]);
-    assert!(found.len() == 5 && found.iter().all(|finding| finding["broken"] == false), "{found:?}");
+    assert!(found.len() == 4 && found.iter().all(|finding| finding["broken"] == false), "{found:?}");
 }
 
 #[test]
@@ -372,6 +369,45 @@ fn the_listing_alone_tells_of_empty_and_foreign_objects() {
     for options in ["--nars", "--read-nars 5%", "--have x", "--upstream file:///x"] {
         fixture.scratch.sh(&format!("s3-pull check --list-only {options} \"$C\"")).fails(2);
     }
+}
+
+/// Nix uses no cache without a valid `nix-cache-info`. A URL with a wrong prefix has none.
+#[test]
+fn a_missing_or_malformed_cache_info_is_broken() {
+    let (fixture, s3, bucket) = mirrored_cache();
+    let wrong = fixture.scratch.sh("s3-pull check \"${C/\\?/\\/typo?}\"");
+    assert!(wrong.fails(1).contains("there is no nix-cache-info"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("0 paths") && wrong.stderr.contains("hint: check the URL"), "{}", wrong.stderr);
+    for (text, cause) in [(&b"garbage\n"[..], "no field \"StoreDir\""), (b"", "no field"), (b"\xff", "UTF-8")] {
+        s3.put(&bucket, "nix-cache-info", text);
+        let (paths, stderr) = broken(&fixture, "");
+        assert!(paths.is_empty() && stderr.contains(cause), "{stderr}");
+        assert!(fixture.scratch.sh(PUBLISH).fails(1).contains(cause));
+    }
+    // The command of the finding mends it, and keeps the other fields.
+    s3.put(&bucket, "nix-cache-info", b"Store: x\ngarbage\nPriority: 30\n");
+    let found = findings(&fixture, "");
+    assert_eq!((found.len(), &found[0]["reason"]), (1, &"malformed-cache-info".into()), "{found:?}");
+    fixture.scratch.sh(found[0]["command"].as_str().unwrap()).ok();
+    assert_eq!(s3.get(&bucket, "nix-cache-info"), b"Store: x\nPriority: 30\nStoreDir: /nix/store\n");
+    fixture.scratch.sh(CHECK).ok();
+    s3.put(&bucket, "nix-cache-info", b"StoreDir: /foo/store\n");
+    assert!(broken(&fixture, "").1.contains("the store directory /foo/store"));
+    assert!(fixture.scratch.sh("s3-push --set-cache-info \"$C\"").fails(1).contains("/foo/store"));
+}
+
+#[test]
+fn a_missing_path_counts_once_whatever_names_it() {
+    let (fixture, s3, bucket) = mirrored_cache();
+    fixture.scratch.sh("for n in 1 2 3; do echo \"$TOP\" | s3-push pin -q \"$C\" main/$n; done").ok();
+    s3.remove(&bucket, &Fixture::narinfo_key(&fixture.closure.top));
+    let (paths, stderr) = broken(&fixture, "");
+    assert_eq!(paths, [fixture.closure.top.as_str()]);
+    assert!(stderr.contains("pinned by main/1 and 2 other pins\n") && stderr.contains("1 path or"), "{stderr}");
+    fixture.scratch.sh(REPAIR).ok();
+    s3.put(&bucket, "pins/main/1", b"garbage");
+    let (paths, stderr) = broken(&fixture, "");
+    assert!(paths.is_empty() && stderr.contains("hint: write the pin again with 's3-push pin'"), "{stderr}");
 }
 
 /// What cannot be read is no finding.
@@ -487,7 +523,7 @@ fn a_check_takes_a_request_per_page_and_narinfo() {
     assert!(output.stderr.contains("2,500 paths, 2,500 NARs"), "{}", output.stderr);
     let counts = s3.take_counts();
     let pages = 2 * paths / page_size as u64;
-    assert_eq!((counts.narinfos, counts.others), (paths, 1), "the pin: {counts:?}");
+    assert_eq!((counts.narinfos, counts.others), (paths, 2), "the pin and nix-cache-info: {counts:?}");
     assert!((pages..pages * 3 / 2 + 5).contains(&counts.pages), "{counts:?}");
     scratch.sh("s3-pull narinfo --all --no-verify-signatures \"$C\" > last.narinfo").ok();
     s3.take_counts();
