@@ -1,11 +1,10 @@
 //! The bucket that a document applies to, from the argument or from `$NIX_S3_CACHE`: a URL `s3://BUCKET[/PREFIX]` or the
 //! bare name of a bucket.
 
-use std::env;
 use std::net::Ipv4Addr;
 
 use nar_pack::error::{Context as _, Error, Result};
-use s3_push::remote::location::{Location, VARIABLE, check_bucket_name};
+use s3_push::remote::location::{Location, VARIABLE, bucket_from_environment, check_bucket_name};
 
 /// A bucket and a prefix in it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -46,16 +45,9 @@ impl Bucket {
 /// Returns the bucket argument, or without it the value of `$NIX_S3_CACHE`, if it is not empty.
 ///
 /// # Errors
-/// A usage error if the variable is not UTF-8 text.
+/// A usage error if the variable contains several URLs.
 pub fn bucket_argument(argument: Option<&str>) -> Result<Option<String>> {
-    match (argument, env::var_os(VARIABLE)) {
-        (Some(text), _) => Ok(Some(text.to_owned())),
-        (None, Some(text)) => {
-            let text = text.into_string().map_err(|_| Error::usage(format!("{VARIABLE} is not UTF-8 text")))?;
-            Ok(Some(text).filter(|text| !text.is_empty()))
-        }
-        (None, None) => Ok(None),
-    }
+    argument.map_or_else(bucket_from_environment, |text| Ok(Some(text.to_owned())))
 }
 
 /// Returns the bucket argument like [`bucket_argument`].

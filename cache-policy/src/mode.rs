@@ -179,9 +179,9 @@ fn reject_inapplicable_flags(cli: &Cli, document: Document) -> Result {
     let (read_only, nix_conf) = (&[Document::ReadOnly][..], &[Document::NixConf][..]);
     let clients = &[Document::NixConf, Document::LandingPage][..];
     let policies = &Document::POLICIES[..];
-    let policies_and_lifecycle =
-        &[Document::ReadOnly, Document::Upload, Document::Admin, Document::Collect, Document::Lifecycle][..];
-    let policies_and_trust = &[Document::ReadOnly, Document::Upload, Document::Admin, Document::OidcTrust][..];
+    let policies_and = |document| [&Document::POLICIES[..], &[document]].concat();
+    let policies_and_lifecycle = &policies_and(Document::Lifecycle)[..];
+    let policies_and_trust = &policies_and(Document::OidcTrust)[..];
     let flags = [
         ("--principal", !cli.principal.is_empty(), policies),
         ("--principal-key-id", !cli.principal_key_id.is_empty(), policies),

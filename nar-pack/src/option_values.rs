@@ -1,5 +1,5 @@
-//! Parsers of option values that several tools share: numbers, byte sizes and names of paths. The format of byte sizes is that of `bytesize`, extended by the
-//! suffixes of coreutils.
+//! Options that several tools share: parsers of numbers, byte sizes and names of paths, and the check that no option is
+//! given that would be ignored. The format of byte sizes is that of `bytesize`, extended by the suffixes of coreutils.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use bytesize::ByteSize;
 
+use crate::error::{Error, Result as ToolResult};
 use crate::store_path::check_name;
 
 /// Returns a parser of numbers in `range`.
@@ -34,6 +35,22 @@ pub fn parse_byte_size(text: &str) -> Result<u64, String> {
         Ok(ByteSize(u64::MAX)) => Err("the size is too large".to_owned()),
         Ok(ByteSize(size)) => Ok(size),
         Err(_) => Err("expected a size such as 64MiB".to_owned()),
+    }
+}
+
+/// Rejects options that would be ignored with `selected`, the flag that determines what the tool does. Each option comes
+/// with whether it is given, and with what it can be used. clap does not enforce `requires` if an argument that is given
+/// conflicts with the required one.
+///
+/// # Errors
+/// Returns a usage error for the first such option.
+pub fn reject_inapplicable<'a>(
+    selected: &str,
+    options: impl IntoIterator<Item = (&'a str, bool, &'a [&'a str])>,
+) -> ToolResult {
+    match options.into_iter().find(|(_, is_given, allowed)| *is_given && !allowed.contains(&selected)) {
+        Some((option, _, allowed)) => Err(Error::inapplicable(option, selected, &allowed.join(", "))),
+        None => Ok(()),
     }
 }
 

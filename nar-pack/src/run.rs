@@ -12,6 +12,7 @@ use crate::cli::Cli;
 use crate::error::{Context as _, Error, Result};
 use crate::export_paths::{ExportOptions, export_paths};
 use crate::nar::{self, CaseHack, Restorer};
+use crate::option_values::reject_inapplicable;
 use crate::path_argument::PathArgument;
 use crate::root_dir::{LeavingLinks, OpenDir, RootDir};
 use crate::stdio::{self, Input};
@@ -124,20 +125,15 @@ impl<'a> NarSource<'a> {
     }
 }
 
-/// Rejects options that would be ignored. clap does not enforce `requires` if an argument that is given conflicts with the
-/// required one.
 fn reject_inapplicable_options(cli: &Cli) -> Result {
     let outputs = [("--unpack", cli.unpack.is_some()), ("--list", cli.list), ("--cat", cli.cat.is_some())];
     let Some((output, _)) = outputs.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
-    let options = [
-        ("--stdin", cli.stdin, "--export"),
-        ("--recursive", cli.recursive, "--export"),
-        ("--root", cli.root.is_some(), "store paths to pack or --export"),
+    let options: [(&str, bool, &[&str]); 3] = [
+        ("--stdin", cli.stdin, &["--export"]),
+        ("--recursive", cli.recursive, &["--export"]),
+        ("--root", cli.root.is_some(), &["store paths to pack", "--export"]),
     ];
-    match options.into_iter().find(|(_, is_given, _)| *is_given) {
-        Some((option, _, allowed)) => Err(Error::inapplicable(option, output, allowed)),
-        None => Ok(()),
-    }
+    reject_inapplicable(output, options)
 }
 
 fn unexpected_argument(argument: &Path, alternative: &str) -> Error {

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use cache_sign::trust::TrustedKeys;
 use nar_pack::error::{Error, Result};
+use nar_pack::option_values::reject_inapplicable;
 use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::process::{command_after_option, command_of_other_tool};
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use s3_push::remote::known_texts::KnownTexts;
-use s3_push::remote::location::VARIABLE;
+use s3_push::remote::location::{VARIABLE, urls_from_environment};
 use s3_push::remote::pins::PinName;
 use s3_push::remote::progress::Verbosity;
 use s3_push::remote::retry::RequestLimits;
@@ -212,8 +213,6 @@ impl Request {
     }
 }
 
-/// Rejects options that would be ignored. clap does not enforce `requires` if an argument that is given conflicts with the
-/// required one, as all outputs do.
 fn reject_inapplicable_options(cli: &Cli) -> Result {
     let outputs = [
         ("--root", cli.root.is_some()),
@@ -234,10 +233,7 @@ fn reject_inapplicable_options(cli: &Cli) -> Result {
         ("--unverified", cli.unverified, &["--cat"]),
         ("--have", cli.have.is_some(), &["--narinfo"]),
     ];
-    match options.into_iter().find(|(_, is_given, allowed)| *is_given && !allowed.contains(&output)) {
-        Some((option, _, allowed)) => Err(Error::inapplicable(option, output, &allowed.join(", "))),
-        None => Ok(()),
-    }
+    reject_inapplicable(output, options)
 }
 
 fn has_output(cli: &Cli) -> bool {
@@ -299,8 +295,7 @@ fn split_targets<'a>(targets: &'a [String], store_dir: &StoreDir) -> Result<(Vec
     }
     let mut urls = urls.to_vec();
     if urls.is_empty() {
-        let variable = std::env::var(VARIABLE).unwrap_or_default();
-        urls.extend(variable.split_whitespace().map(str::to_owned));
+        urls = urls_from_environment()?;
     }
     if urls.is_empty() {
         return Err(Error::usage(format!("no cache given: pass a URL or set {VARIABLE}")));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::CommandFactory as _;
 use nar_pack::error::{Error, Result};
+use nar_pack::option_values::reject_inapplicable;
 use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process::{command_after_option, command_of_other_tool};
@@ -19,6 +20,7 @@ use crate::cli::Cli;
 use crate::publish::intake::NarCheck;
 use crate::publish::missing::{Requirements, Signer};
 use crate::publish::object_options::object_options;
+use crate::publish::part_sizes::{MAX_PART_SIZE, MIN_PART_SIZE};
 use crate::publish::put_key::KeyTarget;
 use crate::publish::upload::ExistingCheck;
 use crate::remote::location::{Location, shell_argument, url_from_environment};
@@ -125,10 +127,10 @@ pub struct SetCacheInfoOptions {
     pub upload: UploadOptions,
     /// The new values.
     pub changes: Changes,
-    /// Whether the result is printed as JSON.
-    pub is_json: bool,
     /// The store directory of the cache.
     pub store_dir: StoreDir,
+    /// Whether the result is printed as JSON.
+    pub is_json: bool,
 }
 
 /// Options of [`Mode::PutKey`].
@@ -157,15 +159,10 @@ impl Mode {
             limits: cli.request_args.limits(cli.jobs, cli.quiet),
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
         };
-        if cli.memory < 2 * cli.part_size {
-            return Err(Error::usage("--memory must be at least twice --part-size"));
-        }
+        reject_inapplicable_options(cli)?;
+        check_part_size(cli)?;
         let path = path.map(|path| PathArgument::resolve(Path::new(&path), &store_dir)).transpose()?;
         if cli.missing {
-            // clap does not enforce that --content-type requires --key, because --key conflicts with --missing.
-            if cli.content_type.is_some() {
-                return Err(Error::inapplicable("--content-type", "--missing", "--key"));
-            }
             refuse_path("--missing", path.as_ref())?;
             let requirements = Requirements { store_dir, signers: signers(cli)?, requires_nar: cli.deep };
             let options = MissingOptions { bucket, requirements, upstreams: cli.upstream.clone(), is_json: cli.json };
@@ -182,10 +179,10 @@ impl Mode {
             let changes = Changes { priority: cli.priority, want_mass_query: cli.want_mass_query };
             let upload = UploadOptions::from_cli(cli)?;
             return Ok(Self::SetCacheInfo(Box::new(SetCacheInfoOptions {
-                store_dir,
                 bucket,
                 upload,
                 changes,
+                store_dir,
                 is_json: cli.json,
             })));
         }
@@ -221,9 +218,43 @@ impl UploadOptions {
             object_options: object_options(&cli.object_options)?,
             is_dry_run: cli.dry_run,
             memory: cli.memory,
-            part_size: cli.part_size,
+            part_size: cli.part_size.max(MIN_PART_SIZE),
         })
     }
+}
+
+fn reject_inapplicable_options(cli: &Cli) -> Result {
+    let modes = [("--missing", cli.missing), ("--key", cli.key.is_some()), ("--set-cache-info", cli.set_cache_info)];
+    let Some((mode, _)) = modes.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+    let object_options = &cli.object_options;
+    let push = "paths to publish";
+    let uploads = &[push, "--key", "--set-cache-info"][..];
+    let options = [
+        ("--content-type", cli.content_type.is_some(), &["--key"][..]),
+        ("--allow-missing-references", cli.allow_missing_references, &[push]),
+        ("--exact", cli.exact, &[push]),
+        ("--priority", cli.priority.is_some(), &[push, "--set-cache-info"]),
+        ("--want-mass-query", cli.want_mass_query.is_some(), &[push, "--set-cache-info"]),
+        ("--storage-class", object_options.storage_class.is_some(), uploads),
+        ("--sse", object_options.sse.is_some(), uploads),
+        ("--sse-kms-key-id", object_options.sse_kms_key_id.is_some(), uploads),
+        ("--tag", !object_options.tag.is_empty(), uploads),
+        ("--object-lock-days", object_options.object_lock_days.is_some(), uploads),
+        ("--cache-control", object_options.cache_control.is_some(), uploads),
+    ];
+    reject_inapplicable(mode, options)
+}
+
+fn check_part_size(cli: &Cli) -> Result {
+    let part_size = cli.part_size.max(MIN_PART_SIZE);
+    if part_size > MAX_PART_SIZE {
+        return Err(Error::usage("--part-size must be at most 5GiB, the maximum of S3"));
+    }
+    if cli.memory < 2 * part_size {
+        let error = Error::usage("--memory must be at least twice --part-size, and 10MiB");
+        return Err(error.with_hint(format!("pass --memory {}MiB or more", (2 * part_size).div_ceil(1 << 20))));
+    }
+    Ok(())
 }
 
 fn signers(cli: &Cli) -> Result<Vec<Signer>> {

@@ -5,6 +5,8 @@ use crate::publish::body::BodyLength;
 
 /// Minimum part size of S3, in bytes.
 pub const MIN_PART_SIZE: u64 = 5 << 20;
+/// Maximum part size of S3, in bytes: 5 GiB.
+pub const MAX_PART_SIZE: u64 = 5 << 30;
 /// Maximum size of an object in S3, in bytes: 5 TiB.
 pub const MAX_OBJECT_SIZE: u64 = 5 << 40;
 /// Maximum number of parts of an upload in S3.

@@ -156,7 +156,8 @@ fn read_parts(
     let mut hasher = Hasher::default();
     for index in 0.. {
         let permit = runtime.block_on(memory.acquire(part_size))?;
-        let mut bytes = Vec::new();
+        // Not larger than the permit: a vector that grows as needed would double.
+        let mut bytes = Vec::with_capacity(part_size);
         input.by_ref().take(part_size as u64).read_to_end(&mut bytes)?;
         hasher.update(&bytes);
         let is_last = bytes.len() < part_size;

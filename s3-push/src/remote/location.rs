@@ -279,14 +279,37 @@ fn broken_name_rule(bucket: &str) -> Option<&'static str> {
     }
 }
 
+/// Returns the URLs in `$NIX_S3_CACHE`, which whitespace separates; none if it is not set.
+///
+/// # Errors
+/// A usage error if the variable is not UTF-8 text.
+pub fn urls_from_environment() -> Result<Vec<String>> {
+    let Some(urls) = std::env::var_os(VARIABLE) else { return Ok(Vec::new()) };
+    let urls = urls.into_string().map_err(|_| Error::usage(format!("{VARIABLE} is not UTF-8 text")))?;
+    Ok(urls.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Returns the bucket in `$NIX_S3_CACHE` for a command line without one; none if it is not set.
+///
+/// # Errors
+/// A usage error if the variable contains several URLs.
+pub fn bucket_from_environment() -> Result<Option<String>> {
+    let mut urls = urls_from_environment()?;
+    match urls.len() {
+        0 | 1 => Ok(urls.pop()),
+        count => Err(Error::usage(format!("expected one bucket in {VARIABLE}, found {count}"))
+            .with_hint("only s3-pull reads from several caches: pass one bucket as an argument")),
+    }
+}
+
 /// Returns the URL of the bucket for a command line without one: the value of `$NIX_S3_CACHE`. `before` is what would follow
 /// the URL on the command line, for the message.
 ///
 /// # Errors
-/// A usage error if the variable is not set or is empty.
+/// A usage error if the variable is not set, is empty, or contains several URLs.
 pub fn url_from_environment(before: &str) -> Result<String> {
-    let url = std::env::var(VARIABLE).ok().filter(|url| !url.trim().is_empty());
-    url.ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET{before} or set {VARIABLE}")))
+    bucket_from_environment()?
+        .ok_or_else(|| Error::usage(format!("no bucket given: pass s3://BUCKET{before} or set {VARIABLE}")))
 }
 
 /// Returns the URL of the bucket as an argument of a shell: as it is if it is one of `arguments`, and otherwise as the

@@ -126,6 +126,7 @@ fn configurations_are_printed_and_misplaced_flags_are_refused() {
         "--oidc-trust token.actions.githubusercontent.com --account 123456789012 --subject repo:a/b:ref:refs/heads/main",
         "--admin --principal 123456789012 --require-tls my-cache",
         "--upload --partition aws-cn --vpc-endpoint vpce-1a2b my-cache",
+        "--collect --partition aws-cn my-cache",
         "--upload 's3://my-cache?region=us-gov-west-1'",
     ] {
         let parsed: Value = serde_json::from_str(&document(&scratch, arguments)).unwrap();

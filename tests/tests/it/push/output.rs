@@ -31,7 +31,10 @@ fn any_bytes_are_stored_under_a_key() {
     fs::write(fixture.path("body"), &body).unwrap();
     sh(&format!("{push} log/file < body")).ok();
     sh(&format!("{push} log/empty < /dev/null; printf x | {push} log/short --content-type text/x-test")).ok();
-    assert_eq!(s3.objects(&bucket), ["log/empty", "log/file", "log/pipe", "log/short"]);
+    // A smaller part size is that of S3, and the memory is for two of these parts.
+    fixture.scratch.sh_with_input("cat | s3-push \"$C\" --part-size 1MiB --memory 10MiB --key log/small", &body).ok();
+    assert!(s3.get(&bucket, "log/small") == body);
+    assert_eq!(s3.objects(&bucket), ["log/empty", "log/file", "log/pipe", "log/short", "log/small"]);
     assert!(s3.get(&bucket, "log/pipe") == body && s3.get(&bucket, "log/file") == body);
     assert_eq!((s3.get(&bucket, "log/empty").len(), s3.get(&bucket, "log/short").len()), (0, 1));
     let about = head(&fixture.scratch, &s3.endpoint(), &format!("/{bucket}/log/short"));
