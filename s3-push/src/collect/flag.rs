@@ -7,6 +7,7 @@ use bytes::Bytes;
 use nar_pack::error::{Error, Result};
 
 use super::records::{FLAG_KEY, GcObjects};
+use crate::remote::TextObject;
 use crate::remote::s3::{Bucket, PutOutcome};
 
 /// Age at which the flag of another collector is taken over.
@@ -41,12 +42,25 @@ impl<'a> SweepFlag<'a> {
         takeover_pause: Duration,
         work: impl AsyncFnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
-        let mut flag = Self::set(bucket, objects, now, takeover_pause).await?;
-        let result = work(&mut flag).await;
-        let removed = flag.remove().await;
+        let mut flag = Self::new(bucket, now, takeover_pause);
+        let result: Result<T> = async {
+            flag.set(objects, now).await?;
+            let value = work(&mut flag).await?;
+            flag.require_owned().await?;
+            Ok(value)
+        }
+        .await;
+        // After an error, the first one is reported.
+        let removed = flag.remove_if_owned().await;
         let value = result?;
         removed?;
         Ok(value)
+    }
+
+    fn new(bucket: &'a Bucket, now: SystemTime, takeover_pause: Duration) -> Self {
+        let owner = format!("{:032x}", fastrand::u128(..));
+        let text = format!("Owner: {owner}\nTime: {}\n", humantime::format_rfc3339_seconds(now));
+        Self { bucket, text, written: Instant::now(), takeover_pause }
     }
 
     /// Removes the flag of a collector that has stopped, after `takeover_pause`. Otherwise pins and pushes would wait for it.
@@ -71,20 +85,19 @@ impl<'a> SweepFlag<'a> {
     ///
     /// # Errors
     /// Fails if another collector has it, or if it cannot be written.
-    async fn set(bucket: &'a Bucket, objects: &GcObjects, now: SystemTime, takeover_pause: Duration) -> Result<Self> {
-        let owner = format!("{:032x}", fastrand::u128(..));
-        let text = format!("Owner: {owner}\nTime: {}\n", humantime::format_rfc3339_seconds(now));
-        let mut flag = Self { bucket, text, written: Instant::now(), takeover_pause };
+    async fn set(&mut self, objects: &GcObjects, now: SystemTime) -> Result {
+        if self.bucket.is_dry_run() {
+            return Ok(());
+        }
         let pause = match objects.flag_time {
-            None => flag.create().await?,
-            Some(_) if is_abandoned(objects, now) => flag.take_over().await?,
-            Some(_) => return Err(flag.in_use()),
+            None => self.create().await?,
+            Some(_) if is_abandoned(objects, now) => self.take_over().await?,
+            Some(_) => return Err(self.in_use()),
         };
         if let Some(pause) = pause {
             tokio::time::sleep(pause).await;
         }
-        flag.require_owned().await?;
-        Ok(flag)
+        self.require_owned().await
     }
 
     fn in_use(&self) -> Error {
@@ -99,7 +112,10 @@ impl<'a> SweepFlag<'a> {
 
     /// Writes the flag where there is none. Returns how long to wait before it is read back.
     async fn create(&mut self) -> Result<Option<Duration>> {
-        if self.bucket.put_new(FLAG_KEY, "text/plain", self.body()).await? == PutOutcome::Existed {
+        // It is this process's own if the response to the first attempt of the request was lost.
+        if self.bucket.put_new(FLAG_KEY, "text/plain", self.body()).await? == PutOutcome::Existed
+            && self.find_own().await?.is_none()
+        {
             return Err(self.in_use());
         }
         // A service that ignores the condition writes it once more.
@@ -114,13 +130,23 @@ impl<'a> SweepFlag<'a> {
     async fn take_over(&mut self) -> Result<Option<Duration>> {
         let found = self.bucket.get_text(FLAG_KEY, MAX_SIZE).await?.ok_or_else(|| self.in_use())?;
         let etag = found.etag.as_deref();
-        match self.bucket.put_if_unchanged(FLAG_KEY, "text/plain", self.body(), etag).await? {
-            PutOutcome::Existed => Err(self.in_use()),
-            PutOutcome::Created => {
-                self.written = Instant::now();
-                Ok(Some(self.takeover_pause))
-            }
+        let outcome = self.bucket.put_if_unchanged(FLAG_KEY, "text/plain", self.body(), etag).await?;
+        if outcome == PutOutcome::Existed && self.find_own().await?.is_none() {
+            return Err(self.in_use());
         }
+        self.written = Instant::now();
+        Ok(Some(self.takeover_pause))
+    }
+
+    /// Reads the flag; returns it if it is this process's own.
+    async fn find_own(&self) -> Result<Option<TextObject>> {
+        let found = self.bucket.get_text(FLAG_KEY, MAX_SIZE).await?;
+        Ok(found.filter(|found| found.text == self.text))
+    }
+
+    fn taken_over(&self) -> Error {
+        let url = self.bucket.display_url(FLAG_KEY);
+        Error::failed(format!("{url}: another collector has taken over; nothing more is deleted"))
     }
 
     /// Checks that this process still has the flag, and writes it again if it is old. Called before each deletion.
@@ -128,14 +154,16 @@ impl<'a> SweepFlag<'a> {
     /// # Errors
     /// Fails if another collector has taken it over, or if it cannot be read.
     pub async fn require_owned(&mut self) -> Result {
-        let found = self.bucket.get_text(FLAG_KEY, MAX_SIZE).await?;
-        let Some(found) = found.filter(|found| found.text == self.text) else {
-            let url = self.bucket.display_url(FLAG_KEY);
-            return Err(Error::failed(format!("{url}: another collector has taken over; nothing more is deleted")));
-        };
+        if self.bucket.is_dry_run() {
+            return Ok(());
+        }
+        let found = self.find_own().await?.ok_or_else(|| self.taken_over())?;
         if self.written.elapsed() >= RENEWAL_AGE {
             let etag = found.etag.as_deref();
-            self.bucket.put_if_unchanged(FLAG_KEY, "text/plain", self.body(), etag).await?;
+            let outcome = self.bucket.put_if_unchanged(FLAG_KEY, "text/plain", self.body(), etag).await?;
+            if outcome == PutOutcome::Existed && self.find_own().await?.is_none() {
+                return Err(self.taken_over());
+            }
             self.written = Instant::now();
         }
         Ok(())
@@ -145,8 +173,10 @@ impl<'a> SweepFlag<'a> {
     ///
     /// # Errors
     /// Fails if it cannot be read or removed.
-    async fn remove(mut self) -> Result {
-        self.require_owned().await?;
+    async fn remove_if_owned(self) -> Result {
+        if self.bucket.is_dry_run() || self.find_own().await?.is_none() {
+            return Ok(());
+        }
         self.bucket.delete(&[FLAG_KEY.to_owned()]).await
     }
 }
