@@ -130,6 +130,10 @@ pub struct DeleteArgs {
     #[arg(long, value_name = "AGE", value_parser = parse_age, help_heading = "Input")]
     pub keep_within: Option<Duration>,
 
+    /// Print what would be deleted now, and how much would be doomed; write nothing
+    #[arg(short = 'n', long, help_heading = "Output")]
+    pub dry_run: bool,
+
     /// How it takes over
     #[command(flatten)]
     pub takeover: TakeoverArgs,
@@ -166,6 +170,10 @@ pub struct CollectArgs {
     #[arg(long, value_name = "PERCENT", default_value = "20%", value_parser = parse_percent, help_heading = "Output")]
     pub max_delete: u8,
 
+    /// Print what would be deleted now, and how much would be doomed; write nothing
+    #[arg(short = 'n', long, help_heading = "Output")]
+    pub dry_run: bool,
+
     /// How it takes over
     #[command(flatten)]
     pub takeover: TakeoverArgs,
@@ -184,7 +192,7 @@ pub struct CollectArgs {
 const AFTER_LONG_HELP_COLLECT: &str = "\
 Output: the deleted store paths, then the keys of the deleted objects, one per line. Nothing is printed if nothing is dead.
 
-For a dry run, use 's3-pull dead' with the same --older-than, --keep-last, --keep-within and --roots: it lists the dead paths, and only reads.
+With --dry-run, the output is what a run would delete now. 's3-pull dead' with the same --older-than, --keep-last, --keep-within and --roots lists all dead paths, also those that are not doomed yet.
 
 Examples:
   s3-push collect --older-than 30d s3://my-cache
@@ -224,4 +232,4 @@ Output: the names of the removed pins, one per line.
 Example:
   s3-push unpin s3://my-cache 'pr-*'
 
-Exit status: 0 success; 1 no pin matches; 2 usage error or failed operation; 141 standard output was closed.";
+Exit status: 0 success; 1 a pattern matches no pin, and those that the others match are removed; 2 usage error or failed operation; 141 standard output was closed.";

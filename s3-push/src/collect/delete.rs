@@ -17,7 +17,7 @@ use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
 use super::outcome::{Outcome, OutcomeWriter};
 use super::records::{DOOM_PERIOD, GcObjects, RECORD_RENEWAL_AGE, RecordWriter, doomed_for, read_doomed};
-use super::require_share;
+use super::{done, require_share};
 use crate::TOOL;
 use crate::remote::cli::only_url;
 use crate::remote::known_texts::KnownTexts;
@@ -67,10 +67,10 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         known: None,
     };
     let deleted = runtime.block_on(async {
-        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
         delete_paths(&bucket, candidates, &options).await
     })?;
-    let mut writer = OutcomeWriter::new(args.json)?;
+    let mut writer = OutcomeWriter::new(args.json, args.dry_run)?;
     writer.add_paths(&deleted)?;
     writer.finish()
 }
@@ -83,6 +83,9 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
 pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &DeleteOptions) -> Result<Outcome> {
     let (objects, now) = GcObjects::list_with_time(bucket).await?;
     if candidates.paths.is_empty() {
+        if !options.is_quiet {
+            process::print_message(TOOL, "no dead paths");
+        }
         SweepFlag::remove_abandoned(bucket, &objects, now, options.takeover_pause).await?;
         return Ok(Outcome::default());
     }
@@ -95,7 +98,7 @@ pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &Del
         writer.add_narinfo(&candidates.text(index)?).await?;
     }
     writer.flush().await?;
-    plan.print(options);
+    plan.print(bucket, options);
     let outcome = plan.outcome();
     if plan.ready.is_empty() {
         SweepFlag::remove_abandoned(bucket, &objects, now, options.takeover_pause).await?;
@@ -199,18 +202,24 @@ impl Plan {
         }
     }
 
-    fn print(&self, options: &DeleteOptions) {
-        let print = |count: usize, what: &str| {
+    fn print(&self, bucket: &Bucket, options: &DeleteOptions) {
+        let print_as = |count: usize, verb: &str, what: &str| {
             if count > 0 && !options.is_quiet {
-                process::print_message(TOOL, format!("{} {} {what}", count_of(count, "path"), is_or_are(count)));
+                process::print_message(TOOL, format!("{} {verb} {what}", count_of(count, "path")));
             }
         };
+        let print = |count: usize, what: &str| print_as(count, is_or_are(count), what);
         let hours = usize::try_from(self.longest_wait.as_secs().div_ceil(3600)).unwrap_or(usize::MAX);
-        print(self.to_doom.len(), "doomed: run the command again in 24 hours or later to delete what is doomed");
+        let doomed = self.to_doom.len();
+        print_as(
+            doomed,
+            done(bucket, doomed),
+            "doomed: run the command again in 24 hours or later to delete what is doomed",
+        );
         print(self.waiting, &format!("doomed and can be deleted in {}", count_of(hours, "hour")));
         print(self.changed, "skipped: changed since the input was made");
         print(self.absent, "skipped: not in the cache");
-        if options.now && !self.ready.is_empty() {
+        if options.now && !self.ready.is_empty() && !bucket.is_dry_run() {
             process::print_message(
                 TOOL,
                 "warning: --now: a push that runs at the same time can leave paths without their references",
@@ -311,7 +320,7 @@ impl<'a> Sweep<'a> {
     async fn remove_pins(&self, keys: &[String]) -> Result {
         self.bucket.delete(keys).await?;
         if !keys.is_empty() && !self.options.is_quiet {
-            let (count, verb) = (count_of(keys.len(), "pin"), is_or_are(keys.len()));
+            let (count, verb) = (count_of(keys.len(), "pin"), done(self.bucket, keys.len()));
             process::print_message(TOOL, format!("{count} {verb} removed: not kept by --keep-last or --keep-within"));
         }
         Ok(())
@@ -378,7 +387,8 @@ impl<'a> Sweep<'a> {
         if self.options.is_quiet {
             return;
         }
-        process::print_message(TOOL, format!("{} {} deleted", count_of(deleted, "path"), is_or_are(deleted)));
+        let verb = done(self.bucket, deleted);
+        process::print_message(TOOL, format!("{} {verb} deleted", count_of(deleted, "path")));
         let kept = self.paths.len() - deleted;
         if kept > 0 {
             let (count, verb) = (count_of(kept, "path"), is_or_are(kept));

@@ -23,6 +23,7 @@ mod unneeded;
 use nar_pack::error::{Error, Result};
 
 use crate::collect::cli::Command;
+use crate::remote::progress::is_or_are;
 use crate::remote::s3::Bucket;
 use crate::remote::start_runtime;
 
@@ -41,6 +42,11 @@ pub fn run(command: &Command) -> Result {
     };
     runtime.shutdown_background();
     result
+}
+
+/// Returns the verb of a message about `count` objects that were, or in a dry run would be, changed.
+fn done(bucket: &Bucket, count: usize) -> &'static str {
+    if bucket.is_dry_run() { "would be" } else { is_or_are(count) }
 }
 
 /// Refuses to doom or delete more than this share of the objects of a kind.

@@ -28,6 +28,7 @@ pub struct Outcome {
 pub struct OutcomeWriter {
     out: Output,
     is_json: bool,
+    status: &'static str,
     summary: Map<String, Value>,
 }
 
@@ -36,8 +37,9 @@ impl OutcomeWriter {
     ///
     /// # Errors
     /// Fails if standard output cannot be used.
-    pub fn new(is_json: bool) -> Result<Self> {
-        Ok(Self { out: stdio::stdout(None)?, is_json, summary: Map::new() })
+    pub fn new(is_json: bool, is_dry_run: bool) -> Result<Self> {
+        let status = if is_dry_run { "would-delete" } else { "deleted" };
+        Ok(Self { out: stdio::stdout(None)?, is_json, status, summary: Map::new() })
     }
 
     /// Writes which paths were deleted.
@@ -59,7 +61,7 @@ impl OutcomeWriter {
     fn add(&mut self, outcome: &Outcome, field: &str, kind: &str) -> Result {
         for name in &outcome.deleted {
             if self.is_json {
-                write_object(&mut self.out, json!({ field: name, "status": "deleted" }))?;
+                write_object(&mut self.out, json!({ field: name, "status": self.status }))?;
             } else {
                 writeln!(self.out, "{name}")?;
             }

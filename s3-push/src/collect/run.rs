@@ -44,9 +44,9 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         is_quiet,
         known: roots.known.clone(),
     };
-    let mut writer = OutcomeWriter::new(args.json)?;
+    let mut writer = OutcomeWriter::new(args.json, args.dry_run)?;
     runtime.block_on(async {
-        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
         let dead = find_dead(&bucket, &options.store_dir, &roots).await?;
         let paths = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options).await?;
         // They are deleted, whatever becomes of the next step.

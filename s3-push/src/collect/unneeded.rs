@@ -75,10 +75,10 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
     };
     options.require_valid()?;
     let deleted = runtime.block_on(async {
-        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?;
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
         delete_unneeded(&bucket, &options).await
     })?;
-    let mut writer = OutcomeWriter::new(args.json)?;
+    let mut writer = OutcomeWriter::new(args.json, args.dry_run)?;
     writer.add_objects(&deleted)?;
     writer.finish()
 }
@@ -126,7 +126,7 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
         })
         .await?
     };
-    plan.print(deleted.len(), options);
+    plan.print(bucket, deleted.len(), options);
     let kept = plan.ready.len() - deleted.len();
     Ok(Outcome { deleted, doomed: plan.to_doom.len(), waiting: plan.waiting, kept, ..Outcome::default() })
 }
@@ -173,15 +173,16 @@ impl Plan {
         writer.flush().await
     }
 
-    fn print(&self, deleted: usize, options: &UnneededOptions) {
-        let doomed = self.to_doom.len();
-        if options.is_quiet || deleted + doomed + self.waiting == 0 {
+    fn print(&self, bucket: &Bucket, deleted: usize, options: &UnneededOptions) {
+        if options.is_quiet {
             return;
         }
-        let [deleted, doomed, waiting] = [deleted, doomed, self.waiting].map(|count| HumanCount(count as u64));
+        let [deleted, doomed, waiting] =
+            [deleted, self.to_doom.len(), self.waiting].map(|count| HumanCount(count as u64));
+        let would_be = if bucket.is_dry_run() { "would be " } else { "" };
         let message = format!(
-            "NARs and other objects that no path needs: {deleted} deleted, {doomed} doomed, {waiting} within the grace \
-             period"
+            "NARs and other objects that no path needs: {deleted} {would_be}deleted, {doomed} {would_be}doomed, {waiting} \
+             within the grace period"
         );
         process::print_message(TOOL, message);
     }

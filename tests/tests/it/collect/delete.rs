@@ -36,6 +36,35 @@ pub fn doomed_cache() -> (Fixture, &'static EmbeddedS3, String) {
 }
 
 #[test]
+fn a_dry_run_prints_what_a_run_deletes_and_writes_nothing() {
+    let (fixture, s3, bucket) = old_cache();
+    let sh = |script: &str| fixture.scratch.sh(script);
+    let collect = "s3-push collect --older-than 30d --no-roots --max-delete 100% \"$C\"";
+    let dry_run = |s3: &EmbeddedS3| {
+        let before = snapshot(s3, &bucket);
+        let outputs = [sh(&format!("{collect} -n")), sh(&format!("{DEAD}; {DELETE} -n"))];
+        assert_eq!(snapshot(s3, &bucket), before);
+        outputs.map(|output| {
+            output.ok();
+            (output.text(), output.stderr)
+        })
+    };
+    for (deleted, stderr) in dry_run(s3) {
+        assert!(deleted.is_empty() && stderr.contains("3 paths would be doomed"), "{stderr}");
+    }
+    sh(collect).ok();
+    age_records(s3, &bucket, DAY);
+    let planned = dry_run(s3);
+    for (_, stderr) in &planned {
+        assert!(stderr.contains("3 paths would be deleted"), "{stderr}");
+    }
+    let nars = sh("s3-push delete --nars --dry-run --max-delete 100% \"$C\"");
+    assert!(nars.ok().is_empty() && nars.stderr.contains("0 would be deleted, 0 would be doomed"), "{}", nars.stderr);
+    let deleted = sh(&format!("{DEAD}; {DELETE}")).text();
+    assert_eq!(planned.map(|(planned, _)| planned), [deleted.clone(), deleted]);
+}
+
+#[test]
 fn paths_are_doomed_first_and_deleted_a_day_later() {
     let (fixture, s3, bucket) = old_cache();
     let first = fixture.scratch.sh(&format!("{DEAD}; {DELETE}"));
