@@ -24,6 +24,11 @@ fn a_pin_lists_its_paths_until_it_is_removed() {
     assert_eq!(sh("s3-push unpin \"$C\" 'pr-*'").ok(), "pr-17\npr-2");
     assert_eq!(sh("s3-pull pins \"$C\"").ok(), "main/2026-11-24");
     assert!(sh("s3-push unpin \"$C\" 'pr-*'").fails(1).contains("no pin matches pr-*"));
+    // The others are removed.
+    sh("s3-push pin -q \"$C\" pr-3 < paths").ok();
+    let partly = sh("s3-push unpin \"$C\" pr-3 pr-4 'x*'");
+    assert!(partly.stderr.contains("no pin matches pr-4 x*") && partly.text().trim() == "pr-3", "{}", partly.stderr);
+    assert_eq!((partly.status, sh("s3-pull pins \"$C\"").ok()), (1, "main/2026-11-24".to_owned()));
     assert!(sh("s3-pull pins \"$C\" pr-2").fails(1).contains("there is no such pin"));
 }
 
