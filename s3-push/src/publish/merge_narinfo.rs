@@ -151,8 +151,8 @@ impl PublishContext {
     }
 
     /// Writes the narinfo of a doomed path, so that it is young, and keeps the signatures of the one that is there.
-    /// Returns when the collector cannot delete it any more.
-    pub async fn put_doomed_narinfo(&self, narinfo: &NarInfo) -> Result {
+    /// Returns when the collector cannot delete it any more, and whether what was written is signed.
+    pub async fn put_doomed_narinfo(&self, narinfo: &NarInfo) -> Result<bool> {
         for _ in 0..MAX_MERGE_ATTEMPTS {
             let remote = self.fetch_narinfo(narinfo).await?;
             let found = remote.as_ref().map(|remote| &remote.narinfo).filter(|found| found.same_contents(narinfo));
@@ -161,7 +161,7 @@ impl PublishContext {
                 && self.collector_wait.confirm(self.bucket(), &narinfo.key()).await?
             {
                 self.existing.add_new(narinfo.path.hash_part()).await;
-                return Ok(());
+                return Ok(is_signed(&merged));
             }
         }
         Err(too_many_conflicts(narinfo))
@@ -216,8 +216,11 @@ impl PublishContext {
     async fn replace_narinfo(&self, narinfo: &NarInfo, etag: Option<&str>) -> Result<bool> {
         let body = narinfo.to_text()?.into();
         let outcome = self.bucket().put_if_unchanged(&narinfo.key(), narinfo_content_type(narinfo), body, etag).await?;
-        self.existing.add(narinfo.path.hash_part()).await;
-        Ok(outcome == PutOutcome::Created && self.is_kept(narinfo).await?)
+        let is_written = outcome == PutOutcome::Created && self.is_kept(narinfo).await?;
+        if is_written {
+            self.existing.add(narinfo.path.hash_part()).await;
+        }
+        Ok(is_written)
     }
 }
 

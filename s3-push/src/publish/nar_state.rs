@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::Arc;
 
 use futures_util::future::{self, BoxFuture, Shared};
-use nar_pack::error::Result;
+use nar_pack::error::{Error, Result};
 use narinfo_gen::archive::Object;
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::NarDigests;
@@ -52,6 +52,8 @@ enum Contents {
     Parts(SentUpload, OwnedSemaphorePermit),
     /// In the bucket.
     Object(UploadedObject),
+    /// Nowhere: the upload failed.
+    Failed(Error),
     /// Nowhere: they were dropped because no path needed them.
     Dropped,
 }
@@ -139,17 +141,19 @@ impl PublishContext {
     /// Returns the object of a NAR, uploading it if necessary. Returns `None` if its contents were dropped.
     pub async fn object_of(&self, nar: &VerifiedNar) -> Result<Option<UploadedObject>> {
         let mut contents = nar.contents.lock().await;
-        let object = match mem::replace(&mut *contents, Contents::Dropped) {
+        let uploaded = match mem::replace(&mut *contents, Contents::Dropped) {
             Contents::Memory(body) => {
                 let digests = future::ready(Ok(()));
-                self.uploader.upload(&target(&nar.key, Overwrite::Never), body, digests).await?.1
+                let target = target(&nar.key, Overwrite::Never);
+                self.uploader.upload(&target, body, digests).await.map(|((), object)| object)
             }
-            Contents::Parts(sent, _permit) => self.uploader.complete_multipart(sent).await?,
-            Contents::Object(object) => object,
+            Contents::Parts(sent, _permit) => self.uploader.complete_multipart(sent).await,
+            Contents::Object(object) => Ok(object),
+            Contents::Failed(error) => Err(error),
             Contents::Dropped => return Ok(None),
         };
-        *contents = Contents::Object(object);
-        Ok(Some(object))
+        *contents = uploaded.clone().map_or_else(Contents::Failed, Contents::Object);
+        uploaded.map(Some)
     }
 
     /// Uploads a NAR that no path has needed so far, to free its memory, unless the bucket has it.
@@ -176,7 +180,7 @@ impl PublishContext {
         let mut contents = nar.contents.lock().await;
         match mem::replace(&mut *contents, Contents::Dropped) {
             Contents::Parts(sent, _permit) => self.uploader.abort_multipart(sent).await,
-            Contents::Object(object) => *contents = Contents::Object(object),
+            kept @ (Contents::Object(_) | Contents::Failed(_)) => *contents = kept,
             Contents::Memory(_) | Contents::Dropped => {}
         }
     }

@@ -196,15 +196,14 @@ impl PublishContext {
     /// Writes a narinfo, which makes the path visible. `UploadedObject` is the proof that its NAR is complete.
     async fn put_narinfo(&self, narinfo: &NarInfo, _: UploadedObject) -> Result<Status> {
         self.confirm_nar(narinfo).await?;
-        let sent = Status::Sent { bytes: narinfo.file_size.unwrap_or(0), signed: is_signed(narinfo) };
+        let bytes = narinfo.file_size.unwrap_or(0);
         if self.existing.is_doomed(narinfo.path.hash_part()).await {
-            self.put_doomed_narinfo(narinfo).await?;
-            return Ok(sent);
+            return Ok(Status::Sent { bytes, signed: self.put_doomed_narinfo(narinfo).await? });
         }
         for _ in 0..MAX_MERGE_ATTEMPTS {
             if self.write_over(narinfo, None).await? {
                 self.existing.add_new(narinfo.path.hash_part()).await;
-                return Ok(sent);
+                return Ok(Status::Sent { bytes, signed: is_signed(narinfo) });
             }
             let status = self.merge_into_remote(narinfo).await?;
             // None if it was deleted meanwhile, or may not be read: then its contents are unknown, and stay.

@@ -11,7 +11,7 @@ use aws_sdk_s3::types::MetadataDirective;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use bytes::Bytes;
-use nar_pack::error::Result;
+use nar_pack::error::{Error, Result};
 use narinfo_gen::hash::Sha256;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -94,7 +94,7 @@ impl Bucket {
     /// meanwhile.
     ///
     /// # Errors
-    /// See [`Bucket::put`].
+    /// See [`Bucket::put`]. Fails without an entity tag: what another process has written would be lost.
     pub async fn put_if_unchanged(
         &self,
         key: &str,
@@ -102,7 +102,8 @@ impl Bucket {
         body: Bytes,
         etag: Option<&str>,
     ) -> Result<PutOutcome> {
-        let precondition = etag.map_or(Precondition::None, Precondition::Unchanged);
+        let missing = || Error::failed(format!("{}: the service sends no entity tag for it", self.display_url(key)));
+        let precondition = Precondition::Unchanged(etag.ok_or_else(missing)?);
         self.put_if(key, content_type, body, BodySignature::ComputedHash, precondition).await
     }
 

@@ -19,6 +19,18 @@ fn doomed_paths_are_missing_and_a_push_makes_them_young() {
     fixture.assert_pulls("$C", "");
 }
 
+/// The narinfo keeps its signatures, also if the input has none.
+#[test]
+fn a_doomed_path_that_is_pushed_unsigned_stays_signed() {
+    let (fixture, ..) = doomed_cache();
+    let unsigned = ARCHIVE.replace("| cache-sign -k key.sec", "");
+    assert_ne!(unsigned, ARCHIVE);
+    let pushed = fixture.scratch.sh(&format!("{unsigned} | s3-push --no-nix \"$C\""));
+    pushed.ok();
+    assert!(!pushed.stderr.contains("without a signature"), "{}", pushed.stderr);
+    fixture.assert_pulls("$C", "");
+}
+
 /// The records stay for the grace period of the NARs. Until then, what was published again is not published every time.
 #[test]
 fn paths_that_were_published_again_are_not_doomed_any_more() {
