@@ -1,7 +1,7 @@
 //! The event loop of a push: starts a task (`publish_path`) for each path whose NAR and references have arrived, and
 //! defers the others until the end of the input. Tasks never wait for input that has not been read, so the loop may pause reading while many tasks run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -77,7 +77,7 @@ pub struct Publisher {
     /// Narinfos whose NAR or references have not arrived yet.
     deferred: Vec<NarInfo>,
     /// Refused NARs that no path refers to so far.
-    refused_nars: HashMap<String, Error>,
+    refused_nars: BTreeMap<String, Error>,
     /// Keys of NARs that a path refers to.
     claimed_nars: HashSet<String>,
     /// Whether a narinfo was malformed, so that no path of the uploads that wait can be published.
@@ -158,7 +158,7 @@ impl Publisher {
             nars: Nars::default(),
             paths: HashMap::new(),
             deferred: Vec::new(),
-            refused_nars: HashMap::new(),
+            refused_nars: BTreeMap::new(),
             claimed_nars: HashSet::new(),
             is_narinfo_refused: false,
             tasks: JoinSet::new(),
@@ -171,11 +171,17 @@ impl Publisher {
     ///
     /// # Errors
     /// The first failed operation ends the push. Refusals are collected, and everything else is published.
-    pub async fn run(
-        mut self,
-        mut events: mpsc::Receiver<Event>,
-        intake: impl Future<Output = Result>,
-    ) -> Result<Report> {
+    pub async fn run(mut self, events: mpsc::Receiver<Event>, intake: impl Future<Output = Result>) -> Result<Report> {
+        match self.publish_all(events, intake).await {
+            Ok(()) => Ok(self.report),
+            Err(error) => {
+                self.report.abort();
+                Err(error)
+            }
+        }
+    }
+
+    async fn publish_all(&mut self, mut events: mpsc::Receiver<Event>, intake: impl Future<Output = Result>) -> Result {
         let mut is_open = true;
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         let mut records_expired =
@@ -204,12 +210,8 @@ impl Publisher {
         for (key, error) in std::mem::take(&mut self.refused_nars) {
             self.report.add_refusal(&key, &error.into())?;
         }
-        if let Err(error) = end_of_input {
-            self.report.abort();
-            return Err(error);
-        }
-        self.ensure_cache_info().await?;
-        Ok(self.report)
+        end_of_input?;
+        self.ensure_cache_info().await
     }
 
     async fn join_tasks(&mut self) -> Result {

@@ -1,5 +1,6 @@
 //! Pins: objects `pins/NAME`, each a path list. The paths, and everything that they reference, are kept by the collector.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -156,12 +157,14 @@ impl Retention {
         if self.keep_last.is_none() && self.keep_within.is_none() {
             return (pins, Vec::new());
         }
+        let mut groups: HashMap<&str, Vec<(SystemTime, &PinName)>> = HashMap::new();
+        for pin in &pins {
+            groups.entry(pin.name.group()).or_default().push((pin.last_modified, &pin.name));
+        }
+        groups.values_mut().for_each(|group| group.sort_unstable());
         let newer_in_group = |pin: &ListedPin| {
-            let is_newer = |other: &&ListedPin| {
-                other.name.group() == pin.name.group()
-                    && (other.last_modified, &other.name) > (pin.last_modified, &pin.name)
-            };
-            pins.iter().filter(is_newer).count()
+            let group = &groups[pin.name.group()];
+            group.len() - group.partition_point(|other| *other <= (pin.last_modified, &pin.name))
         };
         let counts = |pin: &ListedPin| {
             let age = now.duration_since(pin.last_modified).unwrap_or_default();
