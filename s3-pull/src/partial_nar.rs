@@ -14,7 +14,7 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::regular_file;
 use nar_pack::root_dir::OpenDir;
 use narinfo_gen::narinfo::NarInfo;
-use rustix::fs::{AtFlags, FlockOperation, OFlags, flock, unlinkat};
+use rustix::fs::{AtFlags, FlockOperation, OFlags, flock, fstatvfs, unlinkat};
 use s3_push::remote::chunks::ChunkReader;
 use s3_push::remote::transfer::{MIN_RANGED_SIZE, ResumePoint};
 
@@ -33,8 +33,9 @@ pub struct PartialNar {
 }
 
 impl PartialNar {
-    /// Opens the file of a NAR, and creates it if necessary. Returns none if the NAR is small or has no FileHash, or if
-    /// another process downloads it.
+    /// Opens the file of a NAR, and creates it if necessary. Returns none if the NAR is small or has no FileHash, if
+    /// another process or user downloads it, or if the file system does not have enough space for this copy beside the
+    /// unpacked files.
     ///
     /// # Errors
     /// Fails if something other than such a file has its name, or if it cannot be created.
@@ -46,17 +47,33 @@ impl PartialNar {
             let hint = format!("remove {}", path.display());
             Error::failed(format!("cannot continue the download in {}: {error}", path.display())).with_hint(hint)
         };
-        let file = regular_file::open_at(&**store, &name, OFlags::RDWR | OFlags::CREATE);
-        let file = file.map_err(|error| failed(error.into()))?;
+        let file = match regular_file::open_at(&**store, &name, OFlags::RDWR | OFlags::CREATE) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            Err(error) => return Err(failed(error.into())),
+        };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(None);
         }
-        match file.metadata().context(|| path.display())?.nlink() {
-            1 => Ok(Some(Self { store: Arc::clone(store), name, file })),
+        let metadata = file.metadata().context(|| path.display())?;
+        match metadata.nlink() {
+            1 => {}
             // The download that had the lock has just ended.
-            0 => Ok(None),
-            _ => Err(failed(Error::failed("it has several hard links"))),
+            0 => return Ok(None),
+            _ => return Err(failed(Error::failed("it has several hard links"))),
         }
+        let partial = Self { store: Arc::clone(store), name, file };
+        let missing_size = narinfo.file_size.unwrap_or_default().saturating_sub(metadata.len());
+        if partial.has_space(missing_size.saturating_add(narinfo.nar_size)) {
+            return Ok(Some(partial));
+        }
+        partial.remove();
+        Ok(None)
+    }
+
+    /// Returns whether the file system has `size` bytes of free space, as far as is known.
+    fn has_space(&self, size: u64) -> bool {
+        fstatvfs(&self.file).map_or(true, |stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= size)
     }
 
     /// Returns where to continue, if there is anything to continue. Unreadable and foreign contents are ignored.
@@ -65,7 +82,9 @@ impl PartialNar {
         let mut header = [0; HEADER_SIZE];
         self.file.read_exact_at(&mut header, 0).ok()?;
         let etag = header.split(|&byte| byte == b'\n').next()?;
-        let etag = str::from_utf8(etag).ok().filter(|etag| etag.starts_with('"') && etag.ends_with('"'))?.to_owned();
+        // Only visible characters: it becomes the value of a header.
+        let is_valid = etag.starts_with(b"\"") && etag.ends_with(b"\"") && etag.iter().all(u8::is_ascii_graphic);
+        let etag = str::from_utf8(etag).ok().filter(|_| is_valid)?.to_owned();
         let position = self.file.metadata().ok()?.len().checked_sub(HEADER_SIZE as u64).filter(|length| *length > 0)?;
         Some(ResumePoint { position, etag })
     }

@@ -142,7 +142,8 @@ impl Staging {
         if !fstat(&lock).is_ok_and(|stat| stat.st_nlink == 1) {
             return Ok(None);
         }
-        let run = name.trim_start_matches(PREFIX).trim_end_matches(LOCK).to_owned();
+        let Some(run) = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(LOCK)) else { return Ok(None) };
+        let run = run.to_owned();
         Ok(Some(Self { dir: Arc::clone(dir), run, _lock: lock }))
     }
 

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nar_pack::error::{Context, Error, Result};
+use nar_pack::error::{Error, Result};
 use nar_pack::nar::CaseHack;
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::retry::Backoff;
@@ -177,10 +177,7 @@ async fn unpack_nar(reader: Box<dyn Read + Send>, candidate: &Arc<Candidate>, co
         };
         let result =
             result.and_then(|()| options.owner.map_or(Ok(()), |owner| context.staging.set_owner(&narinfo.path, owner)));
-        if result.is_err() {
-            restorer.abort().context(|| narinfo.full_path())?;
-        }
-        result
+        restorer.abort_on_error(result)
     });
     // A decoder that panics on malicious bytes must not end the pull. Its files are removed with the other temporary
     // ones.

@@ -145,6 +145,44 @@ fn an_interrupted_pull_says_what_is_complete_and_how_to_continue() {
     }
 }
 
+/// A shell starts commands in the background of a script with SIGINT ignored.
+#[test]
+fn a_signal_that_is_ignored_does_not_interrupt_a_pull() {
+    let fixture = LargeFixture::new();
+    let (proxy, _) = fixture.proxy(true);
+    let url = fixture.url(&proxy, false);
+    // SIGTERM, which is not ignored, arrives after SIGINT.
+    let script = format!(
+        "trap '' INT; s3-pull -r --root out '{url}' \"$TOP\" \"$LARGE\" 2> log & pull=$!
+         until [ -e out$TOP ]; do sleep 0.05; done; kill -INT $pull; kill -TERM $pull; wait $pull || s=$?; cat log; exit $s"
+    );
+    let output = fixture.fixture.scratch.sh(&script);
+    assert_eq!((output.status, output.text().starts_with("s3-pull: terminated: ")), (2, true), "{}", output.text());
+}
+
+/// The partial download takes space that the path needs, and may belong to another user.
+#[test]
+fn a_pull_does_without_the_partial_download_where_there_is_no_space_or_permission() {
+    let fixture = LargeFixture::new();
+    let scratch = &fixture.fixture.scratch;
+    if scratch.sh("id -u").ok() != "0" {
+        return;
+    }
+    // Enough for the path, but not twice.
+    let pull = "s3-pull --root out \"$C\" \"$LARGE\"";
+    let on_tmpfs = format!("mkdir out; mount -t tmpfs -o size=60M tmpfs out; {pull}; ls -A out/nix/store");
+    let left = scratch.sh(&format!("exec unshare --mount bash -euo pipefail -c '{on_tmpfs}'")).ok();
+    assert_eq!(left, fixture.large.rsplit_once('/').unwrap().1);
+    let partial = fixture.partial();
+    let as_other_user = format!(
+        "mkdir -p out/nix/store; chown -R 65534 . ; install -m 600 /dev/null {}
+         setpriv --reuid=65534 --regid=65534 --clear-groups {pull}",
+        partial.display()
+    );
+    scratch.sh(&as_other_user).ok();
+    assert!(path_in_root(&fixture.fixture.path("out"), &fixture.large).exists());
+}
+
 /// The bytes of an earlier download are not trusted, and a file in their place is neither followed nor changed.
 #[test]
 fn a_partial_download_is_verified_and_opened_safely() {
@@ -162,6 +200,13 @@ fn a_partial_download_is_verified_and_opened_safely() {
     stop(fixture.stalled_pull(&url));
     let file = fs::File::options().write(true).open(fixture.partial()).unwrap();
     file.write_all_at(b"\"0123456789abcdef0123456789abcdef\"\n", 0).unwrap();
+    let (requested, from) = fixture.continue_pull(false);
+    assert!(requested >= fixture.size && from == 0, "{requested} bytes from {from}");
+    fixture.remove_out();
+    // One that cannot be a header.
+    stop(fixture.stalled_pull(&url));
+    let file = fs::File::options().write(true).open(fixture.partial()).unwrap();
+    file.write_all_at(b"\"0123456789\rbcdef\"\n", 0).unwrap();
     let (requested, from) = fixture.continue_pull(false);
     assert!(requested >= fixture.size && from == 0, "{requested} bytes from {from}");
     fixture.remove_out();
