@@ -50,10 +50,11 @@ fn read_file(runtime: &Handle, sources: &Sources, candidate: &Candidate, file: &
 }
 
 /// Writes one file of a path without verification: the range of an uncompressed NAR that the cache's listing gives for
-/// the file. Returns whether the cache supports that. If not, nothing was written.
+/// the file. Returns whether the cache supports that. If not, or if it cannot be read, nothing was written.
 ///
 /// # Errors
-/// Refuses a listing that does not contain the file, or does not match the NAR. Fails when the cache cannot be read.
+/// Refuses a file that the listing does not contain. Fails if the output cannot be written, or if the cache fails after the
+/// first byte was read.
 pub fn cat_unverified(
     runtime: &Handle,
     sources: &Sources,
@@ -66,9 +67,9 @@ pub fn cat_unverified(
         return Ok(false);
     }
     let key = format!("{}.ls", narinfo.path.hash_part());
-    let Some(listing) = runtime.block_on(remote.text(&key, MAX_LISTING_SIZE))? else { return Ok(false) };
+    let Ok(Some(listing)) = runtime.block_on(remote.text(&key, MAX_LISTING_SIZE)) else { return Ok(false) };
     let listing = Listing::parse(listing.as_bytes(), MAX_LISTING_SIZE);
-    let entry = listing.and_then(|listing| listing.find(file)).context(|| remote.display_url(&key))?;
+    let Ok(entry) = listing.and_then(|listing| listing.find(file)) else { return Ok(false) };
     let refused = |message: &str| {
         let (listing, file) = (remote.display_url(&key), file.escape_ascii());
         Err(Error::refused(format!("{listing}: {}/{file} {message}", narinfo.path)))
@@ -84,15 +85,14 @@ pub fn cat_unverified(
     };
     let Some(end) = offset.checked_add(size).filter(|end| *end <= narinfo.nar_size && offset >= LENGTH_FIELD as u64)
     else {
-        return refused("has an offset outside the NAR in the listing");
+        return Ok(false);
     };
     let range = ByteRange { start: offset - LENGTH_FIELD as u64, end: Some(end) };
-    let Some(body) = runtime.block_on(remote.get_range(&narinfo.url, range))? else { return Ok(false) };
+    let Ok(Some(body)) = runtime.block_on(remote.get_range(&narinfo.url, range)) else { return Ok(false) };
     let mut body = body.into_reader();
     let mut length = [0; LENGTH_FIELD];
-    body.read_exact(&mut length)?;
-    if u64::from_le_bytes(length) != size {
-        return refused("is not at its offset in the listing");
+    if body.read_exact(&mut length).is_err() || u64::from_le_bytes(length) != size {
+        return Ok(false);
     }
     io::copy(&mut body, out)?;
     Ok(true)

@@ -172,7 +172,7 @@ impl Sources {
                 Ok(Some(paths)) => return Ok(paths),
                 Ok(None) => {}
                 Err(error) => {
-                    if error.is_refusal() && self.remotes.len() > 1 {
+                    if error.is_refusal() && source + 1 < self.remotes.len() {
                         process::print_message(TOOL, format!("warning: {error}; the next cache is tried"));
                     }
                     first_error = Some(self.note_error(source, first_error, error));
@@ -363,7 +363,8 @@ impl Sources {
         if let RequestedPath::Path(path) = requested
             && narinfo.path != *path
         {
-            let message = format!("{path}: the cache has another name for this hash: {}", narinfo.path);
+            let (path, other) = (self.store_dir.join(path), self.store_dir.join(&narinfo.path));
+            let message = format!("{path}: the cache has another name for this hash: {other}");
             return Err(Error::refused(message));
         }
         if let Some(trusted) = &self.trusted {
