@@ -199,9 +199,16 @@ pub fn key_name(signature: &str) -> &str {
 
 /// Splits a key into its name and its base64 digits; `what` is the kind of key in errors.
 fn split<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str)> {
+    // Some editors write a byte order mark.
+    let text = text.trim_start_matches('\u{feff}').trim();
     let (name, digits) =
-        text.trim().split_once(':').ok_or_else(|| Error::refused(format!("invalid {what}: expected NAME:BASE64")))?;
+        text.split_once(':').ok_or_else(|| Error::refused(format!("invalid {what}: expected NAME:BASE64")))?;
     check_name(name)?;
+    if digits.contains(char::is_whitespace) {
+        return Err(Error::refused(format!(
+            "invalid {what} {name:?}: expected one key on one line, found whitespace in it"
+        )));
+    }
     Ok((name, digits))
 }
 

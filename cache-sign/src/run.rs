@@ -94,7 +94,7 @@ fn sign_options(args: &SignArgs) -> Result<SignOptions> {
         require_value("--replace", name, "the name of a key")?;
     }
     let keys = SecretKeySources::new(&args.key_files, &args.keys)?;
-    let (agent, command) = (agent_key(&args.agent)?, signer_options(&args.signer)?);
+    let (agent, command) = (agent_key(&args.agent)?, signer_options(&args.signer, &args.keys.key_envs)?);
     if keys.is_empty() && agent.is_none() && command.is_none() {
         return Err(Error::usage("no key given: use --key-file, --key-fd, --key-env, --ssh-agent or --signer"));
     }
@@ -116,7 +116,7 @@ fn agent_key(args: &AgentArgs) -> Result<Option<AgentKey>> {
     Ok(Some(AgentKey { selector, name: args.name.clone() }))
 }
 
-fn signer_options(args: &SignerArgs) -> Result<Option<SignerOptions>> {
+fn signer_options(args: &SignerArgs, secret_variables: &[String]) -> Result<Option<SignerOptions>> {
     let Some(command) = &args.signer else { return Ok(None) };
     require_value("--signer", command, "a command")?;
     let public = match (&args.public_key, &args.public_key_file) {
@@ -130,7 +130,8 @@ fn signer_options(args: &SignerArgs) -> Result<Option<SignerOptions>> {
                 .with_hint("the signatures of the command are verified with this key"));
         }
     };
-    Ok(Some(SignerOptions { command: command.clone(), public, max_size: args.signer_max_bytes }))
+    let (command, max_size) = (command.clone(), args.signer_max_bytes);
+    Ok(Some(SignerOptions { command, public, max_size, secret_variables: secret_variables.to_vec() }))
 }
 
 /// Reads the file of one public key.

@@ -28,6 +28,8 @@ pub struct SignerOptions {
     pub public: PublicKey,
     /// Maximum size of a fingerprint in bytes that the command can sign.
     pub max_size: Option<usize>,
+    /// Environment variables with secret keys, which the command does not inherit.
+    pub secret_variables: Vec<String>,
 }
 
 /// A running command.
@@ -50,6 +52,9 @@ impl SignerCommand {
         let failed = |error| Error::failed(format!("cannot start the signer command: {error}"));
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &options.command]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        for name in &options.secret_variables {
+            command.env_remove(name);
+        }
         let mut child = command.spawn().map_err(failed)?;
         let (requests, requests_to_write) = sync_channel(MAX_IN_FLIGHT);
         let (answer_sender, answers) = sync_channel(MAX_IN_FLIGHT);
@@ -115,7 +120,8 @@ impl SignerCommand {
         if self.public.verifies(fingerprint, &signature) {
             return Ok(signature);
         }
-        let error = Error::refused(format!("the signature of the signer command is not valid for {}", self.public));
+        let error =
+            Error::refused(format!("the signature of the signer command is not valid for {}", self.public.name()));
         Err(error.with_hint(
             "the command must decode each line and sign the bytes with pure Ed25519, without hashing them first",
         ))
@@ -127,8 +133,10 @@ impl SignerCommand {
     /// Fails if it writes another line or exits with an error.
     pub fn finish(mut self) -> Result {
         self.end_requests();
-        if self.answers.recv().is_ok() {
-            return Err(Error::failed("the signer command wrote more lines than it read"));
+        match self.answers.recv() {
+            Ok(Ok(_)) => return Err(Error::failed("the signer command wrote more lines than it read")),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {}
         }
         let status = self.wait()?;
         if status.success() { Ok(()) } else { Err(Error::failed(format!("the signer command failed: {status}"))) }

@@ -130,6 +130,9 @@ impl TrustedKeys {
         let is_first = |i: usize, key: &PublicKey| !distinct[..i].iter().any(|earlier| earlier.is_same_key(key));
         let count = distinct.iter().enumerate().filter(|(i, key)| is_first(*i, key)).count();
         let threshold = args.threshold as usize;
+        if count == 0 {
+            return Err(Error::usage("there are no trusted keys").with_hint("pass --trusted-public-key KEY"));
+        }
         if count < threshold {
             let error = Error::usage(format!(
                 "the threshold is {threshold}, but the number of different trusted keys is {count}"

@@ -222,6 +222,9 @@ fn lookalike(text: &str) -> Option<(&'static str, String)> {
         let hint = format!("pass the output path, which nix-store --query --outputs {derivation} prints");
         return Some(("an output of a derivation", hint));
     }
+    if text.starts_with('#') {
+        return Some(("a comment", "remove it: a path list has no comments".to_owned()));
+    }
     if text.contains('#') {
         let hint = format!("build it first, and pass the path that nix build --print-out-paths {text} prints");
         return Some(("a flake reference", hint));

@@ -39,7 +39,7 @@ pub fn main_with_args<C: clap::Parser>(
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => error,
         },
-        Err(error) if !error.use_stderr() => return print_help(&error),
+        Err(error) if !error.use_stderr() => return print_help(tool, &error),
         Err(error) => Error::usage(usage_error::<C>(&error)),
     };
     let error = if error.is_usage() {
@@ -167,11 +167,14 @@ fn write_stderr(text: &str) {
     let _ = write_above(|| io::stderr().write_all(text.as_bytes()).map(|()| text.len()));
 }
 
-fn print_help(error: &clap::Error) -> ExitCode {
+fn print_help(tool: &str, error: &clap::Error) -> ExitCode {
     match error.print() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(141),
-        Err(_) => ExitCode::from(2),
+        Err(error) => {
+            print_message(tool, format!("cannot write to standard output: {error}"));
+            ExitCode::from(2)
+        }
     }
 }
 

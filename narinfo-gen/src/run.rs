@@ -2,6 +2,7 @@
 //! its results to standard output.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use nar_pack::error::{Context, Error, Result};
@@ -60,7 +61,7 @@ impl Options {
             Mode::Archive(Extras {
                 listing: cli.listing,
                 debug_info: cli.debug_info,
-                log_dir: cli.log.then(|| log_dir(cli)),
+                log_dir: cli.log.then(|| log_dir(cli)).transpose()?,
                 realisations: cli.realisations,
             })
         } else {
@@ -104,10 +105,15 @@ pub fn run(cli: &Cli) -> Result {
     builder.writer.finish(result)
 }
 
-/// Returns where build logs are: as in Nix, `NIX_LOG_DIR` replaces the default.
-fn log_dir(cli: &Cli) -> PathBuf {
-    let configured = || env::var_os("NIX_LOG_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    cli.log_dir.clone().or_else(configured).unwrap_or_else(|| PathBuf::from(DEFAULT_LOG_DIR))
+/// Returns where build logs are: as in Nix, `NIX_LOG_DIR` replaces the default. A directory that the user names must exist;
+/// a Nix that has built nothing has none.
+fn log_dir(cli: &Cli) -> Result<PathBuf> {
+    if let Some(dir) = &cli.log_dir {
+        fs::read_dir(dir).map_err(Error::from).context(|| format!("cannot read --log-dir {}", dir.display()))?;
+        return Ok(dir.clone());
+    }
+    let configured = env::var_os("NIX_LOG_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    Ok(configured.unwrap_or_else(|| PathBuf::from(DEFAULT_LOG_DIR)))
 }
 
 /// Writes to standard output in the format of the [`Mode`].

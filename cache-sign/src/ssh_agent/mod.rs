@@ -5,7 +5,7 @@
 pub mod protocol;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -100,15 +100,21 @@ impl AgentSigner {
 fn exchange(socket: &mut UnixStream, request: &[u8]) -> Result<Vec<u8>> {
     let size = u32::try_from(request.len()).unwrap_or(u32::MAX).to_be_bytes();
     let mut answer_size = [0; 4];
-    let action = || "cannot talk to the SSH agent";
-    socket.write_all(&[&size, request].concat()).map_err(Error::failed).context(action)?;
-    socket.read_exact(&mut answer_size).map_err(Error::failed).context(action)?;
+    let failed = |error: io::Error| {
+        let error = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "it closed the connection without a response".to_owned(),
+            _ => error.to_string(),
+        };
+        Error::failed(format!("cannot talk to the SSH agent: {error}"))
+    };
+    socket.write_all(&[&size, request].concat()).map_err(failed)?;
+    socket.read_exact(&mut answer_size).map_err(failed)?;
     let size = usize::try_from(u32::from_be_bytes(answer_size)).unwrap_or(usize::MAX);
     if size > MAX_MESSAGE_SIZE {
         return Err(Error::refused(format!("the SSH agent announced a response of {size} bytes")));
     }
     let mut answer = vec![0; size];
-    socket.read_exact(&mut answer).map_err(Error::failed).context(action)?;
+    socket.read_exact(&mut answer).map_err(failed)?;
     Ok(answer)
 }
 

@@ -99,7 +99,8 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
     fn expect(&mut self, tag: &[u8]) -> Result {
         let mut buf = [0; MAX_TAG];
         let found = self.read_string(&mut buf, "tag")?;
-        if found == tag { Ok(()) } else { Err(self.unexpected(found, &tag.escape_ascii().to_string())) }
+        let expected = if tag.is_empty() { "an empty string".to_owned() } else { tag.escape_ascii().to_string() };
+        if found == tag { Ok(()) } else { Err(self.unexpected(found, &expected)) }
     }
 
     fn unexpected(&self, found: &[u8], expected: &str) -> Error {

@@ -1,6 +1,7 @@
 //! The output of `nix path-info --json`, in the form of every version of Nix.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
@@ -40,7 +41,11 @@ pub fn parse_path_info(json: &str, store_dir: &StoreDir) -> Result<HashMap<Store
             return Ok(());
         }
         let info = parse_entry(entry, store_dir).context(|| path.to_owned())?;
-        infos.insert(parse_path_or_base_name(path, store_dir)?, info);
+        match infos.entry(parse_path_or_base_name(path, store_dir)?) {
+            Entry::Vacant(entry) => _ = entry.insert(info),
+            Entry::Occupied(entry) if *entry.get() == info => {}
+            Entry::Occupied(_) => return Err(Error::refused(format!("{path}: two entries that differ"))),
+        }
         Ok(())
     };
     match document {

@@ -65,6 +65,8 @@ fn keys_are_read_from_files_descriptors_and_variables() {
         "K=$(cat alice.sec) cache-sign --key-env K < narinfos",
         "chmod 600 half.sec; cache-sign --seed -k half.sec < narinfos",
         "cache-sign --seed -k <(cat half.sec) < narinfos",
+        // Some editors begin a file with a byte order mark.
+        "cache-sign -k <(printf '\\xef\\xbb\\xbf'; cat alice.sec) < narinfos",
     ] {
         let output = sh(&format!("{script} | cmp - signed"));
         output.ok();

@@ -190,6 +190,9 @@ fn a_command_signs_text_and_archives() {
         // What is signed already is not signed again: this command cannot sign.
         sh(&format!("cache-sign --signer 'cat > /dev/null' --public-key-file pem.pub < {file} | cmp - {file}")).ok();
     }
+    // The command does not get other keys.
+    sh(&format!("KEY=$(cat key.sec) cache-sign --key-env KEY --signer 'env > environment; ./sign' --public-key-file pem.pub < narinfos > all; ! grep ^KEY= environment"))
+        .ok();
     // Nothing but the signature is added, and other signatures are kept.
     sh(&format!("sed '/^Sig: pem-1:/d' signed | cmp - narinfos; cache-sign -k key.sec {signer} < narinfos > both"))
         .ok();
@@ -220,9 +223,9 @@ fn nothing_is_written_as_signed_when_the_command_fails() {
         ("yes \"\"", 1, "a line of 0 bytes"),
         ("yes garbage", 1, "a line of 7 bytes"),
         ("cat /dev/zero", 1, "a line of more than 4096 bytes"),
-        ("./sign other.pem", 1, "is not valid for pem-1:"),
-        ("./sign | tac", 1, "is not valid for pem-1:"),
-        ("base64 | ./sign", 1, "is not valid for pem-1:"),
+        ("./sign other.pem", 1, "is not valid for pem-1"),
+        ("./sign | tac", 1, "is not valid for pem-1"),
+        ("base64 | ./sign", 1, "is not valid for pem-1"),
         ("./sign; echo more", 2, "wrote more lines than it read"),
         ("./sign; exit 5", 2, "failed: exit status: 5"),
     ];

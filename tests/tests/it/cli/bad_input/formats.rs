@@ -5,6 +5,10 @@ use cache_tests::random_seed;
 use cache_tests::{EmbeddedS3, store_path};
 use std::fs;
 
+/// Writes path information that contradicts itself to `two`.
+const TWO_ENTRIES: &str = "entry='{\"path\":\"%s\",\"narHash\":\"sha256:%064d\",\"narSize\":%d,\"references\":[]}'
+    printf \"[$entry,$entry]\" \"$LIB\" 0 1 \"$LIB\" 0 2 > two";
+
 #[test]
 fn nar_pack_reports_bad_input() {
     let s3 = EmbeddedS3::shared();
@@ -45,6 +49,14 @@ fn nar_pack_reports_bad_input() {
         case("closed output", format!("{CLOSED_STDOUT}; nar-pack nar >&3"), 141, ""),
         case("closed output of --list", format!("{CLOSED_STDOUT}; nar-pack --list < app.nar >&3"), 141, ""),
         case("full disk", "nar-pack nar > /dev/full", 2, "No space left"),
+        case("full disk for --help", "nar-pack --help > /dev/full", 2, "standard output|No space left"),
+        case("comment in a path list", format!("echo '# x' | {local} --export --stdin"), 1, "line 1|comment"),
+        case(
+            "two entries of --path-info that differ",
+            format!("{TWO_ENTRIES}; {local} --export --path-info two \"$LIB\""),
+            1,
+            "two entries that differ",
+        ),
         case("unknown flag", "nar-pack --exprt nar", 2, "--exprt|--export|--help"),
         case("bad store directory", "nar-pack --store-dir nix/store --export x", 2, "nix/store|absolute"),
     ];
@@ -83,6 +95,12 @@ fn narinfo_gen_reports_bad_input() {
             "narinfo-gen --no-nix --candidates paths < export",
             2,
             "--candidates|export stream",
+        ),
+        case(
+            "missing --log-dir",
+            "narinfo-gen --no-nix --archive --log --log-dir nowhere < export > out",
+            2,
+            "nowhere|No such file",
         ),
         case("--log-dir without --log", "narinfo-gen --archive --log-dir . < export > out", 2, "--log"),
         case("terminal as input", on_terminal("narinfo-gen"), 2, "terminal|NAR"),
@@ -123,9 +141,21 @@ fn cache_sign_reports_bad_input() {
         case("an export stream", format!("{sign} < export"), 1, "export stream"),
         case("missing key file", "cache-sign -k no-such-key < narinfos", 2, "no-such-key|No such file"),
         case("empty key file", "cache-sign -k empty < narinfos", 2, "empty"),
+        case(
+            "two keys in a file",
+            "for n in 1 2; do cat key.sec; echo; done > two.sec; chmod 600 two.sec; cache-sign -k two.sec < narinfos",
+            1,
+            "one key on one line",
+        ),
+        case(
+            "no trusted keys",
+            "echo trusted-public-keys = > e.conf; cache-sign verify --nix-conf e.conf < narinfos",
+            2,
+            "no trusted keys",
+        ),
         case("key of a bad length", "cache-sign -k short.sec < narinfos", 1, "short.sec|short-1|64|3 bytes"),
         case("key without a name", "cache-sign -k noname.sec < narinfos", 1, "noname.sec|name"),
-        case("key that is not base 64", "cache-sign -k text.sec < narinfos", 1, "text.sec|base64"),
+        case("key that is not base 64", "cache-sign -k text.sec < narinfos", 1, "text.sec|whitespace"),
         case("random bytes as key", "cache-sign -k random < narinfos", 1, "random"),
         case(
             "public key instead of a secret key",
