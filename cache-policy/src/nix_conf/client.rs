@@ -11,6 +11,7 @@ use s3_push::remote::location::Location;
 use super::file::{edit_file, read_file};
 use super::url::{
     cache_identity, display_url, https_url, is_same_cache, portable_url, public_url, require_no_secrets, url_at_host,
+    without_parameters,
 };
 
 /// How clients name a bucket.
@@ -81,7 +82,9 @@ impl ClientConfig {
             }
             Some(("http" | "https", rest)) if !rest.starts_with(['/', '?']) && !rest.is_empty() => {
                 require_no_secrets(&encoded)?;
-                encoded.trim_end_matches('/').to_owned()
+                // Parameters such as trusted and secret-key concern only the user who sets them.
+                let url = if *form == UrlForm::Public { without_parameters(&encoded) } else { &encoded };
+                url.trim_end_matches('/').to_owned()
             }
             _ => return Err(invalid("expected s3://BUCKET or https://HOST")),
         };

@@ -61,7 +61,14 @@ fn require_outside_store(target: &Path) -> Result {
 fn resolve_links(path: &Path) -> Result<Option<PathBuf>> {
     match fs::canonicalize(path) {
         Ok(target) => Ok(Some(target)),
-        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(path) {
+            Err(_) => Ok(None),
+            Ok(target) => Err(Error::failed(format!(
+                "cannot read {}: it is a symbolic link to {}, which does not exist",
+                path.display(),
+                target.display()
+            ))),
+        },
         Err(error) => Err(Error::from(error).context(format!("cannot read {}", path.display()))),
     }
 }

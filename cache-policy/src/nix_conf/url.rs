@@ -53,7 +53,7 @@ pub(crate) fn display_url(url: &str) -> String {
     url.rfind('@').map_or_else(|| url.to_owned(), |at| format!("…{}", &url[at..]))
 }
 
-fn without_parameters(url: &str) -> &str {
+pub(super) fn without_parameters(url: &str) -> &str {
     url.split('?').next().unwrap_or_default()
 }
 

@@ -43,6 +43,7 @@ fn the_snippets_configure_the_cache() {
         ("--https 's3://my-cache?region=eu-west-2'", "https://my-cache.s3.eu-west-2.amazonaws.com"),
         ("'s3://my-cache?region=eu-west-2&profile=hidden&secret-key=/hidden'", "s3://my-cache?region=eu-west-2"),
         ("https://cache.example.org/", "https://cache.example.org"),
+        ("'https://cache.example.org/?trusted=true&secret-key=/hidden'", "https://cache.example.org"),
     ] {
         let (text, page) = page(&scratch, &format!("--trusted-public-key \"$KEY\" {arguments}"));
         assert!(!text.contains("hidden"), "{text}");
