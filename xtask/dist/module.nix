@@ -225,7 +225,10 @@ in
         description = "Check signatures and NARs of the binary cache";
         exec = "${cfg.package}/lib/nix-s3-cache/check-cache";
         inherit (cfg) credentialsFile;
-        environment.CACHE_PUBLIC_KEY = escapeSpecifiers (lib.concatStringsSep " " cfg.check.publicKeys);
+        environment = {
+          CACHE_PUBLIC_KEY = escapeSpecifiers (lib.concatStringsSep " " cfg.check.publicKeys);
+          NIX_S3_CACHE_UPSTREAM = escapeSpecifiers (lib.concatStringsSep " " cfg.queue.upstream);
+        };
       };
     })
   ]);

@@ -174,7 +174,8 @@ fn a_role_is_assumed_with_the_token_of_the_job() {
     // Every stage starts, so this one sees the environment of all.
     let path = job.project.sh("printf %s \"$PATH\"").ok();
     job.project
-        .sh("mkdir stub; printf '#!/bin/sh\\nenv > environment\\n' > stub/cache-sign; chmod +x stub/cache-sign")
+        .sh("mkdir stub; printf '#!/bin/sh\\nenv > environment\\n[ \"$1\" != public-key ] || echo \"$INPUT_PUBLIC_KEY\"\\n' \\
+             > stub/cache-sign; chmod +x stub/cache-sign")
         .ok();
     let stub = job.project.scratch.path().join("stub");
     job.project.scratch.env("PATH", format!("{}:{path}", stub.display()));

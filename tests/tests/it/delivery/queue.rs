@@ -128,6 +128,18 @@ fn queued_paths_are_roots_of_the_garbage_collector() {
     assert!(roots.contains(&queue), "{roots}");
 }
 
+/// A path that was pushed without a signature, or before the key was replaced, is signed.
+#[test]
+fn queued_paths_that_the_key_has_not_signed_are_signed() {
+    let Some(mut project) = project() else { return };
+    let built = build(&project);
+    project.sh(&format!("nar-pack --export -r {built} | s3-push -q \"$NIX_S3_CACHE\"")).ok();
+    project.scratch.env("CACHE_PUBLIC_KEY", &project.key);
+    assert_eq!(project.sh(&script("check-cache")).status, 1);
+    push_queue(&project).ok();
+    assert_eq!(project.sh(&script("check-cache")).ok(), "");
+}
+
 #[test]
 fn the_check_finds_a_nar_that_is_missing() {
     let Some(mut project) = project() else { return };
@@ -142,7 +154,7 @@ fn the_check_finds_a_nar_that_is_missing() {
     let output = project.sh(&script("check-cache"));
     assert_eq!(output.status, 1, "{}", output.stderr);
     assert!(output.text().starts_with("/nix/store/") && output.text().lines().count() == 1, "{}", output.text());
-    assert!(output.stderr.contains("check-cache: paths without a NAR of the right size: 1;"), "{}", output.stderr);
+    assert!(output.stderr.contains("1 path or object is broken"), "{}", output.stderr);
 }
 
 #[test]
