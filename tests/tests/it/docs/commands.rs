@@ -43,7 +43,7 @@ const PAGES: [Page; 13] = [
     // A path that is published, and old enough to be collected.
     Page {
         file: "docs/operations.md",
-        setup: "cache-sign keygen reader-1 key.sec key.pub; KEY=$(cat key.pub) BRANCH=main JOB_NUMBER=7
+        setup: "cache-sign keygen reader-1 key.sec key.pub; KEY=$(cat key.pub) BRANCH=main JOB_NUMBER=7 B=$SECOND
                 export NIX_CONFIG=\"$NIX_CONFIG\"$'\\n'\"trusted-public-keys = $KEY\"
                 nar-pack --export -r ./result | narinfo-gen --archive | cache-sign -k key.sec | s3-push \"$C\"
                 for pin in pr-17 pr-18; do readlink -f result | s3-push pin \"$C\" $pin; done
