@@ -23,6 +23,7 @@
 //! | [`redact`] | removal of control characters and secret keys from messages |
 //! | [`regular_file`] | opening files that must be regular files |
 //! | [`stdio`] | standard input and output |
+//! | [`sync`] | mutexes of threads that may panic |
 
 pub mod cli;
 pub mod drawn_line;
@@ -44,6 +45,7 @@ pub mod root_dir;
 mod run;
 pub mod stdio;
 pub mod store_path;
+pub mod sync;
 
 pub use run::run;
 

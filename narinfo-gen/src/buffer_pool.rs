@@ -3,9 +3,10 @@
 
 use std::io::{self, Read};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use nar_pack::stdio::read_full;
+use nar_pack::sync::lock;
 
 /// Buffers of one size. Clones share them.
 #[derive(Debug, Clone)]
@@ -29,7 +30,7 @@ impl BufferPool {
     /// Returns an empty buffer.
     #[must_use]
     pub fn take(&self) -> Buffer {
-        let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = lock(&self.0.idle).pop();
         let bytes = idle.unwrap_or_else(|| vec![0; self.0.buffer_size].into_boxed_slice());
         Buffer { bytes, length: 0, pool: Some(self.clone()) }
     }
@@ -37,12 +38,12 @@ impl BufferPool {
     /// Returns the number of bytes of the idle buffers.
     #[must_use]
     pub fn idle_bytes(&self) -> usize {
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).len() * self.0.buffer_size
+        lock(&self.0.idle).len() * self.0.buffer_size
     }
 
     /// Frees the idle buffers.
     pub fn clear(&self) {
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.0.idle).clear();
     }
 }
 
@@ -98,7 +99,7 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(BufferPool(pool)) = self.pool.take() else { return };
-        let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&pool.idle);
         if idle.len() < pool.max_idle {
             idle.push(std::mem::take(&mut self.bytes));
         }

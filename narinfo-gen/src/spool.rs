@@ -6,9 +6,10 @@
 use std::env;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, Take, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use nar_pack::error::{Error, Result};
+use nar_pack::sync::lock;
 
 /// A temporary file that spools use one after another. To overwrite a file is cheaper than to write a new one, for which the
 /// system needs other memory. It keeps its size until the last clone is dropped.
@@ -18,7 +19,7 @@ pub struct SpoolFile(Arc<Mutex<Option<Arc<File>>>>);
 impl SpoolFile {
     /// Returns the file, at its start, or a new one if another spool uses it.
     fn open(&self) -> io::Result<Arc<File>> {
-        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.0);
         if let Some(file) = shared.as_mut().filter(|file| Arc::strong_count(file) == 1) {
             file.rewind()?;
             return Ok(Arc::clone(file));

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use rustix::fs::CWD;
 
@@ -21,9 +21,4 @@ pub(super) fn fd_of(parent: &Parent) -> BorrowedFd<'_> {
 pub(super) fn path_of(parent: &Parent, name: &[u8]) -> PathBuf {
     let name = OsStr::from_bytes(name);
     parent.as_ref().map_or_else(|| PathBuf::from(name), |dir| dir.path().join(name))
-}
-
-/// Locks a mutex that a panicked thread may have poisoned: the panic is reported when the thread is joined.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

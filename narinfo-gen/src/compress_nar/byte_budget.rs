@@ -2,6 +2,8 @@
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use nar_pack::sync::lock;
+
 /// A counter of free bytes on which threads block.
 pub struct BlockingByteBudget {
     /// None after [`BlockingByteBudget::close`].
@@ -20,7 +22,7 @@ impl BlockingByteBudget {
 
     /// Waits until `bytes` are free and takes them. They must not be more than the whole budget.
     pub fn acquire(&self, bytes: usize) -> Result<(), Closed> {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = lock(&self.free);
         let too_few = |free: &mut Option<usize>| free.is_some_and(|free| free < bytes);
         let mut free = self.changed.wait_while(free, too_few).unwrap_or_else(PoisonError::into_inner);
         *free = Some(free.ok_or(Closed)? - bytes);
@@ -28,14 +30,14 @@ impl BlockingByteBudget {
     }
 
     pub fn release(&self, bytes: usize) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.free);
         *free = free.map(|free| free + bytes);
         self.changed.notify_one();
     }
 
     /// Makes every present and future call of [`BlockingByteBudget::acquire`] return [`Closed`].
     pub fn close(&self) {
-        *self.free.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.free) = None;
         self.changed.notify_all();
     }
 }

@@ -3,13 +3,14 @@
 //! narinfo reference it. A collector that sets its flag later sees that the path is recent.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir};
+use nar_pack::sync::lock;
 
 use crate::TOOL;
 use crate::collect::records::{DOOM_PERIOD, FLAG_KEY, GcObjects, read_doomed, read_doomed_keys};
@@ -50,7 +51,7 @@ pub struct DoomedObjects(Mutex<HashMap<String, bool>>);
 impl DoomedObjects {
     /// Sets which objects are doomed.
     pub fn set(&self, keys: HashSet<String>) {
-        let mut objects = self.lock();
+        let mut objects = lock(&self.0);
         for key in keys {
             objects.entry(key).or_insert(false);
         }
@@ -58,23 +59,19 @@ impl DoomedObjects {
 
     /// Returns whether the object is doomed and this push has not written it since.
     pub fn contains(&self, key: &str) -> bool {
-        self.lock().get(key) == Some(&false)
+        lock(&self.0).get(key) == Some(&false)
     }
 
     /// Records that this push has written an object, if it is doomed.
     pub fn set_written(&self, key: &str) {
-        if let Some(is_written) = self.lock().get_mut(key) {
+        if let Some(is_written) = lock(&self.0).get_mut(key) {
             *is_written = true;
         }
     }
 
     /// Returns whether the object was doomed when this push began, or later.
     pub fn was_doomed(&self, key: &str) -> bool {
-        self.lock().contains_key(key)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, bool>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0).contains_key(key)
     }
 }
 

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, Read};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir};
+use nar_pack::sync::lock;
 use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::buffer_pool::BufferPool;
 use narinfo_gen::cache_info::CacheInfo;
@@ -139,7 +140,7 @@ impl NarSizes {
     }
 
     fn with<T>(&self, key: &str, work: impl FnOnce(&mut NarSize) -> T) -> T {
-        let mut sizes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sizes = lock(&self.0);
         let unknown = || NarSize { stated: 0, limit: NarSizeLimit::unknown() };
         work(sizes.entry(key.to_owned()).or_insert_with(unknown))
     }

@@ -4,9 +4,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use nar_pack::error::{Error, Result};
+use nar_pack::sync::lock;
 use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
@@ -34,16 +35,12 @@ struct OpenUpload {
 }
 
 impl OpenUploads {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, OpenUpload>> {
-        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn add(&self, upload: &MultipartUpload, is_resumable: bool) {
-        self.lock().insert(upload.key.clone(), OpenUpload { upload: upload.clone(), is_resumable });
+        lock(&self.by_key).insert(upload.key.clone(), OpenUpload { upload: upload.clone(), is_resumable });
     }
 
     fn remove(&self, key: &str) {
-        self.lock().remove(key);
+        lock(&self.by_key).remove(key);
     }
 }
 
@@ -341,7 +338,7 @@ impl Uploader {
     /// Aborts the uploads in progress that cannot be continued. Parts of NARs are kept for the next run.
     pub async fn abort_all(&self) {
         let _all_recorded = self.open_uploads.creating.write().await;
-        let open: Vec<OpenUpload> = self.open_uploads.lock().drain().map(|(_, open)| open).collect();
+        let open: Vec<OpenUpload> = lock(&self.open_uploads.by_key).drain().map(|(_, open)| open).collect();
         for open in open.iter().filter(|open| !open.is_resumable) {
             self.bucket.abort_multipart_upload(&open.upload).await;
         }

@@ -1,10 +1,11 @@
 //! Upstream caches: paths that one of them has are not published, because clients get them from there.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use nar_pack::sync::lock;
 use narinfo_gen::archive::narinfo_key;
 use narinfo_gen::narinfo::{self, NarInfo};
 
@@ -51,7 +52,7 @@ impl Upstreams {
         if self.caches.is_empty() {
             return Ok(false);
         }
-        if let Some(answer) = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(&hash) {
+        if let Some(answer) = lock(&self.answers).get(&hash) {
             return Ok(*answer);
         }
         let mut is_present = false;
@@ -61,7 +62,7 @@ impl Upstreams {
                 break;
             }
         }
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, is_present);
+        lock(&self.answers).insert(hash, is_present);
         Ok(is_present)
     }
 }

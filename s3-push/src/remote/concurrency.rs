@@ -1,8 +1,9 @@
 //! The limit on the requests in flight to one remote cache. It follows AIMD, as TCP's congestion window does: it halves
 //! once per burst of throttling responses and grows by one after each round of successful ones.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use nar_pack::sync::lock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::remote::progress::report_wait;
@@ -129,7 +130,7 @@ impl AdaptiveLimit {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

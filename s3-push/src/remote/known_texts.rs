@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use md5::{Digest as _, Md5};
 use nar_pack::error::{Context, Error, Result};
+use nar_pack::sync::lock;
 use narinfo_gen::narinfo::MAX_SIZE;
 
 use crate::remote::etag::{Md5Tag, md5_tag_of};
@@ -97,10 +98,6 @@ impl KnownTexts {
             None => {}
         }
     }
-}
-
-fn lock(remembered: &Mutex<Remembered>) -> MutexGuard<'_, Remembered> {
-    remembered.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Finds the texts, which blank lines separate.

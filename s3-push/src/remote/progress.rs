@@ -7,12 +7,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nar_pack::sync::lock;
 use nar_pack::{drawn_line, process};
 
 use crate::remote::terminal::{StderrTerminal, columns, draw_in_background};
@@ -114,10 +115,6 @@ pub(super) fn report_wait(what: impl Into<String>) {
 
 fn current_wait() -> Option<String> {
     lock(&WAIT).as_ref().filter(|(_, time)| time.elapsed() < WAIT_SHOWN).map(|(what, _)| what.clone())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The progress of one task. It is no longer shown when it is dropped.

@@ -2,10 +2,11 @@
 //! time, so errors are ignored here, as they are for messages.
 
 use std::io::{self, Write as _};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use indicatif::TermLike;
+use nar_pack::sync::lock;
 
 /// Columns of a terminal that does not report its width.
 const DEFAULT_COLUMNS: u16 = 80;
@@ -40,7 +41,7 @@ pub struct StderrTerminal {
 
 impl StderrTerminal {
     fn append(&self, text: &str) {
-        self.frame.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(text.as_bytes());
+        lock(&self.frame).extend_from_slice(text.as_bytes());
     }
 
     /// Moves the cursor by `count` columns or lines (ECMA-48, CUU to CUB); 0 would move it by one.
@@ -93,7 +94,7 @@ impl TermLike for StderrTerminal {
     }
 
     fn flush(&self) -> io::Result<()> {
-        let frame = std::mem::take(&mut *self.frame.lock().unwrap_or_else(PoisonError::into_inner));
+        let frame = std::mem::take(&mut *lock(&self.frame));
         if DRAWS_IN_BACKGROUND.load(Ordering::Relaxed) || !is_in_background() {
             let _ = io::stderr().write_all(&frame);
         }

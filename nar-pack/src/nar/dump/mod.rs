@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use self::walk::{Names, Walk};
-use super::open_dir::lock;
 use crate::error::{Error, Result};
 use crate::root_dir::OpenDir;
+use crate::sync::lock;
 
 /// Size of a chunk of the NAR that a reader passes to the writer, in bytes. A larger file is read in chunks of this size.
 const CHUNK_SIZE: usize = 512 * 1024;

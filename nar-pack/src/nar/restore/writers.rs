@@ -16,8 +16,9 @@ use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::nar::open_dir::{Parent, lock, path_of};
+use crate::nar::open_dir::{Parent, path_of};
 use crate::root_dir::OpenDir;
+use crate::sync::lock;
 
 /// Maximum size of a batch in bytes. A larger file is written by the thread that reads the NAR.
 pub(super) const MAX_BATCH_SIZE: usize = 256 * 1024;

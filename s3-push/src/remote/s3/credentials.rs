@@ -5,7 +5,7 @@
 
 use std::error::Error as StdError;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_config::default_provider::use_dual_stack::use_dual_stack_provider;
@@ -24,6 +24,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, Result as ProviderResult, future};
 use aws_sdk_s3::error::SdkError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use nar_pack::sync::lock;
 use tokio::time::timeout;
 
 use super::Bucket;
@@ -43,11 +44,11 @@ pub(super) struct InstanceError(Arc<Mutex<Option<String>>>);
 impl InstanceError {
     /// Returns the reason, if the service has failed.
     pub fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 
     fn set(&self, reason: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        *lock(&self.0) = reason;
     }
 }
 

@@ -2,7 +2,6 @@
 //! message for everything else.
 
 use std::error::Error as StdError;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +22,7 @@ use aws_sdk_s3::operation::upload_part::UploadPartError;
 use aws_sdk_s3::primitives::ByteStreamError;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
+use nar_pack::sync::lock;
 
 use super::credentials::{is_credentials_error, is_credentials_timeout};
 use super::{Bucket, Sdk};
@@ -215,7 +215,7 @@ impl Bucket {
     }
 
     fn is_first_report(&self, permission: &'static str) -> bool {
-        let mut reported = self.reported_permissions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = lock(&self.reported_permissions);
         let is_first = !reported.contains(&permission);
         reported.extend(is_first.then_some(permission));
         is_first
