@@ -49,6 +49,19 @@ impl Error {
         Self::new(Kind::BrokenPipe, "the reader of standard output closed the pipe")
     }
 
+    /// Returns the error for a thread or a task that panicked, such as `verification task`: exit status 2.
+    #[must_use]
+    pub fn panicked(task: &str) -> Self {
+        Self::failed(format!("internal error: {task} panicked"))
+    }
+
+    /// Returns the error of work that ends early because other work has failed or was interrupted: exit status 2. The
+    /// reason of that is reported instead.
+    #[must_use]
+    pub fn canceled() -> Self {
+        Self::failed("canceled")
+    }
+
     /// Returns the usage error for an option that would be ignored with `selected`. `allowed` is what it can be used with.
     #[must_use]
     pub fn inapplicable(option: &str, selected: &str, allowed: &str) -> Self {

@@ -65,7 +65,7 @@ impl ClosureWalk {
             });
         }
         let Ok(lookup) = self.lookups.join_next().await? else {
-            return Some(Err(Error::failed("internal error: lookup task panicked")));
+            return Some(Err(Error::panicked("lookup task")));
         };
         if self.recursive
             && let Ok(Some(candidate)) = &lookup.result

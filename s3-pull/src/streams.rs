@@ -143,7 +143,7 @@ fn write_archived_nar<V: Visitor + Send + 'static>(
         }
         written
     };
-    let result = verification.join().map_err(|_| Error::failed("internal error: verification thread panicked"))?;
+    let result = verification.join().map_err(|_| Error::panicked("verification thread"))?;
     written.context(|| narinfo.full_path())?;
     result
 }
@@ -204,7 +204,7 @@ impl<'a> NarQueue<'a> {
             });
             self.open.push_back(QueuedNar { task, buffered });
         }
-        let panicked = || Error::failed("internal error: download task panicked");
+        let panicked = || Error::panicked("download task");
         let next = self.open.pop_front().ok_or_else(panicked)?;
         self.runtime.block_on(next.task).map_err(|_| panicked())?
     }

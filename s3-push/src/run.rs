@@ -245,16 +245,14 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     };
     let pushing = async {
         let upstreams = Upstreams::open(&options.upstreams, &input.store_dir, limits, TOOL).await?;
-        let (state, read_until) =
-            state.await.map_err(|_| Error::failed("internal error: the task that reads the bucket panicked"))?;
+        let (state, read_until) = state.await.map_err(|_| Error::panicked("the task that reads the bucket"))?;
         let state = match BucketState::read_early(state, read_until, input_began) {
             Some(state) => state?,
             None => BucketState::read(&uploader.bucket, &input.store_dir).await?,
         };
         let publisher = Publisher::new(Arc::clone(&uploader), state, publish_options, upstreams, report);
         let reader = tokio::task::spawn_blocking(move || input.read(&intake));
-        let end_of_input =
-            async { reader.await.unwrap_or_else(|_| Err(Error::failed("internal error: reader thread panicked"))) };
+        let end_of_input = async { reader.await.unwrap_or_else(|_| Err(Error::panicked("reader thread"))) };
         publisher.run(events, end_of_input).await
     };
     let report = runtime.block_on(abort_uploads_on_error(&uploader, pushing))?;

@@ -39,7 +39,7 @@ impl PendingNar {
     fn finish(self, settings: &Settings, budget: &BlockingByteBudget, file: &SpoolFile) -> Result<CompressedNar> {
         match self {
             Self::Small(nar) => {
-                let nar = nar.recv().map_err(|_| compression_panicked())??;
+                let nar = nar.recv().map_err(|_| Error::panicked("compression thread"))??;
                 let hasher = file_hasher(settings.method).map(|mut hasher| {
                     hasher.update(&nar.compressed);
                     hasher
@@ -53,7 +53,7 @@ impl PendingNar {
                     Compression::Zstd => write_frames(&chunks, budget, spool)?,
                     _ => encode(&chunks, settings, budget, spool)?,
                 };
-                let analyzer = analysis.join().map_err(|_| Error::failed("internal error: hashing thread panicked"))?;
+                let analyzer = analysis.join().map_err(|_| Error::panicked("hashing thread"))?;
                 spool.finish(analyzer)
             }
         }
@@ -67,7 +67,7 @@ fn write_frames(
 ) -> Result<HashingSpool> {
     for chunk in chunks {
         if let CompressedChunk::ZstdFrame { frame, chunk_size } = chunk {
-            let frame = frame.recv().map_err(|_| compression_panicked())?;
+            let frame = frame.recv().map_err(|_| Error::panicked("compression thread"))?;
             spool.write_all(&frame.context(|| "cannot compress the NAR")?)?;
             budget.release(chunk_size);
         }
@@ -89,10 +89,6 @@ fn encode(
         }
     }
     encoder.finish().context(|| "cannot compress the NAR")
-}
-
-fn compression_panicked() -> Error {
-    Error::failed("internal error: compression thread panicked")
 }
 
 /// Returns a hasher of the compressed bytes, or none without compression: then they are the NAR, which is hashed already.

@@ -84,7 +84,7 @@ pub fn compress_each<M: Send>(
         let read = read(&mut compressor);
         // Ends the collector.
         drop(compressor);
-        let panicked = |_| Err(Error::failed("internal error: thread that collects compressed NARs panicked"));
+        let panicked = |_| Err(Error::panicked("thread that collects compressed NARs"));
         collector.join().unwrap_or_else(panicked).and(read)
     })
 }

@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use nar_pack::error::Error;
 use nar_pack::stdio::read_full;
 use zstd::bulk;
 use zstd::stream::read::Decoder;
@@ -190,7 +191,7 @@ impl<'a, R: BufRead + Send + 'a> BufRead for ParallelZstdDecoder<'a, R> {
             match self.pending.pop_front() {
                 Some(PendingFrame::Decompressed(content)) => self.current = content,
                 Some(PendingFrame::InProgress(receiver)) => {
-                    let panicked = |_| io::Error::other("internal error: decompression thread panicked");
+                    let panicked = |_| io::Error::from(Error::panicked("decompression thread"));
                     self.current = receiver.recv().map_err(panicked)??;
                 }
                 None => return self.stream.as_mut().map_or(Ok(&[]), BufRead::fill_buf),

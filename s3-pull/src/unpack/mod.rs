@@ -71,7 +71,7 @@ pub async fn unpack(
     }
     let (root, store_dir) = (root.to_owned(), sources.store_dir.clone());
     let staging = tokio::task::spawn_blocking(move || Staging::begin(&root, &store_dir)).await;
-    let staging = staging.map_err(|_| Error::failed("internal error: staging task panicked"))??;
+    let staging = staging.map_err(|_| Error::panicked("staging task"))??;
     let (alive, mut all_dropped) = mpsc::channel(1);
     let sources = Arc::clone(sources);
     let context =

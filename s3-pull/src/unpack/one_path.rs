@@ -42,7 +42,7 @@ pub(super) async fn fetch_path(
         if context.options.verify_existing {
             let (context, narinfo) = (Arc::clone(context), narinfo.clone());
             let verified = tokio::task::spawn_blocking(move || verify_existing(&context, &narinfo)).await;
-            let panicked = |_| UnpackError::OfRoot(Error::failed("internal error: verification task panicked"));
+            let panicked = |_| UnpackError::OfRoot(Error::panicked("verification task"));
             verified.map_err(panicked)?.map_err(UnpackError::OfPath)?;
         }
         // Another pull has completed what an earlier one began.
@@ -195,7 +195,7 @@ struct Cancellable<'a, R> {
 impl<R: Read> Read for Cancellable<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.cancelled.load(Ordering::Relaxed) {
-            return Err(Error::failed("interrupted").into());
+            return Err(Error::canceled().into());
         }
         self.inner.read(buf)
     }

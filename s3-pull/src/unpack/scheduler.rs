@@ -76,7 +76,7 @@ impl<'a> Scheduler<'a> {
                     None => walking = false,
                 },
                 Some(download) = self.downloads.join_next(), if !self.downloads.is_empty() => {
-                    let download = download.map_err(|_| Error::failed("internal error: download task panicked"))?;
+                    let download = download.map_err(|_| Error::panicked("download task"))?;
                     self.handle_download(download)?;
                 }
                 _ = progress.tick(), if walking || !self.downloads.is_empty() => {

@@ -48,7 +48,7 @@ impl ByteBudget {
     /// Fails when the budget is closed.
     pub async fn acquire(&self, size: usize) -> Result<BytePermit> {
         let permit = Arc::clone(&self.semaphore).acquire_many_owned(self.units_of(size)).await;
-        permit.map(|permit| BytePermit { _permit: permit }).map_err(|_| Error::failed("push canceled"))
+        permit.map(|permit| BytePermit { _permit: permit }).map_err(|_| Error::canceled())
     }
 
     fn units_of(&self, size: usize) -> u32 {

@@ -149,7 +149,7 @@ impl NarSizes {
 impl Intake {
     fn send(&self, event: Event) -> Result {
         // The channel is closed only after the push has failed; that failure is reported.
-        self.events.blocking_send(event).map_err(|_| Error::failed("push canceled"))
+        self.events.blocking_send(event).map_err(|_| Error::canceled())
     }
 
     /// Reads at most `size` bytes, after waiting for memory.
@@ -223,7 +223,7 @@ impl Intake {
             return Err(Error::refused(format!("{} bytes; the maximum object size of S3 is 5 TiB", member.size)));
         }
         let verifiers = Arc::clone(&self.verifiers);
-        let permit = self.runtime.block_on(verifiers.acquire_owned()).map_err(|_| Error::failed("push canceled"))?;
+        let permit = self.runtime.block_on(verifiers.acquire_owned()).map_err(|_| Error::canceled())?;
         let (chunks, chunks_to_verify) = mpsc::channel(PART_CHANNEL_CAPACITY);
         let (sender, digests) = oneshot::channel();
         let (key, limit, check) = (member.key.clone(), self.nar_sizes.limit_of(&member.key), self.nar_check);

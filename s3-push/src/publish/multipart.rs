@@ -313,7 +313,7 @@ impl Uploader {
     }
 
     async fn acquire_part_permit(&self) -> Result<OwnedSemaphorePermit> {
-        Arc::clone(&self.part_permits).acquire_owned().await.map_err(|_| Error::failed("interrupted"))
+        Arc::clone(&self.part_permits).acquire_owned().await.map_err(|_| Error::canceled())
     }
 
     /// Sends a part, unless an earlier run uploaded the same bytes.
@@ -374,5 +374,5 @@ fn count_reusable(parts: &HashMap<i32, RemotePart>, size: u64, part_size: u64) -
 }
 
 fn task_panicked(_: JoinError) -> Error {
-    Error::failed("internal error: upload task panicked")
+    Error::panicked("upload task")
 }

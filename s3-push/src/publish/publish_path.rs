@@ -184,7 +184,7 @@ impl PublishContext {
             let result = match published.wait_for(&mut is_reached).await.as_deref() {
                 Ok(Progress::Ended(result)) => result.clone(),
                 Ok(_) => Ok(()),
-                Err(_) => return Err(Error::failed("push canceled").into()),
+                Err(_) => return Err(Error::canceled().into()),
             };
             if let (Err(root_cause), false) = (result, self.options.allow_missing_references) {
                 return Err(PathError::depends_on(&self.options.store_dir.join(path), root_cause));
@@ -290,7 +290,7 @@ impl PublishContext {
             || Error::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
         let compression = Compression::from_name(&narinfo.compression)?;
         let uploaded = self.uploader.find_object(&narinfo.url, None).await?.ok_or_else(missing)?;
-        let _permit = self.verification_permits.acquire().await.map_err(|_| Error::failed("interrupted"))?;
+        let _permit = self.verification_permits.acquire().await.map_err(|_| Error::canceled())?;
         let mut backoff = Backoff::new(self.bucket().max_attempts());
         loop {
             let body = self.uploader.reader.get(&narinfo.url, None).await?.ok_or_else(missing)?;
@@ -298,8 +298,7 @@ impl PublishContext {
             let verification = tokio::task::spawn_blocking(move || {
                 digest_nar(body.into_reader(), compression, &NarSizeLimit::new(nar_size), &mut nar_pack::nar::Skip)
             });
-            let digests =
-                verification.await.map_err(|_| Error::failed("internal error: verification task panicked"))?;
+            let digests = verification.await.map_err(|_| Error::panicked("verification task"))?;
             // A body without a strong entity tag cannot be resumed, so it is read again.
             if digests.is_err() && broken.load(Ordering::Acquire) && backoff.next_attempt().await {
                 continue;

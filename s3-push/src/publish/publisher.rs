@@ -252,7 +252,7 @@ impl Publisher {
 
     fn handle_outcome(&mut self, outcome: Result<TaskOutcome, JoinError>) -> Result {
         self.nars.drop_replaced();
-        match outcome.map_err(|_| Error::failed("internal error: publishing task panicked"))? {
+        match outcome.map_err(|_| Error::panicked("publishing task"))? {
             TaskOutcome::Nar(_, Ok(())) | TaskOutcome::Object(_, Ok(())) => Ok(()),
             // A path that refers to the NAR reports its refusal. If there is none, it is reported at the end.
             TaskOutcome::Nar(key, Err(error)) if error.is_refusal() => {

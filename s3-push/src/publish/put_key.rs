@@ -134,7 +134,7 @@ pub async fn put_key(
     let (size, runtime) = (PartSizes::new(part_size, None).part_size(), Handle::current());
     let reader = tokio::task::spawn_blocking(move || read_parts(&mut input, &memory, size, &sender, &runtime));
     let verification = async {
-        let result = reader.await.unwrap_or_else(|_| Err(Error::failed("internal error: reader thread panicked")));
+        let result = reader.await.unwrap_or_else(|_| Err(Error::panicked("reader thread")));
         let (hash, size) = result?;
         target.verify(hash)?;
         Ok(size)
@@ -168,7 +168,7 @@ fn read_parts(
             );
         }
         if !bytes.is_empty() && parts.blocking_send(Part::new(Bytes::from(bytes), permit)).is_err() {
-            return Err(Error::failed("upload canceled"));
+            return Err(Error::canceled());
         }
         if is_last {
             break;

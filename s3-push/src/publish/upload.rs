@@ -305,7 +305,7 @@ impl Uploader {
             std::io::copy(&mut body.into_reader(), &mut hasher)?;
             Ok::<_, Error>(hasher.finish().0)
         });
-        hashing.await.map_err(|_| Error::failed("internal error: hashing task panicked"))?.map(Some)
+        hashing.await.map_err(|_| Error::panicked("hashing task"))?.map(Some)
     }
 
     pub(super) fn report_replaced(&self, key: &str) {

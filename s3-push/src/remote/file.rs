@@ -116,7 +116,7 @@ impl Directory {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let result = tokio::task::spawn_blocking(work).await;
-    result.unwrap_or_else(|_| Err(Error::failed("internal error: file reading thread panicked")))
+    result.unwrap_or_else(|_| Err(Error::panicked("file reading thread")))
 }
 
 fn reading(path: &Path, error: &std::io::Error) -> Error {

@@ -321,7 +321,7 @@ impl Transfer {
             }
             request_ahead(&mut next);
             if let Some(mut range) = ahead.pop_front() {
-                let panicked = |_| self.error("internal error: download task panicked");
+                let panicked = |_| self.error(Error::panicked("download task").message());
                 let mut bytes = (&mut range.task).await.map_err(panicked)??;
                 while !bytes.is_empty() {
                     let data = bytes.split_to(MAX_CHUNK_SIZE.min(bytes.len()));

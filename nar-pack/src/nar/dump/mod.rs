@@ -108,7 +108,7 @@ fn read_ahead(walk: Walk, buf: Vec<u8>, out: &mut impl Write, warn: &mut impl Fn
         let result = write_batches(batches, &free_buffers, out, warn);
         // The batch of a panicked thread is incomplete.
         let panicked = readers.into_iter().filter_map(|reader| reader.join().err()).count() > 0;
-        result.and(if panicked { Err(Error::failed("internal error: reader thread panicked")) } else { Ok(()) })
+        result.and(if panicked { Err(Error::panicked("reader thread")) } else { Ok(()) })
     })
 }
 

@@ -213,7 +213,7 @@ impl Threads {
         match &self.sender {
             Some(sender) if !self.handles.is_empty() => {
                 let empty = self.free_batches.try_recv().unwrap_or_default();
-                sender.send(std::mem::replace(batch, empty)).map_err(|_| writer_panicked())
+                sender.send(std::mem::replace(batch, empty)).map_err(|_| Error::panicked("writer thread"))
             }
             _ => batch.write(),
         }
@@ -225,7 +225,7 @@ impl Threads {
         let panicked = take(&mut self.handles).into_iter().filter_map(|thread| thread.join().err()).count() > 0;
         match lock(&self.error).take() {
             Some(error) => Err(error),
-            None if panicked => Err(writer_panicked()),
+            None if panicked => Err(Error::panicked("writer thread")),
             None => Ok(()),
         }
     }
@@ -234,15 +234,11 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if !self.handles.is_empty() {
-            lock(&self.error).get_or_insert_with(|| Error::failed("canceled"));
+            lock(&self.error).get_or_insert_with(Error::canceled);
             // The code that cancels reports the reason.
             let _ = self.join();
         }
     }
-}
-
-fn writer_panicked() -> Error {
-    Error::failed("internal error: writer thread panicked")
 }
 
 fn write_batches(batches: &Mutex<Receiver<Batch>>, free: &SyncSender<Batch>, error: &Mutex<Option<Error>>) {

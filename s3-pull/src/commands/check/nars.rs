@@ -190,7 +190,7 @@ async fn read_nar(remote: &Arc<Remote>, narinfo: NarInfo) -> Result<Option<Findi
         let verification = tokio::task::spawn_blocking(move || {
             fetch::verify_nar(body.into_reader(), &expected, &mut Skip, |_| Ok(()))
         });
-        let verified = verification.await.map_err(|_| Error::failed("internal error: verification task panicked"))?;
+        let verified = verification.await.map_err(|_| Error::panicked("verification task"))?;
         let Err(error) = verified else { return Ok(None) };
         if broken.load(Ordering::Acquire) {
             // A body without a strong entity tag cannot be resumed, so it is read again.
