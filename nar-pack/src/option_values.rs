@@ -59,7 +59,7 @@ pub fn reject_inapplicable<'a>(
 /// # Errors
 /// Returns a message for the user.
 pub fn parse_path_name(text: &str) -> Result<String, String> {
-    check_name(text.as_bytes()).map(|()| text.to_owned()).map_err(str::to_owned)
+    check_name(text.as_bytes()).map(|()| text.to_owned())
 }
 
 #[cfg(test)]

@@ -14,10 +14,9 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::process::print_message;
+use crate::root_dir::MAX_LINKS;
 use crate::store_path::{HashPart, StoreDir, StorePath};
 
-/// Maximum number of symbolic links that are followed (Linux's `MAXSYMLINKS`).
-const MAX_LINKS: usize = 40;
 /// Endings of the names of NARs in a cache.
 const NAR_ENDINGS: [&str; 6] = [".nar", ".nar.xz", ".nar.zst", ".nar.gz", ".nar.bz2", ".nar.br"];
 

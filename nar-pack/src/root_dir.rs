@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::error::{Context as _, Error, Result};
 
 /// Maximum number of symbolic links in the resolution of one path (Linux's `MAXSYMLINKS`).
-const MAX_LINKS: u32 = 40;
+pub(crate) const MAX_LINKS: u32 = 40;
 
 /// Flags for a directory that is only used to reach others. Needs no permission to list it, where the system has `O_PATH`.
 #[cfg(target_os = "linux")]

@@ -15,9 +15,9 @@ use crate::root_dir::{LeavingLinks, OpenDir, RootDir};
 /// Number of digits in the hash part of a store path.
 pub const HASH_PART: usize = 32;
 /// Maximum length of the name part in bytes.
-pub const MAX_NAME: usize = 211;
+pub const MAX_PATH_NAME: usize = 211;
 /// Maximum length of a line in a path list, in bytes: a store directory, a slash, and a base name.
-const MAX_LINE_LENGTH: usize = 4096 + HASH_PART + 1 + MAX_NAME;
+const MAX_LINE_LENGTH: usize = 4096 + HASH_PART + 1 + MAX_PATH_NAME;
 
 /// Returns whether `byte` is a digit of Nix's base 32 (all digits and letters but e, o, t and u).
 #[must_use]
@@ -80,7 +80,7 @@ impl StorePath {
         if !bytes[..HASH_PART].iter().copied().all(is_base32) {
             return Err(invalid("the hash part has a character that is not a base-32 digit of Nix"));
         }
-        check_name(&bytes[HASH_PART + 1..]).map_err(invalid)?;
+        check_name(&bytes[HASH_PART + 1..]).map_err(|rule| invalid(&rule))?;
         Ok(Self(base.into()))
     }
 
@@ -109,18 +109,18 @@ impl StorePath {
 ///
 /// # Errors
 /// Returns the rule that the name breaks.
-pub(crate) fn check_name(name: &[u8]) -> Result<(), &'static str> {
+pub(crate) fn check_name(name: &[u8]) -> Result<(), String> {
     if name.is_empty() {
-        return Err("the name must not be empty");
+        return Err("the name must not be empty".to_owned());
     }
-    if name.len() > MAX_NAME {
-        return Err("the name is longer than 211 characters");
+    if name.len() > MAX_PATH_NAME {
+        return Err(format!("the name is longer than {MAX_PATH_NAME} characters"));
     }
     if matches!(name, b"." | b"..") || name.starts_with(b".-") || name.starts_with(b"..-") {
-        return Err("the name must not be \".\" or \"..\" or begin with \".-\" or \"..-\"");
+        return Err("the name must not be \".\" or \"..\" or begin with \".-\" or \"..-\"".to_owned());
     }
     if !name.iter().all(|c| c.is_ascii_alphanumeric() || b"+-._?=".contains(c)) {
-        return Err("the name may contain only letters, digits and +-._?=");
+        return Err("the name may contain only letters, digits and +-._?=".to_owned());
     }
     Ok(())
 }
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn names_that_nix_accepts_are_parsed() {
-        for name in ["a", "hello-2.12.1", "a+b_c.d?e=f", ".gitignore", &"n".repeat(MAX_NAME)] {
+        for name in ["a", "hello-2.12.1", "a+b_c.d?e=f", ".gitignore", &"n".repeat(MAX_PATH_NAME)] {
             let base = format!("{HASH}-{name}");
             let path = StorePath::from_base_name(&base).unwrap();
             assert_eq!((path.base_name(), path.hash_part().as_str()), (base.as_str(), HASH));
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn names_that_nix_refuses_are_refused() {
-        let long = format!("{HASH}-{}", "n".repeat(MAX_NAME + 1));
+        let long = format!("{HASH}-{}", "n".repeat(MAX_PATH_NAME + 1));
         let bad_digit = format!("e{}-x", &HASH[1..]);
         for base in [
             "",

@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use nar_pack::error::{Error, Result};
+use s3_push::remote::location::is_host_label;
 use serde::Serialize;
 
 use super::arn::Partition;
 use super::{Effect, POLICY_VERSION, is_account_id};
-
-/// Maximum length of one label of a host name (RFC 1035).
-const MAX_LABEL_LENGTH: usize = 63;
 
 /// The trust policy of a role.
 #[derive(Debug, Serialize)]
@@ -110,13 +108,10 @@ fn check_subject(subject: &str, provider: &str) -> Result {
 /// user guide, "Create an OpenID Connect (OIDC) identity provider in IAM": no port, no query).
 fn is_provider(text: &str) -> bool {
     let (host, path) = text.split_once('/').map_or((text, None), |(host, path)| (host, Some(path)));
-    let consists_of = |text: &str, punctuation: &str| {
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || punctuation.contains(c))
+    let is_label = |label: &str| is_host_label(label) && !label.contains('_');
+    let is_path_part = |part: &str| {
+        !matches!(part, "" | "." | "..") && part.chars().all(|c| c.is_ascii_alphanumeric() || "-._~".contains(c))
     };
-    let is_label = |label: &str| {
-        consists_of(label, "-") && !label.starts_with('-') && !label.ends_with('-') && label.len() <= MAX_LABEL_LENGTH
-    };
-    let is_path_part = |part: &str| consists_of(part, "-._~") && !matches!(part, "." | "..");
     host.contains('.')
         && host.parse::<IpAddr>().is_err()
         && host.split('.').all(is_label)

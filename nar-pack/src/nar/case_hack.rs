@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::{CASE_HACK, MAX_NAME, Visitor};
+use super::{CASE_HACK, MAX_FILE_NAME, Visitor};
 use crate::error::{Error, Result};
 
 /// Returns the name of an entry before it was renamed: the part before the first [`CASE_HACK`], as in Nix.
@@ -42,9 +42,9 @@ impl<'a, V> CaseHack<'a, V> {
             renamed.extend_from_slice(CASE_HACK);
             renamed.extend_from_slice(collisions.to_string().as_bytes());
         }
-        if renamed.len() > MAX_NAME {
+        if renamed.len() > MAX_FILE_NAME {
             let renamed = renamed.escape_ascii();
-            return Err(Error::refused(format!("file name \"{renamed}\" is longer than {MAX_NAME} bytes")));
+            return Err(Error::refused(format!("file name \"{renamed}\" is longer than {MAX_FILE_NAME} bytes")));
         }
         if names.insert(renamed.to_ascii_lowercase(), 0).is_some() && renamed.len() > name.len() {
             return Err(Error::refused(format!(

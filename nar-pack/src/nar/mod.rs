@@ -32,7 +32,7 @@ pub const MAGIC: &[u8] = b"nix-archive-1";
 /// The first 24 bytes of every NAR: [`MAGIC`] with its length and padding.
 pub const FIRST_BYTES: &[u8; 24] = b"\x0d\0\0\0\0\0\0\0nix-archive-1\0\0\0";
 /// Maximum length of a directory entry's name in bytes (`NAME_MAX`).
-pub const MAX_NAME: usize = 255;
+pub const MAX_FILE_NAME: usize = 255;
 /// Maximum length of a symbolic link's target in bytes (`PATH_MAX` without its terminator).
 pub const MAX_TARGET: usize = 4095;
 /// Maximum nesting of directories; the innermost one must be empty (Nix's `narMaxDepth` counts every node).

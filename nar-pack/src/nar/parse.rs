@@ -3,7 +3,7 @@
 
 use std::io::{self, BufRead, Read};
 
-use super::{FIRST_BYTES, MAX_DEPTH, MAX_NAME, MAX_TARGET, Visitor, padding};
+use super::{FIRST_BYTES, MAX_DEPTH, MAX_FILE_NAME, MAX_TARGET, Visitor, padding};
 use crate::error::{Error, Result};
 
 /// Maximum length of a tag in bytes; the longest one is shorter.
@@ -194,7 +194,7 @@ impl<R: BufRead, V: Visitor> Parser<'_, R, V> {
 
     /// Reads the name of an entry and replaces the previous name by it.
     fn read_name(&mut self, previous: &mut Vec<u8>) -> Result {
-        let mut buf = [0; MAX_NAME];
+        let mut buf = [0; MAX_FILE_NAME];
         let name = self.read_string(&mut buf, "file name")?;
         let quoted = name.escape_ascii();
         if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') || name.contains(&0) {

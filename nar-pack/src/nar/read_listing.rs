@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use super::{MAX_DEPTH, MAX_NAME, MAX_TARGET, split_path};
+use super::{MAX_DEPTH, MAX_FILE_NAME, MAX_TARGET, split_path};
 use crate::error::{Error, Result};
 
 /// Smallest offset of the contents of a file in a NAR, in bytes.
@@ -244,7 +244,7 @@ impl<'de> Visitor<'de> for Entries<'_> {
         let Self(directory) = self;
         let mut found = None;
         while let Some(name) = map.next_key::<String>()? {
-            if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']) || name.len() > MAX_NAME {
+            if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']) || name.len() > MAX_FILE_NAME {
                 return Err(A::Error::custom(format_args!("invalid file name {name:?}")));
             }
             let (first, rest) = match directory.path.split_first() {

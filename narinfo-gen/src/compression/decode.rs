@@ -6,14 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytesize::ByteSize;
 use nar_pack::error::{Error, Result};
 
-use super::Compression;
 use super::lz4::Lz4Decoder;
 use super::xz::{self, ParallelXzDecoder};
 use super::zstd::{self, ParallelZstdDecoder};
+use super::{BROTLI_BUFFER_SIZE, Compression};
 use crate::input_error::is_input_error;
 
-/// Size of the buffer of the brotli decoder, in bytes.
-const BROTLI_BUFFER_SIZE: usize = 1 << 16;
 /// Size of the buffer after a decoder, in bytes.
 const BUFFER_SIZE: usize = 128 << 10;
 

@@ -8,10 +8,8 @@ use flate2::write::GzEncoder;
 use nar_pack::error::{Error, Result};
 use xz2::write::XzEncoder;
 
-use super::{Compression, Settings, xz, zstd};
+use super::{BROTLI_BUFFER_SIZE, Compression, Settings, xz, zstd};
 
-/// Size of the buffer of the brotli encoder, in bytes.
-const BROTLI_BUFFER_SIZE: usize = 1 << 16;
 /// Size of the brotli window as a power of two; the default of the brotli tool.
 const BROTLI_WINDOW_LOG: u32 = 22;
 

@@ -27,6 +27,9 @@ pub use xz::MAX_XZ_THREADING_MEMORY;
 /// constant because the output must not depend on the number of threads.
 pub const FRAME_SIZE: usize = 4 << 20;
 
+/// Size of the buffers of the brotli encoder and decoder, in bytes.
+const BROTLI_BUFFER_SIZE: usize = 1 << 16;
+
 /// The first bytes of a gzip file (RFC 1952, section 2.3.1).
 pub(crate) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 

@@ -11,7 +11,7 @@ use crate::remote::TextObject;
 use crate::remote::s3::{Bucket, PutOutcome};
 
 /// Age at which the flag of another collector is taken over.
-const FLAG_LIFETIME: Duration = Duration::from_mins(15);
+pub const FLAG_LIFETIME: Duration = Duration::from_mins(15);
 /// Age at which a collector writes its own flag again.
 const RENEWAL_AGE: Duration = Duration::from_mins(5);
 /// Least pause before the flag is read back where the service ignores the condition of a write.
@@ -102,8 +102,10 @@ impl<'a> SweepFlag<'a> {
 
     fn in_use(&self) -> Error {
         let url = self.bucket.display_url(FLAG_KEY);
-        Error::failed(format!("{url}: another collector is deleting"))
-            .with_hint("run the command again when it has ended; its flag is taken over after 15 minutes")
+        let minutes = FLAG_LIFETIME.as_secs() / 60;
+        Error::failed(format!("{url}: another collector is deleting")).with_hint(format!(
+            "run the command again when it has ended; its flag is taken over after {minutes} minutes"
+        ))
     }
 
     fn body(&self) -> Bytes {

@@ -13,6 +13,7 @@ use nar_pack::store_path::{HashPart, StoreDir};
 use nar_pack::sync::lock;
 
 use crate::TOOL;
+use crate::collect::flag::FLAG_LIFETIME;
 use crate::collect::records::{DOOM_PERIOD, FLAG_KEY, GcObjects, read_doomed, read_doomed_keys};
 use crate::remote::s3::Bucket;
 
@@ -112,9 +113,11 @@ impl CollectorWait {
                 process::print_message(TOOL, format!("{url}: waiting until the collector has ended"));
             }
             if started.elapsed() >= self.timeout {
-                let seconds = self.timeout.as_secs();
+                let (seconds, minutes) = (self.timeout.as_secs(), FLAG_LIFETIME.as_secs() / 60);
                 return Err(Error::failed(format!("{url}: the collector has not ended after {seconds} seconds"))
-                    .with_hint("if it was killed, run 's3-push collect', which takes over after 15 minutes"));
+                    .with_hint(format!(
+                        "if it was killed, run 's3-push collect', which takes over after {minutes} minutes"
+                    )));
             }
             tokio::time::sleep(POLL_INTERVAL.min(self.timeout)).await;
         }

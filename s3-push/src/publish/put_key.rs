@@ -102,10 +102,11 @@ fn content_type_of_name(name: &str) -> &'static str {
 }
 
 fn check_key(key: &str) -> Result {
+    let too_long = format!("it must not be longer than {MAX_KEY_LENGTH} bytes");
     let problem = if key.is_empty() {
         "it must not be empty"
     } else if key.len() > MAX_KEY_LENGTH {
-        "it must not be longer than 1024 bytes"
+        too_long.as_str()
     } else if key.starts_with('/') {
         "it must not start with /"
     } else if key.contains(|c: char| c.is_control()) {

@@ -358,13 +358,16 @@ pub fn is_host_and_port(text: &str) -> bool {
         },
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
-    let is_label = |label: &str| {
-        (1..=MAX_LABEL_LENGTH).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
-    };
-    host.len() <= MAX_HOST_LENGTH && host.split('.').all(is_label) && port.is_none_or(is_port)
+    host.len() <= MAX_HOST_LENGTH && host.split('.').all(is_host_label) && port.is_none_or(is_port)
+}
+
+/// Returns whether this is a label of a host name (RFC 1035), in which underscores are allowed too.
+#[must_use]
+pub fn is_host_label(text: &str) -> bool {
+    (1..=MAX_LABEL_LENGTH).contains(&text.len())
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
 }
 
 fn is_port(text: &str) -> bool {

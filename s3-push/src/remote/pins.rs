@@ -15,7 +15,7 @@ pub const PREFIX: &str = "pins/";
 /// Maximum size of a pin in bytes: about 100,000 paths.
 pub const MAX_SIZE: usize = 16 << 20;
 /// Maximum length of a name in bytes: with its prefix a key of S3 must not be longer than 1,024.
-const MAX_NAME: usize = 512;
+const MAX_PIN_NAME: usize = 512;
 
 /// The name of a pin, such as `main/2026-11-24`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +29,8 @@ impl PinName {
     /// Returns a usage error that names the rule.
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |rule: &str| Err(Error::usage(format!("invalid pin name {text:?}: {rule}")));
-        if text.len() > MAX_NAME {
-            return invalid("longer than 512 bytes");
+        if text.len() > MAX_PIN_NAME {
+            return invalid(&format!("longer than {MAX_PIN_NAME} bytes"));
         }
         if text.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return invalid("a part between slashes must not be empty, \".\" or \"..\"");
