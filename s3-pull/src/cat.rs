@@ -7,6 +7,7 @@ use std::sync::Arc;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::nar::{Cat, Listing, ListingEntry};
 use nar_pack::stdio::Output;
+use narinfo_gen::archive::listing_key;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::spool::{Spool, SpoolReader};
 use tokio::runtime::Handle;
@@ -66,7 +67,7 @@ pub fn cat_unverified(
     if Compression::from_name(&narinfo.compression)? != Compression::None {
         return Ok(false);
     }
-    let key = format!("{}.ls", narinfo.path.hash_part());
+    let key = listing_key(narinfo.path.hash_part());
     let Ok(Some(listing)) = runtime.block_on(remote.text(&key, MAX_LISTING_SIZE)) else { return Ok(false) };
     let listing = Listing::parse(listing.as_bytes(), MAX_LISTING_SIZE);
     let Ok(entry) = listing.and_then(|listing| listing.find(file)) else { return Ok(false) };

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::StorePath;
-use narinfo_gen::archive::{REALISATION_PREFIXES, Writer};
+use narinfo_gen::archive::{REALISATION_PREFIXES, Writer, listing_key, log_key};
 use narinfo_gen::extras::{BuildTraceEntry, ExtraObject, Extras, NarExtras};
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::Remote;
@@ -89,7 +89,7 @@ impl<'a> ExtrasWriter<'a> {
         let narinfo = &candidate.narinfo;
         let remote = self.sources.remote(candidate);
         let (expected, no_listing) = visitor.into_objects(&narinfo.path, &narinfo.url)?;
-        let listing_key = format!("{}.ls", narinfo.path.hash_part());
+        let listing_key = listing_key(narinfo.path.hash_part());
         let mut links = Vec::new();
         for object in expected {
             if object.key == listing_key {
@@ -172,7 +172,7 @@ impl<'a> ExtrasWriter<'a> {
 
     /// Writes the build log of a derivation, once. Nothing in a log can be checked.
     fn write_log(&mut self, archive: &mut Writer<impl Write>, remote: &Remote, deriver: &StorePath) -> Result {
-        let key = format!("log/{deriver}");
+        let key = log_key(deriver);
         if !self.written.insert(key.clone()) {
             return Ok(());
         }

@@ -9,7 +9,10 @@ use std::io::{self, BufRead, Read};
 
 use nar_pack::error::{Error, Result};
 
-pub use object::{DEBUGINFO_PREFIX, NAR_PREFIX, Object, REALISATION_PREFIXES, narinfo_key};
+pub use object::{
+    BUILD_TRACE_PREFIX, DEBUGINFO_PREFIX, LOG_PREFIX, NAR_PREFIX, Object, REALISATION_PREFIX, REALISATION_PREFIXES,
+    listing_key, log_key, narinfo_key,
+};
 pub(crate) use read::is_header;
 pub use read::{Member, read};
 pub use write::Writer;

@@ -1,6 +1,6 @@
 //! The kinds of objects in a binary cache, by their keys.
 
-use nar_pack::store_path::HashPart;
+use nar_pack::store_path::{HashPart, StorePath};
 
 use crate::cache_info;
 use crate::hash::{BASE32_DIGITS, Sha256};
@@ -9,8 +9,14 @@ use crate::hash::{BASE32_DIGITS, Sha256};
 pub const NAR_PREFIX: &str = "nar/";
 /// The prefix of links from build IDs to NARs.
 pub const DEBUGINFO_PREFIX: &str = "debuginfo/";
+/// The prefix of build logs.
+pub const LOG_PREFIX: &str = "log/";
+/// The prefix of realisations before Nix 2.35.
+pub const REALISATION_PREFIX: &str = "realisations/";
+/// The prefix of realisations since Nix 2.35.
+pub const BUILD_TRACE_PREFIX: &str = "build-trace-v2/";
 /// The prefixes of realisations: before and since Nix 2.35.
-pub const REALISATION_PREFIXES: [&str; 2] = ["realisations/", "build-trace-v2/"];
+pub const REALISATION_PREFIXES: [&str; 2] = [REALISATION_PREFIX, BUILD_TRACE_PREFIX];
 
 /// The kind of an object of a binary cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +43,18 @@ pub fn narinfo_key(hash: HashPart) -> String {
     format!("{hash}.narinfo")
 }
 
+/// Returns the key of the listing of the path with this hash part.
+#[must_use]
+pub fn listing_key(hash: HashPart) -> String {
+    format!("{hash}.ls")
+}
+
+/// Returns the key of the build log of a derivation.
+#[must_use]
+pub fn log_key(derivation: &StorePath) -> String {
+    format!("{LOG_PREFIX}{derivation}")
+}
+
 impl Object {
     /// Returns the kind of the object with this key, if it is a key of a binary cache.
     #[must_use]
@@ -51,14 +69,16 @@ impl Object {
         if let Some(hash) = hash_part(".ls") {
             return Some(Self::Listing(hash));
         }
-        let (prefix, name) = key.split_once('/')?;
-        match prefix {
-            "nar" => Some(Self::Nar(name.get(..BASE32_DIGITS).and_then(Sha256::from_base32))),
-            "log" => Some(Self::Log),
-            "debuginfo" => Some(Self::DebugInfo),
-            "realisations" | "build-trace-v2" => Some(Self::Realisation),
-            _ => None,
+        if let Some(name) = key.strip_prefix(NAR_PREFIX) {
+            return Some(Self::Nar(name.get(..BASE32_DIGITS).and_then(Sha256::from_base32)));
         }
+        if key.starts_with(LOG_PREFIX) {
+            return Some(Self::Log);
+        }
+        if key.starts_with(DEBUGINFO_PREFIX) {
+            return Some(Self::DebugInfo);
+        }
+        REALISATION_PREFIXES.iter().any(|&prefix| key.starts_with(prefix)).then_some(Self::Realisation)
     }
 
     /// Returns the `Content-Type` that Nix sets on such objects.

@@ -13,6 +13,7 @@ use std::ops::RangeInclusive;
 
 use nar_pack::error::{Error, Result};
 
+use crate::archive::NAR_PREFIX;
 use crate::hash::Sha256;
 
 pub use decode::{
@@ -110,7 +111,7 @@ impl Compression {
     /// Returns the key of a NAR that is compressed with this method.
     #[must_use]
     pub fn key_of_nar(self, file_hash: Sha256) -> String {
-        format!("nar/{}.nar{}", file_hash.base32(), self.extension())
+        format!("{NAR_PREFIX}{}.nar{}", file_hash.base32(), self.extension())
     }
 
     /// Returns the method of a NAR from the extension of its key. `start` is the beginning of the object: with no extension

@@ -11,6 +11,7 @@ use nar_pack::store_path::{StoreDir, StorePath};
 use serde_json::{Value, json};
 
 use super::ExtraObject;
+use crate::archive::{BUILD_TRACE_PREFIX, REALISATION_PREFIX};
 
 /// Returns the build trace entries of `path` in the output of Nix (`PathInfoSource::realisations`), each with the key that
 /// the same version of Nix uses.
@@ -65,13 +66,13 @@ impl BuildTraceEntry {
         let signatures = value.as_object_mut().ok_or_else(malformed)?.remove("signatures").unwrap_or_default();
         let out_path = value["outPath"].as_str().ok_or_else(malformed)?;
         let out_path = parse_path_or_base_name(out_path, store_dir)?;
-        let mut signed = if key.starts_with("realisations/") {
+        let mut signed = if key.starts_with(REALISATION_PREFIX) {
             if value["id"].as_str().and_then(realisation_key).as_deref() != Some(key) {
                 return Err(Error::refused("it is the realisation of another output"));
             }
             value
         } else {
-            let name = key.strip_prefix("build-trace-v2/").and_then(|name| name.strip_suffix(".doi"));
+            let name = key.strip_prefix(BUILD_TRACE_PREFIX).and_then(|name| name.strip_suffix(".doi"));
             let (derivation, output) = name.and_then(|name| name.split_once('/')).ok_or_else(malformed)?;
             let entry = json!({ "drvPath": derivation, "outputName": output });
             if build_trace_key(&entry, store_dir).as_deref() != Some(key) {
@@ -102,7 +103,7 @@ fn signature(value: &Value) -> Option<String> {
 /// Returns the key of a realisation with the ID `sha256:<digits>!<output>`.
 fn realisation_key(id: &str) -> Option<String> {
     let (hash, output) = id.split_once('!')?;
-    (is_key_component(hash) && is_key_component(output)).then(|| format!("realisations/{id}.doi"))
+    (is_key_component(hash) && is_key_component(output)).then(|| format!("{REALISATION_PREFIX}{id}.doi"))
 }
 
 /// Returns the key of the build trace entry of an output of a derivation.
@@ -110,7 +111,7 @@ fn build_trace_key(key: &Value, store_dir: &StoreDir) -> Option<String> {
     let (derivation, output) = (key["drvPath"].as_str()?, key["outputName"].as_str()?);
     let derivation = parse_path_or_base_name(derivation, store_dir).ok()?;
     (derivation.is_derivation() && is_key_component(output))
-        .then(|| format!("build-trace-v2/{derivation}/{output}.doi"))
+        .then(|| format!("{BUILD_TRACE_PREFIX}{derivation}/{output}.doi"))
 }
 
 /// Returns whether a text may be part of a key.

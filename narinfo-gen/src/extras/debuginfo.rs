@@ -5,6 +5,7 @@ use nar_pack::error::{Error, Result};
 use serde_json::{Value, json};
 
 use super::ExtraObject;
+use crate::archive::DEBUGINFO_PREFIX;
 
 /// The directory of debug information in a store path.
 const BUILD_ID_DIR: [&[u8]; 3] = [b"lib", b"debug", b".build-id"];
@@ -66,7 +67,7 @@ impl BuildIdFinder {
         self.found.into_iter().map(move |id| {
             let member = format!("lib/debug/.build-id/{}/{}", &id[..2], &id[2..]);
             let link = json!({"archive": format!("../{nar_key}"), "member": member});
-            ExtraObject::from_bytes(format!("debuginfo/{id}"), link.to_string().into_bytes())
+            ExtraObject::from_bytes(format!("{DEBUGINFO_PREFIX}{id}"), link.to_string().into_bytes())
         })
     }
 }

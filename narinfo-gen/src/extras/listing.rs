@@ -5,6 +5,7 @@ use nar_pack::nar::Lister;
 use nar_pack::store_path::StorePath;
 
 use super::{ExtraObject, MAX_IN_MEMORY};
+use crate::archive::listing_key;
 use crate::spool::Spool;
 
 /// Writes the listing of a NAR while the NAR is read.
@@ -42,7 +43,7 @@ impl ListingBuilder {
     /// Fails if the listing cannot be spooled.
     pub fn finish(self, path: &StorePath) -> Result<Result<ExtraObject, Error>> {
         match self.lister {
-            Ok(lister) => ExtraObject::from_spool(format!("{}.ls", path.hash_part()), lister.finish()?).map(Ok),
+            Ok(lister) => ExtraObject::from_spool(listing_key(path.hash_part()), lister.finish()?).map(Ok),
             Err(reason) => Ok(Err(reason)),
         }
     }

@@ -10,6 +10,7 @@ use nar_pack::regular_file;
 use nar_pack::store_path::StorePath;
 
 use super::{ExtraObject, MAX_IN_MEMORY};
+use crate::archive::log_key;
 use crate::compression::{Compression, decoder, decoder_error};
 use crate::spool::Spool;
 
@@ -61,5 +62,5 @@ fn read_log(derivation: &StorePath, log: File, method: Compression) -> Result<Ex
     if size > MAX_LOG_SIZE {
         return Err(Error::refused(format!("larger than {MAX_LOG_SIZE} bytes")));
     }
-    ExtraObject::from_spool(format!("log/{derivation}"), spool)
+    ExtraObject::from_spool(log_key(derivation), spool)
 }

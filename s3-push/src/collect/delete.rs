@@ -10,6 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
+use narinfo_gen::archive::{listing_key, narinfo_key};
 use tokio::runtime::Runtime;
 
 use super::candidates::{Candidate, Candidates};
@@ -371,11 +372,11 @@ impl<'a> Sweep<'a> {
         let mut deleted = Vec::new();
         for batch in batches.iter().flat_map(|batch| batch.chunks(BATCH_SIZE)) {
             flag.require_owned().await?;
-            let keys = |suffix: &str| -> Vec<String> {
-                batch.iter().map(|&index| format!("{}.{suffix}", self.paths[index].0)).collect()
+            let keys = |key_of: fn(HashPart) -> String| -> Vec<String> {
+                batch.iter().map(|&index| key_of(self.paths[index].0)).collect()
             };
-            self.bucket.delete(&keys("narinfo")).await?;
-            self.bucket.delete(&keys("ls")).await?;
+            self.bucket.delete(&keys(narinfo_key)).await?;
+            self.bucket.delete(&keys(listing_key)).await?;
             let path = |&index: &usize| &self.candidates.paths[self.paths[index].1.index].path;
             deleted.extend(batch.iter().map(|index| self.options.store_dir.join(path(index))));
         }

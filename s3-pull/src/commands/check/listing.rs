@@ -2,7 +2,7 @@
 
 use nar_pack::error::{Context as _, Result};
 use nar_pack::store_path::{HashPart, StoreDir};
-use narinfo_gen::archive::{NAR_PREFIX, Object};
+use narinfo_gen::archive::{NAR_PREFIX, Object, listing_key};
 use narinfo_gen::cache_info::{self, CacheInfo};
 use s3_push::remote::etag::{Md5Tag, md5_tag_of};
 use s3_push::remote::listing::{ListItem, TOP_LEVEL, for_each_item};
@@ -122,7 +122,7 @@ async fn list_prefix(bucket: &Bucket, prefix: &str, findings: &mut Findings) -> 
 pub fn find_unneeded_listings(bucket: &Bucket, top: &TopLevel, findings: &mut Findings) {
     let is_needed = |hash: &&HashPart| top.narinfos.binary_search_by_key(*hash, |narinfo| narinfo.hash).is_ok();
     findings.extend(top.listings.iter().filter(|hash| !is_needed(hash)).map(|hash| {
-        let key = format!("{hash}.ls");
+        let key = listing_key(*hash);
         let message = format!("{}: the listing of a path that the cache does not have", bucket.display_url(&key));
         Finding { path: None, key, reason: Reason::UnneededListing, message, size: 0 }
     }));
