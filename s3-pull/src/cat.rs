@@ -9,6 +9,7 @@ use nar_pack::nar::{Cat, Listing, ListingEntry};
 use nar_pack::stdio::Output;
 use narinfo_gen::archive::listing_key;
 use narinfo_gen::compression::Compression;
+use narinfo_gen::extras::MAX_EXTRA_SIZE;
 use narinfo_gen::spool::{Spool, SpoolReader};
 use tokio::runtime::Handle;
 
@@ -16,8 +17,6 @@ use crate::fetch;
 use crate::sources::{Alternatives, Candidate, Sources};
 use s3_push::remote::transfer::ByteRange;
 
-/// The maximum size of a listing, in bytes.
-const MAX_LISTING_SIZE: usize = 64 << 20;
 /// The maximum number of bytes of a file that are kept in memory until it has been verified. A larger file is kept in a
 /// temporary file.
 const MAX_FILE_IN_MEMORY: usize = 8 << 20;
@@ -68,8 +67,8 @@ pub fn cat_unverified(
         return Ok(false);
     }
     let key = listing_key(narinfo.path.hash_part());
-    let Ok(Some(listing)) = runtime.block_on(remote.text(&key, MAX_LISTING_SIZE)) else { return Ok(false) };
-    let listing = Listing::parse(listing.as_bytes(), MAX_LISTING_SIZE);
+    let Ok(Some(listing)) = runtime.block_on(remote.text(&key, MAX_EXTRA_SIZE)) else { return Ok(false) };
+    let listing = Listing::parse(listing.as_bytes(), MAX_EXTRA_SIZE);
     let Ok(entry) = listing.and_then(|listing| listing.find(file)) else { return Ok(false) };
     let refused = |message: &str| {
         let (listing, file) = (remote.display_url(&key), file.escape_ascii());

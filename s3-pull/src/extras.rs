@@ -11,7 +11,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::StorePath;
 use narinfo_gen::archive::{REALISATION_PREFIXES, Writer, listing_key, log_key};
-use narinfo_gen::extras::{BuildTraceEntry, ExtraObject, Extras, NarExtras};
+use narinfo_gen::extras::{BuildTraceEntry, ExtraObject, Extras, MAX_EXTRA_SIZE, MAX_LINK_SIZE, NarExtras};
 use narinfo_gen::narinfo::NarInfo;
 use s3_push::remote::Remote;
 use serde_json::Value;
@@ -20,10 +20,6 @@ use tokio::runtime::Handle;
 use crate::TOOL;
 use crate::sources::{Candidate, Sources};
 
-/// The maximum size of an object in bytes. `s3-push` has the same limit.
-const MAX_OBJECT_SIZE: usize = 64 << 20;
-/// The maximum size of a debug information link or a build trace entry, in bytes.
-const MAX_ENTRY_SIZE: usize = 64 << 10;
 /// The maximum size of a listing that is compared by its meaning if its bytes differ: parsed JSON takes about ten times
 /// its size in memory.
 const MAX_PARSED_LISTING_SIZE: usize = 16 << 20;
@@ -117,7 +113,7 @@ impl<'a> ExtrasWriter<'a> {
         key: &str,
         expected: Result<ExtraObject>,
     ) -> Result {
-        let Some(bytes) = self.fetch(remote, key, MAX_OBJECT_SIZE)? else { return Ok(()) };
+        let Some(bytes) = self.fetch(remote, key, MAX_EXTRA_SIZE)? else { return Ok(()) };
         let checked = expected.and_then(|mut expected| {
             let mut text = Vec::new();
             expected.body.read_to_end(&mut text)?;
@@ -140,7 +136,7 @@ impl<'a> ExtrasWriter<'a> {
     ) -> Result {
         let keys = expected.into_iter().filter(|link| !self.written.contains(&link.key));
         let requests = keys.map(|link| async move {
-            let result = remote.bytes(&link.key, MAX_ENTRY_SIZE).await;
+            let result = remote.bytes(&link.key, MAX_LINK_SIZE).await;
             Ok::<_, Error>((link, result))
         });
         let requests = stream::iter(requests).buffered(MAX_CONCURRENT_REQUESTS);
@@ -176,7 +172,7 @@ impl<'a> ExtrasWriter<'a> {
         if !self.written.insert(key.clone()) {
             return Ok(());
         }
-        match self.fetch(remote, &key, MAX_OBJECT_SIZE)? {
+        match self.fetch(remote, &key, MAX_EXTRA_SIZE)? {
             Some(bytes) => archive.member(&key, bytes.len() as u64, bytes.as_slice()),
             None => Ok(()),
         }
@@ -197,7 +193,7 @@ impl<'a> ExtrasWriter<'a> {
                 let keys = self.runtime.block_on(remote.list_keys(prefix))?;
                 let new = keys.into_iter().filter(|key| !self.written.contains(key)).collect::<Vec<_>>();
                 let requests = new.into_iter().map(|key| async move {
-                    let result = remote.bytes(&key, MAX_ENTRY_SIZE).await;
+                    let result = remote.bytes(&key, MAX_LINK_SIZE).await;
                     (key, result)
                 });
                 let mut requests = stream::iter(requests).buffered(MAX_CONCURRENT_REQUESTS);

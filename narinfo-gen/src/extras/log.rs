@@ -9,13 +9,10 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::regular_file;
 use nar_pack::store_path::StorePath;
 
-use super::{ExtraObject, MAX_IN_MEMORY};
+use super::{ExtraObject, MAX_EXTRA_SIZE, MAX_IN_MEMORY};
 use crate::archive::log_key;
 use crate::compression::{Compression, decoder, decoder_error};
 use crate::spool::Spool;
-
-/// Maximum uncompressed size of a build log, in bytes. `s3-push` has the same limit.
-const MAX_LOG_SIZE: u64 = 64 << 20;
 
 /// Reads the build logs of derivations, each at most once.
 #[derive(Debug)]
@@ -34,7 +31,7 @@ impl BuildLogs {
     /// Returns the build log of a derivation. None if there is no log, or if it was returned before.
     ///
     /// # Errors
-    /// Fails if the log cannot be read. Refuses a log that cannot be decompressed or is larger than 64 MiB.
+    /// Fails if the log cannot be read. Refuses a log that cannot be decompressed or is larger than [`MAX_EXTRA_SIZE`].
     pub fn read(&mut self, derivation: &StorePath) -> Result<Option<ExtraObject>> {
         if !self.already_read.insert(derivation.clone()) {
             return Ok(None);
@@ -57,10 +54,10 @@ impl BuildLogs {
 
 fn read_log(derivation: &StorePath, log: File, method: Compression) -> Result<ExtraObject> {
     let mut spool = Spool::new(MAX_IN_MEMORY);
-    let mut log = decoder(method, BufReader::new(log))?.take(MAX_LOG_SIZE + 1);
+    let mut log = decoder(method, BufReader::new(log))?.take(MAX_EXTRA_SIZE as u64 + 1);
     let size = io::copy(&mut log, &mut spool).map_err(|error| decoder_error(method, error))?;
-    if size > MAX_LOG_SIZE {
-        return Err(Error::refused(format!("larger than {MAX_LOG_SIZE} bytes")));
+    if size > MAX_EXTRA_SIZE as u64 {
+        return Err(Error::refused(format!("larger than {MAX_EXTRA_SIZE} bytes")));
     }
     ExtraObject::from_spool(log_key(derivation), spool)
 }

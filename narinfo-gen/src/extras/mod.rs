@@ -28,6 +28,10 @@ pub use build_trace::{BuildTraceEntry, build_trace_entries};
 pub use debuginfo::debuginfo_target;
 pub use log::BuildLogs;
 
+/// Maximum size of an object that is neither a NAR nor a narinfo, such as a build log or a listing, in bytes.
+pub const MAX_EXTRA_SIZE: usize = 64 << 20;
+/// Maximum size of a debug information link or a build trace entry, in bytes.
+pub const MAX_LINK_SIZE: usize = 64 << 10;
 /// Maximum bytes of a listing or log in memory. A larger one is spooled to a temporary file.
 const MAX_IN_MEMORY: usize = 1 << 20;
 

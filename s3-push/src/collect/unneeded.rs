@@ -13,7 +13,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir};
 use narinfo_gen::archive::{DEBUGINFO_PREFIX, NAR_PREFIX, REALISATION_PREFIXES};
-use narinfo_gen::extras::{BuildTraceEntry, debuginfo_target};
+use narinfo_gen::extras::{BuildTraceEntry, MAX_LINK_SIZE, debuginfo_target};
 use tokio::runtime::Runtime;
 
 use super::cli::DeleteArgs;
@@ -28,9 +28,6 @@ use crate::remote::known_texts::KnownTexts;
 use crate::remote::listing::list_below;
 use crate::remote::liveness::{ListedNarinfo, list_narinfos, read_narinfos, require_readable};
 use crate::remote::s3::{Access, Bucket, MAX_DELETED_AT_ONCE};
-
-/// Maximum size of a debuginfo link or a realisation in bytes. A larger object stays.
-const MAX_TEXT_SIZE: usize = 1 << 20;
 
 /// How objects are deleted.
 pub struct UnneededOptions {
@@ -283,8 +280,9 @@ impl Needs {
 
 /// Reads what a debuginfo link or a realisation refers to.
 async fn read_condition(bucket: &Bucket, store_dir: &StoreDir, key: &str) -> Result<Condition> {
-    let object = match bucket.get_text(key, MAX_TEXT_SIZE).await {
+    let object = match bucket.get_text(key, MAX_LINK_SIZE).await {
         Ok(object) => object,
+        // A larger object stays.
         Err(error) if error.is_refusal() => return Ok(Condition::Always),
         Err(error) => return Err(error),
     };

@@ -16,7 +16,7 @@ use narinfo_gen::buffer_pool::BufferPool;
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compress_nar::CompressedNar;
 use narinfo_gen::compression::{Compression, Settings};
-use narinfo_gen::extras::{Extras, check_format};
+use narinfo_gen::extras::{Extras, MAX_EXTRA_SIZE, check_format};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{self, NarInfo};
 use narinfo_gen::narinfo_builder::{EntryWriter, NarInfoBuilder, NarPath};
@@ -30,8 +30,6 @@ use crate::publish::byte_budget::ByteBudget;
 use crate::publish::part_sizes::{self, PartSizes};
 use crate::remote::chunks::{Chunk, ChunkReader};
 
-/// Maximum size of an object other than NARs and narinfos (such as a build log or a listing), in bytes.
-const MAX_OBJECT_SIZE: u64 = 64 << 20;
 /// Maximum size of the memory that is allocated before any byte of a part has arrived.
 const MAX_PREALLOCATION: usize = 16 << 20;
 /// Parts that are buffered between the intake and an upload or a verifier.
@@ -206,8 +204,8 @@ impl Intake {
             }
             Object::Nar(hash) => self.read_archived_nar(&mut member, hash),
             object => {
-                if member.size > MAX_OBJECT_SIZE {
-                    return Err(Error::refused(format!("larger than {MAX_OBJECT_SIZE} bytes")));
+                if member.size > MAX_EXTRA_SIZE as u64 {
+                    return Err(Error::refused(format!("larger than {MAX_EXTRA_SIZE} bytes")));
                 }
                 let size = usize::try_from(member.size).unwrap_or(usize::MAX);
                 let body = self.read_part(member.body, size)?;

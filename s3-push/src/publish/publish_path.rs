@@ -11,7 +11,7 @@ use nar_pack::store_path::StorePath;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::is_content_addressed;
-use narinfo_gen::extras::{BuildTraceEntry, debuginfo_target};
+use narinfo_gen::extras::{BuildTraceEntry, MAX_LINK_SIZE, debuginfo_target};
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
 use tokio::sync::{Mutex, Semaphore, watch};
@@ -27,9 +27,6 @@ use crate::refusals::{PathError, RootCause};
 use crate::remote::retry::Backoff;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
-
-/// Maximum size of a debug information link or a build trace entry in bytes.
-const MAX_LINK_SIZE: usize = 64 << 10;
 
 /// How far the publishing of a path is.
 pub enum Progress {
