@@ -186,7 +186,7 @@ fn unpack(input: &mut impl BufRead, dir: &Path, case_hack: bool) -> Result {
     let mut restorer = Restorer::new(dir)?;
     let parsed =
         if case_hack { nar::parse(input, &mut CaseHack::new(&mut restorer)) } else { nar::parse(input, &mut restorer) };
-    let result = parsed.and_then(|_| expect_end(input));
+    let result = parsed.and_then(|_| nar::require_end(input));
     match restorer.abort_on_error(result) {
         Err(error) if exists && !error.is_refusal() => {
             Err(error.with_hint("remove the existing path, or unpack to another one"))
@@ -199,7 +199,7 @@ fn unpack(input: &mut impl BufRead, dir: &Path, case_hack: bool) -> Result {
 fn list(input: &mut impl BufRead) -> Result {
     let mut listing = BufWriter::new(tempfile::spooled_tempfile(MAX_LISTING_IN_MEMORY));
     nar::list(input, &mut listing)?;
-    expect_end(input)?;
+    nar::require_end(input)?;
     let context = || "cannot write the listing to a temporary file";
     let mut listing = listing.into_inner().map_err(|error| Error::from(error.into_error())).context(context)?;
     listing.rewind().map_err(Error::from).context(context)?;
@@ -212,10 +212,6 @@ fn cat(input: &mut impl BufRead, file: &OsStr) -> Result {
     // A terminal is allowed: the user asked for this file.
     let mut out = stdio::stdout(None)?;
     nar::cat(input, file.as_bytes(), &mut out)?;
-    expect_end(input)?;
+    nar::require_end(input)?;
     out.finish()
-}
-
-fn expect_end(input: &mut impl BufRead) -> Result {
-    if input.fill_buf()?.is_empty() { Ok(()) } else { Err(Error::refused("unexpected data after the end of the NAR")) }
 }

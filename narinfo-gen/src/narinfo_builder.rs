@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use nar_pack::error::{Error, Result};
 use nar_pack::export::{Trailer, read_marker, read_trailer};
+use nar_pack::nar::require_end;
 use nar_pack::path_info::{PathInfo, PathInfoSource};
 use nar_pack::references::{Candidates, Scanner};
 use nar_pack::store_path::{HashPart, StorePath};
@@ -17,7 +18,7 @@ use crate::content_address::{self, added_path, of_added_path, to_base32};
 use crate::extras::{BuildLogs, ExtraObject, Extras, NarExtras, build_trace_entries};
 use crate::hash::Sha256;
 use crate::narinfo::{NarInfo, is_signature};
-use crate::stream::{Kind, require_end_of_nar};
+use crate::stream::Kind;
 
 /// Maximum number of narinfos that wait for one query of the installed Nix, which returns their content addresses and
 /// signatures. Without an installed Nix, none waits.
@@ -129,7 +130,7 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
         let (settings, mut extras) = (self.settings, NarExtras::new(&self.extras));
         let read = |compressor: &mut NarCompressor<NarExtras>| {
             compressor.read_nar(input, scanner, &mut extras)?;
-            require_end_of_nar(input)?;
+            require_end(input)?;
             compressor.finish_nar(extras)
         };
         compress_each(&settings, read, |nar, extras| write(self, nar, extras))

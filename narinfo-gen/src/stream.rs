@@ -1,6 +1,6 @@
 //! The kinds of streams between the tools, recognized by their first bytes.
 
-use std::io::{BufRead, Chain, Cursor, Read};
+use std::io::{Chain, Cursor, Read};
 
 use nar_pack::error::{Error, Result};
 use nar_pack::nar;
@@ -74,15 +74,4 @@ fn kind_of(head: &[u8]) -> Option<Kind> {
 fn starts_with_field_name(head: &[u8]) -> bool {
     let letters = head.iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
     letters > 0 && letters < 64 && head.get(letters) == Some(&b':')
-}
-
-/// Checks that the input ends after a NAR.
-///
-/// # Errors
-/// Refuses further data.
-pub fn require_end_of_nar(input: &mut impl BufRead) -> Result {
-    if input.fill_buf()?.is_empty() {
-        return Ok(());
-    }
-    Err(Error::refused("unexpected data after the end of the NAR"))
 }

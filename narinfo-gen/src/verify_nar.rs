@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::nar::{Tee, Visitor, parse};
+use nar_pack::nar::{Tee, Visitor, parse, require_end};
 
 use crate::compression::{Compression, GZIP_MAGIC, MAX_XZ_THREADING_MEMORY, decoder, decoder_error, parallel_decoder};
 use crate::hash::{Hasher, Sha256};
 use crate::narinfo::NarInfo;
-use crate::stream::require_end_of_nar;
 
 /// Size of the buffer before the decoder, in bytes.
 const BUFFER_SIZE: usize = 128 * 1024;
@@ -243,7 +242,7 @@ pub fn digest_nar_with(
             visitor,
         )?;
         // Reading to the end also makes the decoder verify the checksum of the file.
-        require_end_of_nar(&mut stream)?;
+        require_end(&mut stream)?;
         nar_size
     };
     // Data after the compressed stream is part of FileHash.

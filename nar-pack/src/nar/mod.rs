@@ -20,7 +20,7 @@ mod write_listing;
 pub use case_hack::CaseHack;
 pub use cat::{Cat, cat};
 pub use dump::{dump, dump_in, dump_undoing_case_hack_in};
-pub use parse::parse;
+pub use parse::{parse, require_end};
 pub use read_listing::{Listing, ListingEntry};
 pub use restore::{Restorer, remove_tree, remove_tree_in, restore};
 pub use tee::Tee;

@@ -21,6 +21,14 @@ pub fn parse(input: &mut impl BufRead, visitor: &mut impl Visitor) -> Result<u64
     Ok(parser.offset)
 }
 
+/// Checks that the input ends after a NAR.
+///
+/// # Errors
+/// Refuses further data. Returns the errors of the input.
+pub fn require_end(input: &mut impl BufRead) -> Result {
+    if input.fill_buf()?.is_empty() { Ok(()) } else { Err(Error::refused("unexpected data after the end of the NAR")) }
+}
+
 struct Parser<'a, R, V> {
     input: &'a mut R,
     visitor: &'a mut V,
