@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::nar::{Tee, Visitor, parse, require_end};
+use nar_pack::nar::{CallbackTee, Visitor, parse, require_end};
 
 use crate::compression::{Compression, GZIP_MAGIC, MAX_XZ_THREADING_MEMORY, decoder, decoder_error, parallel_decoder};
 use crate::hash::{Hasher, Sha256};
@@ -230,7 +230,7 @@ pub fn digest_nar_with(
         let mut nar_size = 0;
         let mut stream = DecoderErrors { inner: decoder, method };
         parse(
-            &mut Tee::new(&mut stream, |bytes| {
+            &mut CallbackTee::new(&mut stream, |bytes| {
                 if let Some(nar) = &mut nar {
                     nar.update(bytes);
                 }

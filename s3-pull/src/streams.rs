@@ -136,7 +136,7 @@ fn write_archived_nar<V: Visitor + Send + 'static>(
         })
     };
     let written = {
-        let mut tee = Tee { inner: body.into_reader(), chunks, unread: Bytes::new() };
+        let mut tee = ChannelTee { inner: body.into_reader(), chunks, unread: Bytes::new() };
         let written = writer.member(&narinfo.url, size, &mut tee);
         if written.is_ok() {
             let _ = tee.chunks.blocking_send(Ok(Chunk::End));
@@ -220,13 +220,13 @@ impl<'a> NarQueue<'a> {
 }
 
 /// Passes on the bytes that are read to the verifier.
-struct Tee {
+struct ChannelTee {
     inner: ChunkReader,
     chunks: mpsc::Sender<Result<Chunk>>,
     unread: Bytes,
 }
 
-impl BufRead for Tee {
+impl BufRead for ChannelTee {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.unread.is_empty() {
             self.unread = self.inner.next_bytes()?;
@@ -243,7 +243,7 @@ impl BufRead for Tee {
     }
 }
 
-impl Read for Tee {
+impl Read for ChannelTee {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.fill_buf()?.read(buf)?;
         self.consume(count);

@@ -23,7 +23,7 @@ pub use dump::{dump, dump_in, dump_undoing_case_hack_in};
 pub use parse::{parse, require_end};
 pub use read_listing::{Listing, ListingEntry};
 pub use restore::{Restorer, remove_tree, remove_tree_in, restore};
-pub use tee::Tee;
+pub use tee::CallbackTee;
 pub use visitor::{Skip, Visitor};
 pub use write_listing::{Lister, list};
 

@@ -6,21 +6,21 @@ use crate::error::{Error, Result};
 
 /// A reader that passes every byte read through it to a function, for example to hash a NAR while it is parsed.
 #[derive(Debug)]
-pub struct Tee<R, F> {
+pub struct CallbackTee<R, F> {
     inner: R,
     sink: F,
     /// An error of the function, to be returned by the next read.
     error: Option<Error>,
 }
 
-impl<R: BufRead, F: FnMut(&[u8]) -> Result> Tee<R, F> {
+impl<R: BufRead, F: FnMut(&[u8]) -> Result> CallbackTee<R, F> {
     /// Creates a reader of `inner` that copies what is read to `sink`.
     pub fn new(inner: R, sink: F) -> Self {
         Self { inner, sink, error: None }
     }
 }
 
-impl<R: BufRead, F: FnMut(&[u8]) -> Result> io::Read for Tee<R, F> {
+impl<R: BufRead, F: FnMut(&[u8]) -> Result> io::Read for CallbackTee<R, F> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let n = available.len().min(buf.len());
@@ -30,7 +30,7 @@ impl<R: BufRead, F: FnMut(&[u8]) -> Result> io::Read for Tee<R, F> {
     }
 }
 
-impl<R: BufRead, F: FnMut(&[u8]) -> Result> BufRead for Tee<R, F> {
+impl<R: BufRead, F: FnMut(&[u8]) -> Result> BufRead for CallbackTee<R, F> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         match self.error.take() {
             Some(error) => Err(error.into()),

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use nar_pack::error::{Error, Result};
-use nar_pack::nar::{Tee, Visitor, parse};
+use nar_pack::nar::{CallbackTee, Visitor, parse};
 use nar_pack::references::Scanner;
 use nar_pack::store_path::StorePath;
 use rayon::ThreadPool;
@@ -110,7 +110,7 @@ impl<M> NarCompressor<'_, M> {
         visitor: &mut impl Visitor,
     ) -> Result {
         let mut chunker = Chunker::new(self, NarAnalyzer::new(scanner));
-        parse(&mut Tee::new(&mut *input, |bytes| chunker.add(bytes)), visitor)?;
+        parse(&mut CallbackTee::new(&mut *input, |bytes| chunker.add(bytes)), visitor)?;
         chunker.finish()
     }
 

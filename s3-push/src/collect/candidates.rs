@@ -12,7 +12,7 @@ use crate::remote::liveness::{DeadPaths, ListedNarinfo, TextSpool};
 use crate::remote::s3::Bucket;
 
 /// One path.
-pub struct Candidate {
+pub struct DeletionCandidate {
     /// The path.
     pub path: StorePath,
     /// Its references, without itself.
@@ -23,7 +23,7 @@ pub struct Candidate {
     text: usize,
 }
 
-impl Candidate {
+impl DeletionCandidate {
     fn new(narinfo: NarInfo, text: &str, index: usize) -> Self {
         let hash = narinfo.path.hash_part();
         let references = narinfo.references.iter().map(StorePath::hash_part).filter(|other| *other != hash);
@@ -47,7 +47,7 @@ impl Candidate {
 /// Paths in the order of the stream, and their narinfos in a temporary file.
 pub struct Candidates {
     /// The paths.
-    pub paths: Vec<Candidate>,
+    pub paths: Vec<DeletionCandidate>,
     texts: TextSpool,
 }
 
@@ -69,7 +69,7 @@ impl Candidates {
             }
             let index = candidates.paths.len();
             candidates.texts.add(index, text)?;
-            candidates.paths.push(Candidate::new(narinfo, text, index));
+            candidates.paths.push(DeletionCandidate::new(narinfo, text, index));
             Ok(())
         })?;
         Ok(candidates)
@@ -83,7 +83,7 @@ impl Candidates {
         let (texts, order) = dead.into_texts();
         let read = |index| {
             let text = texts.read(index)?;
-            Ok(Candidate::new(NarInfo::parse(&text, store_dir)?, &text, index))
+            Ok(DeletionCandidate::new(NarInfo::parse(&text, store_dir)?, &text, index))
         };
         let paths = order.into_iter().map(read).collect::<Result<_>>()?;
         Ok(Self { paths, texts })

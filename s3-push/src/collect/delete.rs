@@ -13,7 +13,7 @@ use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::archive::{listing_key, narinfo_key};
 use tokio::runtime::Runtime;
 
-use super::candidates::{Candidate, Candidates};
+use super::candidates::{Candidates, DeletionCandidate};
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
 use super::outcome::{Outcome, OutcomeWriter};
@@ -151,7 +151,7 @@ impl Plan {
         options: &DeleteOptions,
     ) -> Result<Self> {
         let doomed = read_doomed(bucket, &options.store_dir, &objects.records).await?;
-        let find = |candidate: &Candidate| {
+        let find = |candidate: &DeletionCandidate| {
             let found = listed.binary_search_by_key(&candidate.path.hash_part(), |narinfo| narinfo.hash);
             found.ok().map(|index| listed[index])
         };

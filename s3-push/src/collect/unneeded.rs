@@ -199,7 +199,7 @@ async fn sweep(
     needs.update(bucket, options).await?;
     let present = needs.list_objects(bucket, &options.store_dir).await?;
     let is_dead =
-        |(key, object): &(&String, &Object)| ready.get(*key) == Some(&object.written) && !needs.contain(object);
+        |(key, object): &(&String, &UnneededObject)| ready.get(*key) == Some(&object.written) && !needs.contain(object);
     let dead: Vec<String> = present.iter().filter(is_dead).map(|(key, _)| key.clone()).collect();
     for keys in dead.chunks(MAX_DELETED_AT_ONCE) {
         flag.require_owned().await?;
@@ -209,13 +209,13 @@ async fn sweep(
 }
 
 /// An object that may not be needed.
-struct Object {
+struct UnneededObject {
     written: SystemTime,
-    needed_by: Condition,
+    needed_by: NeededBy,
 }
 
 /// When an object is needed.
-enum Condition {
+enum NeededBy {
     /// While a narinfo names this NAR. Keys are compared by their MD5 hashes, which takes less memory.
     Nar(Md5Tag),
     /// While the cache has the path.
@@ -247,28 +247,28 @@ impl Needs {
         Ok(())
     }
 
-    fn contain(&self, object: &Object) -> bool {
+    fn contain(&self, object: &UnneededObject) -> bool {
         match &object.needed_by {
-            Condition::Nar(nar) => self.nars.contains(nar),
-            Condition::Path(hash) => self.listed.contains_key(hash),
-            Condition::Always => true,
+            NeededBy::Nar(nar) => self.nars.contains(nar),
+            NeededBy::Path(hash) => self.listed.contains_key(hash),
+            NeededBy::Always => true,
         }
     }
 
     /// Lists the objects that may not be needed.
-    async fn list_objects(&self, bucket: &Bucket, store_dir: &StoreDir) -> Result<HashMap<String, Object>> {
+    async fn list_objects(&self, bucket: &Bucket, store_dir: &StoreDir) -> Result<HashMap<String, UnneededObject>> {
         let mut objects = HashMap::new();
         for entry in list_below(bucket, NAR_PREFIX).await? {
-            let needed_by = Condition::Nar(md5_tag_of(entry.key.as_bytes()));
+            let needed_by = NeededBy::Nar(md5_tag_of(entry.key.as_bytes()));
             let written = entry.time_written(bucket)?;
-            objects.insert(entry.key, Object { written, needed_by });
+            objects.insert(entry.key, UnneededObject { written, needed_by });
         }
         for prefix in [DEBUGINFO_PREFIX].iter().chain(&REALISATION_PREFIXES) {
             let entries = list_below(bucket, prefix).await?;
             let reads = stream::iter(entries.into_iter().map(async |entry| {
-                let needed_by = read_condition(bucket, store_dir, &entry.key).await?;
+                let needed_by = read_needed_by(bucket, store_dir, &entry.key).await?;
                 let written = entry.time_written(bucket)?;
-                Ok::<_, Error>((entry.key, Object { written, needed_by }))
+                Ok::<_, Error>((entry.key, UnneededObject { written, needed_by }))
             }));
             let read: Vec<_> = reads.buffer_unordered(bucket.max_in_flight().into()).try_collect().await?;
             objects.extend(read);
@@ -279,19 +279,19 @@ impl Needs {
 }
 
 /// Reads what a debuginfo link or a realisation refers to.
-async fn read_condition(bucket: &Bucket, store_dir: &StoreDir, key: &str) -> Result<Condition> {
+async fn read_needed_by(bucket: &Bucket, store_dir: &StoreDir, key: &str) -> Result<NeededBy> {
     let object = match bucket.get_text(key, MAX_LINK_SIZE).await {
         Ok(object) => object,
         // A larger object stays.
-        Err(error) if error.is_refusal() => return Ok(Condition::Always),
+        Err(error) if error.is_refusal() => return Ok(NeededBy::Always),
         Err(error) => return Err(error),
     };
-    let Some(object) = object else { return Ok(Condition::Always) };
+    let Some(object) = object else { return Ok(NeededBy::Always) };
     let condition = if key.starts_with(DEBUGINFO_PREFIX) {
-        debuginfo_target(object.text.as_bytes()).map(|nar| Condition::Nar(md5_tag_of(nar.as_bytes())))
+        debuginfo_target(object.text.as_bytes()).map(|nar| NeededBy::Nar(md5_tag_of(nar.as_bytes())))
     } else {
         let entry = BuildTraceEntry::parse(key, object.text.as_bytes(), store_dir).ok();
-        entry.map(|entry| Condition::Path(entry.out_path.hash_part()))
+        entry.map(|entry| NeededBy::Path(entry.out_path.hash_part()))
     };
-    Ok(condition.unwrap_or(Condition::Always))
+    Ok(condition.unwrap_or(NeededBy::Always))
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use nar_pack::error::{Error, Result};
 
 use crate::cli::{LockMode, ObjectOptionArgs, Sse};
-use crate::remote::s3::{Encryption, ObjectOptions, Retention, RetentionMode};
+use crate::remote::s3::{Encryption, ObjectLockRetention, ObjectOptions, RetentionMode};
 
 /// Seconds per day.
 const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
@@ -21,7 +21,7 @@ pub fn object_options(args: &ObjectOptionArgs) -> Result<ObjectOptions> {
     if tags.len() > MAX_TAGS {
         return Err(Error::usage(format!("{} tags given: an object can have at most {MAX_TAGS}", tags.len())));
     }
-    let retention = args.object_lock_days.map(|days| Retention {
+    let retention = args.object_lock_days.map(|days| ObjectLockRetention {
         mode: match args.object_lock_mode {
             LockMode::Governance => RetentionMode::Governance,
             LockMode::Compliance => RetentionMode::Compliance,

@@ -29,7 +29,7 @@ use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
 
 /// How far the publishing of a path is.
-pub enum Progress {
+pub enum PathProgress {
     /// It is not known yet whether the path is refused.
     Pending,
     /// The NAR matches the narinfo, and all references are accepted or published. Only a failed operation, or what the
@@ -41,7 +41,7 @@ pub enum Progress {
 
 /// The progress of a path. A channel and not a shared future, because polling a long chain of references would recurse as
 /// deep as the chain is long.
-pub type PublishedSignal = watch::Receiver<Progress>;
+pub type PublishedSignal = watch::Receiver<PathProgress>;
 
 /// A reference to another path of this push.
 pub struct PendingReference {
@@ -88,7 +88,7 @@ impl PublishContext {
         narinfo: NarInfo,
         nar: Option<SharedResult<VerifiedNar>>,
         mut references: Vec<PendingReference>,
-        progress: &watch::Sender<Progress>,
+        progress: &watch::Sender<PathProgress>,
     ) -> Result<Status, PathError> {
         if self.options.is_narinfo_only {
             if self.options.exact && narinfo.signatures.is_empty() {
@@ -114,7 +114,7 @@ impl PublishContext {
         let object = match &nar {
             Some(nar) => {
                 self.await_accepted(&mut references).await?;
-                progress.send_replace(Progress::Accepted);
+                progress.send_replace(PathProgress::Accepted);
                 self.ensure_nar_object(&narinfo, nar).await?
             }
             // An earlier push uploaded it.
@@ -164,22 +164,22 @@ impl PublishContext {
 
     /// Waits until all references are accepted: the NAR of a path whose reference is refused is not uploaded.
     async fn await_accepted(&self, references: &mut [PendingReference]) -> Result<(), PathError> {
-        self.await_progress(references, |progress| !matches!(progress, Progress::Pending)).await
+        self.await_progress(references, |progress| !matches!(progress, PathProgress::Pending)).await
     }
 
     /// Waits until all references are published.
     async fn await_published(&self, references: &mut [PendingReference]) -> Result<(), PathError> {
-        self.await_progress(references, |progress| matches!(progress, Progress::Ended(_))).await
+        self.await_progress(references, |progress| matches!(progress, PathProgress::Ended(_))).await
     }
 
     async fn await_progress(
         &self,
         references: &mut [PendingReference],
-        mut is_reached: impl FnMut(&Progress) -> bool,
+        mut is_reached: impl FnMut(&PathProgress) -> bool,
     ) -> Result<(), PathError> {
         for PendingReference { path, published } in references {
             let result = match published.wait_for(&mut is_reached).await.as_deref() {
-                Ok(Progress::Ended(result)) => result.clone(),
+                Ok(PathProgress::Ended(result)) => result.clone(),
                 Ok(_) => Ok(()),
                 Err(_) => return Err(Error::canceled().into()),
             };

@@ -22,7 +22,7 @@ use crate::publish::existing::Existing;
 use crate::publish::intake::{Event, ReceivedNar};
 use crate::publish::nar_state::{MAX_WAITING_PARTS, PendingNar, SharedResult, VerifiedNar};
 use crate::publish::nars::Nars;
-use crate::publish::publish_path::{PendingReference, Progress, PublishContext, PublishedSignal};
+use crate::publish::publish_path::{PathProgress, PendingReference, PublishContext, PublishedSignal};
 use crate::publish::upload::Uploader;
 use crate::publish::upstream::Upstreams;
 use crate::refusals::PathError;
@@ -452,7 +452,7 @@ impl Publisher {
         let message = format!("it references {missing}, which is neither in the cache nor in this push");
         let hint = "publish the reference too, or pass --allow-missing-references to publish without it";
         let error = PathError::shared(&missing, Error::refused(message).with_hint(hint));
-        let signal = watch::channel(Progress::Ended(Err(error.root_cause(&path)))).1;
+        let signal = watch::channel(PathProgress::Ended(Err(error.root_cause(&path)))).1;
         self.nars.refuse(&narinfo.url);
         self.paths.insert(narinfo.path.hash_part(), signal);
         self.report.add_refusal(&path, &error)
@@ -467,7 +467,7 @@ impl Publisher {
         });
         let references = references.collect();
         let nar = self.claim_nar(&narinfo);
-        let (sender, published) = watch::channel(Progress::Pending);
+        let (sender, published) = watch::channel(PathProgress::Pending);
         self.paths.insert(narinfo.path.hash_part(), published);
         let (context, path, nar_key) = (Arc::clone(&self.context), narinfo.path.clone(), narinfo.url.clone());
         self.tasks.spawn(async move {
@@ -475,7 +475,7 @@ impl Publisher {
             let result = context.publish(narinfo, nar, references, &sender).await;
             let signal = result.as_ref().map(drop).map_err(|error| error.root_cause(&full_path));
             // Fails if no other path waits for it.
-            let _ = sender.send(Progress::Ended(signal));
+            let _ = sender.send(PathProgress::Ended(signal));
             TaskOutcome::Path(path, nar_key, result)
         });
     }

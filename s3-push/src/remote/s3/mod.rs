@@ -33,7 +33,7 @@ use credentials::InstanceError;
 pub use connect::Access;
 pub use delete::MAX_DELETED_AT_ONCE;
 pub use multipart::{IncompleteUpload, MultipartUpload, RemotePart, UploadedPart};
-pub use object_options::{Encryption, ObjectOptions, Retention, RetentionMode};
+pub use object_options::{Encryption, ObjectLockRetention, ObjectOptions, RetentionMode};
 pub use read::{ListDepth, ListFrom, ListedObject, ObjectHead, Page};
 pub use write::PutOutcome;
 

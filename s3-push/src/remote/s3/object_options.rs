@@ -19,7 +19,7 @@ pub struct ObjectOptions {
     /// Tags: names and values.
     pub tags: Vec<(String, String)>,
     /// Object lock.
-    pub retention: Option<Retention>,
+    pub retention: Option<ObjectLockRetention>,
     /// `Cache-Control`.
     pub cache_control: Option<String>,
 }
@@ -38,7 +38,7 @@ pub enum Encryption {
 
 /// How long an object is protected by object lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
+pub struct ObjectLockRetention {
     /// Who may shorten it.
     pub mode: RetentionMode,
     /// When it ends.
@@ -106,7 +106,7 @@ impl ObjectOptions {
     }
 
     fn lock(&self) -> Option<(ObjectLockMode, DateTime)> {
-        self.retention.map(|Retention { mode, until }| {
+        self.retention.map(|ObjectLockRetention { mode, until }| {
             let mode = match mode {
                 RetentionMode::Governance => ObjectLockMode::Governance,
                 RetentionMode::Compliance => ObjectLockMode::Compliance,
