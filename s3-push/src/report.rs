@@ -36,7 +36,7 @@ pub enum Status {
     /// An upstream cache has the path; nothing was written.
     Upstream,
     /// The cache has different contents under this path, which were kept.
-    Other,
+    OtherContents,
 }
 
 impl Status {
@@ -51,7 +51,7 @@ impl Status {
             Self::Repaired if is_dry_run => "would-repair",
             Self::Repaired => "repaired",
             Self::Upstream => "upstream",
-            Self::Other => "other-contents-kept",
+            Self::OtherContents => "other-contents-kept",
         }
     }
 }
@@ -171,7 +171,7 @@ impl Report {
             Status::Signed => self.signed += 1,
             Status::Repaired => self.repaired += 1,
             Status::Upstream => self.upstream += 1,
-            Status::Other => {
+            Status::OtherContents => {
                 self.present += 1;
                 self.other_contents.add(path);
             }

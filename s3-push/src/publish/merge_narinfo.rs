@@ -54,7 +54,7 @@ impl PublishContext {
                 Ok(Some(_)) | Err(_) => continue,
             };
             if !remote.narinfo.same_contents(narinfo) {
-                return Ok(Some(Status::Other));
+                return Ok(Some(Status::OtherContents));
             }
             let is_repaired = self.options.repair && self.is_about_another_file(&remote.narinfo, narinfo).await?;
             let merged = if is_repaired {
@@ -125,7 +125,7 @@ impl PublishContext {
             let found = remote.as_ref().map(|remote| &remote.narinfo);
             let has_same_contents = found.is_some_and(|found| found.same_contents(narinfo));
             if found.is_some() && !has_same_contents && !is_doomed && !self.options.exact {
-                return Ok(Status::Other);
+                return Ok(Status::OtherContents);
             }
             let merge_with = found.filter(|_| !self.options.exact && has_same_contents);
             let merged = merge_with.map_or_else(|| narinfo.clone(), |found| narinfo.clone().merged_with(found));

@@ -416,7 +416,7 @@ impl Publisher {
             if !needed.contains(other.url.as_str()) {
                 self.nars.refuse(&other.url);
             }
-            self.report.add_result(&other.full_path(), Status::Other)?;
+            self.report.add_result(&other.full_path(), Status::OtherContents)?;
         }
         let paths: Vec<StorePath> = deferred.keys().cloned().collect();
         let order = references_first(&paths, |path| deferred.get(path).map_or(&[], |narinfo| &narinfo.references));
