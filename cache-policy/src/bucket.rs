@@ -99,7 +99,7 @@ mod tests {
             "192.0.2.1",
             long.as_str(),
         ];
-        assert_eq!(require_bucket_argument(Some("")).unwrap_err().exit_code(), 2);
+        assert_eq!(require_bucket_argument(Some("")).unwrap_err().exit_status(), 2);
         let urls = [
             "https://my-cache.s3.amazonaws.com",
             "s3://",
@@ -111,7 +111,7 @@ mod tests {
         ];
         for text in bare.iter().chain(&urls) {
             let error = Bucket::parse(text).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{text:?}: {error}");
+            assert_eq!(error.exit_status(), 2, "{text:?}: {error}");
             assert!(!error.to_string().contains(char::is_control), "{text:?}: {error}");
         }
     }

@@ -210,7 +210,7 @@ mod tests {
             error_of(&[], &["2"], &[]),
             error_of(&[], &["1000", "01000"], &[]),
         ] {
-            assert!(error.exit_code() == 2 && !error.message().contains(&digits[..20]), "{error}");
+            assert!(error.exit_status() == 2 && !error.message().contains(&digits[..20]), "{error}");
         }
     }
 

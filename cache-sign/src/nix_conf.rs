@@ -257,7 +257,7 @@ mod tests {
             let parsed = ParsedConf::parse(&text, Path::new("/etc/nix/nix.conf")).unwrap();
             assert_eq!(parsed.invalid_lines, ["/etc/nix/nix.conf, line 2"], "{line}");
             assert_eq!(parsed.settings.substituters, ["x"]);
-            assert_eq!(keys(&[("nix.conf", &text)]).unwrap_err().exit_code(), 1);
+            assert_eq!(keys(&[("nix.conf", &text)]).unwrap_err().exit_status(), 1);
         }
     }
 
@@ -283,9 +283,9 @@ mod tests {
 
     #[test]
     fn unreadable_and_malformed_files_are_errors() {
-        assert_eq!(keys(&[]).unwrap_err().exit_code(), 2);
-        assert_eq!(keys(&[("nix.conf", "include absent.conf")]).unwrap_err().exit_code(), 2);
-        assert_eq!(keys(&[("nix.conf", "include nix.conf")]).unwrap_err().exit_code(), 1);
-        assert_eq!(keys(&[("nix.conf", "trusted-public-keys = x")]).unwrap_err().exit_code(), 1);
+        assert_eq!(keys(&[]).unwrap_err().exit_status(), 2);
+        assert_eq!(keys(&[("nix.conf", "include absent.conf")]).unwrap_err().exit_status(), 2);
+        assert_eq!(keys(&[("nix.conf", "include nix.conf")]).unwrap_err().exit_status(), 1);
+        assert_eq!(keys(&[("nix.conf", "trusted-public-keys = x")]).unwrap_err().exit_status(), 1);
     }
 }

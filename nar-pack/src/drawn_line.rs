@@ -9,9 +9,9 @@ pub type Suspend = fn(&mut dyn FnMut());
 
 static SUSPEND: OnceLock<Suspend> = OnceLock::new();
 
-/// Declares that this process draws a line. `suspend` removes the line from the terminal, calls its argument and draws
-/// the line again. Only the first call has an effect.
-pub fn declare(suspend: Suspend) {
+/// Sets the function that suspends the line that this process draws: it removes the line from the terminal, calls its
+/// argument and draws the line again. Only the first call has an effect.
+pub fn set_suspend(suspend: Suspend) {
     let _ = SUSPEND.set(suspend);
 }
 

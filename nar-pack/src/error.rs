@@ -118,7 +118,7 @@ impl Error {
 
     /// Returns the exit status of the process.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_status(&self) -> u8 {
         match self.kind {
             Kind::Refused => 1,
             Kind::Failed | Kind::Usage => 2,
@@ -201,21 +201,21 @@ mod tests {
     fn an_error_is_unchanged_after_conversion_to_io_error_and_back() {
         let error = Error::refused("bad hash").context("x.narinfo");
         let converted = Error::from(io::Error::from(error));
-        assert_eq!((converted.exit_code(), converted.message()), (1, "x.narinfo: bad hash"));
+        assert_eq!((converted.exit_status(), converted.message()), (1, "x.narinfo: bad hash"));
     }
 
     #[test]
     fn an_error_keeps_its_first_hint() {
         let error = Error::usage("no bucket").with_hint("set NIX_S3_CACHE").context("s3-push").with_hint("other");
         assert_eq!(
-            (error.hint(), error.exit_code(), error.message()),
+            (error.hint(), error.exit_status(), error.message()),
             (Some("set NIX_S3_CACHE"), 2, "s3-push: no bucket")
         );
     }
 
     #[test]
     fn malformed_data_is_refused_and_other_errors_fail() {
-        assert_eq!(Error::from(io::Error::from(io::ErrorKind::UnexpectedEof)).exit_code(), 1);
-        assert_eq!(Error::from(io::Error::from(io::ErrorKind::PermissionDenied)).exit_code(), 2);
+        assert_eq!(Error::from(io::Error::from(io::ErrorKind::UnexpectedEof)).exit_status(), 1);
+        assert_eq!(Error::from(io::Error::from(io::ErrorKind::PermissionDenied)).exit_status(), 2);
     }
 }

@@ -43,7 +43,7 @@ fn line(object: Value) -> String {
 pub(crate) fn error_line(tool: &str, error: &Error, hint: Option<&str>) -> String {
     line(json!({ "error": {
         "tool": tool, "kind": error.kind_name(), "message": error.to_string(),
-        "hint": hint, "exitStatus": error.exit_code(),
+        "hint": hint, "exitStatus": error.exit_status(),
     } }))
 }
 

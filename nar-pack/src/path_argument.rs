@@ -327,7 +327,7 @@ mod tests {
             ("/nix/store/.links", "expected 32 digits", ""),
         ] {
             let error = resolve(argument).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{argument}: {error}");
+            assert_eq!(error.exit_status(), 2, "{argument}: {error}");
             assert!(error.message().contains(expected), "{argument}: {error}");
             assert!(error.hint().unwrap_or_default().contains(hint), "{argument}: {:?}", error.hint());
         }

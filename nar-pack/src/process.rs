@@ -52,7 +52,7 @@ pub fn main_with_args<C: clap::Parser>(
     if !error.is_broken_pipe() {
         print_error(tool, &error);
     }
-    ExitCode::from(error.exit_code())
+    ExitCode::from(error.exit_status())
 }
 
 /// Parses the command line. Variables of the environment that are blank are ignored, as by Nix.

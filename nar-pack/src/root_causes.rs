@@ -147,7 +147,7 @@ mod tests {
         assert_eq!((causes.count(), causes.dependents().collect::<Vec<_>>()), (3, vec!["/b", "/c"]));
         let (error, printed) = result(&causes);
         assert_eq!(
-            (error.message(), error.hint(), error.exit_code(), printed.len()),
+            (error.message(), error.hint(), error.exit_status(), printed.len()),
             ("/a: bad NAR; 2 paths depend on it and were not published, among them /b", Some("push it again"), 1, 0)
         );
     }
@@ -175,7 +175,7 @@ mod tests {
         causes.add_dependent('a', &Error::failed("timeout"), 'c', "/c".to_owned());
         let (error, _) = result(&causes);
         assert_eq!(
-            (error.exit_code(), error.message()),
+            (error.exit_status(), error.message()),
             (2, "3 paths were not unpacked: 1 could not be read, 2 were refused")
         );
     }

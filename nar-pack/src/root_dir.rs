@@ -318,7 +318,7 @@ mod tests {
                 let error = result.unwrap_err();
                 let expected = format!("{} is a symbolic link to {target}", path.join(link).display());
                 assert!(error.message().starts_with(&expected), "{error}");
-                assert_eq!(error.exit_code(), 2);
+                assert_eq!(error.exit_status(), 2);
             }
             assert_eq!(fs::read_dir(dir.path().join("outside/store")).unwrap().count(), 0);
         }

@@ -292,7 +292,7 @@ mod tests {
             &long,
             &bad_digit,
         ] {
-            assert_eq!(StorePath::from_base_name(base).unwrap_err().exit_code(), 1, "{base:?}");
+            assert_eq!(StorePath::from_base_name(base).unwrap_err().exit_status(), 1, "{base:?}");
         }
     }
 
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn store_directories_must_be_absolute_and_normalized() {
         for dir in ["", "/", "nix/store", "/nix/../store", "/nix//store", "/nix/./store", "/nix/store /"] {
-            assert_eq!(StoreDir::new(dir).unwrap_err().exit_code(), 2, "{dir:?}");
+            assert_eq!(StoreDir::new(dir).unwrap_err().exit_status(), 2, "{dir:?}");
         }
     }
 

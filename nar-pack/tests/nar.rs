@@ -240,8 +240,8 @@ fn symbolic_links_are_never_followed() {
     let target = dir.path().join("t");
     symlink(&outside, &target).unwrap();
     let file = nar_of(&[b"(", b"type", b"regular", b"contents", b"x", b")"]);
-    assert_eq!(restore(&mut Cursor::new(file), &target).unwrap_err().exit_code(), 2);
-    assert_eq!(restore(&mut Cursor::new(directory(&[b"a"])), &target).unwrap_err().exit_code(), 2);
+    assert_eq!(restore(&mut Cursor::new(file), &target).unwrap_err().exit_status(), 2);
+    assert_eq!(restore(&mut Cursor::new(directory(&[b"a"])), &target).unwrap_err().exit_status(), 2);
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     assert!(target.symlink_metadata().unwrap().is_symlink());
 }
@@ -288,7 +288,7 @@ fn a_file_that_a_nar_cannot_contain_is_named() {
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
         .unwrap();
     let error = dump(dir.path(), &mut Vec::new(), &mut |_| {}).unwrap_err();
-    assert!(error.exit_code() == 2 && error.message().ends_with("fifo: a NAR cannot contain a FIFO"), "{error}");
+    assert!(error.exit_status() == 2 && error.message().ends_with("fifo: a NAR cannot contain a FIFO"), "{error}");
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn a_small_file_that_changes_while_it_is_read_is_refused() {
         error
     });
     let error = error.unwrap();
-    assert!(error.message().contains("changed while it was read") && error.exit_code() == 2, "{error}");
+    assert!(error.message().contains("changed while it was read") && error.exit_status() == 2, "{error}");
 }
 
 /// The reader calls this once, before it returns the rest of the NAR.

@@ -114,7 +114,7 @@ mod tests {
             error.message(),
             format!("1-x: bad NAR; 2 paths depend on it and were not unpacked, among them /nix/store/{}", path('2'))
         );
-        assert_eq!((error.exit_code(), error.hint()), (1, Some("push it again")));
+        assert_eq!((error.exit_status(), error.hint()), (1, Some("push it again")));
     }
 
     #[test]

@@ -245,8 +245,8 @@ fn push(runtime: &Runtime, options: PushOptions) -> Result {
     };
     let pushing = async {
         let upstreams = Upstreams::open(&options.upstreams, &input.store_dir, limits, TOOL).await?;
-        let (state, read_until) = state.await.map_err(|_| Error::panicked("the task that reads the bucket"))?;
-        let state = match BucketState::read_early(state, read_until, input_began) {
+        let (state, read_ended) = state.await.map_err(|_| Error::panicked("the task that reads the bucket"))?;
+        let state = match BucketState::read_early(state, read_ended, input_began) {
             Some(state) => state?,
             None => BucketState::read(&uploader.bucket, &input.store_dir).await?,
         };

@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(Partition::of_region("eu-isoe-west-1"), Partition::AwsIsoE);
         assert_eq!(Partition::of_region("us-isof-south-1"), Partition::AwsIsoF);
         assert_eq!(Partition::of_region("eu-west-2"), Partition::Aws);
-        assert_eq!(of(&[user, government]).unwrap_err().exit_code(), 2);
+        assert_eq!(of(&[user, government]).unwrap_err().exit_status(), 2);
         let arns = BucketArns::new(Partition::AwsCn, "cache", "").unwrap();
         assert_eq!(
             (arns.bucket().as_str(), arns.objects().as_str()),

@@ -117,7 +117,7 @@ mod tests {
             "010.0.0.0/8",
         ] {
             let error = RequestConditions::new(&[bad.to_owned()], &[], false).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{bad}");
+            assert_eq!(error.exit_status(), 2, "{bad}");
         }
         let good =
             ["0.0.0.0/0", "192.0.2.0/23", "192.0.2.1/32", "192.0.2.1", "::/0", "2001:db8::/32", "2001:db8::1/128"];
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn vpc_endpoints_are_ids() {
         for bad in ["", "vpce-", "vpc-1a", "vpce-*", "vpce-1 "] {
-            assert_eq!(RequestConditions::new(&[], &[bad.to_owned()], false).unwrap_err().exit_code(), 2, "{bad}");
+            assert_eq!(RequestConditions::new(&[], &[bad.to_owned()], false).unwrap_err().exit_status(), 2, "{bad}");
         }
     }
 }

@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(all["CORSRules"][0]["AllowedOrigins"][0], "*");
         assert!(cors(&["https://example.org", "http://[::1]:8080", "https://*.example.org"]).is_ok());
         for bad in ["*", "example.org", "https://", "https://a/b", "https://*.*", "https://a\n"] {
-            assert_eq!(cors(&[bad]).unwrap_err().exit_code(), 2, "{bad}");
+            assert_eq!(cors(&[bad]).unwrap_err().exit_status(), 2, "{bad}");
         }
     }
 }

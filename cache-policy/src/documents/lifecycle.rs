@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"], 7);
         assert_eq!((&rule["Filter"]["Prefix"], &rule["Status"]), (&"a/".into(), &"Enabled".into()));
         assert_eq!(lifecycle["Rules"].as_array().unwrap().len(), 1);
-        assert_eq!(Lifecycle::new("a*/", 7, None).unwrap_err().exit_code(), 2);
+        assert_eq!(Lifecycle::new("a*/", 7, None).unwrap_err().exit_status(), 2);
         let lifecycle = serde_json::to_value(Lifecycle::new("a/", 7, Some(30)).unwrap()).unwrap();
         assert_eq!(lifecycle["Rules"][0], *rule);
         let rule = &lifecycle["Rules"][1];

@@ -151,7 +151,7 @@ mod tests {
             "repo:example/proj*",
             "repo:x:y*/z",
         ] {
-            assert_eq!(trust(&[open]).unwrap_err().exit_code(), 2, "{open}");
+            assert_eq!(trust(&[open]).unwrap_err().exit_status(), 2, "{open}");
         }
     }
 
@@ -182,7 +182,7 @@ mod tests {
             "*.example.org",
             "gitlab.com/${x}",
         ] {
-            assert_eq!(trust(bad).unwrap_err().exit_code(), 2, "{bad}");
+            assert_eq!(trust(bad).unwrap_err().exit_status(), 2, "{bad}");
         }
     }
 }

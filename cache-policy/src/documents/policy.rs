@@ -444,7 +444,7 @@ mod tests {
         assert_eq!(policy["Statement"][1]["Condition"]["StringLike"]["s3:prefix"][0], "a/b/*");
         for prefix in ["*/", "a?/", "${aws:username}/", "a/b*c/"] {
             let error = BucketArns::new(Partition::Aws, "cache", prefix).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{prefix}: {error}");
+            assert_eq!(error.exit_status(), 2, "{prefix}: {error}");
         }
         assert_eq!(arns("cache", "\"quoted$/").objects(), "arn:aws:s3:::cache/\"quoted$/*");
     }

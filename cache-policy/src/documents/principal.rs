@@ -144,10 +144,10 @@ mod tests {
             " arn:aws:iam::123456789012:root",
         ] {
             let error = Principal::parse(text).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{text:?}: {error}");
+            assert_eq!(error.exit_status(), 2, "{text:?}: {error}");
             assert!(!error.to_string().contains(char::is_control), "{text:?}: {error}");
         }
         let long = format!("arn:aws:iam::123456789012:user/{}", "a".repeat(MAX_ARN_LENGTH));
-        assert_eq!(Principal::parse(&long).unwrap_err().exit_code(), 2);
+        assert_eq!(Principal::parse(&long).unwrap_err().exit_status(), 2);
     }
 }

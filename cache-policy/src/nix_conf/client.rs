@@ -233,7 +233,7 @@ mod tests {
             "https://host?x#hidden",
         ] {
             let error = ClientConfig::new(url, &UrlForm::Portable, &keys, false).unwrap_err();
-            assert!(error.exit_code() == 2 && !error.message().contains("hidden"), "{url:?}: {error}");
+            assert!(error.exit_status() == 2 && !error.message().contains("hidden"), "{url:?}: {error}");
         }
     }
 

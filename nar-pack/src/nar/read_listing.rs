@@ -303,7 +303,7 @@ mod tests {
         }
         assert_eq!(find(&document(FILE), "/"), Ok(Some(file)));
         assert_eq!(find(&document(FILE), "x"), Ok(None));
-        assert_eq!(Listing::parse(json.as_bytes(), 9).unwrap_err().exit_code(), 1);
+        assert_eq!(Listing::parse(json.as_bytes(), 9).unwrap_err().exit_status(), 1);
     }
 
     #[test]

@@ -252,7 +252,7 @@ pub(crate) mod tests {
 
     #[test]
     fn levels_out_of_range_are_usage_errors() {
-        assert_eq!(Settings::new(Compression::Zstd, Some(20), None).unwrap_err().exit_code(), 2);
-        assert_eq!(Settings::new(Compression::None, Some(1), None).unwrap_err().exit_code(), 2);
+        assert_eq!(Settings::new(Compression::Zstd, Some(20), None).unwrap_err().exit_status(), 2);
+        assert_eq!(Settings::new(Compression::None, Some(1), None).unwrap_err().exit_status(), 2);
     }
 }

@@ -48,7 +48,7 @@ struct UnpackContext {
     staging: Staging,
     options: UnpackOptions,
     /// Set when the pull is aborted.
-    cancelled: AtomicBool,
+    canceled: AtomicBool,
     /// Dropped last, so that the receiver learns when everything else is gone.
     _alive: mpsc::Sender<()>,
 }
@@ -75,14 +75,14 @@ pub async fn unpack(
     let (alive, mut all_dropped) = mpsc::channel(1);
     let sources = Arc::clone(sources);
     let context =
-        Arc::new(UnpackContext { sources, staging, options, cancelled: AtomicBool::new(false), _alive: alive });
+        Arc::new(UnpackContext { sources, staging, options, canceled: AtomicBool::new(false), _alive: alive });
     let mut interrupts = Interrupts::listen()?;
     let finished = tokio::select! {
         result = Scheduler::new(Arc::clone(&context), report).run(walk) => Ok(result),
         signal = interrupts.next() => Err(signal),
     };
     let result = finished.unwrap_or_else(|signal| Err(report.interruption(signal)));
-    context.cancelled.store(true, Ordering::Relaxed);
+    context.canceled.store(true, Ordering::Relaxed);
     drop(context);
     // A second signal ends the wait.
     tokio::select! {

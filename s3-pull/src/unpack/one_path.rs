@@ -105,7 +105,7 @@ async fn download(context: &Arc<UnpackContext>, candidate: &Arc<Candidate>) -> R
         let is_broken = broken.load(Ordering::Acquire);
         match (&result, &partial) {
             (Err(_), Some(partial))
-                if (is_broken || context.cancelled.load(Ordering::Relaxed)) && partial.resume_point().is_some() => {}
+                if (is_broken || context.canceled.load(Ordering::Relaxed)) && partial.resume_point().is_some() => {}
             // The bytes of the earlier download may be the bad ones.
             (Err(error), Some(partial)) if is_resumed && error.is_refusal() => {
                 partial.clear();
@@ -169,7 +169,7 @@ async fn unpack_nar(reader: Box<dyn Read + Send>, candidate: &Arc<Candidate>, co
     let unpacked = tokio::task::spawn_blocking(move || {
         let (narinfo, options) = (&candidate.narinfo, context.options);
         let mut restorer = context.staging.restorer(&narinfo.path);
-        let body = Cancellable { inner: reader, cancelled: &context.cancelled };
+        let body = Cancelable { inner: reader, canceled: &context.canceled };
         let result = if options.case_hack {
             fetch::verify_nar(body, narinfo, &mut CaseHack::new(&mut restorer), |_| Ok(()))
         } else {
@@ -187,14 +187,14 @@ async fn unpack_nar(reader: Box<dyn Read + Send>, candidate: &Arc<Candidate>, co
 }
 
 /// A reader that fails when the pull has been aborted.
-struct Cancellable<'a, R> {
+struct Cancelable<'a, R> {
     inner: R,
-    cancelled: &'a AtomicBool,
+    canceled: &'a AtomicBool,
 }
 
-impl<R: Read> Read for Cancellable<'_, R> {
+impl<R: Read> Read for Cancelable<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.cancelled.load(Ordering::Relaxed) {
+        if self.canceled.load(Ordering::Relaxed) {
             return Err(Error::canceled().into());
         }
         self.inner.read(buf)

@@ -30,7 +30,7 @@ use crate::remote::start_runtime;
 /// Runs a command.
 ///
 /// # Errors
-/// See the exit codes in [`nar_pack::error`].
+/// See the exit statuses in [`nar_pack::error`].
 pub fn run(command: &Command) -> Result {
     let runtime = start_runtime()?;
     let result = match command {

@@ -113,10 +113,10 @@ impl BucketState {
     /// Returns what was read while the input was awaited, or none if it should be read again: because it is old, or because
     /// reading failed before the input began: the error was not reported, and its cause may be gone.
     #[must_use]
-    pub fn read_early(read: Result<Self>, read_until: Instant, input_began: Instant) -> Option<Result<Self>> {
+    pub fn read_early(read: Result<Self>, read_ended: Instant, input_began: Instant) -> Option<Result<Self>> {
         match &read {
             Ok(state) if state.is_old() => None,
-            Err(_) if read_until < input_began => None,
+            Err(_) if read_ended < input_began => None,
             _ => Some(read),
         }
     }
@@ -518,8 +518,8 @@ mod tests {
     fn an_error_counts_only_if_the_input_was_there() {
         let now = Instant::now();
         let input_began = now + Duration::from_secs(1);
-        let read = |read_until| {
-            BucketState::read_early(Err(Error::failed("HTTP 403")), read_until, input_began).map(|read| read.is_err())
+        let read = |read_ended| {
+            BucketState::read_early(Err(Error::failed("HTTP 403")), read_ended, input_began).map(|read| read.is_err())
         };
         assert_eq!(read(now), None);
         assert_eq!(read(input_began), Some(true));

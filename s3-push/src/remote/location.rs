@@ -414,7 +414,7 @@ mod tests {
     fn an_unknown_parameter_gets_the_most_similar_name_as_a_hint() {
         let error = Location::parse("s3://cache?regoin=x").unwrap_err();
         assert_eq!(error.message(), "invalid bucket URL \"s3://cache\": unknown parameter \"regoin\"");
-        assert_eq!((error.hint(), error.exit_code()), (Some("a similar parameter is \"region\""), 2));
+        assert_eq!((error.hint(), error.exit_status()), (Some("a similar parameter is \"region\""), 2));
     }
 
     #[test]

@@ -110,6 +110,6 @@ mod tests {
 
     #[test]
     fn a_given_file_must_exist() {
-        assert_eq!(find_login("a", Some(Path::new("/nowhere/netrc")), "test").unwrap_err().exit_code(), 2);
+        assert_eq!(find_login("a", Some(Path::new("/nowhere/netrc")), "test").unwrap_err().exit_status(), 2);
     }
 }

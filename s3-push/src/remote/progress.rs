@@ -97,7 +97,7 @@ impl ProgressArgs {
         if display == Display::Bar {
             // indicatif asks for those of standard output, since it does not know where this terminal is.
             console::set_colors_enabled(console::colors_enabled_stderr());
-            drawn_line::declare(|write| BARS.suspend(write));
+            drawn_line::set_suspend(|write| BARS.suspend(write));
         }
     }
 }

@@ -26,7 +26,7 @@ const BANNED_WORDS: [(&str, &str); 50] = [
     ("Offer", "Candidate"),
     ("Discovery", "ClosureWalk"),
     ("Wanted", "Requested"),
-    ("Stoppable", "Cancellable"),
+    ("Stoppable", "Cancelable"),
     ("Knowledge", "PathInfoArgs"),
     ("Registry", "PathInfoSource"),
     ("Describer", "NarInfoBuilder"),
