@@ -89,7 +89,7 @@ impl Directory {
         blocking(move || {
             let (mut keys, mut directories) = (Vec::new(), vec![prefix]);
             while let Some(directory) = directories.pop() {
-                let listing = || format!("listing {}", path.join(&directory).display());
+                let listing = || format!("cannot list {}", path.join(&directory).display());
                 let entries = match std::fs::read_dir(path.join(&directory)) {
                     Ok(entries) => entries,
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -127,7 +127,7 @@ fn open_file(path: &Path) -> Result<Option<(File, u64)>> {
     match regular_file::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata.len()))) {
         Ok(opened) => Ok(Some(opened)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::from(error).context(format!("reading {}", path.display()))),
+        Err(error) => Err(Error::from(error).context(format!("cannot read {}", path.display()))),
     }
 }
 
