@@ -208,7 +208,7 @@ fn is_base_name(name: &str) -> bool {
     StorePath::from_base_name(name).is_ok()
 }
 
-/// Returns what a text looks like that is easily passed instead of a store path, and a hint.
+/// Returns what a text looks like that is often passed by mistake for a store path, and a hint.
 fn lookalike(text: &str) -> Option<(&'static str, String)> {
     let name = text.rsplit_once('/').map_or(text, |(_, name)| name);
     if text.contains("://") {

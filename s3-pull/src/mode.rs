@@ -25,7 +25,7 @@ use crate::commands::is_command;
 use crate::extras::ExtraKinds;
 use crate::unpack::UnpackOptions;
 
-/// Commands of `s3-push`, which are easily given to `s3-pull`.
+/// Commands of `s3-push`, which are often passed to `s3-pull` by mistake.
 pub const PUSH_COMMANDS: [&str; 5] = ["collect", "delete", "pin", "repair", "unpin"];
 
 /// Narinfo lookups of a closure at the same time for each concurrent download: a lookup takes little but time.

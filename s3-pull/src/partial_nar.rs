@@ -165,7 +165,7 @@ impl Read for PartialReader {
         } else {
             let Some(rest) = &mut self.rest else { return Ok(0) };
             let n = rest.read(buf)?;
-            // A full disk must not be the fault of this copy.
+            // If the disk is full, the download continues without the copy.
             if self.is_kept && self.partial.file.write_all_at(&buf[..n], offset).is_err() {
                 self.partial.clear();
                 self.is_kept = false;

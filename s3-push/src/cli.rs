@@ -101,7 +101,7 @@ pub struct Cli {
 
     /// Read NARs in the bucket whose entity tags cannot show whether they are intact
     ///
-    /// An object that was uploaded in one request, or in parts of the same size, is compared by its entity tag. One that was uploaded in other parts or is encrypted with a KMS key is compared by its size only, unless this option is given. A damaged NAR is replaced; a large one only with this option, because its bytes have passed when its entity tag is compared.
+    /// An object that was uploaded in one request, or in parts of the same size, is compared by its entity tag. One that was uploaded in other parts or is encrypted with a KMS key is compared by its size only, unless this option is given. A damaged NAR is replaced; a large one only with this option, because its bytes are compared only after the upload has read them.
     #[arg(
         long, conflicts_with_all = ["missing", "key", "set_cache_info"], help_heading = "Output", hide_short_help = true,
     )]

@@ -31,7 +31,7 @@ use crate::remote::s3::ObjectOptions;
 /// Commands that are the same as the flag of that name.
 pub const FLAG_COMMANDS: [&str; 1] = ["repair"];
 
-/// Commands of `s3-pull`, which are easily given to `s3-push`.
+/// Commands of `s3-pull`, which are often passed to `s3-push` by mistake.
 pub const PULL_COMMANDS: [&str; 10] =
     ["archive", "cat", "check", "dead", "export", "list", "nar", "narinfo", "pins", "stats"];
 

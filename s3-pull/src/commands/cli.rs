@@ -163,7 +163,7 @@ pub struct StatsArgs {
 const AFTER_LONG_HELP_STATS: &str = "\
 Output: tables, or with --json an object with the fields version (1), paths, narSize, fileSize, byMonth, byCompression, bySigner (the key is null for paths without signature), largestPaths, largestClosures, pins and unpinned. narSize is the size of unpacked NARs in bytes, fileSize that of compressed ones. In the totals, a NAR that several paths share counts once.
 
-A path counts for the month (UTC) in which its narinfo was last written. What a pin keeps is what would be dead without it and with all others.
+A path counts for the month (UTC) in which its narinfo was last written. The size of a pin counts the paths that only this pin keeps.
 
 Closures: those of pinned paths and of paths that no other path references are examined, since all others are parts of these. Pinned paths come first, and the examination ends after 100 million references. With --json, closuresExamined and closuresTotal are their numbers.
 

@@ -142,7 +142,7 @@ impl HttpCache {
         let (etag, content_encoding) = (header("etag"), header("content-encoding"));
         let (url, limits) = (self.display_url(key), self.limits);
         let failed = move |cause| Error::failed(format!("cannot read {url}: {cause}"));
-        // The time between two reads is that of the reader, who may wait for its own, and not counted.
+        // The time between two reads of the caller does not count towards the timeout.
         let bytes = stream::unfold(response.bytes_stream(), move |mut bytes| async move {
             match timeout(limits.idle_timeout, bytes.next()).await {
                 Ok(read) => read.map(|read| (read.map_err(|error| describe(error, limits)), bytes)),

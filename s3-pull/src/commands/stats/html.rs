@@ -144,7 +144,7 @@ fn by_age(stats: &Stats, now: SystemTime) -> Vec<(String, Sizes)> {
     let mut groups: Vec<(String, Sizes)> =
         AGES.iter().map(|(_, name)| ((*name).to_owned(), Sizes::default())).collect();
     for (text, sizes) in &stats.by_month {
-        // A clock that is ahead makes no age.
+        // A time in the future counts as this month.
         let age = now.saturating_sub(month_number(text).unwrap_or_default());
         if let Some(group) = AGES.iter().position(|(least, _)| age >= *least) {
             groups[group].1.add(*sizes);

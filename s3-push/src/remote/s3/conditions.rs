@@ -11,8 +11,7 @@ impl Bucket {
     /// Returns whether the service applies the conditions of writes.
     ///
     /// The first call finds out without harm: it writes the object `key`, a text of at most `max_size` bytes, again with
-    /// the bytes that it has, on condition that no object has this key. Without that object the answer is unknown, and
-    /// counts as yes.
+    /// the bytes that it has, on condition that no object has this key. Without that object it returns true.
     ///
     /// # Errors
     /// Fails if the object cannot be read or written.
