@@ -93,7 +93,7 @@ pub struct CheckArgs {
 
     /// Read the NARs of today's share: 5%, 1/7 or 10GiB
     ///
-    /// The share depends on the keys of the NARs and on the day (UTC), so it is the same on every host. Run each day, each NAR has its turn; run every N days, it has if the denominator of the fraction has no common divisor with N. A size is rounded down so that the number of shares is a power of two.
+    /// The share depends on the keys of the NARs and on the day (UTC), so it is the same on every host. If the check runs every day, each NAR is read once per cycle of shares. If it runs every N days, this holds if N and the denominator have no common divisor. For a size, the number of shares is rounded up to a power of two.
     #[arg(long, value_name = "SHARE", value_parser = parse_share, help_heading = "Input")]
     pub read_nars: Option<ReadShare>,
 
