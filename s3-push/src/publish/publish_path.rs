@@ -213,8 +213,8 @@ impl PublishContext {
         Err(too_many_conflicts(narinfo))
     }
 
-    /// Writes an object beside a path. What is there is kept, as narinfos are, unless nothing needs it: it may belong to another
-    /// path than those of this push. The last log counts, which nothing refers to.
+    /// Writes an object beside a path. An existing object is kept, because another path may need it, unless it is doomed
+    /// or dangling, or the push repairs. A build log is always replaced.
     pub async fn put_object(&self, key: &str, object: Object, body: Bytes) -> Result {
         let (bucket, content_type) = (self.bucket(), object.content_type());
         let is_doomed = self.uploader.doomed.contains(key);
