@@ -1,6 +1,7 @@
 //! Who a bucket policy applies to. A principal is validated strictly, because S3 has no wildcards within a principal and
 //! treats `*` as everyone.
 
+use clap::ValueEnum as _;
 use nar_pack::error::{Error, Result};
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
@@ -32,10 +33,12 @@ impl Principal {
         if is_account_id(text) || is_iam_arn(text) {
             return Ok(Self(text.to_owned()));
         }
-        Err(invalid(
+        let partitions: Vec<String> = Partition::value_variants().iter().map(Partition::to_string).collect();
+        Err(invalid(&format!(
             "expected arn:PARTITION:iam::ACCOUNT:user/NAME, …:role/NAME or …:root, or an account ID of 12 digits; \
-             the partition is aws, aws-cn, aws-us-gov, aws-eusc or aws-iso",
-        ))
+             the partition is one of {}",
+            partitions.join(", ")
+        )))
     }
 
     /// A user of a service that identifies users by access key ID (versitygw, `auth/bucket_policy_principals.go`).

@@ -1,5 +1,6 @@
 //! The event loop of a push: starts a task (`publish_path`) for each path whose NAR and references have arrived, and
-//! defers the others until the end of the input. Tasks never wait for input that has not been read, so the loop may pause reading while many tasks run.
+//! defers the others until the end of the input. Tasks never wait for input that has not been read, so the loop may
+//! pause reading while many tasks run.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

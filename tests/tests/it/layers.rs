@@ -99,7 +99,7 @@ fn the_remote_layer_uses_no_module_above_it() {
 
 #[test]
 fn publishing_code_reads_no_flags() {
-    // cli.rs is read once, in run.rs; ObjectOptions and the compression settings are converted there.
+    // cli.rs is read once, in mode.rs; ObjectOptions and the compression settings are converted there.
     let found = violations("s3-push/src/publish", |_, line| line.contains("crate::cli::Cli"));
     let pull = ["closure", "fetch", "unpack", "staging", "streams"];
     let pull = violations("s3-pull/src", |path, line| {
@@ -108,7 +108,7 @@ fn publishing_code_reads_no_flags() {
     });
     assert!(
         found.is_empty() && pull.is_empty(),
-        "flags are read in run.rs only:\n{}{}",
+        "flags are read in mode.rs only:\n{}{}",
         found.join("\n"),
         pull.join("\n")
     );

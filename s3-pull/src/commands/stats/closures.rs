@@ -40,9 +40,9 @@ pub fn largest_paths(sizes: &[Sizes]) -> Vec<(usize, Sizes)> {
 pub struct LargestClosures {
     /// The index of each path and the sizes of its closure, largest first.
     pub largest: Vec<(usize, Sizes)>,
-    /// How many closures were examined, and how many there are.
+    /// How many closures were examined.
     pub examined: usize,
-    /// How many closures there are of paths that are pinned, or that no other path references.
+    /// How many closures there are: those of the pinned paths, and of the paths that no other path references.
     pub total: usize,
 }
 
