@@ -102,7 +102,7 @@ pub struct Cli {
     ///
     /// For a bucket with versioning: a deleted or replaced object can be restored for DAYS. The rule also removes delete markers that hide no version.
     #[arg(
-        long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650), requires = "lifecycle",
+        long, value_name = "DAYS", value_parser = parse_number(1_u16..=3650), requires = "lifecycle",
         help_heading = "Lifecycle", hide_short_help = true
     )]
     pub noncurrent: Option<u16>,

@@ -105,7 +105,7 @@ pub struct AgentArgs {
     #[allow(clippy::option_option)] // clap's type of an option whose value may be omitted
     pub ssh_agent: Option<Option<String>>,
 
-    /// Set the name of the agent's key in signatures (default: the comment of the key)
+    /// Set the name of the agent's key in signatures [default: the comment of the key]
     ///
     /// Clients list the key under this name in trusted-public-keys; `cache-sign public-key --ssh-agent` prints the entry.
     #[arg(long, value_name = "NAME", requires = "ssh_agent")]

@@ -15,7 +15,7 @@ use clap::{ArgAction, Args, Parser};
     disable_help_flag = true, disable_version_flag = true
 )]
 pub struct Cli {
-    /// File tree to pack; with --export: store paths; with --unpack, --list or --cat: NAR to read (default: standard input)
+    /// File tree to pack; with --export: store paths; with --unpack, --list or --cat: NAR to read [default: standard input]
     ///
     /// A store path may be a full path, HASH-NAME, a file within it, or a symbolic link to it such as ./result.
     #[arg(value_name = "PATH")]
@@ -90,7 +90,7 @@ pub struct PathInfoArgs {
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub path_info: Option<PathBuf>,
 
-    /// Scan for references to the store paths listed in FILE (default: those in the store directory)
+    /// Scan for references to the store paths listed in FILE [default: those in the store directory]
     ///
     /// Only paths whose references are not known otherwise are scanned. FILE contains one store path per line.
     #[arg(long, value_name = "FILE", help_heading = "Input")]

@@ -34,7 +34,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// Cache URLs, highest priority first (default: $NIX_S3_CACHE); store paths
+    /// Cache URLs, highest priority first [default: $NIX_S3_CACHE]; store paths
     #[arg(value_name = "URL]... [STORE-PATH")]
     pub targets: Vec<String>,
 
@@ -126,7 +126,7 @@ pub struct Cli {
     #[arg(long, requires = "root", help_heading = "Output", hide_short_help = true)]
     pub verify_existing: bool,
 
-    /// With --root: set the numeric owner of the files (default: the current user)
+    /// With --root: set the numeric owner of the files [default: the current user]
     #[arg(long, value_name = "UID[:GID]", requires = "root", help_heading = "Output", hide_short_help = true)]
     pub owner: Option<Owner>,
 
