@@ -27,6 +27,9 @@ const PIPE_SIZE: usize = 1 << 20;
 pub type Input = BufReader<InputFile>;
 
 /// Opens standard input, which must not be a terminal. `expected` names the data in the error.
+///
+/// # Errors
+/// Returns a usage error if standard input is a terminal. Fails if its descriptor cannot be duplicated.
 pub fn stdin(expected: &str) -> Result<Input> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
@@ -87,6 +90,10 @@ impl Read for InputFile {
 }
 
 /// Opens standard output. `binary` names the data if it is binary; then standard output must not be a terminal.
+///
+/// # Errors
+/// Returns a usage error if standard output is a terminal and the data is binary. Fails if its descriptor cannot be
+/// duplicated.
 pub fn stdout(binary: Option<&str>) -> Result<Output> {
     let stdout = io::stdout();
     if let Some(data) = binary.filter(|_| stdout.is_terminal()) {
@@ -115,6 +122,10 @@ pub struct Output {
 
 impl Output {
     /// Writes the buffered data.
+    ///
+    /// # Errors
+    /// Fails if the data cannot be written. Returns the error of a broken pipe if the reader has closed standard
+    /// output.
     pub fn finish(mut self) -> Result {
         self.inner.flush()?;
         Ok(())

@@ -25,6 +25,9 @@ use crate::stream::Kind;
 const MAX_QUERY_BATCH: usize = 32;
 
 /// Receives the objects of cache entries. A NAR precedes its narinfo; narinfos have the order of the stream.
+///
+/// # Errors
+/// An error of any method ends the reading of the stream, and the builder returns it.
 pub trait EntryWriter: Send {
     /// Writes a compressed NAR with this key.
     fn write_nar(&mut self, key: &str, nar: CompressedNar) -> Result;

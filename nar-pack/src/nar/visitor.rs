@@ -5,6 +5,9 @@ use crate::error::Result;
 /// Receives the nodes of a NAR in its order; `enter` and `leave` enclose an entry of a directory.
 ///
 /// The parser has checked the names: they are not empty, `.` or `..`, contain no slash or NUL byte, and ascend strictly.
+///
+/// # Errors
+/// An error of any method ends the parsing, and the parser returns it.
 pub trait Visitor {
     /// Starts a directory.
     fn directory(&mut self) -> Result;

@@ -27,6 +27,9 @@ pub(super) struct RemoteNarInfo {
 impl PublishContext {
     /// Returns the status of a path that the cache has, after adding the signatures that it lacks. Returns `None` if the
     /// cache does not have the path.
+    ///
+    /// # Errors
+    /// Fails when the bucket cannot be read or written. Refuses a malformed narinfo in the bucket, except to repair it.
     pub async fn merge_if_cached(&self, narinfo: &NarInfo) -> Result<Option<Status>> {
         let hash = narinfo.path.hash_part();
         if !self.existing.has(self.bucket(), hash).await? {
@@ -42,6 +45,9 @@ impl PublishContext {
     }
 
     /// Adds signatures and fields to the narinfo in the cache. Returns `None` if there is no narinfo.
+    ///
+    /// # Errors
+    /// As [`PublishContext::merge_if_cached`]. Fails after too many conflicts with other processes.
     pub async fn merge_into_remote(&self, narinfo: &NarInfo) -> Result<Option<Status>> {
         for _ in 0..MAX_MERGE_ATTEMPTS {
             let remote = match self.fetch_narinfo(narinfo).await {
@@ -86,6 +92,9 @@ impl PublishContext {
     }
 
     /// Returns whether the bucket has the same path with the same contents in an intact NAR with another name.
+    ///
+    /// # Errors
+    /// Fails when the bucket cannot be read.
     pub async fn has_other_intact_nar(&self, narinfo: &NarInfo) -> Result<bool> {
         if self.existing.has_text(narinfo.path.hash_part(), &narinfo.to_string()).await {
             return Ok(false);
@@ -118,6 +127,10 @@ impl PublishContext {
     /// Publishes a narinfo that arrived without its NAR. It is merged with the one in the cache, which stays if it has other
     /// contents. With `--exact`, and where the cache has none, the narinfo is written as it is. If it names another NAR,
     /// that NAR is read from the bucket and verified.
+    ///
+    /// # Errors
+    /// Fails when the bucket cannot be read or written, and after too many conflicts with other processes. Refuses a
+    /// malformed narinfo in the bucket, and a NAR that is missing or does not match.
     pub async fn publish_narinfo_alone(&self, narinfo: &NarInfo) -> Result<Status> {
         let is_doomed = self.existing.is_doomed(narinfo.path.hash_part()).await;
         for _ in 0..MAX_MERGE_ATTEMPTS {
@@ -152,6 +165,10 @@ impl PublishContext {
 
     /// Writes the narinfo of a doomed path, so that it is young, and keeps the signatures of the one that is there.
     /// Returns when the collector cannot delete it any more, and whether what was written is signed.
+    ///
+    /// # Errors
+    /// Fails when the bucket cannot be read or written, when a collector does not end, and after too many conflicts
+    /// with other processes. Refuses a malformed narinfo in the bucket.
     pub async fn put_doomed_narinfo(&self, narinfo: &NarInfo) -> Result<bool> {
         for _ in 0..MAX_MERGE_ATTEMPTS {
             let remote = self.fetch_narinfo(narinfo).await?;
@@ -203,6 +220,9 @@ impl PublishContext {
     }
 
     /// Writes a narinfo where none was found, or over the one that was. Returns false if another process was faster.
+    ///
+    /// # Errors
+    /// Fails when the narinfo cannot be written.
     pub(super) async fn write_over(&self, narinfo: &NarInfo, remote: Option<&RemoteNarInfo>) -> Result<bool> {
         if let Some(remote) = remote {
             return self.replace_narinfo(narinfo, remote.etag.as_deref()).await;

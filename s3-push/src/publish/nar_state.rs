@@ -81,12 +81,18 @@ impl VerifiedNar {
 
 impl PublishContext {
     /// Verifies a small NAR, which stays in memory.
+    ///
+    /// # Errors
+    /// Refuses a NAR that is damaged.
     pub async fn verify_nar(self: Arc<Self>, nar: ReceivedNar) -> Result<VerifiedNar> {
         let digests = await_digests(&nar.key, nar.digests).await?;
         Ok(VerifiedNar::new(nar.key, digests, Contents::Memory(nar.body)))
     }
 
     /// Uploads a NAR that no narinfo of this push has named.
+    ///
+    /// # Errors
+    /// Refuses a NAR that is damaged. Fails when the upload does.
     pub async fn upload_unnamed_nar(self: Arc<Self>, nar: ReceivedNar) -> Result<VerifiedNar> {
         let nar = Arc::clone(&self).verify_nar(nar).await?;
         self.object_of(&nar).await?;
@@ -94,6 +100,9 @@ impl PublishContext {
     }
 
     /// Uploads a small NAR to free its memory, unless no narinfo that names it describes it.
+    ///
+    /// # Errors
+    /// Refuses a NAR that is damaged. Fails when the upload does.
     pub async fn upload_named_nar(self: Arc<Self>, nar: ReceivedNar, narinfos: Vec<NarInfo>) -> Result<VerifiedNar> {
         let nar = Arc::clone(&self).verify_nar(nar).await?;
         if narinfos.iter().any(|narinfo| nar.digests.require(narinfo).is_ok()) {
@@ -105,6 +114,9 @@ impl PublishContext {
     }
 
     /// Sends a NAR unless the bucket has it. Its upload is completed when a path needs it. It is verified in any case.
+    ///
+    /// # Errors
+    /// Refuses a NAR that is damaged. Fails when the bucket cannot be read or written.
     pub async fn send_nar(self: Arc<Self>, nar: ReceivedNar) -> Result<VerifiedNar> {
         let existing = self.uploader.find_large_nar(&nar.key, nar.size).await?;
         let ReceivedNar { key, body, digests, .. } = nar;
@@ -139,6 +151,9 @@ impl PublishContext {
     }
 
     /// Returns the object of a NAR, uploading it if necessary. Returns `None` if its contents were dropped.
+    ///
+    /// # Errors
+    /// Fails when the upload does.
     pub async fn object_of(&self, nar: &VerifiedNar) -> Result<Option<UploadedObject>> {
         let mut contents = nar.contents.lock().await;
         let uploaded = match mem::replace(&mut *contents, Contents::Dropped) {
@@ -157,6 +172,9 @@ impl PublishContext {
     }
 
     /// Uploads a NAR that no path has needed so far, to free its memory, unless the bucket has it.
+    ///
+    /// # Errors
+    /// Fails when the bucket cannot be read or written.
     pub async fn upload_unneeded_nar(&self, nar: &VerifiedNar) -> Result {
         if nar.is_in_memory()
             && let Some(object) = self.uploader.find_object(&nar.key, Some(nar.digests.file_size)).await?

@@ -78,11 +78,18 @@ impl PublishContext {
     }
 
     /// Returns whether clients find the path already, in this cache or in an upstream one.
+    ///
+    /// # Errors
+    /// Fails when a cache cannot be read.
     pub async fn is_cached(&self, path: &StorePath) -> Result<bool> {
         Ok(self.existing.has(self.bucket(), path.hash_part()).await? || self.upstreams.have(path).await?)
     }
 
     /// Publishes a path, or finds that the cache has it. Reports on `progress` that the path is accepted.
+    ///
+    /// # Errors
+    /// Refuses a path whose NAR does not match its narinfo or is missing, or that references a refused path. Fails when
+    /// the bucket cannot be read or written.
     pub async fn publish(
         &self,
         narinfo: NarInfo,
@@ -215,6 +222,9 @@ impl PublishContext {
 
     /// Writes an object beside a path. An existing object is kept, because another path may need it, unless it is doomed
     /// or dangling, or the push repairs. A build log is always replaced.
+    ///
+    /// # Errors
+    /// Fails when the bucket cannot be read or written.
     pub async fn put_object(&self, key: &str, object: Object, body: Bytes) -> Result {
         let (bucket, content_type) = (self.bucket(), object.content_type());
         let is_doomed = self.uploader.doomed.contains(key);
@@ -263,6 +273,9 @@ impl PublishContext {
 
     /// Checks that the collector cannot delete the NAR any more, if it was doomed: this push has written it, no collector
     /// deletes, and the NAR is there.
+    ///
+    /// # Errors
+    /// Fails if a collector deletes the NAR, or does not end.
     pub async fn confirm_nar(&self, narinfo: &NarInfo) -> Result {
         let (doomed, key) = (&self.uploader.doomed, narinfo.url.as_str());
         if !doomed.was_doomed(key) || (!doomed.contains(key) && self.collector_wait.confirm(self.bucket(), key).await?)
@@ -274,6 +287,9 @@ impl PublishContext {
     }
 
     /// Reads anew which paths are doomed: a push may last longer than a path is doomed.
+    ///
+    /// # Errors
+    /// Fails when the records cannot be read.
     pub async fn read_doomed_again(&self) -> Result {
         let doomed = Doomed::read(self.bucket(), &self.options.store_dir).await?;
         self.existing.set_doomed(doomed.paths).await;
@@ -282,6 +298,9 @@ impl PublishContext {
     }
 
     /// Reads the NAR of a narinfo from the bucket and verifies it against the narinfo.
+    ///
+    /// # Errors
+    /// Refuses a NAR that is missing or does not match. Fails when the bucket cannot be read.
     pub async fn verify_remote_nar(&self, narinfo: &NarInfo) -> Result<UploadedObject> {
         let missing =
             || Error::refused(format!("{}: its NAR, {}, is not in the bucket", narinfo.full_path(), narinfo.url));
