@@ -99,8 +99,7 @@ pub(super) fn public_url(url: &str, location: &Location) -> String {
 pub(crate) fn https_url(location: &Location) -> String {
     let scheme = if location.plain_http { "http" } else { "https" };
     let host = location.endpoint.clone().unwrap_or_else(|| location.aws_host());
-    let path_style = location.path_style()
-        || (location.addressing == Addressing::Auto && location.endpoint.is_none() && location.bucket.contains('.'));
+    let path_style = location.path_style();
     let bucket = if path_style { format!("{host}/{}", location.bucket) } else { format!("{}.{host}", location.bucket) };
     below_prefix(&format!("{scheme}://{bucket}"), location)
 }
