@@ -208,12 +208,6 @@ impl StoreDir {
             .ok_or_else(|| Error::failed(format!("there is no store directory {}", self.real_dir(root).display())))
     }
 
-    /// Returns the location of a store path in the file system if the root of the store is `root`.
-    #[must_use]
-    pub fn real_path(&self, root: Option<&Path>, path: &StorePath) -> PathBuf {
-        self.real_dir(root).join(path.base_name())
-    }
-
     /// Returns the location of the store directory in the file system if the root of the store is `root`.
     #[must_use]
     pub fn real_dir(&self, root: Option<&Path>) -> PathBuf {

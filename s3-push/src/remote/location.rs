@@ -192,12 +192,6 @@ impl Location {
         Ok(())
     }
 
-    /// Returns whether requests are sent over TLS.
-    #[must_use]
-    pub fn uses_tls(&self) -> bool {
-        !self.plain_http
-    }
-
     /// Returns the URL of the endpoint, or none for the default endpoint of AWS.
     #[must_use]
     pub fn endpoint_url(&self) -> Option<String> {

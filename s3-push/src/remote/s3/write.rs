@@ -211,7 +211,7 @@ impl Bucket {
     /// Returns what is signed of a part, whose hash is not known. With TLS and a checksum in a signed header, the part itself
     /// is not signed: to hash it takes as long as to send it.
     pub(super) fn part_signature(&self) -> BodySignature {
-        let is_protected = self.sends_checksums() && self.location.uses_tls();
+        let is_protected = self.sends_checksums() && !self.location.plain_http;
         if is_protected && !self.must_sign_parts.load(Ordering::Relaxed) {
             BodySignature::None
         } else {
