@@ -22,12 +22,8 @@ impl Interrupts {
     /// # Errors
     /// Fails if the system refuses.
     pub fn listen() -> Result<Self> {
-        let listen = |kind| match is_ignored(kind) {
-            true => Ok(None),
-            false => {
-                signal(kind).map(Some).map_err(|error| Error::failed(format!("cannot listen for signals: {error}")))
-            }
-        };
+        let failed = |error| Error::failed(format!("cannot listen for signals: {error}"));
+        let listen = |kind| (!is_ignored(kind)).then(|| signal(kind)).transpose().map_err(failed);
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 

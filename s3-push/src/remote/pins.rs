@@ -161,7 +161,9 @@ impl Retention {
         for pin in &pins {
             groups.entry(pin.name.group()).or_default().push((pin.last_modified, &pin.name));
         }
-        groups.values_mut().for_each(|group| group.sort_unstable());
+        for group in groups.values_mut() {
+            group.sort_unstable();
+        }
         let newer_in_group = |pin: &ListedPin| {
             let group = &groups[pin.name.group()];
             group.len() - group.partition_point(|other| *other <= (pin.last_modified, &pin.name))

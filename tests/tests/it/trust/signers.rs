@@ -191,8 +191,9 @@ fn a_command_signs_text_and_archives() {
         sh(&format!("cache-sign --signer 'cat > /dev/null' --public-key-file pem.pub < {file} | cmp - {file}")).ok();
     }
     // The command does not get other keys.
-    sh(&format!("KEY=$(cat key.sec) cache-sign --key-env KEY --signer 'env > environment; ./sign' --public-key-file pem.pub < narinfos > all; ! grep ^KEY= environment"))
-        .ok();
+    sh("KEY=$(cat key.sec) cache-sign --key-env KEY --signer 'env > environment; ./sign' --public-key-file pem.pub \\
+          < narinfos > all; ! grep ^KEY= environment")
+    .ok();
     // Nothing but the signature is added, and other signatures are kept.
     sh(&format!("sed '/^Sig: pem-1:/d' signed | cmp - narinfos; cache-sign -k key.sec {signer} < narinfos > both"))
         .ok();
