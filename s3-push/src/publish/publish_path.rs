@@ -319,8 +319,9 @@ impl PublishContext {
             if digests.is_err() && broken.load(Ordering::Acquire) && backoff.next_attempt().await {
                 continue;
             }
-            digests.context(|| self.bucket().display_url(&narinfo.url))?.require(narinfo)?;
-            self.uploader.renew_doomed_nar(&narinfo.url).await?;
+            let digests = digests.context(|| self.bucket().display_url(&narinfo.url))?;
+            digests.require(narinfo)?;
+            self.uploader.renew_doomed_nar(&narinfo.url, digests.file_size).await?;
             return Ok(uploaded);
         }
     }

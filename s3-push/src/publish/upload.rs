@@ -336,13 +336,13 @@ impl Uploader {
         })
     }
 
-    /// Writes a doomed NAR again, which the service copies onto itself, so that it counts as recent.
+    /// Writes a doomed NAR of `size` bytes again, which the service copies onto itself, so that it counts as recent.
     ///
     /// # Errors
     /// Fails when the service does.
-    pub async fn renew_doomed_nar(&self, key: &str) -> Result {
+    pub async fn renew_doomed_nar(&self, key: &str, size: u64) -> Result {
         if self.doomed.contains(key) {
-            self.bucket.copy_onto_itself(key, Object::Nar(None).content_type()).await?;
+            self.bucket.copy_onto_itself(key, Object::Nar(None).content_type(), size).await?;
             self.doomed.set_written(key);
         }
         Ok(())

@@ -19,6 +19,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
 use aws_sdk_s3::operation::list_parts::ListPartsError;
 use aws_sdk_s3::operation::put_object::PutObjectError;
 use aws_sdk_s3::operation::upload_part::UploadPartError;
+use aws_sdk_s3::operation::upload_part_copy::UploadPartCopyError;
 use aws_sdk_s3::primitives::ByteStreamError;
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
@@ -68,6 +69,7 @@ required_permissions! {
     CopyObjectError: "s3:PutObject",
     CreateMultipartUploadError: "s3:PutObject",
     UploadPartError: "s3:PutObject",
+    UploadPartCopyError: "s3:PutObject",
     CompleteMultipartUploadError: "s3:PutObject",
     AbortMultipartUploadError: "s3:AbortMultipartUpload",
     ListObjectsV2Error: "s3:ListBucket",

@@ -3,6 +3,7 @@
 
 mod conditions;
 mod connect;
+mod copy;
 mod credentials;
 mod delete;
 mod errors;

@@ -35,7 +35,17 @@ pub struct MultipartUpload {
 #[derive(Debug, Clone)]
 pub struct UploadedPart(CompletedPart);
 
+impl MultipartUpload {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 impl UploadedPart {
+    pub(super) fn new(part: CompletedPart) -> Self {
+        Self(part)
+    }
+
     /// Returns the entity tag that the service gave to the part, without quotes.
     #[must_use]
     pub fn etag(&self) -> Option<&str> {

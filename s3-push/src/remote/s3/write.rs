@@ -7,20 +7,14 @@ use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata};
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::MetadataDirective;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use bytes::Bytes;
 use nar_pack::error::{Error, Result};
 use narinfo_gen::hash::Sha256;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::errors::{is_conflict, status};
 use super::{Bucket, RequestKind, Sdk};
-
-/// What is escaped in the source of a copy.
-const COPY_SOURCE_ESCAPES: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The outcome of a conditional write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,31 +117,6 @@ impl Bucket {
         let precondition = if is_new_only { Precondition::Absent } else { Precondition::None };
         let signature = sha256.map_or(BodySignature::ComputedHash, BodySignature::KnownHash);
         self.put_if(key, content_type, body, signature, precondition).await
-    }
-
-    /// Writes an object with the bytes that it has already, which the service copies: its age begins anew. The service
-    /// copies at most 5 GiB (`CopyObject` in the Amazon S3 API reference).
-    ///
-    /// # Errors
-    /// See [`Bucket::put`]. Fails if there is no such object.
-    pub async fn copy_onto_itself(&self, key: &str, content_type: &str) -> Result {
-        if self.dry_run {
-            return Ok(());
-        }
-        let source = format!("{}/{}", self.location.bucket, self.location.key(key));
-        let request = self
-            .object_options
-            .apply_to_copy(self.client.copy_object())
-            .bucket(&self.location.bucket)
-            .key(self.location.key(key))
-            .copy_source(utf8_percent_encode(&source, COPY_SOURCE_ESCAPES).to_string())
-            // A copy onto itself must change something.
-            .metadata_directive(MetadataDirective::Replace)
-            .content_type(content_type);
-        match self.send(RequestKind::Copy, request.send()).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.error(&error, "copy", key)),
-        }
     }
 
     async fn put_if(

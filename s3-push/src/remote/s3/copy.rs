@@ -1,0 +1,101 @@
+//! Copying an object onto itself, which makes it young without transferring its bytes.
+
+use std::ops::Range;
+
+use aws_sdk_s3::types::{CompletedPart, MetadataDirective};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use nar_pack::error::Result;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::multipart::{MultipartUpload, UploadedPart};
+use super::{Bucket, RequestKind};
+
+/// What is escaped in the source of a copy.
+const COPY_SOURCE_ESCAPES: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Maximum size of an object that one request copies, in bytes (`CopyObject` in the Amazon S3 API reference).
+const MAX_COPY_SIZE: u64 = 5 << 30;
+/// Size of the parts in which a larger object is copied, in bytes. An object of 5 TiB has 5,120 of them.
+const PART_SIZE: u64 = 1 << 30;
+
+impl Bucket {
+    /// Writes an object of `size` bytes with the bytes that it has already, which the service copies: its age begins anew.
+    ///
+    /// # Errors
+    /// See [`Bucket::put`]. Fails if there is no such object.
+    pub async fn copy_onto_itself(&self, key: &str, content_type: &str, size: u64) -> Result {
+        if self.is_dry_run() {
+            return Ok(());
+        }
+        if size > MAX_COPY_SIZE {
+            return self.copy_in_parts(key, content_type, size).await;
+        }
+        let request = self
+            .object_options
+            .apply_to_copy(self.client.copy_object())
+            .bucket(&self.location.bucket)
+            .key(self.location.key(key))
+            .copy_source(self.copy_source(key))
+            // A copy onto itself must change something.
+            .metadata_directive(MetadataDirective::Replace)
+            .content_type(content_type);
+        match self.send(RequestKind::Copy, request.send()).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.error(&error, "copy", key)),
+        }
+    }
+
+    fn copy_source(&self, key: &str) -> String {
+        let source = format!("{}/{}", self.location.bucket, self.location.key(key));
+        utf8_percent_encode(&source, COPY_SOURCE_ESCAPES).to_string()
+    }
+
+    async fn copy_in_parts(&self, key: &str, content_type: &str, size: u64) -> Result {
+        let upload = &self.create_multipart_upload(key, content_type).await?;
+        let parts = stream::iter((1..).zip(ranges(size)).map(|(number, range)| self.copy_part(upload, number, range)));
+        match parts.buffer_unordered(self.max_in_flight().into()).try_collect().await {
+            Ok(parts) => self.complete_multipart_upload(upload, parts, false).await.map(drop),
+            Err(error) => {
+                self.abort_multipart_upload(upload).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn copy_part(&self, upload: &MultipartUpload, number: i32, range: Range<u64>) -> Result<UploadedPart> {
+        let request = self
+            .client
+            .upload_part_copy()
+            .bucket(&self.location.bucket)
+            .key(self.location.key(&upload.key))
+            .upload_id(upload.id())
+            .part_number(number)
+            .copy_source(self.copy_source(&upload.key))
+            .copy_source_range(format!("bytes={}-{}", range.start, range.end - 1));
+        let result = self.send(RequestKind::Copy, request.send()).await;
+        let output = result.map_err(|error| self.error(&error, &format!("copy part {number} of"), &upload.key))?;
+        let copied = output.copy_part_result.unwrap_or_else(|| aws_sdk_s3::types::CopyPartResult::builder().build());
+        let part = CompletedPart::builder().part_number(number).set_e_tag(copied.e_tag);
+        Ok(UploadedPart::new(part.set_checksum_crc32(copied.checksum_crc32).build()))
+    }
+}
+
+/// Returns the ranges of the parts of an object that is not empty.
+fn ranges(size: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..size.div_ceil(PART_SIZE)).map(move |part| part * PART_SIZE..((part + 1) * PART_SIZE).min(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_are_the_whole_object() {
+        for size in [1, PART_SIZE - 1, PART_SIZE, PART_SIZE + 1, MAX_COPY_SIZE + 1, 5 << 40] {
+            let ranges: Vec<_> = ranges(size).collect();
+            assert_eq!((ranges[0].start, ranges[ranges.len() - 1].end), (0, size));
+            assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start) && ranges.len() <= 10_000, "{size}");
+            assert!(ranges.iter().all(|range| !range.is_empty()), "{size}");
+        }
+    }
+}
