@@ -15,7 +15,6 @@ use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{NarDigests, NarSizeLimit, digest_named_nar, require_file};
 
-use crate::input::parse_narinfo;
 use crate::report::write_report_line;
 use crate::run::TOOL;
 use crate::spool::{NarSpool, SpooledNar};
@@ -179,8 +178,8 @@ impl<'a, W: Write> ArchiveVerifier<'a, W> {
             return Ok(());
         }
         match (&mut self.output, member.object) {
-            (_, Object::Narinfo(_)) => {
-                let narinfo = parse_narinfo(&mut member, self.store_dir)?;
+            (_, Object::Narinfo(hash)) => {
+                let narinfo = NarInfo::parse_of(hash, &member.text(member.text_limit())?, self.store_dir)?;
                 self.verify_narinfo(&narinfo)
             }
             (VerifyOutput::Archive(out), _) => out.member(&member.key, member.size, member.body),

@@ -1,12 +1,10 @@
 //! Opens standard input as narinfo text or as a cache archive, the two streams that can be signed and verified.
 
-use std::io::{self, Read};
+use std::io;
 
 use nar_pack::error::{Error, Result};
 use nar_pack::stdio::{self, Output};
-use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Member};
-use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::stream::{Kind, Sniffed, sniff};
 
 const EXPECTED: &str = "narinfo text or a cache archive";
@@ -49,16 +47,4 @@ pub(crate) fn copy_member(member: &mut Member<'_, Sniffed>, out: &mut archive::W
         io::copy(&mut member.body, out)?;
         Ok(())
     })
-}
-
-/// Parses the narinfo that `member` of an archive is.
-///
-/// # Errors
-/// Refuses a malformed narinfo, and one of another path than its key.
-pub(crate) fn parse_narinfo<R: Read>(member: &mut Member<'_, R>, store_dir: &StoreDir) -> Result<NarInfo> {
-    let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
-    if narinfo.key() != member.key {
-        return Err(Error::refused(format!("the narinfo describes another path, {}", narinfo.path)));
-    }
-    Ok(narinfo)
 }

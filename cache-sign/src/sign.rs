@@ -7,10 +7,11 @@ use nar_pack::error::Result;
 use nar_pack::stdio;
 use nar_pack::store_path::StoreDir;
 use narinfo_gen::archive::{self, Object};
+use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::narinfo::{self, TextWriter};
 use narinfo_gen::stream::Sniffed;
 
-use crate::input::{Input, copy_member, parse_narinfo};
+use crate::input::{Input, copy_member};
 use crate::key_source::SecretKeySources;
 use crate::signer_command::{SignerCommand, SignerOptions};
 use crate::signing_queue::{Signers, SigningQueue};
@@ -65,7 +66,10 @@ fn sign_archive(input: Sniffed, signers: Signers, options: &SignOptions) -> Resu
     let out = archive::Writer::new(stdio::stdout(Some("the cache archive"))?);
     let mut queue = SigningQueue::new(out, signers, &options.replace);
     archive::read(input, |mut member| match member.object {
-        Object::Narinfo(_) => queue.push(parse_narinfo(&mut member, &options.store_dir)?, true),
+        Object::Narinfo(hash) => {
+            let text = member.text(member.text_limit())?;
+            queue.push(NarInfo::parse_of(hash, &text, &options.store_dir)?, true)
+        }
         _ => copy_member(&mut member, &mut queue.out),
     })?;
     queue.finish()?;

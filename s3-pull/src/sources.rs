@@ -355,11 +355,7 @@ impl Sources {
             None => remote.text(&key, narinfo::MAX_SIZE).await?,
         };
         let Some(text) = text else { return Ok(None) };
-        let narinfo = NarInfo::parse(&text, &self.store_dir).context(|| remote.display_url(&key))?;
-        if narinfo.path.hash_part() != hash {
-            let message = format!("{}: describes another path: {}", remote.display_url(&key), narinfo.path);
-            return Err(Error::refused(message));
-        }
+        let narinfo = NarInfo::parse_of(hash, &text, &self.store_dir).context(|| remote.display_url(&key))?;
         if let RequestedPath::Path(path) = requested
             && narinfo.path != *path
         {

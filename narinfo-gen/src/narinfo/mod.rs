@@ -8,7 +8,7 @@ mod text;
 use std::fmt::{self, Write as _};
 
 use nar_pack::error::{Context, Error, Result};
-use nar_pack::store_path::{StoreDir, StorePath};
+use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 
 use crate::archive::narinfo_key;
 use crate::hash::Sha256;
@@ -57,6 +57,18 @@ impl NarInfo {
     /// Refuses a malformed narinfo, and one of another store directory, with the line number.
     pub fn parse(text: &str, store_dir: &StoreDir) -> Result<Self> {
         parse::parse(text, store_dir)
+    }
+
+    /// Parses the narinfo whose key has the hash part `hash`.
+    ///
+    /// # Errors
+    /// As [`NarInfo::parse`]. Refuses a narinfo that describes another path.
+    pub fn parse_of(hash: HashPart, text: &str, store_dir: &StoreDir) -> Result<Self> {
+        let narinfo = Self::parse(text, store_dir)?;
+        if narinfo.path.hash_part() != hash {
+            return Err(Error::refused(format!("it describes another path, {}", narinfo.full_path())));
+        }
+        Ok(narinfo)
     }
 
     /// Returns the text of the narinfo. Every writer of narinfos uses it; `to_string` checks nothing.

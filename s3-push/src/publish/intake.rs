@@ -9,7 +9,7 @@ use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::path_info::PathInfoSource;
 use nar_pack::process;
-use nar_pack::store_path::{HashPart, StoreDir};
+use nar_pack::store_path::StoreDir;
 use nar_pack::sync::lock;
 use narinfo_gen::archive::{self, Member, Object};
 use narinfo_gen::buffer_pool::BufferPool;
@@ -192,7 +192,8 @@ impl Intake {
                 self.send(Event::CacheInfo(info))
             }
             Object::Narinfo(hash) => {
-                let narinfo = match read_narinfo(&mut member, hash, store_dir) {
+                let text = member.text(member.text_limit());
+                let narinfo = match text.and_then(|text| NarInfo::parse_of(hash, &text, store_dir)) {
                     Ok(narinfo) => narinfo,
                     Err(error) => {
                         self.send(Event::NarinfoRefused)?;
@@ -304,15 +305,6 @@ impl Intake {
             None => builder.export(&mut input),
         }
     }
-}
-
-/// Reads a narinfo of an archive, whose key has the hash part `hash`.
-fn read_narinfo(member: &mut Member<'_, impl Read>, hash: HashPart, store_dir: &StoreDir) -> Result<NarInfo> {
-    let narinfo = NarInfo::parse(&member.text(member.text_limit())?, store_dir)?;
-    if narinfo.path.hash_part() != hash {
-        return Err(Error::refused(format!("it describes another path, {}", narinfo.path)));
-    }
-    Ok(narinfo)
 }
 
 /// Computes the digests of a NAR of a cache archive, and compares its hash with the one in its key.

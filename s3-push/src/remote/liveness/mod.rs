@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::stdio;
-use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
+use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use narinfo_gen::archive::narinfo_key;
 use narinfo_gen::narinfo::{self, NarInfo};
 
@@ -217,11 +217,6 @@ async fn is_elsewhere(bucket: &Bucket, path: &StorePath) -> Result<bool> {
 /// Returns an error with exit status 2: malformed data in the bucket is a failure of the operation, not refused input.
 fn fail(error: Error) -> Error {
     if error.is_refusal() { Error::failed(error.message()) } else { error }
-}
-
-/// Returns whether a narinfo's own hash part is the expected one.
-fn describes(narinfo: &NarInfo, hash: HashPart) -> bool {
-    narinfo.path.hash_part() == hash
 }
 
 /// Texts by index, in a temporary file.

@@ -8,7 +8,7 @@ use nar_pack::store_path::{HashPart, StoreDir};
 use narinfo_gen::archive::{Object, narinfo_key};
 use narinfo_gen::narinfo::{self, NarInfo};
 
-use super::{describes, fail};
+use super::fail;
 use crate::remote::etag::{Md5Tag, md5_tag};
 use crate::remote::known_texts::KnownTexts;
 use crate::remote::listing::list_top_level;
@@ -100,13 +100,7 @@ fn fail_if_malformed(error: Error) -> Error {
 /// # Errors
 /// Refuses a malformed narinfo, and one that describes another path.
 pub fn parse_listed(bucket: &Bucket, store_dir: &StoreDir, listed: &ListedNarinfo, text: &str) -> Result<NarInfo> {
-    let url = || bucket.display_url(&listed.key());
-    let narinfo = NarInfo::parse(text, store_dir).context(url)?;
-    if describes(&narinfo, listed.hash) {
-        Ok(narinfo)
-    } else {
-        Err(Error::refused(format!("{}: it describes another path, {}", url(), narinfo.path)))
-    }
+    NarInfo::parse_of(listed.hash, text, store_dir).context(|| bucket.display_url(&listed.key()))
 }
 
 /// Reads the texts of narinfos, and passes the index and text of each to `each`, in any order: none if it was deleted
