@@ -173,11 +173,11 @@ impl Plan {
                 }
                 (Some(listed), true) => listed,
             };
-            let records = doomed.get(&listed.hash);
+            let records = doomed.get(&listed.hash).map(Vec::as_slice);
             match doomed_for(records, listed.last_modified, now) {
                 _ if options.now => plan.ready.push(Ready { index, needs_record: true }),
                 Some(age) if age >= DOOM_PERIOD => {
-                    let newest = records.and_then(|times| times.last()).copied().unwrap_or(now);
+                    let newest = records.and_then(<[SystemTime]>::last).copied().unwrap_or(now);
                     let needs_record = now.duration_since(newest).unwrap_or_default() >= RECORD_RENEWAL_AGE;
                     plan.ready.push(Ready { index, needs_record });
                 }

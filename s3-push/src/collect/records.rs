@@ -190,7 +190,7 @@ pub async fn read_doomed_keys(bucket: &Bucket, records: &[Record]) -> Result<Has
 /// the times of the records that name it, oldest first. One of the same second does not count: the object may have been
 /// written after it.
 #[must_use]
-pub fn doomed_for(records: Option<&Vec<SystemTime>>, written: SystemTime, now: SystemTime) -> Option<Duration> {
+pub fn doomed_for(records: Option<&[SystemTime]>, written: SystemTime, now: SystemTime) -> Option<Duration> {
     let since = records?.iter().find(|&&record| record > written)?;
     Some(now.duration_since(*since).unwrap_or_default())
 }

@@ -150,7 +150,7 @@ impl Plan {
         let doomed = read_doomed_keys(bucket, &gc.key_records).await?;
         let mut plan = Self::default();
         for (key, written) in unneeded {
-            match doomed_for(doomed.get(key), written, now) {
+            match doomed_for(doomed.get(key).map(Vec::as_slice), written, now) {
                 Some(age) if age >= options.grace => {
                     plan.ready.insert(key.clone(), written);
                 }

@@ -48,7 +48,7 @@ pub struct UploadedObject {
 
 impl UploadedObject {
     /// An object that existed before.
-    pub(super) const EXISTING: Self = Self { existed: true };
+    const EXISTING: Self = Self { existed: true };
 
     /// Returns whether the object existed before. Then only its size has been checked, and its entity tag if that
     /// identifies the bytes.

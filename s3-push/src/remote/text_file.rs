@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use nar_pack::error::Result;
+use nar_pack::error::{Error, Result};
 use narinfo_gen::spool::{create_spool_file, spool_write_error};
 
 /// A temporary file of texts.
@@ -36,9 +36,10 @@ impl TextFile {
     /// Appends a text.
     ///
     /// # Errors
-    /// Fails if the file cannot be written.
+    /// Fails if the file cannot be written, or if the text has 4 GiB or more.
     pub fn append(&mut self, text: &str) -> Result<Span> {
-        let span = Span { start: self.end, length: u32::try_from(text.len()).unwrap_or(u32::MAX) };
+        let length = u32::try_from(text.len()).map_err(|_| Error::failed("a text of 4 GiB or more"))?;
+        let span = Span { start: self.end, length };
         self.file.write_all_at(text.as_bytes(), self.end).map_err(spool_write_error)?;
         self.end += text.len() as u64;
         Ok(span)

@@ -2,6 +2,7 @@
 //! listing. Those that are read must match their narinfos. A NAR that looks wrong is looked up again together with its
 //! narinfo before it is reported, because objects are written and deleted while they are listed.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -32,8 +33,8 @@ pub struct NarNeeds(Vec<NarNeed>);
 struct NarNeed {
     /// The MD5 hash of the key, which takes less memory than the key.
     key: Md5Tag,
-    /// `FileSize`; 0 if the narinfo has none.
-    size: u64,
+    /// `FileSize`, if the narinfo has one.
+    size: Option<NonZeroU64>,
     /// The index of the narinfo in the listing.
     index: u32,
 }
@@ -41,7 +42,7 @@ struct NarNeed {
 impl NarNeeds {
     /// Adds the NAR of a narinfo.
     pub fn add(&mut self, index: usize, narinfo: &NarInfo) {
-        let (key, size) = (md5_tag_of(narinfo.url.as_bytes()), narinfo.file_size.unwrap_or_default());
+        let (key, size) = (md5_tag_of(narinfo.url.as_bytes()), narinfo.file_size.and_then(NonZeroU64::new));
         self.0.extend(u32::try_from(index).ok().map(|index| NarNeed { key, size, index }));
     }
 
@@ -66,7 +67,7 @@ pub async fn check_sizes(
     findings.totals.nars.0 = found.len();
     findings.totals.nars.1 = found.iter().map(|(_, size)| size).sum();
     let is_intact = |need: &NarNeed| match found.binary_search_by_key(&need.key, |(key, _)| *key) {
-        Ok(at) => need.size == 0 || found[at].1 == need.size,
+        Ok(at) => need.size.is_none_or(|size| found[at].1 == size.get()),
         Err(_) => false,
     };
     let (intact, suspects): (Vec<NarNeed>, Vec<NarNeed>) = needs.0.into_iter().partition(is_intact);
