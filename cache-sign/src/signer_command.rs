@@ -5,11 +5,11 @@
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::thread;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use nar_pack::error::{Error, Result};
+use nar_pack::process::start_thread;
 
 use crate::keys::PublicKey;
 
@@ -59,8 +59,8 @@ impl SignerCommand {
         let (requests, requests_to_write) = sync_channel(MAX_IN_FLIGHT);
         let (answer_sender, answers) = sync_channel(MAX_IN_FLIGHT);
         if let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) {
-            thread::spawn(move || write_requests(stdin, &requests_to_write));
-            thread::spawn(move || read_answers(stdout, &answer_sender));
+            start_thread(move || write_requests(stdin, &requests_to_write))?;
+            start_thread(move || read_answers(stdout, &answer_sender))?;
         }
         Ok(Self { public: options.public.clone(), child, requests: Some(requests), answers })
     }

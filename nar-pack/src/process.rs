@@ -5,9 +5,11 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
@@ -35,9 +37,11 @@ pub fn main_with_args<C: clap::Parser>(
     PRINTS_JSON.store(requests_json(&args), Ordering::Relaxed);
     let first = args.get(1).and_then(|arg| arg.to_str()).map(str::to_owned);
     let error = match parse_args::<C>(args) {
-        Ok(cli) => match run(&cli) {
-            Ok(()) => return ExitCode::SUCCESS,
-            Err(error) => error,
+        // A panic has printed its own message, and must not end with a status that is not documented.
+        Ok(cli) => match catch_unwind(AssertUnwindSafe(|| run(&cli))) {
+            Ok(Ok(())) => return ExitCode::SUCCESS,
+            Ok(Err(error)) => error,
+            Err(_) => Error::panicked("main thread"),
         },
         Err(error) if !error.use_stderr() => return print_help(tool, &error),
         Err(error) => Error::usage(usage_error::<C>(&error)),
@@ -53,6 +57,14 @@ pub fn main_with_args<C: clap::Parser>(
         print_error(tool, &error);
     }
     ExitCode::from(error.exit_status())
+}
+
+/// Starts a thread.
+///
+/// # Errors
+/// Fails if the system starts no more threads.
+pub fn start_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    thread::Builder::new().spawn(work).map_err(|error| Error::failed(format!("cannot start a thread: {error}")))
 }
 
 /// Parses the command line. Variables of the environment that are blank are ignored, as by Nix.
@@ -197,6 +209,16 @@ fn usage_error<C: clap::Parser>(error: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[allow(clippy::panic)] // the subject of the test
+    fn a_panic_ends_with_the_status_of_a_failed_operation() {
+        #[derive(clap::Parser)]
+        struct Cli {}
+        let status = |run: fn(&Cli) -> Result| format!("{:?}", main_with_args("tool", ["tool".into()], run));
+        assert_eq!(status(|_| panic!("on purpose")), format!("{:?}", ExitCode::from(2)));
+        assert_eq!(status(|_| Ok(())), format!("{:?}", ExitCode::SUCCESS));
+    }
 
     #[test]
     fn json_is_requested_before_the_arguments_that_are_no_options() {

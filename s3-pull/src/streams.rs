@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes};
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::export::{self, Trailer};
 use nar_pack::nar::{Skip, Visitor};
+use nar_pack::process::start_thread;
 use nar_pack::stdio::Output;
 use narinfo_gen::archive::{self, Object};
 use narinfo_gen::cache_info::{self, CacheInfo};
@@ -130,10 +131,10 @@ fn write_archived_nar<V: Visitor + Send + 'static>(
     let (chunks, received) = mpsc::channel(MAX_PENDING_CHUNKS);
     let verification = {
         let narinfo = narinfo.clone();
-        std::thread::spawn(move || {
+        start_thread(move || {
             let body = ChunkReader::<Plain>::new(received);
             fetch::verify_nar(body, &narinfo, &mut visitor, |_| Ok(())).map(|()| visitor)
-        })
+        })?
     };
     let written = {
         let mut tee = ChannelTee { inner: body.into_reader(), chunks, unread: Bytes::new() };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use nar_pack::error::{Context, Result};
+use nar_pack::process::start_thread;
 
 use super::{
     Chunk, CompressedChunk, MAX_QUEUED_CHUNKS, NarAnalyzer, NarCompressor, PendingNar, SmallNar, Step, aborted,
@@ -70,12 +71,12 @@ impl<'c, 'a, M> Chunker<'c, 'a, M> {
 /// Queues a NAR with more than one chunk, and starts the thread that analyzes it.
 fn start_large_nar<M>(compressor: &NarCompressor<'_, M>, mut analyzer: NarAnalyzer) -> Result<State> {
     let (to_analyze, chunks) = sync_channel::<Chunk>(1);
-    let analysis = std::thread::spawn(move || {
+    let analysis = start_thread(move || {
         for chunk in chunks {
             analyzer.add(&chunk);
         }
         analyzer
-    });
+    })?;
     let (compressed, chunks) = sync_channel(compressor.settings.threads() + MAX_QUEUED_CHUNKS);
     compressor.send(Step::Nar(PendingNar::Large { chunks, analysis }))?;
     Ok(State::Large { compressed, to_analyze })
