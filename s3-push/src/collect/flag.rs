@@ -86,13 +86,11 @@ impl<'a> SweepFlag<'a> {
     /// # Errors
     /// Fails if another collector has it, or if it cannot be written.
     async fn set(&mut self, objects: &GcObjects, now: SystemTime) -> Result {
-        if self.bucket.is_dry_run() {
-            return Ok(());
-        }
         let pause = match objects.flag_time {
+            Some(_) if !is_abandoned(objects, now) => return Err(self.in_use()),
+            _ if self.bucket.is_dry_run() => return Ok(()),
+            Some(_) => self.take_over().await?,
             None => self.create().await?,
-            Some(_) if is_abandoned(objects, now) => self.take_over().await?,
-            Some(_) => return Err(self.in_use()),
         };
         if let Some(pause) = pause {
             tokio::time::sleep(pause).await;

@@ -1,5 +1,6 @@
 //! `s3-push collect`: finds the dead paths, and dooms or deletes them and what only they needed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use nar_pack::error::Result;
@@ -25,13 +26,14 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
     // Each of the three steps needs all narinfos.
     roots.known = Some(Arc::new(KnownTexts::remembering(roots.known.as_deref())?));
     let (is_quiet, takeover_pause) = (args.bucket.quiet, args.takeover.takeover_pause);
-    let unneeded = UnneededOptions {
+    let mut unneeded = UnneededOptions {
         store_dir: store_dir.clone(),
         grace: args.grace,
         max_percent: args.max_delete,
         takeover_pause,
         is_quiet,
         known: roots.known.clone(),
+        deleted: HashSet::new(),
     };
     unneeded.require_valid()?;
     let options = DeleteOptions {
@@ -51,6 +53,10 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         let paths = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options).await?;
         // They are deleted, whatever becomes of the next step.
         writer.add_paths(&paths)?;
+        if bucket.is_dry_run() {
+            let hash_of = |path: &String| Ok(options.store_dir.parse(path)?.hash_part());
+            unneeded.deleted = paths.deleted.iter().map(hash_of).collect::<Result<_>>()?;
+        }
         let objects = delete_unneeded(&bucket, &unneeded).await?;
         writer.add_objects(&objects)
     })?;

@@ -43,6 +43,8 @@ pub struct UnneededOptions {
     pub is_quiet: bool,
     /// Narinfos of an earlier run.
     pub known: Option<Arc<KnownTexts>>,
+    /// The paths that a dry run would have deleted before.
+    pub deleted: HashSet<HashPart>,
 }
 
 impl UnneededOptions {
@@ -69,6 +71,7 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         takeover_pause: args.takeover.takeover_pause,
         is_quiet: args.bucket.quiet,
         known: None,
+        deleted: HashSet::new(),
     };
     options.require_valid()?;
     let deleted = runtime.block_on(async {
@@ -234,7 +237,8 @@ struct Needs {
 impl Needs {
     /// Reads the narinfos that were written since the last call. NARs that a deleted one named stay until the next run.
     async fn update(&mut self, bucket: &Bucket, options: &UnneededOptions) -> Result {
-        let listed = list_narinfos(bucket).await?;
+        let mut listed = list_narinfos(bucket).await?;
+        listed.retain(|narinfo| !options.deleted.contains(&narinfo.hash));
         let new: Vec<ListedNarinfo> =
             listed.iter().filter(|narinfo| self.listed.get(&narinfo.hash) != Some(narinfo)).copied().collect();
         let nars = &mut self.nars;

@@ -58,8 +58,14 @@ fn a_dry_run_prints_what_a_run_deletes_and_writes_nothing() {
     for (_, stderr) in &planned {
         assert!(stderr.contains("3 paths would be deleted"), "{stderr}");
     }
+    // The NARs of these paths are not needed then.
+    assert!(planned[0].1.contains("0 would be deleted, 3 would be doomed"), "{}", planned[0].1);
     let nars = sh("s3-push delete --nars --dry-run --max-delete 100% \"$C\"");
     assert!(nars.ok().is_empty() && nars.stderr.contains("0 would be deleted, 0 would be doomed"), "{}", nars.stderr);
+    // Where a run fails, the dry run does too.
+    s3.put(&bucket, "gc/sweeping", b"Owner: another\n");
+    assert!(sh(&format!("{collect} -n")).fails(2).contains("another collector is deleting"));
+    s3.remove(&bucket, "gc/sweeping");
     let deleted = sh(&format!("{DEAD}; {DELETE}")).text();
     assert_eq!(planned.map(|(planned, _)| planned), [deleted.clone(), deleted]);
 }
