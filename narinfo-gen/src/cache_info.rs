@@ -82,7 +82,7 @@ impl Changes {
             ("WantMassQuery", self.want_mass_query.map(|value| u8::from(value).to_string())),
             ("Priority", self.priority.map(|value| value.to_string())),
         ];
-        let mut lines: Vec<String> = text.lines().filter(|line| line.contains(':')).map(str::to_owned).collect();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         for (key, value) in values {
             let Some(value) = value else { continue };
             let line = format!("{key}: {value}");

@@ -71,6 +71,7 @@ pub fn cat_unverified(
     let listing = Listing::parse(listing.as_bytes(), MAX_EXTRA_SIZE);
     let Ok(entry) = listing.and_then(|listing| listing.find(file)) else { return Ok(false) };
     let refused = |message: &str| {
+        let file = file.strip_prefix(b"/").unwrap_or(file);
         let (listing, file) = (remote.display_url(&key), file.escape_ascii());
         Err(Error::refused(format!("{listing}: {}/{file} {message}", narinfo.path)))
     };

@@ -179,7 +179,7 @@ Exit status: 0 success; 2 usage error, or something could not be read, listed or
 const AFTER_LONG_HELP_CHECK: &str = "\
 Output: the store paths that are broken, one per line, sorted: the input of 's3-pull archive --stdin'. A narinfo whose path is unknown is reported on standard error only. With --json, one object per line, then a summary:
   {\"path\":\"/nix/store/…\",\"key\":\"nar/…\",\"reason\":\"missing-nar\",\"broken\":true,\"message\":\"…\",\"command\":\"…\"}
-The reasons are malformed-narinfo, missing-narinfo, missing-pinned, malformed-pin, untrusted, missing-nar, nar-size, damaged-nar, empty-object, no-cache-info and malformed-cache-info, and for notes (broken is false) unneeded-nar, unneeded-listing, foreign-object and incomplete-upload. The command repairs it, where there is one; $A is a cache that has the path.
+The reasons are malformed-narinfo, missing-narinfo, missing-pinned, malformed-pin, untrusted, missing-nar, nar-size, damaged-nar, empty-object, no-cache-info, malformed-cache-info and other-store-dir, and for notes (broken is false) unneeded-nar, unneeded-listing, foreign-object and incomplete-upload. The command repairs it, where there is one; $A is a cache that has the path.
 
 Requests: one per 1,000 objects and one per narinfo. What seems to be broken is looked up again before it is reported.
 

@@ -91,21 +91,29 @@ const MAX_CHANGE_ATTEMPTS: u32 = 5;
 pub async fn change_cache_info(bucket: &Bucket, changes: &Changes, store_dir: &StoreDir) -> Result<bool> {
     let url = || bucket.display_url(KEY);
     for _ in 0..MAX_CHANGE_ATTEMPTS {
-        let Some(object) = bucket.get_text(KEY, max_size()).await? else {
-            let error = Error::refused(format!("{}: not found", url()));
-            return Err(
-                error.with_hint("the first push to a bucket writes it: pass --priority and --want-mass-query there")
-            );
+        let (found, etag) = match bucket.get_text(KEY, max_size()).await {
+            Ok(Some(object)) => (object.text, object.etag),
+            Ok(None) => {
+                let error = Error::refused(format!("{}: not found", url()));
+                return Err(error
+                    .with_hint("the first push to a bucket writes it: pass --priority and --want-mass-query there"));
+            }
+            // Nothing of what is too large or not text is kept.
+            Err(error) if error.is_refusal() => match bucket.head(KEY).await? {
+                Some(head) => (String::new(), head.etag),
+                None => continue,
+            },
+            Err(error) => return Err(error),
         };
-        if let Ok(info) = CacheInfo::parse(&object.text) {
+        if let Ok(info) = CacheInfo::parse(&found) {
             info.require(store_dir).context(url)?;
         }
-        let text = changes.apply(&object.text, store_dir);
-        if text == object.text {
+        let text = changes.apply(&found, store_dir);
+        if text == found {
             return Ok(false);
         }
         let content_type = Object::CacheInfo.content_type();
-        let outcome = bucket.put_if_unchanged(KEY, content_type, text.into(), object.etag.as_deref()).await?;
+        let outcome = bucket.put_if_unchanged(KEY, content_type, text.into(), etag.as_deref()).await?;
         if outcome == PutOutcome::Created {
             return Ok(true);
         }

@@ -21,8 +21,8 @@ const REPAIR_HINT: &str =
 /// The hint if nothing is broken but pins that cannot be read.
 const PIN_HINT: &str = "write the pin again with 's3-push pin', or remove it with 's3-push unpin'";
 /// The hint if nothing is broken but `nix-cache-info`.
-const CACHE_INFO_HINT: &str =
-    "check the URL; a push writes a missing nix-cache-info, and 's3-push --set-cache-info' a malformed one";
+const CACHE_INFO_HINT: &str = "check the URL and --store-dir; a push writes a missing nix-cache-info, and \
+                               's3-push --set-cache-info' a malformed one";
 /// The hint if nothing is broken but signatures. It does not propose to trust the keys that have signed.
 const TRUST_HINT: &str = "pass every key that clients trust with --trusted-public-key";
 
@@ -57,8 +57,10 @@ pub enum Reason {
     IncompleteUpload,
     /// There is no `nix-cache-info`: Nix does not use the bucket as a cache.
     NoCacheInfo,
-    /// The `nix-cache-info` is malformed, or is that of another store directory.
+    /// The `nix-cache-info` is malformed.
     MalformedCacheInfo,
+    /// The `nix-cache-info` is that of another store directory.
+    OtherStoreDir,
 }
 
 impl Reason {
@@ -80,6 +82,7 @@ impl Reason {
             Self::IncompleteUpload => "incomplete-upload",
             Self::NoCacheInfo => "no-cache-info",
             Self::MalformedCacheInfo => "malformed-cache-info",
+            Self::OtherStoreDir => "other-store-dir",
         }
     }
 
@@ -96,7 +99,8 @@ impl Reason {
             | Self::DamagedNar
             | Self::EmptyObject
             | Self::NoCacheInfo
-            | Self::MalformedCacheInfo => true,
+            | Self::MalformedCacheInfo
+            | Self::OtherStoreDir => true,
             Self::UnneededNar | Self::UnneededListing | Self::ForeignObject | Self::IncompleteUpload => false,
         }
     }
@@ -242,7 +246,7 @@ impl Findings {
             TRUST_HINT
         } else if all_are(&[Reason::MalformedPin]) {
             PIN_HINT
-        } else if all_are(&[Reason::NoCacheInfo, Reason::MalformedCacheInfo]) {
+        } else if all_are(&[Reason::NoCacheInfo, Reason::MalformedCacheInfo, Reason::OtherStoreDir]) {
             CACHE_INFO_HINT
         } else {
             REPAIR_HINT

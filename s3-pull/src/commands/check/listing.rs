@@ -46,7 +46,9 @@ pub async fn list_top_level(bucket: &Bucket, note_empty: bool, findings: &mut Fi
                 }
                 has_cache_info |= kind == Some(Object::CacheInfo);
                 others.add(&object);
-                others.add_if_empty(&object, note_empty && kind == Some(Object::CacheInfo));
+                if note_empty && kind == Some(Object::CacheInfo) && object.size == Some(0) {
+                    others.noted.push((object.key, Reason::MalformedCacheInfo, 0));
+                }
             }
         }
     })
@@ -73,18 +75,20 @@ pub async fn list_top_level(bucket: &Bucket, note_empty: bool, findings: &mut Fi
 pub async fn check_cache_info(bucket: &Bucket, store_dir: &StoreDir, findings: &mut Findings) -> Result {
     let max_size = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
     let read = async {
-        let Some(object) = bucket.get_text(cache_info::KEY, max_size).await? else { return Ok(()) };
-        let info = CacheInfo::parse(&object.text).and_then(|info| info.require(store_dir));
-        info.context(|| bucket.display_url(cache_info::KEY))
+        let text = bucket.get_text(cache_info::KEY, max_size).await?.map(|object| object.text);
+        text.map(|text| CacheInfo::parse(&text)).transpose().context(|| bucket.display_url(cache_info::KEY))
     };
-    match read.await {
-        Err(error) if error.is_refusal() => {
-            let (key, message) = (cache_info::KEY.to_owned(), error.message().to_owned());
-            findings.add(Finding { path: None, key, reason: Reason::MalformedCacheInfo, message, size: 0 });
-            Ok(())
-        }
-        result => result,
-    }
+    let (reason, error) = match read.await {
+        Ok(info) => match info.map_or(Ok(()), |info| info.require(store_dir)) {
+            Ok(()) => return Ok(()),
+            Err(error) => (Reason::OtherStoreDir, error.context(bucket.display_url(cache_info::KEY))),
+        },
+        Err(error) if error.is_refusal() => (Reason::MalformedCacheInfo, error),
+        Err(error) => return Err(error),
+    };
+    let (key, message) = (cache_info::KEY.to_owned(), error.message().to_owned());
+    findings.add(Finding { path: None, key, reason, message, size: 0 });
+    Ok(())
 }
 
 /// Lists everything below a prefix of the top level other than that of NARs.
@@ -177,7 +181,7 @@ impl ObjectList {
         self.noted.dedup();
         findings.extend(self.noted.into_iter().map(|(key, reason, size)| {
             let what = match reason {
-                Reason::EmptyObject => "it is empty",
+                Reason::EmptyObject | Reason::MalformedCacheInfo => "it is empty",
                 _ => "not an object of a binary cache",
             };
             let message = format!("{}: {what}", bucket.display_url(&key));

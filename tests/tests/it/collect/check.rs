@@ -389,9 +389,19 @@ fn a_missing_or_malformed_cache_info_is_broken() {
     let found = findings(&fixture, "");
     assert_eq!((found.len(), &found[0]["reason"]), (1, &"malformed-cache-info".into()), "{found:?}");
     fixture.scratch.sh(found[0]["command"].as_str().unwrap()).ok();
-    assert_eq!(s3.get(&bucket, "nix-cache-info"), b"Store: x\nPriority: 30\nStoreDir: /nix/store\n");
+    assert_eq!(s3.get(&bucket, "nix-cache-info"), b"Store: x\ngarbage\nPriority: 30\nStoreDir: /nix/store\n");
     fixture.scratch.sh(CHECK).ok();
+    for bytes in [&b"\xff"[..], &[b'x'; 100_000]] {
+        s3.put(&bucket, "nix-cache-info", bytes);
+        let found = findings(&fixture, "");
+        fixture.scratch.sh(found[0]["command"].as_str().unwrap()).ok();
+        assert_eq!(s3.get(&bucket, "nix-cache-info"), b"StoreDir: /nix/store\n");
+    }
+    s3.put(&bucket, "nix-cache-info", b"");
+    assert!(broken(&fixture, "--list-only").1.contains("hint: check the URL"));
     s3.put(&bucket, "nix-cache-info", b"StoreDir: /foo/store\n");
+    let found = findings(&fixture, "");
+    assert_eq!((&found[0]["reason"], &found[0]["command"]), (&"other-store-dir".into(), &serde_json::Value::Null));
     assert!(broken(&fixture, "").1.contains("the store directory /foo/store"));
     assert!(fixture.scratch.sh("s3-push --set-cache-info \"$C\"").fails(1).contains("/foo/store"));
 }
