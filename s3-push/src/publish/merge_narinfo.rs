@@ -76,7 +76,7 @@ impl PublishContext {
                 return Ok(Some(if is_repaired { Status::Repaired } else { Status::Signed }));
             }
         }
-        Err(too_many_conflicts(narinfo))
+        Err(too_many_conflicts())
     }
 
     /// Returns whether a narinfo in the bucket describes a compressed file that is not there, while the NAR of `narinfo` is: it
@@ -160,7 +160,7 @@ impl PublishContext {
                 });
             }
         }
-        Err(too_many_conflicts(narinfo))
+        Err(too_many_conflicts())
     }
 
     /// Writes the narinfo of a doomed path, so that it is young, and keeps the signatures of the one that is there.
@@ -181,7 +181,7 @@ impl PublishContext {
                 return Ok(is_signed(&merged));
             }
         }
-        Err(too_many_conflicts(narinfo))
+        Err(too_many_conflicts())
     }
 
     /// Reads the narinfo of the same path from the cache.
@@ -249,8 +249,7 @@ fn is_same_file(a: &NarInfo, b: &NarInfo) -> bool {
     (&a.url, &a.compression, a.file_hash, a.file_size) == (&b.url, &b.compression, b.file_hash, b.file_size)
 }
 
-pub(super) fn too_many_conflicts(narinfo: &NarInfo) -> Error {
-    let path = narinfo.full_path();
-    Error::failed(format!("{path}: its narinfo was changed by other processes {MAX_MERGE_ATTEMPTS} times in a row"))
+pub(super) fn too_many_conflicts() -> Error {
+    Error::failed(format!("its narinfo was changed by other processes {MAX_MERGE_ATTEMPTS} times in a row"))
         .with_hint("run the same command again")
 }

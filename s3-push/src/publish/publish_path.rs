@@ -217,7 +217,7 @@ impl PublishContext {
                 return Ok(status);
             }
         }
-        Err(too_many_conflicts(narinfo))
+        Err(too_many_conflicts())
     }
 
     /// Writes an object beside a path. An existing object is kept, because another path may need it, unless it is doomed

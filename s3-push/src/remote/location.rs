@@ -292,7 +292,7 @@ pub fn bucket_from_environment() -> Result<Option<String>> {
     match urls.len() {
         0 | 1 => Ok(urls.pop()),
         count => Err(Error::usage(format!("expected one bucket in {VARIABLE}, found {count}"))
-            .with_hint("only s3-pull reads from several caches: pass one bucket as an argument")),
+            .with_hint("this command uses one bucket: pass it as an argument")),
     }
 }
 
