@@ -85,6 +85,17 @@ impl Bucket {
     /// # Errors
     /// See [`Bucket::put`].
     pub async fn create_multipart_upload(&self, key: &str, content_type: &str) -> Result<MultipartUpload> {
+        let algorithm = self.sends_checksums().then_some(ChecksumAlgorithm::Crc32);
+        self.create_upload_with(key, content_type, algorithm).await
+    }
+
+    /// Creates a multipart upload whose parts have checksums of this kind.
+    pub(super) async fn create_upload_with(
+        &self,
+        key: &str,
+        content_type: &str,
+        algorithm: Option<ChecksumAlgorithm>,
+    ) -> Result<MultipartUpload> {
         if self.dry_run {
             return Ok(MultipartUpload { key: key.to_owned(), id: String::new() });
         }
@@ -94,7 +105,7 @@ impl Bucket {
             .bucket(&self.location.bucket)
             .key(self.location.key(key))
             .content_type(content_type)
-            .set_checksum_algorithm(self.sends_checksums().then_some(ChecksumAlgorithm::Crc32));
+            .set_checksum_algorithm(algorithm);
         let action = "create a multipart upload of";
         let result = self.send(RequestKind::CreateMultipartUpload, request.send()).await;
         let id = match result {

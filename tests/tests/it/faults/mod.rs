@@ -16,6 +16,7 @@ mod pull;
 mod push;
 mod quirks;
 mod requests;
+mod responses;
 mod services;
 mod throttling;
 mod wrong_endpoint;

@@ -1,0 +1,85 @@
+//! Responses of S3 that no server here gives: to requests about objects that are too large for a test, and about single keys
+//! of many.
+
+use std::time::Duration;
+
+use cache_tests::lying_server::{LyingServer, Request, Response};
+use s3_push::remote::location::Location;
+use s3_push::remote::retry::RequestLimits;
+use s3_push::remote::s3::{Access, Bucket};
+
+const KEY: &str = "nar/x.nar.zst";
+const CREATED: &str = "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>";
+const COPIED: &str = "<CopyPartResult><ETag>\"etag\"</ETag></CopyPartResult>";
+const COMPLETED: &str = "<CompleteMultipartUploadResult><ETag>\"etag-6\"</ETag></CompleteMultipartUploadResult>";
+
+fn run<T>(server: &LyingServer, work: impl AsyncFnOnce(Bucket) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let limits = RequestLimits {
+        idle_timeout: Duration::from_mins(1),
+        connect_timeout: Duration::from_mins(1),
+        max_attempts: 1,
+        max_in_flight: 4,
+        is_quiet: true,
+    };
+    runtime.block_on(async {
+        let location = Location::parse(&server.s3_url()).unwrap();
+        work(Bucket::connect(location, Access::Anonymous, limits, "test").await.unwrap()).await
+    })
+}
+
+fn is_upload(request: &Request, method: &str, parameter: &str) -> bool {
+    request.method == method && request.query.contains(parameter)
+}
+
+/// One request copies at most 5 GiB. The copy replaces the object, so it is unconditional.
+#[test]
+fn an_object_of_more_than_5_gib_is_copied_in_parts() {
+    let server = LyingServer::start(|request| {
+        Response::object(match request.method.as_str() {
+            "PUT" => COPIED,
+            _ if is_upload(request, "POST", "uploadId") => COMPLETED,
+            _ => CREATED,
+        })
+    });
+    run(&server, async |bucket| bucket.copy_onto_itself(KEY, "application/x-nix-nar", 6 << 30).await).unwrap();
+    let requests = server.requests();
+    let parts = requests.iter().filter(|request| request.method == "PUT");
+    let mut ranges: Vec<&str> = parts.filter_map(|request| request.header("x-amz-copy-source-range")).collect();
+    ranges.sort_unstable();
+    let expected: Vec<String> =
+        (0..6_u64).map(|part| format!("bytes={}-{}", part << 30, ((part + 1) << 30) - 1)).collect();
+    assert_eq!(ranges, expected);
+    let completed = requests.iter().find(|request| is_upload(request, "POST", "uploadId")).unwrap();
+    assert_eq!((completed.header("if-none-match"), completed.key.as_str()), (None, KEY));
+}
+
+#[test]
+fn a_copy_whose_part_fails_is_aborted() {
+    let server = LyingServer::start(|request| match request.method.as_str() {
+        "PUT" if request.query.contains("partNumber=3") => Response::access_denied(),
+        "PUT" => Response::object(COPIED),
+        _ => Response::object(CREATED),
+    });
+    let error = run(&server, async |bucket| bucket.copy_onto_itself(KEY, "x", 6 << 30).await).unwrap_err();
+    assert!(error.message().contains("cannot copy part 3 of") && error.message().contains(KEY), "{error}");
+    let requests = server.requests();
+    assert!(requests.iter().any(|request| is_upload(request, "DELETE", "uploadId")));
+    assert!(!requests.iter().any(|request| is_upload(request, "POST", "uploadId")));
+}
+
+/// The response to the deletion of many keys is a success, and states the error of each key.
+#[test]
+fn a_key_that_the_service_does_not_delete_is_an_error() {
+    let failed = "<DeleteResult><Error><Key>b.narinfo</Key><Code>AccessDenied</Code><Message>denied</Message></Error>\
+                  </DeleteResult>";
+    for (response, cause) in [(failed, Some("b.narinfo: denied")), ("<DeleteResult></DeleteResult>", None)] {
+        let server = LyingServer::start(move |_| Response::object(response));
+        let keys = ["a.narinfo".to_owned(), "b.narinfo".to_owned()];
+        let result = run(&server, async |bucket| bucket.delete(&keys).await);
+        match cause {
+            Some(cause) => assert!(result.unwrap_err().message().ends_with(cause)),
+            None => result.unwrap(),
+        }
+    }
+}
