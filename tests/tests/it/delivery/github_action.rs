@@ -134,7 +134,9 @@ fn a_job_fails_if_no_client_accepts_its_paths() {
     job.input("PUBLIC_KEY", &other);
     job.input("PATHS", "./result");
     job.project.sh("nix-build default.nix").ok();
-    assert_eq!(job.run().status, 123, "xargs reports a command that failed");
+    let output = job.run();
+    assert!(output.status == 2 && output.stderr.contains("public-key is not that of signing-key"), "{}", output.stderr);
+    assert_eq!(job.project.published(), 0);
 }
 
 #[test]
