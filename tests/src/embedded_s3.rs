@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::OnceLock;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
 use walkdir::WalkDir;
 
 use crate::supervised_server::{make_dir, spawn_endpoint_server};
@@ -103,8 +105,9 @@ impl EmbeddedS3 {
         keys
     }
 
-    /// Writes an object directly to the server's file system.
+    /// Writes an object directly to the server's file system, as another client would.
     pub fn put(&self, bucket: &str, key: &str, bytes: &[u8]) {
+        self.forget(bucket, key);
         let path = self.root.join(bucket).join(key);
         fs::create_dir_all(path.parent().unwrap()).expect("a directory for the object");
         fs::write(path, bytes).expect("the file of the object");
@@ -112,7 +115,17 @@ impl EmbeddedS3 {
 
     /// Removes an object, which must exist.
     pub fn remove(&self, bucket: &str, key: &str) {
+        self.forget(bucket, key);
         fs::remove_file(self.root.join(bucket).join(key)).expect("the file of the object");
+    }
+
+    /// Removes what the server has stored about an object, such as its entity tag.
+    fn forget(&self, bucket: &str, key: &str) {
+        let name = format!(".bucket-{}.object-{}", BASE64.encode(bucket), BASE64.encode(key));
+        for kind in ["internal", "metadata"] {
+            // It exists only if the object was written by a request.
+            drop(fs::remove_file(self.root.join(format!("{name}.{kind}.json"))));
+        }
     }
 
     /// Returns the file of an object.

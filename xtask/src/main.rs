@@ -75,7 +75,9 @@ fn main() -> ExitCode {
     let success = |()| ExitCode::SUCCESS;
     let result = match args.as_slice() {
         ["-h" | "--help" | "help", ..] | ["bench", "-h" | "--help", ..] => Ok(print_help()),
-        ["demo" | "dist" | "minio" | "fuzz", args @ ..] if test_binary::asks_for_help(args) => Ok(print_help()),
+        ["demo" | "dist" | "minio" | "fuzz" | "test", args @ ..] if test_binary::asks_for_help(args) => {
+            Ok(print_help())
+        }
         ["demo"] => test_binary::demo(Profile::Demo),
         ["demo", "--release"] => test_binary::demo(Profile::Release),
         ["test", args @ ..] => test::run(args).map(success),

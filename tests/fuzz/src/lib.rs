@@ -45,7 +45,7 @@ pub const TARGETS: [(&str, Property); 12] = [
 ];
 
 /// Size limit in bytes for readers that take one.
-const MOST: usize = 1 << 20;
+const MAX_SIZE: usize = 1 << 20;
 
 /// Asserts that the error of a reader is a refusal with a message of one line: in memory, no operation can fail.
 fn refused(error: &Error) {
@@ -200,7 +200,7 @@ pub fn listing(bytes: &[u8]) {
 
 /// An accepted listing has the same entry for each path as a JSON reader finds.
 pub fn read_listing(bytes: &[u8]) {
-    let listing = match Listing::parse(bytes, MOST) {
+    let listing = match Listing::parse(bytes, MAX_SIZE) {
         Ok(listing) => listing,
         Err(error) => return refused(&error),
     };
@@ -416,13 +416,13 @@ pub fn cache_info(bytes: &[u8]) {
 
 /// A file in any compression, chosen by the first byte, is decompressed to at most 1 MiB or refused.
 pub fn compressed(bytes: &[u8]) {
-    let most = MOST as u64;
+    let max_size = MAX_SIZE as u64;
     let Some((&first, file)) = bytes.split_first() else { return };
     let method = Compression::ALL[usize::from(first) % Compression::ALL.len()];
     let mut rewriter = Rewriter::default();
-    match digest_nar(Cursor::new(file), method, &NarSizeLimit::new(most), &mut rewriter) {
+    match digest_nar(Cursor::new(file), method, &NarSizeLimit::new(max_size), &mut rewriter) {
         Ok(digests) => {
-            assert!(rewriter.nar.len() <= MOST);
+            assert!(rewriter.nar.len() <= MAX_SIZE);
             assert_eq!((digests.file_hash, digests.file_size), (Sha256::of(file), file.len() as u64));
             assert_eq!(digests.nar, Some((Sha256::of(&rewriter.nar), rewriter.nar.len() as u64)));
         }

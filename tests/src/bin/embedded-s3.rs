@@ -4,6 +4,9 @@
 //! Accepts the credentials in `$EMBEDDED_S3_ACCESS_KEY` and `$EMBEDDED_S3_SECRET_KEY`; anonymous clients may read. Exits
 //! when standard input closes, and with --remove then removes DIR, even if the process that started it was killed. With
 //! --ignore-conditions it ignores If-Match and If-None-Match of a write, as Garage does.
+//!
+//! It is more lenient than a service: it checks neither the conditions of reads nor the checksums and entity tags of parts,
+//! lists no incomplete uploads, and states no entity tags in listings. Tests of these run on MinIO.
 
 use std::env;
 use std::error::Error;
@@ -14,8 +17,12 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::access::{S3Access, S3AccessContext};
@@ -25,7 +32,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Request, S3Result};
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 
 const USAGE: &str = "usage: embedded-s3 [--ignore-conditions] [--remove DIR] ROOT-DIR";
 
@@ -130,17 +137,34 @@ async fn serve(service: S3Service) -> Result<(), Box<dyn Error>> {
     drop(stdout);
     let mut closed = watch_stdin();
     let server = Builder::new(TokioExecutor::new());
+    let conditional_writes = Arc::new(Mutex::new(()));
     loop {
         let (socket, _) = tokio::select! {
             accepted = listener.accept() => accepted?,
             _ = &mut closed => return Ok(()),
         };
-        let connection = server.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
+        let (service, conditional_writes) = (service.clone(), Arc::clone(&conditional_writes));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (service, conditional_writes) = (service.clone(), Arc::clone(&conditional_writes));
+            async move {
+                // The file system checks the condition before it receives the body, and replaces the object after it.
+                let _one_at_a_time =
+                    if is_conditional_write(&request) { Some(conditional_writes.lock().await) } else { None };
+                Service::call(&service, request).await
+            }
+        });
+        let connection = server.serve_connection(TokioIo::new(socket), service).into_owned();
         tokio::spawn(async move {
             // Errors of a connection, such as a client that disconnects, are ignored.
             drop(connection.await);
         });
     }
+}
+
+fn is_conditional_write(request: &Request<Incoming>) -> bool {
+    let headers = request.headers();
+    matches!(request.method().as_str(), "PUT" | "POST")
+        && (headers.contains_key("if-match") || headers.contains_key("if-none-match"))
 }
 
 /// Resolves when standard input closes. Uses a thread, because a blocking task would keep the runtime from shutting

@@ -111,16 +111,20 @@ fn shorten(path: &Path) -> String {
 /// text that rustfmt has laid out.
 fn identifiers(source: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let mut in_string = false;
+    // What ends the string that a line begins in: a quotation mark, and for raw strings number signs after it.
+    let mut string_end: Option<String> = None;
     for line in source.lines() {
         let mut chars = line.chars().peekable();
         let mut identifier = String::new();
         while let Some(c) = chars.next() {
-            if in_string {
-                match c {
-                    '\\' => drop(chars.next()),
-                    '"' => in_string = false,
-                    _ => {}
+            if let Some(end) = &string_end {
+                let quote = end.trim_start_matches('r');
+                let rest: String = std::iter::once(c).chain(chars.clone()).take(quote.len()).collect();
+                if c == '\\' && end == quote {
+                    chars.next();
+                } else if rest == quote {
+                    quote.chars().skip(1).for_each(|_| _ = chars.next());
+                    string_end = None;
                 }
                 continue;
             }
@@ -128,17 +132,34 @@ fn identifiers(source: &str) -> BTreeSet<String> {
                 identifier.push(c);
                 continue;
             }
+            let is_raw = matches!(identifier.as_str(), "r" | "br");
             found.insert(std::mem::take(&mut identifier));
             match c {
+                '"' | '#' if is_raw => {
+                    let mut signs = String::new();
+                    let mut next = Some(c);
+                    while next == Some('#') {
+                        signs.push('#');
+                        next = chars.next();
+                    }
+                    match next {
+                        // The letter stands for: no escapes.
+                        Some('"') => string_end = Some(format!("r\"{signs}")),
+                        // A raw identifier.
+                        first => identifier.extend(first),
+                    }
+                }
                 '/' if chars.peek() == Some(&'/') => break,
                 '\'' if chars.clone().nth(1) == Some('\'') => drop(chars.nth(1)),
                 '\'' if chars.peek() == Some(&'\\') => drop(chars.nth(2)),
-                '"' => in_string = true,
+                '"' => string_end = Some("\"".to_owned()),
                 _ => {}
             }
         }
         found.insert(identifier);
     }
+    // Code after it would not be checked.
+    assert!(string_end.is_none(), "the end of the source is taken for a string: {:?}", source.lines().next());
     found
 }
 
@@ -166,4 +187,23 @@ fn identifiers_are_found_outside_comments_and_strings() {
     assert!(["this", "that", "not"].iter().all(|name| !found.contains(*name)), "{found:?}");
     assert_eq!(words("PleaForPatience"), ["Plea", "For", "Patience"]);
     assert_eq!(words("put_new"), ["put", "new"]);
+}
+
+#[test]
+fn identifiers_in_strings_and_comments_are_skipped() {
+    let source = r##"let one = r#"two " three"#; let four = "five \" six"; // seven
+        let eight = r"\"; let r#nine = b"\\"; let ten = '"';"##;
+    let found = identifiers(source);
+    for (identifier, is_found) in [
+        ("one", true),
+        ("three", false),
+        ("four", true),
+        ("six", false),
+        ("seven", false),
+        ("eight", true),
+        ("nine", true),
+        ("ten", true),
+    ] {
+        assert_eq!(found.contains(identifier), is_found, "{identifier}: {found:?}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::panic;
 
-use crate::fixtures::bucket::{Fields, Objects, assert_closed, snapshot};
+use crate::fixtures::bucket::{Fields, Objects, assert_closed, head, snapshot};
 use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
 use cache_tests::{EmbeddedS3, Minio, Scratch, http_status, make_tree, nix, store_path, tree};
 
@@ -41,6 +41,19 @@ fn minio_enforces_policies() {
     assert!(scratch.sh(&format!("mc ls -r admin/{bucket}")).ok().contains("nar/a b"));
     scratch.sh(&format!("echo x | mc pipe user/{bucket}/x")).ok();
     scratch.sh(&format!("mc rm user/{bucket}/x")).fails(1);
+}
+
+/// Other tests write objects as another client would.
+#[test]
+fn embedded_s3_sees_what_another_client_has_written() {
+    let (fixture, s3, bucket) = Fixture::embedded();
+    fixture.scratch.sh("s3-push --set-cache-info --priority 1 \"$C\"").fails(1);
+    fixture.scratch.sh(PUBLISH).ok();
+    let key = Fixture::narinfo_key(&fixture.closure.lib);
+    let etag = || head(&fixture.scratch, &s3.endpoint(), &format!("/{bucket}/{key}"));
+    let written = etag();
+    s3.put(&bucket, &key, b"other");
+    assert!(written.contains("etag: ") && etag() != written, "{written}");
 }
 
 #[test]

@@ -45,6 +45,25 @@ fn a_flag_older_than_fifteen_minutes_is_taken_over() {
     assert!(!s3.objects(&bucket).contains(&"gc/sweeping".to_owned()));
 }
 
+/// Another collector has written its flag between the read and the write of this one.
+#[test]
+fn a_flag_that_another_collector_takes_over_first_stays() {
+    let (mut fixture, s3, bucket) = doomed_cache();
+    set_flag(s3, &bucket, MINUTE * 15);
+    let target = bucket.clone();
+    let proxy = FaultProxy::start(&s3.endpoint(), move |request| {
+        if request.method == "PUT" && request.key() == "gc/sweeping" {
+            s3.put(&target, "gc/sweeping", b"Owner: faster\n");
+        }
+        Fault::Pass
+    });
+    fixture.scratch.env("C", s3.cache_url(&bucket).replace(&s3.endpoint(), proxy.endpoint()));
+    let delete = DELETE.replace("push delete", "push delete --takeover-pause 0s");
+    let stderr = fixture.scratch.sh(&delete).fails(2);
+    assert!(stderr.contains("another collector is deleting"), "{stderr}");
+    assert_eq!((s3.get(&bucket, "gc/sweeping"), narinfo_count(s3, &bucket)), (b"Owner: faster\n".to_vec(), 3));
+}
+
 /// It would make pins and some pushes wait, although no collector deletes.
 #[test]
 fn an_abandoned_flag_is_removed_also_if_nothing_is_deleted() {

@@ -63,6 +63,32 @@ fn nars_that_no_narinfo_names_are_deleted_after_the_grace_period() {
     assert_eq!(s3.objects(&bucket), ["nix-cache-info"], "the records are gone too");
 }
 
+/// Several caches in one bucket, one of which is the bucket itself.
+#[test]
+fn a_collection_touches_only_its_prefix() {
+    let (mut fixture, s3, bucket) = Fixture::embedded();
+    let mut in_cache = |prefix: &str, script: &str| {
+        fixture.scratch.env("C", s3.cache_url(&bucket).replace(&bucket, &format!("{bucket}{prefix}")));
+        fixture.scratch.sh(script).ok()
+    };
+    for prefix in ["", "/team", "/team2", "/a+b%20c"] {
+        in_cache(prefix, PUBLISH);
+    }
+    age_objects(s3, &bucket, "");
+    let others = || s3.objects(&bucket).into_iter().filter(|key| !key.starts_with("a+b c/")).collect::<Vec<_>>();
+    let before = others();
+    assert_eq!(before.len(), 3 * 7, "{before:?}");
+    for age in [DAY, GRACE, GRACE + DAY * 2] {
+        in_cache("/a+b%20c", COLLECT);
+        for key in keys_below(s3, &bucket, "a+b c/gc/") {
+            set_age(s3, &bucket, &key, age);
+        }
+    }
+    in_cache("/a+b%20c", COLLECT);
+    assert_eq!(keys_below(s3, &bucket, "a+b c/"), ["a+b c/nix-cache-info"]);
+    assert_eq!(others(), before);
+}
+
 #[test]
 fn a_nar_that_one_narinfo_names_stays() {
     let (fixture, s3, bucket) = old_cache();

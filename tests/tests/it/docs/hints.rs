@@ -28,8 +28,13 @@ fn hints() -> Vec<String> {
             }
             let source = fs::read_to_string(path).unwrap();
             let code = source.split("#[cfg(test)]").next().unwrap();
-            for start in ["with_hint(", "HINT: &str ="] {
+            for start in ["with_hint(", "HINT: &str =", "let hint ="] {
                 hints.extend(code.split(start).skip(1).filter_map(literal));
+            }
+            // Of several hints, one is chosen by a match.
+            for choice in code.split("with_hint(match ").skip(1) {
+                let arms = choice.split("})").next().unwrap_or_default();
+                hints.extend(arms.split("=>").skip(1).filter_map(literal));
             }
         }
     }

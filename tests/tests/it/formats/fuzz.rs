@@ -1,5 +1,5 @@
 //! Checks the properties of the fuzz targets on their corpus and on mutations of it; `cargo xtask fuzz` runs a real
-//! fuzzer. `$FUZZ_INPUTS` is the number of mutations for each target, `$FUZZ_SEED` the seed.
+//! fuzzer. `$FUZZ_INPUTS` is the number of mutations for each target, `$FUZZ_SEED` the seed, which is random by default.
 
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,7 +23,8 @@ fn check(target: &str, property: Property, name: &str, input: &[u8]) {
 
 #[test]
 fn properties_hold_for_the_corpus_and_mutations_of_it() {
-    let (inputs, seed) = (env_number("FUZZ_INPUTS", DEFAULT_INPUTS), env_number("FUZZ_SEED", 1));
+    let random_seed = usize::try_from(cache_tests::random_seed()).unwrap_or_default();
+    let (inputs, seed) = (env_number("FUZZ_INPUTS", DEFAULT_INPUTS), env_number("FUZZ_SEED", random_seed));
     for (target, property) in TARGETS {
         let corpus = entries(&repository().join("tests/fuzz/corpus").join(target)).unwrap();
         assert!(!corpus.is_empty(), "{target} has no corpus");

@@ -182,18 +182,6 @@ fn the_publish_script_tells_what_is_wrong() {
     assert_eq!(project.published(), 0);
 }
 
-#[test]
-fn the_scripts_pass_shellcheck() {
-    let scratch = Scratch::new();
-    if scratch.sh("command -v shellcheck").status != 0 {
-        println!("NOT RUN: shellcheck is not installed");
-        return;
-    }
-    for script in ["publish.sh", "post-build-hook.sh"] {
-        scratch.sh(&format!("shellcheck '{}'", example(script).display())).ok();
-    }
-}
-
 /// Returns the items of the YAML list `key: `, which are one line each.
 fn list_items<'a>(job: &'a str, key: &str) -> Vec<&'a str> {
     let after = job.lines().skip_while(|line| line.trim() != format!("{key}:")).skip(1);

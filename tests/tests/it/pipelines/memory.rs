@@ -27,7 +27,8 @@ struct LargePath {
 
 impl LargePath {
     fn new() -> Self {
-        let mut scratch = Scratch::new();
+        // Statics are not dropped, and this directory takes gigabytes.
+        let mut scratch = Scratch::removed_on_interrupt();
         EmbeddedS3::shared().credentials().apply(&mut scratch);
         let path = store_path("large", 1);
         let dir = scratch.path().join("root").join(path.trim_start_matches('/'));
