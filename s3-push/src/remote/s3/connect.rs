@@ -23,6 +23,7 @@ use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provi
 use nar_pack::error::{Error, Result};
 use tokio::sync::OnceCell;
 
+use super::complete_response::CompleteXmlResponses;
 use super::credentials::{InstanceError, LimitedCredentials, are_found, provider_chain};
 use super::{Bucket, ObjectOptions, RequestCounts};
 use crate::remote::concurrency::AdaptiveLimit;
@@ -104,6 +105,7 @@ impl Bucket {
             .retry_partition(RetryPartition::custom(tool).token_bucket(retry_budget).build())
             .interceptor(observer)
             .interceptor(ImplausibleDateFilter)
+            .interceptor(CompleteXmlResponses)
             .retry_classifier(ThrottleClassifier)
             .retry_classifier(PermanentConnectionError);
         if let Some(url) = location.endpoint_url() {

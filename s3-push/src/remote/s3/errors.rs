@@ -34,6 +34,8 @@ use crate::remote::hints::{
 use crate::remote::liveness::COLLECTOR_PREFIX;
 use crate::remote::retry::RequestLimits;
 
+/// The hint for an upload that another process has changed, completed or aborted.
+const OTHER_UPLOAD_HINT: &str = "run the same command again: another process has changed the upload";
 /// The hint for a request that cannot be signed, or whose signature is refused, if it need not be signed.
 const UNSIGNED_HINT: &str = "if the bucket is public, use --no-sign-request";
 /// The hint for a host without credentials.
@@ -144,6 +146,7 @@ impl Bucket {
                 return self.can_opt_out.then(|| UNSIGNED_HINT.to_owned());
             }
             Some("NoSuchBucket") => return Some(NO_BUCKET_HINT.to_owned()),
+            Some("InvalidPart" | "InvalidPartOrder" | "NoSuchUpload") => return Some(OTHER_UPLOAD_HINT.to_owned()),
             Some("PermanentRedirect") => {
                 return Some("add the region of the bucket to the parameters of the URL: region=REGION".to_owned());
             }

@@ -1,6 +1,7 @@
 //! Buckets: the few S3 operations that a binary cache needs, on top of the AWS SDK. Every request is sent by
 //! `Bucket::send`, which takes a permit of the bucket's concurrency limit, so that no operation can exceed it.
 
+mod complete_response;
 mod conditions;
 mod connect;
 mod copy;

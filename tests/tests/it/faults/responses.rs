@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cache_tests::lying_server::{LyingServer, Request, Response};
+use s3_push::remote::listing::list_below;
 use s3_push::remote::location::Location;
 use s3_push::remote::retry::RequestLimits;
 use s3_push::remote::s3::{Access, Bucket};
@@ -80,6 +81,36 @@ fn a_key_that_the_service_does_not_delete_is_an_error() {
         match cause {
             Some(cause) => assert!(result.unwrap_err().message().ends_with(cause)),
             None => result.unwrap(),
+        }
+    }
+}
+
+/// Where the connection ends the response, only the document shows that it is cut.
+#[test]
+fn a_listing_that_ends_early_is_an_error() {
+    let object = |key: &str| {
+        format!(
+            "<Contents><Key>{key}</Key><LastModified>2026-11-27T00:00:00.000Z</LastModified><Size>1</Size></Contents>"
+        )
+    };
+    let whole = format!(
+        "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>false</IsTruncated>{}{}</ListBucketResult>",
+        object("pins/a"),
+        object("pins/b")
+    );
+    let list = |body: String, is_closed: bool| {
+        let respond = if is_closed { Response::without_length } else { Response::object };
+        let server = LyingServer::start(move |_| respond(body.clone()));
+        run(&server, async |bucket| list_below(&bucket, "pins/").await)
+    };
+    for is_closed in [false, true] {
+        assert_eq!(list(whole.clone(), is_closed).unwrap().len(), 2);
+        for end in ["</ListBucketResult>", "</Contents></ListBucketResult>", "<Contents><Key>pins/b"] {
+            let cut = whole.rfind(end).unwrap();
+            for cut in [cut, cut + 2] {
+                let error = list(whole[..cut].to_owned(), is_closed).unwrap_err();
+                assert!(error.message().contains("cannot list") && error.message().contains("truncated"), "{error}");
+            }
         }
     }
 }
