@@ -311,7 +311,7 @@ Examples:
 
 The command repair is the same as the flag: 's3-push repair s3://my-cache' is 's3-push --repair s3://my-cache'.
 
-Memory: --memory and about 32 MiB, independent of the size of a NAR, and about 1 KiB per path. In addition, each NAR of a cache archive that is being verified (at most one per processor and one more) needs the memory of its decoder: 10 MiB for NARs written by narinfo-gen, at most --decoder-memory for others. For a NAR or an export stream, add the memory of narinfo-gen (see its help).
+Memory: --memory and about 32 MiB, independent of the size of a NAR, and about 1 KiB per path. In an archive of another order than that of narinfo-gen, a path that waits for its NAR or its references takes about 10 KiB, and 150 bytes per reference. In addition, each NAR of a cache archive that is being verified (at most one per processor and one more) needs the memory of its decoder: 10 MiB for NARs written by narinfo-gen, at most --decoder-memory for others. For a NAR or an export stream, add the memory of narinfo-gen (see its help).
 
 Exit status:
   0    success

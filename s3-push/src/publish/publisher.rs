@@ -300,12 +300,11 @@ impl Publisher {
 
     /// Sends the NARs that wait in memory for their narinfo, or for its references, to free their memory.
     fn upload_held_nars(&mut self) {
-        let mut narinfos: HashMap<&str, Vec<NarInfo>> = HashMap::new();
         let held = self.nars.take_all_held();
-        if !held.is_empty() {
-            for narinfo in &self.deferred {
-                narinfos.entry(&narinfo.url).or_default().push(narinfo.clone());
-            }
+        let held_keys: HashSet<&str> = held.iter().map(|nar| nar.key.as_str()).collect();
+        let mut narinfos: HashMap<String, Vec<NarInfo>> = HashMap::new();
+        for narinfo in self.deferred.iter().filter(|narinfo| held_keys.contains(narinfo.url.as_str())) {
+            narinfos.entry(narinfo.url.clone()).or_default().push(narinfo.clone());
         }
         let works: Vec<_> = held
             .into_iter()
