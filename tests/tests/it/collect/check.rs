@@ -391,8 +391,8 @@ fn a_missing_or_malformed_cache_info_is_broken() {
     fixture.scratch.sh(found[0]["command"].as_str().unwrap()).ok();
     assert_eq!(s3.get(&bucket, "nix-cache-info"), b"Store: x\ngarbage\nPriority: 30\nStoreDir: /nix/store\n");
     fixture.scratch.sh(CHECK).ok();
-    for bytes in [&b"\xff"[..], &[b'x'; 100_000]] {
-        s3.put(&bucket, "nix-cache-info", bytes);
+    for bytes in [b"\xff".to_vec(), vec![b'x'; 100_000]] {
+        s3.put(&bucket, "nix-cache-info", &bytes);
         let found = findings(&fixture, "");
         fixture.scratch.sh(found[0]["command"].as_str().unwrap()).ok();
         assert_eq!(s3.get(&bucket, "nix-cache-info"), b"StoreDir: /nix/store\n");
