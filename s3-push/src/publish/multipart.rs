@@ -358,9 +358,9 @@ fn choose_upload(uploads: Vec<IncompleteUpload>, size: u64, part_size: u64) -> O
     usable.rev().max_by_key(|(count, _)| *count).map(|(_, upload)| upload)
 }
 
-/// Returns how many parts can be reused, judging by their sizes, or none if there are none or the upload has another part
-/// size. Then another process may be sending its parts, and the two would overwrite each other's. A part that is too short
-/// was truncated.
+/// Returns how many parts can be reused, judging by their sizes, or none if the upload has another part size. Then
+/// another process may be sending its parts, and the two would overwrite each other's. A part that is too short was
+/// truncated.
 fn count_reusable(parts: &HashMap<i32, RemotePart>, size: u64, part_size: u64) -> Option<usize> {
     let last = i32::try_from(size.div_ceil(part_size)).ok()?;
     let last_size = size - (size - 1) / part_size * part_size;
@@ -370,7 +370,7 @@ fn count_reusable(parts: &HashMap<i32, RemotePart>, size: u64, part_size: u64) -
     }
     let size_of = |number: i32| if number == last { last_size } else { part_size };
     let count = parts.iter().filter(|(number, part)| part.size == size_of(**number)).count();
-    (count > 0).then_some(count)
+    (count > 0 || parts.is_empty()).then_some(count)
 }
 
 fn task_panicked(_: JoinError) -> Error {

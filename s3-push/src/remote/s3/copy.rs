@@ -1,10 +1,10 @@
-//! Copying an object onto itself, which makes it young without transferring its bytes.
+//! Copies an object onto itself, which renews its modification time without transferring its bytes.
 
 use std::ops::Range;
 
 use aws_sdk_s3::types::{CompletedPart, MetadataDirective};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use nar_pack::error::Result;
+use nar_pack::error::{Error, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::multipart::{MultipartUpload, UploadedPart};
@@ -53,15 +53,17 @@ impl Bucket {
     async fn copy_in_parts(&self, key: &str, content_type: &str, size: u64) -> Result {
         // MinIO computes no checksums of copied parts, and then requires them.
         let upload = &self.create_upload_with(key, content_type, None).await?;
-        let parts = stream::iter((1..).zip(ranges(size)).map(|(number, range)| self.copy_part(upload, number, range)));
-        match parts.buffer_unordered(self.max_in_flight().into()).try_collect().await {
+        let copies = stream::iter((1..).zip(ranges(size)).map(|(number, range)| self.copy_part(upload, number, range)));
+        let result = async {
+            let parts = copies.buffer_unordered(self.max_in_flight().into()).try_collect().await?;
             // Not conditional: it replaces the object.
-            Ok(parts) => self.complete_multipart_upload(upload, parts, false).await.map(drop),
-            Err(error) => {
-                self.abort_multipart_upload(upload).await;
-                Err(error)
-            }
+            self.complete_multipart_upload(upload, parts, false).await.map(drop)
+        };
+        let result: Result = result.await;
+        if result.is_err() {
+            self.abort_multipart_upload(upload).await;
         }
+        result
     }
 
     async fn copy_part(&self, upload: &MultipartUpload, number: i32, range: Range<u64>) -> Result<UploadedPart> {
@@ -75,9 +77,13 @@ impl Bucket {
             .copy_source(self.copy_source(&upload.key))
             .copy_source_range(format!("bytes={}-{}", range.start, range.end - 1));
         let result = self.send(RequestKind::Copy, request.send()).await;
-        let output = result.map_err(|error| self.error(&error, &format!("copy part {number} of"), &upload.key))?;
-        let copied = output.copy_part_result.unwrap_or_else(|| aws_sdk_s3::types::CopyPartResult::builder().build());
-        Ok(UploadedPart::new(CompletedPart::builder().part_number(number).set_e_tag(copied.e_tag).build()))
+        let action = format!("copy part {number} of");
+        let output = result.map_err(|error| self.error(&error, &action, &upload.key))?;
+        let etag = output.copy_part_result.and_then(|copied| copied.e_tag).ok_or_else(|| {
+            let url = self.display_url(&upload.key);
+            Error::failed(format!("cannot {action} {url}: the response contains no ETag"))
+        })?;
+        Ok(UploadedPart::new(CompletedPart::builder().part_number(number).e_tag(etag).build()))
     }
 }
 
