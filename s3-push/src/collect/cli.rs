@@ -190,7 +190,7 @@ pub struct CollectArgs {
 }
 
 const AFTER_LONG_HELP_COLLECT: &str = "\
-Output: the deleted store paths, then the keys of the deleted objects, one per line. Nothing is printed if nothing is dead.
+Output: the deleted store paths, then the keys of the deleted objects, one per line. What was doomed and deleted is counted on standard error, unless --quiet is given.
 
 With --dry-run, the output is what a run would delete now. 's3-pull dead' with the same --older-than, --keep-last, --keep-within and --roots lists all dead paths, also those that are not doomed yet.
 

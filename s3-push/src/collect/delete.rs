@@ -18,7 +18,7 @@ use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
 use super::outcome::{Outcome, OutcomeWriter};
 use super::records::{DOOM_PERIOD, GcObjects, RECORD_RENEWAL_AGE, RecordWriter, doomed_for, read_doomed};
-use super::{done, require_share};
+use super::{passive_verb, require_share};
 use crate::TOOL;
 use crate::remote::cli::only_url;
 use crate::remote::known_texts::KnownTexts;
@@ -29,6 +29,8 @@ use crate::remote::pins::{ListedPin, Retention, list_pins, read_pin, read_pins};
 use crate::remote::progress::{count_of, is_or_are};
 use crate::remote::s3::{Access, Bucket};
 
+/// What is printed about paths that were doomed.
+const DOOMED: &str = "doomed: run the command again in 24 hours or later to delete what is doomed";
 /// Narinfos that are deleted between two checks of the flag.
 const BATCH_SIZE: usize = 500;
 
@@ -212,11 +214,7 @@ impl Plan {
         let print = |count: usize, what: &str| print_as(count, is_or_are(count), what);
         let hours = usize::try_from(self.longest_wait.as_secs().div_ceil(3600)).unwrap_or(usize::MAX);
         let doomed = self.to_doom.len();
-        print_as(
-            doomed,
-            done(bucket, doomed),
-            "doomed: run the command again in 24 hours or later to delete what is doomed",
-        );
+        print_as(doomed, passive_verb(bucket, doomed), if bucket.is_dry_run() { "doomed" } else { DOOMED });
         print(self.waiting, &format!("doomed and can be deleted in {}", count_of(hours, "hour")));
         print(self.changed, "skipped: changed since the input was made");
         print(self.absent, "skipped: not in the cache");
@@ -321,7 +319,7 @@ impl<'a> Sweep<'a> {
     async fn remove_pins(&self, keys: &[String]) -> Result {
         self.bucket.delete(keys).await?;
         if !keys.is_empty() && !self.options.is_quiet {
-            let (count, verb) = (count_of(keys.len(), "pin"), done(self.bucket, keys.len()));
+            let (count, verb) = (count_of(keys.len(), "pin"), passive_verb(self.bucket, keys.len()));
             process::print_message(TOOL, format!("{count} {verb} removed: not kept by --keep-last or --keep-within"));
         }
         Ok(())
@@ -388,7 +386,7 @@ impl<'a> Sweep<'a> {
         if self.options.is_quiet {
             return;
         }
-        let verb = done(self.bucket, deleted);
+        let verb = passive_verb(self.bucket, deleted);
         process::print_message(TOOL, format!("{} {verb} deleted", count_of(deleted, "path")));
         let kept = self.paths.len() - deleted;
         if kept > 0 {

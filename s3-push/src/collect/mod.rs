@@ -45,7 +45,7 @@ pub fn run(command: &Command) -> Result {
 }
 
 /// Returns the verb of a message about `count` objects that were, or in a dry run would be, changed.
-fn done(bucket: &Bucket, count: usize) -> &'static str {
+fn passive_verb(bucket: &Bucket, count: usize) -> &'static str {
     if bucket.is_dry_run() { "would be" } else { is_or_are(count) }
 }
 

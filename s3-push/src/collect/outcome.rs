@@ -28,7 +28,7 @@ pub struct Outcome {
 pub struct OutcomeWriter {
     out: Output,
     is_json: bool,
-    status: &'static str,
+    is_dry_run: bool,
     summary: Map<String, Value>,
 }
 
@@ -38,8 +38,7 @@ impl OutcomeWriter {
     /// # Errors
     /// Fails if standard output cannot be used.
     pub fn new(is_json: bool, is_dry_run: bool) -> Result<Self> {
-        let status = if is_dry_run { "would-delete" } else { "deleted" };
-        Ok(Self { out: stdio::stdout(None)?, is_json, status, summary: Map::new() })
+        Ok(Self { out: stdio::stdout(None)?, is_json, is_dry_run, summary: Map::new() })
     }
 
     /// Writes which paths were deleted.
@@ -59,9 +58,10 @@ impl OutcomeWriter {
     }
 
     fn add(&mut self, outcome: &Outcome, field: &str, kind: &str) -> Result {
+        let status = if self.is_dry_run { "would-delete" } else { "deleted" };
         for name in &outcome.deleted {
             if self.is_json {
-                write_object(&mut self.out, json!({ field: name, "status": self.status }))?;
+                write_object(&mut self.out, json!({ field: name, "status": status }))?;
             } else {
                 writeln!(self.out, "{name}")?;
             }
@@ -76,6 +76,7 @@ impl OutcomeWriter {
     /// Fails if standard output cannot be written.
     pub fn finish(mut self) -> Result {
         if self.is_json {
+            self.summary.insert("dryRun".to_owned(), self.is_dry_run.into());
             write_object(&mut self.out, json!({ "summary": self.summary }))?;
         }
         self.out.finish()
