@@ -67,12 +67,6 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Returns whether nothing is changed.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Returns the text with the new values and `store_dir`. Other lines, including fields that are unknown here, stay as
     /// they are.
     #[must_use]

@@ -98,10 +98,12 @@ pub async fn change_cache_info(bucket: &Bucket, changes: &Changes, store_dir: &S
                 return Err(error
                     .with_hint("the first push to a bucket writes it: pass --priority and --want-mass-query there"));
             }
-            // Nothing of what is too large or not text is kept.
+            // Nothing of what is too large or not text is kept. It is read again after its entity tag, so that it is that.
             Err(error) if error.is_refusal() => match bucket.head(KEY).await? {
-                Some(head) => (String::new(), head.etag),
-                None => continue,
+                Some(head) if bucket.get_text(KEY, max_size()).await.is_err_and(|error| error.is_refusal()) => {
+                    (String::new(), head.etag)
+                }
+                _ => continue,
             },
             Err(error) => return Err(error),
         };

@@ -25,13 +25,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::TOOL;
-use crate::publish::body::{Body, Part};
+use crate::publish::body::{Body, MAX_PREALLOCATION, Part, read_part};
 use crate::publish::byte_budget::ByteBudget;
 use crate::publish::part_sizes::{self, PartSizes};
 use crate::remote::chunks::{Chunk, ChunkReader};
 
-/// Maximum size of the memory that is allocated before any byte of a part has arrived.
-const MAX_PREALLOCATION: usize = 16 << 20;
 /// Parts that are buffered between the intake and an upload or a verifier.
 const PART_CHANNEL_CAPACITY: usize = 2;
 
@@ -163,16 +161,12 @@ impl Intake {
         if !is_whole && self.memory.available() < self.buffers.idle_bytes() as u64 {
             self.buffers.clear();
         }
-        let mut body = body.take(size as u64);
         let bytes = if is_whole {
             let mut buffer = self.buffers.take();
-            buffer.append_from(&mut body)?;
+            buffer.append_from(&mut body.take(size as u64))?;
             Bytes::from_owner(buffer)
         } else {
-            // The size comes from a header, which may be wrong, so not all of it is allocated in advance.
-            let mut bytes = Vec::with_capacity(size.min(MAX_PREALLOCATION));
-            body.read_to_end(&mut bytes)?;
-            Bytes::from(bytes)
+            Bytes::from(read_part(body, size)?)
         };
         Ok(Part::new(bytes, permit))
     }

@@ -11,7 +11,7 @@ use narinfo_gen::hash::{Hasher, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::publish::body::{Body, BodyLength, Part};
+use crate::publish::body::{Body, BodyLength, Part, read_part};
 use crate::publish::byte_budget::ByteBudget;
 use crate::publish::part_sizes::{MAX_PARTS, PartSizes};
 use crate::publish::upload::{ObjectTarget, Overwrite, Uploader};
@@ -20,8 +20,6 @@ use crate::remote::pins;
 
 /// Maximum length of a key in S3, in bytes.
 const MAX_KEY_LENGTH: usize = 1024;
-/// Memory that is allocated before the first byte of a part, in bytes.
-const MAX_PREALLOCATION: usize = 16 << 20;
 /// Parts that are buffered between the reader and the upload.
 const PART_CHANNEL_CAPACITY: usize = 2;
 
@@ -159,7 +157,7 @@ fn read_parts(
     let mut hasher = Hasher::default();
     for index in 0.. {
         let permit = runtime.block_on(memory.acquire(part_size))?;
-        let bytes = read_part(input, part_size)?;
+        let bytes = read_part(&mut *input, part_size)?;
         hasher.update(&bytes);
         let is_last = bytes.len() < part_size;
         if index == MAX_PARTS && !bytes.is_empty() {
@@ -176,19 +174,6 @@ fn read_parts(
         }
     }
     Ok(hasher.finish())
-}
-
-/// Reads `size` bytes, or the rest of the input. The part takes no more memory than `size`: a vector that grows as needed
-/// would double. It takes little if the input is short.
-fn read_part(input: &mut impl Read, size: usize) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(size.min(MAX_PREALLOCATION));
-    input.by_ref().take(bytes.capacity() as u64).read_to_end(&mut bytes)?;
-    let rest = size - bytes.len();
-    if rest > 0 && bytes.len() == bytes.capacity() {
-        bytes.try_reserve_exact(rest).map_err(|error| Error::failed(format!("no memory for a part: {error}")))?;
-        input.by_ref().take(rest as u64).read_to_end(&mut bytes)?;
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

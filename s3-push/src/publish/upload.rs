@@ -266,8 +266,8 @@ impl Uploader {
     /// bytes. An object with another tag is read.
     ///
     /// # Errors
-    /// The error of `verification` or of the service. Refuses a NAR whose object is damaged: its bytes have passed, so it
-    /// can only be replaced by a push that looks before.
+    /// The error of `verification` or of the service. Refuses a NAR whose object is damaged: its bytes have been read, so
+    /// only another push, which compares before, can replace it.
     pub async fn compare_large_nar<V>(
         &self,
         key: &str,
