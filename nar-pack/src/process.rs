@@ -64,7 +64,14 @@ pub fn main_with_args<C: clap::Parser>(
 /// # Errors
 /// Fails if the system starts no more threads.
 pub fn start_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
-    thread::Builder::new().spawn(work).map_err(|error| Error::failed(format!("cannot start a thread: {error}")))
+    thread::Builder::new().spawn(work).map_err(thread_error)
+}
+
+/// Returns the error of a thread that the system did not start.
+#[must_use]
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
+pub fn thread_error(error: io::Error) -> Error {
+    Error::failed(format!("cannot start a thread: {error}"))
 }
 
 /// Parses the command line. Variables of the environment that are blank are ignored, as by Nix.

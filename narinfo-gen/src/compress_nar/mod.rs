@@ -10,10 +10,11 @@ mod collector;
 use std::io::{self, BufRead};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use nar_pack::error::{Error, Result};
 use nar_pack::nar::{CallbackTee, Visitor, parse};
+use nar_pack::process::thread_error;
 use nar_pack::references::Scanner;
 use nar_pack::store_path::StorePath;
 use rayon::ThreadPool;
@@ -70,15 +71,16 @@ pub fn compress_each<M: Send>(
     let pool = pool.map_err(|error| Error::failed(format!("cannot start compression threads: {error}")))?;
     let budget = Arc::new(BlockingByteBudget::new((settings.threads() + MAX_QUEUED_CHUNKS) * FRAME_SIZE));
     let (steps, queue) = sync_channel(MAX_QUEUED_NARS);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let collector = {
             let budget = Arc::clone(&budget);
-            scope.spawn(move || {
+            let collect = move || {
                 let collected = collector::collect(settings, &queue, &budget, done);
                 // Unblocks the reading side.
                 budget.close();
                 collected
-            })
+            };
+            thread::Builder::new().spawn_scoped(scope, collect).map_err(thread_error)?
         };
         let mut compressor = NarCompressor { settings, pool, budget, steps };
         let read = read(&mut compressor);

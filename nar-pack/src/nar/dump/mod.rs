@@ -10,7 +10,7 @@ mod leaf;
 mod walk;
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{self, Write};
 use std::mem::replace;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,6 +19,7 @@ use std::thread;
 
 use self::walk::{Names, Walk};
 use crate::error::{Error, Result};
+use crate::process::thread_error;
 use crate::root_dir::OpenDir;
 use crate::sync::lock;
 
@@ -98,12 +99,13 @@ fn read_ahead(walk: Walk, buf: Vec<u8>, out: &mut impl Write, warn: &mut impl Fn
     let free_buffers = Mutex::new(vec![buf]);
     let (batch_sender, batches) = sync_channel(MAX_BATCHES_AHEAD);
     thread::scope(|scope| {
-        let readers: Vec<_> = (0..reader_count())
+        let started: io::Result<Vec<_>> = (0..reader_count())
             .map(|_| {
                 let (walk, free_buffers, batch_sender) = (&walk, &free_buffers, batch_sender.clone());
-                scope.spawn(move || read_batches(walk, free_buffers, &batch_sender))
+                thread::Builder::new().spawn_scoped(scope, move || read_batches(walk, free_buffers, &batch_sender))
             })
             .collect();
+        let readers = started.map_err(thread_error)?;
         drop(batch_sender);
         let result = write_batches(batches, &free_buffers, out, warn);
         // The batch of a panicked thread is incomplete.
