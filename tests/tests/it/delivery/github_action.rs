@@ -128,7 +128,7 @@ fn a_job_publishes_the_given_paths_to_minio() {
 }
 
 #[test]
-fn a_job_fails_if_no_client_accepts_its_paths() {
+fn a_job_fails_if_the_public_key_is_not_that_of_the_signing_key() {
     let Some(mut job) = Job::new() else { return };
     let other = crate::fixtures::closure_fixture::generate_key(&job.project.scratch, "other");
     job.input("PUBLIC_KEY", &other);
@@ -137,6 +137,20 @@ fn a_job_fails_if_no_client_accepts_its_paths() {
     let output = job.run();
     assert!(output.status == 2 && output.stderr.contains("public-key is not that of signing-key"), "{}", output.stderr);
     assert_eq!(job.project.published(), 0);
+}
+
+/// The key may end with a newline, as in YAML.
+#[test]
+fn a_job_signs_what_the_cache_has_without_a_signature() {
+    let Some(mut job) = Job::new() else { return };
+    let key = format!("{}\n", job.project.key);
+    job.input("PUBLIC_KEY", &key);
+    job.input("PATHS", "./result");
+    let built = job.project.sh("nix-build default.nix").ok();
+    job.project.sh(&format!("nar-pack --export -r {built} | s3-push -q \"$INPUT_CACHE\"")).ok();
+    job.run().ok();
+    let verified = format!("s3-pull --list --trusted-public-key {} \"$INPUT_CACHE\" {built}", job.project.key);
+    assert_eq!(job.project.sh(&verified).ok(), built);
 }
 
 #[test]
