@@ -16,10 +16,13 @@ use cache_sign::keys::{PublicKey, SecretKey};
 use nar_pack::error::{Error, Result};
 use nar_pack::export::{self, Trailer};
 use nar_pack::nar::{Listing, ListingEntry, MAGIC, MAX_DEPTH, Skip, Visitor, list, padding, parse, push_string};
+use nar_pack::path_info::parse_path_info;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath, read_path_list};
-use narinfo_gen::archive;
+use narinfo_gen::archive::{self, Object};
 use narinfo_gen::cache_info::CacheInfo;
 use narinfo_gen::compression::{Compression, decode_content};
+use narinfo_gen::content_address::{is_valid, to_base32};
+use narinfo_gen::extras::{BuildTraceEntry, check_format, debuginfo_target};
 use narinfo_gen::hash::Sha256;
 use narinfo_gen::narinfo::{NarInfo, TextWriter, read_text};
 use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
@@ -29,17 +32,20 @@ use serde_json::Value;
 pub type Property = fn(&[u8]);
 
 /// All properties by target name.
-pub const TARGETS: [(&str, Property); 12] = [
+pub const TARGETS: [(&str, Property); 15] = [
     ("archive", archive),
     ("base32", base32),
     ("cache_info", cache_info),
     ("compressed", compressed),
+    ("content_address", content_address),
     ("export_stream", export_stream),
+    ("extras", extras),
     ("keys", keys),
     ("listing", listing),
     ("nar", nar),
     ("narinfo", narinfo),
     ("nix_conf", nix_conf),
+    ("path_info", path_info),
     ("read_listing", read_listing),
     ("store_path", store_path),
 ];
@@ -410,6 +416,52 @@ pub fn cache_info(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     match CacheInfo::parse(text) {
         Ok(info) => assert_eq!(CacheInfo::parse(&info.to_string()).unwrap(), info),
+        Err(error) => refused(&error),
+    }
+}
+
+/// A content address in any base equals the one in Nix's base 32.
+pub fn content_address(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let converted = to_base32(text);
+    assert_eq!(to_base32(&converted), converted);
+    if is_valid(text) {
+        assert!(is_valid(&converted), "{converted:?}");
+    }
+}
+
+/// An object beside a path, whose key is the first line, is refused or not. An accepted build trace entry is the same if its
+/// fields come in another order, and a link to debug information leads to the same NAR after it is written again.
+pub fn extras(bytes: &[u8]) {
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return };
+    let (Ok(key), body) = (str::from_utf8(&bytes[..end]), &bytes[end + 1..]) else { return };
+    let Some(object) = Object::of_key(key) else { return };
+    if let Err(error) = check_format(object, key, body, &store_dir()) {
+        refused(&error);
+    }
+    if let Some(target) = debuginfo_target(body) {
+        let link = serde_json::json!({ "member": "x", "archive": format!("../{target}") });
+        assert_eq!(debuginfo_target(link.to_string().as_bytes()), Some(target));
+    }
+    match BuildTraceEntry::parse(key, body, &store_dir()) {
+        Ok(entry) => {
+            let mut sorted: Value = serde_json::from_slice(body).unwrap();
+            sorted.sort_all_objects();
+            assert_eq!(BuildTraceEntry::parse(key, sorted.to_string().as_bytes(), &store_dir()).unwrap(), entry);
+            assert!(!entry.fingerprint.contains('\n'));
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+/// The output of `nix path-info --json` is refused, or read in the same way after it is written again.
+pub fn path_info(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    match parse_path_info(text, &store_dir()) {
+        Ok(infos) => {
+            let written = serde_json::from_str::<Value>(text).unwrap().to_string();
+            assert_eq!(parse_path_info(&written, &store_dir()).unwrap(), infos);
+        }
         Err(error) => refused(&error),
     }
 }
