@@ -231,6 +231,9 @@ fn reject_inapplicable_options(cli: &Cli) -> Result {
     let uploads = &[push, "--key", "--set-cache-info"][..];
     let options = [
         ("--content-type", cli.content_type.is_some(), &["--key"][..]),
+        ("--deep", cli.deep, &["--missing"]),
+        ("--signed-by", !cli.signed_by.is_empty(), &["--missing"]),
+        ("--no-references", cli.no_references, &[push]),
         ("--allow-missing-references", cli.allow_missing_references, &[push]),
         ("--exact", cli.exact, &[push]),
         ("--priority", cli.priority.is_some(), &[push, "--set-cache-info"]),
