@@ -182,7 +182,7 @@ pub struct Cli {
 
     /// Memory for NAR data in flight
     ///
-    /// Must be at least twice --part-size. Sizes take the units KiB, MiB and GiB (or K, M, G, with the same meaning), and KB, MB and GB as powers of 1000.
+    /// Must be at least twice --part-size, and 10 MiB. Sizes take the units KiB, MiB and GiB (or K, M, G, with the same meaning), and KB, MB and GB as powers of 1000.
     #[arg(
         long, value_name = "SIZE", default_value = "96MiB", value_parser = parse_byte_size, help_heading = "Performance",
         hide_short_help = true,
@@ -191,7 +191,7 @@ pub struct Cli {
 
     /// Minimum part size of multipart uploads; a smaller body is uploaded in one request
     ///
-    /// S3 accepts parts of 5 MiB or more, and at most 10000 of them. The parts of a NAR, or of a file given to --key, are larger if needed. The length of a pipe given to --key is unknown, so all its parts have this size, which limits it to 78 GiB by default.
+    /// S3 accepts parts of 5 MiB (a smaller size counts as that) to 5 GiB, and at most 10000 of them. The parts of a NAR, or of a file given to --key, are larger if needed. The length of a pipe given to --key is unknown, so all its parts have this size, which limits it to 78 GiB by default.
     #[arg(
         long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_byte_size, help_heading = "Performance",
         hide_short_help = true,

@@ -1,5 +1,5 @@
 //! Which NARs a run of `s3-pull check` reads: all, or the share of the day. The share depends on the key of a NAR and on
-//! the day, so it is the same for everybody, and all NARs have had their turn after as many days as there are shares.
+//! the day, so it is the same for everybody, and all NARs are read within as many days as there are shares.
 
 use std::time::{Duration, SystemTime};
 
