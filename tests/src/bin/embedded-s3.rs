@@ -20,14 +20,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
-use s3s::dto::PutObjectInput;
+use s3s::dto::{CompleteMultipartUploadInput, PutObjectInput};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Request, S3Result};
 use s3s_fs::FileSystem;
@@ -88,13 +85,24 @@ fn service(options: &Options) -> Result<S3Service, Box<dyn Error>> {
     let secret_key = env::var("EMBEDDED_S3_SECRET_KEY").map_err(|_| "EMBEDDED_S3_SECRET_KEY is not set")?;
     let mut builder = S3ServiceBuilder::new(files);
     builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
-    builder.set_access(PublicRead { ignores_conditions: options.ignores_conditions });
+    builder
+        .set_access(PublicRead { ignores_conditions: options.ignores_conditions, conditional_writes: Arc::default() });
     Ok(builder.build())
 }
 
 /// Allows anonymous reads of objects, as the bucket policy of the Nix manual does; other requests need credentials.
 struct PublicRead {
     ignores_conditions: bool,
+    /// Held by the conditional write in progress: the file system checks the condition before it receives the body, and
+    /// replaces the object after it.
+    conditional_writes: Arc<Mutex<()>>,
+}
+
+impl PublicRead {
+    /// Waits until no other conditional write is in progress. This one ends when its request is dropped.
+    async fn begin_conditional_write<T>(&self, request: &mut S3Request<T>) {
+        request.extensions.insert(Arc::new(Arc::clone(&self.conditional_writes).lock_owned().await));
+    }
 }
 
 impl S3Access for PublicRead {
@@ -123,10 +131,32 @@ impl S3Access for PublicRead {
         'a: 'f,
         'b: 'f,
     {
-        if self.ignores_conditions {
-            (request.input.if_match, request.input.if_none_match) = (None, None);
-        }
-        Box::pin(ready(Ok(())))
+        Box::pin(async {
+            if self.ignores_conditions {
+                (request.input.if_match, request.input.if_none_match) = (None, None);
+            }
+            if request.input.if_match.is_some() || request.input.if_none_match.is_some() {
+                self.begin_conditional_write(request).await;
+            }
+            Ok(())
+        })
+    }
+
+    fn complete_multipart_upload<'a, 'b, 'f>(
+        &'a self,
+        request: &'b mut S3Request<CompleteMultipartUploadInput>,
+    ) -> Pin<Box<dyn Future<Output = S3Result<()>> + Send + 'f>>
+    where
+        Self: 'f,
+        'a: 'f,
+        'b: 'f,
+    {
+        Box::pin(async {
+            if request.input.if_none_match.is_some() {
+                self.begin_conditional_write(request).await;
+            }
+            Ok(())
+        })
     }
 }
 
@@ -137,34 +167,17 @@ async fn serve(service: S3Service) -> Result<(), Box<dyn Error>> {
     drop(stdout);
     let mut closed = watch_stdin();
     let server = Builder::new(TokioExecutor::new());
-    let conditional_writes = Arc::new(Mutex::new(()));
     loop {
         let (socket, _) = tokio::select! {
             accepted = listener.accept() => accepted?,
             _ = &mut closed => return Ok(()),
         };
-        let (service, conditional_writes) = (service.clone(), Arc::clone(&conditional_writes));
-        let service = service_fn(move |request: Request<Incoming>| {
-            let (service, conditional_writes) = (service.clone(), Arc::clone(&conditional_writes));
-            async move {
-                // The file system checks the condition before it receives the body, and replaces the object after it.
-                let _one_at_a_time =
-                    if is_conditional_write(&request) { Some(conditional_writes.lock().await) } else { None };
-                Service::call(&service, request).await
-            }
-        });
-        let connection = server.serve_connection(TokioIo::new(socket), service).into_owned();
+        let connection = server.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
         tokio::spawn(async move {
             // Errors of a connection, such as a client that disconnects, are ignored.
             drop(connection.await);
         });
     }
-}
-
-fn is_conditional_write(request: &Request<Incoming>) -> bool {
-    let headers = request.headers();
-    matches!(request.method().as_str(), "PUT" | "POST")
-        && (headers.contains_key("if-match") || headers.contains_key("if-none-match"))
 }
 
 /// Resolves when standard input closes. Uses a thread, because a blocking task would keep the runtime from shutting

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::panic;
+use std::thread;
 
 use crate::fixtures::bucket::{Fields, Objects, assert_closed, head, snapshot};
 use crate::fixtures::closure_fixture::{Fixture, PUBLISH};
+use cache_tests::s3::{S3, path_of};
 use cache_tests::{EmbeddedS3, Minio, Scratch, http_status, make_tree, nix, store_path, tree};
 
 fn status(endpoint: &str, method: &str, path: &str) -> u16 {
@@ -41,6 +43,20 @@ fn minio_enforces_policies() {
     assert!(scratch.sh(&format!("mc ls -r admin/{bucket}")).ok().contains("nar/a b"));
     scratch.sh(&format!("echo x | mc pipe user/{bucket}/x")).ok();
     scratch.sh(&format!("mc rm user/{bucket}/x")).fails(1);
+}
+
+#[test]
+fn embedded_s3_writes_one_of_two_new_objects_with_the_same_key() {
+    let s3 = EmbeddedS3::shared();
+    let bucket = s3.make_bucket();
+    let client = S3 { endpoint: s3.endpoint(), credentials: Some(s3.credentials()), region: "us-east-1".to_owned() };
+    for round in 0..20 {
+        let target = path_of(&bucket, &format!("flag-{round}"));
+        let put = || client.send("PUT", &target, &[("If-None-Match", "*")], b"x").unwrap().status;
+        let mut statuses = thread::scope(|scope| [scope.spawn(put), scope.spawn(put)].map(|put| put.join().unwrap()));
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 412]);
+    }
 }
 
 /// Other tests write objects as another client would.
