@@ -301,9 +301,10 @@ pub(super) fn is_forbidden<E: ProvideErrorMetadata>(error: &Sdk<E>) -> bool {
     status(error) == Some(403) && matches!(error.code(), None | Some("" | "AccessDenied" | "Forbidden"))
 }
 
-/// Returns whether another client writes the same key at the same time; a retry decides between them.
+/// Returns whether another client writes the same key at the same time; a retry decides between them. MinIO sometimes says
+/// of an object whose upload another request completes that it is a directory.
 pub(super) fn is_conflict<E: ProvideErrorMetadata>(error: &Sdk<E>) -> bool {
-    error.code() == Some("ConditionalRequestConflict")
+    matches!(error.code(), Some("ConditionalRequestConflict" | "XMinioObjectExistsAsDirectory"))
 }
 
 /// Returns the text of the first element with that name in the body of the response.
