@@ -8,7 +8,7 @@ use nar_pack::store_path::StoreDir;
 /// The key of `nix-cache-info`.
 pub const KEY: &str = "nix-cache-info";
 /// Maximum size of `nix-cache-info`, in bytes.
-pub const MAX_SIZE: u64 = 64 * 1024;
+pub const MAX_SIZE: usize = 64 * 1024;
 
 /// The contents of `nix-cache-info` (Nix's `BinaryCacheStore::init`).
 #[derive(Debug, Clone, PartialEq, Eq)]

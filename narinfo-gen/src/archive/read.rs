@@ -42,10 +42,11 @@ impl<R: Read> Member<'_, R> {
     /// Returns the maximum size of a text member of this kind, in bytes.
     #[must_use]
     pub fn text_limit(&self) -> u64 {
-        match self.object {
+        let max_size = match self.object {
             Object::CacheInfo => cache_info::MAX_SIZE,
-            _ => narinfo::MAX_SIZE as u64,
-        }
+            _ => narinfo::MAX_SIZE,
+        };
+        max_size as u64
     }
 }
 

@@ -25,7 +25,7 @@ impl CacheInfoState {
     /// # Errors
     /// Fails when it cannot be read. Refuses one of another store directory.
     pub async fn read(bucket: &Bucket, store_dir: &StoreDir) -> Result<Self> {
-        match bucket.get_text(KEY, max_size()).await? {
+        match bucket.get_text(KEY, MAX_SIZE).await? {
             None => Ok(Self::Missing),
             Some(object) => {
                 let info = CacheInfo::parse(&object.text).with_hint(|| REWRITE_HINT);
@@ -51,7 +51,7 @@ impl CacheInfoState {
         let (content_type, text) = (Object::CacheInfo.content_type(), info.to_string());
         if replaces_default {
             // Only the one that this push wrote: another process may have changed it.
-            return match bucket.get_text(KEY, max_size()).await? {
+            return match bucket.get_text(KEY, MAX_SIZE).await? {
                 Some(written) if written.text == default_info(options).to_string() => {
                     bucket.put_if_unchanged(KEY, content_type, text.into(), written.etag.as_deref()).await.map(drop)
                 }
@@ -91,7 +91,7 @@ const MAX_CHANGE_ATTEMPTS: u32 = 5;
 pub async fn change_cache_info(bucket: &Bucket, changes: &Changes, store_dir: &StoreDir) -> Result<bool> {
     let url = || bucket.display_url(KEY);
     for _ in 0..MAX_CHANGE_ATTEMPTS {
-        let (found, etag) = match bucket.get_text(KEY, max_size()).await {
+        let (found, etag) = match bucket.get_text(KEY, MAX_SIZE).await {
             Ok(Some(object)) => (object.text, object.etag),
             Ok(None) => {
                 let error = Error::refused(format!("{}: not found", url()));
@@ -100,7 +100,7 @@ pub async fn change_cache_info(bucket: &Bucket, changes: &Changes, store_dir: &S
             }
             // Nothing of what is too large or not text is kept. It is read again after its entity tag, so that it is that.
             Err(error) if error.is_refusal() => match bucket.head(KEY).await? {
-                Some(head) if bucket.get_text(KEY, max_size()).await.is_err_and(|error| error.is_refusal()) => {
+                Some(head) if bucket.get_text(KEY, MAX_SIZE).await.is_err_and(|error| error.is_refusal()) => {
                     (String::new(), head.etag)
                 }
                 _ => continue,
@@ -129,9 +129,5 @@ pub async fn change_cache_info(bucket: &Bucket, changes: &Changes, store_dir: &S
 /// # Errors
 /// Fails when it cannot be read or written.
 pub async fn applies_conditions(bucket: &Bucket) -> Result<bool> {
-    bucket.applies_conditions(KEY, Object::CacheInfo.content_type(), max_size()).await
-}
-
-fn max_size() -> usize {
-    usize::try_from(MAX_SIZE).unwrap_or(usize::MAX)
+    bucket.applies_conditions(KEY, Object::CacheInfo.content_type(), MAX_SIZE).await
 }

@@ -237,8 +237,7 @@ impl Remote {
     /// # Errors
     /// See [`Remote::text`]; refuses a malformed one, and one of another store directory.
     pub async fn cache_info(&self, store_dir: &StoreDir) -> Result<Option<CacheInfo>> {
-        let max_size = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
-        let Some(text) = self.text(cache_info::KEY, max_size).await? else { return Ok(None) };
+        let Some(text) = self.text(cache_info::KEY, cache_info::MAX_SIZE).await? else { return Ok(None) };
         let info = CacheInfo::parse(&text).and_then(|info| info.require(store_dir).map(|()| info));
         info.context(|| self.display_url(cache_info::KEY)).map(Some)
     }

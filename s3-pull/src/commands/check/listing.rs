@@ -73,9 +73,8 @@ pub async fn list_top_level(bucket: &Bucket, note_empty: bool, findings: &mut Fi
 /// # Errors
 /// Fails if it cannot be read.
 pub async fn check_cache_info(bucket: &Bucket, store_dir: &StoreDir, findings: &mut Findings) -> Result {
-    let max_size = usize::try_from(cache_info::MAX_SIZE).unwrap_or(usize::MAX);
     let read = async {
-        let text = bucket.get_text(cache_info::KEY, max_size).await?.map(|object| object.text);
+        let text = bucket.get_text(cache_info::KEY, cache_info::MAX_SIZE).await?.map(|object| object.text);
         text.map(|text| CacheInfo::parse(&text)).transpose().context(|| bucket.display_url(cache_info::KEY))
     };
     let (reason, error) = match read.await {
