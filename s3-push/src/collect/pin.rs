@@ -120,7 +120,7 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
     if patterns.is_empty() {
         return Err(Error::usage("expected the name of a pin, or a pattern such as 'pr-*'"));
     }
-    let (removed, all_matched) = runtime.block_on(async {
+    let (bucket_url, removed, unmatched) = runtime.block_on(async {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
         // Another tool may have written one whose name is invalid.
         let keys = list_pin_objects(&bucket).await?.into_iter().map(|object| object.key);
@@ -132,16 +132,11 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
         };
         let is_selected = |name: &&String| patterns.iter().any(|pattern| is_match(pattern, name));
         let names: Vec<String> = names.iter().filter(is_selected).cloned().collect();
-        let unmatched: Vec<&str> = patterns
-            .iter()
-            .filter(|pattern| !names.iter().any(|name| is_match(pattern, name)))
-            .map(String::as_str)
-            .collect();
+        let is_unmatched = |pattern: &&String| !names.iter().any(|name| is_match(pattern, name));
+        let unmatched: Vec<String> = patterns.iter().filter(is_unmatched).cloned().collect();
         let keys: Vec<String> = names.iter().map(|name| format!("{}{name}", pins::PREFIX)).collect();
         bucket.delete(&keys).await?;
-        let error = format!("{}: no pin matches {}", bucket.display_url(""), unmatched.join(" "));
-        let error = Error::refused(error).with_hint("'s3-pull pins' lists the pins");
-        Ok::<_, Error>((names, if unmatched.is_empty() { Ok(()) } else { Err(error) }))
+        Ok::<_, Error>((bucket.display_url(""), names, unmatched))
     })?;
     let mut out = stdio::stdout(None)?;
     let status = if args.dry_run { "would-remove" } else { "removed" };
@@ -153,7 +148,11 @@ pub fn unpin(runtime: &Runtime, args: &UnpinArgs) -> Result {
         }
     }
     out.finish()?;
-    all_matched
+    if unmatched.is_empty() {
+        return Ok(());
+    }
+    let error = Error::refused(format!("{bucket_url}: no pin matches {}", unmatched.join(" ")));
+    Err(error.with_hint("'s3-pull pins' lists the pins"))
 }
 
 /// Returns whether a name matches a pattern, in which `*` stands for any characters.
