@@ -188,13 +188,11 @@ impl Drop for Pipeline {
 
 impl RunningStage {
     fn poll(&mut self, with_peak: bool) -> io::Result<()> {
-        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
         if with_peak {
-            let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
-            self.peak_kib = parse_peak(&status).unwrap_or(self.peak_kib);
+            self.peak_kib = peak_memory(&self.child).map_or(self.peak_kib, |peak| peak / 1024);
         }
         // A process that has exited keeps its times until it is waited for.
-        let stat = fs::read_to_string(proc.join("stat"))?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         if let Some((state, times)) = parse_times(&stat) {
             self.times = times;
             if matches!(state, 'Z' | 'X') {
@@ -223,10 +221,20 @@ impl FinishedStage {
     }
 }
 
-/// Reads the peak in KiB from `VmHWM:   1234 kB`; a process that has exited has none.
+/// Returns the peak of the resident memory of a process so far, in bytes; none if it has exited, or if its program does not
+/// run yet.
+pub fn peak_memory(child: &Child) -> Option<u64> {
+    let read = |file| fs::read_to_string(format!("/proc/{}/{file}", child.id())).ok();
+    // Until `execve` has replaced the memory of a process, it is that of its parent. The name changes afterwards.
+    let parent_name = fs::read_to_string("/proc/thread-self/comm").ok();
+    if read("comm") == parent_name { None } else { parse_peak(&read("status")?) }
+}
+
+/// Reads the peak in bytes from `VmHWM:   1234 kB`; a process that has exited has none.
 fn parse_peak(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches("kB").trim().parse().ok()
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// Reads the state and the times of a process; the name before them may contain any character.
@@ -248,7 +256,7 @@ mod tests {
         let stat = "42 (a) b (c) Z 1 42 42 0 -1 4194304 100 0 0 0 150 25 0 5 20 0 1 0 100 0 0";
         let times = Times { user: Duration::from_millis(1500), system: Duration::from_millis(300) };
         assert_eq!(parse_times(stat), Some(('Z', times)));
-        assert_eq!(parse_peak("Name:\tx\nVmHWM:\t    1234 kB\nVmRSS:\t 12 kB\n"), Some(1234));
+        assert_eq!(parse_peak("Name:\tx\nVmHWM:\t    1234 kB\nVmRSS:\t 12 kB\n"), Some(1234 * 1024));
         assert_eq!(parse_peak("Name:\tx\nState:\tZ (zombie)\n"), None);
     }
 }

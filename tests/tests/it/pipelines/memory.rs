@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::LazyLock;
 
+use cache_tests::pipeline::peak_memory;
 use cache_tests::{EmbeddedS3, Random, Scratch, store_path};
 
 const MIB: u64 = 1 << 20;
@@ -69,7 +70,7 @@ impl LargePath {
         let bytes = fs::read(self.scratch.path().join(input)).unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(&bytes[..bytes.len() - TAIL_SIZE]).unwrap();
-        let peak = peak_memory(&child);
+        let peak = peak_memory(&child).unwrap();
         stdin.write_all(&bytes[bytes.len() - TAIL_SIZE..]).unwrap();
         drop(stdin);
         let mut stderr = String::new();
@@ -77,13 +78,6 @@ impl LargePath {
         assert!(child.wait().unwrap().success(), "{tool} {args:?}: {stderr}");
         peak
     }
-}
-
-/// Returns the peak of the resident memory of a process so far, in bytes.
-fn peak_memory(child: &Child) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
 #[test]

@@ -3,10 +3,9 @@
 use super::{CommandOutput, PullFixture, find_problems, table_cell, with_response};
 use crate::fixtures::malicious_cache::{CachedPath, compressed, nar_of, objects, visible_names};
 use cache_tests::lying_server::{LyingServer, Response};
+use cache_tests::pipeline::peak_memory;
 use narinfo_gen::compression::{Compression, decoder};
-use std::fs;
 use std::io::Read as _;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread;
 
@@ -78,13 +77,10 @@ fn pull_and_measure(fixture: &PullFixture, server: &LyingServer, cached: &Cached
     command.arg(server.http_url()).arg(cached.full_path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    let status = PathBuf::from(format!("/proc/{}/status", child.id()));
     let mut peak = 0;
     // The peak only rises; a process that has exited has none.
     while child.try_wait().unwrap().is_none() {
-        let text = fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-        peak = peak.max(line.trim().trim_end_matches(" kB").parse().unwrap_or(0) * 1024);
+        peak = peak.max(peak_memory(&child).unwrap_or(0));
         thread::yield_now();
     }
     let mut stderr = String::new();
