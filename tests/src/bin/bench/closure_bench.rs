@@ -134,13 +134,31 @@ impl<C: ValueEnum + Send + Sync + PartialEq + 'static> Args<C> {
     }
 }
 
-/// The processor time that a transfer of the closure needs at least, with zstd at level 3: that of `zstd` and of `openssl dgst
-/// -sha256`, for the NARs and for the compressed bytes.
-pub struct Limits {
-    /// Compressing and hashing.
-    pub push: Duration,
-    /// Hashing and decompressing.
-    pub pull: Duration,
+/// How often a command compresses, decompresses and hashes all bytes of the closure, with zstd at level 3.
+#[derive(Clone, Copy)]
+pub struct Work {
+    pub compressions: u32,
+    pub decompressions: u32,
+    pub nar_hashes: u32,
+    pub file_hashes: u32,
+}
+
+/// The user time that each of these takes with `zstd` and `openssl dgst -sha256`.
+pub struct WorkTimes {
+    compressing: Duration,
+    decompressing: Duration,
+    hashing_nars: Duration,
+    hashing_files: Duration,
+}
+
+impl WorkTimes {
+    /// Returns the user time that a command needs at least.
+    pub fn limit(&self, work: Work) -> Duration {
+        self.compressing * work.compressions
+            + self.decompressing * work.decompressions
+            + self.hashing_nars * work.nar_hashes
+            + self.hashing_files * work.file_hashes
+    }
 }
 
 /// A generated closure in a scratch directory.
@@ -216,29 +234,29 @@ impl ClosureBench {
         run(self.scratch.command("tar").args(["xf", "archive", "-C", dir])).map(drop)
     }
 
-    /// Measures the limits; returns none if zstd or openssl is not installed.
+    /// Measures how long compressing, decompressing and hashing take; returns none if zstd or openssl is not installed.
     ///
     /// # Errors
     /// The message of a command that fails.
-    pub fn limits(&self) -> Result<Option<Limits>, String> {
+    pub fn work_times(&self) -> Result<Option<WorkTimes>, String> {
         if !is_installed("zstd") || run(Command::new("openssl").arg("version")).is_err() {
             return Ok(None);
         }
-        let cpu_time = |name: &'static str, args: &[&str], input: &str, output: &str| {
+        let user_time = |name: &'static str, args: &[&str], input: &str, output: &str| {
             let mut command = self.scratch.command(name);
             command.args(args);
             let (_, stages) = self.run(vec![Stage { name, command }], input, output)?;
-            Ok::<_, String>(stages.iter().map(|stage| stage.cpu).sum::<Duration>())
+            Ok::<_, String>(stages.iter().map(|stage| stage.cpu.saturating_sub(stage.system)).sum::<Duration>())
         };
         self.run(vec![self.pack()], "paths", "export")?;
-        let compressing = cpu_time("zstd", &["-q", "-3", "-T1", "-c"], "export", "export.zst")?;
-        let decompressing = cpu_time("zstd", &["-q", "-d", "-c"], "export.zst", "/dev/null")?;
-        let hash = |input| cpu_time("openssl", &["dgst", "-sha256"], input, "/dev/null");
-        let hashing = hash("export")? + hash("export.zst")?;
+        let compressing = user_time("zstd", &["-q", "-3", "-T1", "-c"], "export", "export.zst")?;
+        let decompressing = user_time("zstd", &["-q", "-d", "-c"], "export.zst", "/dev/null")?;
+        let hash = |input| user_time("openssl", &["dgst", "-sha256"], input, "/dev/null");
+        let (hashing_nars, hashing_files) = (hash("export")?, hash("export.zst")?);
         for file in ["export", "export.zst"] {
             fs::remove_file(self.path(file)).map_err(|error| format!("cannot remove {file}: {error}"))?;
         }
-        Ok(Some(Limits { push: compressing + hashing, pull: decompressing + hashing }))
+        Ok(Some(WorkTimes { compressing, decompressing, hashing_nars, hashing_files }))
     }
 
     /// Runs a pipeline from one file to another and requires that it succeeds.

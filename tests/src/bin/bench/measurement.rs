@@ -70,8 +70,8 @@ pub struct Row {
     ratios: [Option<f64>; 2],
     /// Wall-clock, processor and user time divided by those of Nix.
     ratios_to_nix: Option<[f64; 3]>,
-    /// Processor time divided by the limit.
-    ratio_to_limit: Option<f64>,
+    /// The user time that the command needs at least.
+    limit: Option<Duration>,
 }
 
 /// What the rows are compared with.
@@ -80,7 +80,7 @@ pub struct Comparison<'a, N, L> {
     pub baselines: [&'a str; 2],
     /// Returns the name of the command of Nix that does the same as another one.
     pub nix: N,
-    /// Returns the processor time that a command needs at least, if that is known.
+    /// Returns the user time that a command needs at least, if that is known.
     pub limit: L,
 }
 
@@ -107,27 +107,49 @@ pub fn medians(
         let median = median_of(name)?;
         let ratios = baselines.map(|baseline| baseline.map(|baseline| median.elapsed.as_secs_f64() / baseline));
         let ratios_to_nix = median_of(&nix(name)).map(|nix| median.ratios_to(&nix));
-        let ratio_to_limit = limit(name).map(|limit| median.cpu.as_secs_f64() / limit.as_secs_f64().max(0.001));
-        Some(Row { name: name.to_owned(), latency_ms, median, ratios, ratios_to_nix, ratio_to_limit })
+        Some(Row { name: name.to_owned(), latency_ms, median, ratios, ratios_to_nix, limit: limit(name) })
     };
     names.into_iter().filter_map(row).collect()
+}
+
+impl Row {
+    /// Returns processor time and user time, divided by the limit.
+    fn ratios_to_limit(&self) -> Option<[f64; 2]> {
+        let limit = self.limit?.as_secs_f64().max(0.001);
+        Some([self.median.cpu, self.median.user].map(|time| time.as_secs_f64() / limit))
+    }
 }
 
 /// Prints the rows below a heading.
 pub fn print_table(rows: &[Row], heading: &str, note: &str) {
     println!("{heading}\n");
     println!(
-        "{:42} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}   {:>6} {:>4} {:>4} {:>7}",
-        "", "latency", "wall", "CPU", "peak", "requests", "bytes", "/ mc", "/ rcl.", "/ Nix:", "CPU", "user", "/ limit"
+        "{:42} {:>7} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}   {:>6} {:>4} {:>4}   {:>6} {:>4}",
+        "",
+        "latency",
+        "wall",
+        "CPU",
+        "peak",
+        "requests",
+        "bytes",
+        "/ mc",
+        "/ rcl.",
+        "/ Nix:",
+        "CPU",
+        "user",
+        "/ lim:",
+        "user"
     );
-    for Row { name, latency_ms, median, ratios, ratios_to_nix, ratio_to_limit } in rows {
+    for row in rows {
+        let Row { name, latency_ms, median, ratios, ratios_to_nix, limit } = row;
         let requests = median.requests.map_or_else(|| "-".to_owned(), |requests| requests.to_string());
         let [mc, rclone] = ratios.map(ratio_text);
         let [wall, cpu, user] = ratios_to_nix.map_or([None; 3], |ratios| ratios.map(Some)).map(ratio_text);
-        let limit = ratio_text(*ratio_to_limit);
+        let [cpu_to_limit, user_to_limit] =
+            row.ratios_to_limit().map_or([None; 2], |ratios| ratios.map(Some)).map(ratio_text);
         println!(
             "{name:42} {latency_ms:4} ms {:6.2} s {:6.2} s {:5} MiB {requests:>9} {:6} MB {mc:>6} {rclone:>6}   {wall:>6} \
-             {cpu:>4} {user:>4} {limit:>7}",
+             {cpu:>4} {user:>4}   {cpu_to_limit:>6} {user_to_limit:>4}",
             median.elapsed.as_secs_f64(),
             median.cpu.as_secs_f64(),
             median.peak_kib / 1024,
@@ -138,7 +160,9 @@ pub fn print_table(rows: &[Row], heading: &str, note: &str) {
         }
         let stages = median.stages.iter().filter(|_| median.stages.len() > 1).copied();
         let processes = stages.chain(median.server_cpu.map(|cpu| ("server", cpu)));
-        let cpu: Vec<_> = processes.map(|(name, cpu)| format!("{name} {:.2} s", cpu.as_secs_f64())).collect();
+        let limit = limit.map(|limit| ("limit", limit));
+        let cpu: Vec<_> =
+            processes.chain(limit).map(|(name, cpu)| format!("{name} {:.2} s", cpu.as_secs_f64())).collect();
         if !cpu.is_empty() {
             println!("    CPU: {}", cpu.join(", "));
         }
@@ -149,7 +173,8 @@ pub fn print_table(rows: &[Row], heading: &str, note: &str) {
     }
     println!(
         "\nlatency: added to a round trip. / Nix: time divided by that of nix copy: wall-clock, CPU and user.\n\
-         / limit: CPU time divided by what zstd on one processor and openssl dgst -sha256 take for the same bytes.\n{note}"
+         / lim: CPU and user time divided by the limit: the user time of zstd and openssl dgst -sha256 for what the\n\
+         command compresses, decompresses and hashes.\n{note}"
     );
 }
 
@@ -159,7 +184,8 @@ fn ratio_text(ratio: Option<f64>) -> String {
 
 /// Returns the rows as JSON.
 pub fn to_json(rows: &[Row]) -> Value {
-    let row = |Row { name, latency_ms, median, ratios: [mc, rclone], ratios_to_nix, ratio_to_limit }: &Row| {
+    let row = |row: &Row| {
+        let Row { name, latency_ms, median, ratios: [mc, rclone], ratios_to_nix, limit } = row;
         let stages =
             median.stages.iter().map(|(name, cpu)| json!({ "name": name, "cpuSeconds": rounded(cpu.as_secs_f64()) }));
         let kinds = median.requests_by_kind.iter().map(|(kind, count)| (kind.clone(), Value::from(*count)));
@@ -181,7 +207,10 @@ pub fn to_json(rows: &[Row]) -> Value {
             "bytes": median.bytes,
             "ratioToMc": mc.map(rounded),
             "ratioToRclone": rclone.map(rounded),
-            "ratioToLimit": ratio_to_limit.map(rounded),
+            "limitSeconds": limit.map(|limit| rounded(limit.as_secs_f64())),
+            "ratiosToLimit": row.ratios_to_limit().map(|[cpu, user]| json!({
+                "cpu": rounded(cpu), "user": rounded(user)
+            })),
         })
     };
     rows.iter().map(row).collect()

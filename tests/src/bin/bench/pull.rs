@@ -10,7 +10,7 @@ use cache_tests::pipeline::{FinishedStage, Stage};
 use cache_tests::{Minio, cache_url, mc_target, processors};
 use clap::ValueEnum;
 
-use crate::closure_bench::{Args, ClosureBench, endpoint_of, is_installed, tree_size};
+use crate::closure_bench::{Args, ClosureBench, Work, endpoint_of, is_installed, tree_size};
 use crate::measurement::{Comparison, Measurement, medians};
 
 /// Command-line arguments.
@@ -90,6 +90,16 @@ impl Case {
         matches!(self, Self::Mc | Self::Rclone)
     }
 
+    /// Returns what the case does with every byte; none for a plain download.
+    fn work(self) -> Option<Work> {
+        let decompressing = Work { compressions: 0, decompressions: 1, nar_hashes: 1, file_hashes: 0 };
+        match self {
+            Self::Mc | Self::Rclone => None,
+            Self::Nix => Some(decompressing),
+            Self::S3 | Self::Http | Self::Export | Self::Archive => Some(Work { file_hashes: 1, ..decompressing }),
+        }
+    }
+
     /// Returns whether the case writes a stream.
     fn is_stream(self) -> bool {
         matches!(self, Self::Export | Self::Archive)
@@ -104,7 +114,7 @@ pub fn run(args: &PullArgs) -> Result<(), String> {
     let compressions = args.compression.map_or_else(|| Compression::ALL.to_vec(), |compression| vec![compression]);
     let args = &args.common;
     let closure = ClosureBench::prepare(args)?;
-    let limits = closure.limits()?;
+    let work_times = closure.work_times()?;
     let source = Source::fill(&closure, &compressions)?;
     let mut rows = Vec::new();
     for latency in args.latencies() {
@@ -128,8 +138,8 @@ pub fn run(args: &PullArgs) -> Result<(), String> {
             let nix = Case::Nix.name(compression);
             let baselines = [&*baselines[0], &baselines[1]];
             let limit = |name: &str| {
-                let has_limit = compression == Compression::Zstd && !baselines.contains(&name);
-                limits.as_ref().filter(|_| has_limit).map(|limits| limits.pull)
+                let work = Case::ALL.into_iter().find(|case| case.name(compression) == name)?.work()?;
+                work_times.as_ref().filter(|_| compression == Compression::Zstd).map(|times| times.limit(work))
             };
             rows.extend(medians(&runs, latency, &Comparison { baselines, nix: |_: &str| nix.clone(), limit }));
         }

@@ -9,7 +9,7 @@ use cache_tests::pipeline::Stage;
 use cache_tests::{DelayProxy, Minio, cache_url, mc_target};
 use clap::ValueEnum;
 
-use crate::closure_bench::{Args, ClosureBench, Limits, endpoint_of, tree_size};
+use crate::closure_bench::{Args, ClosureBench, Work, WorkTimes, endpoint_of, tree_size};
 use crate::measurement::{Comparison, Measurement, medians};
 
 /// The end of the name of a command that is run again.
@@ -84,10 +84,16 @@ impl Case {
         format!("{}{again}", nix.name())
     }
 
-    /// Returns whether the command of this name compresses the closure.
-    fn compresses(name: &str) -> bool {
-        let mut compressing = Self::ALL.into_iter().filter(|case| !case.sends_finished_cache());
-        compressing.any(|case| case.name() == name)
+    /// Returns what the case does with every byte, if it compresses the closure.
+    fn work(self) -> Option<Work> {
+        let describing = Work { compressions: 1, decompressions: 0, nar_hashes: 1, file_hashes: 1 };
+        match self {
+            Self::Mc | Self::Rclone | Self::PushOnly => None,
+            Self::NixHttp | Self::NixFile | Self::OursFile => Some(describing),
+            // FileHash is verified, and signs the request.
+            Self::OursCheckFile => Some(Work { file_hashes: 2, ..describing }),
+            Self::Ours => Some(Work { decompressions: 1, nar_hashes: 2, file_hashes: 2, ..describing }),
+        }
     }
 
     /// Returns whether the case sends files or an archive finished before.
@@ -121,7 +127,10 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
                 runs.extend(bench.measure(case, latency, args)?);
             }
         }
-        let limit = |name: &str| bench.limits.as_ref().filter(|_| Case::compresses(name)).map(|limits| limits.push);
+        let limit = |name: &str| {
+            let work = Case::ALL.into_iter().find(|case| case.name() == name)?.work()?;
+            bench.work_times.as_ref().map(|times| times.limit(work))
+        };
         let baselines = [Case::Mc, Case::Rclone].map(Case::name);
         rows.extend(medians(&runs, latency, &Comparison { baselines, nix: Case::nix_name, limit }));
     }
@@ -132,7 +141,7 @@ pub fn run(args: &Args<Case>) -> Result<(), String> {
 
 struct PushBench {
     closure: ClosureBench,
-    limits: Option<Limits>,
+    work_times: Option<WorkTimes>,
     /// Whether Nix is installed and has imported the closure into a store of its own.
     has_nix: bool,
 }
@@ -140,14 +149,14 @@ struct PushBench {
 impl PushBench {
     fn prepare(args: &Args<Case>) -> Result<Self, String> {
         let closure = ClosureBench::prepare(args)?;
-        let limits = closure.limits()?;
+        let work_times = closure.work_times()?;
         if Case::ALL.into_iter().any(|case| case.sends_finished_cache() && args.selects(&case)) {
             closure.write_cache("zstd", "cache")?;
         }
         let has_nix = Case::ALL.into_iter().any(|case| case.is_nix() && args.selects(&case))
             && closure.nix_version.is_some()
             && import_into_nix(&closure);
-        Ok(Self { closure, limits, has_nix })
+        Ok(Self { closure, work_times, has_nix })
     }
 
     fn can_measure(&self, case: Case, latency_ms: u32, args: &Args<Case>) -> bool {
