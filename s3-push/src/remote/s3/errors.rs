@@ -29,7 +29,7 @@ use super::credentials::{is_credentials_error, is_credentials_timeout};
 use super::{Bucket, Sdk};
 use crate::remote::error_chain::{chain, root_cause};
 use crate::remote::hints::{
-    PROXY_HINT, UNREACHABLE_HINT, expects_tls, is_unreachable, lacks_tls, requires_proxy_login,
+    PROXY_HINT, UNREACHABLE_HINT, expects_tls, is_unreachable, is_web_page, lacks_tls, requires_proxy_login,
 };
 use crate::remote::liveness::COLLECTOR_PREFIX;
 use crate::remote::retry::RequestLimits;
@@ -48,6 +48,8 @@ const CREDENTIALS_TIMEOUT_HINT: &str =
 const PROFILE_HINT: &str = "add credentials to the profile, or remove profile= from the parameters of the URL";
 /// The hint for a bucket that does not exist.
 const NO_BUCKET_HINT: &str = "check the name of the bucket in the URL, or create the bucket";
+/// What the SDK adds to an error of its parser, although the service may be another one than S3.
+const SDK_BUG: &str = ". This is likely a bug in the SDK.";
 
 /// The permission that an operation requires, by its error type (Amazon S3 user guide, "Required permissions for Amazon
 /// S3 API operations").
@@ -182,8 +184,7 @@ impl Bucket {
         }
         // MinIO's console recognizes requests that are meant for the API.
         let is_console = error.message().is_some_and(|message| message.contains("must be made to API port"));
-        let is_web_page = response.headers().get("content-type").is_some_and(|value| value.starts_with("text/html"));
-        (is_console || is_web_page)
+        (is_console || has_web_page(error))
             .then(|| format!("{host} is the port of a console or a web site: the endpoint must be that of the S3 API"))
     }
 
@@ -248,8 +249,13 @@ impl Bucket {
             (None, _) if text.contains("no credentials found in chain") || text.contains("no providers in chain") => {
                 self.no_credentials()
             }
+            (None, SdkError::ServiceError(_) | SdkError::ResponseError(_)) if has_web_page(error) => {
+                format!("{} sent a web page", self.service())
+            }
             (None, SdkError::ServiceError(_) | SdkError::ResponseError(_)) => {
-                format!("cannot read the response of {}: {}", self.service(), root_cause(error))
+                let cause = root_cause(error);
+                let cause = cause.strip_suffix(SDK_BUG).unwrap_or(&cause);
+                format!("cannot read the response of {}: {cause}", self.service())
             }
             (None, SdkError::DispatchFailure(_)) if text.contains("connect timeout") => {
                 format!("cannot reach {}: {}", self.service(), self.limits.connect_timeout_message())
@@ -312,6 +318,14 @@ pub(super) fn element<'a, E>(error: &'a Sdk<E>, name: &str) -> Option<&'a str> {
     let body = str::from_utf8(error.raw_response()?.body().bytes()?).ok()?;
     let (_, rest) = body.split_once(&format!("<{name}>"))?;
     rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
+}
+
+/// Returns whether the response is a web page, by its type or its body.
+fn has_web_page<E>(error: &Sdk<E>) -> bool {
+    error.raw_response().is_some_and(|response| {
+        let is_html = response.headers().get("content-type").is_some_and(|value| value.starts_with("text/html"));
+        is_html || response.body().bytes().is_some_and(|body| is_web_page(&String::from_utf8_lossy(body)))
+    })
 }
 
 /// Returns the status of the response, if there was one.

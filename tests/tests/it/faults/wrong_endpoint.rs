@@ -175,10 +175,22 @@ fn a_web_page_instead_of_a_response_of_s3_gets_a_hint() {
         LyingServer::start(|_| Response::object("<!DOCTYPE html><html></html>").header("Content-Type", "text/html"));
     let mut scratch = Scratch::new();
     Credentials::random().apply(&mut scratch);
-    let stderr = scratch.sh(&format!("s3-push --missing '{}' < /dev/null", server.s3_url())).stderr;
-    assert!(!stderr.contains("HTTP 200"), "{stderr}");
+    let stderr = scratch.sh(&format!("s3-push --missing '{}' < /dev/null", server.s3_url())).fails(2);
+    assert!(stderr.contains(&format!(": http://{} sent a web page\n", server.endpoint())), "{stderr}");
+    assert!(stderr.contains("is the port of a console or a web site"), "{stderr}");
     let stderr = scratch.sh(&format!("s3-pull --list --all '{}'", server.s3_url())).fails(1);
     assert!(stderr.contains("a web page, not an object") && stderr.contains("\nhint: the URL is that of "), "{stderr}");
+}
+
+/// The parser of the SDK calls it a bug of the SDK.
+#[test]
+fn an_unexpected_document_is_not_blamed_on_the_sdk() {
+    let server = LyingServer::start(|_| Response::object("<?xml version=\"1.0\"?><Status>ok</Status>"));
+    let mut scratch = Scratch::new();
+    Credentials::random().apply(&mut scratch);
+    let stderr = scratch.sh(&format!("s3-push --missing '{}' < /dev/null", server.s3_url())).fails(2);
+    assert!(stderr.contains("cannot read the response of http://") && stderr.contains("Status"), "{stderr}");
+    assert!(!stderr.contains("SDK"), "{stderr}");
 }
 
 #[test]
