@@ -79,12 +79,19 @@ impl Settings {
         }
     }
 
-    /// Parses the trusted keys.
+    /// Parses the trusted keys. Of several with one name, Nix uses the first, and so only that is returned.
     ///
     /// # Errors
     /// Refuses a malformed key. The error does not name the file.
     pub fn public_keys(&self) -> Result<Vec<PublicKey>> {
-        self.trusted_public_keys.iter().map(|key| PublicKey::parse(key)).collect()
+        let mut keys: Vec<PublicKey> = Vec::new();
+        for key in &self.trusted_public_keys {
+            let key = PublicKey::parse(key)?;
+            if keys.iter().all(|first| first.name() != key.name()) {
+                keys.push(key);
+            }
+        }
+        Ok(keys)
     }
 
     /// Applies one setting. Without the prefix `extra-` it replaces the values of earlier lines.
@@ -226,6 +233,13 @@ mod tests {
         }
         let keys = Settings::read(Some(&dir.path().join("nix.conf")))?.public_keys()?;
         Ok(keys.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn of_two_keys_with_one_name_the_first_counts() {
+        let other = crate::keys::SecretKey::generate("a-1").unwrap().public();
+        let text = format!("trusted-public-keys = {KEY} {other}\n");
+        assert_eq!(keys(&[("nix.conf", &text)]).unwrap(), [KEY]);
     }
 
     #[test]

@@ -88,6 +88,13 @@ impl ClientConfig {
             }
             _ => return Err(invalid("expected s3://BUCKET or https://HOST")),
         };
+        let shadowed = keys.iter().enumerate().find(|(index, key)| {
+            keys[..*index].iter().any(|first| first.name() == key.name() && !first.is_same_key(key))
+        });
+        if let Some((_, key)) = shadowed {
+            let error = Error::usage(format!("two keys have the name {:?}, and Nix uses only the first", key.name()));
+            return Err(error.with_hint("give each key a name of its own"));
+        }
         let mut distinct: Vec<String> = Vec::new();
         for key in keys.iter().map(ToString::to_string) {
             if !distinct.contains(&key) {
@@ -136,7 +143,7 @@ impl ClientConfig {
             lines.push_str(&self.substituter);
             lines.push('\n');
         }
-        let is_missing = |key: &&String| !all(&|settings| settings.trusted_public_keys.contains(key));
+        let is_missing = |key: &&String| !all(&|settings| is_trusted(settings, key));
         let missing: Vec<&str> = self.keys.iter().filter(is_missing).map(String::as_str).collect();
         if !missing.is_empty() {
             lines.push_str("extra-trusted-public-keys = ");
@@ -151,8 +158,7 @@ impl ClientConfig {
 
     /// Whether a client with these settings uses the cache and trusts its keys, and no others if that is required.
     pub(super) fn is_in_effect(&self, settings: &Settings) -> bool {
-        let is_complete =
-            self.is_configured(settings) && self.keys.iter().all(|key| settings.trusted_public_keys.contains(key));
+        let is_complete = self.is_configured(settings) && self.keys.iter().all(|key| is_trusted(settings, key));
         let is_exclusive = settings.substituters.iter().all(|url| is_same_cache(url, &self.substituter))
             && settings.trusted_public_keys.iter().all(|key| self.keys.contains(key));
         is_complete && (is_exclusive || !self.exclusive) && self.is_ttl_in_effect(settings)
@@ -201,11 +207,39 @@ pub(super) fn parse_conf(text: &[u8], path: &Path) -> Result<ParsedConf> {
     ParsedConf::parse(&String::from_utf8_lossy(text), path)
 }
 
+/// Returns whether a client with these settings trusts a key: of several with one name, Nix uses the first.
+fn is_trusted(settings: &Settings, key: &str) -> bool {
+    let is_contained = settings.trusted_public_keys.iter().any(|other| other == key);
+    is_contained && !is_shadowed(settings, key)
+}
+
+/// Returns whether another key of the same name comes before this one.
+pub(super) fn is_shadowed(settings: &Settings, key: &str) -> bool {
+    let Ok(key) = PublicKey::parse(key) else { return false };
+    let mut trusted = settings.trusted_public_keys.iter().filter_map(|other| PublicKey::parse(other).ok());
+    trusted.find(|other| other.name() == key.name()).is_some_and(|first| !first.is_same_key(&key))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const KEY: &str = "a-1:gKkVNqzMzpoNLo6VNl1o+5QLrbnCTwKuuNTTjwwPUk4=";
+
+    #[test]
+    fn a_key_after_another_one_of_its_name_is_not_trusted() {
+        let settings = |keys: &[&PublicKey]| Settings {
+            substituters: Vec::new(),
+            trusted_public_keys: keys.iter().map(ToString::to_string).collect(),
+            positive_ttl: None,
+        };
+        let key = PublicKey::parse(KEY).unwrap();
+        let other = cache_sign::keys::SecretKey::generate(key.name()).unwrap().public();
+        assert!(is_trusted(&settings(&[&key, &other]), KEY));
+        assert!(!is_trusted(&settings(&[&other, &key]), KEY));
+        let keys = [other, key];
+        assert_eq!(ClientConfig::new("https://a", &UrlForm::Portable, &keys, false).unwrap_err().exit_status(), 2);
+    }
 
     #[test]
     fn a_url_that_nix_conf_cannot_contain_is_refused() {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nar_pack::error::{Context, Error, Result};
 
-use super::client::{ClientConfig, parse_conf};
+use super::client::{ClientConfig, is_shadowed, parse_conf};
 
 /// The start of the comment before a block; the identity of the cache follows it.
 const BEGIN: &str = "# cache-policy begin ";
@@ -55,8 +55,15 @@ impl ClientConfig {
             merged.push(b'\n');
         }
         if !self.is_in_effect(&settings(&merged)?) {
-            let error = Error::refused("the added lines would have no effect");
-            return Err(error.context(path.display()));
+            let error = Error::refused("the added lines would have no effect").context(path.display());
+            let merged = settings(&merged)?;
+            let shadowed = self.keys().iter().find(|key| is_shadowed(&merged, key));
+            return Err(match shadowed.and_then(|key| key.split(':').next()) {
+                Some(name) => error.with_hint(format!(
+                    "another key with the name {name} is trusted, and Nix uses the first: remove that one, or use another name"
+                )),
+                None => error,
+            });
         }
         Ok(merged)
     }
