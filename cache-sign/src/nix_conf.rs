@@ -209,10 +209,10 @@ fn default_files() -> Vec<PathBuf> {
     }
     let dirs = paths(&variable("XDG_CONFIG_DIRS").unwrap_or_else(|| "/etc/xdg".into()));
     files.extend(dirs.into_iter().rev().map(|dir| dir.join("nix/nix.conf")));
-    let home = non_empty("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .or_else(|| non_empty("HOME").map(|home| Path::new(&home).join(".config")));
-    files.extend(home.map(|home| home.join("nix/nix.conf")));
+    let home = || non_empty("HOME").map(|home| Path::new(&home).join(".config"));
+    let nix_config = non_empty("NIX_CONFIG_HOME").map(PathBuf::from);
+    let user = nix_config.or_else(|| Some(non_empty("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home)?.join("nix")));
+    files.extend(user.map(|dir| dir.join("nix.conf")));
     files
 }
 
