@@ -3,6 +3,8 @@
 use std::fmt;
 
 use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::prelude::BASE64_STANDARD;
 use ed25519_dalek::{
     KEYPAIR_LENGTH, PUBLIC_KEY_LENGTH, SECRET_KEY_LENGTH, SIGNATURE_LENGTH, Signature, Signer, SigningKey, VerifyingKey,
@@ -10,6 +12,11 @@ use ed25519_dalek::{
 use nar_pack::error::{Error, Result};
 use zeroize::Zeroizing;
 
+/// Base64 of public keys and signatures, which Nix also reads without the padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 /// Maximum size of a decoded secret key in bytes, including the bytes by which base64 decoding may exceed it.
 const MAX_DECODED_SIZE: usize = KEYPAIR_LENGTH + 2;
 /// The hint for a secret key in place of a public one.
@@ -130,7 +137,7 @@ impl PublicKey {
     pub fn parse(text: &str) -> Result<Self> {
         let (name, digits) = split(text, "public key")?;
         let invalid = |reason: String| Error::refused(format!("invalid public key {name:?}: {reason}"));
-        let bytes = BASE64_STANDARD.decode(digits).map_err(|_| invalid("not valid base64".to_owned()))?;
+        let bytes = BASE64.decode(digits).map_err(|_| invalid("not valid base64".to_owned()))?;
         let bytes: &[u8; PUBLIC_KEY_LENGTH] = bytes.as_slice().try_into().map_err(|_| {
             let error = invalid(format!("expected {PUBLIC_KEY_LENGTH} bytes, found {} bytes", bytes.len()));
             if bytes.len() == KEYPAIR_LENGTH { error.with_hint(SECRET_KEY_HINT) } else { error }
@@ -172,8 +179,7 @@ impl PublicKey {
         let Some(digits) = signature.strip_prefix(self.name.as_str()).and_then(|rest| rest.strip_prefix(':')) else {
             return false;
         };
-        let bytes: Option<[u8; SIGNATURE_LENGTH]> =
-            BASE64_STANDARD.decode(digits).ok().and_then(|bytes| bytes.try_into().ok());
+        let bytes: Option<[u8; SIGNATURE_LENGTH]> = BASE64.decode(digits).ok().and_then(|bytes| bytes.try_into().ok());
         bytes
             .is_some_and(|bytes| self.key.verify_strict(fingerprint.as_bytes(), &Signature::from_bytes(&bytes)).is_ok())
     }
@@ -241,6 +247,13 @@ mod tests {
         assert!(!public.verifies("1;y", &signature));
         assert!(!public.verifies("1;x", &signature.replace("-1:", "-2:")));
         assert_eq!(secret.sign("1;x"), signature);
+    }
+
+    #[test]
+    fn base64_may_lack_its_padding_as_in_nix() {
+        let secret = SecretKey::generate("k").unwrap();
+        let public = PublicKey::parse(secret.public().to_string().trim_end_matches('=')).unwrap();
+        assert!(public.verifies("1;x", secret.sign("1;x").trim_end_matches('=')));
     }
 
     #[test]
