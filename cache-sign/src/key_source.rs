@@ -166,7 +166,10 @@ fn looks_like_a_key(text: &str) -> bool {
 
 fn warn_if_readable_by_others(file: &File, display_name: &str) {
     let Ok(metadata) = file.metadata() else { return };
-    if metadata.is_file() && metadata.mode() & 0o044 != 0 {
+    // With an access control list, as that of a systemd credential, the group bits are those of all its entries.
+    let has_list = rustix::fs::fgetxattr(file, "system.posix_acl_access", &mut [0_u8; 0]).is_ok();
+    let of_others = if has_list { 0o004 } else { 0o044 };
+    if metadata.is_file() && metadata.mode() & of_others != 0 {
         let mode = metadata.permissions().mode() & 0o7777;
         process::print_message(
             TOOL,
