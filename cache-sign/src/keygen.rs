@@ -17,6 +17,10 @@ use crate::keys::SecretKey;
 /// Refuses an invalid name. Fails if one of the files exists or cannot be written.
 pub fn generate_key_pair(name: &str, secret_file: &Path, public_file: &Path) -> Result {
     let key = SecretKey::generate(name)?;
+    if secret_file == public_file {
+        let file = secret_file.display();
+        return Err(Error::usage(format!("the secret and the public key cannot be in the same file, {file}")));
+    }
     let mut secret = create_new(secret_file, 0o600)?;
     let mut public = create_new(public_file, 0o644).inspect_err(|_| drop(fs::remove_file(secret_file)))?;
     let written = secret
