@@ -46,10 +46,11 @@ impl RequestConditions {
         }
         for endpoint in vpc_endpoints {
             let digits = endpoint.strip_prefix("vpce-").unwrap_or_default();
-            let is_hex = !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_hexdigit());
+            // The condition compares case, and AWS writes lower case.
+            let is_hex = !digits.is_empty() && digits.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
             if !is_hex || digits.len() > MAX_ENDPOINT_DIGITS {
                 return Err(Error::usage(format!(
-                    "invalid VPC endpoint {endpoint:?}: expected vpce- and hexadecimal digits"
+                    "invalid VPC endpoint {endpoint:?}: expected vpce- and hexadecimal digits in lower case"
                 )));
             }
         }

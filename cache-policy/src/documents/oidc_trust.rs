@@ -83,7 +83,8 @@ impl TrustPolicy {
 /// slash, and the text before the second colon. KIND must not be something that anyone can choose, such as the name of a
 /// branch, where that is known.
 fn check_subject(subject: &str, provider: &str) -> Result {
-    let kinds: &[&str] = match provider {
+    let host = provider.split('/').next().unwrap_or_default().to_ascii_lowercase();
+    let kinds: &[&str] = match host.as_str() {
         "token.actions.githubusercontent.com" => &["repo:", "repository:"],
         "gitlab.com" => &["project_path:"],
         _ => &[""],
