@@ -12,8 +12,8 @@ use crate::store_path::{StoreDir, StorePath};
 
 /// The number that follows a NAR.
 const MAGIC: u64 = 0x4558_494e;
-/// Maximum number of references of a path.
-const MAX_REFERENCES: u64 = 1 << 20;
+/// Maximum size of the references of a path, in bytes: as they are in a narinfo, which has at most 1 MiB.
+const MAX_REFERENCES_SIZE: usize = 1 << 20;
 /// Maximum length of a string after a NAR, in bytes.
 const MAX_STRING_LENGTH: u64 = 8192;
 
@@ -97,13 +97,15 @@ pub fn read_trailer(input: &mut impl BufRead, store_dir: &StoreDir) -> Result<Tr
     }
     let path = store_dir.parse(&read_string(input)?).context(|| "export stream")?;
     let count = read_number(input)?;
-    if count > MAX_REFERENCES {
-        return Err(malformed(format_args!("{path} has {count} references, the maximum is {MAX_REFERENCES}")));
-    }
-    let mut references = Vec::new();
+    let (mut references, mut size) = (Vec::new(), 0);
     for _ in 0..count {
-        references
-            .push(store_dir.parse(&read_string(input)?).context(|| format!("export stream: references of {path}"))?);
+        let reference = read_string(input)?;
+        let reference = store_dir.parse(&reference).context(|| format!("export stream: references of {path}"))?;
+        size += reference.base_name().len() + 1;
+        if size > MAX_REFERENCES_SIZE {
+            return Err(malformed(format_args!("{path} has {count} references, which do not fit in a narinfo")));
+        }
+        references.push(reference);
     }
     references.sort_unstable();
     references.dedup();

@@ -14,7 +14,7 @@ pub use object::{
     listing_key, log_key, narinfo_key,
 };
 pub(crate) use read::is_header;
-pub use read::{Member, read};
+pub use read::{MAX_KEY_LENGTH, Member, read};
 pub use write::Writer;
 
 /// A reader of the expected number of bytes. It returns an error if the input ends before.

@@ -12,7 +12,7 @@ use crate::input_error::is_input_error;
 use crate::{cache_info, narinfo};
 
 /// Maximum length of a key in bytes (the limit of S3).
-const MAX_KEY_LENGTH: usize = 1024;
+pub const MAX_KEY_LENGTH: usize = 1024;
 /// Maximum size of an extended header of a tar, in bytes.
 const MAX_EXTENDED_HEADER_SIZE: u64 = 64 * 1024;
 /// Size of a tar block, in bytes.

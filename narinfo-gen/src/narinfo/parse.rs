@@ -6,6 +6,7 @@ use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::{StoreDir, StorePath};
 
 use super::{MAX_SIZE, NarInfo, require_no_control_characters};
+use crate::archive::MAX_KEY_LENGTH;
 use crate::content_address;
 use crate::hash::Sha256;
 
@@ -148,6 +149,9 @@ fn parse_url(value: &str) -> Result<String> {
     let lower = value.to_ascii_lowercase();
     // Servers decode percent-encoded characters.
     let is_encoded = ["%2e", "%2f", "%5c", "%00"].iter().any(|code| lower.contains(code));
+    if value.len() > MAX_KEY_LENGTH {
+        return Err(Error::refused(format!("longer than {MAX_KEY_LENGTH} bytes")));
+    }
     let is_inside = !is_encoded
         && !value.is_empty()
         && !value.starts_with('/')

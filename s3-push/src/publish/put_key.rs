@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use nar_pack::error::{Error, Result};
-use narinfo_gen::archive::{DEBUGINFO_PREFIX, NAR_PREFIX, Object, REALISATION_PREFIXES};
+use narinfo_gen::archive::{DEBUGINFO_PREFIX, MAX_KEY_LENGTH, NAR_PREFIX, Object, REALISATION_PREFIXES};
 use narinfo_gen::hash::{Hasher, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -18,8 +18,6 @@ use crate::publish::upload::{ObjectTarget, Overwrite, Uploader};
 use crate::remote::liveness::COLLECTOR_PREFIX;
 use crate::remote::pins;
 
-/// Maximum length of a key in S3, in bytes.
-const MAX_KEY_LENGTH: usize = 1024;
 /// Parts that are buffered between the reader and the upload.
 const PART_CHANNEL_CAPACITY: usize = 2;
 
