@@ -240,7 +240,7 @@ impl Uploader {
     /// counts as present until [`Uploader::compare_large_nar`], unless it is to be read and its hash is in the key.
     ///
     /// # Errors
-    /// Fails when the service does.
+    /// Fails when the service does. Refuses a NAR whose key has no hash and names an object of another size.
     pub async fn find_large_nar(&self, key: &str, size: u64) -> Result<ExistingNar> {
         if self.doomed.contains(key) {
             return Ok(ExistingNar::Missing);
@@ -255,8 +255,8 @@ impl Uploader {
                 None
             }
             Some(_) => head.md5_etag,
-            // The upload finds that the key is taken, and refuses the NAR.
-            None if head.size != size => return Ok(ExistingNar::Missing),
+            // Some services ignore the condition of the upload, which would replace another NAR.
+            None if head.size != size => return Err(self.unexpected_size(key, size, Some(head.size))),
             None => None,
         };
         Ok(ExistingNar::Present(PresentNar { object: UploadedObject::EXISTING, md5_etag }))

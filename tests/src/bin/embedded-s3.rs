@@ -152,6 +152,9 @@ impl S3Access for PublicRead {
         'b: 'f,
     {
         Box::pin(async {
+            if self.ignores_conditions {
+                request.input.if_none_match = None;
+            }
             if request.input.if_none_match.is_some() {
                 self.begin_conditional_write(request).await;
             }
