@@ -64,6 +64,8 @@ impl SentUpload {
 #[derive(Debug)]
 struct MultipartState {
     upload: MultipartUpload,
+    /// Whether another process created the upload. It may still be sending parts.
+    is_continued: bool,
     overwrite: Overwrite,
     length: BodyLength,
     /// Parts that an earlier run uploaded, by number.
@@ -76,6 +78,13 @@ impl MultipartState {
     fn is_fully_received(&self) -> bool {
         matches!(self.length, BodyLength::Multipart { size, .. } if size == self.received_bytes)
     }
+}
+
+/// An upload to continue, or a new one.
+struct ResumedUpload {
+    upload: MultipartUpload,
+    is_continued: bool,
+    existing_parts: HashMap<i32, RemotePart>,
 }
 
 /// The parts of one upload: those that were sent, and those in flight.
@@ -139,9 +148,9 @@ impl Uploader {
         verification: impl Future<Output = Result<V>>,
     ) -> Result<(V, SentUpload)> {
         let target = &self.replacing_doomed(target);
-        let (upload, existing_parts) = self.resume_or_create(target, body.length).await?;
+        let ResumedUpload { upload, is_continued, existing_parts } = self.resume_or_create(target, body.length).await?;
         let (overwrite, length) = (target.overwrite, body.length);
-        let mut state = MultipartState { upload, overwrite, length, existing_parts, received_bytes: 0 };
+        let mut state = MultipartState { upload, is_continued, overwrite, length, existing_parts, received_bytes: 0 };
         let result = self.send_and_verify(&mut state, first_parts, &mut body.parts, verification).await;
         match result {
             Ok((value, parts)) => Ok((value, SentUpload { state, parts })),
@@ -169,17 +178,24 @@ impl Uploader {
         }
     }
 
-    /// Aborts an upload whose parts were sent, because its NAR is refused.
+    /// Aborts an upload whose parts were sent, because no path of this push needs its NAR.
     pub(super) async fn abort_multipart(&self, sent: SentUpload) {
-        self.bucket.abort_multipart_upload(&sent.state.upload).await;
+        self.abort_own(&sent.state).await;
         self.open_uploads.remove(&sent.state.upload.key);
+    }
+
+    /// Aborts an upload, unless another process created it, which may need it.
+    async fn abort_own(&self, state: &MultipartState) {
+        if !state.is_continued {
+            self.bucket.abort_multipart_upload(&state.upload).await;
+        }
     }
 
     /// Ends an upload that failed. Complete parts are kept for the next run, unless the whole body arrived and was refused.
     async fn end_failed(&self, state: &MultipartState, error: Error) -> Error {
         let is_refused_whole = error.is_refusal() && state.is_fully_received();
         if is_refused_whole || !is_resumable(state.overwrite, state.length) {
-            self.bucket.abort_multipart_upload(&state.upload).await;
+            self.abort_own(state).await;
         }
         self.open_uploads.remove(&state.upload.key);
         error
@@ -190,7 +206,7 @@ impl Uploader {
         self: &Arc<Self>,
         target: &ObjectTarget<'_>,
         length: BodyLength,
-    ) -> Result<(MultipartUpload, HashMap<i32, RemotePart>)> {
+    ) -> Result<ResumedUpload> {
         let is_resumable = is_resumable(target.overwrite, length);
         if is_resumable
             && let BodyLength::Multipart { size, part_size } = length
@@ -198,7 +214,7 @@ impl Uploader {
                 choose_upload(self.bucket.find_incomplete_uploads(target.key).await, size, part_size)
         {
             self.open_uploads.add(&upload, is_resumable);
-            return Ok((upload, parts));
+            return Ok(ResumedUpload { upload, is_continued: true, existing_parts: parts });
         }
         // On a separate task, because a signal cancels this one, and an upload that was created must be recorded.
         let (uploader, key, content_type) = (Arc::clone(self), target.key.to_owned(), target.content_type.to_owned());
@@ -210,7 +226,7 @@ impl Uploader {
             let upload = uploader.bucket.create_multipart_upload(&key, &content_type).await?;
             uploader.open_uploads.add(&upload, is_resumable);
             drop(creating);
-            Ok((upload, HashMap::new()))
+            Ok(ResumedUpload { upload, is_continued: false, existing_parts: HashMap::new() })
         });
         created.await.map_err(task_panicked)?
     }
