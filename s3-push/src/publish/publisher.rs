@@ -376,6 +376,8 @@ impl Publisher {
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {
             let result = context.put_object(&key, object, body.bytes.clone()).await;
+            // Here, so that the task holds the memory permit, and not only the bytes.
+            drop(body);
             TaskOutcome::Object(key, result)
         });
     }
