@@ -333,35 +333,32 @@ impl Publisher {
         }
     }
 
-    /// Frees the memory of a NAR that no task needs, if memory is short, and completes its upload. A path that comes later
-    /// may need it. One of a refused path does not become an object.
+    /// Frees the memory of a NAR that no task needs, if memory is short. A path that comes later may need it.
     fn release_nar(&mut self, nar: VerifiedNar) {
-        match self.nars.is_refused(&nar.key) {
-            true if nar.is_in_memory() && self.nars.is_memory_short() => self.drop_nar(nar),
-            false if nar.is_in_parts() || (nar.is_in_memory() && self.nars.is_memory_short()) => {
-                self.upload_unneeded_nar(nar);
-            }
-            _ => {}
+        if nar.is_in_memory() && self.nars.is_memory_short() {
+            let context = Arc::clone(&self.context);
+            self.tasks.spawn(async move {
+                let result = context.send_from_memory(&nar).await;
+                TaskOutcome::Nar(nar.key, result)
+            });
         }
     }
 
-    /// Ends the uploads that no path has completed. Those of refused paths are aborted, and all after a malformed narinfo.
+    /// Ends the uploads that no path has completed. A NAR that no narinfo has named becomes an object, unless a narinfo was
+    /// malformed. One that only paths have named which are refused, or need no NAR, does not.
     fn end_waiting_uploads(&mut self) {
         for nar in self.nars.in_parts() {
-            if self.is_narinfo_refused || self.nars.is_refused(&nar.key) {
+            let is_named = self.claimed_nars.contains(&nar.key) || self.nars.is_refused(&nar.key);
+            if self.is_narinfo_refused || is_named {
                 self.drop_nar(nar);
             } else {
-                self.upload_unneeded_nar(nar);
+                let context = Arc::clone(&self.context);
+                self.tasks.spawn(async move {
+                    let result = context.object_of(&nar).await.map(drop);
+                    TaskOutcome::Nar(nar.key, result)
+                });
             }
         }
-    }
-
-    fn upload_unneeded_nar(&mut self, nar: VerifiedNar) {
-        let context = Arc::clone(&self.context);
-        self.tasks.spawn(async move {
-            let result = context.upload_unneeded_nar(&nar).await;
-            TaskOutcome::Nar(nar.key, result)
-        });
     }
 
     fn drop_nar(&mut self, nar: VerifiedNar) {
@@ -488,7 +485,8 @@ impl Publisher {
         self.claimed_nars.insert(narinfo.url.clone());
         self.nars.add_need(&narinfo.url);
         if let Some(nar) = self.nars.take_held(&narinfo.url) {
-            self.start_nar(narinfo.url.clone(), Arc::clone(&self.context).verify_nar(nar).boxed());
+            let context = Arc::clone(&self.context);
+            self.start_nar(narinfo.url.clone(), async move { context.verify_nar(nar).await }.boxed());
         }
         self.nars.task_of(&narinfo.url)
     }

@@ -12,4 +12,5 @@ mod refusals;
 mod refused_nars;
 mod repair;
 mod resume;
+mod shared_nars;
 mod upstream;
