@@ -77,6 +77,9 @@ pub struct Publisher {
     paths: HashMap<HashPart, PublishedSignal>,
     /// Narinfos whose NAR or references have not arrived yet.
     deferred: Vec<NarInfo>,
+    /// Narinfos of paths that another narinfo of the input describes. They are published after it, so that they are merged
+    /// also where the service ignores the conditions of writes.
+    repeated: Vec<NarInfo>,
     /// Refused NARs that no path refers to so far.
     refused_nars: BTreeMap<String, Error>,
     /// Keys of NARs that a path refers to.
@@ -159,6 +162,7 @@ impl Publisher {
             nars: Nars::default(),
             paths: HashMap::new(),
             deferred: Vec::new(),
+            repeated: Vec::new(),
             refused_nars: BTreeMap::new(),
             claimed_nars: HashSet::new(),
             is_narinfo_refused: false,
@@ -201,6 +205,7 @@ impl Publisher {
         let end_of_input = intake.await;
         if end_of_input.is_ok() {
             self.publish_deferred().await?;
+            self.publish_repeated().await?;
             self.upload_unnamed_nars();
             self.join_tasks().await?;
         }
@@ -385,6 +390,11 @@ impl Publisher {
             self.context.existing.expect_lookups(self.context.bucket(), 1).await?;
         }
         let has_nar = is_narinfo_only || self.nars.contains(&narinfo.url);
+        if self.is_started(&narinfo) {
+            self.nars.await_references(&narinfo.url);
+            self.repeated.push(narinfo);
+            return Ok(());
+        }
         if has_nar && self.missing_references(&narinfo).await?.is_empty() {
             self.start_path(narinfo);
             return Ok(());
@@ -394,6 +404,11 @@ impl Publisher {
         }
         self.deferred.push(narinfo);
         Ok(())
+    }
+
+    /// Returns whether the task of another narinfo of the same path was started.
+    fn is_started(&self, narinfo: &NarInfo) -> bool {
+        self.paths.contains_key(&narinfo.path.hash_part())
     }
 
     /// Returns the references that are neither in this push nor in a cache.
@@ -409,7 +424,25 @@ impl Publisher {
 
     /// Publishes the deferred narinfos at the end of the input: no further NAR or narinfo can arrive.
     async fn publish_deferred(&mut self) -> Result {
-        let (deferred, others) = merge_duplicates(std::mem::take(&mut self.deferred));
+        let (repeated, deferred): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.deferred).into_iter().partition(|narinfo| self.is_started(narinfo));
+        self.repeated.extend(repeated);
+        self.publish_in_order(deferred).await
+    }
+
+    /// Publishes the repeated narinfos, after all others.
+    async fn publish_repeated(&mut self) -> Result {
+        let repeated = std::mem::take(&mut self.repeated);
+        if repeated.is_empty() {
+            return Ok(());
+        }
+        self.join_tasks().await?;
+        self.publish_in_order(repeated).await
+    }
+
+    /// Publishes narinfos whose NARs have arrived, each after those that it references.
+    async fn publish_in_order(&mut self, narinfos: Vec<NarInfo>) -> Result {
+        let (deferred, others) = merge_duplicates(narinfos);
         let needed: HashSet<&str> = deferred.values().map(|narinfo| narinfo.url.as_str()).collect();
         for other in others {
             if !needed.contains(other.url.as_str()) {
