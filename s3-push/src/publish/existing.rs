@@ -91,11 +91,16 @@ impl Existing {
         Ok(Self { state: Mutex::new(state) })
     }
 
-    /// Sets which paths a collector has doomed.
-    pub async fn set_doomed(&self, mut doomed: HashMap<HashPart, SystemTime>) {
+    /// Adds paths that a collector has doomed. Those of an earlier call stay doomed: their record may be gone because they were
+    /// deleted.
+    pub async fn set_doomed(&self, doomed: HashMap<HashPart, SystemTime>) {
         let mut state = self.state.lock().await;
-        doomed.retain(|hash, _| !state.written.contains(hash));
-        state.doomed = doomed;
+        for (hash, record) in doomed {
+            if !state.written.contains(&hash) {
+                let newest = state.doomed.entry(hash).or_insert(record);
+                *newest = record.max(*newest);
+            }
+        }
     }
 
     /// Returns whether a collector has doomed the path, and this process does not know that it was written since.

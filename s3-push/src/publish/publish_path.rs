@@ -4,10 +4,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::store_path::StorePath;
+use nar_pack::sync::lock;
 use narinfo_gen::archive::Object;
 use narinfo_gen::compression::Compression;
 use narinfo_gen::content_address::is_content_addressed;
@@ -16,7 +18,7 @@ use narinfo_gen::narinfo::NarInfo;
 use narinfo_gen::verify_nar::{NarSizeLimit, digest_nar};
 use tokio::sync::{Mutex, Semaphore, watch};
 
-use crate::publish::collection::{CollectorWait, Doomed};
+use crate::publish::collection::{CollectorWait, Doomed, RECORDS_LIFETIME};
 use crate::publish::existing::Existing;
 use crate::publish::merge_narinfo::{MAX_MERGE_ATTEMPTS, too_many_conflicts};
 use crate::publish::nar_state::{SharedResult, VerifiedNar};
@@ -27,6 +29,9 @@ use crate::refusals::{PathError, RootCause};
 use crate::remote::retry::Backoff;
 use crate::remote::s3::{Bucket, PutOutcome};
 use crate::report::Status;
+
+/// Age of the records that were read last at which nothing is published any more. They are read every 12 hours.
+const MAX_RECORDS_AGE: Duration = Duration::from_secs(RECORDS_LIFETIME.as_secs() * 3 / 2);
 
 /// How far the publishing of a path is.
 pub enum PathProgress {
@@ -67,6 +72,8 @@ pub struct PublishContext {
     pub options: PublishOptions,
     /// Waits for collectors.
     pub collector_wait: CollectorWait,
+    /// When the records of collectors were read last.
+    pub records_read_at: std::sync::Mutex<SystemTime>,
     /// The keys of NARs that a repair has read, and that are as their narinfos say.
     pub intact_nars: Mutex<HashSet<String>>,
 }
@@ -103,6 +110,7 @@ impl PublishContext {
                 return Err(Error::refused(message).with_hint("sign the narinfo first, with cache-sign").into());
             }
             self.await_published(&mut references).await?;
+            self.require_recent_records()?;
             return Ok(self.publish_narinfo_alone(&narinfo).await?);
         }
         let nar = match nar {
@@ -128,6 +136,7 @@ impl PublishContext {
             None => self.verify_remote_nar(&narinfo).await?,
         };
         self.await_published(&mut references).await?;
+        self.require_recent_records()?;
         Ok(self.put_narinfo(&narinfo, object).await?)
     }
 
@@ -286,14 +295,30 @@ impl PublishContext {
         Err(Error::failed(error).with_hint("run the same command again"))
     }
 
+    /// Fails if the records of collectors were not read again in time: the machine was suspended, and what this push found in
+    /// the cache may be deleted. By the clock, because a monotonic one stands still while the machine sleeps.
+    fn require_recent_records(&self) -> Result {
+        let age = lock(&self.records_read_at).elapsed().unwrap_or_default();
+        if age < MAX_RECORDS_AGE {
+            return Ok(());
+        }
+        let age = humantime::format_duration(Duration::from_secs(age.as_secs() / 60 * 60));
+        let error =
+            Error::failed(format!("this push was suspended: it last read what a collector has doomed {age} ago"));
+        Err(error.with_hint("run the same command again"))
+    }
+
     /// Reads anew which paths are doomed: a push may last longer than a path is doomed.
     ///
     /// # Errors
-    /// Fails when the records cannot be read.
+    /// Fails when the records cannot be read, or if the push was suspended for too long.
     pub async fn read_doomed_again(&self) -> Result {
+        self.require_recent_records()?;
+        let read_at = SystemTime::now();
         let doomed = Doomed::read(self.bucket(), &self.options.store_dir).await?;
         self.existing.set_doomed(doomed.paths).await;
         self.uploader.doomed.set(doomed.keys);
+        *lock(&self.records_read_at) = read_at;
         Ok(())
     }
 

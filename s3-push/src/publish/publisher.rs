@@ -141,7 +141,7 @@ impl Publisher {
         upstreams: Upstreams,
         report: Report,
     ) -> Self {
-        let BucketState { cache_info, existing, doomed_keys, .. } = state;
+        let BucketState { cache_info, existing, doomed_keys, read_at } = state;
         uploader.doomed.set(doomed_keys);
         let collector_wait = CollectorWait::new(options.collector_timeout);
         let waiting_parts = Arc::new(Semaphore::new(MAX_WAITING_PARTS));
@@ -154,6 +154,7 @@ impl Publisher {
             upstreams,
             options,
             collector_wait,
+            records_read_at: std::sync::Mutex::new(read_at),
             intact_nars: Mutex::default(),
         };
         Self {
