@@ -55,7 +55,7 @@ pub struct Cli {
 
     /// Publish a NAR as the content-addressed path with this name
     ///
-    /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name. It is printed, also if the cache had it.
+    /// The path is the one that `nix-store --add` computes. It has no references and needs no signature: its hash part is computed from the NAR and the name. It is printed even if the cache already has it.
     #[arg(
         long, value_name = "NAME", value_parser = parse_path_name, conflicts_with_all = ["missing", "key"],
         help_heading = "Input",
@@ -162,7 +162,7 @@ pub struct Cli {
     #[command(flatten)]
     pub request_args: RequestArgs,
 
-    /// Maximum time to wait until a collector that deletes has ended
+    /// Maximum time to wait for a collector that is deleting
     ///
     /// Only a push of paths that are about to be deleted waits.
     #[arg(

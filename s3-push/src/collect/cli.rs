@@ -50,7 +50,7 @@ pub struct PinArgs {
     #[arg(value_name = "[s3://BUCKET[/PREFIX][?PARAMETERS]] NAME", num_args = 1..=2, required = true)]
     pub targets: Vec<String>,
 
-    /// Maximum time to wait until a collector that deletes has ended
+    /// Maximum time to wait for a collector that is deleting
     #[arg(
         long, value_name = "DURATION", default_value = "30m", value_parser = parse_age, help_heading = "Network",
         hide_short_help = true,

@@ -18,7 +18,7 @@ use crate::remote::s3::{Access, Bucket};
 pub struct RequestArgs {
     /// Abort and retry a request after DURATION without progress
     ///
-    /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not limited. AWS credentials must be found within DURATION too.
+    /// A number without a unit means seconds: 30, 30s and 1m are accepted. The duration of a whole transfer is not limited. The response to an upload of 1 MiB or more must begin within DURATION too; where that is too short, it is doubled up to three times. AWS credentials must be found within DURATION too.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_timeout, hide_short_help = true)]
     pub idle_timeout: Duration,
 

@@ -25,6 +25,7 @@ use tokio::sync::OnceCell;
 
 use super::complete_response::CompleteXmlResponses;
 use super::credentials::{InstanceError, LimitedCredentials, are_found, provider_chain};
+use super::upload_timeouts::UploadTimeouts;
 use super::{Bucket, ObjectOptions, RequestCounts};
 use crate::remote::concurrency::AdaptiveLimit;
 use crate::remote::first_response::FirstResponse;
@@ -122,6 +123,7 @@ impl Bucket {
             object_options: ObjectOptions::default(),
             dry_run: false,
             limits,
+            upload_timeouts: UploadTimeouts::new(limits),
             limit,
             first_response,
             can_opt_out: access == Access::SignedIfPossible { has_opt_out: true },

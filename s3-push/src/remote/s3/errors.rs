@@ -48,6 +48,8 @@ const CREDENTIALS_TIMEOUT_HINT: &str =
 const PROFILE_HINT: &str = "add credentials to the profile, or remove profile= from the parameters of the URL";
 /// The hint for a bucket that does not exist.
 const NO_BUCKET_HINT: &str = "check the name of the bucket in the URL, or create the bucket";
+/// The hint for an upload that has taken too long.
+const SLOW_UPLOAD_HINT: &str = "if the link is slow, pass --jobs 2, so that fewer parts share it";
 /// What the SDK adds to an error of its parser, although the service may be another one than S3.
 const SDK_BUG: &str = ". This is likely a bug in the SDK.";
 
@@ -157,6 +159,9 @@ impl Bucket {
         if is_credentials_timeout(error) {
             return Some(CREDENTIALS_TIMEOUT_HINT.to_owned());
         }
+        if self.upload_timeout(&chain(error)).is_some() {
+            return Some(SLOW_UPLOAD_HINT.to_owned());
+        }
         if is_credentials_error(error) {
             let is_opt_out = self.can_opt_out && self.location.profile.is_none();
             return Some(if is_opt_out { UNSIGNED_HINT } else { self.credentials_hint() }.to_owned());
@@ -261,7 +266,11 @@ impl Bucket {
                 format!("cannot reach {}: {}", self.service(), self.limits.connect_timeout_message())
             }
             (None, SdkError::DispatchFailure(_)) if text.contains("read timeout") => {
-                format!("{}: {}", self.service(), self.limits.timeout_message())
+                let message = match self.upload_timeout(&text) {
+                    Some(timeout) => format!("timed out after {} seconds", timeout.as_secs()),
+                    None => self.limits.timeout_message(),
+                };
+                format!("{}: {message}", self.service())
             }
             (None, SdkError::DispatchFailure(failure)) if failure.is_io() || failure.is_timeout() => {
                 format!("cannot reach {}: {}", self.service(), root_cause(error))
@@ -283,6 +292,14 @@ impl Bucket {
             format!("cannot read the response: {cause}")
         };
         Error::failed(format!("cannot read {url}: {cause}"))
+    }
+
+    /// Returns the timeout of a request that was longer because of its body, from the text of the error (`HTTP read timeout
+    /// occurred after 158s`).
+    fn upload_timeout(&self, text: &str) -> Option<Duration> {
+        let (_, duration) = text.split_once("read timeout occurred after ")?;
+        let timeout = humantime::parse_duration(duration.split([' ', ':', ',']).next()?).ok()?;
+        (timeout > self.limits.idle_timeout).then_some(timeout)
     }
 
     fn service(&self) -> String {

@@ -12,6 +12,7 @@ mod multipart;
 mod object_options;
 mod read;
 mod region;
+mod upload_timeouts;
 mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +32,7 @@ use crate::remote::location::Location;
 use crate::remote::retry::{Backoff, RequestLimits};
 
 use credentials::InstanceError;
+use upload_timeouts::UploadTimeouts;
 
 pub use connect::Access;
 pub use delete::MAX_DELETED_AT_ONCE;
@@ -51,6 +53,7 @@ pub struct Bucket {
     /// Writes do nothing and report success.
     dry_run: bool,
     limits: RequestLimits,
+    upload_timeouts: Arc<UploadTimeouts>,
     limit: Arc<AdaptiveLimit>,
     first_response: Arc<FirstResponse>,
     /// Whether the tool has an option by which requests are not signed.

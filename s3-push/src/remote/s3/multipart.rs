@@ -139,6 +139,7 @@ impl Bucket {
                 .set_checksum_crc32(checksum.clone())
                 .body(ByteStream::from(body.clone()))
                 .customize()
+                .interceptor(self.upload_timeouts.of_body(body.len()))
                 .interceptor(signature);
             self.send(RequestKind::UploadPart, request.send())
         };

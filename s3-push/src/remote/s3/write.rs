@@ -150,6 +150,7 @@ impl Bucket {
                 .set_if_match(if_match)
                 .body(ByteStream::from(body.clone()))
                 .customize()
+                .interceptor(self.upload_timeouts.of_body(body.len()))
                 .interceptor(signature);
             match self.send(RequestKind::Put, request.send()).await {
                 Ok(_) => return Ok(PutOutcome::Created),
