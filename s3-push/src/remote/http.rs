@@ -1,6 +1,7 @@
 //! Caches on web servers (`http://`, `https://`), for reading. Proxies are taken from the environment and trusted roots
 //! from the system. Redirects are followed, and a password is not sent to another host than its own.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt, stream};
 use nar_pack::error::{Error, Result};
 use nar_pack::process;
+use narinfo_gen::archive::Object;
 use reqwest::{Client, Method, Url};
 use tokio::time::{error::Elapsed, timeout};
 
@@ -276,7 +278,7 @@ impl HttpCache {
         range: Option<ByteRange>,
         etag: Option<&str>,
     ) -> reqwest::RequestBuilder {
-        let mut request = self.client.request(method, format!("{}/{key}", self.base));
+        let mut request = self.client.request(method, format!("{}/{}", self.base, url_path(key)));
         if let Some(login) = &self.login {
             request = request.basic_auth(&login.name, Some(&login.password));
         }
@@ -308,6 +310,15 @@ impl HttpCache {
 }
 
 /// Returns the message of an error without its URL, which may contain a password and is printed before the message.
+/// Returns a key as the path of a URL. The key of a NAR is that of its narinfo, and may have a query; those of logs and
+/// realisations contain names of store paths, in which a question mark is an ordinary character.
+fn url_path(key: &str) -> Cow<'_, str> {
+    match Object::of_key(key) {
+        Some(Object::Log | Object::Realisation) => key.replace('?', "%3F").into(),
+        _ => key.into(),
+    }
+}
+
 fn describe(error: reqwest::Error, limits: RequestLimits) -> String {
     let error = error.without_url();
     match () {

@@ -306,3 +306,19 @@ fn a_cache_that_can_be_listed_but_not_read_is_an_error() {
     let stderr = fixture.scratch.sh("s3-pull --list --all \"$C\"").fails(2);
     assert!(stderr.contains("s3:GetObject"), "{stderr}");
 }
+
+/// A question mark in the name of a derivation is not the beginning of a query.
+#[test]
+fn the_log_of_a_derivation_with_a_question_mark_is_read_over_http() {
+    let (fixture, s3, bucket, _) = Fixture::with_cache();
+    fixture.scratch.sh(PUBLISH).ok();
+    let deriver = format!("{}-what?x=1.drv", "0".repeat(32));
+    let key = Fixture::narinfo_key(&fixture.closure.lib);
+    let narinfo = String::from_utf8(s3.get(&bucket, &key)).unwrap();
+    s3.put(&bucket, &key, format!("{}\nDeriver: {deriver}\n", narinfo.trim_end()).as_bytes());
+    s3.put(&bucket, &format!("log/{deriver}"), b"the log\n");
+    let url = s3.http_url(&bucket);
+    let archive = format!("s3-pull --archive --with log --no-verify-signatures '{url}' \"$LIB\" | tar t");
+    let members = fixture.scratch.sh(&archive).ok();
+    assert!(members.lines().any(|member| member == format!("log/{deriver}")), "{members}");
+}
