@@ -89,7 +89,7 @@ impl<'a> SweepFlag<'a> {
         let pause = match objects.flag_time {
             Some(_) if !is_abandoned(objects, now) => return Err(self.in_use()),
             _ if self.bucket.is_dry_run() => return Ok(()),
-            Some(_) => self.take_over().await?,
+            Some(_) => self.take_over(now).await?,
             None => self.create().await?,
         };
         if let Some(pause) = pause {
@@ -126,9 +126,13 @@ impl<'a> SweepFlag<'a> {
         Ok((second == PutOutcome::Created).then_some(pause))
     }
 
-    /// Replaces a flag whose owner has stopped.
-    async fn take_over(&mut self) -> Result<Option<Duration>> {
-        let found = self.bucket.get_text(FLAG_KEY, MAX_SIZE).await?.ok_or_else(|| self.in_use())?;
+    /// Replaces a flag whose owner has stopped. Returns how long to wait before it is read back.
+    async fn take_over(&mut self, now: SystemTime) -> Result<Option<Duration>> {
+        let Some(found) = self.bucket.get_text(FLAG_KEY, MAX_SIZE).await? else { return self.create().await };
+        // The listing that found it may be old, and what was read now may be the flag of a collector that took it over since.
+        if !is_abandoned(&GcObjects::list(self.bucket).await?, now) {
+            return Err(self.in_use());
+        }
         let etag = found.etag.as_deref();
         let outcome = self.bucket.put_if_unchanged(FLAG_KEY, "text/plain", self.body(), etag).await?;
         if outcome == PutOutcome::Existed && self.find_own().await?.is_none() {

@@ -171,3 +171,27 @@ fn a_pin_is_not_reported_while_a_collector_may_not_have_seen_it() {
     assert_eq!(fixture.scratch.sh(DELETE).ok(), "", "the pin keeps the closure");
     assert_eq!(narinfo_count(s3, &bucket), 3);
 }
+
+/// Another collector takes the flag over between the first listing of this one and its own attempt.
+#[test]
+fn a_flag_that_was_taken_over_since_the_listing_stays() {
+    let (mut fixture, s3, bucket) = doomed_cache();
+    set_flag(s3, &bucket, MINUTE * 15);
+    let (target, listings) = (bucket.clone(), Mutex::new(0));
+    let proxy = FaultProxy::start(&s3.endpoint(), move |request| {
+        // The listing of narinfos comes after that of the flag.
+        if request.method == "GET" && request.has_parameter("list-type") && !request.query.contains("gc") {
+            let mut listings = listings.lock().unwrap();
+            *listings += 1;
+            if *listings == 1 {
+                s3.put(&target, "gc/sweeping", b"Owner: faster\n");
+            }
+        }
+        Fault::Pass
+    });
+    fixture.scratch.env("C", s3.cache_url(&bucket).replace(&s3.endpoint(), proxy.endpoint()));
+    let stderr = fixture.scratch.sh(&DELETE.replace("push delete", "push delete --takeover-pause 0s")).fails(2);
+    assert!(stderr.contains("another collector is deleting"), "{stderr}");
+    assert_eq!(s3.get(&bucket, "gc/sweeping"), b"Owner: faster\n");
+    assert_eq!(narinfo_count(s3, &bucket), 3);
+}
