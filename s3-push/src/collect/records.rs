@@ -12,6 +12,7 @@ use nar_pack::process;
 use nar_pack::store_path::{HashPart, StoreDir};
 
 use crate::TOOL;
+use crate::remote::etag::{Md5Tag, md5_tag_of};
 use crate::remote::listing::list_below;
 use crate::remote::liveness::COLLECTOR_PREFIX;
 use crate::remote::s3::{Bucket, ListDepth, ListFrom, ListedObject};
@@ -141,13 +142,45 @@ impl GcObjects {
     }
 }
 
+/// Reads a record. Returns none if it was removed meanwhile.
+///
+/// # Errors
+/// Fails if it cannot be read, also if that is forbidden: it would be as if nothing were doomed.
+async fn read_text(bucket: &Bucket, record: &Record) -> Result<Option<String>> {
+    let object = bucket.get_text(&record.key, MAX_READ_SIZE).await?;
+    if object.is_none() && bucket.was_forbidden() {
+        let url = bucket.display_url(&record.key);
+        let error = Error::failed(format!("cannot read {url}: access denied (HTTP 403); requires s3:GetObject"));
+        return Err(error.with_hint("allow reading gc/: what a collector has doomed must be pushed again"));
+    }
+    Ok(object.map(|object| object.text))
+}
+
+/// Reads which NARs the records name that are younger than `age`: the narinfos that were doomed or deleted then.
+///
+/// # Errors
+/// Fails if a record cannot be read.
+pub async fn read_recent_nars(
+    bucket: &Bucket,
+    records: &[Record],
+    now: SystemTime,
+    age: Duration,
+) -> Result<HashSet<Md5Tag>> {
+    let mut nars = HashSet::new();
+    for record in records.iter().filter(|record| now.duration_since(record.time).unwrap_or_default() < age) {
+        let text = read_text(bucket, record).await?.unwrap_or_default();
+        nars.extend(text.lines().filter_map(|line| line.strip_prefix("URL: ")).map(|url| md5_tag_of(url.as_bytes())));
+    }
+    Ok(nars)
+}
+
 /// Reads the hash parts of a record. Returns none if it was removed meanwhile.
 ///
 /// # Errors
 /// Fails if it cannot be read or is malformed.
 async fn read_record(bucket: &Bucket, store_dir: &StoreDir, record: &Record) -> Result<Option<Vec<HashPart>>> {
-    let Some(object) = bucket.get_text(&record.key, MAX_READ_SIZE).await? else { return Ok(None) };
-    let paths = object.text.lines().filter_map(|line| line.strip_prefix("StorePath: "));
+    let Some(text) = read_text(bucket, record).await? else { return Ok(None) };
+    let paths = text.lines().filter_map(|line| line.strip_prefix("StorePath: "));
     let hashes: Result<Vec<HashPart>> = paths.map(|path| Ok(store_dir.parse(path)?.hash_part())).collect();
     let hashes = hashes.context(|| bucket.display_url(&record.key));
     hashes.map(Some).map_err(|error| Error::failed(error.message()))
@@ -178,8 +211,8 @@ pub async fn read_doomed(
 pub async fn read_doomed_keys(bucket: &Bucket, records: &[Record]) -> Result<HashMap<String, Vec<SystemTime>>> {
     let mut doomed: HashMap<String, Vec<SystemTime>> = HashMap::new();
     for record in records {
-        let Some(object) = bucket.get_text(&record.key, MAX_READ_SIZE).await? else { continue };
-        for key in object.text.lines() {
+        let Some(text) = read_text(bucket, record).await? else { continue };
+        for key in text.lines() {
             doomed.entry(key.to_owned()).or_default().push(record.time);
         }
     }

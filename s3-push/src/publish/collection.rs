@@ -76,6 +76,18 @@ impl DoomedObjects {
     }
 }
 
+/// Returns whether a collector deletes. If the flag may not be read, a listing tells; if nothing may be listed either, there
+/// is no collector beside this push.
+async fn is_flag_set(bucket: &Bucket) -> Result<bool> {
+    if bucket.size(FLAG_KEY).await?.is_some() {
+        return Ok(true);
+    }
+    if !bucket.was_forbidden() {
+        return Ok(false);
+    }
+    Ok(GcObjects::list_if_allowed(bucket).await?.is_some_and(|objects| objects.flag_time.is_some()))
+}
+
 /// Waits for collectors.
 pub struct CollectorWait {
     timeout: Duration,
@@ -107,7 +119,7 @@ impl CollectorWait {
     /// Fails after the timeout, or if the service does.
     pub async fn wait(&self, bucket: &Bucket) -> Result {
         let started = Instant::now();
-        while bucket.size(FLAG_KEY).await?.is_some() {
+        while is_flag_set(bucket).await? {
             let url = bucket.display_url(FLAG_KEY);
             if !self.has_printed.swap(true, Ordering::Relaxed) {
                 process::print_message(TOOL, format!("{url}: waiting until the collector has ended"));

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::delete::{DELETE, doomed_cache};
+use cache_tests::fault_proxy::{ACCESS_DENIED, Fault, FaultProxy};
+
+use super::delete::{DELETE, doomed_cache, records};
 use crate::fixtures::closure_fixture::{ARCHIVE, Fixture, PUBLISH};
 
 #[test]
@@ -91,4 +93,33 @@ fn a_push_of_other_paths_does_not_wait() {
     s3.put(&bucket, "gc/sweeping", b"Owner: another\n");
     fixture.scratch.sh(&PUBLISH.replace("--no-nix \"$C\"", "--no-nix --collector-timeout 0s \"$C\"")).ok();
     fixture.assert_pulls("$C", "");
+}
+
+/// The policy of a pusher lacks `gc/`: it would take for missing what a collector has doomed, and publish nothing anew.
+#[test]
+fn a_push_that_may_not_read_the_records_fails() {
+    let (mut fixture, s3, bucket) = doomed_cache();
+    let proxy = FaultProxy::start(&s3.endpoint(), |request| {
+        let is_denied = request.key().starts_with("gc/") && matches!(request.method.as_str(), "GET" | "HEAD");
+        if is_denied { ACCESS_DENIED } else { Fault::Pass }
+    });
+    let url = s3.cache_url(&bucket).replace(&s3.endpoint(), proxy.endpoint());
+    fixture.scratch.env("C", &url);
+    let push = "tar c -C c . | s3-push --no-nix \"$C\"";
+    fixture.scratch.sh(&format!("mkdir c; {ARCHIVE} | tar x -C c")).ok();
+    for command in [push, "echo \"$LIB\" | s3-push --missing \"$C\""] {
+        let stderr = fixture.scratch.sh(command).fails(2);
+        assert!(
+            stderr.contains("cannot read s3://") && stderr.contains("requires s3:GetObject"),
+            "{command}: {stderr}"
+        );
+    }
+    // Without records, the listing tells that a collector deletes.
+    for record in records(s3, &bucket) {
+        s3.remove(&bucket, &record);
+    }
+    s3.put(&bucket, "gc/sweeping", b"Owner: another\n");
+    let pin = "echo \"$LIB\" | s3-push pin --collector-timeout 0s \"$C\" name";
+    let stderr = fixture.scratch.sh(pin).fails(2);
+    assert!(stderr.contains("the collector has not ended"), "{stderr}");
 }
