@@ -69,28 +69,35 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         is_quiet: args.bucket.quiet,
         known: None,
     };
-    let deleted = runtime.block_on(async {
-        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
-        delete_paths(&bucket, candidates, &options).await
-    })?;
     let mut writer = OutcomeWriter::new(args.json, args.dry_run)?;
-    writer.add_paths(&deleted)?;
+    let mut outcome = Outcome::default();
+    let result = runtime.block_on(async {
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
+        delete_paths(&bucket, candidates, &options, &mut outcome).await
+    });
+    // What was deleted before an error is deleted.
+    writer.add_paths(&outcome)?;
+    result?;
     writer.finish()
 }
 
-/// Dooms or deletes paths; returns what was done.
+/// Dooms or deletes paths. `outcome` says what was done, also after an error.
 ///
 /// # Errors
 /// Refuses more paths than the maximum share. Fails if anything cannot be read, listed, written or deleted, or if another
 /// collector is deleting.
-pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &DeleteOptions) -> Result<Outcome> {
+pub async fn delete_paths(
+    bucket: &Bucket,
+    candidates: Candidates,
+    options: &DeleteOptions,
+    outcome: &mut Outcome,
+) -> Result {
     let (objects, now) = GcObjects::list_with_time(bucket).await?;
     if candidates.paths.is_empty() {
         if !options.is_quiet {
             process::print_message(TOOL, "no dead paths");
         }
-        SweepFlag::remove_abandoned(bucket, &objects, now, options.takeover_pause).await?;
-        return Ok(Outcome::default());
+        return SweepFlag::remove_abandoned(bucket, &objects, now, options.takeover_pause).await;
     }
     let listed = list_narinfos(bucket).await?;
     let plan = Plan::new(bucket, &candidates, &listed, &objects, now, options).await?;
@@ -102,20 +109,20 @@ pub async fn delete_paths(bucket: &Bucket, candidates: Candidates, options: &Del
     }
     writer.flush().await?;
     plan.print(bucket, options);
-    let outcome = plan.outcome();
+    *outcome = plan.outcome();
     if plan.ready.is_empty() {
-        SweepFlag::remove_abandoned(bucket, &objects, now, options.takeover_pause).await?;
-        return Ok(outcome);
+        return SweepFlag::remove_abandoned(bucket, &objects, now, options.takeover_pause).await;
     }
     let mut sweep = Sweep::prepare(bucket, &candidates, &plan.ready, listed, now, options).await?;
-    let deleted = SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| {
-        if !options.now && !objects.has_all_records(bucket, options.is_quiet).await? {
-            return Ok(Vec::new());
+    SweepFlag::hold(bucket, &objects, now, options.takeover_pause, async |flag| {
+        if options.now || objects.has_all_records(bucket, options.is_quiet).await? {
+            sweep.run(flag, &mut outcome.deleted).await?;
         }
-        sweep.run(flag).await
+        Ok(())
     })
     .await?;
-    Ok(Outcome { kept: plan.ready.len() - deleted.len(), deleted, ..outcome })
+    outcome.kept = plan.ready.len() - outcome.deleted.len();
+    Ok(())
 }
 
 /// A path that may be deleted.
@@ -358,8 +365,8 @@ impl<'a> Sweep<'a> {
         self.keep_pins().await
     }
 
-    /// Deletes the paths that nothing keeps, referrers first; returns them.
-    async fn run(&mut self, flag: &mut SweepFlag<'_>) -> Result<Vec<String>> {
+    /// Deletes the paths that nothing keeps, referrers first, and adds them to `deleted`.
+    async fn run(&mut self, flag: &mut SweepFlag<'_>, deleted: &mut Vec<String>) -> Result {
         let expired = self.keep_what_was_written().await?;
         let batches = find_dead_batches(&mut self.graph, self.bucket)?;
         let dead = batches.iter().flatten().map(|&index| self.paths[index].0).collect();
@@ -367,19 +374,19 @@ impl<'a> Sweep<'a> {
         self.record(batches.iter().flatten().copied()).await?;
         flag.require_owned().await?;
         self.remove_pins(&pins).await?;
-        let mut deleted = Vec::new();
         for batch in batches.iter().flat_map(|batch| batch.chunks(BATCH_SIZE)) {
             flag.require_owned().await?;
             let keys = |key_of: fn(HashPart) -> String| -> Vec<String> {
                 batch.iter().map(|&index| key_of(self.paths[index].0)).collect()
             };
-            self.bucket.delete(&keys(narinfo_key)).await?;
+            // First, because nothing finds a listing whose narinfo is gone.
             self.bucket.delete(&keys(listing_key)).await?;
+            self.bucket.delete(&keys(narinfo_key)).await?;
             let path = |&index: &usize| &self.candidates.paths[self.paths[index].1.index].path;
             deleted.extend(batch.iter().map(|index| self.options.store_dir.join(path(index))));
         }
         self.print(deleted.len());
-        Ok(deleted)
+        Ok(())
     }
 
     fn print(&self, deleted: usize) {

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use super::candidates::Candidates;
 use super::cli::CollectArgs;
 use super::delete::{DeleteOptions, delete_paths};
-use super::outcome::OutcomeWriter;
+use super::outcome::{Outcome, OutcomeWriter};
 use super::unneeded::{UnneededOptions, delete_unneeded};
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -50,15 +50,18 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
     runtime.block_on(async {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
         let dead = find_dead(&bucket, &options.store_dir, &roots).await?;
-        let paths = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options).await?;
-        // They are deleted, whatever becomes of the next step.
+        let (mut paths, mut objects) = (Outcome::default(), Outcome::default());
+        let result = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options, &mut paths).await;
+        // What was deleted before an error is deleted.
         writer.add_paths(&paths)?;
+        result?;
         if bucket.is_dry_run() {
             let hash_of = |path: &String| Ok(options.store_dir.parse(path)?.hash_part());
             unneeded.deleted = paths.deleted.iter().map(hash_of).collect::<Result<_>>()?;
         }
-        let objects = delete_unneeded(&bucket, &unneeded).await?;
-        writer.add_objects(&objects)
+        let result = delete_unneeded(&bucket, &unneeded, &mut objects).await;
+        writer.add_objects(&objects)?;
+        result
     })?;
     writer.finish()
 }

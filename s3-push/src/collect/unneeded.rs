@@ -19,7 +19,9 @@ use tokio::runtime::Runtime;
 use super::cli::DeleteArgs;
 use super::flag::SweepFlag;
 use super::outcome::{Outcome, OutcomeWriter};
-use super::records::{DOOM_PERIOD, GcObjects, RECORD_RENEWAL_AGE, Record, RecordWriter, doomed_for, read_doomed_keys};
+use super::records::{
+    DOOM_PERIOD, GcObjects, RECORD_RENEWAL_AGE, Record, RecordWriter, doomed_for, read_doomed_keys, read_recent_nars,
+};
 use super::require_share;
 use crate::TOOL;
 use crate::remote::cli::only_url;
@@ -74,21 +76,24 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         deleted: HashSet::new(),
     };
     options.require_valid()?;
-    let deleted = runtime.block_on(async {
-        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
-        delete_unneeded(&bucket, &options).await
-    })?;
     let mut writer = OutcomeWriter::new(args.json, args.dry_run)?;
-    writer.add_objects(&deleted)?;
+    let mut outcome = Outcome::default();
+    let result = runtime.block_on(async {
+        let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
+        delete_unneeded(&bucket, &options, &mut outcome).await
+    });
+    // What was deleted before an error is deleted.
+    writer.add_objects(&outcome)?;
+    result?;
     writer.finish()
 }
 
-/// Dooms or deletes objects; returns what was done.
+/// Dooms or deletes objects. `outcome` says what was done, also after an error.
 ///
 /// # Errors
 /// Refuses more objects than the maximum share. Fails if anything cannot be read, listed, written or deleted, or if
 /// another collector is deleting.
-pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Result<Outcome> {
+pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions, outcome: &mut Outcome) -> Result {
     let (gc, now) = GcObjects::list_with_time(bucket).await?;
     let mut needs = Needs::default();
     needs.update(bucket, options).await?;
@@ -104,31 +109,30 @@ pub async fn delete_unneeded(bucket: &Bucket, options: &UnneededOptions) -> Resu
         require_share(bucket, "NARs and other objects", count, objects.len(), options.max_percent)?;
     }
     plan.doom(bucket, now).await?;
+    (outcome.doomed, outcome.waiting) = (plan.to_doom.len(), plan.waiting);
     let is_older = |record: &&Record, age: Duration| now.duration_since(record.time).unwrap_or_default() >= age;
     let records = gc.records.iter().filter(|record| is_older(record, options.grace.saturating_add(RECORD_RENEWAL_AGE)));
     let key_records = gc.key_records.iter().filter(|record| is_older(record, options.grace));
     let old_records: Vec<String> = records.chain(key_records).map(|record| record.key.clone()).collect();
-    let deleted = if plan.ready.is_empty() && old_records.is_empty() {
+    if plan.ready.is_empty() && old_records.is_empty() {
         SweepFlag::remove_abandoned(bucket, &gc, now, options.takeover_pause).await?;
-        Vec::new()
     } else {
         SweepFlag::hold(bucket, &gc, now, options.takeover_pause, async |flag| {
             if !gc.has_all_records(bucket, options.is_quiet).await? {
-                return Ok(Vec::new());
+                return Ok(());
             }
-            let deleted = sweep(bucket, flag, &mut needs, &plan.ready, options).await?;
+            sweep(bucket, flag, &mut needs, &plan.ready, options, &mut outcome.deleted).await?;
             if !old_records.is_empty() {
                 flag.require_owned().await?;
             }
             // What they doomed and is still there must be doomed anew before it is deleted.
-            bucket.delete(&old_records).await?;
-            Ok(deleted)
+            bucket.delete(&old_records).await
         })
-        .await?
-    };
-    plan.print(bucket, deleted.len(), options);
-    let kept = plan.ready.len() - deleted.len();
-    Ok(Outcome { deleted, doomed: plan.to_doom.len(), waiting: plan.waiting, kept, ..Outcome::default() })
+        .await?;
+    }
+    plan.print(bucket, outcome.deleted.len(), options);
+    outcome.kept = plan.ready.len() - outcome.deleted.len();
+    Ok(())
 }
 
 /// What becomes of the objects that are not needed.
@@ -161,6 +165,11 @@ impl Plan {
                 None => plan.to_doom.push(key.clone()),
             }
         }
+        if !plan.ready.is_empty() {
+            // They may have been needed again after they were doomed, by a narinfo that was doomed itself since.
+            let recent = read_recent_nars(bucket, &gc.records, now, options.grace).await?;
+            plan.waiting += plan.ready.extract_if(|key, _| recent.contains(&md5_tag_of(key.as_bytes()))).count();
+        }
         Ok(plan)
     }
 
@@ -188,16 +197,18 @@ impl Plan {
     }
 }
 
-/// Deletes those of the objects that are still not needed and have not been written, now that the flag is set.
+/// Deletes those of the objects that are still not needed and have not been written, now that the flag is set, and adds them
+/// to `deleted`.
 async fn sweep(
     bucket: &Bucket,
     flag: &mut SweepFlag<'_>,
     needs: &mut Needs,
     ready: &HashMap<String, SystemTime>,
     options: &UnneededOptions,
-) -> Result<Vec<String>> {
+    deleted: &mut Vec<String>,
+) -> Result {
     if ready.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     needs.update(bucket, options).await?;
     let present = needs.list_objects(bucket, &options.store_dir).await?;
@@ -207,8 +218,9 @@ async fn sweep(
     for keys in dead.chunks(MAX_DELETED_AT_ONCE) {
         flag.require_owned().await?;
         bucket.delete(keys).await?;
+        deleted.extend_from_slice(keys);
     }
-    Ok(dead)
+    Ok(())
 }
 
 /// An object that may not be needed.

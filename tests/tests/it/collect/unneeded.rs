@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use cache_tests::EmbeddedS3;
+use cache_tests::fault_proxy::{ACCESS_DENIED, Fault, FaultProxy};
 
 use super::dead::{old_cache, set_age};
 use super::delete::{DEAD, DELETE, age_records, doomed_cache, records};
@@ -270,4 +271,34 @@ fn no_nar_is_deleted_whose_record_was_removed_after_it_was_read() {
     let objects = &summary["summary"]["objects"];
     assert_eq!((&objects["deleted"], &objects["kept"]), (&0.into(), &3.into()));
     assert_eq!(keys_below(s3, &bucket, "nar/").len(), 3);
+}
+
+/// A NAR was doomed long ago, and needed since: a narinfo that names it came back without it, and is deleted now.
+#[test]
+fn a_nar_that_was_needed_until_now_stays_for_the_grace_period() {
+    let (fixture, s3, bucket) = doomed_cache();
+    let nars = keys_below(s3, &bucket, "nar/");
+    age_objects(s3, &bucket, "nar/");
+    let record = "gc/20260101T000000Z-00000001.keys";
+    s3.put(&bucket, record, (nars.join("\n") + "\n").as_bytes());
+    set_age(s3, &bucket, record, GRACE);
+    let collected = fixture.scratch.sh(COLLECT);
+    assert_eq!(collected.ok().lines().count(), 3, "{}", collected.text());
+    assert!(collected.stderr.contains("3 within the grace period"), "{}", collected.stderr);
+    assert_eq!(keys_below(s3, &bucket, "nar/"), nars);
+}
+
+/// The second batch of deletions fails.
+#[test]
+fn what_was_deleted_before_an_error_is_reported() {
+    let (mut fixture, s3, bucket) = cache_of_doomed_nars();
+    let proxy = FaultProxy::start(&s3.endpoint(), |request| {
+        let is_flag = request.key() == "gc/sweeping";
+        if is_flag && request.method == "DELETE" { ACCESS_DENIED } else { Fault::Pass }
+    });
+    fixture.scratch.env("C", s3.cache_url(&bucket).replace(&s3.endpoint(), proxy.endpoint()));
+    let output = fixture.scratch.sh(DELETE_NARS);
+    output.fails(2);
+    assert_eq!(output.text().lines().count(), 3, "{}", output.stderr);
+    assert_eq!(keys_below(s3, &bucket, "nar/"), [""; 0]);
 }
