@@ -122,6 +122,19 @@ pub fn command_of_other_tool(command: &str, tool: &str, other_tool: &str) -> Err
     Error::usage(format!("{command} is not a command of {tool}")).with_hint(format!("run '{other_tool} {command}'"))
 }
 
+/// Returns the usage error for a word before a URL that is no command.
+#[must_use]
+pub fn unknown_command(command: &str, tool: &str) -> Error {
+    Error::usage(format!("{command} is not a command of {tool}"))
+        .with_hint(format!("run '{tool} --help' for the commands"))
+}
+
+/// Returns whether an argument looks like a command: it has only letters, and no store path or file name has that form.
+#[must_use]
+pub fn is_word(argument: &str) -> bool {
+    !argument.is_empty() && argument.bytes().all(|c| c.is_ascii_lowercase())
+}
+
 /// Returns the usage error for a command of this tool after an option.
 #[must_use]
 pub fn command_after_option(command: &str, tool: &str) -> Error {

@@ -8,7 +8,7 @@ use cache_sign::trust::TrustedKeys;
 use nar_pack::error::{Error, Result};
 use nar_pack::option_values::reject_inapplicable;
 use nar_pack::path_argument::{PathArgument, is_path_argument};
-use nar_pack::process::{command_after_option, command_of_other_tool};
+use nar_pack::process::{command_after_option, command_of_other_tool, is_word, unknown_command};
 use nar_pack::stdio;
 use nar_pack::store_path::{StoreDir, StorePath, read_path_list};
 use s3_push::remote::known_texts::KnownTexts;
@@ -183,6 +183,7 @@ impl Request {
                     return Err(command_of_other_tool(word, TOOL, "s3-push"));
                 }
                 Some(word) if is_command(word) => return Err(command_after_option(word, TOOL)),
+                Some(word) if is_word(word) => return Err(unknown_command(word, TOOL)),
                 _ => {}
             }
             return Err(Error::usage(

@@ -9,7 +9,7 @@ use nar_pack::error::{Error, Result};
 use nar_pack::option_values::reject_inapplicable;
 use nar_pack::path_argument::{PathArgument, is_path_argument};
 use nar_pack::path_info::PathInfoSource;
-use nar_pack::process::{command_after_option, command_of_other_tool};
+use nar_pack::process::{command_after_option, command_of_other_tool, is_word, unknown_command};
 use nar_pack::store_path::{StoreDir, StorePath};
 use narinfo_gen::cache_info::Changes;
 use narinfo_gen::compression::Settings;
@@ -293,8 +293,9 @@ fn split_targets(targets: &[String], store_dir: &StoreDir) -> Result<(String, Op
             Ok((url_from_environment(&format!(" before {path}"))?, Some(path.clone())))
         }
         [url] => Ok((url.clone(), None)),
+        [word, url] if url.contains("://") && is_word(word) => Err(unknown_command(word, TOOL)),
         [_, url] if url.contains("://") => Err(Error::usage(format!("{url}: expected a store path, found a URL"))
-            .with_hint("pass one bucket, and before the store path")),
+            .with_hint("pass exactly one bucket, before the store path")),
         [url, path] => Ok((url.clone(), Some(path.clone()))),
         _ => Err(Error::usage("expected a bucket and at most one store path")),
     }
