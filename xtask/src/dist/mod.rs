@@ -52,7 +52,8 @@ pub fn run(options: &Options) -> Result {
     let out = options.out.clone().unwrap_or_else(|| built.target_dir.join("dist"));
     let release = Release { version: version()?, arch: built.arch()?, time: commit_time() };
     let name = format!("nix-s3-cache-{}-{}-linux", release.version, release.arch);
-    let staging = out.join("staging");
+    // Removed recursively, so it must not be a directory of the user's.
+    let staging = out.join(format!(".{name}.staging"));
     remove_dir(&staging)?;
 
     let tree = staging.join(&name);

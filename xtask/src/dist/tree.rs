@@ -11,7 +11,16 @@ use super::build::Built;
 use super::{TOOLS, create_dir};
 
 /// Documents in share/doc/nix-s3-cache.
-const DOCUMENTS: [&str; 6] = ["README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE-MIT", "LICENSE-APACHE", "docs"];
+const DOCUMENTS: [&str; 8] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "LICENSE-MIT",
+    "LICENSE-APACHE",
+    "docs",
+];
 
 /// Writes all files below `root`: bin, lib and share.
 pub fn write(root: &Path, built: &Built) -> Result {

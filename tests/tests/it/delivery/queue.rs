@@ -44,8 +44,15 @@ fn a_bucket_that_fails_does_not_fail_the_build_and_gets_the_paths_later() {
     assert_eq!(queued(&project).len(), 2);
     let output = push_queue(&project);
     assert_eq!(output.status, 2, "{}", output.stderr);
-    assert!(output.stderr.contains("2 paths stay in the queue"), "{}", output.stderr);
+    assert!(output.stderr.contains("push-queue: the push failed: 2 paths stay in the queue"), "{}", output.stderr);
     assert_eq!(queued(&project).len(), 2);
+
+    // Nor does the Nix daemon answer. No path is to blame for that.
+    let daemon = "NIX_REMOTE=unix:///nonexistent/socket";
+    let output = project.sh(&format!("{daemon} {}", script("push-queue")));
+    assert_eq!(output.status, 2, "{}", output.stderr);
+    assert!(output.stderr.contains("cannot query the Nix store: 2 paths stay in the queue"), "{}", output.stderr);
+    assert!(!output.stderr.contains("refused, and stays"), "{}", output.stderr);
 
     project.scratch.env("NIX_S3_CACHE", bucket);
     push_queue(&project).ok();
@@ -96,6 +103,23 @@ fn a_path_that_is_refused_stays_and_the_others_are_pushed() {
         .ok();
     assert_eq!(project.sh("NIX_S3_CACHE_QUEUE=$PWD/queue bash one").status, 1);
     assert_eq!(queued(&project), ["0"]);
+}
+
+/// nar-pack exits with 2, as for a failure of the bucket.
+#[test]
+fn a_path_that_cannot_be_read_stays_and_the_others_are_pushed() {
+    let Some(project) = project() else { return };
+    let built = build(&project);
+    project.sh("echo unreadable-$RANDOM > file; nix-store --add file > bad; ln -s $(cat bad) queue/0-bad").ok();
+    let bad = project.sh("cat bad").ok();
+    // Valid according to Nix's database, and there, but not what a NAR can contain.
+    project.sh(&format!("rm -f {bad}; mkfifo {bad}")).ok();
+    let output = push_queue(&project);
+    project.sh(&format!("rm -f {bad}; cp file {bad}")).ok();
+    assert_eq!(output.status, 2, "{}", output.stderr);
+    assert!(output.stderr.contains(&format!("could not be read, and stays in the queue: {bad}")), "{}", output.stderr);
+    assert_eq!(queued(&project), ["0-bad"]);
+    project.assert_published(&built);
 }
 
 #[test]
