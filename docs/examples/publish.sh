@@ -17,6 +17,9 @@ export NIX_S3_CACHE
 
 if [[ -n ${CACHE_KEY_FILE:-} ]]; then
   key=("$CACHE_KEY_FILE") sign=(-k "$CACHE_KEY_FILE")
+elif [[ -z ${CACHE_SECRET_KEY:-} ]]; then
+  echo "publish.sh: set CACHE_KEY_FILE to the file of the secret key, or CACHE_SECRET_KEY to its contents" >&2
+  exit 2
 else
   key=(--key-env CACHE_SECRET_KEY) sign=(--key-env CACHE_SECRET_KEY)
 fi
@@ -24,7 +27,7 @@ fi
 public_key=$(cache-sign public-key "${key[@]}")
 
 # The closure, not only the paths, because a narinfo is published after those of its references.
-closure=$(nix-store -qR "$@")
+closure=$(nix-store -qR "$@") || exit 2
 missing=$(s3-push --missing --signed-by "$public_key" <<<"$closure")
 [[ -n $missing ]] || exit 0
 

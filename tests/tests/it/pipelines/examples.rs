@@ -341,7 +341,7 @@ fn the_ci_job_fails_without_its_key() {
     let mut settings = settings(&project);
     settings.insert("CACHE_SECRET_KEY", String::new());
     let (step, output) = run_job(&mut project, &settings).unwrap_err();
-    assert!(step.starts_with("Sign and push") && output.stderr.contains("cache-sign: "), "{step}: {}", output.stderr);
+    assert!(step.starts_with("Sign and push") && output.stderr.contains("CACHE_KEY_FILE"), "{step}: {}", output.stderr);
     assert_eq!(project.published(), 0);
 }
 
