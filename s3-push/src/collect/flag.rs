@@ -130,7 +130,11 @@ impl<'a> SweepFlag<'a> {
     async fn take_over(&mut self, now: SystemTime) -> Result<Option<Duration>> {
         let Some(found) = self.bucket.get_text(FLAG_KEY, MAX_SIZE).await? else { return self.create().await };
         // The listing that found it may be old, and what was read now may be the flag of a collector that took it over since.
-        if !is_abandoned(&GcObjects::list(self.bucket).await?, now) {
+        let objects = GcObjects::list(self.bucket).await?;
+        if objects.flag_time.is_none() {
+            return self.create().await;
+        }
+        if !is_abandoned(&objects, now) {
             return Err(self.in_use());
         }
         let etag = found.etag.as_deref();

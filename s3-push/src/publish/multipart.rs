@@ -277,8 +277,10 @@ impl Uploader {
     /// `parts` are known, an object with another entity tag is read, because it may consist of other parts.
     async fn find_completed(&self, state: &MultipartState, parts: &[UploadedPart]) -> Option<UploadedObject> {
         // The target of a doomed object is not of this kind, because the object exists.
-        let (Overwrite::Never, BodyLength::Multipart { size, .. }) = (state.overwrite, state.length) else {
-            return None;
+        let size = match (state.overwrite, state.length) {
+            (Overwrite::Never, BodyLength::Multipart { size, .. }) => size,
+            (Overwrite::Never, BodyLength::SinglePart) => state.received_bytes,
+            _ => return None,
         };
         let key = &state.upload.key;
         let found = self.find_object(key, Some(size)).await.ok().flatten()?;

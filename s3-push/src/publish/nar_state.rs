@@ -84,7 +84,7 @@ impl PublishContext {
     ///
     /// # Errors
     /// Refuses a NAR that is damaged.
-    pub async fn verify_nar(&self, nar: ReceivedNar) -> Result<VerifiedNar> {
+    pub async fn verify_nar(self: Arc<Self>, nar: ReceivedNar) -> Result<VerifiedNar> {
         let digests = await_digests(&nar.key, nar.digests).await?;
         Ok(VerifiedNar::new(nar.key, digests, Contents::Memory(nar.body)))
     }
@@ -94,7 +94,7 @@ impl PublishContext {
     /// # Errors
     /// Refuses a NAR that is damaged. Fails when the upload does.
     pub async fn upload_unnamed_nar(self: Arc<Self>, nar: ReceivedNar) -> Result<VerifiedNar> {
-        let nar = self.verify_nar(nar).await?;
+        let nar = Arc::clone(&self).verify_nar(nar).await?;
         self.object_of(&nar).await?;
         Ok(nar)
     }
@@ -104,7 +104,7 @@ impl PublishContext {
     /// # Errors
     /// Refuses a NAR that is damaged. Fails when the upload does.
     pub async fn upload_named_nar(self: Arc<Self>, nar: ReceivedNar, narinfos: Vec<NarInfo>) -> Result<VerifiedNar> {
-        let nar = self.verify_nar(nar).await?;
+        let nar = Arc::clone(&self).verify_nar(nar).await?;
         if narinfos.iter().any(|narinfo| nar.digests.require(narinfo).is_ok()) {
             self.object_of(&nar).await?;
         } else {
@@ -118,11 +118,6 @@ impl PublishContext {
     /// # Errors
     /// Refuses a NAR that is damaged. Fails when the bucket cannot be read or written.
     pub async fn send_nar(self: Arc<Self>, nar: ReceivedNar) -> Result<VerifiedNar> {
-        if !nar.body.length.is_multipart() {
-            let nar = self.verify_nar(nar).await?;
-            self.send_from_memory(&nar).await?;
-            return Ok(nar);
-        }
         let existing = self.uploader.find_large_nar(&nar.key, nar.size).await?;
         let ReceivedNar { key, body, digests, .. } = nar;
         let digests = await_digests(&key, digests);
@@ -138,8 +133,9 @@ impl PublishContext {
                 self.uploader.report_replaced(&key);
                 (digests, Contents::Object(object))
             }
+            ExistingNar::Taken(error) => (digests.await?, Contents::Failed(error)),
             ExistingNar::Present(present) => {
-                let (digests, object) = self.uploader.compare_large_nar(&key, present, body, digests).await?;
+                let (digests, object) = self.uploader.compare_nar(&key, present, body, digests).await?;
                 (digests, Contents::Object(object))
             }
         };
@@ -176,32 +172,18 @@ impl PublishContext {
         uploaded.map(Some)
     }
 
-    /// Sends a small NAR that no path has needed so far, to free its memory. If the bucket has it, or another object under
-    /// its key, it is uploaded as usual, which compares it. Otherwise it becomes the only part of an upload that waits.
+    /// Uploads a NAR that no path has needed so far, to free its memory, unless the bucket has it.
     ///
     /// # Errors
     /// Fails when the bucket cannot be read or written.
-    pub async fn send_from_memory(&self, nar: &VerifiedNar) -> Result {
-        let size = nar.digests.file_size;
-        if !matches!(self.uploader.find_large_nar(&nar.key, size).await?, ExistingNar::Missing) {
-            return self.object_of(nar).await.map(drop);
+    pub async fn upload_unneeded_nar(&self, nar: &VerifiedNar) -> Result {
+        if nar.is_in_memory()
+            && let Some(object) = self.uploader.find_object(&nar.key, Some(nar.digests.file_size)).await?
+        {
+            *nar.contents.lock().await = Contents::Object(object);
+            return Ok(());
         }
-        let mut contents = nar.contents.lock().await;
-        match mem::replace(&mut *contents, Contents::Dropped) {
-            Contents::Memory(body) => {
-                let (target, verified) = (target(&nar.key, Overwrite::Never), future::ready(Ok(())));
-                let waiting = match self.uploader.send_multipart(&target, Vec::new(), body, verified).await {
-                    Ok(((), sent)) => self.wait_for_narinfo(sent).await,
-                    Err(error) => Err(error),
-                };
-                *contents = waiting.unwrap_or_else(Contents::Failed);
-            }
-            other => *contents = other,
-        }
-        match &*contents {
-            Contents::Failed(error) => Err(error.clone()),
-            _ => Ok(()),
-        }
+        self.object_of(nar).await.map(drop)
     }
 
     /// Drops the contents of a NAR from memory: the bucket has the NAR.

@@ -124,6 +124,7 @@ impl PublishContext {
             })?;
         }
         if let Some(status) = self.find_published(&narinfo, nar.as_ref()).await? {
+            self.require_recent_records()?;
             return Ok(status);
         }
         let object = match &nar {

@@ -12,9 +12,11 @@ use nar_pack::error::{Error, Result};
 use nar_pack::references::references_first;
 use nar_pack::store_path::{HashPart, StoreDir, StorePath};
 use narinfo_gen::archive::Object;
+use narinfo_gen::extras::debuginfo_target;
 use narinfo_gen::narinfo::NarInfo;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Interval;
 
 use crate::publish::body::Part;
 use crate::publish::cache_info::CacheInfoState;
@@ -77,13 +79,12 @@ pub struct Publisher {
     paths: HashMap<HashPart, PublishedSignal>,
     /// Narinfos whose NAR or references have not arrived yet.
     deferred: Vec<NarInfo>,
-    /// Narinfos of paths that another narinfo of the input describes. They are published after it, so that they are merged
-    /// also where the service ignores the conditions of writes.
-    repeated: Vec<NarInfo>,
     /// Refused NARs that no path refers to so far.
     refused_nars: BTreeMap<String, Error>,
     /// Keys of NARs that a path refers to.
     claimed_nars: HashSet<String>,
+    /// Keys of NARs that a debug information link of the input names.
+    linked_nars: HashSet<String>,
     /// Whether a narinfo was malformed, so that no path of the uploads that wait can be published.
     is_narinfo_refused: bool,
     tasks: JoinSet<TaskOutcome>,
@@ -163,9 +164,9 @@ impl Publisher {
             nars: Nars::default(),
             paths: HashMap::new(),
             deferred: Vec::new(),
-            repeated: Vec::new(),
             refused_nars: BTreeMap::new(),
             claimed_nars: HashSet::new(),
+            linked_nars: HashSet::new(),
             is_narinfo_refused: false,
             tasks: JoinSet::new(),
             cache_info,
@@ -206,13 +207,12 @@ impl Publisher {
         let end_of_input = intake.await;
         if end_of_input.is_ok() {
             self.publish_deferred().await?;
-            self.publish_repeated().await?;
             self.upload_unnamed_nars();
-            self.join_tasks().await?;
+            self.join_tasks(&mut records_expired).await?;
         }
         if end_of_input.is_ok() || self.is_narinfo_refused {
             self.end_waiting_uploads();
-            self.join_tasks().await?;
+            self.join_tasks(&mut records_expired).await?;
         }
         for (key, error) in std::mem::take(&mut self.refused_nars) {
             self.report.add_refusal(&key, &error.into())?;
@@ -221,9 +221,12 @@ impl Publisher {
         self.ensure_cache_info().await
     }
 
-    async fn join_tasks(&mut self) -> Result {
-        while let Some(outcome) = self.tasks.join_next().await {
-            self.handle_outcome(outcome)?;
+    async fn join_tasks(&mut self, records_expired: &mut Interval) -> Result {
+        while !self.tasks.is_empty() {
+            tokio::select! {
+                _ = records_expired.tick() => self.context.read_doomed_again().await?,
+                Some(outcome) = self.tasks.join_next() => self.handle_outcome(outcome)?,
+            }
         }
         Ok(())
     }
@@ -339,32 +342,34 @@ impl Publisher {
         }
     }
 
-    /// Frees the memory of a NAR that no task needs, if memory is short. A path that comes later may need it.
+    /// Frees the memory of a NAR that no task needs, if memory is short. A path that comes later may need it. One of a
+    /// refused path does not become an object. One in parts waits for the end of the input.
     fn release_nar(&mut self, nar: VerifiedNar) {
-        if nar.is_in_memory() && self.nars.is_memory_short() {
-            let context = Arc::clone(&self.context);
-            self.tasks.spawn(async move {
-                let result = context.send_from_memory(&nar).await;
-                TaskOutcome::Nar(nar.key, result)
-            });
+        if !nar.is_in_memory() || !self.nars.is_memory_short() {
+            return;
+        }
+        if self.nars.is_refused(&nar.key) { self.drop_nar(nar) } else { self.upload_unneeded_nar(nar) }
+    }
+
+    /// Ends the uploads that no path has completed. They are aborted if the paths that named them were refused or needed no
+    /// NAR, and all after a malformed narinfo. A NAR that only a link names, or nothing, becomes an object.
+    fn end_waiting_uploads(&mut self) {
+        for nar in self.nars.in_parts() {
+            let is_unneeded = self.claimed_nars.contains(&nar.key) && !self.linked_nars.contains(&nar.key);
+            if self.is_narinfo_refused || self.nars.is_refused(&nar.key) || is_unneeded {
+                self.drop_nar(nar);
+            } else {
+                self.upload_unneeded_nar(nar);
+            }
         }
     }
 
-    /// Ends the uploads that no path has completed. A NAR that no narinfo has named becomes an object, unless a narinfo was
-    /// malformed. One that only paths have named which are refused, or need no NAR, does not.
-    fn end_waiting_uploads(&mut self) {
-        for nar in self.nars.in_parts() {
-            let is_named = self.claimed_nars.contains(&nar.key) || self.nars.is_refused(&nar.key);
-            if self.is_narinfo_refused || is_named {
-                self.drop_nar(nar);
-            } else {
-                let context = Arc::clone(&self.context);
-                self.tasks.spawn(async move {
-                    let result = context.object_of(&nar).await.map(drop);
-                    TaskOutcome::Nar(nar.key, result)
-                });
-            }
-        }
+    fn upload_unneeded_nar(&mut self, nar: VerifiedNar) {
+        let context = Arc::clone(&self.context);
+        self.tasks.spawn(async move {
+            let result = context.upload_unneeded_nar(&nar).await;
+            TaskOutcome::Nar(nar.key, result)
+        });
     }
 
     fn drop_nar(&mut self, nar: VerifiedNar) {
@@ -376,6 +381,9 @@ impl Publisher {
     }
 
     fn upload_object(&mut self, key: String, object: Object, body: Part) {
+        if object == Object::DebugInfo {
+            self.linked_nars.extend(debuginfo_target(body.as_ref()));
+        }
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {
             let result = context.put_object(&key, object, body.bytes.clone()).await;
@@ -391,11 +399,6 @@ impl Publisher {
             self.context.existing.expect_lookups(self.context.bucket(), 1).await?;
         }
         let has_nar = is_narinfo_only || self.nars.contains(&narinfo.url);
-        if self.is_started(&narinfo) {
-            self.nars.await_references(&narinfo.url);
-            self.repeated.push(narinfo);
-            return Ok(());
-        }
         if has_nar && self.missing_references(&narinfo).await?.is_empty() {
             self.start_path(narinfo);
             return Ok(());
@@ -405,11 +408,6 @@ impl Publisher {
         }
         self.deferred.push(narinfo);
         Ok(())
-    }
-
-    /// Returns whether the task of another narinfo of the same path was started.
-    fn is_started(&self, narinfo: &NarInfo) -> bool {
-        self.paths.contains_key(&narinfo.path.hash_part())
     }
 
     /// Returns the references that are neither in this push nor in a cache.
@@ -425,25 +423,7 @@ impl Publisher {
 
     /// Publishes the deferred narinfos at the end of the input: no further NAR or narinfo can arrive.
     async fn publish_deferred(&mut self) -> Result {
-        let (repeated, deferred): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.deferred).into_iter().partition(|narinfo| self.is_started(narinfo));
-        self.repeated.extend(repeated);
-        self.publish_in_order(deferred).await
-    }
-
-    /// Publishes the repeated narinfos, after all others.
-    async fn publish_repeated(&mut self) -> Result {
-        let repeated = std::mem::take(&mut self.repeated);
-        if repeated.is_empty() {
-            return Ok(());
-        }
-        self.join_tasks().await?;
-        self.publish_in_order(repeated).await
-    }
-
-    /// Publishes narinfos whose NARs have arrived, each after those that it references.
-    async fn publish_in_order(&mut self, narinfos: Vec<NarInfo>) -> Result {
-        let (deferred, others) = merge_duplicates(narinfos);
+        let (deferred, others) = merge_duplicates(std::mem::take(&mut self.deferred));
         let needed: HashSet<&str> = deferred.values().map(|narinfo| narinfo.url.as_str()).collect();
         for other in others {
             if !needed.contains(other.url.as_str()) {
@@ -491,8 +471,10 @@ impl Publisher {
         self.report.add_refusal(&path, &error)
     }
 
-    /// Starts the task of a path whose NAR and references are known.
+    /// Starts the task of a path whose NAR and references are known. If the input has described the path before, the task
+    /// waits for that one: where the service ignores the conditions of writes, one of them would be lost.
     fn start_path(&mut self, narinfo: NarInfo) {
+        let earlier = self.paths.get(&narinfo.path.hash_part()).cloned();
         let references = narinfo.references.iter().filter(|path| **path != narinfo.path);
         let references = references.filter_map(|path| {
             let published = self.paths.get(&path.hash_part())?.clone();
@@ -505,8 +487,15 @@ impl Publisher {
         let (context, path, nar_key) = (Arc::clone(&self.context), narinfo.path.clone(), narinfo.url.clone());
         self.tasks.spawn(async move {
             let full_path = narinfo.full_path();
+            let is_published = match earlier {
+                Some(earlier) => is_published(earlier).await,
+                None => false,
+            };
             let result = context.publish(narinfo, nar, references, &sender).await;
-            let signal = result.as_ref().map(drop).map_err(|error| error.root_cause(&full_path));
+            let signal = match &result {
+                Err(error) if !is_published => Err(error.root_cause(&full_path)),
+                _ => Ok(()),
+            };
             // Fails if no other path waits for it.
             let _ = sender.send(PathProgress::Ended(signal));
             TaskOutcome::Path(path, nar_key, result)
@@ -519,11 +508,16 @@ impl Publisher {
         self.claimed_nars.insert(narinfo.url.clone());
         self.nars.add_need(&narinfo.url);
         if let Some(nar) = self.nars.take_held(&narinfo.url) {
-            let context = Arc::clone(&self.context);
-            self.start_nar(narinfo.url.clone(), async move { context.verify_nar(nar).await }.boxed());
+            self.start_nar(narinfo.url.clone(), Arc::clone(&self.context).verify_nar(nar).boxed());
         }
         self.nars.task_of(&narinfo.url)
     }
+}
+
+/// Waits until a path is published or is not; returns which.
+async fn is_published(mut path: PublishedSignal) -> bool {
+    let ended = path.wait_for(|progress| matches!(progress, PathProgress::Ended(_))).await;
+    ended.is_ok_and(|progress| matches!(*progress, PathProgress::Ended(Ok(()))))
 }
 
 /// Merges narinfos of the same path. If two describe different contents, the first one is kept, and the other is returned

@@ -78,6 +78,9 @@ pub enum ExistingNar {
     Damaged,
     /// The NAR, as far as it was checked.
     Present(PresentNar),
+    /// An object of another size, and the key has no hash: it may be another NAR. With the refusal of a path that needs this
+    /// one.
+    Taken(Error),
 }
 
 /// An object of the right size under the key of a NAR.
@@ -86,6 +89,7 @@ pub struct PresentNar {
     object: UploadedObject,
     /// Its entity tag, to be compared with the bytes of the NAR.
     md5_etag: Option<String>,
+    size: u64,
 }
 
 /// Uploads bodies to a bucket.
@@ -237,10 +241,10 @@ impl Uploader {
     }
 
     /// Looks up a NAR that will be uploaded in several parts. Its bytes are not known yet, so an object of the right size
-    /// counts as present until [`Uploader::compare_large_nar`], unless it is to be read and its hash is in the key.
+    /// counts as present until [`Uploader::compare_nar`], unless it is to be read and its hash is in the key.
     ///
     /// # Errors
-    /// Fails when the service does. Refuses a NAR whose key has no hash and names an object of another size.
+    /// Fails when the service does.
     pub async fn find_large_nar(&self, key: &str, size: u64) -> Result<ExistingNar> {
         if self.doomed.contains(key) {
             return Ok(ExistingNar::Missing);
@@ -256,39 +260,51 @@ impl Uploader {
             }
             Some(_) => head.md5_etag,
             // Some services ignore the condition of the upload, which would replace another NAR.
-            None if head.size != size => return Err(self.unexpected_size(key, size, Some(head.size))),
+            None if head.size != size => {
+                return Ok(ExistingNar::Taken(self.unexpected_size(key, size, Some(head.size))));
+            }
             None => None,
         };
-        Ok(ExistingNar::Present(PresentNar { object: UploadedObject::EXISTING, md5_etag }))
+        Ok(ExistingNar::Present(PresentNar { object: UploadedObject::EXISTING, md5_etag, size }))
     }
 
     /// Verifies a NAR that the bucket has, and compares it with the entity tag of the object if that identifies the
     /// bytes. An object with another tag is read.
     ///
     /// # Errors
-    /// The error of `verification` or of the service. Refuses a NAR whose object is damaged: its bytes have been read, so
-    /// only another push, which compares before, can replace it.
-    pub async fn compare_large_nar<V>(
+    /// The error of `verification` or of the service. Refuses a large NAR whose object is damaged: its bytes have been read,
+    /// so only another push, which compares before, can replace it. A small one is replaced.
+    pub async fn compare_nar<V>(
         &self,
         key: &str,
         present: PresentNar,
         mut body: Body,
         verification: impl Future<Output = Result<V>>,
     ) -> Result<(V, UploadedObject)> {
-        let PresentNar { object, md5_etag } = present;
+        let PresentNar { object, md5_etag, size } = present;
         let comparison = match (md5_etag, body.length) {
             (Some(etag), BodyLength::Multipart { size, part_size }) => EtagComparison::new(&etag, size, part_size),
+            (Some(etag), BodyLength::SinglePart) => EtagComparison::new(&etag, size, size),
             _ => None,
         };
         let Some(mut comparison) = comparison else {
             drop(body);
             return Ok((verification.await?, object));
         };
+        let mut only_part = None;
         while let Some(part) = body.parts.recv().await {
             comparison.add_part(&part.bytes);
+            only_part = (body.length == BodyLength::SinglePart).then_some(part);
         }
         let value = verification.await?;
         if !comparison.matches() && self.hash_of_object(key).await? != file_hash_in(key) {
+            if only_part.is_some() {
+                let content_type = Object::Nar(None).content_type();
+                let target = ObjectTarget { key, content_type, overwrite: Overwrite::Damaged };
+                let object = self.put_body(&target, only_part).await?;
+                self.report_replaced(key);
+                return Ok((value, object));
+            }
             let url = self.bucket.display_url(key);
             let error =
                 Error::refused(format!("{url}: the object is damaged: it differs from the NAR that was pushed"));

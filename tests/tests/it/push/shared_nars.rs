@@ -105,49 +105,76 @@ fn a_damaged_object_is_replaced_despite_little_memory() {
     assert!(test.s3.get(&test.bucket, &first.narinfo.url) == first.file);
 }
 
-/// One is sent in parts, and small ones leave the memory when it is short.
+/// It is sent in parts before its narinfo is known.
 #[test]
-fn nars_of_paths_that_need_none_are_not_left_in_the_bucket() {
+fn a_large_nar_of_a_path_that_needs_none_is_not_left_in_the_bucket() {
     let test = Test::new(EmbeddedS3::shared());
-    let mut paths: Vec<CachedPath> = (0..24).map(|n| test.path(&format!("path-{n}"), n, MIB, &[])).collect();
-    paths.push(test.path("large", 99, 6 * MIB, &[]));
-    let all = |paths: &[CachedPath]| as_strs(&all_members(paths)).iter().map(|&key| key.to_owned()).collect::<Vec<_>>();
-    let refs: Vec<&CachedPath> = paths.iter().collect();
-    test.push("", &refs, &as_strs(&all(&paths))).ok();
+    let path = test.path("large", 1, 6 * MIB, &[]);
+    let push = |path: &CachedPath| test.push("--part-size 5MiB", &[path], &as_strs(&members(path)));
+    push(&path).ok();
     let before = test.nars();
     // The same contents with another compression, and other contents.
-    let compressed: Vec<CachedPath> = paths
-        .iter()
-        .map(|path| {
-            let nar = path.nar.clone();
-            test.attacker.path(&path.narinfo.path.base_name()[33..], nar, Compression::Gzip, &[])
-        })
-        .collect();
-    let refs: Vec<&CachedPath> = compressed.iter().collect();
-    let output = test.push(SHORT, &refs, &as_strs(&all(&compressed)));
-    output.ok();
-    assert!(output.stderr.contains("25 already present"), "{}", output.stderr);
-    assert_eq!(test.nars(), before);
-    let other = test.path("large", 100, 6 * MIB, &[]);
-    test.push(SHORT, &[&other], &as_strs(&members(&other))).ok();
-    assert_eq!(test.nars(), before);
+    for other in
+        [test.attacker.path("large", path.nar.clone(), Compression::Gzip, &[]), test.path("large", 2, 6 * MIB, &[])]
+    {
+        let output = push(&other);
+        output.ok();
+        assert!(output.stderr.contains("1 already present"), "{}", output.stderr);
+        assert_eq!(test.nars(), before);
+    }
+    // A link that was published before the narinfo was known does not dangle.
+    let other = test.attacker.path("large", path.nar.clone(), Compression::Gzip, &[]);
+    let link = format!("debuginfo/{}.debug", "ab".repeat(20));
+    test.scratch.dir("d/debuginfo");
+    let json = format!("{{\"archive\":\"../{}\",\"member\":\"lib/debug/x\"}}", other.narinfo.url);
+    fs::write(test.scratch.path().join("d").join(&link), json).unwrap();
+    let [nar, narinfo] = members(&other);
+    test.push("--part-size 5MiB", &[&other], &[&nar, &link, &narinfo]).ok();
+    assert!(test.nars().contains(&nar));
 }
 
-/// The NAR of a refused path is that of a later one.
+/// The keys have no hash, and the objects under them have another size.
 #[test]
-fn a_nar_of_a_refused_path_is_there_for_a_later_one_despite_little_memory() {
+fn paths_with_other_contents_do_not_stop_a_push_that_has_little_memory() {
     let test = Test::new(EmbeddedS3::shared());
-    let wrong = test.path("wrong", 1, 1000, &[]).with(|narinfo| narinfo.nar_size += 8);
-    let contents = file_nar(&Random::new(2).bytes(MIB));
-    let refused = test.attacker.path("refused", contents.clone(), Compression::None, &[&wrong]);
-    let later = test.attacker.path("later", contents, Compression::None, &[]);
-    let others: Vec<CachedPath> = (0..24).map(|n| test.path(&format!("other-{n}"), 10 + n, MIB, &[])).collect();
-    let paths: Vec<&CachedPath> = [&wrong, &refused].into_iter().chain(&others).chain([&later]).collect();
-    let mut keys = all_members([&wrong, &refused].into_iter().chain(&others));
-    keys.push(later.narinfo.key());
-    let stderr = test.push(SHORT, &paths, &as_strs(&keys)).fails(1);
-    assert!(test.has(&later), "{stderr}");
-    assert!(!test.has(&refused) && !test.has(&wrong), "{stderr}");
+    let paths = |seed: u64, size: usize| -> Vec<CachedPath> {
+        let stored = |n: u64| {
+            let path = test.path(&format!("path-{n}"), seed + n, size, &[]);
+            let file = path.file.clone();
+            path.stored_as(format!("nar/p{n}.nar"), file)
+        };
+        (0..24).map(stored).collect()
+    };
+    for (paths, word) in [(paths(0, MIB), "24 sent"), (paths(100, MIB + 4096), "24 with other contents")] {
+        let all: Vec<&CachedPath> = paths.iter().collect();
+        let output = test.push(SHORT, &all, &as_strs(&all_members(&paths)));
+        output.ok();
+        assert!(output.stderr.contains(word), "{}", output.stderr);
+    }
+}
+
+/// The first narinfo of a path is wrong, and a path references it.
+#[test]
+fn a_path_whose_second_narinfo_is_right_is_published_with_its_referrers() {
+    let test = Test::new(EmbeddedS3::shared());
+    let right = test.path("path", 1, 1000, &[]);
+    let wrong = right.clone().with(|narinfo| narinfo.nar_size += 8);
+    let referrer = test.path("referrer", 2, 1000, &[&right]);
+    let [nar, narinfo] = members(&right);
+    test.scratch.dir("first");
+    fs::write(test.scratch.path().join("first").join(&narinfo), wrong.narinfo.to_string()).unwrap();
+    for (key, bytes) in objects([&right, &referrer]) {
+        let file = test.scratch.path().join("d").join(key);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, bytes).unwrap();
+    }
+    let rest = members(&referrer).join(" ");
+    let script = format!(
+        "tar c -C d {nar} > a; tar r -f a -C first {narinfo}; tar r -f a -C d {narinfo} {rest}
+         s3-push --no-nix \"$C\" < a"
+    );
+    let stderr = test.scratch.sh(&script).fails(1);
+    assert!(test.has(&right) && test.has(&referrer), "{stderr}");
 }
 
 /// Two narinfos of one path, of which the service would keep the last.
