@@ -53,15 +53,15 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         let (mut paths, mut objects) = (Outcome::default(), Outcome::default());
         let result = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options, &mut paths).await;
         // What was deleted before an error is deleted.
-        writer.add_paths(&paths)?;
-        result?;
+        let written = writer.add_paths(&paths);
+        result.and(written)?;
         if bucket.is_dry_run() {
             let hash_of = |path: &String| Ok(options.store_dir.parse(path)?.hash_part());
             unneeded.deleted = paths.deleted.iter().map(hash_of).collect::<Result<_>>()?;
         }
         let result = delete_unneeded(&bucket, &unneeded, &mut objects).await;
-        writer.add_objects(&objects)?;
-        result
+        let written = writer.add_objects(&objects);
+        result.and(written)
     })?;
     writer.finish()
 }
