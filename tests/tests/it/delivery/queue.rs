@@ -122,6 +122,29 @@ fn a_path_that_cannot_be_read_stays_and_the_others_are_pushed() {
     project.assert_published(&built);
 }
 
+/// The store path is a symbolic link whose target exists on another host only.
+#[test]
+fn a_path_that_is_a_dangling_link_is_pushed() {
+    let Some(project) = project() else { return };
+    project.sh("ln -s /run/does-not-exist-$RANDOM link; nix-store --add link > added; ln -s $(cat added) queue").ok();
+    let added = project.sh("cat added").ok();
+    push_queue(&project).ok();
+    assert_eq!(queued(&project), [""; 0]);
+    project.assert_published(&added);
+}
+
+/// As for a user who may not write to the directory.
+#[test]
+fn a_link_that_cannot_be_removed_ends_the_run() {
+    let Some(project) = project() else { return };
+    build(&project);
+    project.sh("mkdir bin; printf '#!/bin/sh\nexit 1\n' > bin/rm; chmod +x bin/rm").ok();
+    let output = project.sh(&format!("PATH=$PWD/bin:$PATH {}", script("push-queue")));
+    assert_eq!(output.status, 2, "{}", output.stderr);
+    assert!(output.stderr.contains("cannot remove links from "), "{}", output.stderr);
+    assert_eq!(project.published(), 2);
+}
+
 #[test]
 fn a_queue_with_other_files_and_names_is_pushed() {
     let Some(project) = project() else { return };
