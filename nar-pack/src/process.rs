@@ -129,10 +129,12 @@ pub fn unknown_command(command: &str, tool: &str) -> Error {
         .with_hint(format!("run '{tool} --help' for the commands"))
 }
 
-/// Returns whether an argument looks like a command: it has only letters, and no store path or file name has that form.
+/// Returns whether an argument looks like a command: it has only lower-case letters and is not the name of a file, such as
+/// `result`.
 #[must_use]
 pub fn is_word(argument: &str) -> bool {
-    !argument.is_empty() && argument.bytes().all(|c| c.is_ascii_lowercase())
+    let is_file = || Path::new(argument).symlink_metadata().is_ok();
+    !argument.is_empty() && argument.bytes().all(|c| c.is_ascii_lowercase()) && !is_file()
 }
 
 /// Returns the usage error for a command of this tool after an option.

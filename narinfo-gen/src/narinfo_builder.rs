@@ -194,7 +194,7 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
             let info = path_infos.remove(&narinfo.path);
             if let Some(info) = &info {
                 self.require_contents(info, &narinfo.path, narinfo.nar_hash)?;
-                require_references(info, &narinfo)?;
+                self.require_references(info, &narinfo)?;
             }
             add_path_info(&mut narinfo, info);
             self.write_build_trace(&narinfo)?;
@@ -271,6 +271,25 @@ impl<W: EntryWriter> NarInfoBuilder<'_, W> {
         Err(if self.path_info.is_from_document(path) { error } else { error.with_hint(check) })
     }
 
+    /// Requires that the references in an export stream are those of the path info: signatures are of both, and without a
+    /// reference the closure of the path is incomplete.
+    fn require_references(&self, info: &PathInfo, narinfo: &NarInfo) -> Result {
+        // Both are sorted.
+        let differing =
+            |of: &[StorePath], other: &[StorePath]| of.iter().find(|path| other.binary_search(path).is_err()).cloned();
+        let path = narinfo.full_path();
+        let message = if let Some(missing) = differing(&info.references, &narinfo.references) {
+            format!("{path}: its path info has the reference {missing}, which the export stream does not have")
+        } else if let Some(unknown) = differing(&narinfo.references, &info.references) {
+            format!("{path}: the export stream has the reference {unknown}, which its path info does not have")
+        } else {
+            return Ok(());
+        };
+        let error = Error::refused(message);
+        let hint = "pass --no-nix if the path is from another host";
+        Err(if self.path_info.is_from_document(&narinfo.path) { error } else { error.with_hint(hint) })
+    }
+
     fn narinfo(&self, trailer: &Trailer, nar: &CompressedNar) -> NarInfo {
         NarInfo {
             store_dir: self.path_info.store_dir.clone(),
@@ -297,21 +316,6 @@ fn add_path_info(narinfo: &mut NarInfo, path_info: Option<PathInfo>) {
             narinfo.add_signature(signature);
         }
     }
-}
-
-/// Requires that the references in an export stream are those of the path info: signatures are of both, and without a
-/// reference the closure of the path is incomplete.
-fn require_references(info: &PathInfo, narinfo: &NarInfo) -> Result {
-    let differing = |of: &[StorePath], other: &[StorePath]| of.iter().find(|path| !other.contains(path)).cloned();
-    let path = narinfo.full_path();
-    let message = if let Some(missing) = differing(&info.references, &narinfo.references) {
-        format!("{path}: its path info has the reference {missing}, which the export stream does not have")
-    } else if let Some(unknown) = differing(&narinfo.references, &info.references) {
-        format!("{path}: the export stream has the reference {unknown}, which its path info does not have")
-    } else {
-        return Ok(());
-    };
-    Err(Error::refused(message).with_hint("pass --no-nix if the path is from another host"))
 }
 
 /// Refuses references of a path that is added without any.
