@@ -164,12 +164,27 @@ fn looks_like_a_key(text: &str) -> bool {
     digits.len() >= MIN_KEY_DIGITS && is_base64 && (has_name || redact::has_both_cases(digits))
 }
 
+/// Returns whether the access control list of a file lets a group read it; none if there is no list. The attribute is a
+/// version and entries of a tag, rights and an ID (`linux/posix_acl_xattr.h`).
+fn group_entries_may_read(file: &File) -> Option<bool> {
+    const ENTRIES_START: usize = 4;
+    const ENTRY_SIZE: usize = 8;
+    const READ: u16 = 4;
+    const OWNING_GROUP: u16 = 4;
+    const OTHER_GROUP: u16 = 8;
+    let mut list = Vec::with_capacity(1 << 16);
+    rustix::fs::fgetxattr(file, "system.posix_acl_access", rustix::buffer::spare_capacity(&mut list)).ok()?;
+    let number = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
+    let mut entries = list.get(ENTRIES_START..)?.chunks_exact(ENTRY_SIZE);
+    Some(entries.any(|entry| matches!(number(entry), OWNING_GROUP | OTHER_GROUP) && number(&entry[2..]) & READ != 0))
+}
+
 fn warn_if_readable_by_others(file: &File, display_name: &str) {
     let Ok(metadata) = file.metadata() else { return };
-    // With an access control list, as that of a systemd credential, the group bits are those of all its entries.
-    let has_list = rustix::fs::fgetxattr(file, "system.posix_acl_access", &mut [0_u8; 0]).is_ok();
-    let of_others = if has_list { 0o004 } else { 0o044 };
-    if metadata.is_file() && metadata.mode() & of_others != 0 {
+    // With an access control list, the group bits of the mode are those of the mask. That of a systemd credential names the
+    // user of the service.
+    let group_may_read = group_entries_may_read(file).unwrap_or(metadata.mode() & 0o040 != 0);
+    if metadata.is_file() && (group_may_read || metadata.mode() & 0o004 != 0) {
         let mode = metadata.permissions().mode() & 0o7777;
         process::print_message(
             TOOL,
