@@ -309,7 +309,6 @@ impl HttpCache {
     }
 }
 
-/// Returns the message of an error without its URL, which may contain a password and is printed before the message.
 /// Returns a key as the path of a URL. The key of a NAR is that of its narinfo, and may have a query; those of logs and
 /// realisations contain names of store paths, in which a question mark is an ordinary character.
 fn url_path(key: &str) -> Cow<'_, str> {
@@ -319,6 +318,7 @@ fn url_path(key: &str) -> Cow<'_, str> {
     }
 }
 
+/// Returns the message of an error without its URL, which may contain a password and is printed before the message.
 fn describe(error: reqwest::Error, limits: RequestLimits) -> String {
     let error = error.without_url();
     match () {
