@@ -80,13 +80,6 @@ impl MultipartState {
     }
 }
 
-/// An upload to continue, or a new one.
-struct ResumedUpload {
-    upload: MultipartUpload,
-    is_continued: bool,
-    existing_parts: HashMap<i32, RemotePart>,
-}
-
 /// The parts of one upload: those that were sent, and those in flight.
 struct SentParts {
     in_flight: JoinSet<Result<UploadedPart>>,
@@ -148,9 +141,7 @@ impl Uploader {
         verification: impl Future<Output = Result<V>>,
     ) -> Result<(V, SentUpload)> {
         let target = &self.replacing_doomed(target);
-        let ResumedUpload { upload, is_continued, existing_parts } = self.resume_or_create(target, body.length).await?;
-        let (overwrite, length) = (target.overwrite, body.length);
-        let mut state = MultipartState { upload, is_continued, overwrite, length, existing_parts, received_bytes: 0 };
+        let mut state = self.resume_or_create(target, body.length).await?;
         let result = self.send_and_verify(&mut state, first_parts, &mut body.parts, verification).await;
         match result {
             Ok((value, parts)) => Ok((value, SentUpload { state, parts })),
@@ -206,15 +197,17 @@ impl Uploader {
         self: &Arc<Self>,
         target: &ObjectTarget<'_>,
         length: BodyLength,
-    ) -> Result<ResumedUpload> {
-        let is_resumable = is_resumable(target.overwrite, length);
+    ) -> Result<MultipartState> {
+        let overwrite = target.overwrite;
+        let is_resumable = is_resumable(overwrite, length);
         if is_resumable
             && let BodyLength::Multipart { size, part_size } = length
             && let Some(IncompleteUpload { upload, parts }) =
                 choose_upload(self.bucket.find_incomplete_uploads(target.key).await, size, part_size)
         {
             self.open_uploads.add(&upload, is_resumable);
-            return Ok(ResumedUpload { upload, is_continued: true, existing_parts: parts });
+            let (is_continued, existing_parts) = (true, parts);
+            return Ok(MultipartState { upload, is_continued, overwrite, length, existing_parts, received_bytes: 0 });
         }
         // On a separate task, because a signal cancels this one, and an upload that was created must be recorded.
         let (uploader, key, content_type) = (Arc::clone(self), target.key.to_owned(), target.content_type.to_owned());
@@ -226,7 +219,8 @@ impl Uploader {
             let upload = uploader.bucket.create_multipart_upload(&key, &content_type).await?;
             uploader.open_uploads.add(&upload, is_resumable);
             drop(creating);
-            Ok(ResumedUpload { upload, is_continued: false, existing_parts: HashMap::new() })
+            let (is_continued, existing_parts) = (false, HashMap::new());
+            Ok(MultipartState { upload, is_continued, overwrite, length, existing_parts, received_bytes: 0 })
         });
         created.await.map_err(task_panicked)?
     }
