@@ -295,7 +295,7 @@ impl Bucket {
     }
 
     /// Returns the timeout of a request that was longer because of its body, from the text of the error (`HTTP read timeout
-    /// occurred after 158s`).
+    /// occurred after 60s`).
     fn upload_timeout(&self, text: &str) -> Option<Duration> {
         let (_, duration) = text.split_once("read timeout occurred after ")?;
         let timeout = humantime::parse_duration(duration.split([' ', ':', ',']).next()?).ok()?;

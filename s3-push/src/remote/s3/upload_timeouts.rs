@@ -2,33 +2,33 @@
 //! many parts may share a slow link. So the timeout of large bodies doubles when it is exceeded, up to a limit, and stays
 //! so for all uploads of the process.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_s3::config::interceptors::{BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
+use nar_pack::sync::lock;
 
 use crate::remote::error_chain::chain;
 use crate::remote::retry::RequestLimits;
 
 /// Minimum size of a body whose timeout grows, in bytes.
 const MIN_SIZE: usize = 1 << 20;
-/// How often the timeout doubles at most: from 30 seconds to four minutes.
-const MAX_DOUBLINGS: u32 = 3;
+/// The longest timeout, as a multiple of the idle timeout: it doubles three times, by default from 30 seconds to four minutes.
+const MAX_FACTOR: u32 = 8;
 
 /// The timeout of the uploads of one bucket.
 #[derive(Debug)]
 pub(super) struct UploadTimeouts {
     limits: RequestLimits,
-    doublings: AtomicU32,
+    current: Mutex<Duration>,
 }
 
 impl UploadTimeouts {
     pub(super) fn new(limits: RequestLimits) -> Arc<Self> {
-        Arc::new(Self { limits, doublings: AtomicU32::new(0) })
+        Arc::new(Self { limits, current: Mutex::new(limits.idle_timeout) })
     }
 
     /// Returns the interceptor of a request with a body of `size` bytes.
@@ -36,16 +36,11 @@ impl UploadTimeouts {
         UploadTimeout((size >= MIN_SIZE).then(|| Arc::clone(self)))
     }
 
-    fn timeout(&self, doublings: u32) -> Duration {
-        self.limits.idle_timeout * 2_u32.pow(doublings.min(MAX_DOUBLINGS))
-    }
-
     /// Doubles the timeout, unless it has been doubled since an attempt began that had this one.
     fn exceeded(&self, timeout: Duration) {
-        let current = self.doublings.load(Ordering::Relaxed);
-        if timeout == self.timeout(current) && current < MAX_DOUBLINGS {
-            // Fails if another attempt was faster.
-            let _ = self.doublings.compare_exchange(current, current + 1, Ordering::Relaxed, Ordering::Relaxed);
+        let mut current = lock(&self.current);
+        if *current == timeout {
+            *current = (timeout * 2).min(self.limits.idle_timeout * MAX_FACTOR);
         }
     }
 }
@@ -66,8 +61,7 @@ impl Intercept for UploadTimeout {
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if let Some(timeouts) = &self.0 {
-            let read_timeout = timeouts.timeout(timeouts.doublings.load(Ordering::Relaxed));
-            let connect_timeout = timeouts.limits.connect_timeout;
+            let (read_timeout, connect_timeout) = (*lock(&timeouts.current), timeouts.limits.connect_timeout);
             let timeouts = TimeoutConfig::builder().connect_timeout(connect_timeout).read_timeout(read_timeout).build();
             config.interceptor_state().store_put(timeouts);
         }
@@ -107,7 +101,7 @@ mod tests {
             max_in_flight: 1,
             is_quiet: true,
         });
-        let current = || timeouts.timeout(timeouts.doublings.load(Ordering::Relaxed));
+        let current = || *lock(&timeouts.current);
         for expected in [2, 4, 8, 8, 8] {
             let exceeded = current();
             for _ in 0..12 {
