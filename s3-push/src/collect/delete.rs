@@ -75,9 +75,7 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
         delete_paths(&bucket, candidates, &options, &mut outcome).await
     });
-    // What was deleted before an error is deleted. The error comes first, also if the output fails.
-    let written = writer.add_paths(&outcome);
-    result.and(written)?;
+    writer.add_paths(&outcome, result)?;
     writer.finish()
 }
 

@@ -41,20 +41,22 @@ impl OutcomeWriter {
         Ok(Self { out: stdio::stdout(None)?, is_json, is_dry_run, summary: Map::new() })
     }
 
-    /// Writes which paths were deleted.
+    /// Writes which paths were deleted, also if the deletion failed afterwards.
     ///
     /// # Errors
-    /// Fails if standard output cannot be written.
-    pub fn add_paths(&mut self, outcome: &Outcome) -> Result {
-        self.add(outcome, "path", "paths")
+    /// The error of the deletion, else that of standard output.
+    pub fn add_paths(&mut self, outcome: &Outcome, result: Result) -> Result {
+        let written = self.add(outcome, "path", "paths");
+        result.and(written)
     }
 
-    /// Writes which other objects were deleted.
+    /// Writes which other objects were deleted, also if the deletion failed afterwards.
     ///
     /// # Errors
-    /// Fails if standard output cannot be written.
-    pub fn add_objects(&mut self, outcome: &Outcome) -> Result {
-        self.add(outcome, "key", "objects")
+    /// The error of the deletion, else that of standard output.
+    pub fn add_objects(&mut self, outcome: &Outcome, result: Result) -> Result {
+        let written = self.add(outcome, "key", "objects");
+        result.and(written)
     }
 
     fn add(&mut self, outcome: &Outcome, field: &str, kind: &str) -> Result {

@@ -52,16 +52,13 @@ pub fn run(runtime: &Runtime, args: &CollectArgs) -> Result {
         let dead = find_dead(&bucket, &options.store_dir, &roots).await?;
         let (mut paths, mut objects) = (Outcome::default(), Outcome::default());
         let result = delete_paths(&bucket, Candidates::of_dead(dead, &options.store_dir)?, &options, &mut paths).await;
-        // What was deleted before an error is deleted.
-        let written = writer.add_paths(&paths);
-        result.and(written)?;
+        writer.add_paths(&paths, result)?;
         if bucket.is_dry_run() {
             let hash_of = |path: &String| Ok(options.store_dir.parse(path)?.hash_part());
             unneeded.deleted = paths.deleted.iter().map(hash_of).collect::<Result<_>>()?;
         }
         let result = delete_unneeded(&bucket, &unneeded, &mut objects).await;
-        let written = writer.add_objects(&objects);
-        result.and(written)
+        writer.add_objects(&objects, result)
     })?;
     writer.finish()
 }

@@ -82,9 +82,7 @@ pub fn run(runtime: &Runtime, args: &DeleteArgs) -> Result {
         let bucket = args.bucket.connect(&url, Access::Signed, TOOL).await?.with_dry_run(args.dry_run);
         delete_unneeded(&bucket, &options, &mut outcome).await
     });
-    // What was deleted before an error is deleted. The error comes first, also if the output fails.
-    let written = writer.add_objects(&outcome);
-    result.and(written)?;
+    writer.add_objects(&outcome, result)?;
     writer.finish()
 }
 
