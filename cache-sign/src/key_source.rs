@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nar_pack::access_list;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::stdio::{self, read_full};
 use nar_pack::{process, redact};
@@ -164,16 +165,14 @@ fn looks_like_a_key(text: &str) -> bool {
     digits.len() >= MIN_KEY_DIGITS && is_base64 && (has_name || redact::has_both_cases(digits))
 }
 
-/// Returns whether the access control list of a file lets a group read it; none if there is no list. The attribute is a
-/// version and entries of a tag, rights and an ID (`linux/posix_acl_xattr.h`).
+/// Returns whether the access control list of a file lets a group read it; none if there is no list.
 fn group_entries_may_read(file: &File) -> Option<bool> {
     const ENTRIES_START: usize = 4;
     const ENTRY_SIZE: usize = 8;
     const READ: u16 = 4;
     const OWNING_GROUP: u16 = 4;
     const OTHER_GROUP: u16 = 8;
-    let mut list = Vec::with_capacity(1 << 16);
-    rustix::fs::fgetxattr(file, "system.posix_acl_access", rustix::buffer::spare_capacity(&mut list)).ok()?;
+    let list = access_list::read(file)?;
     let number = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
     let mut entries = list.get(ENTRIES_START..)?.chunks_exact(ENTRY_SIZE);
     Some(entries.any(|entry| matches!(number(entry), OWNING_GROUP | OTHER_GROUP) && number(&entry[2..]) & READ != 0))

@@ -25,6 +25,7 @@
 //! | [`stdio`] | standard input and output |
 //! | [`sync`] | mutexes of threads that may panic |
 
+pub mod access_list;
 pub mod cli;
 pub mod drawn_line;
 pub mod error;

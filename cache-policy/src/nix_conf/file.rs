@@ -8,18 +8,14 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
+use nar_pack::access_list;
 use nar_pack::error::{Context, Error, Result};
 use nar_pack::regular_file;
 use nar_pack::stdio::read_limited;
-use rustix::buffer::spare_capacity;
 use rustix::fs::XattrFlags;
 
 /// Maximum size of a nix.conf in bytes.
 const MAX_FILE_SIZE: u64 = 1 << 20;
-/// The extended attribute that is the access control list of a file (`acl(5)`).
-const ACCESS_LIST: &str = "system.posix_acl_access";
-/// Maximum size of an extended attribute on Linux, in bytes.
-const MAX_ACCESS_LIST_SIZE: usize = 64 << 10;
 /// The mode of a new nix.conf.
 const NEW_FILE_MODE: u32 = 0o644;
 
@@ -81,11 +77,10 @@ fn resolve_links(path: &Path) -> Result<Option<PathBuf>> {
 
 /// Gives a new file the access control list of the old one, or none.
 fn copy_access_list(old: &Path, new: &File) -> io::Result<()> {
-    let mut list = Vec::with_capacity(MAX_ACCESS_LIST_SIZE);
-    match rustix::fs::getxattr(old, ACCESS_LIST, spare_capacity(&mut list)) {
-        Ok(_) => rustix::fs::fsetxattr(new, ACCESS_LIST, &list, XattrFlags::empty())?,
+    match access_list::read(&regular_file::open(old)?) {
+        Some(list) => rustix::fs::fsetxattr(new, access_list::NAME, &list, XattrFlags::empty())?,
         // The new file may have inherited a list from its directory. Errors: there is none, or the file system has no lists.
-        Err(_) => drop(rustix::fs::fremovexattr(new, ACCESS_LIST)),
+        None => drop(rustix::fs::fremovexattr(new, access_list::NAME)),
     }
     Ok(())
 }
@@ -156,7 +151,7 @@ mod tests {
     /// Without its list, the group of the file would get the rights of all that are on it.
     #[test]
     fn an_access_control_list_is_kept() {
-        // Version 2: the owner may read and write, user 65534 may read, nobody else may do anything.
+        // Version 2. The owner may read and write, user 65534 may read, and nobody else has access.
         let entries = [(1_u16, 6_u16, u32::MAX), (2, 4, 65534), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
         let mut list = 2_u32.to_le_bytes().to_vec();
         for (tag, rights, id) in entries {
@@ -165,13 +160,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("nix.conf");
         fs::write(&file, "before").unwrap();
-        if rustix::fs::setxattr(&file, ACCESS_LIST, &list, XattrFlags::empty()).is_err() {
+        if rustix::fs::setxattr(&file, access_list::NAME, &list, XattrFlags::empty()).is_err() {
             eprintln!("skipped: the file system has no access control lists");
             return;
         }
         assert!(edit_file(&file, |_| Ok(b"after".to_vec())).unwrap());
-        let mut kept = vec![0; 100];
-        let size = rustix::fs::getxattr(&file, ACCESS_LIST, kept.as_mut_slice()).unwrap();
-        assert_eq!((&kept[..size], fs::read(&file).unwrap().as_slice()), (list.as_slice(), b"after".as_slice()));
+        let kept = access_list::read(&File::open(&file).unwrap()).unwrap();
+        assert_eq!((kept, fs::read(&file).unwrap().as_slice()), (list, b"after".as_slice()));
     }
 }
