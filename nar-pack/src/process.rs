@@ -129,12 +129,10 @@ pub fn unknown_command(command: &str, tool: &str) -> Error {
         .with_hint(format!("run '{tool} --help' for the commands"))
 }
 
-/// Returns whether an argument looks like a command: it has only lower-case letters and is not the name of a file, such as
-/// `result`.
+/// Returns whether an argument has the form of a command: only lower-case letters.
 #[must_use]
 pub fn is_word(argument: &str) -> bool {
-    let is_file = || Path::new(argument).symlink_metadata().is_ok();
-    !argument.is_empty() && argument.bytes().all(|c| c.is_ascii_lowercase()) && !is_file()
+    !argument.is_empty() && argument.bytes().all(|c| c.is_ascii_lowercase())
 }
 
 /// Returns the usage error for a command of this tool after an option.

@@ -183,7 +183,11 @@ impl Request {
                     return Err(command_of_other_tool(word, TOOL, "s3-push"));
                 }
                 Some(word) if is_command(word) => return Err(command_after_option(word, TOOL)),
-                Some(word) if is_word(word) && cli.targets.get(1).is_some_and(|url| url.contains("://")) => {
+                Some(word)
+                    if is_word(word)
+                        && cli.targets.get(1).is_some_and(|url| url.contains("://"))
+                        && !is_path_argument(word, &store_dir) =>
+                {
                     return Err(unknown_command(word, TOOL));
                 }
                 _ => {}

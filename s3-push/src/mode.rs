@@ -293,7 +293,9 @@ fn split_targets(targets: &[String], store_dir: &StoreDir) -> Result<(String, Op
             Ok((url_from_environment(&format!(" before {path}"))?, Some(path.clone())))
         }
         [url] => Ok((url.clone(), None)),
-        [word, url] if url.contains("://") && is_word(word) => Err(unknown_command(word, TOOL)),
+        [word, url] if url.contains("://") && is_word(word) && !is_path_argument(word, store_dir) => {
+            Err(unknown_command(word, TOOL))
+        }
         [_, url] if url.contains("://") => Err(Error::usage(format!("{url}: expected a store path, found a URL"))
             .with_hint("pass exactly one bucket, before the store path")),
         [url, path] => Ok((url.clone(), Some(path.clone()))),
