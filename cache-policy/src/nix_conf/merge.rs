@@ -54,10 +54,10 @@ impl ClientConfig {
         if !lacks_newline {
             merged.push(b'\n');
         }
-        if !self.is_in_effect(&settings(&merged)?) {
+        let merged_settings = settings(&merged)?;
+        if !self.is_in_effect(&merged_settings) {
             let error = Error::refused("the added lines would have no effect").context(path.display());
-            let merged = settings(&merged)?;
-            let shadowed = self.keys().iter().find(|key| is_shadowed(&merged, key));
+            let shadowed = self.keys().iter().find(|key| is_shadowed(&merged_settings, key));
             return Err(match shadowed.and_then(|key| key.split(':').next()) {
                 Some(name) => error.with_hint(format!(
                     "another key with the name {name} is trusted, and Nix uses the first: remove that one, or use another name"
