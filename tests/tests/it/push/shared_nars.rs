@@ -35,13 +35,18 @@ impl<'a> Test<'a> {
         self.attacker.path(name, file_nar(&Random::new(seed).bytes(size)), Compression::None, references)
     }
 
-    /// Pushes members of an archive in this order: NARs and narinfos of the paths.
-    fn push(&self, options: &str, paths: &[&CachedPath], members: &[&str]) -> CommandOutput {
+    /// Writes the objects of the paths to the directory `d`.
+    fn write(&self, paths: &[&CachedPath]) {
         for (key, bytes) in objects(paths.iter().copied()) {
             let file = self.scratch.path().join("d").join(key);
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, bytes).unwrap();
         }
+    }
+
+    /// Pushes members of an archive in this order: NARs and narinfos of the paths.
+    fn push(&self, options: &str, paths: &[&CachedPath], members: &[String]) -> CommandOutput {
+        self.write(paths);
         let members = members.join(" ");
         self.scratch.sh(&format!("tar c -C d nix-cache-info {members} | s3-push --no-nix {options} \"$C\""))
     }
@@ -64,14 +69,10 @@ fn all_members<'a>(paths: impl IntoIterator<Item = &'a CachedPath>) -> Vec<Strin
     paths.into_iter().flat_map(members).collect()
 }
 
-fn as_strs(members: &[String]) -> Vec<&str> {
-    members.iter().map(String::as_str).collect()
-}
-
 #[test]
 fn a_nar_without_a_hash_in_its_key_replaces_no_other_nar() {
-    for (s3, size) in [true, false].into_iter().flat_map(|ignores| [(ignores, MIB), (ignores, 6 * MIB)]) {
-        let own = s3.then(EmbeddedS3::start_ignoring_conditions);
+    for (ignores_conditions, size) in [(true, MIB), (true, 6 * MIB), (false, MIB), (false, 6 * MIB)] {
+        let own = ignores_conditions.then(EmbeddedS3::start_ignoring_conditions);
         let test = Test::new(own.as_ref().unwrap_or_else(|| EmbeddedS3::shared()));
         let stored = |path: CachedPath| {
             let file = path.file.clone();
@@ -79,8 +80,8 @@ fn a_nar_without_a_hash_in_its_key_replaces_no_other_nar() {
         };
         let (first, second) =
             (stored(test.path("first", 1, size, &[])), stored(test.path("second", 2, size + 4096, &[])));
-        test.push("--part-size 5MiB", &[&first], &as_strs(&members(&first))).ok();
-        let output = test.push("--part-size 5MiB", &[&second], &as_strs(&members(&second)));
+        test.push("--part-size 5MiB", &[&first], &members(&first)).ok();
+        let output = test.push("--part-size 5MiB", &[&second], &members(&second));
         let stderr = output.fails(1);
         assert!(stderr.contains("another NAR may have this key"), "{size}: {stderr}");
         assert!(test.s3.get(&test.bucket, "nar/x.nar") == first.file, "{size}: the NAR was replaced");
@@ -99,7 +100,7 @@ fn a_damaged_object_is_replaced_despite_little_memory() {
     damaged[5000] ^= 1;
     test.s3.put(&test.bucket, &first.narinfo.url, &damaged);
     let paths: Vec<&CachedPath> = [&first].into_iter().chain(&others).chain([&last]).collect();
-    let output = test.push(SHORT, &paths, &as_strs(&all_members(paths.iter().copied())));
+    let output = test.push(SHORT, &paths, &all_members(paths.iter().copied()));
     output.ok();
     assert!(output.stderr.contains("the object was damaged and has been replaced"), "{}", output.stderr);
     assert!(test.s3.get(&test.bucket, &first.narinfo.url) == first.file);
@@ -110,7 +111,7 @@ fn a_damaged_object_is_replaced_despite_little_memory() {
 fn a_large_nar_of_a_path_that_needs_none_is_not_left_in_the_bucket() {
     let test = Test::new(EmbeddedS3::shared());
     let path = test.path("large", 1, 6 * MIB, &[]);
-    let push = |path: &CachedPath| test.push("--part-size 5MiB", &[path], &as_strs(&members(path)));
+    let push = |path: &CachedPath| test.push("--part-size 5MiB", &[path], &members(path));
     push(&path).ok();
     let before = test.nars();
     // The same contents with another compression, and other contents.
@@ -129,7 +130,7 @@ fn a_large_nar_of_a_path_that_needs_none_is_not_left_in_the_bucket() {
     let json = format!("{{\"archive\":\"../{}\",\"member\":\"lib/debug/x\"}}", other.narinfo.url);
     fs::write(test.scratch.path().join("d").join(&link), json).unwrap();
     let [nar, narinfo] = members(&other);
-    test.push("--part-size 5MiB", &[&other], &[&nar, &link, &narinfo]).ok();
+    test.push("--part-size 5MiB", &[&other], &[nar.clone(), link, narinfo]).ok();
     assert!(test.nars().contains(&nar));
 }
 
@@ -147,7 +148,7 @@ fn paths_with_other_contents_do_not_stop_a_push_that_has_little_memory() {
     };
     for (paths, word) in [(paths(0, MIB), "24 sent"), (paths(100, MIB + 4096), "24 with other contents")] {
         let all: Vec<&CachedPath> = paths.iter().collect();
-        let output = test.push(SHORT, &all, &as_strs(&all_members(&paths)));
+        let output = test.push(SHORT, &all, &all_members(&paths));
         output.ok();
         assert!(output.stderr.contains(word), "{}", output.stderr);
     }
@@ -163,11 +164,7 @@ fn a_path_whose_second_narinfo_is_right_is_published_with_its_referrers() {
     let [nar, narinfo] = members(&right);
     test.scratch.dir("first");
     fs::write(test.scratch.path().join("first").join(&narinfo), wrong.narinfo.to_string()).unwrap();
-    for (key, bytes) in objects([&right, &referrer]) {
-        let file = test.scratch.path().join("d").join(key);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(file, bytes).unwrap();
-    }
+    test.write(&[&right, &referrer]);
     let rest = members(&referrer).join(" ");
     let script = format!(
         "tar c -C d {nar} > a; tar r -f a -C first {narinfo}; tar r -f a -C d {narinfo} {rest}
@@ -185,7 +182,7 @@ fn narinfos_of_one_path_are_merged_where_the_service_ignores_conditions() {
     let first = test.path("path", 1, 1000, &[]);
     let second = Attacker::new().signed(first.clone());
     let narinfos = format!("{}\n{}", first.narinfo, second.narinfo);
-    test.push("", &[&first], &[&first.narinfo.url]).ok();
+    test.push("", &[&first], &members(&first)[..1]).ok();
     test.scratch.sh_with_input("s3-push -q \"$C\"", narinfos.as_bytes()).ok();
     let found = String::from_utf8(s3.get(&test.bucket, &first.narinfo.key())).unwrap();
     assert_eq!(found.matches("Sig: ").count(), 2, "{found}");
@@ -193,7 +190,7 @@ fn narinfos_of_one_path_are_merged_where_the_service_ignores_conditions() {
     let (kept, other) = (test.path("twice", 2, 1000, &[]), test.path("twice", 3, 1000, &[]));
     let referrer = test.path("referrer", 4, 1000, &[&kept]);
     let (kept_keys, other_keys) = (members(&kept), members(&other));
-    test.push("", &[&kept], &as_strs(&[kept_keys[0].clone()])).ok();
+    test.push("", &[&kept], &kept_keys[..1]).ok();
     fs::write(test.scratch.path().join("kept"), kept.narinfo.to_string()).unwrap();
     let script = format!(
         "mkdir first; cp kept first/{key}; tar c -C d {nar} > a; tar r -f a -C first {key}",
@@ -201,9 +198,7 @@ fn narinfos_of_one_path_are_merged_where_the_service_ignores_conditions() {
         nar = kept_keys[0]
     );
     test.scratch.sh(&script).ok();
-    for (key, bytes) in objects([&other, &referrer]) {
-        fs::write(test.scratch.path().join("d").join(key), bytes).unwrap();
-    }
+    test.write(&[&other, &referrer]);
     let keys = [&other_keys[..], &members(&referrer)[..]].concat().join(" ");
     let output = test.scratch.sh(&format!("tar r -f a -C d {keys}; s3-push --no-nix \"$C\" < a"));
     output.ok();
@@ -217,17 +212,16 @@ fn narinfos_of_one_path_are_merged_where_the_service_ignores_conditions() {
 #[test]
 fn a_refused_push_does_not_abort_the_upload_of_another_process() {
     let Some(minio) = Minio::shared() else { return };
-    let test = Test::new(EmbeddedS3::shared());
+    let mut test = Test::new(EmbeddedS3::shared());
     let (bucket, missing) = (minio.make_bucket(), test.path("missing", 1, 1000, &[]));
     let path = test.path("large", 2, 11 * MIB, &[&missing]);
     let owner = S3Client::new(&minio.endpoint(), Some(&minio.root()));
     let key = &path.narinfo.url;
     let id = owner.create_multipart_upload(&bucket, key).unwrap();
     owner.upload_part(&bucket, key, &id, 1, &path.file[..5 * MIB]);
-    let mut test = test;
     minio.root().apply(&mut test.scratch);
     test.scratch.env("C", minio.cache_url(&bucket));
-    let stderr = test.push("--part-size 5MiB", &[&path], &as_strs(&members(&path))).fails(1);
+    let stderr = test.push("--part-size 5MiB", &[&path], &members(&path)).fails(1);
     assert!(stderr.contains("neither in the cache nor in this push"), "{stderr}");
     assert!(owner.list_parts(&bucket, key, &id).is_ok(), "the upload was aborted: {stderr}");
 }
@@ -240,6 +234,6 @@ fn an_upload_over_a_slow_link_succeeds() {
     let path = test.path("large", 1, 3 * MIB, &[]);
     let proxy = cache_tests::DelayProxy::start_with(&s3.endpoint(), 0, Some(10));
     test.scratch.env("C", s3.cache_url(&test.bucket).replace(&s3.endpoint(), proxy.endpoint()));
-    test.push("--idle-timeout 1s --attempts 4", &[&path], &as_strs(&members(&path))).ok();
+    test.push("--idle-timeout 1s --attempts 4", &[&path], &members(&path)).ok();
     assert!(test.has(&path));
 }
